@@ -1,0 +1,107 @@
+"""Every error that this package raises, under one root.
+
+    ContractError
+     +-- PayloadError (ValueError)        data that the wire cannot carry; `.path` says where
+     |    +-- MalformedPayload            a stored message that cannot be read
+     |    +-- SignatureError              a callback signature that cannot be translated without loss
+     +-- ConfigurationError               a URL, option, extra or registry that cannot work
+     +-- NotSupported                     asked of a transport that does not claim the capability
+     +-- UnknownTask                      a message names a task that this worker does not have
+     +-- TooManyAttempts                  a message was delivered too often without ever being settled
+     +-- TaskFailed                       a blocking call's task raised, or could not be run
+     +-- ReplyTimeout (TimeoutError)      a blocking call's deadline passed without an answer
+     +-- TransportError
+          +-- TransportUnavailable        away for now; `.fate_unknown` tells whether it may have happened
+          +-- TransportRefused            refused for good: trying the same again cannot help
+          +-- TransportNotReady           its tables or queues are not there yet
+          +-- TransportClosed             used after close()
+
+Guarantee: every one of them can be pickled. A driver's own error appears only as `__cause__`.
+"""
+
+from __future__ import annotations
+
+
+class ContractError(Exception):
+    """The root: catch this to catch whatever this package raises on purpose."""
+
+
+class PayloadError(ContractError, ValueError):
+    """A value that the wire cannot carry.
+
+    `path` is the JSON path of the offender, `$` being the message (or the value that was given alone).
+    """
+
+    def __init__(self, message: str = "", *, path: str = "$") -> None:
+        super().__init__(message)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.args[0] if self.args else ''}"
+
+
+class MalformedPayload(PayloadError):
+    """A stored message that cannot be read as a task. `problems` lists every reason, each with its path."""
+
+    def __init__(self, message: str = "", *, path: str = "$", problems: tuple[str, ...] = ()) -> None:
+        super().__init__(message, path=path)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class SignatureError(PayloadError):
+    """A callback signature that would lose something on the way; nothing has been sent."""
+
+
+class ConfigurationError(ContractError):
+    """A set-up that cannot work: raised at start, before the first message."""
+
+
+class NotSupported(ContractError):
+    """The transport does not claim the capability that the call needs."""
+
+
+class UnknownTask(ContractError):
+    """No task of that name is registered in this worker."""
+
+
+class TooManyAttempts(ContractError):
+    """The message has cost a worker its life too often to be given to another."""
+
+
+class TaskFailed(ContractError):
+    """The task of a blocking call failed; the text is the task's own, as `Type: message`."""
+
+
+class ReplyTimeout(ContractError, TimeoutError):
+    """No reply came within the deadline. The task may still be waiting, running or finished."""
+
+
+class TransportError(ContractError):
+    """Something between this process and its queue went wrong."""
+
+
+class TransportUnavailable(TransportError):
+    """The transport is away for now.
+
+    `fate_unknown` is True where the request may have been carried out although no answer came: doing it again
+    may double it. Where it is False nothing has happened and trying again is safe.
+    """
+
+    def __init__(self, message: str = "", *, fate_unknown: bool = False) -> None:
+        super().__init__(message)
+        self.fate_unknown = fate_unknown
+
+
+class TransportRefused(TransportError):
+    """The transport understood the request and refuses it for good; nothing of it took effect."""
+
+
+class TransportNotReady(TransportError):
+    """The tables or queues that the transport works on do not exist, or this user may not use them."""
+
+
+class TransportClosed(TransportError):
+    """The transport or subscription was closed before."""
