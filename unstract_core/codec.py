@@ -1,0 +1,281 @@
+"""The wire: `to_wire` writes strictly, `from_wire` reads tolerantly, both through the one cattrs converter.
+
+A writer raises before anything is sent, with the JSON path of what is wrong. A reader ignores keys that it does not
+know, so that a newer backend can talk to an older worker, and supplies `args`, `kwargs` and `fairness` where they are
+absent; it never coerces, because cattrs' default would turn "7" into 7. What cannot be read is still searched
+(`salvage`) for the addresses under which its sender waits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeAlias
+
+import attrs
+from cattrs import Converter, transform_error
+from cattrs.errors import ClassValidationError
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+
+from unstract_core.errors import MalformedPayload, PayloadError
+from unstract_core.payload import HIGHEST_PRIORITY, LOWEST_PRIORITY, ContinuationSpec, FairnessKey, TaskPayload
+from unstract_core.values import normalise, normalise_members
+
+RawMessage: TypeAlias = Mapping[str, Any] | str | bytes
+
+MAX_NAME_BYTES = 255
+"""Bytes of a task, queue, id or key name in UTF-8: AMQP's short string, so that every transport can carry it."""
+
+_WORKLOAD_TYPES = ("api", "non_api")
+_encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
+def to_wire(payload: TaskPayload) -> dict[str, Any]:
+    """Write a payload as a plain dict in the key order of the wire, every value copied and inside the domain.
+
+    Raises PayloadError, its `path` from the message's root (`$.on_success.kwargs.x`), for a wrong type, an empty or
+    over-long name, or a value that strict normalisation refuses.
+    """
+    if not isinstance(payload, TaskPayload):
+        raise PayloadError(f"expected a TaskPayload, got {type(payload).__name__}")
+    wire: dict[str, Any] = _converter.unstructure(payload, TaskPayload)
+    check_name(wire["task_name"], "$.task_name")
+    wire["args"] = _write_members(wire["args"], (list, tuple), "$.args")
+    wire["kwargs"] = _write_members(wire["kwargs"], dict, "$.kwargs")
+    check_name(wire["queue"], "$.queue")
+    if wire["fairness"] is not None:
+        _write_fairness(payload.fairness, "$.fairness")
+    for key in ("reply_key", "task_id"):
+        if key in wire:
+            check_name(wire[key], f"$.{key}")
+    for key in ("on_success", "on_error"):
+        if key in wire:
+            _write_continuation(getattr(payload, key), wire[key], f"$.{key}")
+    return wire
+
+
+def to_json(payload: TaskPayload) -> str:
+    """Write a payload as compact JSON text; raises as `to_wire`."""
+    return _encoder.encode(to_wire(payload))
+
+
+def value_to_json(value: object, *, path: str = "$") -> str:
+    """Write one value of the domain as compact JSON text; raises PayloadError below `path`."""
+    return _encoder.encode(normalise(value, path=path))
+
+
+def from_wire(raw: RawMessage) -> TaskPayload:
+    """Read a payload from a mapping, or from JSON as str or UTF-8 bytes.
+
+    Raises MalformedPayload naming every problem with its path; never anything else.
+    """
+    try:
+        return _converter.structure(_mapping(raw), TaskPayload)
+    except ClassValidationError as exc:
+        problems = tuple(transform_error(exc, format_exception=_problem))
+        raise MalformedPayload("; ".join(problems), problems=problems) from exc
+
+
+@attrs.frozen
+class Salvage:
+    """What could be read of a message that could not: who waits for it."""
+
+    task_name: str | None = None
+    task_id: str | None = None
+    reply_key: str | None = None
+    on_error: ContinuationSpec | None = None
+    fairness: FairnessKey | None = None
+
+
+def salvage(raw: RawMessage) -> Salvage:
+    """Search an unreadable message for the addresses of its sender. Never raises; what is unreadable is None."""
+    try:
+        wire = _mapping(raw)
+    except MalformedPayload:
+        return Salvage()
+    return Salvage(
+        task_name=_readable(wire, "task_name", str),
+        task_id=_readable(wire, "task_id", str),
+        reply_key=_readable(wire, "reply_key", str),
+        on_error=_readable(wire, "on_error", ContinuationSpec),
+        fairness=_readable(wire, "fairness", FairnessKey),
+    )
+
+
+def check_name(name: Any, path: str) -> None:
+    """Raise PayloadError at `path` unless `name` is a non-empty str that every transport can carry."""
+    if type(name) is not str:
+        raise PayloadError(f"expected str, got {_kind(name)}", path=path)
+    if not name:
+        raise PayloadError("must not be empty", path=path)
+    normalise(name, path=path)
+    if len(name) > MAX_NAME_BYTES or len(name.encode()) > MAX_NAME_BYTES:
+        raise PayloadError(f"longer than {MAX_NAME_BYTES} bytes of UTF-8", path=path)
+
+
+def _readable(wire: Mapping[str, Any], key: str, kind: type[Any]) -> Any:
+    if wire.get(key) is None:
+        return None
+    try:
+        return _read_name(wire[key], str) if kind is str else _converter.structure(wire[key], kind)
+    except Exception:  # whatever is wrong with it, there is nobody to be told
+        return None
+
+
+def _mapping(raw: RawMessage) -> Mapping[str, Any]:
+    if isinstance(raw, str | bytes):
+        raw = _parse(raw)
+    if not isinstance(raw, Mapping):
+        raise _malformed(f"expected a JSON object, got {_kind(raw)}")
+    return raw
+
+
+def _parse(text: str | bytes) -> Any:
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise _malformed("nested too deep to be read") from None
+    except (ValueError, UnicodeError) as exc:
+        raise _malformed(f"not JSON: {exc}") from exc
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _malformed(problem: str) -> MalformedPayload:
+    return MalformedPayload(problem, problems=(f"{problem} @ $",))
+
+
+def _problem(exc: BaseException, kind: type | None) -> str:
+    if isinstance(exc, KeyError):
+        return "required field missing"
+    return exc.args[0] if exc.args and isinstance(exc, TypeError | ValueError) else type(exc).__name__
+
+
+def _write_members(container: Any, kinds: Any, path: str) -> Any:
+    if not isinstance(container, kinds):
+        expected = "dict" if kinds is dict else "list"
+        raise PayloadError(f"expected a {expected}, got {_kind(container)}", path=path)
+    return normalise_members(container, path=path)
+
+
+def _write_continuation(spec: object, wire: Any, path: str) -> None:
+    if not isinstance(spec, ContinuationSpec):
+        raise PayloadError(f"expected a ContinuationSpec, got {_kind(spec)}", path=path)
+    check_name(wire["task_name"], f"{path}.task_name")
+    wire["kwargs"] = _write_members(wire["kwargs"], dict, f"{path}.kwargs")
+    check_name(wire["queue"], f"{path}.queue")
+
+
+def _write_fairness(fairness: object, path: str) -> None:
+    if not isinstance(fairness, FairnessKey):
+        raise PayloadError(f"expected a FairnessKey, got {_kind(fairness)}", path=path)
+    if fairness.org_id is not None and type(fairness.org_id) is not str:
+        raise PayloadError(f"expected str or None, got {_kind(fairness.org_id)}", path=f"{path}.org_id")
+    normalise(fairness.org_id, path=f"{path}.org_id")
+    if fairness.workload_type not in _WORKLOAD_TYPES:
+        raise PayloadError(f"must be one of {', '.join(_WORKLOAD_TYPES)}", path=f"{path}.workload_type")
+    priority = fairness.pipeline_priority
+    if type(priority) is not int or not LOWEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
+        raise PayloadError(
+            f"must be an int from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}", path=f"{path}.pipeline_priority"
+        )
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _read(kind: type, name: str) -> Any:
+    def read(value: Any, _: Any) -> Any:
+        if type(value) is not kind:
+            raise TypeError(f"expected {name}, got {_kind(value)}")
+        return value
+
+    return read
+
+
+def _read_name(value: Any, _: Any) -> str:
+    if type(value) is not str or not value:
+        raise TypeError(f"expected a non-empty string, got {'an empty one' if value == '' else _kind(value)}")
+    return value
+
+
+def _read_workload_type(value: Any, _: Any) -> Any:
+    if value not in _WORKLOAD_TYPES:
+        raise ValueError(f"expected one of {', '.join(_WORKLOAD_TYPES)}")
+    return value
+
+
+def _read_priority(value: Any, _: Any) -> int:
+    if type(value) is not int or not LOWEST_PRIORITY <= value <= HIGHEST_PRIORITY:
+        raise ValueError(f"expected an int from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}")
+    return value
+
+
+def _read_optional(read: Any) -> Any:
+    return lambda value, kind: None if value is None else read(value, kind)
+
+
+def _make_converter() -> Converter:
+    converter = Converter(prefer_attrib_converters=False)
+    array, mapping = _read(list, "an array"), _read(dict, "an object")
+    name, optional_name = override(struct_hook=_read_name), override(struct_hook=_read_optional(_read_name))
+
+    def continuation(value: Any, _: Any) -> ContinuationSpec:
+        return read_continuation(mapping(value, None), ContinuationSpec)
+
+    def fairness(value: Any, _: Any) -> FairnessKey:
+        return read_fairness(mapping(value, None), FairnessKey)
+
+    read_continuation = make_dict_structure_fn(
+        ContinuationSpec, converter, task_name=name, kwargs=override(struct_hook=mapping), queue=name
+    )
+    read_fairness = make_dict_structure_fn(
+        FairnessKey,
+        converter,
+        org_id=override(struct_hook=_read_optional(_read(str, "a string"))),
+        workload_type=override(struct_hook=_read_workload_type),
+        pipeline_priority=override(struct_hook=_read_priority),
+    )
+    converter.register_structure_hook(ContinuationSpec, continuation)
+    converter.register_structure_hook(FairnessKey, fairness)
+    converter.register_structure_hook(
+        TaskPayload,
+        make_dict_structure_fn(
+            TaskPayload,
+            converter,
+            task_name=name,
+            args=override(struct_hook=array),
+            kwargs=override(struct_hook=mapping),
+            queue=name,
+            fairness=override(struct_hook=_read_optional(fairness)),
+            reply_key=optional_name,
+            on_success=override(struct_hook=_read_optional(continuation)),
+            on_error=override(struct_hook=_read_optional(continuation)),
+            task_id=optional_name,
+        ),
+    )
+    as_it_is = override(unstruct_hook=lambda value: value)
+    unless_unset = override(omit_if_default=True)
+    converter.register_unstructure_hook(
+        ContinuationSpec, make_dict_unstructure_fn(ContinuationSpec, converter, kwargs=as_it_is)
+    )
+    converter.register_unstructure_hook(
+        TaskPayload,
+        make_dict_unstructure_fn(
+            TaskPayload,
+            converter,
+            args=as_it_is,
+            kwargs=as_it_is,
+            reply_key=unless_unset,
+            on_success=unless_unset,
+            on_error=unless_unset,
+            task_id=unless_unset,
+        ),
+    )
+    return converter
+
+
+_converter = _make_converter()

@@ -1,0 +1,93 @@
+"""Translate a callback signature, as Celery's users write it, into a continuation of the wire.
+
+Anything shaped like a Celery `Signature` will do; celery is never imported. A continuation carries a task name,
+kwargs and a queue, so whatever else a signature asks for is refused: losing it silently is the one thing that this
+translation may never do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from unstract_core.errors import PayloadError, SignatureError
+from unstract_core.payload import ContinuationSpec
+from unstract_core.values import normalise_members
+
+
+class CallbackSignature(Protocol):
+    """The part of `celery.canvas.Signature` that is read: all of it attributes, `options["queue"]` the address."""
+
+    @property
+    def task(self) -> Any: ...
+    @property
+    def args(self) -> Any: ...
+    @property
+    def kwargs(self) -> Any: ...
+    @property
+    def options(self) -> Any: ...
+
+
+def signature_to_continuation(sig: CallbackSignature | Mapping[str, Any] | None) -> ContinuationSpec | None:
+    """Return the continuation that `sig` asks for; None for None.
+
+    Takes an object with Celery's attributes, or the mapping that a serialised signature is. The kwargs are copied and
+    normalised, so that later changes to the caller's dicts do not reach the message.
+
+    Raises SignatureError (a ValueError): no task name; no queue in `options`; positional args; immutable; a canvas
+    (chain, group, chord); an option other than `queue`, because nothing downstream would honour it; kwargs that the
+    wire cannot carry, with their path.
+    """
+    if sig is None:
+        return None
+    task = _part(sig, "task")
+    if not isinstance(task, str) or not task:
+        raise SignatureError("a callback needs a task name: signature('my_task', ..., queue=...)", path="$.task")
+    _refuse_what_would_be_lost(sig, task)
+    return ContinuationSpec(task_name=task, kwargs=_kwargs(sig, task), queue=_queue(sig, task))
+
+
+def _part(sig: object, name: str) -> Any:
+    return sig.get(name) if isinstance(sig, Mapping) else getattr(sig, name, None)
+
+
+def _refuse_what_would_be_lost(sig: object, task: str) -> None:
+    if kind := _part(sig, "subtask_type"):
+        raise SignatureError(f"callback {task!r} is a {kind}; only a single task can be continued with", path="$.subtask_type")
+    if _part(sig, "args"):
+        raise SignatureError(
+            f"callback {task!r} has positional args; pass them as kwargs (the first position takes the result)",
+            path="$.args",
+        )
+    if _part(sig, "immutable"):
+        raise SignatureError(
+            f"callback {task!r} is immutable; it would not get the result or the failed id: use signature(), not si()",
+            path="$.immutable",
+        )
+
+
+def _kwargs(sig: object, task: str) -> dict[str, Any]:
+    kwargs = _part(sig, "kwargs") or {}
+    if not isinstance(kwargs, dict):
+        raise SignatureError(f"callback {task!r}: kwargs are a {type(kwargs).__name__}, not a dict", path="$.kwargs")
+    try:
+        normal: dict[str, Any] = normalise_members(kwargs, path="$.kwargs")
+    except PayloadError as exc:
+        raise SignatureError(f"callback {task!r}: {exc.args[0]}", path=exc.path) from exc
+    return normal
+
+
+def _queue(sig: object, task: str) -> str:
+    options = _part(sig, "options") or {}
+    if not isinstance(options, Mapping):
+        raise SignatureError(f"callback {task!r}: options are a {type(options).__name__}, not a dict", path="$.options")
+    for option, value in options.items():
+        if option != "queue" and value is not None and value != [] and value != {}:
+            raise SignatureError(
+                f"callback {task!r} has the option {option!r}, which a continuation cannot honour; only queue can be set",
+                path=f"$.options.{option}",
+            )
+    queue = options.get("queue")
+    if not isinstance(queue, str) or not queue:
+        raise SignatureError(f"callback {task!r} names no queue; set it: signature(..., queue='my_queue')", path="$.options.queue")
+    return queue
