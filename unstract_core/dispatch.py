@@ -1,0 +1,177 @@
+"""Send a task: the producer's whole interface, over any transport.
+
+Each method builds one payload, strictly, and hands it over in one `send`. Nothing here blocks on a result but `call`,
+and nothing here decides between transports.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from unstract_core.errors import ConfigurationError, PayloadError, ReplyTimeout, SignatureError, TaskFailed
+from unstract_core.payload import DEFAULT_PRIORITY, ContinuationSpec, FairnessKey, TaskPayload
+from unstract_core.signature import CallbackSignature, signature_to_continuation
+from unstract_core.transport import Message, Reply, Transport
+from unstract_core.values import JSONValue
+
+
+@attrs.frozen
+class DispatchHandle:
+    """A dispatch that was accepted. It has an id and nothing to block on."""
+
+    id: str
+
+
+class Dispatcher:
+    """Sends tasks over one transport. Thread-safe where the transport is, and cheap to build."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+
+    def send(
+        self,
+        task_name: str,
+        *,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        queue: str,
+        org_id: str | None = None,
+        fairness: FairnessKey | None = None,
+        delay: float = 0.0,
+        within: object | None = None,
+    ) -> DispatchHandle:
+        """Send a task and forget it. It is retried with backoff when it raises, and buried in the end.
+
+        A success leaves no trace; a burial leaves the status "failed" under the handle's id. `org_id` defaults to the
+        fairness key's; `delay` is in seconds; `within` is the caller's open DB-API cursor.
+
+        Raises PayloadError with a path, or the transport's error: then nothing was sent, unless
+        TransportUnavailable says that its fate is unknown.
+        """
+        payload = _payload(task_name, args, kwargs, queue, fairness, task_id=str(uuid.uuid4()))
+        return self._send(payload, org_id=org_id, delay=delay, within=within)
+
+    def send_with_callback(
+        self,
+        task_name: str,
+        *,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        queue: str,
+        on_success: CallbackSignature | None = None,
+        on_error: CallbackSignature | None = None,
+        task_id: str | None = None,
+        org_id: str | None = None,
+        fairness: FairnessKey | None = None,
+        delay: float = 0.0,
+        within: object | None = None,
+    ) -> DispatchHandle:
+        """Send a task whose end is continued with: `on_success(result, **kwargs)` or `on_error(id, **kwargs)`.
+
+        The callbacks are Celery-shaped signatures (`signature_to_continuation`). `task_id`, a fresh UUID unless
+        given, is the handle's id and the key of `status`. The task is never run again because it raised. Raises
+        SignatureError besides what `send` raises.
+        """
+        payload = _payload(
+            task_name,
+            args,
+            kwargs,
+            queue,
+            fairness,
+            task_id=str(uuid.uuid4()) if task_id is None else task_id,
+            on_success=_continuation(on_success, "on_success"),
+            on_error=_continuation(on_error, "on_error"),
+        )
+        return self._send(payload, org_id=org_id, delay=delay, within=within)
+
+    def call(
+        self,
+        task_name: str,
+        *,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        queue: str,
+        timeout: float,
+        org_id: str | None = None,
+        fairness: FairnessKey | None = None,
+        delay: float = 0.0,
+    ) -> JSONValue:
+        """Send a task, wait up to `timeout` seconds, and return its result.
+
+        Raises TaskFailed with the task's error text, ReplyTimeout when no answer came (the task may still run), and
+        what `send` raises. There is no `within`: a message that is not committed yet cannot be answered.
+        """
+        if not timeout > 0:
+            raise ConfigurationError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        key = str(uuid.uuid4())
+        payload = _payload(task_name, args, kwargs, queue, fairness, reply_key=key)
+        self._send(payload, org_id=org_id, delay=delay, within=None)
+        reply = self.transport.reply(key, timeout=timeout, consume=True)
+        if reply is None:
+            raise ReplyTimeout(
+                f"no reply from task {task_name!r} on queue {queue!r} within {timeout:g} s; "
+                f"is a worker running for that queue? (reply key {key})"
+            )
+        if reply.status == "failed":
+            raise TaskFailed(reply.error)
+        return reply.result
+
+    def status(self, task_id: str) -> Reply | None:
+        """Return what is known of a dispatch: None while it is not finished (or was never sent, or is forgotten)."""
+        return self.transport.reply(task_id)
+
+    def _send(
+        self, payload: TaskPayload, *, org_id: str | None, delay: float, within: object | None
+    ) -> DispatchHandle:
+        fairness = payload.fairness
+        if org_id is None:
+            org_id = fairness.org_id if fairness is not None else None
+        message = Message(
+            payload,
+            payload.queue,
+            org_id=org_id or "",
+            priority=DEFAULT_PRIORITY if fairness is None else fairness.pipeline_priority,
+            delay=delay,
+        )
+        (message_id,) = self.transport.send([message], within=within)
+        return DispatchHandle(payload.task_id or payload.reply_key or message_id)
+
+
+def _payload(
+    task_name: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    queue: str,
+    fairness: FairnessKey | None,
+    *,
+    task_id: str | None = None,
+    reply_key: str | None = None,
+    on_success: ContinuationSpec | None = None,
+    on_error: ContinuationSpec | None = None,
+) -> TaskPayload:
+    if isinstance(args, str | bytes) or not isinstance(args, Sequence):
+        raise PayloadError(f"expected a list or tuple, got {type(args).__name__}", path="$.args")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise PayloadError(f"expected a dict, got {type(kwargs).__name__}", path="$.kwargs")
+    return TaskPayload(
+        task_name=task_name,
+        args=list(args),
+        kwargs=dict(kwargs or {}),
+        queue=queue,
+        fairness=fairness,
+        reply_key=reply_key,
+        on_success=on_success,
+        on_error=on_error,
+        task_id=task_id,
+    )
+
+
+def _continuation(sig: CallbackSignature | None, name: str) -> ContinuationSpec | None:
+    try:
+        return signature_to_continuation(sig)
+    except SignatureError as exc:
+        raise SignatureError(str(exc.args[0]), path=exc.path.replace("$", f"$.{name}", 1)) from exc

@@ -1,0 +1,196 @@
+"""The product's three ways to run an executor, unchanged for its call sites, over any Dispatcher.
+
+`dispatch` blocks and never raises; `dispatch_async` and `dispatch_with_callback` return at once and let an enqueue
+failure out after logging it, because a web request must not answer 202 for work that was never accepted.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol, Self
+
+import attrs
+
+from unstract_core.dispatch import DispatchHandle, Dispatcher
+from unstract_core.errors import ContractError, MalformedPayload, PayloadError
+from unstract_core.events import emit
+from unstract_core.payload import DEFAULT_PRIORITY, FairnessKey
+from unstract_core.signature import CallbackSignature
+from unstract_core.values import error_text
+
+logger = logging.getLogger(__name__)
+
+EXECUTOR_TASK = "execute_extraction"
+QUEUE_PREFIX = "celery_executor_"
+TIMEOUT_VARIABLE = "EXECUTOR_RESULT_TIMEOUT"
+DEFAULT_TIMEOUT = 3600.0
+FAIRNESS_HEADER = "x-fairness-key"
+
+
+class ExecutionContext(Protocol):
+    """What is to be executed, and for whom. `to_dict()` is the task's one argument, of plain JSON values."""
+
+    @property
+    def executor_name(self) -> str: ...
+    @property
+    def organization_id(self) -> str | None: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+@attrs.frozen
+class ExecutionResult:
+    """What an executor returns: `error` is a text exactly when `success` is false."""
+
+    success: bool
+    data: dict[str, Any] = attrs.field(factory=dict)
+    metadata: dict[str, Any] = attrs.field(factory=dict)
+    error: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if type(self.success) is not bool:
+            raise PayloadError("expected true or false", path="$.success")
+        for name in ("data", "metadata"):
+            if not isinstance(getattr(self, name), dict):
+                raise PayloadError("expected an object", path=f"$.{name}")
+        if self.success and self.error is not None:
+            raise PayloadError("a success has no error", path="$.error")
+        if not self.success and (not isinstance(self.error, str) or not self.error):
+            raise PayloadError("a failure needs its error text", path="$.error")
+
+    @classmethod
+    def failure(cls, error: str, metadata: dict[str, Any] | None = None) -> Self:
+        return cls(success=False, metadata=metadata or {}, error=error)
+
+    @classmethod
+    def from_dict(cls, fields: object) -> Self:
+        """Read what `to_dict` wrote; unknown keys are ignored. Raises PayloadError with the path of what is wrong."""
+        if not isinstance(fields, Mapping) or "success" not in fields:
+            raise MalformedPayload("expected an object with a success flag", problems=("not an execution result @ $",))
+        data, metadata = fields.get("data"), fields.get("metadata")
+        return cls(
+            success=fields["success"],
+            data={} if data is None else data,
+            metadata={} if metadata is None else metadata,
+            error=fields.get("error"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"success": self.success, "data": self.data, "metadata": self.metadata, "error": self.error}
+
+
+class ExecutorDispatcher:
+    """Dispatches executions to the queue `celery_executor_<executor_name>`."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.dispatcher = dispatcher
+
+    def dispatch(
+        self, context: ExecutionContext, timeout: float | None = None, headers: Mapping[str, Any] | None = None
+    ) -> ExecutionResult:
+        """Execute and wait, `timeout` seconds (else EXECUTOR_RESULT_TIMEOUT, else 3600). Never raises.
+
+        A failed enqueue, a failed task, a timeout, and a reply that is empty or no execution result all become
+        `ExecutionResult.failure` with the text of what happened.
+        """
+        try:
+            seconds = timeout if timeout is not None else _default_timeout()
+            reply = self.dispatcher.call(EXECUTOR_TASK, timeout=seconds, **_addressed(context, headers))
+        except ContractError as exc:
+            _log_failure("dispatch", context, exc)
+            return ExecutionResult.failure(str(exc) or type(exc).__name__)
+        except Exception as exc:  # a context's own code may raise anything, and this method never does
+            _log_failure("dispatch", context, exc)
+            return ExecutionResult.failure(error_text(exc))
+        try:
+            return ExecutionResult.from_dict(reply)
+        except PayloadError as exc:
+            _log_failure("dispatch", context, exc)
+            return ExecutionResult.failure(f"the executor's reply is not an execution result ({exc})")
+
+    def dispatch_async(self, context: ExecutionContext, headers: Mapping[str, Any] | None = None) -> str:
+        """Execute without waiting or callbacks; returns the id. Raises what `Dispatcher.send` raises."""
+        try:
+            return self.dispatcher.send(EXECUTOR_TASK, **_addressed(context, headers)).id
+        except Exception as exc:
+            _log_failure("dispatch_async", context, exc)
+            raise
+
+    def dispatch_with_callback(
+        self,
+        context: ExecutionContext,
+        on_success: CallbackSignature | None = None,
+        on_error: CallbackSignature | None = None,
+        task_id: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> DispatchHandle:
+        """Execute, then run a callback. Raises what `Dispatcher.send_with_callback` raises.
+
+        An executor that *returns* `success: false` has returned: `on_success` gets that result, as Celery's link would.
+        """
+        try:
+            return self.dispatcher.send_with_callback(
+                EXECUTOR_TASK,
+                on_success=on_success,
+                on_error=on_error,
+                task_id=task_id,
+                **_addressed(context, headers),
+            )
+        except Exception as exc:
+            _log_failure("dispatch_with_callback", context, exc)
+            raise
+
+
+def fairness_from_headers(headers: Mapping[str, Any] | None) -> FairnessKey | None:
+    """Read the product's `x-fairness-key` header; other headers concern Celery alone and are left.
+
+    Raises PayloadError when that header is not a mapping; its members are checked when the message is written.
+    """
+    key = (headers or {}).get(FAIRNESS_HEADER)
+    if key is None:
+        return None
+    if not isinstance(key, Mapping):
+        raise PayloadError(f"expected an object, got {type(key).__name__}", path=f'$.headers["{FAIRNESS_HEADER}"]')
+    return FairnessKey(
+        org_id=key.get("org_id"),
+        workload_type=key.get("workload_type", "non_api"),
+        pipeline_priority=key.get("pipeline_priority", DEFAULT_PRIORITY),
+    )
+
+
+def _addressed(context: ExecutionContext, headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "args": [context.to_dict()],
+        "queue": QUEUE_PREFIX + context.executor_name,
+        "org_id": context.organization_id,
+        "fairness": fairness_from_headers(headers),
+    }
+
+
+def _default_timeout() -> float:
+    text = os.environ.get(TIMEOUT_VARIABLE)
+    if text is None:
+        return DEFAULT_TIMEOUT
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if math.isfinite(seconds) and seconds > 0:
+        return seconds
+    emit(logger, logging.WARNING, "timeout_variable_ignored", variable=TIMEOUT_VARIABLE, default=DEFAULT_TIMEOUT)
+    return DEFAULT_TIMEOUT
+
+
+def _log_failure(method: str, context: object, exc: Exception) -> None:
+    emit(
+        logger,
+        logging.WARNING if method == "dispatch" else logging.ERROR,
+        "dispatch_failed",
+        method=method,
+        executor=getattr(context, "executor_name", None),
+        organization=getattr(context, "organization_id", None),
+        run_id=getattr(context, "run_id", None),
+        error_type=type(exc).__name__,
+    )

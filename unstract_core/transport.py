@@ -1,0 +1,259 @@
+"""What a transport is: a thin, synchronous mover of messages.
+
+It knows no routing, no retry policy and no rule about continuations; those are defined once, in the files below.
+Nobody inherits from these protocols. What a transport promises beyond them it claims in its `Capabilities`: what is
+claimed is tested, and what is not claimed must raise NotSupported.
+
+Every method may raise TransportUnavailable (away for now), TransportRefused (refused for good), TransportNotReady and
+TransportClosed; a driver's own error appears only as their `__cause__`. Times are seconds.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+from collections.abc import Sequence
+from typing import Literal, Protocol, TypeAlias
+
+import attrs
+
+from unstract_core.codec import RawMessage, check_name, to_json
+from unstract_core.errors import PayloadError
+from unstract_core.payload import DEFAULT_PRIORITY, HIGHEST_PRIORITY, LOWEST_PRIORITY, TaskPayload
+from unstract_core.values import JSONValue
+
+REPLY_TTL = 3600.0
+"""Seconds that the reply to a blocked caller is kept."""
+
+STATUS_TTL = 86400.0
+"""Seconds that the status of a dispatch is kept."""
+
+LONGEST_DELAY = 10.0 * 365 * 86400
+"""Seconds that a message may be delayed: far beyond use, and inside every clock's range."""
+
+ReplyStatus: TypeAlias = Literal["completed", "failed"]
+
+
+@attrs.frozen
+class Capabilities:
+    """What a transport claims. Each flag is a promise that the conformance tests hold it to."""
+
+    atomic_send: bool = False
+    """`send` delivers all of its messages or none."""
+    atomic_settle: bool = False
+    """Everything in a settlement takes effect together, or nothing does."""
+    transactional_send: bool = False
+    """`send(within=cursor)` commits and vanishes with the caller's transaction."""
+    delay: bool = False
+    """`Message.delay` and `Settlement.delay` are honoured."""
+    priority: bool = False
+    """Higher priority first, then first in, first out."""
+    replies: bool = False
+    """`Settlement.reply` reaches `reply(key)`."""
+    status: bool = False
+    """Replies stay readable until their ttl, from any process: they serve as the status of a dispatch."""
+    fencing: bool = False
+    """A settlement or renewal of a lost lease changes nothing and answers False."""
+    dead_letters: bool = False
+    """Buried messages are kept: the transport has `dead`, a `DeadLetters`."""
+    inspection: bool = False
+    """The transport has `queues()`, and tells what stands in them."""
+
+
+@attrs.frozen
+class Message:
+    """A payload and where to. `org_id` is "" for none; `priority` 1..10, higher first; `delay` in seconds."""
+
+    payload: TaskPayload
+    queue: str
+    org_id: str = ""
+    priority: int = DEFAULT_PRIORITY
+    delay: float = 0.0
+
+
+@attrs.frozen
+class Delivery:
+    """A message, held under a lease.
+
+    `attempt` starts at 1 and fences: who holds an older attempt has lost the message. `payload` is None where the
+    message could not be read; then `problem` says why, and `raw` is what was stored.
+    """
+
+    id: str
+    queue: str
+    attempt: int
+    payload: TaskPayload | None
+    raw: RawMessage
+    problem: str | None = None
+    org_id: str = ""
+    priority: int = DEFAULT_PRIORITY
+
+
+def write_message(message: Message) -> str:
+    """Return the message's payload as JSON text, for a transport to store.
+
+    Raises PayloadError for what the wire refuses and for a priority, delay, queue or org_id that no transport honours.
+    """
+    if type(message.priority) is not int or not LOWEST_PRIORITY <= message.priority <= HIGHEST_PRIORITY:
+        raise PayloadError(
+            f"the priority of a message is an int from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}", path="$.priority"
+        )
+    check_delay(message.delay)
+    if message.queue != message.payload.queue:
+        check_name(message.queue, "$.queue")
+    if message.org_id:
+        check_name(message.org_id, "$.org_id")
+    return to_json(message.payload)
+
+
+def check_delay(delay: float) -> None:
+    """Raise PayloadError unless `delay` is a finite number of seconds, not negative."""
+    if not isinstance(delay, int | float) or not 0 <= delay <= LONGEST_DELAY:
+        raise PayloadError(f"a delay is a number of seconds from 0 to {LONGEST_DELAY:g}", path="$.delay")
+
+
+class Verdict(enum.Enum):
+    """What becomes of a delivered message: done, again after a delay, or to the dead letters with its reason."""
+
+    ACK = "ack"
+    RETRY = "retry"
+    BURY = "bury"
+
+
+@attrs.frozen
+class Reply:
+    """The outcome under a key, kept for `ttl` seconds. After it was consumed only the status is left."""
+
+    key: str
+    status: ReplyStatus
+    result: JSONValue = None
+    error: str = ""
+    ttl: float = REPLY_TTL
+
+
+@attrs.frozen
+class Settlement:
+    """The end of a delivery: its verdict, what is sent next, what is answered.
+
+    `delay` (seconds) goes with RETRY; `reason`, and the `result` of a task that ran, go with BURY.
+    """
+
+    delivery: Delivery
+    verdict: Verdict
+    follow_up: Message | None = None
+    reply: Reply | None = None
+    delay: float = 0.0
+    reason: str = ""
+    result: JSONValue = None
+
+
+class Subscription(Protocol):
+    """A claim on some queues. Owned by one thread; only `wake` may be called from another, or from a signal handler."""
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        """Take up to `limit` messages, waiting up to `wait` seconds for the first; highest priority first, then FIFO.
+
+        Returns empty-handed when the time is up or `wake` was called. `limit=0` only waits (and lets the transport
+        tend its connection). A message that cannot be read is delivered with its `problem`.
+        """
+
+    def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
+        """Extend each lease by its full length from now; False where it was lost."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        """End deliveries; False, and no effect at all, where the lease was lost.
+
+        Atomic where `atomic_settle` is claimed; elsewhere a follow-up is confirmed before its delivery is
+        acknowledged, so that a crash can double it and never lose it.
+        """
+
+    def wake(self) -> None:
+        """Make a waiting `receive`, or else the next one that waits, return at once."""
+
+    def close(self) -> None:
+        """Stop receiving. What is still held comes back when its lease ends."""
+
+
+class Transport(Protocol):
+    """Where messages are sent, answered and received. `send` and `reply` are thread-safe."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        """Enqueue, and return one id for each message, in order. Durable when it returns.
+
+        `within` is the caller's own open DB-API cursor: the messages belong to the caller's transaction. Raises
+        PayloadError before anything is sent; TransportUnavailable with `fate_unknown` where trying again may double.
+        """
+
+    def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
+        """Return the reply under `key`, waiting up to `timeout` seconds; None when there is none.
+
+        The first one written wins. `consume` clears its result and error after they were read, and keeps its status.
+        """
+
+    def subscribe(self, queues: Sequence[str], *, lease: float) -> Subscription:
+        """Receive from `queues`, each message held for `lease` seconds unless renewed. Raises what cannot work now."""
+
+    def close(self) -> None:
+        """Give back connections and threads; waiting calls end. Closing twice is allowed."""
+
+
+@attrs.frozen
+class QueueState:
+    """One queue as it stands: `oldest` is the age in seconds of the longest-waiting ready message, None if none waits.
+
+    `ready` can be taken now; `in_flight` is held under a lease; `delayed` waits for its time; `dead` was buried.
+    """
+
+    queue: str
+    ready: int
+    in_flight: int
+    delayed: int
+    oldest: float | None
+    dead: int
+
+
+@attrs.frozen
+class DeadLetter:
+    """A buried message as it is kept: what was stored, why and when it was buried, and the result where it had one."""
+
+    id: str
+    queue: str
+    message: JSONValue
+    reason: str
+    attempts: int
+    result: JSONValue
+    org_id: str
+    priority: int
+    enqueued_at: datetime.datetime
+    buried_at: datetime.datetime
+
+    @property
+    def task_name(self) -> str | None:
+        name = self.message.get("task_name") if isinstance(self.message, dict) else None
+        return name if isinstance(name, str) else None
+
+
+class Inspection(Protocol):
+    """What a transport that claims `inspection` also has."""
+
+    def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueState]:
+        """The state of each queue of `names` (of all that hold anything, when None), by name."""
+
+
+class DeadLetters(Protocol):
+    """What stands in the `dead` of a transport that claims `dead_letters`."""
+
+    def find(self, *, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
+        """The newest first."""
+
+    def get(self, ids: Sequence[str]) -> Sequence[DeadLetter]:
+        """Those of `ids` that are there."""
+
+    def replay(self, ids: Sequence[str]) -> Sequence[str]:
+        """Send each again as new, and remove it here, in one step; returns the ids of those that were there."""
+
+    def purge(self, *, ids: Sequence[str] | None = None, queue: str | None = None, older_than: float = 0.0) -> int:
+        """Remove for good; `older_than` in seconds since burial. Returns how many."""
