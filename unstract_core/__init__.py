@@ -1,0 +1,88 @@
+"""A task's wire contract, its dispatch and its continuations, over transports that can be swapped.
+
+Producers use `Dispatcher` (or `ExecutorDispatcher`), workers `Tasks` and `Consumer`, transport authors `Transport`.
+Importing this package imports attrs and cattrs, and no driver.
+"""
+
+from unstract_core.codec import from_wire, to_wire
+from unstract_core.consumer import Consumer
+from unstract_core.continuation import RetryLater
+from unstract_core.discovery import load_transport
+from unstract_core.dispatch import Dispatcher, DispatchHandle
+from unstract_core.errors import (
+    ConfigurationError,
+    ContractError,
+    MalformedPayload,
+    NotSupported,
+    PayloadError,
+    ReplyTimeout,
+    SignatureError,
+    TaskFailed,
+    TooManyAttempts,
+    TransportClosed,
+    TransportError,
+    TransportNotReady,
+    TransportRefused,
+    TransportUnavailable,
+    UnknownTask,
+)
+from unstract_core.execution import ExecutionContext, ExecutionResult, ExecutorDispatcher
+from unstract_core.payload import ContinuationSpec, FairnessKey, TaskPayload
+from unstract_core.registry import Tasks
+from unstract_core.signature import CallbackSignature, signature_to_continuation
+from unstract_core.transport import (
+    Capabilities,
+    Delivery,
+    Message,
+    Reply,
+    Settlement,
+    Subscription,
+    Transport,
+    Verdict,
+)
+from unstract_core.values import normalise
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CallbackSignature",
+    "Capabilities",
+    "ConfigurationError",
+    "Consumer",
+    "ContinuationSpec",
+    "ContractError",
+    "Delivery",
+    "DispatchHandle",
+    "Dispatcher",
+    "ExecutionContext",
+    "ExecutionResult",
+    "ExecutorDispatcher",
+    "FairnessKey",
+    "MalformedPayload",
+    "Message",
+    "NotSupported",
+    "PayloadError",
+    "Reply",
+    "ReplyTimeout",
+    "RetryLater",
+    "Settlement",
+    "SignatureError",
+    "Subscription",
+    "TaskFailed",
+    "TaskPayload",
+    "Tasks",
+    "TooManyAttempts",
+    "Transport",
+    "TransportClosed",
+    "TransportError",
+    "TransportNotReady",
+    "TransportRefused",
+    "TransportUnavailable",
+    "UnknownTask",
+    "Verdict",
+    "from_wire",
+    "load_transport",
+    "normalise",
+    "signature_to_continuation",
+    "to_wire",
+]

@@ -1,0 +1,222 @@
+"""What follows from the end of a task: (delivery, outcome) -> Settlement, and nothing else.
+
+Every rule about answers, continuations, retries and burials stands here, once, without I/O; a transport only carries
+a settlement out, and the consumer only brings outcomes. Two rules explain the others:
+
+- A task that somebody waits for (`reply_key`, `on_success`, `on_error`) has cost money by the time it raised. It is
+  never run again because it raised; its sender hears the real error instead.
+- Whatever ends a message tells its sender: a message that cannot be read, or that nobody can run, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import uuid
+from collections.abc import Container, Iterator
+from typing import Any, TypeAlias, cast
+
+import attrs
+
+from unstract_core.codec import Salvage, salvage
+from unstract_core.errors import ConfigurationError, MalformedPayload, TooManyAttempts, UnknownTask
+from unstract_core.payload import ContinuationSpec, TaskPayload
+from unstract_core.transport import REPLY_TTL, STATUS_TTL, Delivery, Message, Reply, Settlement, Verdict
+from unstract_core.values import JSONValue, cut, error_text, normalise
+
+CONTINUATION_IDS = uuid.UUID("5b0f1f0e-54f9-5a52-9a34-6a2f0c1e7c55")
+"""The namespace of continuation ids: uuid5 of "<dispatch id>/on_success" or "/on_error" in it."""
+
+
+class RetryLater(Exception):
+    """Raised by a task that wants to be run again, `delay` seconds from now (the policy's backoff when None).
+
+    It counts as an attempt; when the attempts are used up it is a failure like any other, with the text of the
+    exception that it was raised from, if there is one.
+    """
+
+    def __init__(self, delay: float | None = None) -> None:
+        if delay is not None and not (math.isfinite(delay) and delay >= 0):
+            raise ConfigurationError(f"RetryLater(delay=...) takes seconds from 0 on, not {delay!r}")
+        super().__init__(delay)
+        self.delay = delay
+
+    def __str__(self) -> str:
+        return "asked to be run again" + ("" if self.delay is None else f" in {self.delay:g} s")
+
+
+@attrs.frozen
+class RetryPolicy:
+    """How often a task may be delivered, and how long to wait before it is run again (seconds)."""
+
+    max_attempts: int = 5
+    backoff: float = 1.0
+    backoff_max: float = 300.0
+
+    def delay(self, delivery: Delivery) -> float:
+        """Double the wait with each attempt, less up to a quarter: spread, yet the same for the same delivery."""
+        longest = min(self.backoff * 2.0 ** min(delivery.attempt - 1, 32), self.backoff_max)
+        seed = hashlib.blake2b(f"{delivery.queue}/{delivery.id}/{delivery.attempt}".encode(), digest_size=4).digest()
+        return longest * (1 - int.from_bytes(seed) / 2**32 / 4)
+
+
+@attrs.frozen
+class Returned:
+    """The task returned. `replaced` lists the paths at which its result had to be made to fit."""
+
+    result: JSONValue
+    replaced: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, value: object) -> Returned:
+        replaced: list[str] = []
+        result = normalise(value, lenient=True, replaced=replaced)
+        return cls(result, tuple(replaced))
+
+
+@attrs.frozen
+class Raised:
+    """The task raised; `error` is `Type: message`."""
+
+    error: str
+
+    @classmethod
+    def of(cls, exc: BaseException) -> Raised | RetryAsked:
+        if isinstance(exc, RetryLater):
+            return RetryAsked(exc.delay, error_text(exc.__cause__ or exc))
+        return cls(error_text(exc))
+
+
+@attrs.frozen
+class RetryAsked:
+    """The task asked to be run again, in `delay` seconds or after the policy's backoff."""
+
+    delay: float | None
+    error: str
+
+
+@attrs.frozen
+class Rejected:
+    """The task was not run, and never will be: the message is malformed, unknown here, or delivered too often."""
+
+    error: str
+
+
+Outcome: TypeAlias = Returned | Raised | RetryAsked | Rejected
+
+
+def settle(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settlement:
+    """Return what is to be done about a delivery that ended with `outcome`. Pure, and never raises."""
+    match outcome:
+        case Returned(result):
+            return _succeeded(delivery, result)
+        case RetryAsked(delay) if delivery.attempt < policy.max_attempts:
+            return _again(delivery, outcome.error, policy.delay(delivery) if delay is None else delay)
+        case Raised(error) | RetryAsked(_, error):
+            if _awaited(_sender(delivery)):
+                return _failed(delivery, error, Verdict.ACK)
+            if delivery.attempt < policy.max_attempts:
+                return _again(delivery, error, policy.delay(delivery))
+            return _failed(delivery, error, Verdict.BURY)
+        case Rejected(error):
+            return _failed(delivery, error, Verdict.BURY)
+
+
+def rejection(delivery: Delivery, known: Container[str], policy: RetryPolicy) -> Rejected | None:
+    """Say why a delivery must not be run: unreadable, delivered too often, or not among `known` task names."""
+    if delivery.payload is None:
+        return Rejected(error_text(MalformedPayload(delivery.problem or "unreadable")))
+    if delivery.attempt > policy.max_attempts:
+        times = f"delivered {delivery.attempt} times and never settled; the limit is {policy.max_attempts}"
+        return Rejected(error_text(TooManyAttempts(times)))
+    name = delivery.payload.task_name
+    if name not in known:
+        return Rejected(error_text(UnknownTask(f"no task {name!r} in the worker of queue {delivery.queue!r}")))
+    return None
+
+
+def fallbacks(settlement: Settlement, refusal: str) -> Iterator[Settlement]:
+    """Yield what to try, in order, when a transport refuses a settlement for good.
+
+    First the sender is told, and the message buried with its result; then it is buried with its result alone; at last
+    without it. So a result that was paid for ends in the dead letters, and is never dropped.
+    """
+    delivery = settlement.delivery
+    told = _failed(delivery, cut(f"result delivery failed: {refusal}"), Verdict.BURY)
+    result = _result_of(settlement)
+    yield attrs.evolve(told, result=result)
+    yield attrs.evolve(told, result=result, follow_up=None, reply=None)
+    yield attrs.evolve(told, follow_up=None, reply=None)
+
+
+def _result_of(settlement: Settlement) -> JSONValue:
+    if settlement.result is not None:
+        return settlement.result
+    if settlement.reply is not None and settlement.reply.status == "completed":
+        return settlement.reply.result
+    follow_up = settlement.follow_up
+    return follow_up.payload.args[0] if follow_up is not None and follow_up.payload.args else None
+
+
+def _succeeded(delivery: Delivery, result: JSONValue) -> Settlement:
+    payload = cast(TaskPayload, delivery.payload)
+    if payload.reply_key is not None:
+        reply = Reply(payload.reply_key, "completed", result=result, ttl=REPLY_TTL)
+        return Settlement(delivery, Verdict.ACK, reply=reply)
+    if not payload.has_continuations:
+        return Settlement(delivery, Verdict.ACK)
+    status = Reply(payload.task_id, "completed", result=result, ttl=STATUS_TTL) if payload.task_id else None
+    follow_up = _follow_up(delivery, payload, payload.on_success, "on_success", result) if payload.on_success else None
+    return Settlement(delivery, Verdict.ACK, follow_up=follow_up, reply=status)
+
+
+def _failed(delivery: Delivery, error: str, verdict: Verdict) -> Settlement:
+    sender = _sender(delivery)
+    reply = None
+    if sender.reply_key is not None:
+        reply = Reply(sender.reply_key, "failed", error=error, ttl=REPLY_TTL)
+    elif sender.task_id is not None:
+        reply = Reply(sender.task_id, "failed", error=error, ttl=STATUS_TTL)
+    follow_up = None
+    if sender.on_error is not None:
+        told = attrs.evolve(sender.on_error, kwargs=_with_error(sender.on_error.kwargs, error))
+        follow_up = _follow_up(delivery, sender, told, "on_error", _dispatch_id(delivery, sender))
+    return Settlement(delivery, verdict, follow_up=follow_up, reply=reply, reason=error)
+
+
+def _again(delivery: Delivery, error: str, delay: float) -> Settlement:
+    return Settlement(delivery, Verdict.RETRY, delay=delay, reason=error)
+
+
+def _sender(delivery: Delivery) -> TaskPayload | Salvage:
+    return delivery.payload if delivery.payload is not None else salvage(delivery.raw)
+
+
+def _awaited(sender: TaskPayload | Salvage) -> bool:
+    return sender.reply_key is not None or (isinstance(sender, TaskPayload) and sender.has_continuations)
+
+
+def _dispatch_id(delivery: Delivery, sender: TaskPayload | Salvage) -> str:
+    return sender.task_id or delivery.id
+
+
+def _with_error(kwargs: dict[str, JSONValue], error: str) -> dict[str, JSONValue]:
+    wanted = kwargs.get("callback_kwargs")
+    if isinstance(wanted, dict) and wanted.get("error") is None:
+        return {**kwargs, "callback_kwargs": {**wanted, "error": error}}
+    return kwargs
+
+
+def _follow_up(
+    delivery: Delivery, sender: TaskPayload | Salvage, spec: ContinuationSpec, kind: str, first: JSONValue
+) -> Message:
+    parent = sender.task_id or f"{delivery.queue}/{delivery.id}"
+    payload = TaskPayload(
+        task_name=spec.task_name,
+        args=[first],
+        kwargs=cast("dict[str, Any]", normalise(spec.kwargs, lenient=True)),
+        queue=spec.queue,
+        fairness=sender.fairness,
+        task_id=str(uuid.uuid5(CONTINUATION_IDS, f"{parent}/{kind}")),
+    )
+    return Message(payload, spec.queue, org_id=delivery.org_id, priority=delivery.priority)

@@ -1,0 +1,77 @@
+"""Find a transport by URL or by `module:factory`.
+
+A URL's scheme is looked up among the entry points of the group `unstract_core.transports`, so that anybody's package
+can bring one; its entry point is a callable that takes the URL and returns a Transport.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from typing import Any
+from urllib.parse import urlsplit
+
+from unstract_core.errors import ConfigurationError
+from unstract_core.transport import Transport
+
+GROUP = "unstract_core.transports"
+
+_EXTRAS = {"psycopg": "postgres", "psycopg_pool": "postgres", "kombu": "celery"}
+
+
+def load_transport(spec: str) -> Transport:
+    """Return the transport that `spec` names: a URL (`postgresql://...`, `memory://`) or "module:factory".
+
+    The factory of a "module:factory" is called without arguments. Raises ConfigurationError: an unknown scheme (with
+    those that are known), a missing module or driver (with the extra to install), or what the factory itself refuses.
+    """
+    if not isinstance(spec, str) or not spec:
+        raise ConfigurationError("no transport given: pass a URL such as postgresql://user@host/db, or module:factory")
+    if "://" in spec:
+        return _from_url(spec)
+    return _checked(import_object(spec, "transport")(), spec)
+
+
+def import_object(spec: str, what: str) -> Any:
+    """Import "module:name" (dots may follow in the name). Raises ConfigurationError, saying which part is missing."""
+    module_name, _, name = spec.partition(":")
+    if not module_name or not name:
+        raise ConfigurationError(f"{what} {spec!r} is neither a URL nor of the form module:name")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ImportError as exc:
+        raise _missing(exc, spec) from exc
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ConfigurationError(f"{what} {spec!r}: module {module_name!r} has no {name!r}")
+        found = getattr(found, part)
+    return found
+
+
+def _from_url(url: str) -> Transport:
+    scheme = urlsplit(url).scheme.lower()
+    found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if scheme not in found:
+        raise ConfigurationError(
+            f"no transport for {scheme}:// URLs; installed: {', '.join(sorted(found)) or 'none'} (is its package installed?)"
+        )
+    try:
+        factory = found[scheme].load()
+    except ImportError as exc:
+        raise _missing(exc, f"{scheme}://") from exc
+    return _checked(factory(url), f"{scheme}://")
+
+
+def _missing(exc: ImportError, spec: str) -> ConfigurationError:
+    package = (exc.name or "").partition(".")[0]
+    if package in _EXTRAS:
+        remedy = f"pip install 'unstract-wire[{_EXTRAS[package]}]'"
+        return ConfigurationError(f"{spec} needs {package}, which is not installed: {remedy}")
+    return ConfigurationError(f"{spec} cannot be imported: {exc}")
+
+
+def _checked(transport: Any, spec: str) -> Transport:
+    missing = [name for name in ("capabilities", "send", "reply", "subscribe", "close") if not hasattr(transport, name)]
+    if missing:
+        raise ConfigurationError(f"{spec} gave a {type(transport).__name__}, which has no {', '.join(missing)}")
+    return transport  # type: ignore[no-any-return]  # a Protocol is proven by its conformance tests, not here
