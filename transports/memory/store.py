@@ -1,0 +1,168 @@
+"""What the memory transport stores: rows, replies and dead letters, under one lock.
+
+Every method but the constructor is called with `changed` held. A heap entry is a hint; the row says whether it holds.
+"""
+
+from __future__ import annotations
+
+import datetime
+import heapq
+import itertools
+import json
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import attrs
+
+from unstract_core.transport import DeadLetter, Message, QueueState, Reply, Settlement
+from unstract_core.values import JSONValue
+
+
+@attrs.define(eq=False)
+class Row:
+    """A stored message. `due` is when a lease or a delay ends; `holder` the subscription under whose lease it is."""
+
+    id: int
+    queue: str
+    text: str
+    org_id: str
+    priority: int
+    enqueued: float
+    due: float
+    state: Literal["ready", "held", "delayed"]
+    attempt: int = 0
+    holder: object | None = None
+
+
+class Store:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.changed = threading.Condition()
+        self.rows: dict[int, Row] = {}
+        self.dead: dict[str, DeadLetter] = {}
+        self._ready: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+        self._replies: dict[str, tuple[Reply, str, float]] = {}
+        self._ids = itertools.count(1)
+        self._started = datetime.datetime.now(datetime.UTC)
+        self._start = clock()
+
+    def add(self, message: Message, text: str) -> str:
+        now = self.clock()
+        row = Row(next(self._ids), message.queue, text, message.org_id, message.priority, now, now, "ready")
+        self.rows[row.id] = row
+        self.postpone(row, message.delay)
+        return str(row.id)
+
+    def postpone(self, row: Row, delay: float) -> None:
+        """Make a row ready, now or after `delay` seconds."""
+        row.holder = None
+        if delay > 0:
+            row.state, row.due = "delayed", self.clock() + delay
+            return
+        row.state = "ready"
+        heapq.heappush(self._ready[row.queue], (-row.priority, row.id))
+
+    def take(self, queues: Sequence[str], holder: object, lease: float) -> Row | None:
+        """Claim the first ready row of `queues`: highest priority, then lowest id."""
+        heaps = [heap for queue in queues if (heap := self._settled_heap(queue))]
+        if not heaps:
+            return None
+        _, row_id = heapq.heappop(min(heaps, key=lambda heap: heap[0]))
+        row = self.rows[row_id]
+        row.state, row.holder, row.due = "held", holder, self.clock() + lease
+        row.attempt += 1
+        return row
+
+    def bring_back(self) -> float | None:
+        """Make every row whose lease or delay is over ready; return the seconds until the next one is due."""
+        now = self.clock()
+        waiting = [row for row in self.rows.values() if row.state != "ready"]
+        for row in waiting:
+            if row.due <= now:
+                holder = row.holder
+                self.postpone(row, 0)
+                row.holder = holder
+        return min((row.due - now for row in waiting if row.due > now), default=None)
+
+    def held(self, id: str, attempt: int, holder: object) -> Row | None:
+        """Return the row if this attempt of this holder is still its latest: the fence."""
+        row = self.rows.get(int(id))
+        return row if row is not None and row.attempt == attempt and row.holder is holder else None
+
+    def bury(self, row: Row, settlement: Settlement, result: str) -> None:
+        self.dead[str(row.id)] = DeadLetter(
+            id=str(row.id),
+            queue=row.queue,
+            message=_message(row.text),
+            reason=settlement.reason,
+            attempts=row.attempt,
+            result=json.loads(result),
+            org_id=row.org_id,
+            priority=row.priority,
+            enqueued_at=self._date(row.enqueued),
+            buried_at=self._date(self.clock()),
+        )
+
+    def replay(self, letter: DeadLetter) -> None:
+        now = self.clock()
+        text = json.dumps(letter.message)
+        row = Row(next(self._ids), letter.queue, text, letter.org_id, letter.priority, now, now, "ready")
+        self.rows[row.id] = row
+        self.postpone(row, 0)
+
+    def age(self, letter: DeadLetter) -> float:
+        return (self._date(self.clock()) - letter.buried_at).total_seconds()
+
+    def write_reply(self, reply: Reply, result: str) -> None:
+        known = self._replies.get(reply.key)
+        if known is None or known[2] <= self.clock():
+            self._replies[reply.key] = (reply, result, self.clock() + reply.ttl)
+
+    def read_reply(self, key: str, *, consume: bool) -> Reply | None:
+        if (found := self._replies.get(key)) is None:
+            return None
+        reply, result, expires = found
+        if expires <= self.clock():
+            del self._replies[key]
+            return None
+        if consume:
+            self._replies[key] = (attrs.evolve(reply, result=None, error=""), "null", expires)
+        return attrs.evolve(reply, result=json.loads(result))
+
+    def states(self, names: Sequence[str] | None) -> list[QueueState]:
+        self.bring_back()
+        letters = list(self.dead.values())
+        if names is None:
+            names = {row.queue for row in self.rows.values()} | {letter.queue for letter in letters}  # type: ignore[assignment]
+        return [self._state(name, letters) for name in sorted(set(names or ()))]
+
+    def _state(self, name: str, letters: Sequence[DeadLetter]) -> QueueState:
+        rows = [row for row in self.rows.values() if row.queue == name]
+        ready = [row for row in rows if row.state == "ready"]
+        return QueueState(
+            queue=name,
+            ready=len(ready),
+            in_flight=sum(row.state == "held" for row in rows),
+            delayed=sum(row.state == "delayed" for row in rows),
+            oldest=max((self.clock() - row.enqueued for row in ready), default=None),
+            dead=sum(letter.queue == name for letter in letters),
+        )
+
+    def _settled_heap(self, queue: str) -> list[tuple[int, int]]:
+        heap = self._ready[queue]
+        while heap and (row := self.rows.get(heap[0][1]), row is None or row.state != "ready")[1]:
+            heapq.heappop(heap)
+        return heap
+
+    def _date(self, moment: float) -> datetime.datetime:
+        return self._started + datetime.timedelta(seconds=moment - self._start)
+
+
+def _message(text: str) -> JSONValue:
+    try:
+        message: JSONValue = json.loads(text)
+    except ValueError:
+        return text
+    return message
