@@ -1,0 +1,73 @@
+"""Create what is missing: schema, tables, indexes. What is there already is left as it is, the product's too.
+
+Two processes may do this at once: whoever comes second finds a name taken, starts over, and finds it all there.
+"""
+
+from __future__ import annotations
+
+import re
+
+from psycopg import errors
+
+from transports.postgres.connections import Connection, Connector
+from transports.postgres.errors import mapped
+from transports.postgres.statements import definitions
+from unstract_core.errors import TransportUnavailable
+
+_TAKEN = (
+    errors.UniqueViolation,
+    errors.DuplicateTable,
+    errors.DuplicateSchema,
+    errors.DuplicateObject,
+    errors.DeadlockDetected,
+    errors.SerializationFailure,
+)
+_TRIES = 20
+_TABLES = ("pg_queue_message", "pg_task_result", "pg_queue_dead_letter")
+
+
+def migrate(connector: Connector, schema: str) -> list[str]:
+    """Bring `schema` up to date in one transaction; return what was created, in order, empty when nothing was."""
+    with mapped("migrate", committed_by_us=False), connector.connect() as connection:
+        for _ in range(_TRIES):
+            try:
+                with connection.transaction():
+                    return _create_what_is_missing(connection, schema)
+            except _TAKEN:
+                continue
+    raise TransportUnavailable("migrate: somebody else keeps changing the same schema; nothing was done, try again")
+
+
+def _create_what_is_missing(connection: Connection, schema: str) -> list[str]:
+    created: list[str] = []
+    for name, statement in definitions(schema).items():
+        if name == "schema":
+            missing = _missing(connection, "SELECT 1 FROM pg_namespace WHERE nspname = %s", (schema,))
+        elif name in _TABLES:
+            missing = _missing(
+                connection, "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = %s", (schema, name)
+            )
+        else:
+            missing = _shape(statement) not in _indexes(connection, schema)
+        if missing:
+            connection.execute(statement.encode())
+            created.append(name if name != "schema" else f"schema {schema}")
+    return created
+
+
+def _missing(connection: Connection, question: str, parameters: tuple[str, ...]) -> bool:
+    return connection.execute(question.encode(), parameters).fetchone() is None
+
+
+def _indexes(connection: Connection, schema: str) -> set[str]:
+    rows = connection.execute("SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = %s", (schema,))
+    return {_shape(definition) for _, definition in rows.fetchall()}
+
+
+def _shape(definition: str) -> str:
+    """Reduce an index definition to its table and what it indexes, so that one of another name counts as well."""
+    table = next((name for name in _TABLES if re.search(rf"\b{name}\b", definition.partition(" USING ")[0])), "")
+    columns = definition.partition(" USING ")[2]
+    return table + re.sub(r"::(text|character varying)|[()\s]", "", columns)
+
+

@@ -1,0 +1,53 @@
+"""The parameters of the settle statement: a batch of settlements as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from unstract_core.codec import value_to_json
+from unstract_core.transport import Message, Reply, Settlement, check_delay, write_message
+
+
+def settle_parameters(batch: Sequence[Settlement]) -> dict[str, Any]:
+    """Write a batch as arrays. Raises PayloadError for whatever the wire refuses, before anything is sent."""
+    for one in batch:
+        check_delay(one.delay)
+    follow_ups = [(int(one.delivery.id), one.follow_up) for one in batch if one.follow_up is not None]
+    replies = [(int(one.delivery.id), one.reply) for one in batch if one.reply is not None]
+    return {
+        "ids": [int(one.delivery.id) for one in batch],
+        "attempts": [one.delivery.attempt for one in batch],
+        "verdicts": [one.verdict.value for one in batch],
+        "delays": [float(one.delay) for one in batch],
+        "reasons": [one.reason for one in batch],
+        "results": [None if one.result is None else value_to_json(one.result, path="$.result") for one in batch],
+        "next_of": [parent for parent, _ in follow_ups],
+        **{f"next_{name}": column for name, column in message_columns([next_ for _, next_ in follow_ups]).items()},
+        "reply_of": [parent for parent, _ in replies],
+        **_reply_columns([reply for _, reply in replies]),
+    }
+
+
+def message_columns(messages: Sequence[Message]) -> dict[str, list[Any]]:
+    """Write messages as the columns that are inserted."""
+    return {
+        "messages": [write_message(message) for message in messages],
+        "queues": [message.queue for message in messages],
+        "org_ids": [message.org_id for message in messages],
+        "priorities": [message.priority for message in messages],
+        "delays": [float(message.delay) for message in messages],
+    }
+
+
+def _reply_columns(replies: Sequence[Reply]) -> dict[str, list[Any]]:
+    return {
+        "reply_keys": [reply.key for reply in replies],
+        "reply_statuses": [reply.status for reply in replies],
+        "reply_results": [
+            value_to_json(reply.result, path="$.reply.result") if reply.status == "completed" else None
+            for reply in replies
+        ],
+        "reply_errors": [reply.error for reply in replies],
+        "reply_ttls": [float(reply.ttl) for reply in replies],
+    }

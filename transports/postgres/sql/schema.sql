@@ -1,0 +1,57 @@
+-- What `migrate` creates where it is missing. The first two tables have the columns that the product's have, which
+-- its other services read and write; a table that is there already is left as it is.
+
+-- name: schema
+CREATE SCHEMA {schema}
+
+-- name: pg_queue_message
+CREATE TABLE {messages} (
+    msg_id bigserial PRIMARY KEY,
+    queue_name text NOT NULL,
+    message jsonb NOT NULL,
+    org_id text NOT NULL,
+    enqueued_at timestamptz NOT NULL,
+    vt timestamptz NOT NULL,
+    read_ct integer NOT NULL,
+    priority smallint NOT NULL CHECK (priority BETWEEN 1 AND 10),
+    state text NOT NULL CHECK (state IN ('ready', 'claimed'))
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0)
+
+-- name: pg_task_result
+CREATE TABLE {results} (
+    task_id text PRIMARY KEY,
+    status text NOT NULL CHECK (status IN ('completed', 'failed')),
+    result jsonb,
+    error text NOT NULL,
+    created_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL
+)
+
+-- name: pg_queue_dead_letter
+CREATE TABLE {dead} (
+    dead_id bigserial PRIMARY KEY,
+    msg_id bigint NOT NULL,
+    queue_name text NOT NULL,
+    message jsonb NOT NULL,
+    org_id text NOT NULL,
+    priority smallint NOT NULL,
+    attempts integer NOT NULL,
+    reason text NOT NULL,
+    result jsonb,
+    enqueued_at timestamptz NOT NULL,
+    buried_at timestamptz NOT NULL
+)
+
+-- name: pg_queue_message_ready
+-- The order in which messages are claimed.
+CREATE INDEX pg_queue_message_ready ON {messages} USING btree (queue_name, priority DESC, msg_id) WHERE (state = 'ready')
+
+-- name: pg_queue_message_due
+-- Leases and delays by the time when they end.
+CREATE INDEX pg_queue_message_due ON {messages} USING btree (queue_name, vt) WHERE (state = 'claimed')
+
+-- name: pg_task_result_expires
+CREATE INDEX pg_task_result_expires ON {results} USING btree (expires_at)
+
+-- name: pg_queue_dead_letter_queue
+CREATE INDEX pg_queue_dead_letter_queue ON {dead} USING btree (queue_name, dead_id)

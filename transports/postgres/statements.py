@@ -1,0 +1,84 @@
+"""The statements of sql/*.sql, by name, with one schema's identifiers composed in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+
+from psycopg import sql
+
+from unstract_core.errors import ConfigurationError
+
+LONGEST_IDENTIFIER = 63
+"""Bytes of a PostgreSQL identifier; the server would cut a longer one without a word."""
+
+_NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
+_COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)
+_ARRAY = re.compile(r"(%\(\w+\))s(?=::\w+\[\])")
+_TABLES = {"messages": "pg_queue_message", "results": "pg_task_result", "dead": "pg_queue_dead_letter"}
+
+
+class Statements:
+    """The production statements for one schema. Arrays travel in binary: as text, JSON in them is escaped twice."""
+
+    def __init__(self, schema: str) -> None:
+        self.schema = checked_schema(schema)
+        # A percent sign in an identifier must not be read as a parameter.
+        self._identifiers = {name: text.replace("%", "%%") for name, text in _identifiers(schema).items()}
+        self._raw = _load("queries.sql")
+        self._texts = {
+            name: _ARRAY.sub(r"\1b", text).format(**self._identifiers)
+            for name, text in self._raw.items()
+            if name not in ("candidates", "claim_many_queues")
+        }
+
+    def __getitem__(self, name: str) -> str:
+        return self._texts[name]
+
+    def portable(self, name: str) -> str:
+        """Return a statement whose parameters any DB-API driver of PostgreSQL can fill in."""
+        return self._raw[name].format(**self._identifiers)
+
+    def claim(self, queues: Sequence[str]) -> tuple[str, dict[str, str]]:
+        """Return the claim for these queues, and the parameters that name them."""
+        names = {f"queue_{number}": queue for number, queue in enumerate(queues)}
+        if len(names) == 1:
+            return self["claim_one_queue"], names
+        candidates = " UNION ALL ".join(
+            self._raw["candidates"].format(**self._identifiers, queue=f"%({name})s") for name in names
+        )
+        return self._raw["claim_many_queues"].format(**self._identifiers, candidates=candidates), names
+
+
+def definitions(schema: str) -> Mapping[str, str]:
+    """Return the statements that create what is missing, by the name of what they create; they take no parameters."""
+    identifiers = _identifiers(schema)
+    return {name: text.format(**identifiers) for name, text in _load("schema.sql").items()}
+
+
+def checked_schema(schema: str) -> str:
+    """Return `schema` if PostgreSQL can have one of that name; raise ConfigurationError if not."""
+    if not isinstance(schema, str) or not schema or "\0" in schema:
+        raise ConfigurationError("the schema must be a non-empty name without NUL")
+    try:
+        size = len(schema.encode())
+    except UnicodeEncodeError as exc:
+        raise ConfigurationError("the schema's name is not Unicode text") from exc
+    if size > LONGEST_IDENTIFIER:
+        raise ConfigurationError(f"the schema's name is {size} bytes long; PostgreSQL keeps {LONGEST_IDENTIFIER}")
+    return schema
+
+
+def _identifiers(schema: str) -> dict[str, str]:
+    tables = {name: sql.Identifier(schema, table).as_string(None) for name, table in _TABLES.items()}
+    return {"schema": sql.Identifier(schema).as_string(None), **tables}
+
+
+@cache
+def _load(file: str) -> Mapping[str, str]:
+    text = files("transports.postgres").joinpath("sql", file).read_text("utf-8")
+    _, *parts = _NAME.split(text)
+    bodies = (_COMMENT.sub("", part).strip().rstrip(";") for part in parts[1::2])
+    return dict(zip(parts[::2], bodies, strict=True))

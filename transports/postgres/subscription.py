@@ -1,0 +1,170 @@
+"""The consumer's side: claim, renew, settle, and wait for more."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from transports.postgres.notifier import Notifier
+from transports.postgres.session import Session
+from transports.postgres.settling import settle_parameters
+from transports.postgres.statements import Statements
+from unstract_core.codec import from_wire
+from unstract_core.errors import MalformedPayload, TransportClosed
+from unstract_core.transport import Delivery, Settlement, Verdict
+
+_BRING_BACK_INTERVAL = 0.5
+_BRING_BACK_LIMIT = 500
+_SWEEP_INTERVAL = 60.0
+_SWEEP_LIMIT = 1000
+
+
+class PostgresSubscription:
+    """Holds one connection of its own, for everything it does. `poll_interval` in seconds."""
+
+    def __init__(
+        self,
+        session: Session,
+        statements: Statements,
+        notifier: Notifier,
+        queues: Sequence[str],
+        *,
+        lease: float,
+        poll_interval: float,
+        closed: Callable[[], bool],
+    ) -> None:
+        self._session = session
+        self._statements = statements
+        self._notifier = notifier
+        self._queues = list(dict.fromkeys(queues))
+        self._claim, self._queue_names = statements.claim(self._queues)
+        self._lease = lease
+        self._poll_interval = poll_interval
+        self._transport_closed = closed
+        self._closed = False
+        self._held: set[tuple[str, int]] = set()
+        self._bring_back_at = 0.0
+        self._sweep_at = time.monotonic() + _SWEEP_INTERVAL
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        deadline = time.monotonic() + wait
+        while True:
+            self._check_open()
+            self._session.heard()
+            next_due = math.inf
+            if limit > 0:
+                if deliveries := self._take(limit):
+                    return deliveries
+                brought, next_due = self._bring_back()
+                if brought:
+                    continue
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or self._session.wait(min(remaining, self._poll_interval, next_due)):
+                return ()
+
+    def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
+        self._check_open()
+        held = [delivery for delivery in deliveries if _key(delivery) in self._held]
+        rows = self._session.execute(
+            "renew leases",
+            self._statements["renew"],
+            {
+                "ids": [int(delivery.id) for delivery in held],
+                "attempts": [delivery.attempt for delivery in held],
+                "lease": self._lease,
+            },
+        )
+        kept = {str(row[0]) for row in rows}
+        for delivery in held:
+            if delivery.id not in kept:
+                self._held.discard(_key(delivery))
+        return [_key(delivery) in self._held for delivery in deliveries]
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        self._check_open()
+        batch = {_key(one.delivery): one for one in reversed(settlements) if _key(one.delivery) in self._held}
+        concerned = list(_announced(batch.values()))
+        wake = self._notifier.leading(concerned)
+        parameters = settle_parameters(list(batch.values())[::-1])
+        rows = self._session.execute(
+            "settle",
+            self._statements["settle"],
+            {
+                **parameters,
+                "channel": self._notifier.channels.queues,
+                "wake": [queue for queue in wake if queue is not None],
+                "reply_channel": self._notifier.channels.replies,
+                "wake_callers": None in wake,
+            },
+        )
+        self._notifier.trailing(set(concerned).difference(wake))
+        self._held.difference_update(batch)
+        fenced = {str(row[0]) for row in rows}
+        return [batch.pop(_key(one.delivery), None) is one and one.delivery.id in fenced for one in settlements]
+
+    def wake(self) -> None:
+        self._session.wake()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._session.close()
+
+    def _take(self, limit: int) -> list[Delivery]:
+        rows = self._session.execute(
+            "claim messages", self._claim, {**self._queue_names, "limit": limit, "lease": self._lease}
+        )
+        deliveries = [_delivery(*row) for row in rows]
+        self._held.update(map(_key, deliveries))
+        now = time.monotonic()
+        if deliveries and now >= self._bring_back_at:
+            self._bring_back()
+        if now >= self._sweep_at:
+            self._sweep()
+        return deliveries
+
+    def _bring_back(self) -> tuple[int, float]:
+        """Return how many rows became ready again, and the seconds until the next one is due."""
+        rows = self._session.execute(
+            "bring back expired leases",
+            self._statements["bring_back"],
+            {"queues": self._queues, "limit": _BRING_BACK_LIMIT},
+        )
+        (brought, next_due) = rows[0]
+        self._bring_back_at = time.monotonic() + (0.0 if brought == _BRING_BACK_LIMIT else _BRING_BACK_INTERVAL)
+        return brought, math.inf if next_due is None else max(0.0, next_due)
+
+    def _sweep(self) -> None:
+        swept = len(
+            self._session.execute("sweep expired replies", self._statements["sweep_replies"], {"limit": _SWEEP_LIMIT})
+        )
+        self._sweep_at = time.monotonic() + (1.0 if swept == _SWEEP_LIMIT else _SWEEP_INTERVAL)
+
+    def _check_open(self) -> None:
+        if self._closed or self._transport_closed():
+            raise TransportClosed("this subscription, or its transport, was closed")
+
+
+def _key(delivery: Delivery) -> tuple[str, int]:
+    return delivery.id, delivery.attempt
+
+
+def _announced(settlements: Iterable[Settlement]) -> Iterator[str | None]:
+    """Yield the queues in which something becomes ready, and None where a caller may be waiting."""
+    for one in settlements:
+        if one.follow_up is not None and not one.follow_up.delay:
+            yield one.follow_up.queue
+        if one.verdict is Verdict.RETRY and not one.delay:
+            yield one.delivery.queue
+        if one.reply is not None:
+            yield None
+
+
+def _delivery(msg_id: int, queue: str, attempt: int, message: str, org_id: str, priority: int) -> Delivery:
+    payload, problem = None, None
+    try:
+        payload = from_wire(message)
+    except MalformedPayload as exc:
+        problem = str(exc)
+    return Delivery(str(msg_id), queue, attempt, payload, message, problem, org_id, priority)

@@ -1,0 +1,225 @@
+"""`PostgresTransport`: the producer's side, and the way to everything else."""
+
+from __future__ import annotations
+
+import json
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+from urllib.parse import parse_qsl, quote, urlencode
+
+from transports.postgres.connections import Connector, Pool
+from transports.postgres.dead_letters import PostgresDeadLetters
+from transports.postgres.errors import mapped
+from transports.postgres.migrate import migrate
+from transports.postgres.notifier import Channels, Notifier
+from transports.postgres.replies import ReplyWaiter
+from transports.postgres.session import Session
+from transports.postgres.settling import message_columns
+from transports.postgres.statements import Statements
+from transports.postgres.subscription import PostgresSubscription
+from unstract_core.codec import check_name
+from unstract_core.errors import ConfigurationError, PayloadError, TransportClosed
+from unstract_core.transport import Capabilities, Message, QueueState, Reply, ReplyStatus
+
+
+class PostgresTransport:
+    """A queue in the tables of one schema of a PostgreSQL database.
+
+    `conninfo` is a libpq URL or key=value string. `listen=False` is for PgBouncer in transaction mode: nothing listens
+    and nothing is prepared, and whoever waits polls every `poll_interval` seconds (as it does anyway, beside
+    listening). `pool_size` connections at most serve `send` and `reply`; a caller waits `timeout` seconds for one.
+
+    Connections are made at first use. Raises ConfigurationError for what cannot work.
+    """
+
+    capabilities = Capabilities(
+        atomic_send=True,
+        atomic_settle=True,
+        transactional_send=True,
+        delay=True,
+        priority=True,
+        replies=True,
+        status=True,
+        fencing=True,
+        dead_letters=True,
+        inspection=True,
+    )
+
+    def __init__(
+        self,
+        conninfo: str,
+        schema: str = "unstract",
+        listen: bool = True,
+        *,
+        poll_interval: float = 1.0,
+        pool_size: int = 10,
+        timeout: float = 10.0,
+    ) -> None:
+        if not (poll_interval > 0 and timeout > 0 and pool_size >= 1):
+            raise ConfigurationError("poll_interval, timeout and pool_size must be positive")
+        self._statements = Statements(schema)
+        self._connector = Connector(conninfo, prepare=listen)
+        self._pool = Pool(self._connector, size=pool_size, timeout=timeout)
+        self._channels = Channels.of(schema)
+        self._notifier = Notifier(self._pool, self._statements, self._channels)
+        self._listen = listen
+        self._poll_interval = poll_interval
+        self._waiter = ReplyWaiter(
+            self._connector,
+            self._statements,
+            self._channels.replies if listen else None,
+            poll_interval=poll_interval,
+        )
+        self._subscriptions: weakref.WeakSet[PostgresSubscription] = weakref.WeakSet()
+        self._closed = False
+        self.dead = PostgresDeadLetters(self._pool, self._statements, self._channels)
+
+    def migrate(self) -> list[str]:
+        """Create what is missing in the schema, the schema included; return what was created. Safe to run at once."""
+        self._check_open()
+        return migrate(self._connector, self._statements.schema)
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        self._check_open()
+        if not messages:
+            return []
+        columns = message_columns(messages)
+        if within is not None:
+            return self._send_within(within, columns)
+        ready = [message.queue for message in messages if not message.delay]
+        wake = self._notifier.leading(ready)
+        with self._pool.connection("send") as connection:
+            if len(messages) == 1:
+                rows = connection.execute(self._statements["send_one"], self._one(columns, bool(wake))).fetchall()
+            else:
+                parameters = {**columns, "channel": self._channels.queues, "wake": wake}
+                rows = connection.execute(self._statements["send_many"], parameters).fetchall()
+        self._notifier.trailing(set(ready).difference(wake))
+        return _ids(rows)
+
+    def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
+        deadline = time.monotonic() + timeout
+        while True:
+            self._check_open()
+            reply = self._read(key, consume)
+            if reply is not None or time.monotonic() >= deadline:
+                return reply
+            self._waiter.wait(key, deadline)
+
+    def subscribe(self, queues: Sequence[str], *, lease: float) -> PostgresSubscription:
+        """Also checks that the tables are there and may be read: raises TransportNotReady where they are not."""
+        self._check_open()
+        for queue in queues:
+            check_name(queue, "$.queue")
+        if not queues or not lease > 0:
+            raise ConfigurationError("subscribe to at least one queue, with a lease of more than 0 seconds")
+        session = Session(self._connector, self._channels.queues if self._listen else None)
+        try:
+            session.execute("look at the tables", self._statements["check_tables"], {})
+        except BaseException:
+            session.close()
+            raise
+        subscription = PostgresSubscription(
+            session,
+            self._statements,
+            self._notifier,
+            queues,
+            lease=lease,
+            poll_interval=self._poll_interval,
+            closed=lambda: self._closed,
+        )
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueState]:
+        self._check_open()
+        parameters = {"names": list(names or ()), "all": names is None}
+        with self._pool.connection("look at the queues") as connection:
+            return [QueueState(*row) for row in connection.execute(self._statements["queues"], parameters)]
+
+    def close(self) -> None:
+        self._closed = True
+        for subscription in list(self._subscriptions):
+            subscription.wake()
+        self._waiter.close()
+        self._notifier.close()
+        self._pool.close()
+
+    def _send_within(self, cursor: Any, columns: Mapping[str, list[Any]]) -> list[str]:
+        if not callable(getattr(cursor, "execute", None)):
+            raise ConfigurationError(f"within= takes an open DB-API cursor, not a {type(cursor).__name__}")
+        wake = [queue for queue, delay in zip(columns["queues"], columns["delays"], strict=True) if not delay]
+        with mapped("send within the caller's transaction", committed_by_us=False):
+            if len(columns["queues"]) == 1:
+                cursor.execute(self._statements.portable("send_one"), self._one(columns, bool(wake)))
+            else:
+                parameters = {**columns, "channel": self._channels.queues, "wake": list(dict.fromkeys(wake))}
+                cursor.execute(self._statements.portable("send_many"), parameters)
+            return _ids(cursor.fetchall())
+
+    def _one(self, columns: Mapping[str, list[Any]], wake: bool) -> dict[str, Any]:
+        return {
+            "message": columns["messages"][0],
+            "queue": columns["queues"][0],
+            "org_id": columns["org_ids"][0],
+            "priority": columns["priorities"][0],
+            "delay": columns["delays"][0],
+            "channel": self._channels.queues,
+            "wake": wake,
+        }
+
+    def _read(self, key: str, consume: bool) -> Reply | None:
+        if "\0" in key:
+            raise PayloadError("a reply key cannot hold NUL", path="$.key")
+        statement = self._statements["consume_reply" if consume else "read_reply"]
+        with self._pool.connection("read a reply") as connection:
+            row = connection.execute(statement, {"key": key}).fetchone()
+        if row is None:
+            return None
+        status, result, error = row
+        return Reply(key, cast(ReplyStatus, status), None if result is None else json.loads(result), error)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TransportClosed("this PostgreSQL transport was closed")
+
+
+def from_url(url: str) -> PostgresTransport:
+    """Return a transport for a libpq URL. The options `schema`, `listen`, `poll_interval`, `pool_size` and `timeout`
+    are ours and taken out of its query; the others are libpq's. Raises ConfigurationError for a bad value."""
+    address, _, query = url.partition("?")
+    ours: dict[str, Any] = {}
+    libpq: list[tuple[str, str]] = []
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name in _OPTIONS:
+            ours[name] = _option(name, value)
+        else:
+            libpq.append((name, value))
+    return PostgresTransport(f"{address}?{urlencode(libpq, quote_via=quote)}" if libpq else address, **ours)
+
+
+def _option(name: str, value: str) -> Any:
+    try:
+        return _OPTIONS[name](value)
+    except (ValueError, KeyError) as exc:
+        raise ConfigurationError(f"the URL option {name}={value!r} is not understood") from exc
+
+
+_OPTIONS: dict[str, Any] = {
+    "schema": str,
+    "listen": {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.__getitem__,
+    "poll_interval": float,
+    "pool_size": int,
+    "timeout": float,
+}
+
+
+def _ids(rows: Sequence[Any]) -> list[str]:
+    """Return the ids in a cursor's rows, whatever the caller's row factory made of them, in the order of sending."""
+    values = (
+        row[0] if isinstance(row, Sequence) else row["msg_id"] if isinstance(row, Mapping) else row.msg_id
+        for row in rows
+    )
+    return [str(value) for value in sorted(value for value in values if value is not None)]
