@@ -113,12 +113,13 @@ class Consumer:
             patience = look
             while not loop.ended:
                 received = loop.turn(max(0.0, min(patience, deadline - time.monotonic())))
-                idle = not received and not loop.held
+                patience = look
                 if time.monotonic() >= deadline:
                     self._stopping.set()
-                elif idle and self._drained():
-                    break
-                patience = _LONGEST_WAIT if loop.held else _DRAIN_PAUSE if idle else look
+                elif not received and not loop.held:
+                    if self._drained():
+                        break
+                    patience = _DRAIN_PAUSE
             return loop.runner.ran
 
     def stop(self) -> None:
@@ -180,7 +181,10 @@ class _Loop:
         self.subscription.wake()
 
     def turn(self, patience: float) -> int:
-        """Settle what is finished, renew what is due, receive what there is room for. Returns how many were received."""
+        """Settle what is finished, renew what is due, receive what there is room for; return how many that were.
+
+        With nothing held it waits for messages for `patience` seconds; else a finished task ends its wait.
+        """
         if (pause := self._resume_at - time.monotonic()) > 0:
             self._bell.wait(pause)
             self._bell.clear()
@@ -214,7 +218,8 @@ class _Loop:
             room = max(0, self._prefetch.limit - len(self.held))
         self.runner.asleep = True
         at_once = bool(self.runner.done) or self.ended
-        wait = 0.0 if at_once else min(patience, max(0.0, self._renew_at - time.monotonic()))
+        longest = min(_LONGEST_WAIT, max(0.0, self._renew_at - time.monotonic())) if self.held else patience
+        wait = 0.0 if at_once else longest
         try:
             return self.subscription.receive(limit=room, wait=wait)
         finally:
