@@ -1,0 +1,132 @@
+"""What a shared test needs of a transport beyond the protocol: hooks that go behind its back."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+import psycopg
+from psycopg import sql
+
+from transports.memory import MemoryTransport
+from transports.postgres import PostgresTransport
+from unstract_core import ContinuationSpec, Delivery, Message, TaskPayload, Transport
+
+_numbers = itertools.count(1)
+
+
+@attrs.frozen
+class Harness:
+    """A transport for a whole session; each test uses queues of its own, from `queue()`.
+
+    `inject(transport, queue, text)` stores JSON text as a message without asking our writer. `expire(transport,
+    queue)` ends every lease and delay of a queue. `forget(transport, key)` ends a reply's time to live.
+    """
+
+    name: str
+    transport: Callable[[], contextlib.AbstractContextManager[Any]]
+    inject: Callable[[Any, str, str], None]
+    expire: Callable[[Any, str], None]
+    forget: Callable[[Any, str], None]
+
+    def queue(self) -> str:
+        return f"q{next(_numbers)}-{uuid.uuid4().hex[:8]}"
+
+
+def memory_harness() -> Harness:
+    @contextlib.contextmanager
+    def make() -> Iterator[MemoryTransport]:
+        transport = MemoryTransport()
+        try:
+            yield transport
+        finally:
+            transport.close()
+
+    def inject(transport: MemoryTransport, queue: str, text: str) -> None:
+        transport._store.add(message("x", queue), text)
+
+    def expire(transport: MemoryTransport, queue: str) -> None:
+        for row in transport._store.rows.values():
+            if row.queue == queue and row.state != "ready":
+                row.due = 0.0
+
+    def forget(transport: MemoryTransport, key: str) -> None:
+        reply, result, _ = transport._store._replies[key]
+        transport._store._replies[key] = (reply, result, 0.0)
+
+    return Harness("memory", make, inject, expire, forget)
+
+
+def postgres_harness(url: str, schema: str, *, listen: bool) -> Harness:
+    def execute(statement: str, parameters: tuple[Any, ...]) -> None:
+        tables = {name: sql.Identifier(schema, name) for name in ("pg_queue_message", "pg_task_result")}
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(sql.SQL(statement).format(**tables), parameters)
+
+    shared: list[PostgresTransport] = []
+
+    @contextlib.contextmanager
+    def make() -> Iterator[PostgresTransport]:
+        transport = PostgresTransport(url, schema, listen, poll_interval=0.2)
+        if not shared:
+            transport.migrate()
+            shared.append(transport)
+        try:
+            yield transport
+        finally:
+            transport.close()
+
+    def inject(transport: object, queue: str, text: str) -> None:
+        execute(
+            "INSERT INTO {pg_queue_message} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)"
+            " VALUES (%s, %s::jsonb, '', now(), now(), 0, 5, 'ready')",
+            (queue, text),
+        )
+
+    def expire(transport: object, queue: str) -> None:
+        execute(
+            "UPDATE {pg_queue_message} SET vt = now() - interval '1 second' WHERE queue_name = %s AND state = 'claimed'",
+            (queue,),
+        )
+
+    def forget(transport: object, key: str) -> None:
+        execute("UPDATE {pg_task_result} SET expires_at = now() WHERE task_id = %s", (key,))
+
+    return Harness("postgres", make, inject, expire, forget)
+
+
+def message(task_name: str, queue: str, *args: Any, **options: Any) -> Message:
+    """Return a message whose payload has these args; what is not a Message's own goes into the payload."""
+    own = {name: options.pop(name) for name in ("org_id", "priority", "delay") if name in options}
+    return Message(TaskPayload(task_name=task_name, args=list(args), queue=queue, **options), queue, **own)
+
+
+def then(task_name: str, queue: str, **kwargs: Any) -> ContinuationSpec:
+    return ContinuationSpec(task_name=task_name, kwargs=kwargs, queue=queue)
+
+
+def receive_all(transport: Transport, queue: str, *, lease: float = 60.0) -> list[Delivery]:
+    """Take everything that is ready in a queue, as a worker that never comes back."""
+    subscription = transport.subscribe([queue], lease=lease)
+    try:
+        return list(subscription.receive(limit=1000, wait=0))
+    finally:
+        subscription.close()
+
+
+def stored(delivery: Delivery) -> Any:
+    """Return what the transport stored, parsed."""
+    return json.loads(delivery.raw) if isinstance(delivery.raw, str | bytes) else delivery.raw
+
+
+@contextlib.contextmanager
+def timed() -> Iterator[Callable[[], float]]:
+    """Yield a clock that tells the seconds since here."""
+    started = time.monotonic()
+    yield lambda: time.monotonic() - started

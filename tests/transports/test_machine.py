@@ -1,0 +1,194 @@
+"""One model for every transport: two workers, every kind of settlement, renewals, crashes and expiring leases."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from typing import Any, Literal
+
+import attrs
+from harness import Harness, message
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from unstract_core import Delivery, Reply, Settlement, Verdict
+
+WORKERS = st.integers(0, 1)
+VERDICTS = st.sampled_from(Verdict)
+
+
+@attrs.define
+class Known:
+    """What the model knows of a message; `number` is its argument and tells it apart."""
+
+    number: int
+    priority: int
+    state: Literal["ready", "held", "delayed", "due", "gone"] = "ready"
+    attempt: int = 0
+    holder: int | None = None
+    place: int = 0
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        return -self.priority, self.place
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Drives one queue of a transport, and a model of what may come out of it."""
+
+    def __init__(self, harness: Harness) -> None:
+        super().__init__()
+        self.harness = harness
+        self.stack = contextlib.ExitStack()
+        self.transport: Any = self.stack.enter_context(harness.transport())
+        self.queue = harness.queue()
+        self.numbers = itertools.count()
+        self.known: dict[int, Known] = {}
+        self.deliveries: list[tuple[int, Delivery, Known]] = []
+        self.replies: dict[str, Reply] = {}
+        self.buried: dict[int, int] = {}
+
+    @initialize()
+    def open(self) -> None:
+        self.workers = [self.transport.subscribe([self.queue], lease=600) for _ in range(2)]
+
+    def teardown(self) -> None:
+        for worker in getattr(self, "workers", ()):
+            worker.close()
+        self.stack.close()
+
+    def new(self, priority: int, state: Any = "ready") -> Known:
+        number = next(self.numbers)
+        self.known[number] = Known(number, priority, state, place=number)
+        return self.known[number]
+
+    @rule(priorities=st.lists(st.integers(1, 10), min_size=1, max_size=5), delayed=st.booleans())
+    def send(self, priorities: list[int], delayed: bool) -> None:
+        sent = [self.new(priority, "delayed" if delayed else "ready") for priority in priorities]
+        delay = 600.0 if delayed else 0.0
+        self.transport.send([message("t", self.queue, one.number, priority=one.priority, delay=delay) for one in sent])
+
+    @rule(worker=WORKERS, limit=st.integers(1, 6))
+    def receive(self, worker: int, limit: int) -> None:
+        batch = self.workers[worker].receive(limit=limit, wait=0)
+        received = [self.known[delivery.payload.args[0]] for delivery in batch]
+        assert len(received) <= limit
+        assert all(one.state in ("ready", "due") for one in received)
+        assert [one.rank for one in received] == sorted(one.rank for one in received)
+        left = [one for one in self.known.values() if one.state == "ready" and one not in received]
+        if len(received) < limit:
+            assert not left
+        if left and received:
+            assert min(one.rank for one in left) > max(one.rank for one in received)
+        if not received:
+            assert not any(one.state == "due" for one in self.known.values())
+        for delivery, one in zip(batch, received, strict=True):
+            one.state, one.holder, one.attempt = "held", worker, one.attempt + 1
+            assert delivery.attempt == one.attempt
+            self.deliveries.append((worker, delivery, one))
+
+    @precondition(lambda self: self.deliveries)
+    @rule(data=st.data(), worker=WORKERS, size=st.integers(1, 4))
+    def settle(self, data: st.DataObject, worker: int, size: int) -> None:
+        mine = [(delivery, one) for owner, delivery, one in self.deliveries if owner == worker][-8:]
+        if not mine:
+            return
+        picked = data.draw(st.lists(st.sampled_from(range(len(mine))), min_size=1, max_size=size, unique=True))
+        batch, expected = [], []
+        for delivery, one in (mine[index] for index in picked):
+            verdict, delay = data.draw(VERDICTS), data.draw(st.sampled_from([0.0, 600.0]))
+            key = f"{self.queue}/{one.number % 3}" if data.draw(st.booleans()) else None
+            follow = data.draw(st.booleans())
+            valid = one.holder == worker and one.attempt == delivery.attempt and one.state in ("held", "due")
+            expected.append(valid)
+            following = None
+            if follow:
+                following = message("t", self.queue, next(self.numbers), priority=one.priority)
+            answer = Reply(key, "completed", result=one.number) if key else None
+            batch.append(
+                Settlement(delivery, verdict, following, answer, delay if verdict is Verdict.RETRY else 0.0, "why")
+            )
+            if valid:
+                self.settled(one, batch[-1])
+        assert list(self.workers[worker].settle(batch)) == expected
+
+    def settled(self, one: Known, settlement: Settlement) -> None:
+        one.holder = None
+        match settlement.verdict:
+            case Verdict.RETRY:
+                one.state = "delayed" if settlement.delay else "ready"
+            case Verdict.ACK:
+                one.state = "gone"
+            case Verdict.BURY:
+                one.state = "gone"
+                self.buried[one.number] = one.attempt
+        if settlement.follow_up is not None:
+            number = settlement.follow_up.payload.args[0]
+            self.known[number] = Known(number, one.priority, place=number)
+        if settlement.reply is not None:
+            self.replies.setdefault(settlement.reply.key, settlement.reply)
+
+    @precondition(lambda self: self.deliveries)
+    @rule(worker=WORKERS)
+    def renew(self, worker: int) -> None:
+        mine = [(delivery, one) for owner, delivery, one in self.deliveries if owner == worker][-6:]
+        expected = [
+            one.holder == worker and one.attempt == delivery.attempt and one.state in ("held", "due")
+            for delivery, one in mine
+        ]
+        assert list(self.workers[worker].renew([delivery for delivery, _ in mine])) == expected
+        for kept, (_, one) in zip(expected, mine, strict=True):
+            if kept:
+                one.state = "held"
+
+    @rule()
+    def expire(self) -> None:
+        self.harness.expire(self.transport, self.queue)
+        for one in self.known.values():
+            if one.state in ("held", "delayed"):
+                one.state = "due"
+
+    @rule(worker=WORKERS)
+    def crash(self, worker: int) -> None:
+        self.workers[worker].close()
+        self.workers[worker] = self.transport.subscribe([self.queue], lease=600)
+        self.deliveries = [entry for entry in self.deliveries if entry[0] != worker]
+        for one in self.known.values():
+            if one.holder == worker:
+                one.holder = None
+
+    @precondition(lambda self: self.replies)
+    @rule(data=st.data(), consume=st.booleans())
+    def read(self, data: st.DataObject, consume: bool) -> None:
+        expected = self.replies[data.draw(st.sampled_from(sorted(self.replies)))]
+        found = self.transport.reply(expected.key, consume=consume)
+        assert (found.status, found.result) == (expected.status, expected.result)
+        if consume:
+            self.replies[expected.key] = attrs.evolve(expected, result=None)
+
+    @precondition(lambda self: self.buried)
+    @rule(data=st.data())
+    def replay(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.buried)))
+        letters = {letter.message["args"][0]: letter for letter in self.transport.dead.find(queue=self.queue)}
+        assert {known: letter.attempts for known, letter in letters.items()} == self.buried
+        assert list(self.transport.dead.replay([letters[number].id])) == [letters[number].id]
+        del self.buried[number]
+        again = self.known[number]
+        again.state, again.attempt, again.place = "ready", 0, next(self.numbers)
+        self.deliveries = [entry for entry in self.deliveries if entry[2] is not again]
+
+    @invariant()
+    def nothing_is_lost_or_doubled(self) -> None:
+        (state,) = self.transport.queues([self.queue])
+        alive = sum(one.state != "gone" for one in self.known.values())
+        assert state.ready + state.in_flight + state.delayed == alive
+        assert state.dead == len(self.buried)
+
+
+def test_every_transport_behaves_as_the_model(harness: Harness) -> None:
+    """Whatever two workers do, each message is where the model says: never lost, never doubled, fenced, in order."""
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        lambda: QueueMachine(harness), settings=settings(max_examples=30, stateful_step_count=25)
+    )

@@ -1,0 +1,146 @@
+"""What `send` promises: the same payload, in order, all or nothing, and only what can be honoured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from harness import Harness, message, stored
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import payloads
+
+from unstract_core import Message, NotSupported, PayloadError, Subscription, TaskPayload, TransportClosed, to_wire
+
+Subscribe = Callable[..., Subscription]
+
+
+def test_what_is_sent_is_what_arrives(harness: Harness) -> None:
+    """A received payload equals the one sent, and what is stored is its wire form, for every payload of the wire."""
+    with harness.transport() as transport:
+        queue = harness.queue()
+        subscription = transport.subscribe([queue], lease=60)
+
+        @settings(max_examples=30)
+        @given(payloads())
+        def property_(payload: TaskPayload) -> None:
+            transport.send([Message(payload, queue)])
+            (delivery,) = subscription.receive(limit=1, wait=5)
+            assert delivery.problem is None
+            assert to_wire(delivery.payload) == to_wire(payload)
+            assert stored(delivery) == to_wire(payload)
+            assert (delivery.queue, delivery.attempt) == (queue, 1)
+
+        property_()
+        subscription.close()
+
+
+def test_a_batch_gives_one_id_each_and_keeps_its_order(transport: Any, queue: str, subscribe: Subscribe) -> None:
+    """`send` returns one distinct id for each message, in order, and equal priorities are first in, first out."""
+    ids = transport.send([message("t", queue, number) for number in range(50)])
+    assert len(set(ids)) == 50
+    deliveries = subscribe(queue).receive(limit=50, wait=0)
+    assert [delivery.id for delivery in deliveries] == list(ids)
+    assert [delivery.payload.args for delivery in deliveries if delivery.payload] == [[n] for n in range(50)]
+
+
+def test_one_bad_message_keeps_the_whole_batch_back(transport: Any, queue: str, subscribe: Subscribe) -> None:
+    """All or nothing: a message that the wire refuses raises PayloadError, and none of its batch is sent."""
+    batch = [message("t", queue, 1), message("t", queue, object()), message("t", queue, 3)]
+    with pytest.raises(PayloadError, match=r"\$\.args\[0\]"):
+        transport.send(batch)
+    assert not subscribe(queue).receive(limit=10, wait=0)
+
+
+def test_an_empty_batch_sends_nothing(transport: Any) -> None:
+    """Sending no messages is no error."""
+    assert list(transport.send([])) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"priority": 0}, {"priority": 11}, {"priority": True}, {"delay": -1}, {"delay": float("nan")}, {"delay": 1e300}],
+)
+def test_a_priority_or_delay_that_nobody_honours_is_refused(transport: Any, queue: str, options: Any) -> None:
+    """A priority outside 1..10, and a delay that is negative or not finite, raise PayloadError."""
+    with pytest.raises(PayloadError):
+        transport.send([message("t", queue, **options)])
+
+
+def test_org_and_priority_travel_with_the_message(transport: Any, queue: str, subscribe: Subscribe) -> None:
+    """A delivery tells the organisation and the priority that the message was sent with."""
+    transport.send([message("t", queue, org_id="org-1", priority=9), message("t", queue)])
+    first, second = subscribe(queue).receive(limit=2, wait=0)
+    assert (first.org_id, first.priority) == ("org-1", 9)
+    assert (second.org_id, second.priority) == ("", 5)
+
+
+def test_a_delayed_message_waits_for_its_time(transport: Any, queue: str, subscribe: Subscribe) -> None:
+    """A message with a delay is not delivered before it, is delivered soon after it, and as attempt 1."""
+    transport.send([message("t", queue, delay=0.4)])
+    subscription = subscribe(queue)
+    assert not subscription.receive(limit=1, wait=0.1)
+    (delivery,) = subscription.receive(limit=1, wait=5)
+    assert delivery.attempt == 1
+
+
+def test_later_changes_to_the_callers_objects_do_not_reach_the_message(
+    transport: Any, queue: str, subscribe: Subscribe
+) -> None:
+    """What was sent is a copy."""
+    argument: dict[str, Any] = {"list": [1]}
+    transport.send([message("t", queue, argument)])
+    argument["list"].append(2)
+    (delivery,) = subscribe(queue).receive(limit=1, wait=0)
+    assert delivery.payload is not None
+    assert delivery.payload.args == [{"list": [1]}]
+
+
+def test_within_is_refused_where_it_is_not_claimed(transport: Any, queue: str) -> None:
+    """A transport that does not claim transactional_send raises NotSupported for `within`, and sends nothing."""
+    if transport.capabilities.transactional_send:
+        with pytest.raises(Exception, match="cursor"):
+            transport.send([message("t", queue)], within=object())
+    else:
+        with pytest.raises(NotSupported):
+            transport.send([message("t", queue)], within=object())
+
+
+def test_a_closed_transport_says_so(harness: Harness) -> None:
+    """After close(), which may be called twice, every call raises TransportClosed."""
+    with harness.transport() as transport:
+        subscription = transport.subscribe([harness.queue()], lease=60)
+        subscription.close()
+        subscription.close()
+        with pytest.raises(TransportClosed):
+            subscription.receive(limit=1, wait=0)
+        transport.close()
+        transport.close()
+        with pytest.raises(TransportClosed):
+            transport.send([message("t", "q")])
+        with pytest.raises(TransportClosed):
+            transport.reply("k")
+        with pytest.raises(TransportClosed):
+            transport.subscribe(["q"], lease=1)
+
+
+@settings(max_examples=20)
+@given(names=st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=3))
+def test_any_name_that_the_wire_allows_is_a_queue(harness: Harness, names: list[str]) -> None:
+    """Queue names are text: quotes, spaces, percent signs and every script work alike, or are refused on sending."""
+    with harness.transport() as transport:
+        prefix = harness.queue()
+        queues = [prefix + name for name in dict.fromkeys(names)]
+        accepted = []
+        for queue in queues:
+            try:
+                transport.send([message("t", queue, queue)])
+                accepted.append(queue)
+            except PayloadError:
+                assert "\0" in queue or not queue.isprintable() or len(queue.encode("utf-8", "replace")) > 255
+        if accepted:
+            subscription = transport.subscribe(accepted, lease=60)
+            deliveries = subscription.receive(limit=10, wait=0)
+            subscription.close()
+            assert sorted(delivery.payload.args[0] for delivery in deliveries) == sorted(accepted)
