@@ -1,0 +1,39 @@
+"""The wheel, built once, and environments that have it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import wheels
+from wheels import Environment, Wheel
+
+from tools import check_lock
+
+EnvironmentFactory = Callable[..., Environment]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Wheel:
+    """The wheel of the checkout."""
+    return wheels.read_wheel(wheels.build(check_lock.ROOT, tmp_path_factory.mktemp("wheel"), "wheel"))
+
+
+@pytest.fixture(scope="session")
+def make_environment(wheel: Wheel, tmp_path_factory: pytest.TempPathFactory) -> EnvironmentFactory:
+    """A factory of environments with the wheel and the extras that it is called with."""
+    return lambda *extras: wheels.make_environment(
+        wheel, tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("work"), extras
+    )
+
+
+@pytest.fixture(scope="session")
+def bare(make_environment: EnvironmentFactory) -> Environment:
+    """The wheel without extras."""
+    return make_environment()
+
+
+@pytest.fixture(scope="session")
+def full(make_environment: EnvironmentFactory) -> Environment:
+    """The wheel with all its extras."""
+    return make_environment("all")
