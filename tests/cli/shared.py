@@ -1,0 +1,138 @@
+"""What the tests point the command at: transports that outlive a command, tasks, and things that are wrong.
+
+The command finds them as `cli.shared:name`, in this process and in those that a test starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
+from urllib.parse import unquote, urlsplit
+
+from harness import message
+
+from transports.memory import MemoryTransport
+from unstract_core import Capabilities, ConfigurationError, Delivery, Settlement, Tasks, Verdict
+from unstract_core.values import JSONValue
+
+tasks = Tasks()
+badly_named_tasks = {7: print}
+not_a_mapping = [print]
+
+
+@tasks.register("wait_for_line")
+def wait_for_line() -> str:
+    """Say so on stdout, and run until the test writes a line to stdin."""
+    print("running", flush=True)
+    return sys.stdin.readline().strip()
+
+
+@tasks.register("wait_in_a_pool")
+def wait_in_a_pool() -> str:
+    """The same, on a thread that Python waits for when it exits."""
+    return ThreadPoolExecutor(1).submit(wait_for_line).result()
+
+
+plain_tasks = {"wait_for_line": wait_for_line}
+
+
+@tasks.register("fail")
+def fail(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+class Lasting(MemoryTransport):
+    """A memory transport that commands cannot close: each sees what the last one left."""
+
+    def close(self) -> None:
+        pass
+
+
+class Migrating(Lasting):
+    """Has something to migrate, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._missing = ["schema s", "pg_queue_message"]
+
+    def migrate(self) -> list[str]:
+        created, self._missing = self._missing, []
+        return created
+
+
+class Claimless(Lasting):
+    capabilities = Capabilities()
+
+
+current = Lasting()
+seen_urls: list[str] = []
+
+
+def transport() -> Lasting:
+    return current
+
+
+def busy() -> MemoryTransport:
+    """A transport with two messages whose task waits for a line."""
+    transport = MemoryTransport()
+    transport.send([message("wait_for_line", "q"), message("wait_for_line", "q")])
+    return transport
+
+
+def crowded() -> MemoryTransport:
+    """A transport with more dead letters than a pipe holds."""
+    transport = MemoryTransport()
+    transport.send([message("t", "q", n) for n in range(2000)])
+    bury(transport, "q", "x" * 100)
+    return transport
+
+
+def broken() -> NoReturn:
+    raise KeyError("DATABASE_URL")
+
+
+def not_a_transport() -> object:
+    return object()
+
+
+class Faulty(Lasting):
+    """Has a bug in `queues`, whose text holds a payload."""
+
+    def queues(self, names: Sequence[str] | None = None) -> NoReturn:
+        raise RuntimeError("payload content")
+
+
+def faulty() -> Faulty:
+    return Faulty()
+
+
+def claimless() -> Claimless:
+    return Claimless()
+
+
+def echoing(url: str) -> NoReturn:
+    """What the scheme echo:// leads to: a driver that repeats the URL in its error, in every form it knows."""
+    seen_urls.append(url)
+    logging.getLogger("driver").warning("cannot connect to %s\nwill try again", url)
+    password = unquote(urlsplit(url).password or "")
+    raise ConfigurationError(f"bad URL {url} ({url!r}), password={password} user 'u', password '{password}'")
+
+
+def crashing(url: str) -> NoReturn:
+    """What the scheme crash:// leads to: as echo://, but no error of ours."""
+    raise RuntimeError(f"bad URL {url!r}")
+
+
+def take(transport: Any, queue: str) -> list[Delivery]:
+    """Take everything that is ready in a queue, and keep it."""
+    return list(transport.subscribe([queue], lease=60.0).receive(limit=10_000, wait=0))
+
+
+def bury(transport: Any, queue: str, reason: str, *, result: JSONValue = None) -> None:
+    """Bury everything that is ready in a queue."""
+    subscription = transport.subscribe([queue], lease=60.0)
+    held = subscription.receive(limit=10_000, wait=0)
+    subscription.settle([Settlement(one, Verdict.BURY, reason=reason, result=result) for one in held])

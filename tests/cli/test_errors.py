@@ -1,0 +1,295 @@
+"""Whatever goes wrong is told in one line on stderr, with exit code 2 and no traceback."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from cli import shared
+from cli.outcomes import Ended, the_one_line
+from click.testing import CliRunner
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from unstract_core import cli
+
+WORKER = ("worker", "--queue", "q", "--app")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), ["Missing command", "'unstract-wire --help'"]),
+        (("dead",), ["Missing command", "'unstract-wire dead --help'"]),
+        (("quues",), ["No such command 'quues'"]),
+        (("queues", "--jsn"), ["No such option", "--jsn", "--json", "'unstract-wire queues --help'"]),
+        (("worker", "--queue", "q"), ["Missing option '--app'", "'unstract-wire worker --help'"]),
+        (("worker", "--app", "cli.shared:tasks"), ["Missing option '--queue'"]),
+        ((*WORKER, "cli.shared:tasks", "--concurrency", "0"), ["--concurrency", "0 is not in the range"]),
+        ((*WORKER, "cli.shared:tasks", "--concurrency", "two"), ["--concurrency", "'two'"]),
+        ((*WORKER, "cli.shared:tasks", "--lease", "nan"), ["lease must be a positive number"]),
+        ((*WORKER, "cli.shared:tasks", "--lease", "-1"), ["--lease"]),
+        ((*WORKER, "cli.shared:tasks", "--prefetch", "1", "--concurrency", "2"), ["prefetch", "concurrency"]),
+        ((*WORKER, "cli.shared:tasks", "--log-level", "loud"), ["--log-level", "'loud'"]),
+        (("worker", "--app", "cli.shared:tasks", "--queue", ""), ["queues", "non-empty"]),
+        ((*WORKER, "tasks"), ["--app takes module:name", "'tasks'"]),
+        ((*WORKER, "cli.shared:"), ["--app takes module:name"]),
+        ((*WORKER, "cli.shared:nothing"), ["cli.shared", "has no 'nothing'"]),
+        ((*WORKER, "no_such_module:tasks"), ["No module named 'no_such_module'", "current directory"]),
+        ((*WORKER, ".relative:tasks"), ["--app .relative:tasks", "TypeError"]),
+        ((*WORKER, "cli.shared:not_a_mapping"), ["cli.shared:not_a_mapping is a list", "mapping of task names"]),
+        ((*WORKER, "cli.shared:fail"), ["cli.shared:fail is a function", "mapping of task names"]),
+        ((*WORKER, "cli.shared:badly_named_tasks"), ["name is not a string: 7"]),
+        (("migrate",), ["nothing to migrate"]),
+        (("dead", "show", "17"), ["no dead letter 17", "unstract-wire dead list"]),
+        (("dead", "show"), ["Missing argument 'ID'"]),
+        (("dead", "list", "--limit", "0"), ["--limit"]),
+        (("dead", "replay"), ["either IDs, or --queue NAME --all"]),
+        (("dead", "replay", "1", "--all"), ["either IDs, or --queue NAME --all"]),
+        (("dead", "replay", "1", "--queue", "q"), ["either IDs, or --queue NAME --all"]),
+        (("dead", "replay", "1", "--queue", "q", "--all"), ["either IDs, or --queue NAME --all"]),
+        (("dead", "replay", "--queue", "q"), ["either IDs, or --queue NAME --all"]),
+        (("dead", "replay", "--all"), ["either IDs, or --queue NAME --all"]),
+        (("dead", "replay", "17", "x"), ["no dead letter 17, x"]),
+        (("dead", "purge"), ["either IDs, or --queue NAME, or --all"]),
+        (("dead", "purge", "1", "--all"), ["either IDs, or --queue NAME, or --all"]),
+        (("dead", "purge", "1", "--older-than", "5"), ["--older-than goes with"]),
+        (("dead", "purge", "17", "--yes"), ["no dead letter 17"]),
+        (("dead", "purge", "--all"), ["no terminal to ask on", "--yes"]),
+        (("dead", "purge", "--all", "--older-than", "-1", "--yes"), ["--older-than"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_mistake_in_the_arguments_is_one_line_with_the_remedy(
+    run: Callable[..., Any], arguments: tuple[str, ...], said: list[str]
+) -> None:
+    """A wrong command, option, app or id is told in one line that names it."""
+    line = the_one_line(run(*arguments))
+    for part in said:
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (None, ["--url", "UNSTRACT_WIRE_URL", "postgresql://"]),
+        ("", ["--url", "UNSTRACT_WIRE_URL"]),
+        ("nosuch://host", ["nosuch://", "installed:", "memory", "postgresql"]),
+        ("memory://host", ["memory://", "no host"]),
+        ("postgresql://[half", ["postgresql://[half", "Invalid IPv6 URL"]),
+        ("postgresql://localhost/db?nonsense=1", ["PostgreSQL conninfo"]),
+        ("postgresql://localhost/db?listen=perhaps", ["listen='perhaps'"]),
+        ("postgresql://nobody@127.0.0.1:1/db", ["cannot connect", "127.0.0.1", "refused"]),
+        ("host=localhost", ["neither a URL nor of the form module:name"]),
+        ("no_such_module:make", ["No module named 'no_such_module'", "current directory"]),
+        ("cli.shared:nothing", ["has no 'nothing'"]),
+        ("cli.shared:not_a_transport", ["capabilities, send"]),
+        ("cli.shared:broken", ["cli.shared:broken", "KeyError: 'DATABASE_URL'", "shared.py:"]),
+        ("cli.shared:claimless", ["cli.shared:claimless", "does not claim", "'inspection'"]),
+        ("cli.shared:faulty", ["unexpected RuntimeError", "shared.py:", "--debug"]),
+    ],
+    ids=str,
+)
+def test_a_transport_that_cannot_work_is_one_line_with_the_remedy(
+    run: Callable[..., Any], url: str | None, said: list[str]
+) -> None:
+    """A URL that is missing, wrong, of no known scheme or of a server that is away is told in one line."""
+    line = the_one_line(run("queues", url=url))
+    for part in said:
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    "arguments", [("dead", "list"), ("dead", "show", "1"), ("dead", "replay", "1"), ("dead", "purge", "1", "--yes")]
+)
+def test_dead_letters_of_a_transport_that_keeps_none_are_refused(
+    run: Callable[..., Any], arguments: tuple[str, ...]
+) -> None:
+    """A transport that does not claim dead letters is not asked for them."""
+    assert "'dead_letters'" in the_one_line(run(*arguments, url="cli.shared:claimless"))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import absent_library", ["No module named 'absent_library'", "broken_app.py:2"]),
+        ("from json import absent_name", ["absent_name", "broken_app.py:2"]),
+        ("import psycopg_pool_absent.x", ["No module named 'psycopg_pool_absent'", "broken_app.py:2"]),
+        ("tasks = {}[1]", ["KeyError: 1", "broken_app.py:2"]),
+        ("def tasks(:", ["SyntaxError", "broken_app.py, line 2"]),
+        ("raise SystemExit(0)", ["SystemExit", "broken_app.py:2"]),
+        ("tasks = {}", ["no tasks are registered"]),
+        ("async def task(): pass\ntasks = {'t': task}", ["'t' is an async function"]),
+        ("tasks = {'t': 5}", ["'t' is not callable"]),
+    ],
+)
+def test_an_app_that_cannot_be_imported_is_one_line_with_the_place(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, said: list[str]
+) -> None:
+    """The line names what is missing or wrong inside the user's module, and where, not our import of it."""
+    (tmp_path / "broken_app.py").write_text(f"'An app.'\n{source}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_app", raising=False)
+    line = the_one_line(run(*WORKER, "broken_app:tasks"))
+    for part in said:
+        assert part in line
+
+
+def test_debug_shows_the_traceback_of_a_bug(run: Callable[..., Any]) -> None:
+    """With --debug, on any level or by UNSTRACT_WIRE_DEBUG, the traceback stands before the line; else not its text."""
+    silent = run("queues", url="cli.shared:faulty")
+    assert "payload content" not in silent.stderr
+    for told in (
+        run("--debug", "queues", url="cli.shared:faulty"),
+        run("queues", "--debug", url="cli.shared:faulty"),
+        CliRunner().invoke(cli.main, ["--url", "cli.shared:faulty", "queues"], env={"UNSTRACT_WIRE_DEBUG": "1"}),
+    ):
+        first, *_, last = told.stderr.splitlines()
+        assert (told.exit_code, first) == (2, "Traceback (most recent call last):")
+        assert "RuntimeError: payload content" in told.stderr
+        assert last.startswith("unstract-wire: unexpected RuntimeError (")
+
+
+def test_the_url_furthest_to_the_right_wins(run: Callable[..., Any]) -> None:
+    """--url is taken on every level: the sub-command's before the group's, and that before the variable."""
+    good = "cli.shared:transport"
+    assert run("queues", "--url", good, url="wrong://").exit_code == 0
+    assert run("--url", good, "queues", url="wrong://").exit_code == 0
+    assert run("--url", "wrong://", "queues", "--url", good).exit_code == 0
+    assert run("--url", "wrong://", "dead", "--url", good, "list").exit_code == 0
+    assert run("--url", "wrong://", "dead", "--url", "wrong://", "list", "--url", good).exit_code == 0
+    assert "worse://" in the_one_line(run("--url", "wrong://", "queues", "--url", "worse://", url=good))
+
+
+LETTERS = st.characters(
+    min_codepoint=32, max_codepoint=0x2FF, exclude_characters="@/?#[]:%\\", categories=("L", "N", "P", "S", "Zs")
+)
+PASSWORDS = st.text(LETTERS, min_size=6)
+
+
+@given(password=PASSWORDS, scheme=st.sampled_from(["echo", "crash"]), quoted=st.booleans(), debug=st.booleans())
+def test_a_password_is_never_printed(password: str, scheme: str, quoted: bool, debug: bool) -> None:
+    """A driver may repeat the URL, quoted or not, or the password alone: neither line nor traceback shows it."""
+
+    def fail(secret: str) -> str:
+        arguments = ["queues", "--url", f"{scheme}://user:{secret}@host:1/db", *(["--debug"] if debug else [])]
+        ended = CliRunner().invoke(cli.main, arguments)
+        assert (ended.exit_code, ended.stdout) == (2, "")
+        return ended.stderr
+
+    written = quote(password, safe="") if quoted else password
+    assume(password not in fail("XXXXXX"))
+    printed = fail(written)
+    assert written in shared.seen_urls[-1] or scheme == "crash"
+    assert password not in printed
+    assert written not in printed
+    assert "***" in printed
+
+
+def test_what_a_driver_logs_does_not_stand_beside_the_error(start: Callable[..., subprocess.Popen[str]]) -> None:
+    """A command that is no worker prints its one line, and no record of anybody's log."""
+    process = start("queues", "--url", "echo://user:s3cret-word@host/db")
+    out, err = process.communicate()
+    assert "***" in the_one_line(Ended(process.returncode, out, err))
+
+
+def test_what_a_driver_logs_is_masked_in_the_log_of_a_worker(start: Callable[..., subprocess.Popen[str]]) -> None:
+    """A worker's log has it, as one line, without the password."""
+    process = start(*WORKER, "cli.shared:tasks", "--url", "echo://user:s3cret-word@host/db")
+    _, err = process.communicate()
+    logged, _ = err.splitlines()
+    assert logged.endswith("WARNING driver cannot connect to echo://user:***@host/db\\nwill try again")
+    assert "s3cret-word" not in err
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "echo://user@company:{}@host/db",
+        "echo://:{}@host/db",
+        "echo://user:p@rt/{}@host/db",
+        "echo://host/db?user=u&password={}&sslmode=require",
+        "echo://host/db?sslpassword={}",
+        "host=h user=u password={} dbname=d",
+        "host=h password='{}' dbname=d",
+        "no_such_module:make?://user:{}@host",
+        "postgresql://nobody:{}@127.0.0.1:1/db",
+        "postgresql://nobody:{}%zz@127.0.0.1:1/db",
+        "postgresql://nobody:x@{}@127.0.0.1:1/db",
+        "nosuch://user:{}@host/db",
+    ],
+)
+def test_a_password_is_masked_wherever_a_url_has_it(run: Callable[..., Any], url: str) -> None:
+    """Also in a query, in a key=value string, beside an unquoted separator, and in a real driver's error text."""
+    assert "s3cret-word" not in the_one_line(run("queues", url=url.format("s3cret-word")))
+
+
+def test_a_url_in_the_wrong_place_is_masked_too(run: Callable[..., Any]) -> None:
+    """Who forgets --url sees a usage error that does not repeat the password."""
+    line = the_one_line(run("postgresql://user:s3cret-word@host/db"))
+    assert "postgresql://user:***@host/db" in line
+    assert "s3cret" not in line
+
+
+def test_a_word_that_is_no_secret_stays_readable(run: Callable[..., Any]) -> None:
+    """Where the password is the user's name, as in many a test database, an error text still names the user."""
+    line = the_one_line(run("queues", url="echo://postgres:postgres@host/db"))
+    assert "echo://postgres:***@host/db" in line
+
+
+def test_a_reader_that_left_is_no_error(start: Callable[..., subprocess.Popen[str]]) -> None:
+    """When the pipe is closed early (`| head`) the command ends quietly."""
+    process = start("dead", "list", "--limit", "2000", "--url", "cli.shared:crowded")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().startswith("ID")
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(10) == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+def test_an_output_that_cannot_be_written_is_told(start: Callable[..., subprocess.Popen[str]]) -> None:
+    """A full disk is an error, told once."""
+    with open("/dev/full", "w") as full:
+        process = start("dead", "list", "--limit", "1", "--json", "--url", "cli.shared:crowded", stdout=full)
+        _, err = process.communicate()
+    assert "No space left on device" in the_one_line(Ended(process.returncode, "", err))
+
+
+def test_control_characters_do_not_reach_the_terminal(run: Callable[..., Any]) -> None:
+    """What stands in an error text cannot steer the terminal or forge a second line."""
+    line = the_one_line(run("no\x1b[2Jsuch\u202ething"))
+    assert line.isprintable()
+    assert "\\x1b[2J" in line
+
+
+def test_ctrl_c_ends_quietly_with_130(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted command shows no traceback and exits as a shell expects."""
+
+    def interrupted(names: object = None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shared.current, "queues", interrupted)
+    ended = run("queues")
+    assert (ended.exit_code, ended.stderr.strip()) == (130, "")
+
+
+def test_nothing_is_left_in_the_logging_of_the_process(run: Callable[..., Any]) -> None:
+    """The command configures logging for itself alone, and takes it back."""
+    before = (list(logging.root.handlers), logging.root.level)
+    run("queues")
+    run(*WORKER, "cli.shared:nothing")
+    assert (list(logging.root.handlers), logging.root.level) == before
+
+
+def test_an_argument_of_several_lines_makes_no_error_of_several_lines(run: Callable[..., Any]) -> None:
+    """Whatever is quoted in an error, it stays one line."""
+    assert "'a b'" in the_one_line(run("worker", "--log-level", "a\nb")).replace("\\n", " ")

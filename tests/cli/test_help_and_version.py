@@ -1,0 +1,94 @@
+"""What the command says about itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+import pytest
+from cli.outcomes import Ended, the_one_line
+from cli.shared import Lasting, bury
+from harness import message
+
+import unstract_core
+from unstract_core import cli
+
+
+def commands(command: click.Command, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        for name, part in command.commands.items():
+            yield from commands(part, *path, name)
+
+
+def test_the_version_is_that_of_the_package(run: Callable[..., Any]) -> None:
+    """`--version` prints the name and the package's version."""
+    assert run("--version").stdout == f"unstract-wire {unstract_core.__version__}\n"
+
+
+@pytest.mark.parametrize(("path", "command"), [pytest.param(*one, id=" ".join(one[0])) for one in commands(cli.main)])
+def test_every_command_and_every_option_is_explained(
+    run: Callable[..., Any], path: tuple[str, ...], command: click.Command
+) -> None:
+    """`--help` works on every level, and says something about the command and each of its options."""
+    shown = run(*path, "--help", url=None)
+    assert shown.exit_code == 0
+    assert command.help
+    assert command.help.splitlines()[0] in shown.stdout
+    assert not command.get_short_help_str(limit=68).endswith("...")
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help
+            assert max(option.opts, key=len) in shown.stdout
+
+
+def without(module: str) -> str:
+    """Return Python code that runs the command as if `module` were not installed."""
+    return f"import runpy, sys; sys.modules[{module!r}] = None; runpy.run_module('unstract_core', run_name='__main__')"
+
+
+def run_without(module: str, *arguments: str) -> Ended:
+    ended = subprocess.run(
+        [sys.executable, "-c", without(module), *arguments], capture_output=True, text=True, check=False
+    )
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+def test_without_click_one_line_names_the_extra() -> None:
+    """Where click is not installed the command says what to install, in one line, with exit code 2."""
+    assert "pip install 'unstract-wire[cli]'" in the_one_line(run_without("click", "queues"))
+
+
+def test_the_core_does_not_need_click() -> None:
+    """Importing the package, as producers do, imports neither click nor rich."""
+    code = "import sys, unstract_core; sys.exit(bool({'click', 'rich'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_table_is_fitted_to_the_terminal(on_terminal: Callable[..., Ended]) -> None:
+    """On a terminal a table is as wide as the terminal at most: the last column is cut, the others are whole."""
+    ended = on_terminal("dead", "list", "--limit", "2", "--url", "cli.shared:crowded", width=70)
+    assert (ended.code, ended.err) == (0, "the newest 2; there may be more (--limit)\n")
+    heading, *rows = ended.out.splitlines()
+    assert heading.split() == ["ID", "QUEUE", "TASK", "ATTEMPTS", "BURIED", "AT", "REASON"]
+    assert len(rows) == 2
+    assert all(len(row) <= 70 and row.rstrip().endswith("…") and " q " in row for row in rows)
+
+
+def test_a_table_is_whole_where_nobody_looks(run: Callable[..., Any], transport: Lasting) -> None:
+    """In a pipe the same table is aligned too, and nothing is cut."""
+    transport.send([message("t", "q"), message("t", "a-longer-name")])
+    bury(transport, "q", "x" * 300)
+    bury(transport, "a-longer-name", "y")
+    heading, newest, oldest = run("dead", "list").stdout.splitlines()
+    assert heading.index("TASK") == newest.index(" t ") + 1 == oldest.index(" t ") + 1
+    assert oldest.endswith("  " + "x" * 300)
+
+
+def test_without_rich_a_terminal_gets_the_plain_table(on_terminal: Callable[..., Ended]) -> None:
+    """rich is decoration: where it is missing the table is printed as for a pipe."""
+    ended = on_terminal("dead", "list", "--limit", "1", "--url", "cli.shared:crowded", program=("-c", without("rich")))
+    assert (ended.code, ended.out.splitlines()[1].split()[-1]) == (0, "x" * 100)

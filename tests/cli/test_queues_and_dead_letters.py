@@ -1,0 +1,291 @@
+"""What the command shows of queues and dead letters, and what it does to them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from cli import shared
+from cli.outcomes import Ended, the_one_line
+from cli.shared import Lasting, Migrating, bury, take
+from harness import message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unstract_core import cli
+
+Run = Callable[..., Any]
+
+
+def reasons(transport: Any) -> list[str]:
+    return [letter.reason for letter in transport.dead.find()]
+
+
+def ids(transport: Any, reason: str) -> list[str]:
+    return [letter.id for letter in transport.dead.find() if letter.reason == reason]
+
+
+def test_migrate_says_what_it_created(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run names each thing that was created, the next one says that there was nothing to do."""
+    monkeypatch.setattr(shared, "current", Migrating())
+    assert run("migrate").stdout == "created schema s\ncreated pg_queue_message\n"
+    assert run("migrate").stdout == "up to date, nothing was created\n"
+    assert json.loads(run("migrate", "--json").stdout) == {"created": []}
+    monkeypatch.setattr(shared, "current", Migrating())
+    assert json.loads(run("migrate", "--json").stdout) == {"created": ["schema s", "pg_queue_message"]}
+
+
+def fill(transport: Lasting) -> None:
+    """Leave one ready, two in flight, one delayed and one dead in "full", one dead in "other"."""
+    transport.send([message("t", "full"), message("t", "other")])
+    bury(transport, "full", "because")
+    bury(transport, "other", "because")
+    transport.send([message("t", "full"), message("t", "full")])
+    take(transport, "full")
+    transport.send([message("t", "full", delay=60.0), message("t", "full")])
+
+
+def test_queues_counts_what_stands_in_each(run: Run, transport: Lasting) -> None:
+    """One row a queue, by name: depth is the sum of ready, in flight and delayed; oldest is of the ready ones."""
+    fill(transport)
+    heading, *rows = run("queues").stdout.splitlines()
+    assert heading.split() == ["QUEUE", "DEPTH", "READY", "IN", "FLIGHT", "DELAYED", "OLDEST", "DEAD"]
+    assert [row.split() for row in rows] == [
+        ["full", "4", "1", "2", "1", "0s", "1"],
+        ["other", "0", "0", "0", "0", "-", "1"],
+    ]
+
+
+def test_queues_as_json_have_stable_keys(run: Run, transport: Lasting) -> None:
+    """The document is a list with one object a queue; `oldest_seconds` is null where nothing waits."""
+    fill(transport)
+    full, other = json.loads(run("queues", "--json").stdout)
+    assert 0 <= full.pop("oldest_seconds") < 60
+    assert full == {"queue": "full", "depth": 4, "ready": 1, "in_flight": 2, "delayed": 1, "dead": 1}
+    assert list(other) == ["queue", "depth", "ready", "in_flight", "delayed", "oldest_seconds", "dead"]
+    assert other["oldest_seconds"] is None
+
+
+def test_only_the_named_queues_are_shown_and_empty_ones_too(run: Run, transport: Lasting) -> None:
+    """--queue restricts the rows, and shows a queue that holds nothing as such."""
+    fill(transport)
+    rows = json.loads(run("queues", "--queue", "other", "--queue", "empty", "--json").stdout)
+    assert [(row["queue"], row["depth"], row["dead"]) for row in rows] == [("empty", 0, 0), ("other", 0, 1)]
+
+
+@pytest.mark.parametrize("arguments", [("queues",), ("dead", "list")])
+def test_nothing_to_show_is_said_beside_the_output(run: Run, arguments: tuple[str, ...]) -> None:
+    """A pipe gets no rows, a person a note on stderr, a script an empty list."""
+    ended = run(*arguments)
+    assert (ended.exit_code, ended.stdout) == (0, "")
+    assert ended.stderr.startswith("no ")
+    assert json.loads(run(*arguments, "--json").stdout) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(59.9, "59s"), (60, "1m 00s"), (3599, "59m 59s"), (7300, "2h 01m"), (90000, "1d 01h")]
+)
+def test_an_age_is_shown_in_two_units(run: Run, transport: Lasting, seconds: float, shown: str) -> None:
+    """Seconds, minutes, hours or days, cut and not rounded up."""
+    transport.send([message("t", "q")])
+    (row,) = transport._store.rows.values()
+    row.enqueued -= seconds
+    assert shown in run("queues").stdout
+
+
+def test_dead_list_shows_the_newest_first_without_content(run: Run, transport: Lasting) -> None:
+    """Id, queue, task, attempts, time and reason are listed; the payload is not."""
+    for reason in ("first", "second"):
+        transport.send([message("a.task", "q", "payload content")])
+        bury(transport, "q", f"{reason}\nline")
+    ended = run("dead", "list")
+    _, newest, oldest = ended.stdout.splitlines()
+    assert newest.split()[1:4] == ["q", "a.task", "1"]
+    assert newest.endswith("second\\nline")
+    assert oldest.endswith("first\\nline")
+    assert "payload content" not in ended.stdout
+    assert ended.stderr == ""
+
+
+def test_dead_list_is_restricted_by_queue_and_limit(run: Run, transport: Lasting) -> None:
+    """--queue selects, --limit cuts, and a list that was cut says so."""
+    transport.send([message("t", "a"), message("t", "b"), message("t", "a")])
+    bury(transport, "a", "x")
+    bury(transport, "b", "x")
+    assert [row["queue"] for row in json.loads(run("dead", "list", "--queue", "a", "--json").stdout)] == ["a", "a"]
+    cut = run("dead", "list", "--limit", "2")
+    assert len(cut.stdout.splitlines()) == 3
+    assert "--limit" in cut.stderr
+
+
+def test_dead_letters_as_json_have_stable_keys_and_iso_times(run: Run, transport: Lasting) -> None:
+    """`list` and `show` have the same keys and UTC times; `show` adds the message and the result."""
+    transport.send([message("t", "q", {"a": "ä\x7f"}, org_id="org", priority=7)])
+    bury(transport, "q", "why", result=[1])
+    (listed,) = json.loads(run("dead", "list", "--json").stdout)
+    shown = json.loads(run("dead", "show", listed["id"], "--json").stdout)
+    assert shown.pop("message")["args"] == [{"a": "ä\x7f"}]
+    assert shown.pop("result") == [1]
+    assert shown == listed
+    for name in ("enqueued_at", "buried_at"):
+        moment = datetime.datetime.fromisoformat(listed.pop(name))
+        assert abs(datetime.datetime.now(datetime.UTC) - moment) < datetime.timedelta(minutes=1)
+    listed.pop("id")
+    assert listed == {
+        "queue": "q",
+        "task_name": "t",
+        "reason": "why",
+        "attempts": 1,
+        "org_id": "org",
+        "priority": 7,
+    }
+
+
+def test_dead_show_prints_the_content_for_a_person(run: Run, transport: Lasting) -> None:
+    """The fields, then the message and the result as indented JSON, its letters readable, its control codes escaped."""
+    transport.send([message("t", "q", "Grüße \x9b2J")])
+    bury(transport, "q", "why", result={"paid": True})
+    shown = run("dead", "show", *ids(transport, "why")).stdout
+    assert "reason       why\n" in shown
+    assert '"Grüße \\x9b2J"' in shown
+    assert '\nresult:\n{\n  "paid": true\n}\n' in shown
+    assert all(line.isprintable() for line in shown.splitlines())
+
+
+def test_a_letter_that_is_no_object_is_shown_too(run: Run, transport: Lasting) -> None:
+    """What could not be read as a task is listed and shown as it was stored."""
+    transport._store.add(message("t", "q"), "not JSON")
+    bury(transport, "q", "unreadable")
+    assert json.loads(run("dead", "list", "--json").stdout)[0]["task_name"] is None
+    assert '"not JSON"' in run("dead", "show", *ids(transport, "unreadable")).stdout
+    assert run("dead", "list").stdout.splitlines()[1].split()[2] == "-"
+
+
+def test_replay_sends_the_named_letters_again(run: Run, transport: Lasting) -> None:
+    """Named ids go back to their queue and leave the list; the others stay."""
+    transport.send([message("t", "a", 1)])
+    bury(transport, "a", "x")
+    transport.send([message("t", "a", 2)])
+    bury(transport, "a", "y")
+    (id,) = ids(transport, "x")
+    assert run("dead", "replay", id).stdout == f"replayed 1\n{id}\n"
+    assert reasons(transport) == ["y"]
+    (again,) = take(transport, "a")
+    assert again.attempt == 1
+    assert again.payload is not None
+    assert again.payload.args == [1]
+    (id,) = ids(transport, "y")
+    assert json.loads(run("dead", "replay", id, "--json").stdout) == {"replayed": [id]}
+
+
+def test_an_unknown_id_among_others_changes_nothing(run: Run, transport: Lasting) -> None:
+    """replay and purge do all of what they were asked, or nothing."""
+    transport.send([message("t", "a")])
+    bury(transport, "a", "x")
+    for command in (("replay",), ("purge", "--yes")):
+        assert "no dead letter 999" in the_one_line(run("dead", *command, *ids(transport, "x"), "999"))
+    assert reasons(transport) == ["x"]
+
+
+class Reburying:
+    """Dead letters of a queue whose worker is quick: what is replayed is dead again at once."""
+
+    def __init__(self, transport: Lasting) -> None:
+        self._transport = transport
+        self._dead = transport.dead
+        self._replayed = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dead, name)
+
+    def replay(self, ids: Sequence[str]) -> Sequence[str]:
+        replayed = self._dead.replay(ids)
+        self._replayed += len(replayed)
+        assert self._replayed <= len(self._transport._store.dead) + len(replayed), "it would go on for ever"
+        bury(self._transport, "a", "again")
+        return replayed
+
+
+@given(count=st.integers(0, 12), page=st.integers(1, 5))
+def test_replaying_a_whole_queue_replays_each_letter_once(count: int, page: int) -> None:
+    """In pages of any size, and while a worker buries them again, each that was there is sent once; then it ends."""
+    transport = Lasting()
+    transport.send([message("t", "a", n) for n in range(count)])
+    bury(transport, "a", "first")
+    expected = ids(transport, "first")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "_PAGE", page)
+        replayed = cli._replay_all(Reburying(transport), "a")
+    assert sorted(replayed) == sorted(expected)
+    assert reasons(transport) == ["again"] * count
+
+
+def test_replaying_a_whole_queue_leaves_the_others(run: Run, transport: Lasting) -> None:
+    """`replay --queue a --all` touches queue a alone, and sends it in its old order."""
+    transport.send([message("t", "a", 1), message("t", "a", 2), message("t", "b")])
+    bury(transport, "a", "x")
+    bury(transport, "b", "y")
+    assert len(json.loads(run("dead", "replay", "--queue", "a", "--all", "--json").stdout)["replayed"]) == 2
+    assert reasons(transport) == ["y"]
+    assert [delivery.payload.args for delivery in take(transport, "a") if delivery.payload] == [[1], [2]]
+    assert run("dead", "replay", "--queue", "a", "--all").stdout == "replayed 0\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        (("--all",), []),
+        (("--queue", "a"), ["b old", "b new"]),
+        (("--queue", "a", "--all"), ["b old", "b new"]),
+        (("--all", "--older-than", "100"), ["a new", "b new"]),
+        (("--queue", "a", "--older-than", "100"), ["a new", "b old", "b new"]),
+        (("--all", "--older-than", "10000"), ["a old", "a new", "b old", "b new"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_purge_removes_exactly_what_was_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], left: list[str]
+) -> None:
+    """By queue or all, and among those only what was buried before --older-than seconds ago."""
+    now = [1000.0]
+    transport = Lasting(clock=lambda: now[0])
+    monkeypatch.setattr(shared, "current", transport)
+    for age in ("old", "new"):
+        for queue in ("a", "b"):
+            transport.send([message("t", queue)])
+            bury(transport, queue, f"{queue} {age}")
+        now[0] += 90
+    ended = run("dead", "purge", *arguments, "--yes", "--json")
+    assert json.loads(ended.stdout) == {"purged": 4 - len(left)}
+    assert sorted(reasons(transport)) == sorted(left)
+
+
+def test_purge_by_id_removes_that_letter(run: Run, transport: Lasting) -> None:
+    """The others stay."""
+    transport.send([message("t", "a"), message("t", "b")])
+    bury(transport, "a", "x")
+    bury(transport, "b", "y")
+    assert run("dead", "purge", *ids(transport, "x"), "--yes").stdout == "purged 1\n"
+    assert reasons(transport) == ["y"]
+
+
+def test_purge_without_a_terminal_needs_yes(run: Run, transport: Lasting) -> None:
+    """A script that forgot --yes removes nothing, even if its input would have answered."""
+    transport.send([message("t", "a")])
+    bury(transport, "a", "x")
+    assert "--yes" in the_one_line(run("dead", "purge", "--all", input="y\n"))
+    assert reasons(transport) == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "said"), [("y\n", 0, "purged 2000"), ("n\n", 1, "nothing was removed"), ("\n", 1, "nothing")]
+)
+def test_purge_asks_on_a_terminal(on_terminal: Callable[..., Ended], typed: str, code: int, said: str) -> None:
+    """It names what would go; only a yes removes it, and a no exits with 1."""
+    ended = on_terminal("dead", "purge", "--queue", "q", "--url", "cli.shared:crowded", typed=typed)
+    assert "Remove every dead letter of queue 'q' for good?" in ended.err
+    assert ended.code == code
+    assert said in ended.out + ended.err
