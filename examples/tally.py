@@ -1,0 +1,98 @@
+"""Counts what is really there: saved files, callbacks that were seen, statuses, the reply, the queues.
+
+Nothing is taken from what the demo meant to do but the list of what it dispatched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from examples.outputs import load_output
+from examples.product import Dispatched
+from examples.progress import Event
+from unstract_core import ExecutionResult, Reply
+from unstract_core.transport import QueueState
+
+
+@attrs.frozen(kw_only=True)
+class Evidence:
+    """What was found when everything was over. `callbacks` and `statuses` are by task id, `exits` by worker."""
+
+    dispatched: Sequence[Dispatched]
+    broken: frozenset[str]
+    callbacks: Mapping[str, Sequence[Event]]
+    statuses: Mapping[str, Reply | None]
+    output: Path
+    answer: ExecutionResult
+    queues: Sequence[QueueState]
+    exits: Mapping[str, int]
+
+
+@attrs.frozen
+class Tally:
+    """`missing` says what should be there and is not; empty when the demo went as it should."""
+
+    line: str
+    missing: list[str]
+
+
+def take_stock(evidence: Evidence) -> Tally:
+    missing = [*_missing_ends(evidence), *_missing_elsewhere(evidence)]
+    saved = [load_output(evidence.output, one.document) for one in evidence.dispatched]
+    fields = sum(1 for output in saved if output is not None and output["status"] == "completed" and output["fields"])
+    errors = sum(1 for output in saved if output is not None and output["status"] == "failed" and output["error"])
+    callbacks = sum(map(len, evidence.callbacks.values()))
+    empty = sum(1 for state in evidence.queues if not _waiting(state))
+    dead = sum(state.dead for state in evidence.queues)
+    counts = (
+        f"{len(evidence.dispatched)} dispatched, {callbacks} called back",
+        f"{fields} outputs and {errors} error saved",
+        f"{int(evidence.answer.success)} of 1 reply",
+        f"{empty} of {len(evidence.queues)} queues empty",
+        f"{dead} dead letters",
+    )
+    return Tally(f"{'; '.join(counts)}: {f'INCOMPLETE, {len(missing)} missing' if missing else 'complete'}", missing)
+
+
+def _missing_ends(evidence: Evidence) -> Iterator[str]:
+    for one in evidence.dispatched:
+        expected = "failed" if one.document in evidence.broken else "completed"
+        for problem in _problems(one, expected, evidence):
+            yield f"{one.document}: {problem}"
+
+
+def _problems(one: Dispatched, expected: str, evidence: Evidence) -> Iterator[str]:
+    if (times := len(evidence.callbacks[one.task_id])) != 1:
+        yield f"called back {times} times, not once"
+    status = evidence.statuses[one.task_id]
+    if status is None or status.status != expected:
+        yield f"its status is {'unknown' if status is None else status.status}, not {expected}"
+    output = load_output(evidence.output, one.document)
+    if output is None:
+        yield "no output was saved"
+    elif output["task_id"] != one.task_id or output["status"] != expected:
+        yield f"the saved output is of task {output['task_id']} and {output['status']}: {output['error']}"
+    elif expected == "completed" and not output["fields"]:
+        yield "the saved output has no fields"
+    elif expected == "failed" and (status is None or output["error"] != status.error):
+        yield f"the saved error is not what the executor raised: {output['error']}"
+
+
+def _missing_elsewhere(evidence: Evidence) -> Iterator[str]:
+    if not evidence.answer.success:
+        yield f"the reply of the blocking dispatch: {evidence.answer.error}"
+    for state in evidence.queues:
+        if waiting := _waiting(state):
+            yield f"queue {state.queue} still holds {waiting}"
+        if state.dead:
+            yield f"queue {state.queue} has {state.dead} dead letters"
+    for name, code in evidence.exits.items():
+        if code:
+            yield f"the {name} worker left with exit code {code}"
+
+
+def _waiting(state: QueueState) -> int:
+    return state.ready + state.in_flight + state.delayed
