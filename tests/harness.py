@@ -91,7 +91,8 @@ def postgres_harness(url: str, schema: str, *, listen: bool) -> Harness:
 
     def expire(transport: object, queue: str) -> None:
         execute(
-            "UPDATE {pg_queue_message} SET vt = now() - interval '1 second' WHERE queue_name = %s AND state = 'claimed'",
+            "UPDATE {pg_queue_message} SET vt = now() - interval '1 second'"
+            " WHERE queue_name = %s AND state = 'claimed'",
             (queue,),
         )
 

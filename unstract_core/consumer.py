@@ -87,7 +87,7 @@ class Consumer:
         self.policy = RetryPolicy(max_attempts, backoff, backoff_max)
         self.prefetch = prefetch
         self.counters: Counter[str] = Counter()
-        self._stopping = threading.Event()
+        self._stopping = False
         self._running: _Loop | None = None
 
     def run(self) -> None:
@@ -115,7 +115,7 @@ class Consumer:
                 received = loop.turn(max(0.0, min(patience, deadline - time.monotonic())))
                 patience = look
                 if time.monotonic() >= deadline:
-                    self._stopping.set()
+                    self._stopping = True
                 elif not received and not loop.held:
                     if self._drained():
                         break
@@ -124,13 +124,13 @@ class Consumer:
 
     def stop(self) -> None:
         """Make `run` or `drain` finish what runs and return. Callable from any thread and from a signal handler."""
-        self._stopping.set()
+        self._stopping = True
         if (loop := self._running) is not None:
             loop.ring()
 
     @property
     def stopping(self) -> bool:
-        return self._stopping.is_set()
+        return self._stopping
 
     def _drained(self) -> bool:
         if not self.transport.capabilities.inspection:
@@ -147,9 +147,9 @@ class Consumer:
         try:
             yield loop
         finally:
-            self._running = None
-            self._stopping.clear()
             loop.close()
+            self._running = None
+            self._stopping = False
 
 
 class _Loop:
@@ -170,14 +170,13 @@ class _Loop:
         self._renew_at = time.monotonic() + consumer.lease / 3
         self._resume_at = 0.0
         self._pause = 0.0
-        self._bell = threading.Event()
 
     @property
     def ended(self) -> bool:
         return self.consumer.stopping and not self.held
 
     def ring(self) -> None:
-        self._bell.set()
+        """Called from worker threads and signal handlers: takes no lock of ours."""
         self.subscription.wake()
 
     def turn(self, patience: float) -> int:
@@ -186,8 +185,7 @@ class _Loop:
         With nothing held it waits for messages for `patience` seconds; else a finished task ends its wait.
         """
         if (pause := self._resume_at - time.monotonic()) > 0:
-            self._bell.wait(pause)
-            self._bell.clear()
+            time.sleep(min(pause, _SHORTEST_PAUSE))
             return 0
         try:
             self._settle()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from importlib.metadata import entry_points
 from typing import Any
-from urllib.parse import urlsplit
 
 from unstract_core.errors import ConfigurationError
 from unstract_core.transport import Transport
@@ -36,7 +35,7 @@ def import_object(spec: str, what: str) -> Any:
     """Import "module:name" (dots may follow in the name). Raises ConfigurationError, saying which part is missing."""
     module_name, _, name = spec.partition(":")
     if not module_name or not name:
-        raise ConfigurationError(f"{what} {spec!r} is neither a URL nor of the form module:name")
+        raise ConfigurationError(f"{what} {spec!r} is not of the form module:name")
     try:
         found: Any = importlib.import_module(module_name)
     except ImportError as exc:
@@ -49,12 +48,10 @@ def import_object(spec: str, what: str) -> Any:
 
 
 def _from_url(url: str) -> Transport:
-    scheme = urlsplit(url).scheme.lower()
+    scheme = url.partition("://")[0].lower()
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
     if scheme not in found:
-        raise ConfigurationError(
-            f"no transport for {scheme}:// URLs; installed: {', '.join(sorted(found)) or 'none'} (is its package installed?)"
-        )
+        raise ConfigurationError(f"no transport for {scheme}:// URLs; installed: {', '.join(sorted(found)) or 'none'}")
     try:
         factory = found[scheme].load()
     except ImportError as exc:

@@ -124,9 +124,7 @@ class Dispatcher:
         """Return what is known of a dispatch: None while it is not finished (or was never sent, or is forgotten)."""
         return self.transport.reply(task_id)
 
-    def _send(
-        self, payload: TaskPayload, *, org_id: str | None, delay: float, within: object | None
-    ) -> DispatchHandle:
+    def _send(self, payload: TaskPayload, *, org_id: str | None, delay: float, within: object | None) -> DispatchHandle:
         fairness = payload.fairness
         if org_id is None:
             org_id = fairness.org_id if fairness is not None else None

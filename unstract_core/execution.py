@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 
 import attrs
 
-from unstract_core.dispatch import DispatchHandle, Dispatcher
+from unstract_core.dispatch import Dispatcher, DispatchHandle
 from unstract_core.errors import ContractError, MalformedPayload, PayloadError
 from unstract_core.events import emit
 from unstract_core.payload import DEFAULT_PRIORITY, FairnessKey

@@ -53,7 +53,9 @@ def _part(sig: object, name: str) -> Any:
 
 def _refuse_what_would_be_lost(sig: object, task: str) -> None:
     if kind := _part(sig, "subtask_type"):
-        raise SignatureError(f"callback {task!r} is a {kind}; only a single task can be continued with", path="$.subtask_type")
+        raise SignatureError(
+            f"callback {task!r} is a {kind}; only a single task can be continued with", path="$.subtask_type"
+        )
     if _part(sig, "args"):
         raise SignatureError(
             f"callback {task!r} has positional args; pass them as kwargs (the first position takes the result)",
@@ -84,10 +86,12 @@ def _queue(sig: object, task: str) -> str:
     for option, value in options.items():
         if option != "queue" and value is not None and value != [] and value != {}:
             raise SignatureError(
-                f"callback {task!r} has the option {option!r}, which a continuation cannot honour; only queue can be set",
+                f"callback {task!r} has the option {option!r}, which a continuation cannot honour; set queue alone",
                 path=f"$.options.{option}",
             )
     queue = options.get("queue")
     if not isinstance(queue, str) or not queue:
-        raise SignatureError(f"callback {task!r} names no queue; set it: signature(..., queue='my_queue')", path="$.options.queue")
+        raise SignatureError(
+            f"callback {task!r} names no queue; set it: signature(..., queue='my_queue')", path="$.options.queue"
+        )
     return queue

@@ -204,7 +204,8 @@ class Transport(Protocol):
 class QueueState:
     """One queue as it stands: `oldest` is the age in seconds of the longest-waiting ready message, None if none waits.
 
-    `ready` can be taken now; `in_flight` is held under a lease; `delayed` waits for its time; `dead` was buried.
+    `ready` can be taken now; `in_flight` is held under a lease; `delayed` waits for its time; `dead` was buried. A
+    message that waits to be retried may be counted among either of the middle two: not every store tells them apart.
     """
 
     queue: str

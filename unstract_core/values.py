@@ -28,7 +28,7 @@ import attrs
 
 from unstract_core.errors import PayloadError
 
-JSONValue: TypeAlias = "None | bool | int | float | str | list[JSONValue] | dict[str, JSONValue]"
+JSONValue: TypeAlias = "bool | int | float | str | list[JSONValue] | dict[str, JSONValue] | None"
 
 MAX_DEPTH = 64
 """How many lists and dicts may stand inside each other."""
@@ -191,9 +191,8 @@ class _Strict:
             key = key.value
         if isinstance(key, str):
             return self.text(str.__str__(key))
-        if isinstance(key, int) and not isinstance(key, bool):
-            if INT_MIN <= key <= INT_MAX:
-                return int.__repr__(key)
+        if isinstance(key, int) and not isinstance(key, bool) and INT_MIN <= key <= INT_MAX:
+            return int.__repr__(key)
         return self.unfit_key(key)
 
     def converted(self, value: object, depth: int) -> JSONValue:
@@ -204,7 +203,7 @@ class _Strict:
         except Exception as exc:  # a value's own code (properties, isoformat, iterators) may raise anything
             raise self.refuse(f"{type(value).__qualname__} raised {type(exc).__name__} when it was read") from exc
 
-    def by_rule(self, value: object, depth: int) -> JSONValue:  # noqa: PLR0911 - one return for each named rule
+    def by_rule(self, value: object, depth: int) -> JSONValue:
         match value:
             case enum.Enum():
                 return self.value(value.value, depth)
@@ -244,7 +243,7 @@ class _Strict:
         raise self.refuse("two keys become the same string; one of them would be lost")
 
     def envelope(self, members: dict[str, JSONValue]) -> JSONValue:
-        raise self.refuse("a dict of exactly __type__ and __value__ cannot be sent (kombu reads it as its own envelope)")
+        raise self.refuse("a dict of exactly __type__ and __value__ cannot be sent (it is kombu's own envelope)")
 
     def too_deep(self, value: object) -> JSONValue:
         raise self.refuse(f"nested deeper than {MAX_DEPTH} levels, or cyclic")

@@ -158,7 +158,9 @@ def test_extra_keys_of_a_newer_writer_are_ignored(
     harness: Harness, transport: Any, queue: str, subscribe: Subscribe
 ) -> None:
     """Unknown keys do not keep a message from being read."""
-    harness.inject(transport, queue, '{"task_name":"t","args":[],"kwargs":{},"queue":"q","fairness":null,"new":{"x":1}}')
+    harness.inject(
+        transport, queue, '{"task_name":"t","args":[],"kwargs":{},"queue":"q","fairness":null,"new":{"x":1}}'
+    )
     (delivery,) = subscribe(queue).receive(limit=1, wait=0)
     assert delivery.problem is None
 

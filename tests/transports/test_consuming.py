@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -266,7 +266,7 @@ def test_the_callback_carries_the_parents_org_fairness_and_priority(harness: Har
 
 
 def test_a_long_task_keeps_its_message_and_a_stopping_worker_finishes_it(world: World) -> None:
-    """A task longer than its lease is renewed and run once; stop() lets it finish and settle, and gives the rest back."""
+    """A task longer than its lease is renewed and run once; stop() lets it finish, and gives the rest back."""
     started, runs = threading.Event(), []
 
     def slow(number: int) -> int:
@@ -293,9 +293,7 @@ def test_every_message_is_run_and_settled_once_by_many_workers(world: World) -> 
     """Several consumers with several threads each drain one queue: every message once."""
     counted: list[int] = []
     world.transport.send([message("count", world.queue, n) for n in range(500)])
-    consumers = [
-        Consumer(world.transport, {"count": counted.append}, [world.queue], concurrency=3) for _ in range(3)
-    ]
+    consumers = [Consumer(world.transport, {"count": counted.append}, [world.queue], concurrency=3) for _ in range(3)]
     threads = [threading.Thread(target=consumer.drain, kwargs={"timeout": 30}) for consumer in consumers]
     for thread in threads:
         thread.start()
@@ -312,7 +310,7 @@ MISUSES: dict[str, Callable[[Any], Any]] = {
     "no threads": lambda transport: Consumer(transport, tasks, ["q"], concurrency=0),
     "no lease": lambda transport: Consumer(transport, tasks, ["q"], lease=0),
     "small prefetch": lambda transport: Consumer(transport, tasks, ["q"], concurrency=4, prefetch=2),
-    "no callable": lambda transport: Consumer(transport, {"t": 7}, ["q"]),
+    "no callable": lambda transport: Consumer(transport, cast(Any, {"t": 7}), ["q"]),
 }
 
 

@@ -79,7 +79,9 @@ def test_of_a_batch_only_what_is_still_held_is_settled(
     taken = {delivery.id for delivery in heir.receive(limit=2, wait=1)}
     elsewhere = harness.queue()
     settlements = [
-        Settlement(d, Verdict.ACK, follow_up=message("f", elsewhere, d.id), reply=Reply(f"{elsewhere}{d.id}", "completed"))
+        Settlement(
+            d, Verdict.ACK, follow_up=message("f", elsewhere, d.id), reply=Reply(f"{elsewhere}{d.id}", "completed")
+        )
         for d in held
     ]
     assert list(late.settle(settlements)) == [delivery.id not in taken for delivery in held]

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import attrs
 from harness import Harness, message
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from unstract_core import Delivery, Reply, Settlement, Verdict
 
@@ -124,7 +131,7 @@ class QueueMachine(RuleBasedStateMachine):
                 one.state = "gone"
                 self.buried[one.number] = one.attempt
         if settlement.follow_up is not None:
-            number = settlement.follow_up.payload.args[0]
+            number = cast(int, settlement.follow_up.payload.args[0])
             self.known[number] = Known(number, one.priority, place=number)
         if settlement.reply is not None:
             self.replies.setdefault(settlement.reply.key, settlement.reply)
@@ -189,6 +196,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 def test_every_transport_behaves_as_the_model(harness: Harness) -> None:
     """Whatever two workers do, each message is where the model says: never lost, never doubled, fenced, in order."""
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        lambda: QueueMachine(harness), settings=settings(max_examples=30, stateful_step_count=25)
+    run_state_machine_as_test(
+        lambda: QueueMachine(harness),  # type: ignore[arg-type]  # any callable that makes a machine will do
+        settings=settings(max_examples=30, stateful_step_count=25),
     )

@@ -106,6 +106,8 @@ def test_a_dead_letter_is_replayed_as_new(transport: Any, queue: str, subscribe:
     assert not transport.dead.find(queue=queue)
     assert not transport.dead.get([letter.id])
     waiting, replayed = subscription.receive(limit=5, wait=0)
+    assert waiting.payload is not None
+    assert replayed.payload is not None
     assert (waiting.payload.args, replayed.payload.args) == (["waiting"], ["dead"])
     assert (replayed.attempt, replayed.org_id, replayed.priority) == (1, "o", 3)
 
@@ -127,9 +129,7 @@ def test_purging_takes_what_was_asked_for_and_nothing_else(
     assert len(transport.dead.find(queue=other)) == 1
 
 
-def test_the_state_of_a_queue_is_told(
-    transport: Any, harness: Harness, queue: str, subscribe: Subscribe
-) -> None:
+def test_the_state_of_a_queue_is_told(transport: Any, harness: Harness, queue: str, subscribe: Subscribe) -> None:
     """`queues` counts what is ready, held, delayed and dead, and how long the oldest waits."""
     transport.send([message("t", queue) for _ in range(4)] + [message("t", queue, delay=60)])
     subscription = subscribe(queue)

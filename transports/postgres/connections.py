@@ -45,7 +45,9 @@ class Connector:
             raise ConfigurationError(
                 "the PostgreSQL conninfo cannot be parsed; expected postgresql://user@host/database or key=value pairs"
             ) from exc
-        self.conninfo = make_conninfo(conninfo, **{name: value for name, value in _DEFAULTS.items() if name not in given})
+        self.conninfo = make_conninfo(
+            conninfo, **{name: value for name, value in _DEFAULTS.items() if name not in given}
+        )
         self.options: dict[str, Any] = {"autocommit": True, "prepare_threshold": 5 if prepare else None}
 
     def connect(self) -> Connection:

@@ -69,5 +69,3 @@ def _shape(definition: str) -> str:
     table = next((name for name in _TABLES if re.search(rf"\b{name}\b", definition.partition(" USING ")[0])), "")
     columns = definition.partition(" USING ")[2]
     return table + re.sub(r"::(text|character varying)|[()\s]", "", columns)
-
-

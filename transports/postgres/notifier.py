@@ -62,9 +62,10 @@ class Notifier:
     def trailing(self, queues: Iterable[str | None]) -> None:
         """Announce `queues`, which were committed without a NOTIFY, when their window ends."""
         with self._changed:
+            was_idle = not self._late
             for queue in queues:
                 self._late.setdefault(queue, self._last.get(queue, 0.0) + self._window)
-            if self._late:
+            if was_idle and self._late:
                 self._start()
                 self._changed.notify()
 
@@ -100,5 +101,5 @@ class Notifier:
                         del self._late[queue]
                         self._last[queue] = now
                     return due
-                self._changed.wait(min(self._late.values()) - now if self._late else None)
+                self._changed.wait(self._window if self._late else None)
             return None

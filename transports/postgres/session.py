@@ -7,6 +7,7 @@ looks again afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import socket
 import time
@@ -65,10 +66,9 @@ class Session:
         return heard
 
     def wake(self) -> None:
-        try:
+        # Full, so the owner wakes anyway; or closed, and there is no owner.
+        with contextlib.suppress(OSError):
             self._clapper.send(b"!")
-        except OSError:
-            pass  # it is full, so the owner wakes anyway; or closed, and there is no owner
 
     def close(self) -> None:
         self._drop()

@@ -1,0 +1,375 @@
+"""What the tests generate, and an independent statement of what the wire carries.
+
+The strategies make values of the domain, values that the named rules convert, payloads and deliveries. `outside` and
+`same` are oracles: they are written from the design's words and share no code with the package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import enum
+import json
+import math
+import string
+import uuid
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import attrs
+from hypothesis import strategies as st
+
+from unstract_core import ContinuationSpec, Delivery, FairnessKey, TaskPayload, to_wire, values
+
+ENVELOPE = {"__type__", "__value__"}
+UNFIT_CHARACTERS = "\x00\ud800\udbff\udc00\udfff"
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=12)
+unfit_texts = st.builds(lambda a, bad, b: a + bad + b, texts, st.sampled_from(UNFIT_CHARACTERS), texts)
+integers = st.integers(-(2**63), 2**63 - 1)
+floats = st.floats(-1e16, 1e16, exclude_min=True, exclude_max=True).map(lambda number: number or 0.0)
+scalars = st.none() | st.booleans() | integers | floats | texts
+keys = texts | st.text(string.ascii_letters + "_", min_size=1, max_size=6)
+
+
+def _objects(members: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.dictionaries(keys, members, max_size=4).filter(lambda found: found.keys() != ENVELOPE)
+
+
+json_values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | _objects(inner), max_leaves=12)
+json_objects = _objects(json_values)
+json_arrays = st.lists(json_values, max_size=4)
+
+names = st.text(string.ascii_letters + string.digits + "_-.é", min_size=1, max_size=40)
+fairness_keys = st.builds(
+    FairnessKey,
+    org_id=st.none() | names,
+    workload_type=st.sampled_from(["api", "non_api"]),
+    pipeline_priority=st.integers(1, 10),
+)
+continuations = st.builds(ContinuationSpec, task_name=names, kwargs=json_objects, queue=names)
+callback_continuations = st.builds(
+    ContinuationSpec, task_name=names, kwargs=st.fixed_dictionaries({"callback_kwargs": json_objects}), queue=names
+)
+
+AWAITS = ("reply", "both", "on_success", "on_error", "nothing")
+
+
+@st.composite
+def payloads(draw: st.DrawFn, awaits: str | None = None, task_id: bool | None = None) -> TaskPayload:
+    """A payload that somebody awaits in the way of `awaits`, one of `AWAITS`; any way when None."""
+    way = awaits or draw(st.sampled_from(AWAITS))
+    has_id = draw(st.booleans()) if task_id is None else task_id
+    specs = continuations | callback_continuations
+    return TaskPayload(
+        task_name=draw(names),
+        args=draw(json_arrays),
+        kwargs=draw(json_objects),
+        queue=draw(names),
+        fairness=draw(st.none() | fairness_keys),
+        reply_key=draw(names) if way == "reply" else None,
+        on_success=draw(specs) if way in ("both", "on_success") else None,
+        on_error=draw(specs) if way in ("both", "on_error") else None,
+        task_id=draw(names) if has_id else None,
+    )
+
+
+@st.composite
+def deliveries(
+    draw: st.DrawFn,
+    awaits: str | None = None,
+    *,
+    task_id: bool | None = None,
+    attempts: st.SearchStrategy[int] | None = None,
+) -> Delivery:
+    """A readable message, held under a lease."""
+    payload = draw(payloads(awaits, task_id))
+    return Delivery(
+        id=str(draw(st.integers(1, 10**6))),
+        queue=payload.queue,
+        attempt=draw(attempts or st.integers(1, 9)),
+        payload=payload,
+        raw=to_wire(payload),
+        org_id=draw(st.just("") | names),
+        priority=draw(st.integers(1, 10)),
+    )
+
+
+class Colour(enum.Enum):
+    PLAIN = "red"
+    TUPLE = (1, "two")
+    UUID = uuid.UUID(int=7)
+
+
+class Word(str, enum.Enum):  # noqa: UP042 - the older form is what the product's own enums use
+    YES = "yes"
+
+
+class Number(enum.IntEnum):
+    SEVEN = 7
+
+
+class Text(str):
+    """A subclass of a plain type that hides what it holds."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "hidden"
+
+    def __repr__(self) -> str:
+        return "hidden"
+
+
+class Count(int):
+    def __repr__(self) -> str:
+        return "hidden"
+
+
+class Amount(float):
+    def __repr__(self) -> str:
+        return "hidden"
+
+
+class Row(dict[Any, Any]):
+    """A dict in all but its exact type."""
+
+
+class Rows(list[Any]):
+    """A list in all but its exact type."""
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+OldPair = namedtuple("OldPair", ["left", "right"])  # noqa: PYI024 - both kinds are met in results
+
+
+@dataclasses.dataclass
+class Record:
+    first: Any
+    second: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenRecord:
+    first: Any
+
+
+@attrs.define
+class Model:
+    first: Any
+    second: Any = None
+
+
+datetimes = st.datetimes(
+    timezones=st.none()
+    | st.just(datetime.UTC)
+    | st.builds(lambda m: datetime.timezone(datetime.timedelta(minutes=m)), st.integers(-839, 839))
+)
+decimals = st.decimals(allow_nan=True) | st.decimals(allow_nan=False, places=2)
+
+_convertible_leaves = st.one_of(
+    st.uuids(),
+    datetimes,
+    st.dates(),
+    st.times(),
+    decimals,
+    st.sampled_from([*Colour, *Word, *Number]),
+    st.integers(10**16, 2**62).map(float),
+    st.just(-0.0),
+    texts.map(Text),
+    integers.map(Count),
+    floats.map(Amount),
+)
+
+
+def _convertible_containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.lists(inner, max_size=3).map(Rows),
+        _objects(inner),
+        _objects(inner).map(Row),
+        st.dictionaries(integers, inner, max_size=3),
+        st.sets(integers | texts | st.uuids() | st.dates(), max_size=4),
+        st.frozensets(integers | texts, max_size=4),
+        st.builds(Pair, inner, inner),
+        st.builds(OldPair, inner, inner),
+        st.builds(Record, inner, inner),
+        st.builds(Model, inner, inner),
+    )
+
+
+convertibles = st.recursive(scalars | _convertible_leaves, _convertible_containers, max_leaves=10)
+"""Values that the named rules make fit without loss."""
+
+
+def _generator() -> Iterator[int]:
+    yield 1
+
+
+unfit_scalars = st.one_of(
+    st.sampled_from([math.nan, math.inf, -math.inf, 2**63, -(2**63) - 1, 10**4000, 1e19, -1e300]),
+    unfit_texts,
+    unfit_texts.map(Text),
+    st.binary(max_size=8),
+    st.binary(max_size=8).map(bytearray),
+    st.binary(max_size=8).map(memoryview),
+    st.just({"__type__": "uuid", "__value__": 1}),
+    st.builds(object),
+    st.builds(_generator),
+    st.complex_numbers(),
+    st.timedeltas(),
+    st.sampled_from([int, len, range(3), ..., NotImplemented, ValueError("x"), Colour]),
+)
+"""Values that strict normalisation refuses, whole."""
+
+_unfit_keys = st.one_of(
+    st.none(), st.booleans(), st.floats(), st.tuples(st.integers()), st.binary(max_size=3), unfit_texts, st.just(2**63)
+)
+
+
+def _containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return _convertible_containers(inner) | st.dictionaries(
+        _unfit_keys | integers | keys | st.integers(0, 3) | st.integers(0, 3).map(str), inner, max_size=4
+    )
+
+
+anything = st.recursive(scalars | _convertible_leaves | unfit_scalars, _containers, max_leaves=12)
+"""Well-behaved Python values of any kind, whether they fit or not."""
+
+
+PLAIN_KEYS = st.text(string.ascii_letters + "_", min_size=1, max_size=6)
+ODD_KEYS = st.sampled_from(["odd key", "1st", "a.b", 'q"', "", "ß-"])
+
+
+@dataclasses.dataclass
+class Planted:
+    """A structure of values that fit, but for one offender; `path` is the offender's."""
+
+    whole: Any
+    path: str
+
+    def __repr__(self) -> str:
+        try:
+            return f"Planted({self.whole!r}, {self.path!r})"
+        except BaseException:  # the offender may forbid even that
+            return f"Planted(<unprintable>, {self.path!r})"
+
+
+@st.composite
+def planted(draw: st.DrawFn, make: Callable[[], Any]) -> Planted:
+    """Bury the offender that `make` returns among innocent siblings, up to six containers deep."""
+    whole, path = make(), ""
+    for _ in range(draw(st.integers(0, 6))):
+        kind = draw(st.sampled_from(["list", "tuple", "dict", "odd dict", "record", "model"]))
+        if kind in ("list", "tuple"):
+            before, after = draw(st.lists(scalars, max_size=2)), draw(st.lists(scalars, max_size=2))
+            items = [*before, whole, *after]
+            whole = items if kind == "list" else tuple(items)
+            path = f"[{len(before)}]{path}"
+        elif kind == "record":
+            whole, path = Record(draw(scalars), whole), f".second{path}"
+        elif kind == "model":
+            whole, path = Model(whole, draw(scalars)), f".first{path}"
+        else:
+            key = draw(PLAIN_KEYS if kind == "dict" else ODD_KEYS)
+            sibling, other = draw(st.tuples(PLAIN_KEYS, PLAIN_KEYS).filter(lambda pair, key=key: key not in pair))
+            whole = {sibling: draw(scalars), key: whole, other: draw(scalars)}
+            path = (f".{key}" if kind == "dict" else f"[{json.dumps(key)}]") + path
+    return Planted(whole, "$" + path)
+
+
+def burying(offenders: st.SearchStrategy[Any]) -> st.SearchStrategy[Planted]:
+    """Bury one of `offenders`."""
+    return offenders.flatmap(lambda offender: planted(lambda: offender))
+
+
+def nest(depth: int, leaf: object = None, kind: type[list[Any] | dict[str, Any]] = list) -> Any:
+    """`depth` containers inside each other, around `leaf`."""
+    found: Any = leaf
+    for _ in range(depth):
+        found = [found] if kind is list else {"x": found}
+    return found
+
+
+@contextlib.contextmanager
+def size_limit(size: int) -> Iterator[None]:
+    """Make `MAX_SIZE` small enough to be reached in a test."""
+    usual = values.MAX_SIZE
+    values.MAX_SIZE = size
+    try:
+        yield
+    finally:
+        values.MAX_SIZE = usual
+
+
+def outside(value: object, *, max_size: int = 64 * 1024 * 1024) -> str | None:
+    """Say why a value is outside the domain of the wire; None when it is inside."""
+    size = 0
+    stack: list[tuple[object, int]] = [(value, 0)]
+    while stack:
+        found, depth = stack.pop()
+        if type(found) in (list, dict) and depth == 64:
+            return "deeper than 64"
+        if type(found) is list:
+            size += 16 * len(found)
+            stack += [(item, depth + 1) for item in found]
+        elif type(found) is dict:
+            if set(found) == ENVELOPE:
+                return "an envelope"
+            size += 16 * len(found)
+            for key, item in found.items():
+                if type(key) is not str:
+                    return f"a key of type {type(key)}"
+                stack += [(key, 0), (item, depth + 1)]
+        elif type(found) is str:
+            try:
+                size += len(found.encode())
+            except UnicodeEncodeError:
+                return "a lone surrogate"
+            if "\x00" in found:
+                return "NUL"
+        elif reason := _unfit_scalar(found):
+            return reason
+    return f"{size} bytes" if size > max_size else None
+
+
+def _unfit_scalar(value: object) -> str | None:
+    if value is None or type(value) is bool:
+        return None
+    if type(value) is int:
+        return None if -9223372036854775808 <= value <= 9223372036854775807 else "an int beyond 64 bits"
+    if type(value) is float:
+        if not abs(value) < 10**16:
+            return "a float that is not finite or too large"
+        return "-0.0" if value == 0 and math.copysign(1, value) < 0 else None
+    return f"a {type(value)}"
+
+
+def same(left: object, right: object) -> bool:
+    """Tell whether two values are equal with exactly the same types, and dicts in the same order."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, dict) and isinstance(right, dict):
+        return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(same, left, right))
+    return left == right
+
+
+def containers_of(value: object) -> set[int]:
+    """The identities of the lists and dicts inside a value."""
+    found: set[int] = set()
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, list | dict):
+            found.add(id(item))
+            stack += item.values() if isinstance(item, dict) else item
+    return found
