@@ -1,0 +1,102 @@
+"""The errors: one root, a tree that its docstring draws in full, and every one of them picklable."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from typing import Any
+
+import pytest
+
+import unstract_core
+from unstract_core import RetryLater, errors
+
+CLASSES: dict[str, type[Exception]] = {
+    name: found
+    for name, found in vars(errors).items()
+    if isinstance(found, type) and issubclass(found, Exception) and found.__module__ == errors.__name__
+}
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "PayloadError": {"path": "$.kwargs.x"},
+    "SignatureError": {"path": "$.options.queue"},
+    "MalformedPayload": {"path": "$.fairness", "problems": ("expected an object @ $.fairness",)},
+    "TransportUnavailable": {"fate_unknown": True},
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_error_is_picklable_with_its_attributes(name: str, protocol: int) -> None:
+    """Guaranteed: every error can be pickled, and comes back with its type, its text and all of its attributes."""
+    error = CLASSES[name]("what went wrong", **OPTIONS.get(name, {}))
+    error.__cause__ = ValueError("the driver's own")
+    back = pickle.loads(pickle.dumps(error, protocol))  # noqa: S301 - pickled a moment ago
+    assert type(back) is type(error)
+    assert (str(back), back.args, vars(back)) == (str(error), error.args, vars(error))
+    for attribute, value in OPTIONS.get(name, {}).items():
+        assert getattr(back, attribute) == value
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_error_can_be_copied_and_raised_without_arguments(name: str) -> None:
+    """An error copies like any value, and its defaults make it printable."""
+    error = copy.deepcopy(CLASSES[name]())
+    assert isinstance(str(error), str)
+    assert vars(error) == vars(CLASSES[name]())
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_error_has_one_root_and_is_exported(name: str) -> None:
+    """Catching ContractError catches them all, and the package exports each."""
+    assert issubclass(CLASSES[name], errors.ContractError)
+    assert name in unstract_core.__all__
+    assert getattr(unstract_core, name) is CLASSES[name]
+
+
+def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
+    """The module docstring draws every class below its base, with the built-in bases beside it, and no other."""
+    drawn: dict[str, tuple[str | None, tuple[str, ...]]] = {}
+    branch: list[tuple[int, str]] = []
+    for line in (errors.__doc__ or "").splitlines():
+        match = re.match(r"( +(?:\| +)*(?:\+-- )?)([A-Z]\w+)(?: \((\w+)\))?(?:  |$)", line)
+        if match is None:
+            continue
+        depth, name, builtin = len(match[1]), match[2], match[3]
+        branch = [(at, parent) for at, parent in branch if at < depth]
+        drawn[name] = (branch[-1][1] if branch else None, (builtin,) if builtin else ())
+        branch.append((depth, name))
+    real = {
+        name: (
+            next((base.__name__ for base in found.__bases__ if base in CLASSES.values()), None),
+            tuple(base.__name__ for base in found.__bases__ if base not in CLASSES.values() and base is not Exception),
+        )
+        for name, found in CLASSES.items()
+    }
+    assert drawn == real
+
+
+def test_a_payload_error_says_where() -> None:
+    """The text of a PayloadError begins with the path, so that a log line alone is enough."""
+    assert str(errors.PayloadError("too large", path="$.args[0]")) == "$.args[0]: too large"
+
+
+def test_errors_can_be_caught_as_the_built_in_kind_that_they_are() -> None:
+    """Callers that know only Python's own errors catch ours."""
+    assert issubclass(errors.PayloadError, ValueError)
+    assert issubclass(errors.SignatureError, ValueError)
+    assert issubclass(errors.ReplyTimeout, TimeoutError)
+
+
+def test_a_retry_request_is_picklable_with_its_delay() -> None:
+    """RetryLater crosses a process boundary as it is."""
+    back = pickle.loads(pickle.dumps(RetryLater(2.5)))  # noqa: S301 - pickled a moment ago
+    assert back.delay == 2.5
+    assert str(back) == str(RetryLater(2.5))
+
+
+def test_nothing_public_is_missing_from_the_exports() -> None:
+    """Every exported name is there, each once, in order."""
+    assert sorted(set(unstract_core.__all__)) == unstract_core.__all__
+    assert all(hasattr(unstract_core, name) for name in unstract_core.__all__)

@@ -1,0 +1,305 @@
+"""Values whose own code misbehaves while they are read: refused strictly, described leniently, alone in either case."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import enum
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import strategies as some
+from unstract_core import PayloadError, normalise
+
+
+class Trick(str):
+    """A str that lies about itself wherever it can."""
+
+    __slots__ = ()
+
+    def isascii(self) -> bool:
+        return True
+
+    def __contains__(self, part: object) -> bool:
+        return False
+
+    def __len__(self) -> int:
+        return 0
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+
+def fails(*_: object, **__: object) -> NoReturn:
+    raise RuntimeError("hostile")
+
+
+def exits(*_: object, **__: object) -> NoReturn:
+    raise SystemExit(3)
+
+
+def made(base: type[Any], *args: Any, **members: Any) -> Callable[[], Any]:
+    """Return a maker of instances of a subclass of `base` with these members."""
+    return lambda: type("Hostile", (base,), members)(*args)
+
+
+@dataclasses.dataclass
+class Loaded:
+    """A record whose second field does something when it is read."""
+
+    first: int
+    second: Callable[[], Any] = dataclasses.field(repr=False)
+
+    def __getattribute__(self, name: str) -> Any:
+        found = object.__getattribute__(self, name)
+        return found() if name == "second" else found
+
+
+class Lazy(enum.Enum):
+    MEMBER = 1
+
+    @property
+    def value(self) -> int:
+        raise RuntimeError("hostile")
+
+
+def _half_a_list(self: object) -> Iterator[int]:
+    yield 1
+    raise RuntimeError("hostile")
+
+
+def _released() -> memoryview:
+    view = memoryview(b"gone")
+    view.release()
+    return view
+
+
+NOT_TEXT = {"__repr__": lambda self: 5}
+
+HOSTILE: dict[str, Callable[[], Any]] = {
+    "repr raises": made(object, __repr__=fails),
+    "repr exits": made(object, __repr__=exits),
+    "repr is no text": made(object, **NOT_TEXT),
+    "repr has NUL and a surrogate": made(object, __repr__=lambda self: "a\x00\ud800b"),
+    "repr is a lying str": made(object, __repr__=lambda self: Trick("a\x00b")),
+    "repr is recursive": made(object, __repr__=lambda self: repr([self])),
+    "class raises": made(object, __class__=property(fails)),
+    "class pretends to be str": made(object, __class__=property(lambda self: str)),
+    "class pretends to be dict": made(object, __class__=property(lambda self: dict)),
+    "field raises": lambda: Loaded(1, fails),
+    "enum value raises": lambda: Lazy.MEMBER,
+    "iterator raises": made(list, [1, 2], __iter__=fails),
+    "iterator raises half way": made(list, [1, 2], __iter__=_half_a_list),
+    "tuple iterator raises": made(tuple, [1, 2], __iter__=fails),
+    "set iterator raises": made(frozenset, [1, 2], __iter__=fails),
+    "items raises": made(dict, {"a": 1}, items=fails),
+    "items are no pairs": made(dict, {"a": 1}, items=lambda self: [1, 2]),
+    "isoformat raises": made(datetime.date, 2026, 1, 2, isoformat=fails),
+    "isoformat is no text": made(datetime.date, 2026, 1, 2, isoformat=lambda self: None),
+    "isoformat is a lying str": made(datetime.date, 2026, 1, 2, isoformat=lambda self: Trick("a\x00b")),
+    "decimal str raises": made(decimal.Decimal, 1, __str__=fails),
+    "uuid str is a lying str": made(uuid.UUID, "7" * 32, __str__=lambda self: Trick("a\x00b")),
+    "released memoryview": _released,
+    "memoryview with gaps": lambda: memoryview(b"abcdef")[::2],
+}
+
+HARMLESS_AFTER_ALL: dict[str, Callable[[], Any]] = {
+    "a lying str": lambda: Trick("held"),
+    "an int that will not be converted": made(int, 5, __int__=fails, __repr__=fails, __index__=fails),
+    "a float that will not be converted": made(float, 5.5, __float__=fails, __repr__=fails),
+    "a list of no length": made(list, [1], __len__=fails, __repr__=fails),
+    "a dict that will not be looked into": made(dict, {"a": 1}, __getitem__=fails, __contains__=fails, keys=fails),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@settings(max_examples=15)
+@given(data=st.data())
+def test_strict_refuses_a_hostile_value_at_its_path(name: str, data: st.DataObject) -> None:
+    """Whatever a value's own code raises, strict raises PayloadError below the value's path, or returns what fits."""
+    found = data.draw(some.planted(HOSTILE[name]))
+    try:
+        normal = normalise(found.whole)
+    except PayloadError as exc:
+        assert exc.path.startswith(found.path)  # noqa: PT017 - either outcome is right, and each has its assertion
+    else:
+        assert some.outside(normal) is None
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@settings(max_examples=15)
+@given(data=st.data())
+def test_a_hostile_value_is_replaced_alone(name: str, data: st.DataObject) -> None:
+    """Lenient describes the hostile value in some way, lists its path, and keeps everything around it."""
+    found = data.draw(some.planted(HOSTILE[name]))
+    innocent = data.draw(some.json_values)
+    replaced: list[str] = []
+    normal: Any = normalise({"paid": innocent, "hostile": found.whole}, lenient=True, replaced=replaced)
+    assert some.outside(normal) is None
+    assert some.same(normal["paid"], innocent)
+    assert all(path.startswith("$.hostile" + found.path[1:]) for path in replaced)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_lenient_never_raises_even_for_a_hostile_value_alone(name: str) -> None:
+    """A task that returns nothing but a hostile value still has a result inside the domain."""
+    assert some.outside(normalise(HOSTILE[name](), lenient=True)) is None
+
+
+@pytest.mark.parametrize("name", HARMLESS_AFTER_ALL)
+def test_what_a_subclass_holds_is_read_past_its_own_code(name: str) -> None:
+    """Subclasses of plain types are read by the plain type's means, not by their own."""
+    value = HARMLESS_AFTER_ALL[name]()
+    assert some.outside(normalise(value)) is None
+    assert some.same(normalise(value), normalise(value, lenient=True))
+    assert normalise(Trick("held")) == "held"
+
+
+def _hashable(make: Callable[[], Any]) -> bool:
+    try:
+        hash(make())
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+HOSTILE_KEYS = [name for name, make in HOSTILE.items() if _hashable(make)]
+
+
+@pytest.mark.parametrize("name", HOSTILE_KEYS)
+def test_lenient_replaces_a_hostile_key_alone(name: str) -> None:
+    """A key that cannot be read costs neither its own member nor another."""
+    normal: Any = normalise({"paid": 1, HOSTILE[name](): 2, "more": 3}, lenient=True)
+    assert some.outside(normal) is None
+    assert list(normal.values()) == [1, 2, 3]
+    assert normal["paid"] == 1
+
+
+@pytest.mark.parametrize("name", HOSTILE_KEYS)
+def test_strict_refuses_a_hostile_key_or_returns_what_fits(name: str) -> None:
+    """Strict raises PayloadError and nothing else for a key whose own code raises."""
+    try:
+        normal = normalise({"paid": 1, HOSTILE[name](): 2})
+    except PayloadError as exc:
+        assert exc.path.startswith("$")  # noqa: PT017 - either outcome is right, and each has its assertion
+    else:
+        assert some.outside(normal) is None
+
+
+EXITING: dict[str, Callable[[], Any]] = {
+    "field": lambda: Loaded(1, exits),
+    "iterator": made(list, [1], __iter__=exits),
+    "items": made(dict, {"a": 1}, items=exits),
+    "isoformat": made(datetime.date, 2026, 1, 2, isoformat=exits),
+    "str": made(decimal.Decimal, 1, __str__=exits),
+    "class": made(object, __class__=property(exits)),
+}
+
+
+@pytest.mark.parametrize("name", EXITING)
+def test_a_result_whose_code_exits_is_replaced_alone(name: str) -> None:
+    """sys.exit inside a result's property or iterator does not take the paid result with it: lenient never raises."""
+    replaced: list[str] = []
+    normal: Any = normalise({"paid": 1, "bad": EXITING[name]()}, lenient=True, replaced=replaced)
+    assert normal["paid"] == 1
+    assert some.outside(normal) is None
+    assert replaced == ["$.bad"]
+
+
+def _self_changing() -> dict[str, Any]:
+    members: dict[str, Any] = {"paid": 1}
+    members["loaded"] = Loaded(1, lambda: members.__setitem__("new", 2))
+    members["after"] = 3
+    return members
+
+
+def test_strict_refuses_a_dict_that_changes_while_it_is_read() -> None:
+    """A dict to which something is added during the walk is refused with a PayloadError."""
+    with pytest.raises(PayloadError):
+        normalise(_self_changing())
+
+
+def test_lenient_describes_a_dict_that_changes_while_it_is_read() -> None:
+    """A dict to which something is added during the walk becomes something that fits, and is listed."""
+    replaced: list[str] = []
+    normal: Any = normalise({"paid": 1, "changing": _self_changing()}, lenient=True, replaced=replaced)
+    assert some.outside(normal) is None
+    assert any("$" in path for path in replaced)
+
+
+def test_a_changing_dict_costs_its_siblings_nothing() -> None:
+    """Only the dict that changes is described; the result around it arrives as it is."""
+    normal: Any = normalise({"paid": 1, "changing": _self_changing()}, lenient=True)
+    assert isinstance(normal, dict)
+    assert normal["paid"] == 1
+
+
+def test_a_dict_shared_with_a_busy_thread_still_becomes_a_result() -> None:
+    """While another thread keeps changing it, lenient returns a value of the domain, and strict that or PayloadError."""
+    shared: dict[str, Any] = {str(number): [number] for number in range(200)}
+    stop = threading.Event()
+
+    def change() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            shared[f"new {number % 50}"] = number
+            shared.pop(f"new {(number + 25) % 50}", None)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    refused = 0
+    try:
+        for _ in range(200):
+            assert some.outside(normalise(shared, lenient=True)) is None
+            try:
+                normalise(shared)
+            except PayloadError:
+                refused += 1
+    finally:
+        stop.set()
+        thread.join()
+    assert 0 <= refused <= 200
+
+
+def test_an_endless_iterator_ends_at_the_size_limit() -> None:
+    """A list whose iterator never ends is refused strictly and cut leniently."""
+
+    def endless(self: object) -> Iterator[int]:
+        while True:
+            yield 1
+
+    endless_list = made(list, [], __iter__=endless)
+    with some.size_limit(100_000):
+        with pytest.raises(PayloadError, match="bytes"):
+            normalise(endless_list())
+        normal: Any = normalise(endless_list(), lenient=True)
+    assert normal[0] == 1
+    assert normal[-1].startswith("<unstract-wire: ")
+
+
+def test_a_huge_repr_is_cut_like_any_string() -> None:
+    """A repr that is too large for the wire becomes a stub, and is listed once."""
+    replaced: list[str] = []
+    with some.size_limit(100_000):
+        huge = made(object, __repr__=lambda self: "x" * 200_000)
+        normal: Any = normalise({"paid": 1, "huge": huge()}, lenient=True, replaced=replaced)
+    assert normal["paid"] == 1
+    assert normal["huge"].startswith("<unstract-wire: ")
+    assert replaced == ["$.huge"]

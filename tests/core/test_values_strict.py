@@ -1,0 +1,168 @@
+"""Strict normalisation: what does not fit is refused, with the path of the offender."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import strategies as some
+from unstract_core import PayloadError, normalise
+from unstract_core.values import MAX_DEPTH, MAX_SIZE
+
+HUGE = 300 * 1024 * 1024
+
+
+def refusal(value: object, *, path: str = "$") -> PayloadError:
+    with pytest.raises(PayloadError) as caught:
+        normalise(value, path=path)
+    return caught.value
+
+
+@given(some.anything)
+def test_strict_returns_a_value_of_the_domain_or_raises_payload_error(value: Any) -> None:
+    """Any value is either refused with a PayloadError below the root, or comes back inside the domain."""
+    try:
+        normal = normalise(value)
+    except PayloadError as exc:
+        assert exc.path.startswith("$")
+        assert str(exc).startswith(f"{exc.path}: ")
+    else:
+        assert some.outside(normal) is None
+
+
+@given(some.burying(some.unfit_scalars))
+def test_a_refusal_names_the_exact_path_of_the_offender(found: some.Planted) -> None:
+    """One value that does not fit, wherever it stands among others that do, is named by its JSON path."""
+    assert refusal(found.whole).path == found.path
+
+
+@given(some.burying(some.unfit_scalars))
+def test_a_refusal_stands_below_the_path_that_was_given(found: some.Planted) -> None:
+    """The caller's own path is the root of the refusal's."""
+    assert refusal(found.whole, path="$.on_success.kwargs").path == "$.on_success.kwargs" + found.path[1:]
+
+
+KEYS_THAT_DO_NOT_FIT: list[Any] = [None, True, 1.5, (1,), b"k", 2**63, -(2**63) - 1, "a\x00", "\ud800", "é\udfff"]
+
+
+@given(some.burying(st.sampled_from(KEYS_THAT_DO_NOT_FIT).map(lambda key: {"innocent": 1, key: 2, "other": 3})))
+def test_a_key_that_does_not_fit_is_refused_under_its_own_dict(found: some.Planted) -> None:
+    """A key that is neither str nor int, or no fit one, is refused under its dict's path, never an innocent sibling's."""
+    path = refusal(found.whole).path
+    assert path.startswith(found.path)
+    assert "innocent" not in path
+
+
+@given(some.burying(some.integers.map(lambda number: {"innocent": 0, number: 1, str(number): 2})))
+def test_keys_that_become_the_same_string_are_refused(found: some.Planted) -> None:
+    """Two keys that would collide are refused under the path of their dict or of the key that collides."""
+    path = refusal(found.whole).path
+    assert path.startswith(found.path)
+    assert "innocent" not in path
+
+
+@given(some.json_values, some.json_values)
+def test_an_envelope_of_kombu_is_refused(kind: Any, value: Any) -> None:
+    """A dict of exactly __type__ and __value__ is refused in either order; one more or less key makes it pass."""
+    refusal({"__type__": kind, "__value__": value})
+    refusal({"__value__": value, "__type__": kind})
+    for passing in ({"__type__": kind}, {"__value__": value}, {"__type__": kind, "__value__": value, "x": 1}):
+        assert some.same(normalise(passing), passing)
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+def test_64_levels_pass_and_65_do_not(kind: type[Any]) -> None:
+    """At most 64 containers stand inside each other; the refusal names the 65th."""
+    assert some.same(normalise(some.nest(64, 1, kind)), some.nest(64, 1, kind))
+    step = "[0]" if kind is list else ".x"
+    assert refusal(some.nest(65, 1, kind)).path == "$" + step * 64
+    assert refusal(some.nest(100_000, 1, kind)).path == "$" + step * 64
+    assert MAX_DEPTH == 64
+
+
+@given(st.integers(60, 70), st.lists(st.sampled_from([list, tuple, dict, "record"]), min_size=70, max_size=70))
+def test_every_kind_of_container_counts_as_a_level(depth: int, kinds: list[Any]) -> None:
+    """Lists, tuples, dicts and records count alike."""
+    value: Any = None
+    for kind in kinds[:depth]:
+        value = some.Record(value) if kind == "record" else {"k": value} if kind is dict else kind([value])
+    if depth <= 64:
+        assert some.outside(normalise(value)) is None
+    else:
+        refusal(value)
+
+
+def test_a_cycle_is_refused() -> None:
+    """A list, dict or record that holds itself ends in a refusal, not in a RecursionError."""
+    items: list[Any] = []
+    items.append(items)
+    members: dict[str, Any] = {"fan": [0, 0]}
+    members["fan"][:] = [members, members]
+    record = some.Record(None)
+    record.first = (record,)
+    for cyclic in (items, members, record):
+        assert "cyclic" in str(refusal(cyclic))
+
+
+def test_a_shared_structure_that_would_explode_is_refused_in_seconds() -> None:
+    """A graph of 60 lists that stands for 2^60 elements is refused by its size, without being written out."""
+    value: Any = []
+    for _ in range(60):
+        value = [value, value]
+    started = time.monotonic()
+    assert "bytes" in str(refusal(value))
+    assert time.monotonic() - started < 20
+
+
+def test_a_string_of_300_mb_is_refused_without_being_read() -> None:
+    """A huge string is refused by its length, in far less time than a copy of it takes; its path is named."""
+    huge = "x" * HUGE
+    started = time.monotonic()
+    assert refusal({"args": [1, huge]}).path == "$.args[1]"
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("character", ["x", "\x7f", "é", "€", "😀"])
+def test_the_size_of_a_string_is_its_utf_8(character: str) -> None:
+    """A string of exactly the limit in UTF-8 bytes passes; one byte more does not."""
+    with some.size_limit(1200):
+        fits = character * (1200 // len(character.encode()))
+        assert normalise(fits) == fits
+        assert "1200 bytes" in str(refusal(fits + "x"))
+
+
+@given(st.integers(1000, 5000), some.json_values)
+def test_what_passes_is_never_larger_than_the_limit(limit: int, value: Any) -> None:
+    """The whole value counts: all strings and keys in UTF-8, and 16 bytes for each element."""
+    value = [value] * 40
+    with some.size_limit(limit):
+        try:
+            normal = normalise(value)
+        except PayloadError as exc:
+            assert "bytes" in str(exc)  # noqa: PT017 - either outcome is right, and each has its assertion
+        else:
+            assert some.outside(normal, max_size=limit) is None
+
+
+def test_a_key_counts_towards_the_size() -> None:
+    """A dict is refused for the size of its keys too."""
+    assert "bytes" in str(refusal({"k" * (MAX_SIZE + 1): 1}))
+    assert "bytes" in str(refusal({"é" * (MAX_SIZE // 2 + 1): 1}))
+
+
+def test_text_that_is_not_finite_is_welcome() -> None:
+    """Only the numbers are refused: their names are strings like any other."""
+    assert normalise([repr(math.nan), "Infinity"]) == ["nan", "Infinity"]
+
+
+def test_a_generator_is_refused_and_not_consumed() -> None:
+    """Whether a generator may be used up is the caller's to decide."""
+    numbers = (number for number in range(3))
+    refusal(numbers)
+    assert list(numbers) == [0, 1, 2]
+

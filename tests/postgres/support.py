@@ -1,0 +1,239 @@
+"""What the tests of PostgreSQL's own promises share: the tables seen from outside, and consumers beside the test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from servers import wait_until
+
+from transports.postgres import PostgresTransport
+from unstract_core import Consumer
+
+LONG_POLL = 30.0
+"""A poll interval (seconds) with which polling delivers nothing in the time of a test."""
+
+AT_ONCE = 0.5
+"""Seconds within which what LISTEN announces must have been done."""
+
+
+@attrs.frozen
+class Tables:
+    """The tables of one schema, through connections of the test's own. {messages}, {results}, {dead} name them."""
+
+    url: str
+    schema: str
+
+    def connect(self, **options: Any) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.url, **{"autocommit": True, **options})
+
+    def sql(self, statement: str) -> sql.Composed:
+        return sql.SQL(statement).format(  # type: ignore[arg-type]
+            schema=sql.Identifier(self.schema),
+            messages=sql.Identifier(self.schema, "pg_queue_message"),
+            results=sql.Identifier(self.schema, "pg_task_result"),
+            dead=sql.Identifier(self.schema, "pg_queue_dead_letter"),
+        )
+
+    def rows(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        with self.connect() as connection:
+            return connection.execute(self.sql(statement), parameters or None).fetchall()
+
+    def execute(self, statement: str, *parameters: Any) -> None:
+        with self.connect() as connection:
+            connection.execute(self.sql(statement), parameters or None)
+
+    def count(self, queue_name: str) -> int:
+        (row,) = self.rows("SELECT count(*) FROM {messages} WHERE queue_name = %s", queue_name)
+        return int(row[0])
+
+    def inject(self, queue_name: str, text: str) -> str:
+        """Store JSON text as a message, as any other program could."""
+        (row,) = self.rows(
+            "INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)"
+            " VALUES (%s, %s::jsonb, '', now(), now(), 0, 5, 'ready') RETURNING msg_id",
+            queue_name,
+            text,
+        )
+        return str(row[0])
+
+    @contextlib.contextmanager
+    def locked(self, statement: str, *parameters: Any) -> Iterator[psycopg.Connection[Any]]:
+        """Hold the locks that a statement takes, in a transaction that is rolled back unless the test commits it."""
+        with self.connect(autocommit=False) as connection:
+            connection.execute(self.sql(statement), parameters or None)
+            try:
+                yield connection
+            finally:
+                connection.rollback()
+
+    def backends(self, name: str) -> list[tuple[int, str, str]]:
+        """The (pid, wait event type, query) of each connection with this application name."""
+        return [
+            (row[0], row[1], row[2])
+            for row in self.rows(
+                "SELECT pid, coalesce(wait_event_type, ''), query FROM pg_stat_activity WHERE application_name = %s",
+                name,
+            )
+        ]
+
+    def wait_for_lock(self, name: str) -> int:
+        """Wait until a connection of this name waits for a lock; return its pid."""
+        waiting: list[int] = []
+
+        def found() -> bool:
+            waiting[:] = [pid for pid, event, _ in self.backends(name) if event == "Lock"]
+            return bool(waiting)
+
+        wait_until(found, what=f"a statement of {name} that waits for a lock")
+        return waiting[0]
+
+    def terminate(self, name: str) -> int:
+        """End every connection of this name, and wait until they are gone; return how many there were."""
+        pids = [pid for pid, _, _ in self.backends(name)]
+        self.rows("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", pids)
+        wait_until(lambda: not {pid for pid, _, _ in self.backends(name)}.intersection(pids), what="backends to end")
+        return len(pids)
+
+
+def application() -> str:
+    return f"wire-{uuid.uuid4().hex[:12]}"
+
+
+def queue_name() -> str:
+    return f"q-{uuid.uuid4().hex[:12]}"
+
+
+def named(url: str, name: str) -> str:
+    """Return a conninfo whose connections carry an application name."""
+    return make_conninfo(url, application_name=name)
+
+
+@contextlib.contextmanager
+def transport_on(url: str, schema: str, **options: Any) -> Iterator[PostgresTransport]:
+    transport = PostgresTransport(url, schema, **options)
+    try:
+        yield transport
+    finally:
+        transport.close()
+
+
+@contextlib.contextmanager
+def in_background(*functions: Callable[[], object], timeout: float = 30.0) -> Iterator[None]:
+    """Run functions on threads of their own; at the end, wait for them and raise what they raised."""
+    failed: list[BaseException] = []
+
+    def guarded(function: Callable[[], object]) -> None:
+        try:
+            function()
+        except BaseException as exc:
+            failed.append(exc)
+
+    threads = [threading.Thread(target=guarded, args=(function,), daemon=True) for function in functions]
+    for thread in threads:
+        thread.start()
+    yield
+    for thread in threads:
+        thread.join(timeout)
+    if any(thread.is_alive() for thread in threads):
+        raise AssertionError(f"a background thread did not end within {timeout} s")
+    if failed:
+        raise failed[0]
+
+
+@contextlib.contextmanager
+def running(*consumers: Consumer) -> Iterator[None]:
+    """Let consumers run while the test goes on, then stop them."""
+    with in_background(*[consumer.run for consumer in consumers]):
+        try:
+            yield
+        finally:
+            for consumer in consumers:
+                stop(consumer)
+
+
+def stop(consumer: Consumer) -> None:
+    consumer.stop()
+
+
+class Worker:
+    """A worker process on the tasks of worker.py. `lines` are what its tasks have said, `log` what it has logged."""
+
+    def __init__(self, url: str, schema: str, *queues: str, lease: float) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "postgres.worker", url, schema, str(lease), *queues],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        self.pid = self._process.pid
+        self.log: list[str] = []
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._readers = [
+            threading.Thread(target=self._read, args=(self._process.stdout, self._lines.put), daemon=True),
+            threading.Thread(target=self._read, args=(self._process.stderr, self.log.append), daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def says(self, timeout: float = 20.0) -> str:
+        """Return the next line that the worker prints; fail when none comes within `timeout` seconds."""
+        try:
+            return self._lines.get(timeout=timeout)
+        except queue.Empty:
+            raise AssertionError(f"the worker said nothing for {timeout} s; its log: {self.log}") from None
+
+    def has_said(self) -> bool:
+        return not self._lines.empty()
+
+    def tell(self, line: str) -> None:
+        """Write a line to the worker's standard input: a task of the kind `hold` ends then."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(10)
+        for reader in self._readers:
+            reader.join(10)
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def terminate(self) -> int:
+        """Ask it to stop, and return its exit status."""
+        self._process.terminate()
+        return self._process.wait(20)
+
+    def _read(self, stream: Any, add: Callable[[str], None]) -> None:
+        for line in stream:
+            add(line.rstrip("\n"))
+
+
+@contextlib.contextmanager
+def worker(url: str, schema: str, *queues: str, lease: float) -> Iterator[Worker]:
+    """Start a worker process, wait until it is subscribed, and leave nothing of it behind."""
+    process = Worker(url, schema, *queues, lease=lease)
+    try:
+        assert process.says() == "ready"
+        yield process
+    finally:
+        process.kill()

@@ -1,0 +1,175 @@
+"""The product's own consumer on the same tables: nothing is lost, nothing is run twice, nothing is seen too early."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+
+import pytest
+from harness import message, then
+from postgres import product
+from postgres.product import Product
+from postgres.support import Tables, in_background, running, transport_on
+from servers import wait_until
+
+from transports.postgres import PostgresTransport
+from unstract_core import Consumer, RetryLater, Settlement, Verdict, from_wire
+
+
+@pytest.fixture
+def beside(tables: Tables) -> Product:
+    """The product, with tables that it has made itself and that we have migrated."""
+    product.make_tables(tables, "text")
+    with transport_on(tables.url, tables.schema) as transport:
+        transport.migrate()
+    return Product(tables)
+
+
+@pytest.fixture
+def transport(beside: Product, postgres: PostgresTransport) -> PostgresTransport:
+    return postgres
+
+
+def test_two_kinds_of_consumers_share_a_queue_without_loss_or_doubling(
+    beside: Product, transport: PostgresTransport, queue: str
+) -> None:
+    """Product workers, its reaper and our consumer on one queue: every message is run exactly once."""
+    ran: Counter[int] = Counter()
+    lock, over = threading.Lock(), threading.Event()
+
+    def note(number: int) -> None:
+        with lock:
+            ran[number] += 1
+
+    def product_worker() -> None:
+        while not over.is_set():
+            for id, _, payload in beside.claim(queue, limit=5):
+                note(from_wire(payload).args[0])  # type: ignore[arg-type]
+                beside.acknowledge(id)
+
+    def product_reaper() -> None:
+        while not over.wait(0.02):
+            beside.reap()
+
+    ours = Consumer(transport, {"t": note}, [queue], concurrency=2, lease=5)
+    with in_background(product_worker, product_worker, product_reaper), running(ours):
+        try:
+            for start in range(0, 600, 50):
+                transport.send([message("t", queue, n) for n in range(start, start + 50)])
+            wait_until(lambda: len(ran) == 600, timeout=20, what="600 messages to be run")
+            wait_until(lambda: beside.tables.count(queue) == 0, what="the queue to be empty")
+        finally:
+            over.set()
+    assert set(ran.values()) == {1}
+
+
+def test_a_delayed_message_is_not_visible_to_the_product_before_its_time(
+    beside: Product, transport: PostgresTransport, queue: str
+) -> None:
+    """Neither its claim nor its reaper touches a message of ours that waits; afterwards they get it."""
+    sent = time.monotonic()
+    transport.send([message("t", queue, delay=0.4)])
+    assert_invisible_until(beside, queue, sent + 0.4)
+    (claimed,) = beside.claim(queue)
+    assert claimed[1] == 1
+
+
+def test_a_retried_message_is_not_visible_to_the_product_before_its_time(
+    beside: Product, transport: PostgresTransport, queue: str
+) -> None:
+    """A retry with a delay waits for the product's claim as for ours, and counts as an attempt there too."""
+    transport.send([message("t", queue)])
+    subscription = transport.subscribe([queue], lease=60)
+    (delivery,) = subscription.receive(limit=1, wait=0)
+    asked = time.monotonic()
+    assert subscription.settle([Settlement(delivery, Verdict.RETRY, delay=0.4)]) == [True]
+    assert_invisible_until(beside, queue, asked + 0.4)
+    (claimed,) = beside.claim(queue)
+    assert claimed[1] == 2
+    subscription.close()
+
+
+def assert_invisible_until(beside: Product, queue: str, due: float) -> None:
+    looks = 0
+    while True:
+        beside.reap()
+        if beside.tables.rows("SELECT 1 FROM {messages} WHERE queue_name = %s AND state = 'ready'", queue):
+            break
+        assert beside.claim(queue) == []
+        assert time.monotonic() < due + 1, "it never became ready"
+        looks += 1
+    assert time.monotonic() >= due
+    assert looks > 3
+
+
+def test_a_message_that_a_product_worker_lost_is_run_by_ours(
+    beside: Product, transport: PostgresTransport, queue: str
+) -> None:
+    """An expired claim of the product's comes to our consumer as the next attempt, without the product's reaper."""
+    attempts = []
+    transport.send([message("t", queue)])
+    assert len(beside.claim(queue, lease=0.2)) == 1
+    subscription = transport.subscribe([queue], lease=60)
+    for delivery in subscription.receive(limit=1, wait=5):
+        attempts.append(delivery.attempt)
+    assert attempts == [2]
+    subscription.close()
+
+
+def test_our_late_settlement_does_not_touch_what_the_product_has_claimed_since(
+    beside: Product, transport: PostgresTransport, queue: str
+) -> None:
+    """The fence holds against the product's claim: its row stays, and no follow-up of ours appears."""
+    transport.send([message("t", queue)])
+    subscription = transport.subscribe([queue], lease=0.1)
+    (delivery,) = subscription.receive(limit=1, wait=0)
+    wait_until(lambda: beside.reap() == 1, what="our lease to end")
+    (claimed,) = beside.claim(queue)
+    late = Settlement(delivery, Verdict.ACK, follow_up=message("after", queue))
+    assert subscription.settle([late]) == [False]
+    assert beside.tables.rows("SELECT msg_id, read_ct FROM {messages}") == [(claimed[0], 2)]
+    subscription.close()
+
+
+def test_a_message_is_still_ours_when_only_the_reaper_has_touched_it(
+    beside: Product, transport: PostgresTransport, queue: str
+) -> None:
+    """Reaped but not claimed again: a renewal takes it back, and the product's claim does not see it any more."""
+    transport.send([message("t", queue)])
+    subscription = transport.subscribe([queue], lease=0.2)
+    (delivery,) = subscription.receive(limit=1, wait=0)
+    wait_until(lambda: beside.reap() == 1, what="our lease to end")
+    assert subscription.renew([delivery]) == [True]
+    assert beside.claim(queue) == []
+    assert subscription.settle([Settlement(delivery, Verdict.ACK)]) == [True]
+    subscription.close()
+
+
+def test_the_product_reads_what_we_chain(beside: Product, transport: PostgresTransport, queue: str) -> None:
+    """A follow-up is a row that the product's consumer claims and reads: result first, then the spec's kwargs."""
+    transport.send([message("t", queue, on_success=then("done", queue + "-cb", callback_kwargs={"a": 1}))])
+    Consumer(transport, {"t": lambda: {"ok": True}}, [queue]).drain(timeout=10)
+    ((_, _, payload),) = beside.claim(queue + "-cb")
+    assert (payload["task_name"], payload["args"], payload["kwargs"], payload["queue"], payload["fairness"]) == (
+        "done",
+        [{"ok": True}],
+        {"callback_kwargs": {"a": 1}},
+        queue + "-cb",
+        None,
+    )
+
+
+def test_we_run_what_the_product_has_enqueued(beside: Product, transport: PostgresTransport, queue: str) -> None:
+    """The product's five keys, as its backend writes them today, are a task; a retried one keeps its place."""
+    ran: list[object] = []
+
+    def task(*args: object, **kwargs: object) -> None:
+        ran.append((args, kwargs))
+        if len(ran) == 1:
+            raise RetryLater(delay=0)
+
+    beside.enqueue(queue, f'{{"task_name": "t", "args": [1], "kwargs": {{"k": 2}}, "queue": "{queue}", "fairness": null}}')
+    Consumer(transport, {"t": task}, [queue]).drain(timeout=10)
+    assert ran == [((1,), {"k": 2})] * 2
+    assert beside.tables.count(queue) == 0

@@ -1,0 +1,172 @@
+"""Claims: exclusive, bounded, in order, for one queue and for several."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import servers
+from harness import message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from postgres.support import Tables, in_background, queue_name, transport_on
+
+from transports.postgres import PostgresTransport
+from transports.postgres.statements import Statements
+from unstract_core import Delivery, Settlement, Verdict
+
+Shared = tuple[PostgresTransport, Tables]
+
+
+@pytest.fixture(scope="module")
+def shared(embedded_url: str) -> Iterator[Shared]:
+    """One migrated schema for the module; each test and each example uses queues of its own."""
+    with servers.fresh_schema(embedded_url) as schema, transport_on(embedded_url, schema) as transport:
+        transport.migrate()
+        yield transport, Tables(embedded_url, schema)
+
+
+@pytest.mark.parametrize("queues", [1, 4], ids=["one queue", "several queues"])
+def test_concurrent_claimers_never_share_a_message_nor_exceed_their_limit(shared: Shared, queues: int) -> None:
+    """Eight subscriptions at once take everything, each message once, never more than asked for."""
+    transport, tables = shared
+    names = [queue_name() for _ in range(queues)]
+    sent = transport.send([message("t", names[n % queues], n, priority=n % 10 + 1) for n in range(1200)])
+    taken: Counter[str] = Counter()
+    excesses: list[int] = []
+    lock, barrier = threading.Lock(), threading.Barrier(8)
+
+    def claimer(limit: int) -> None:
+        subscription = transport.subscribe(names, lease=60)
+        barrier.wait(10)
+        while batch := subscription.receive(limit=limit, wait=0.3):
+            with lock:
+                taken.update(delivery.id for delivery in batch)
+                if len(batch) > limit:
+                    excesses.append(len(batch))
+            assert all(subscription.settle([Settlement(delivery, Verdict.ACK) for delivery in batch]))
+        subscription.close()
+
+    with in_background(*[lambda limit=limit: claimer(limit) for limit in (1, 2, 3, 5, 8, 13, 21, 34)]):  # type: ignore[misc]
+        pass
+    assert taken == Counter(sent)
+    assert not excesses
+    assert all(tables.count(name) == 0 for name in names)
+
+
+@settings(max_examples=25)
+@given(
+    sent=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 10)), min_size=1, max_size=30),
+    limits=st.lists(st.integers(1, 8), max_size=30),
+    queues=st.integers(1, 4),
+)
+def test_priority_then_first_in_first_out_over_all_queues(
+    shared: Shared, sent: list[tuple[int, int]], limits: list[int], queues: int
+) -> None:
+    """Whatever stands in however many queues: batches, and what is inside them, come in one order."""
+    transport, _ = shared
+    names = [queue_name() for _ in range(queues)]
+    rows = [(names[place % queues], priority) for place, priority in sent]
+    ids = transport.send([message("t", name, priority=priority) for name, priority in rows])
+    subscription = transport.subscribe(names, lease=60)
+    received: list[Delivery] = []
+    for limit in [*limits, len(sent)]:
+        batch = subscription.receive(limit=limit, wait=0)
+        assert len(batch) == min(limit, len(sent) - len(received))
+        received += batch
+    subscription.close()
+    expected = sorted(zip(ids, rows, strict=True), key=lambda one: (-one[1][1], int(one[0])))
+    assert [(one.id, (one.queue, one.priority)) for one in received] == expected
+
+
+@pytest.mark.parametrize("analysed", [False, True])
+@pytest.mark.parametrize("queues", [1, 3], ids=["one queue", "several queues"])
+def test_a_claim_locks_no_more_than_it_takes(shared: Shared, queues: int, analysed: bool) -> None:
+    """While one claim is not committed yet, another gets everything else: no idle workers beside a full queue."""
+    transport, tables = shared
+    names = [queue_name() for _ in range(queues)]
+    transport.send([message("t", names[n % queues]) for n in range(3000)])
+    if analysed:
+        tables.execute("ANALYZE {messages}")
+    claim, parameters = Statements(tables.schema).claim(names)
+    with tables.connect(autocommit=False) as first, tables.connect(autocommit=False) as second:
+        mine = first.execute(claim.encode(), {**parameters, "limit": 7, "lease": 60}).fetchall()
+        others = second.execute(claim.encode(), {**parameters, "limit": 5000, "lease": 60}).fetchall()
+        first.rollback()
+        second.rollback()
+    assert (len(mine), len(others)) == (7, 2993)
+    tables.execute("DELETE FROM {messages} WHERE queue_name = ANY (%s)", names)
+
+
+@pytest.mark.parametrize("queues", [1, 3], ids=["one queue", "several queues"])
+def test_a_claim_reads_no_more_than_it_takes(shared: Shared, queues: int) -> None:
+    """Ten messages cost the same from a queue of ten thousand: the claim walks its index and sorts nothing."""
+    transport, tables = shared
+    names = [queue_name() for _ in range(queues)]
+    transport.send([message("t", names[n % queues]) for n in range(10_000)])
+    tables.execute("ANALYZE {messages}")
+    claim, parameters = Statements(tables.schema).claim(names)
+    with tables.connect(autocommit=False) as connection:
+        explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {claim}".encode()
+        ((plan,),) = connection.execute(explain, {**parameters, "limit": 10, "lease": 60}).fetchall()
+        connection.rollback()
+    tables.execute("DELETE FROM {messages} WHERE queue_name = ANY (%s)", names)
+    nodes, widest = [plan[0]["Plan"]], 0.0
+    while nodes:
+        node = nodes.pop()
+        nodes += node.get("Plans", [])
+        widest = max(widest, node["Actual Rows"])
+    assert widest <= 20, plan
+
+
+def test_what_was_sent_while_a_claim_ran_is_not_lost(shared: Shared, queue: str) -> None:
+    """Senders and claimers at once: every message is taken exactly once, the last one too."""
+    transport, tables = shared
+    taken: Counter[str] = Counter()
+    sent: list[str] = []
+    done = threading.Event()
+
+    def sender() -> None:
+        for n in range(150):
+            sent.extend(transport.send([message("t", queue, n)]))
+
+    def claimer() -> None:
+        subscription = transport.subscribe([queue], lease=60)
+        while not done.is_set():
+            batch = subscription.receive(limit=10, wait=0.1)
+            taken.update(delivery.id for delivery in batch)
+            subscription.settle([Settlement(delivery, Verdict.ACK) for delivery in batch])
+        subscription.close()
+
+    with in_background(claimer, claimer):
+        with in_background(sender, sender):
+            pass
+        servers.wait_until(lambda: tables.count(queue) == 0, what="the queue to be empty")
+        done.set()
+    assert taken == Counter(sent)
+
+
+def test_a_column_type_that_changes_under_a_running_consumer_does_not_stop_it(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """The product may migrate its table while our consumers run: statements that were prepared before go on."""
+    subscription = postgres.subscribe([queue], lease=60)
+    for n in range(12):
+        postgres.send([message("t", queue, n)])
+        (delivery,) = subscription.receive(limit=1, wait=0)
+        subscription.settle([Settlement(delivery, Verdict.ACK)])
+    tables.execute("ALTER TABLE {messages} ALTER COLUMN queue_name TYPE varchar(300), ALTER COLUMN org_id TYPE varchar(80)")
+    postgres.send([message("t", queue, n) for n in range(3)])
+    received: list[Delivery] = []
+
+    def take() -> bool:
+        try:
+            received.extend(subscription.receive(limit=1, wait=0))
+        except Exception:
+            return False
+        return len(received) == 3
+
+    servers.wait_until(take, timeout=3, what="messages to be received again")
+    subscription.close()

@@ -1,0 +1,243 @@
+"""`migrate`: it creates what is missing, once, and leaves alone what it finds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+import servers
+from harness import message, receive_all, then
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from postgres import product
+from postgres.support import Tables, queue_name, transport_on
+from psycopg import sql
+
+from transports.postgres import PostgresTransport
+from unstract_core import ConfigurationError, Consumer, Message, Reply, Settlement, TransportError, Verdict
+
+EVERYTHING = [
+    "pg_queue_message",
+    "pg_task_result",
+    "pg_queue_dead_letter",
+    "pg_queue_message_ready",
+    "pg_queue_message_due",
+    "pg_task_result_expires",
+    "pg_queue_dead_letter_queue",
+]
+
+
+def whole_path(transport: PostgresTransport) -> None:
+    """Send, receive, settle in every form, reply, bury, inspect, replay and purge, on whatever tables there are."""
+    queue, key = queue_name(), queue_name()
+    sent = transport.send([message("t", queue, n) for n in range(4)] + [message("t", queue, delay=60)])
+    assert len(transport.send([message("t", queue, 4)])) == 1
+    subscription = transport.subscribe([queue, queue + "-other"], lease=60)
+    held = subscription.receive(limit=10, wait=0)
+    assert [delivery.id for delivery in held[:4]] == list(sent[:4])
+    assert subscription.renew(held) == [True] * 5
+    again, buried, continued, answered, done = held
+    follow_up = Message(message("f", queue).payload, queue + "-other", org_id="org", priority=9)
+    settled = subscription.settle(
+        [
+            Settlement(again, Verdict.RETRY, delay=60),
+            Settlement(buried, Verdict.BURY, reason="why", result={"paid": 1}),
+            Settlement(continued, Verdict.ACK, follow_up=follow_up),
+            Settlement(answered, Verdict.ACK, reply=Reply(key, "completed", result=[1])),
+            Settlement(done, Verdict.ACK),
+        ]
+    )
+    assert settled == [True] * 5
+    (followed,) = subscription.receive(limit=10, wait=0)
+    assert (followed.queue, followed.org_id, followed.priority) == (queue + "-other", "org", 9)
+    subscription.close()
+    assert transport.reply(key, consume=True) == Reply(key, "completed", result=[1])
+    assert transport.reply(key) == Reply(key, "completed")
+    (letter,) = transport.dead.find(queue=queue)
+    assert (letter.reason, letter.result, letter.attempts) == ("why", {"paid": 1}, 1)
+    assert transport.dead.replay([letter.id]) == [letter.id]
+    (replayed,) = receive_all(transport, queue)
+    assert replayed.attempt == 1
+    assert transport.dead.purge() == 0
+    (state,) = transport.queues([queue])
+    assert state.in_flight + state.delayed == 3
+
+
+def test_a_second_migration_does_nothing(embedded_url: str, schema: str) -> None:
+    """The first call says what it created, the second that there was nothing to create."""
+    with transport_on(embedded_url, schema) as transport:
+        assert transport.migrate() == [f"schema {schema}", *EVERYTHING]
+        assert transport.migrate() == []
+
+
+def test_eight_threads_may_migrate_at_once(embedded_url: str) -> None:
+    """All succeed, and each thing is created by exactly one of them."""
+    for _ in range(3):
+        with servers.fresh_schema(embedded_url) as schema:
+            barrier = threading.Barrier(8)
+
+            def migrate(schema: str = schema, barrier: threading.Barrier = barrier) -> list[str]:
+                with transport_on(embedded_url, schema) as transport:
+                    barrier.wait(10)
+                    return transport.migrate()
+
+            with ThreadPoolExecutor(8) as pool:
+                created = [future.result(30) for future in [pool.submit(migrate) for _ in range(8)]]
+            assert sorted(sum(created, [])) == sorted([f"schema {schema}", *EVERYTHING])
+
+
+def test_processes_may_migrate_at_once(embedded_url: str, schema: str) -> None:
+    """Several processes that start together all find the tables made."""
+    script = "import sys; from transports.postgres import PostgresTransport; PostgresTransport(*sys.argv[1:]).migrate()"
+    command = [sys.executable, "-c", script, embedded_url, schema]
+    environment = {"PYTHONPATH": ":".join(filter(None, sys.path))}
+    processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for _ in range(4)]
+    ended = [(process.communicate(timeout=30)[1], process.returncode) for process in processes]
+    assert [code for _, code in ended] == [0] * 4, ended
+    with transport_on(embedded_url, schema) as transport:
+        assert transport.migrate() == []
+        whole_path(transport)
+
+
+@pytest.mark.parametrize("text", ["text", "varchar", "varchar(255)"])
+def test_the_whole_path_works_on_the_products_tables(tables: Tables, text: str) -> None:
+    """Tables that Django made, without a default anywhere, take every insert of ours."""
+    product.make_tables(tables, text)
+    with transport_on(tables.url, tables.schema) as transport:
+        created = transport.migrate()
+        assert created == ["pg_queue_dead_letter", "pg_queue_message_due", "pg_queue_dead_letter_queue"]
+        assert transport.migrate() == []
+        whole_path(transport)
+
+
+@pytest.mark.parametrize("text", ["text", "varchar"])
+def test_no_index_is_made_twice_under_another_name(tables: Tables, text: str) -> None:
+    """After a migration no two indexes of a table index the same columns, in the same order, of the same rows."""
+    product.make_tables(tables, text)
+    with transport_on(tables.url, tables.schema) as transport:
+        transport.migrate()
+    doubled = tables.rows(
+        """SELECT indrelid::regclass::text, array_agg(indexrelid::regclass::text)
+           FROM pg_index JOIN pg_class ON pg_class.oid = indrelid JOIN pg_namespace AS n ON n.oid = relnamespace
+           WHERE nspname = %s
+           GROUP BY indrelid, indkey::text, indoption::text, pg_get_expr(indpred, indrelid) HAVING count(*) > 1""",
+        tables.schema,
+    )
+    assert doubled == []
+
+
+def test_what_is_there_is_left_as_it_is(tables: Tables) -> None:
+    """The product's columns, constraints and indexes are the same after a migration, and so are its rows."""
+    product.make_tables(tables, "varchar")
+    tables.inject("q", "{}")
+
+    def shape() -> list[list[tuple[object, ...]]]:
+        return [
+            tables.rows(
+                """SELECT table_name, column_name, data_type, is_nullable, column_default, is_identity
+                   FROM information_schema.columns
+                   WHERE table_schema = %s AND table_name <> 'pg_queue_dead_letter' ORDER BY 1, 2""",
+                tables.schema,
+            ),
+            tables.rows(
+                "SELECT indexdef FROM pg_indexes WHERE schemaname = %s AND indexname LIKE 'product%%' ORDER BY 1",
+                tables.schema,
+            ),
+            tables.rows("SELECT * FROM {messages}"),
+        ]
+
+    before = shape()
+    with transport_on(tables.url, tables.schema) as transport:
+        transport.migrate()
+    assert shape() == before
+
+
+def test_every_insert_names_every_column(postgres: PostgresTransport, tables: Tables) -> None:
+    """Nothing relies on a default of a table but the numbering of rows."""
+    defaults = tables.rows(
+        "SELECT column_name FROM information_schema.columns WHERE table_schema = %s AND column_default IS NOT NULL",
+        tables.schema,
+    )
+    assert {name for (name,) in defaults} == {"msg_id", "dead_id"}
+    whole_path(postgres)
+
+
+@settings(max_examples=20)
+@given(priority=st.integers(-(2**15), 0) | st.integers(11, 2**15 - 1))
+@example(priority=0)
+@example(priority=11)
+def test_the_table_refuses_priorities_outside_one_to_ten(migrated: Tables, priority: int) -> None:
+    """What another program writes is held to the range as well."""
+    with pytest.raises(psycopg.errors.CheckViolation):
+        migrated.execute(
+            "INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)"
+            " VALUES ('q', '{{}}', '', now(), now(), 0, %s, 'ready')",
+            priority,
+        )
+
+
+@pytest.fixture(scope="module")
+def migrated(embedded_url: str) -> Iterator[Tables]:
+    with servers.fresh_schema(embedded_url) as schema, transport_on(embedded_url, schema) as transport:
+        transport.migrate()
+        yield Tables(embedded_url, schema)
+
+
+def test_a_name_that_another_object_has_is_told(tables: Tables) -> None:
+    """An index of ours whose name stands for something else is an error that names it, not an endless retry."""
+    with transport_on(tables.url, tables.schema) as transport:
+        transport.migrate()
+        tables.execute("DROP INDEX {schema}.pg_queue_message_due")
+        tables.execute("CREATE INDEX pg_queue_message_due ON {messages} (vt)")
+        with pytest.raises(TransportError, match="pg_queue_message_due"):
+            transport.migrate()
+
+
+hostile_pieces = st.sampled_from(
+    ['"', "'", "%", "%s", "%%", "%(queue)s", "%(", "{", "}", "{messages}", "{}", ";", "--", "/*", "\\", "$1", "$$", ".",
+     " ", " USING ", " ON ", "\n", "\t", "ß", "日本", "🧾", "é", "e\u0301", "A", "pg_queue_message", "NULL", "\x7f", "\x01"]
+)  # fmt: skip
+hostile_schemas = (
+    st.lists(hostile_pieces, min_size=1, max_size=8)
+    .map("".join)
+    .filter(lambda name: len(name.encode()) <= 63 and not name.startswith("pg_"))
+)
+
+
+@settings(max_examples=15)
+@given(schema=hostile_schemas)
+@example(schema='a"b""c')
+@example(schema="100% {messages} %(queue)s")
+@example(schema="it's; DROP TABLE x --")
+@example(schema="a USING b")
+@example(schema="x" * 63)
+@example(schema="ä" * 31)
+@example(schema="Select")
+def test_any_name_that_postgresql_can_have_is_a_schema(embedded_url: str, schema: str) -> None:
+    """Quotes, percent signs, braces, Unicode: the whole path works, twice migrated."""
+    try:
+        with transport_on(embedded_url, schema) as transport:
+            assert transport.migrate() == [f"schema {schema}", *EVERYTHING]
+            assert transport.migrate() == []
+            whole_path(transport)
+            consumer = Consumer(transport, {"t": lambda *args: 1, "done": lambda result: None}, ["consumed"])
+            transport.send([message("t", "consumed", on_success=then("done", "consumed"), task_id="id")])
+            assert consumer.drain(timeout=10) == 2
+            with psycopg.connect(embedded_url) as connection:
+                transport.send([message("t", "within", "50 %")], within=connection.cursor())
+            assert len(receive_all(transport, "within")) == 1
+    finally:
+        with psycopg.connect(embedded_url, autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
+
+
+@pytest.mark.parametrize("schema", ["", "x" * 64, "ä" * 32, "a\0b", "\ud800", None, 7])
+def test_a_name_that_postgresql_cannot_have_is_refused_at_once(embedded_url: str, schema: str) -> None:
+    """Nothing is cut or replaced in silence: the constructor says what is wrong with the name."""
+    with pytest.raises(ConfigurationError, match="schema"):
+        PostgresTransport(embedded_url, schema)

@@ -1,0 +1,206 @@
+"""`send(within=cursor)`: a message belongs to its caller's transaction, whichever driver the caller uses."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import psycopg
+import psycopg2
+import pytest
+from harness import message
+from postgres.callers import CALLERS, Open
+from postgres.support import AT_ONCE, LONG_POLL, Tables, in_background
+
+from transports.postgres import PostgresTransport
+from unstract_core import (
+    ConfigurationError,
+    PayloadError,
+    TransportClosed,
+    TransportError,
+    TransportNotReady,
+    TransportRefused,
+    TransportUnavailable,
+)
+
+
+@pytest.fixture(params=CALLERS.values(), ids=CALLERS.keys())
+def caller(request: pytest.FixtureRequest) -> Open:
+    opened: Open = request.param
+    return opened
+
+
+@pytest.mark.parametrize("number", [1, 5], ids=["one", "many"])
+def test_messages_commit_with_the_caller(
+    postgres: PostgresTransport, tables: Tables, queue: str, caller: Open, number: int
+) -> None:
+    """Nobody sees the messages before the caller's commit; after it they are there, under their ids, in order."""
+    with caller(tables.url) as open_:
+        ids = postgres.send([message("t", queue, n) for n in range(number)], within=open_.cursor)
+        assert tables.count(queue) == 0
+        open_.commit()
+    stored = tables.rows("SELECT msg_id, message -> 'args' -> 0 FROM {messages} WHERE queue_name = %s", queue)
+    assert [(int(id), n) for n, id in enumerate(ids)] == sorted(stored)
+
+
+@pytest.mark.parametrize("number", [1, 5], ids=["one", "many"])
+def test_messages_vanish_with_the_callers_rollback(
+    postgres: PostgresTransport, tables: Tables, queue: str, caller: Open, number: int
+) -> None:
+    """After the caller's rollback nothing was ever sent."""
+    with caller(tables.url) as open_:
+        postgres.send([message("t", queue, n) for n in range(number)], within=open_.cursor)
+        open_.rollback()
+    assert tables.count(queue) == 0
+
+
+def test_the_callers_cursor_is_as_it_was(tables: Tables, postgres: PostgresTransport, queue: str, caller: Open) -> None:
+    """The caller goes on in the same transaction, and gets its own rows in the shape of its own choice."""
+    with caller(tables.url) as open_:
+        cursor = open_.cursor
+        cursor.execute("SELECT 'Ada' AS name")
+        before = cursor.fetchall()
+        postgres.send([message("t", queue)], within=cursor)
+        cursor.execute("SELECT 'Ada' AS name")
+        assert cursor.fetchall() == before
+        open_.commit()
+    assert tables.count(queue) == 1
+
+
+def test_a_waiting_consumer_is_woken_by_the_callers_commit(
+    make_postgres: Any, tables: Tables, queue: str, caller: Open
+) -> None:
+    """What a caller commits reaches a waiting consumer at once, and never before."""
+    transport = make_postgres(poll_interval=LONG_POLL)
+    subscription = transport.subscribe([queue], lease=60)
+    waiting, received, came = threading.Event(), [], []
+
+    def receive() -> None:
+        waiting.set()
+        received.extend(subscription.receive(limit=10, wait=10))
+        came.append(time.monotonic())
+
+    with in_background(receive):
+        waiting.wait(5)
+        with caller(tables.url) as open_:
+            transport.send([message("t", queue)], within=open_.cursor)
+            assert not received
+            committed = time.monotonic()
+            open_.commit()
+    assert len(received) == 1
+    assert 0 < came[0] - committed < AT_ONCE
+    subscription.close()
+
+
+def test_a_refusal_within_is_ours_with_the_drivers_as_its_cause(
+    embedded_url: str, tables: Tables, queue: str, caller: Open
+) -> None:
+    """Tables that are not there are TransportNotReady naming the remedy, caused by the caller's own driver's error."""
+    transport = PostgresTransport(embedded_url, tables.schema)
+    with caller(tables.url) as open_, pytest.raises(TransportNotReady, match="unstract-wire migrate") as caught:
+        transport.send([message("t", queue)], within=open_.cursor)
+    assert isinstance(caught.value.__cause__, psycopg.Error | psycopg2.Error)
+
+
+def test_what_the_table_refuses_within_is_refused(
+    postgres: PostgresTransport, tables: Tables, queue: str, caller: Open
+) -> None:
+    """A message that the database rejects is TransportRefused, and the caller's transaction fails with it."""
+    tables.execute("ALTER TABLE {messages} ADD CHECK (org_id <> 'blocked')")
+    with caller(tables.url) as open_, pytest.raises(TransportRefused) as caught:
+        postgres.send([message("t", queue, org_id="blocked")], within=open_.cursor)
+    assert isinstance(caught.value.__cause__, psycopg.Error | psycopg2.Error)
+    assert tables.count(queue) == 0
+
+
+def test_a_connection_lost_within_committed_nothing(
+    postgres: PostgresTransport, tables: Tables, queue: str, caller: Open
+) -> None:
+    """The caller's transaction was not committed yet, so its fate is known: nothing was sent."""
+    with caller(tables.url) as open_:
+        tables.rows("SELECT pg_terminate_backend(%s, 5000)", open_.pid)
+        with pytest.raises(TransportUnavailable, match="nothing was committed") as caught:
+            postgres.send([message("t", queue)], within=open_.cursor)
+    assert not caught.value.fate_unknown
+    assert isinstance(caught.value.__cause__, psycopg.Error | psycopg2.Error)
+    assert tables.count(queue) == 0
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_django_messages_share_the_fate_of_their_atomic_block(
+    postgres: PostgresTransport, tables: Tables, queue: str, driver: str
+) -> None:
+    """`transaction.atomic()`: committed, rolled back and rolled back to a savepoint, on either driver of Django."""
+    command = [sys.executable, "-m", "postgres.django_caller", driver, tables.url, tables.schema, queue]
+    environment = {"PYTHONPATH": ":".join(filter(None, sys.path)), "PATH": ""}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    sent = json.loads(ended.stdout)
+    stored = tables.rows(
+        "SELECT msg_id::text, message -> 'args' FROM {messages} WHERE queue_name = %s ORDER BY msg_id", queue
+    )
+    assert sent["seen before the commit"] == 0
+    assert stored == [
+        (sent["one"][0], ["one"]),
+        *[(sent["many"][n], ["many", n]) for n in range(3)],
+        (sent["outer"][0], ["outer"]),
+    ]
+    assert sent["not ready"][:2] == ["ProgrammingError", "django.db.utils"]
+    assert "unstract-wire migrate" in sent["not ready"][2]
+    assert sent["lost"] == ["TransportUnavailable", False, "django.db.utils"]
+
+
+def test_what_is_no_postgresql_cursor_is_refused(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """Anything but an open cursor of a PostgreSQL driver is a ConfigurationError that says what is expected."""
+    with psycopg.connect(tables.url) as connection, sqlite3.connect(":memory:") as other:
+        for thing in (object(), "cursor", connection, other.cursor(), tables):
+            with pytest.raises(ConfigurationError, match="cursor"):
+                postgres.send([message("t", queue)], within=thing)
+        connection.commit()
+    assert tables.count(queue) == 0
+
+
+def test_a_closed_cursor_is_an_error_of_ours(
+    postgres: PostgresTransport, tables: Tables, queue: str, caller: Open
+) -> None:
+    """A cursor that was closed before is told as an error of this package."""
+    with caller(tables.url) as open_:
+        open_.cursor.close()
+        with pytest.raises(TransportError):
+            postgres.send([message("t", queue)], within=open_.cursor)
+
+
+def test_a_message_that_cannot_be_written_leaves_the_callers_transaction_usable(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """What the wire refuses is refused before the caller's cursor is touched."""
+    with psycopg.connect(tables.url) as connection, connection.cursor() as cursor:
+        with pytest.raises(PayloadError):
+            postgres.send([message("t", queue), message("t", queue, float("nan"))], within=cursor)
+        postgres.send([message("t", queue, "fine")], within=cursor)
+    assert tables.count(queue) == 1
+
+
+def test_nothing_is_sent_within_through_a_closed_transport(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """A closed transport is closed for a caller's cursor as well."""
+    postgres.close()
+    with psycopg.connect(tables.url) as connection, pytest.raises(TransportClosed):
+        postgres.send([message("t", queue)], within=connection.cursor())
+
+
+def test_a_delay_within_counts_from_the_send(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A transaction that has been open for longer than the delay does not make the message ready at its commit."""
+    with psycopg.connect(tables.url) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(0.3)")
+        postgres.send([message("t", queue, delay=0.2)], within=cursor)
+        (row,) = cursor.execute(
+            tables.sql("SELECT vt > clock_timestamp() FROM {messages} WHERE queue_name = %s"), (queue,)
+        ).fetchall()
+    assert row[0] is True

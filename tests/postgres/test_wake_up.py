@@ -1,0 +1,356 @@
+"""Wake-ups: LISTEN/NOTIFY in milliseconds, debounced; and polling, which nothing depends on but everything can."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from harness import message, then
+from postgres.support import AT_ONCE, LONG_POLL, Tables, in_background, queue_name, running
+from psycopg import sql
+from servers import wait_until
+
+from transports.postgres import PostgresTransport
+from transports.postgres.notifier import Channels
+from unstract_core import Consumer, Delivery, Dispatcher, RetryLater, Settlement, Subscription, Verdict
+
+Make = Callable[..., PostgresTransport]
+
+
+class Timer:
+    """When each task ran; `wait` for the next one."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._ran = threading.Semaphore(0)
+
+    def __call__(self, *args: object) -> str:
+        self.times.append(time.monotonic())
+        self._ran.release()
+        return "ran"
+
+    def wait(self, timeout: float = 5.0) -> float:
+        assert self._ran.acquire(timeout=timeout), f"no task ran within {timeout} s"
+        return self.times[-1]
+
+
+def settle_down(*subscribers: object) -> None:
+    """Let a consumer that has just started, or just settled, reach its wait."""
+    time.sleep(0.1)
+
+
+def test_a_dispatch_reaches_an_idle_worker_at_once(make_postgres: Make, queue: str) -> None:
+    """With polling too slow to deliver anything, each of several dispatches is run in milliseconds."""
+    producer, transport, timer = make_postgres(), make_postgres(poll_interval=LONG_POLL), Timer()
+    with running(Consumer(transport, {"t": timer}, [queue])):
+        delays = []
+        for _ in range(5):
+            settle_down()
+            sent = time.monotonic()
+            producer.send([message("t", queue)])
+            delays.append(timer.wait() - sent)
+    assert max(delays) < AT_ONCE
+    assert sorted(delays)[2] < 0.05
+
+
+def test_a_bulk_dispatch_wakes_the_workers_of_each_of_its_queues(make_postgres: Make, queue: str) -> None:
+    """One send for several queues: a worker of each is told."""
+    producer, transport = make_postgres(), make_postgres(poll_interval=LONG_POLL)
+    timers, names = [Timer(), Timer()], [queue, queue + "-2"]
+    consumers = [Consumer(transport, {"t": timer}, [name]) for timer, name in zip(timers, names, strict=True)]
+    with running(*consumers):
+        settle_down()
+        sent = time.monotonic()
+        producer.send([message("t", name) for name in names])
+        assert max(timer.wait() for timer in timers) - sent < AT_ONCE
+
+
+def test_a_follow_up_reaches_an_idle_worker_at_once(make_postgres: Make, queue: str) -> None:
+    """The callback of a dispatch runs in milliseconds after its task, in another worker that only listens."""
+    producer, executor, callback = (make_postgres(poll_interval=LONG_POLL) for _ in range(3))
+    task, done = Timer(), Timer()
+    with (
+        running(Consumer(executor, {"t": task}, [queue])),
+        running(Consumer(callback, {"done": done}, [queue + "-cb"])),
+    ):
+        settle_down()
+        sent = time.monotonic()
+        producer.send([message("t", queue, on_success=then("done", queue + "-cb"))])
+        assert done.wait() - sent < AT_ONCE
+
+
+def test_a_retry_without_delay_reaches_another_idle_worker_at_once(make_postgres: Make, queue: str) -> None:
+    """What is given back at once is announced as a new message is."""
+    transport = make_postgres(poll_interval=LONG_POLL)
+    transport.send([message("t", queue)])
+    giver, taker = transport.subscribe([queue], lease=60), transport.subscribe([queue], lease=60)
+    (delivery,) = giver.receive(limit=1, wait=0)
+    came: list[float] = []
+
+    def take() -> None:
+        assert [one.attempt for one in taker.receive(limit=1, wait=10)] == [2]
+        came.append(time.monotonic())
+
+    with in_background(take):
+        settle_down()
+        given = time.monotonic()
+        assert giver.settle([Settlement(delivery, Verdict.RETRY)]) == [True]
+    assert came[0] - given < AT_ONCE
+    giver.close()
+    taker.close()
+
+
+def test_a_task_that_asks_to_be_run_again_at_once_is_run_at_once(make_postgres: Make, queue: str) -> None:
+    """RetryLater(delay=0) costs no poll interval."""
+    transport, timer = make_postgres(poll_interval=LONG_POLL), Timer()
+
+    def task() -> None:
+        timer()
+        if len(timer.times) == 1:
+            raise RetryLater(delay=0)
+
+    with running(Consumer(transport, {"t": task}, [queue])):
+        transport.send([message("t", queue)])
+        timer.wait()
+        timer.wait()
+    assert timer.times[1] - timer.times[0] < AT_ONCE
+
+
+def test_a_retry_with_a_delay_comes_at_its_time_and_not_at_the_next_poll(make_postgres: Make, queue: str) -> None:
+    """An idle worker knows when the next of its delayed messages is due."""
+    transport, timer = make_postgres(poll_interval=LONG_POLL), Timer()
+
+    def task() -> None:
+        timer()
+        if len(timer.times) == 1:
+            raise RetryLater(delay=0.5)
+
+    with running(Consumer(transport, {"t": task}, [queue])):
+        transport.send([message("t", queue)])
+        timer.wait()
+        timer.wait()
+    assert 0.5 <= timer.times[1] - timer.times[0] < 0.5 + AT_ONCE
+
+
+def test_a_reply_reaches_its_caller_at_once(make_postgres: Make, queue: str) -> None:
+    """A blocking call takes milliseconds, although nobody polls."""
+    caller, transport = make_postgres(poll_interval=LONG_POLL), make_postgres(poll_interval=LONG_POLL)
+    with running(Consumer(transport, {"t": lambda: "answer"}, [queue])):
+        settle_down()
+        for _ in range(3):
+            sent = time.monotonic()
+            assert Dispatcher(caller).call("t", queue=queue, timeout=10) == "answer"
+            assert time.monotonic() - sent < AT_ONCE
+            settle_down()
+
+
+def test_a_replayed_dead_letter_reaches_an_idle_worker_at_once(make_postgres: Make, queue: str) -> None:
+    """A replay is announced as a dispatch is."""
+    transport, timer = make_postgres(poll_interval=LONG_POLL), Timer()
+    bury_one(transport, queue)
+    with running(Consumer(transport, {"t": timer}, [queue])):
+        settle_down()
+        (letter,) = transport.dead.find(queue=queue)
+        replayed = time.monotonic()
+        transport.dead.replay([letter.id])
+        assert timer.wait() - replayed < AT_ONCE
+
+
+def bury_one(transport: PostgresTransport, queue: str) -> None:
+    transport.send([message("t", queue)])
+    subscription = transport.subscribe([queue], lease=60)
+    (delivery,) = subscription.receive(limit=1, wait=0)
+    subscription.settle([Settlement(delivery, Verdict.BURY, reason="test")])
+    subscription.close()
+
+
+@pytest.mark.parametrize("listen", [True, False])
+def test_polling_delivers_within_its_interval(make_postgres: Make, tables: Tables, queue: str, listen: bool) -> None:
+    """What nobody announced is found within the poll interval, with `listen=False` and without it."""
+    transport, timer = make_postgres(listen=listen, poll_interval=0.4), Timer()
+    with running(Consumer(transport, {"t": timer}, [queue])):
+        for _ in range(3):
+            settle_down()
+            stored = time.monotonic()
+            tables.inject(queue, '{"task_name": "t", "queue": "q"}')
+            assert timer.wait() - stored < 0.4 + 0.2
+
+
+def test_without_listening_a_dispatch_its_follow_up_and_a_reply_come_by_polling(make_postgres: Make, queue: str) -> None:
+    """`listen=False`: the whole way of a blocking call, within a poll interval for each of its steps."""
+    transport = make_postgres(listen=False, poll_interval=0.3)
+    with running(Consumer(transport, {"t": lambda: "answer"}, [queue])):
+        sent = time.monotonic()
+        assert Dispatcher(transport).call("t", queue=queue, timeout=10) == "answer"
+        assert time.monotonic() - sent < 2 * 0.3 + 0.4
+
+
+def test_without_listening_no_connection_listens(make_named: Make, tables: Tables, name: str, queue: str) -> None:
+    """`listen=False` sends no LISTEN, neither for a subscription nor for a waiting caller."""
+    transport = make_named(listen=False, poll_interval=0.1)
+    subscription = transport.subscribe([queue], lease=60)
+    subscription.receive(limit=1, wait=0.2)
+    transport.reply("nobody", timeout=0.2)
+    with tables.connect() as connection:
+        connection.execute(
+            sql.SQL("SELECT pg_notify({}, 'x')").format(sql.Literal(Channels.of(tables.schema).queues))
+        )
+    assert not [query for _, _, query in tables.backends(name) if "LISTEN" in query.upper()]
+    subscription.close()
+
+
+def test_with_the_listening_connection_killed_delivery_goes_on(
+    make_named: Make, make_postgres: Make, tables: Tables, name: str, queue: str
+) -> None:
+    """The next message comes within the poll interval, and the one after that at once again."""
+    producer, transport, timer = make_postgres(), make_named(poll_interval=1.0), Timer()
+    with running(Consumer(transport, {"t": timer}, [queue])):
+        settle_down()
+        assert tables.terminate(name) >= 1
+        sent = time.monotonic()
+        producer.send([message("t", queue)])
+        assert timer.wait() - sent < 1.0 + AT_ONCE
+        settle_down()
+        sent = time.monotonic()
+        producer.send([message("t", queue)])
+        assert timer.wait() - sent < AT_ONCE
+
+
+class Listener:
+    """Counts the notifications on the channel of a schema's queues."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.heard: list[tuple[float, str]] = []
+        self._connection = tables.connect()
+        channel = Channels.of(tables.schema).queues
+        self._connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        while not self._over.is_set():
+            for notification in self._connection.notifies(timeout=0.05):
+                self.heard.append((time.monotonic(), notification.payload))
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join(10)
+        self._connection.close()
+
+
+@pytest.fixture
+def listener(postgres: PostgresTransport, tables: Tables) -> Any:
+    listener = Listener(tables)
+    yield listener
+    listener.close()
+
+
+def test_notifications_are_debounced(postgres: PostgresTransport, listener: Listener, queue: str) -> None:
+    """2,000 messages sent one by one are announced far fewer than 2,000 times: about a hundred times a second."""
+    started = time.monotonic()
+    for n in range(2000):
+        postgres.send([message("t", queue, n)])
+    seconds = time.monotonic() - started
+    time.sleep(0.2)
+    assert 2 <= len(listener.heard) <= min(1000, 100 * seconds + 20)
+
+
+def test_the_last_message_of_a_burst_is_announced(
+    postgres: PostgresTransport, listener: Listener, queue: str
+) -> None:
+    """Every burst ends with a notification after its last commit: no worker sleeps on what came within the window."""
+    for size in (2, 3, 10, 50):
+        for n in range(size):
+            last = time.monotonic()
+            postgres.send([message("t", queue, n)])
+        wait_until(lambda last=last: listener.heard[-1][0] > last, timeout=AT_ONCE, what="the last to be announced")  # type: ignore[misc]
+        assert {payload for _, payload in listener.heard} == {queue}
+        time.sleep(0.05)
+
+
+def test_a_worker_that_only_listens_gets_every_message_of_a_burst(make_postgres: Make, queue: str) -> None:
+    """The debounced announcements lose nothing: with polling too slow to help, a burst is received to its end."""
+    producer, transport = make_postgres(), make_postgres(poll_interval=LONG_POLL)
+    subscription: Subscription = transport.subscribe([queue], lease=60)
+    received: list[Delivery] = []
+
+    def receive() -> None:
+        while len(received) < 500:
+            batch = subscription.receive(limit=3, wait=5)
+            assert batch, f"nothing more came after {len(received)}"
+            received.extend(batch)
+
+    with in_background(receive):
+        for n in range(500):
+            producer.send([message("t", queue, n)])
+        sent = time.monotonic()
+    assert time.monotonic() - sent < 2
+    assert [one.payload.args[0] for one in received if one.payload] == list(range(500))
+    subscription.close()
+
+
+def test_debouncing_one_queue_does_not_hold_back_another(make_postgres: Make, queue: str) -> None:
+    """While one queue is flooded, a message to an idle one still reaches its worker at once."""
+    producer, transport, timer = make_postgres(), make_postgres(poll_interval=LONG_POLL), Timer()
+    over = threading.Event()
+
+    def flood() -> None:
+        while not over.is_set():
+            producer.send([message("t", queue + "-busy")])
+
+    with in_background(flood), running(Consumer(transport, {"t": timer}, [queue])):
+        try:
+            settle_down()
+            sent = time.monotonic()
+            producer.send([message("t", queue)])
+            assert timer.wait() - sent < AT_ONCE
+        finally:
+            over.set()
+
+
+def test_a_send_that_failed_does_not_mute_the_next(make_postgres: Make, tables: Tables, queue: str) -> None:
+    """A refused message was announced to nobody; the one after it, in the same window, is."""
+    producer, transport, timer = make_postgres(), make_postgres(poll_interval=LONG_POLL), Timer()
+    tables.execute("ALTER TABLE {messages} ADD CHECK (org_id <> 'blocked')")
+    with running(Consumer(transport, {"t": timer}, [queue])):
+        settle_down()
+        for _ in range(3):
+            with pytest.raises(Exception, match="check constraint"):
+                producer.send([message("t", queue, org_id="blocked")])
+            sent = time.monotonic()
+            producer.send([message("t", queue)])
+            assert timer.wait() - sent < AT_ONCE
+
+
+def test_an_idle_worker_asks_no_more_than_once_a_poll_interval(make_named: Make, tables: Tables, name: str) -> None:
+    """Waiting costs a round trip or two for each interval, not a spin."""
+    transport = make_named(poll_interval=0.2)
+    subscription = transport.subscribe([queue_name()], lease=60)
+    transport.send([message("t", queue_name(), delay=3600)])
+    with psycopg.connect(tables.url, autocommit=True) as connection:
+
+        def transactions() -> int:
+            connection.execute("SELECT pg_stat_clear_snapshot()")
+            row = connection.execute(
+                "SELECT calls FROM (SELECT sum(xact_commit) AS calls FROM pg_stat_database) AS s"
+            ).fetchone()
+            return int(row[0]) if row else 0
+
+        before = transactions()
+        looked = [subscription._session.execute]  # type: ignore[attr-defined]
+        calls: list[str] = []
+
+        def counted(doing: str, *rest: Any) -> Any:
+            calls.append(doing)
+            return looked[0](doing, *rest)
+
+        subscription._session.execute = counted  # type: ignore[method-assign, attr-defined]
+        assert subscription.receive(limit=1, wait=1.0) == ()
+        assert transactions() >= before
+    assert 2 <= len(calls) <= 16
+    subscription.close()
