@@ -24,8 +24,6 @@ from unstract_core import ConfigurationError, TransportUnavailable
 
 URL_VARIABLE = "UNSTRACT_WIRE_URL"
 
-_TRANSPORT_OPTIONS = {"schema", "listen", "poll_interval", "pool_size", "timeout"}
-
 
 @attrs.frozen
 class Database:
@@ -54,11 +52,22 @@ def database(scratch: Path) -> Iterator[Database]:
 
 @contextlib.contextmanager
 def _embedded(scratch: Path) -> Iterator[str]:
+    launcher = _launcher()
     with contextlib.ExitStack() as cleanup:
-        with uninterrupted():
-            server: Any = _launcher().get_server(scratch / "postgresql", cleanup_mode="stop")
-            cleanup.callback(server.cleanup)
+        try:
+            with uninterrupted():
+                server = launcher.get_server(scratch / "postgresql", cleanup_mode="stop")
+                cleanup.callback(_remove_if_empty, server.get_postmaster_info().socket_dir)
+                cleanup.callback(server.cleanup)
+        except Exception as exc:  # what it raises is not documented, and all of it means the same
+            raise TransportUnavailable(f"the embedded PostgreSQL did not start: {exc}") from exc
         yield server.get_uri()
+
+
+def _remove_if_empty(directory: Path) -> None:
+    """Remove the socket's directory, which lies outside of the scratch directory where that one's path is long."""
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def _launcher() -> Any:
@@ -101,8 +110,10 @@ def _connect(url: str) -> psycopg.Connection[tuple[Any, ...]]:
 
 
 def _libpq(url: str) -> str:
+    """Leave out the options that are the transport's, such as `schema` and `listen`."""
+    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
     address, options = _split(url)
-    return _joined(address, [(name, value) for name, value in options if name not in _TRANSPORT_OPTIONS])
+    return _joined(address, [(name, value) for name, value in options if name in known])
 
 
 def _with_option(url: str, name: str, value: str) -> str:

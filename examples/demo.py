@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     leave_on_signals()
     try:
         return run(options)
-    except ContractError as exc:
+    except (ContractError, OSError) as exc:
         print(f"demo: {exc}", file=sys.stderr)
         return 2
     except SystemExit:
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     """Set up, play, and clear everything away again, whatever happened. Returns the exit code."""
     screen = Screen()
     with contextlib.ExitStack() as cleanup:
-        scratch = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="unstract-wire-demo-")))
+        scratch = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="wire-demo-")))
         _log_to(scratch / "demo.log", cleanup)
         try:
             tally = play(set_up(screen, options, scratch, cleanup))

@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 
 from examples.outputs import load_output
-from examples.product import Dispatched
+from examples.product import CALLBACK_QUEUE, EXECUTOR_QUEUE, Dispatched
 from examples.progress import Event
 from unstract_core import ExecutionResult, Reply
 from unstract_core.transport import QueueState
@@ -82,6 +82,11 @@ def _problems(one: Dispatched, expected: str, evidence: Evidence) -> Iterator[st
 
 
 def _missing_elsewhere(evidence: Evidence) -> Iterator[str]:
+    documents = {one.document for one in evidence.dispatched}
+    if not documents - evidence.broken:
+        yield "documents: none was dispatched that can be read"
+    for document in sorted(evidence.broken - documents):
+        yield f"{document}: it was not dispatched"
     if not evidence.answer.success:
         yield f"the reply of the blocking dispatch: {evidence.answer.error}"
     for state in evidence.queues:
@@ -89,6 +94,8 @@ def _missing_elsewhere(evidence: Evidence) -> Iterator[str]:
             yield f"queue {state.queue} still holds {waiting}"
         if state.dead:
             yield f"queue {state.queue} has {state.dead} dead letters"
+    for queue in sorted({EXECUTOR_QUEUE, CALLBACK_QUEUE} - {state.queue for state in evidence.queues}):
+        yield f"queue {queue}: its state is unknown"
     for name, code in evidence.exits.items():
         if code:
             yield f"the {name} worker left with exit code {code}"

@@ -26,8 +26,13 @@ RawMessage: TypeAlias = Mapping[str, Any] | str | bytes
 MAX_NAME_BYTES = 255
 """Bytes of a task, queue, id or key name in UTF-8: AMQP's short string, so that every transport can carry it."""
 
-_WORKLOAD_TYPES = ("api", "non_api")
 _encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_NESTED: dict[str, type] = {
+    "fairness": FairnessKey,
+    "on_success": ContinuationSpec,
+    "on_error": ContinuationSpec,
+}
+_WORKLOAD_TYPES = ("api", "non_api")
 
 
 def to_wire(payload: TaskPayload) -> dict[str, Any]:
@@ -38,19 +43,22 @@ def to_wire(payload: TaskPayload) -> dict[str, Any]:
     """
     if not isinstance(payload, TaskPayload):
         raise PayloadError(f"expected a TaskPayload, got {type(payload).__name__}")
+    for key, kind in _NESTED.items():
+        if (part := getattr(payload, key)) is not None and type(part) is not kind:
+            raise PayloadError(f"expected a {kind.__name__}, got {_kind(part)}", path=f"$.{key}")
     wire: dict[str, Any] = _converter.unstructure(payload, TaskPayload)
     check_name(wire["task_name"], "$.task_name")
     wire["args"] = _write_members(wire["args"], (list, tuple), "$.args")
     wire["kwargs"] = _write_members(wire["kwargs"], dict, "$.kwargs")
     check_name(wire["queue"], "$.queue")
-    if wire["fairness"] is not None:
-        _write_fairness(payload.fairness, "$.fairness")
+    if payload.fairness is not None:
+        wire["fairness"] = _write_fairness(payload.fairness, wire["fairness"], "$.fairness")
     for key in ("reply_key", "task_id"):
         if key in wire:
             check_name(wire[key], f"$.{key}")
     for key in ("on_success", "on_error"):
         if key in wire:
-            _write_continuation(getattr(payload, key), wire[key], f"$.{key}")
+            _write_continuation(wire[key], f"$.{key}")
     return wire
 
 
@@ -108,8 +116,10 @@ def check_name(name: Any, path: str) -> None:
         raise PayloadError(f"expected str, got {_kind(name)}", path=path)
     if not name:
         raise PayloadError("must not be empty", path=path)
+    if len(name) <= MAX_NAME_BYTES and name.isascii() and "\0" not in name:
+        return
     normalise(name, path=path)
-    if len(name) > MAX_NAME_BYTES or len(name.encode()) > MAX_NAME_BYTES:
+    if len(name.encode()) > MAX_NAME_BYTES:
         raise PayloadError(f"longer than {MAX_NAME_BYTES} bytes of UTF-8", path=path)
 
 
@@ -160,20 +170,15 @@ def _write_members(container: Any, kinds: Any, path: str) -> Any:
     return normalise_members(container, path=path)
 
 
-def _write_continuation(spec: object, wire: Any, path: str) -> None:
-    if not isinstance(spec, ContinuationSpec):
-        raise PayloadError(f"expected a ContinuationSpec, got {_kind(spec)}", path=path)
+def _write_continuation(wire: dict[str, Any], path: str) -> None:
     check_name(wire["task_name"], f"{path}.task_name")
     wire["kwargs"] = _write_members(wire["kwargs"], dict, f"{path}.kwargs")
     check_name(wire["queue"], f"{path}.queue")
 
 
-def _write_fairness(fairness: object, path: str) -> None:
-    if not isinstance(fairness, FairnessKey):
-        raise PayloadError(f"expected a FairnessKey, got {_kind(fairness)}", path=path)
+def _write_fairness(fairness: FairnessKey, wire: dict[str, Any], path: str) -> Any:
     if fairness.org_id is not None and type(fairness.org_id) is not str:
         raise PayloadError(f"expected str or None, got {_kind(fairness.org_id)}", path=f"{path}.org_id")
-    normalise(fairness.org_id, path=f"{path}.org_id")
     if fairness.workload_type not in _WORKLOAD_TYPES:
         raise PayloadError(f"must be one of {', '.join(_WORKLOAD_TYPES)}", path=f"{path}.workload_type")
     priority = fairness.pipeline_priority
@@ -181,6 +186,7 @@ def _write_fairness(fairness: object, path: str) -> None:
         raise PayloadError(
             f"must be an int from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}", path=f"{path}.pipeline_priority"
         )
+    return normalise(wire, path=path)
 
 
 def _kind(value: object) -> str:

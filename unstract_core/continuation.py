@@ -10,8 +10,8 @@ a settlement out, and the consumer only brings outcomes. Two rules explain the o
 
 from __future__ import annotations
 
+import datetime
 import hashlib
-import math
 import uuid
 from collections.abc import Container, Iterator
 from typing import Any, TypeAlias, cast
@@ -21,8 +21,8 @@ import attrs
 from unstract_core.codec import Salvage, salvage
 from unstract_core.errors import ConfigurationError, MalformedPayload, TooManyAttempts, UnknownTask
 from unstract_core.payload import ContinuationSpec, TaskPayload
-from unstract_core.transport import REPLY_TTL, STATUS_TTL, Delivery, Message, Reply, Settlement, Verdict
-from unstract_core.values import JSONValue, cut, error_text, normalise
+from unstract_core.transport import LONGEST_DELAY, REPLY_TTL, STATUS_TTL, Delivery, Message, Reply, Settlement, Verdict
+from unstract_core.values import JSONValue, cut, error_text, normalise, normalise_members
 
 CONTINUATION_IDS = uuid.UUID("5b0f1f0e-54f9-5a52-9a34-6a2f0c1e7c55")
 """The namespace of continuation ids: uuid5 of "<dispatch id>/on_success" or "/on_error" in it."""
@@ -36,8 +36,8 @@ class RetryLater(Exception):
     """
 
     def __init__(self, delay: float | None = None) -> None:
-        if delay is not None and not (math.isfinite(delay) and delay >= 0):
-            raise ConfigurationError(f"RetryLater(delay=...) takes seconds from 0 on, not {delay!r}")
+        if delay is not None and not 0 <= delay <= LONGEST_DELAY:
+            raise ConfigurationError(f"RetryLater(delay=...) takes seconds from 0 to {LONGEST_DELAY:g}, not {delay!r}")
         super().__init__(delay)
         self.delay = delay
 
@@ -84,7 +84,22 @@ class Raised:
     def of(cls, exc: BaseException) -> Raised | RetryAsked:
         if isinstance(exc, RetryLater):
             return RetryAsked(exc.delay, error_text(exc.__cause__ or exc))
+        if _is_celerys_retry(exc):
+            return _celerys_retry(exc)
         return cls(error_text(exc))
+
+
+def _is_celerys_retry(exc: BaseException) -> bool:
+    return any(f"{kind.__module__}.{kind.__qualname__}" == "celery.exceptions.Retry" for kind in type(exc).__mro__)
+
+
+def _celerys_retry(exc: Any) -> RetryAsked:
+    """Read Celery's Retry without importing it: `exc` is what the task failed with, `when` seconds or a moment."""
+    when = exc.when
+    if isinstance(when, datetime.datetime):
+        when = (when - datetime.datetime.now(when.tzinfo)).total_seconds()
+    delay = min(max(0.0, when), LONGEST_DELAY) if isinstance(when, int | float) else None
+    return RetryAsked(delay, error_text(exc.exc if isinstance(exc.exc, BaseException) else exc))
 
 
 @attrs.frozen
@@ -142,7 +157,8 @@ def fallbacks(settlement: Settlement, refusal: str) -> Iterator[Settlement]:
     without it. So a result that was paid for ends in the dead letters, and is never dropped.
     """
     delivery = settlement.delivery
-    told = _failed(delivery, cut(f"result delivery failed: {refusal}"), Verdict.BURY)
+    what = f"{settlement.reason} (telling its sender failed" if settlement.reason else "result delivery failed"
+    told = _failed(delivery, cut(f"{what}: {refusal}" + (")" if settlement.reason else "")), Verdict.BURY)
     result = _result_of(settlement)
     yield attrs.evolve(told, result=result)
     yield attrs.evolve(told, result=result, follow_up=None, reply=None)
@@ -150,7 +166,7 @@ def fallbacks(settlement: Settlement, refusal: str) -> Iterator[Settlement]:
 
 
 def _result_of(settlement: Settlement) -> JSONValue:
-    if settlement.result is not None:
+    if settlement.result is not None or settlement.reason:
         return settlement.result
     if settlement.reply is not None and settlement.reply.status == "completed":
         return settlement.reply.result
@@ -214,7 +230,7 @@ def _follow_up(
     payload = TaskPayload(
         task_name=spec.task_name,
         args=[first],
-        kwargs=cast("dict[str, Any]", normalise(spec.kwargs, lenient=True)),
+        kwargs=normalise_members(spec.kwargs, lenient=True),
         queue=spec.queue,
         fairness=sender.fairness,
         task_id=str(uuid.uuid5(CONTINUATION_IDS, f"{parent}/{kind}")),

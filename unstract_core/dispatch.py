@@ -126,6 +126,8 @@ class Dispatcher:
 
     def _send(self, payload: TaskPayload, *, org_id: str | None, delay: float, within: object | None) -> DispatchHandle:
         fairness = payload.fairness
+        if fairness is not None and not isinstance(fairness, FairnessKey):
+            raise PayloadError(f"expected a FairnessKey, got {type(fairness).__name__}", path="$.fairness")
         if org_id is None:
             org_id = fairness.org_id if fairness is not None else None
         message = Message(

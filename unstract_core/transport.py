@@ -13,11 +13,11 @@ from __future__ import annotations
 import datetime
 import enum
 from collections.abc import Sequence
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import attrs
 
-from unstract_core.codec import RawMessage, check_name, to_json
+from unstract_core.codec import RawMessage, check_name, to_wire
 from unstract_core.errors import PayloadError
 from unstract_core.payload import DEFAULT_PRIORITY, HIGHEST_PRIORITY, LOWEST_PRIORITY, TaskPayload
 from unstract_core.values import JSONValue
@@ -89,8 +89,8 @@ class Delivery:
     priority: int = DEFAULT_PRIORITY
 
 
-def write_message(message: Message) -> str:
-    """Return the message's payload as JSON text, for a transport to store.
+def write_message(message: Message) -> dict[str, Any]:
+    """Return the message's payload as it stands on the wire (`to_wire`), for a transport to serialise and store.
 
     Raises PayloadError for what the wire refuses and for a priority, delay, queue or org_id that no transport honours.
     """
@@ -103,7 +103,7 @@ def write_message(message: Message) -> str:
         check_name(message.queue, "$.queue")
     if message.org_id:
         check_name(message.org_id, "$.org_id")
-    return to_json(message.payload)
+    return to_wire(message.payload)
 
 
 def check_delay(delay: float) -> None:

@@ -70,9 +70,13 @@ def normalise(value: object, *, lenient: bool = False, path: str = "$", replaced
         return walk.foreign(value)
 
 
-def normalise_members(container: list[Any] | tuple[Any, ...] | dict[Any, Any], *, path: str) -> Any:
-    """Strictly normalise the members of `args` or `kwargs`; the container itself does not count as a level."""
-    return _Strict(path).value(container, -1)
+def normalise_members(
+    container: list[Any] | tuple[Any, ...] | dict[Any, Any], *, path: str = "$", lenient: bool = False
+) -> Any:
+    """Normalise the members of `args` or `kwargs`; the container itself does not count as a level."""
+    if not container:
+        return {} if isinstance(container, dict) else []
+    return (_Lenient(path, []) if lenient else _Strict(path)).value(container, -1)
 
 
 def error_text(exc: BaseException) -> str:
@@ -116,21 +120,23 @@ class _Strict:
         self.keys: list[str | int] = []
         self.room = MAX_SIZE
 
-    def value(self, value: object, depth: int) -> JSONValue:
+    def value(self, value: Any, depth: int) -> Any:
         kind = type(value)
         if kind is str:
-            return self.text(cast(str, value))
+            if value.isascii() and "\0" not in value and (size := len(value)) <= self.room:
+                self.room -= size
+                return value
+            return self.text(value)
         if value is None or kind is bool:
-            return cast("bool | None", value)
+            return value
         if kind is int:
-            number = cast(int, value)
-            return number if INT_MIN <= number <= INT_MAX else self.unfit(value, "int outside [-2^63, 2^63)")
+            return value if INT_MIN <= value <= INT_MAX else self.unfit(value, "int outside [-2^63, 2^63)")
         if kind is dict:
-            return self.mapping(cast("dict[object, object]", value), depth + 1)
+            return self.mapping(value, depth + 1)
         if kind is list:
-            return self.array(cast("list[object]", value), depth + 1)
+            return self.array(value, depth + 1)
         if kind is float:
-            return self.number(cast(float, value))
+            return self.number(value)
         return self.converted(value, depth)
 
     def text(self, text: str) -> str:
@@ -214,9 +220,9 @@ class _Strict:
             case float():
                 return self.number(float.__float__(value))
             case uuid.UUID() | decimal.Decimal():
-                return self.text(str(value))
+                return self.text(str.__str__(str(value)))
             case datetime.datetime() | datetime.date() | datetime.time():
-                return self.text(value.isoformat())
+                return self.text(str.__str__(value.isoformat()))
             case tuple() | list():
                 return self.array(value, depth + 1)
             case set() | frozenset():
@@ -263,6 +269,7 @@ class _Lenient(_Strict):
     def __init__(self, root: str, replaced: list[str]) -> None:
         super().__init__(root)
         self.replaced = replaced
+        self.room -= _ELEMENT_SIZE  # a result becomes the first element of the callback's args
 
     def note(self) -> None:
         self.replaced.append(json_path(self.root, self.keys))
@@ -310,8 +317,11 @@ class _Lenient(_Strict):
 
     def foreign(self, value: object) -> JSONValue:
         self.note()
-        if isinstance(value, bytes | bytearray | memoryview):
-            return self.text(base64.b64encode(value).decode())
+        if issubclass(type(value), bytes | bytearray | memoryview):
+            try:
+                return self.text(base64.b64encode(bytes(cast("bytes | bytearray | memoryview", value))).decode())
+            except Exception:  # a released memoryview, say
+                return self.printed(value)
         return self.printed(value)
 
     def printed(self, value: object) -> str:

@@ -118,6 +118,26 @@ def test_an_expired_lease_that_nobody_took_still_counts(
     assert not subscribe(queue).receive(limit=1, wait=0)
 
 
+def test_the_fence_holds_between_two_attempts_of_one_holder(
+    harness: Harness, transport: Any, queue: str, subscribe: Subscribe
+) -> None:
+    """Who lost a message and received it again holds its latest attempt alone, also inside one batch."""
+    transport.send([message("t", queue)])
+    holder, elsewhere = subscribe(queue), harness.queue()
+    (old,) = holder.receive(limit=1, wait=0)
+    harness.expire(transport, queue)
+    (new,) = holder.receive(limit=1, wait=1)
+    assert list(holder.renew([old, new])) == [False, True]
+    both = [
+        Settlement(d, Verdict.ACK, follow_up=message("f", elsewhere, d.attempt), reply=Reply(elsewhere, "completed"))
+        for d in (old, new)
+    ]
+    assert list(holder.settle(both)) == [False, True]
+    (follow_up,) = subscribe(elsewhere).receive(limit=5, wait=0)
+    assert follow_up.payload is not None
+    assert follow_up.payload.args == [2]
+
+
 @pytest.mark.parametrize("delay", [0.0, 30.0])
 @pytest.mark.parametrize("verdict", Verdict)
 def test_a_delivery_is_settled_once(

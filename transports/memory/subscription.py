@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 
@@ -93,7 +94,7 @@ class _Written:
     def __init__(self, settlement: Settlement) -> None:
         check_delay(settlement.delay)
         self.settlement = settlement
-        self.follow_up = write_message(settlement.follow_up) if settlement.follow_up is not None else ""
+        self.follow_up = json.dumps(write_message(settlement.follow_up)) if settlement.follow_up is not None else ""
         self.reply = value_to_json(settlement.reply.result) if settlement.reply is not None else ""
         self.result = value_to_json(settlement.result)
 

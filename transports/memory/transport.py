@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
@@ -37,7 +38,7 @@ class MemoryTransport:
         self._check_open()
         if within is not None:
             raise NotSupported("the memory transport has no transactions to send within; send without within=")
-        written = [(message, write_message(message)) for message in messages]
+        written = [(message, json.dumps(write_message(message))) for message in messages]
         with self._store.changed:
             ids = [self._store.add(message, text) for message, text in written]
             self._store.changed.notify_all()

@@ -11,11 +11,13 @@ import os
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
@@ -73,22 +75,49 @@ class Pool:
         self._lock = threading.Lock()
         self._pool: ConnectionPool[Connection] | None = None
         self._process = 0
+        self._at_hand: deque[Connection] = deque()
+        self._waiting = 0
 
     @contextlib.contextmanager
     def connection(self, doing: str) -> Iterator[Connection]:
         """Lend a connection, in autocommit. Every driver error inside the block is raised as ours."""
         with mapped(doing):
-            pool = self._opened()
-            connection = self._lend(pool)
+            connection = self.take()
             try:
                 yield connection
             finally:
-                pool.putconn(connection)
+                self.give_back(connection)
+
+    def take(self) -> Connection:
+        """Lend a connection, in autocommit, until `give_back`; the one used last is kept at hand, past the locks."""
+        pool = self._opened()
+        try:
+            connection = self._at_hand.pop()
+        except IndexError:
+            return self._lend(pool)
+        if not _has_hung_up(connection):
+            return connection
+        connection.close()
+        pool.putconn(connection)
+        return self._lend(pool)
+
+    def give_back(self, connection: Connection) -> None:
+        idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
+        pool = self._pool
+        if idle and not self._waiting and not self._at_hand and pool is not None:
+            self._at_hand.append(connection)
+        elif pool is not None:
+            pool.putconn(connection)
+        else:
+            connection.close()
 
     def close(self) -> None:
         with self._lock:
             pool, self._pool = self._pool, None
+            at_hand, self._at_hand = self._at_hand, deque()
         if pool is not None and self._process == os.getpid():
+            for connection in at_hand:
+                pool.putconn(connection)
             pool.close()
 
     def _opened(self) -> ConnectionPool[Connection]:
@@ -98,6 +127,7 @@ class Pool:
         with self._lock:
             if self._pool is None or self._process != os.getpid():
                 self._connector.connect().close()  # so that a wrong address is told at once, in the server's words
+                self._at_hand = deque()
                 self._pool = self._make()
                 self._process = os.getpid()
             return self._pool
@@ -118,18 +148,30 @@ class Pool:
     def _lend(self, pool: ConnectionPool[Connection]) -> Connection:
         """Ask again every second: a pool gives up reconnecting meanwhile, and a new request makes it try anew."""
         deadline = time.monotonic() + self._timeout
-        while True:
-            remaining = deadline - time.monotonic()
-            try:
-                return pool.getconn(timeout=max(0.01, min(1.0, remaining)))
-            except PoolTimeout:
-                if remaining <= 1.0:
-                    raise
+        with self._lock:
+            self._waiting += 1
+        try:
+            while True:
+                remaining = deadline - time.monotonic()
+                try:
+                    return pool.getconn(timeout=max(0.01, min(1.0, remaining)))
+                except PoolTimeout:
+                    if self._at_hand:
+                        pool.putconn(self._at_hand.pop())
+                    elif remaining <= 1.0:
+                        raise
+        finally:
+            with self._lock:
+                self._waiting -= 1
 
 
 def _check(connection: Connection) -> None:
-    """Raise if an idle connection has something to say: the server only speaks up to hang up."""
+    if _has_hung_up(connection):
+        raise psycopg.OperationalError("the server closed an idle connection")
+
+
+def _has_hung_up(connection: Connection) -> bool:
+    """Tell, without a round trip, whether an idle connection has something to say: a server only speaks up to leave."""
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
-    if poll.poll(0):
-        raise psycopg.OperationalError("the server closed an idle connection")
+    return bool(poll.poll(0))

@@ -59,6 +59,10 @@ class Notifier:
                 self._last = {queue: then for queue, then in self._last.items() if now - then < self._window}
         return first
 
+    def announced_lately(self, queue: str) -> bool:
+        """Tell whether `leading` would return nothing for this queue."""
+        return time.monotonic() - self._last.get(queue, -1.0) < self._window
+
     def trailing(self, queues: Iterable[str | None]) -> None:
         """Announce `queues`, which were committed without a NOTIFY, when their window ends."""
         with self._changed:

@@ -5,34 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from unstract_core.codec import value_to_json
+import orjson
+
 from unstract_core.transport import Message, Reply, Settlement, check_delay, write_message
+from unstract_core.values import normalise
 
 
 def settle_parameters(batch: Sequence[Settlement]) -> dict[str, Any]:
     """Write a batch as arrays. Raises PayloadError for whatever the wire refuses, before anything is sent."""
     for one in batch:
         check_delay(one.delay)
-    follow_ups = [(int(one.delivery.id), one.follow_up) for one in batch if one.follow_up is not None]
-    replies = [(int(one.delivery.id), one.reply) for one in batch if one.reply is not None]
+    follow_ups = [(place, one.follow_up) for place, one in enumerate(batch, 1) if one.follow_up is not None]
+    replies = [(place, one.reply) for place, one in enumerate(batch, 1) if one.reply is not None]
     return {
         "ids": [int(one.delivery.id) for one in batch],
         "attempts": [one.delivery.attempt for one in batch],
         "verdicts": [one.verdict.value for one in batch],
         "delays": [float(one.delay) for one in batch],
         "reasons": [one.reason for one in batch],
-        "results": [None if one.result is None else value_to_json(one.result, path="$.result") for one in batch],
-        "next_of": [parent for parent, _ in follow_ups],
+        "results": [None if one.result is None else value_text(one.result, "$.result") for one in batch],
+        "next_of": [place for place, _ in follow_ups],
         **{f"next_{name}": column for name, column in message_columns([next_ for _, next_ in follow_ups]).items()},
-        "reply_of": [parent for parent, _ in replies],
+        "reply_of": [place for place, _ in replies],
         **_reply_columns([reply for _, reply in replies]),
     }
+
+
+def message_text(message: Message) -> str:
+    """Write a message's payload as JSON text; raises PayloadError for whatever the wire refuses."""
+    return orjson.dumps(write_message(message)).decode()
+
+
+def value_text(value: object, path: str) -> str:
+    """Write one value as JSON text; raises PayloadError below `path`."""
+    return orjson.dumps(normalise(value, path=path)).decode()
 
 
 def message_columns(messages: Sequence[Message]) -> dict[str, list[Any]]:
     """Write messages as the columns that are inserted."""
     return {
-        "messages": [write_message(message) for message in messages],
+        "messages": [message_text(message) for message in messages],
         "queues": [message.queue for message in messages],
         "org_ids": [message.org_id for message in messages],
         "priorities": [message.priority for message in messages],
@@ -45,8 +57,7 @@ def _reply_columns(replies: Sequence[Reply]) -> dict[str, list[Any]]:
         "reply_keys": [reply.key for reply in replies],
         "reply_statuses": [reply.status for reply in replies],
         "reply_results": [
-            value_to_json(reply.result, path="$.reply.result") if reply.status == "completed" else None
-            for reply in replies
+            value_text(reply.result, "$.reply.result") if reply.status == "completed" else None for reply in replies
         ],
         "reply_errors": [reply.error for reply in replies],
         "reply_ttls": [float(reply.ttl) for reply in replies],

@@ -75,23 +75,24 @@ class PostgresSubscription:
                 "lease": self._lease,
             },
         )
-        kept = {str(row[0]) for row in rows}
-        for delivery in held:
-            if delivery.id not in kept:
-                self._held.discard(_key(delivery))
-        return [_key(delivery) in self._held for delivery in deliveries]
+        kept = {(str(msg_id), attempt) for msg_id, attempt in rows}
+        self._held.difference_update(key for delivery in held if (key := _key(delivery)) not in kept)
+        return [_key(delivery) in kept for delivery in deliveries]
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         self._check_open()
-        batch = {_key(one.delivery): one for one in reversed(settlements) if _key(one.delivery) in self._held}
-        concerned = list(_announced(batch.values()))
+        first: dict[tuple[str, int], Settlement] = {}
+        for one in settlements:
+            if (key := _key(one.delivery)) in self._held:
+                first.setdefault(key, one)
+        batch = list(first.values())
+        concerned = list(_announced(batch))
         wake = self._notifier.leading(concerned)
-        parameters = settle_parameters(list(batch.values())[::-1])
         rows = self._session.execute(
             "settle",
             self._statements["settle"],
             {
-                **parameters,
+                **settle_parameters(batch),
                 "channel": self._notifier.channels.queues,
                 "wake": [queue for queue in wake if queue is not None],
                 "reply_channel": self._notifier.channels.replies,
@@ -99,9 +100,9 @@ class PostgresSubscription:
             },
         )
         self._notifier.trailing(set(concerned).difference(wake))
-        self._held.difference_update(batch)
-        fenced = {str(row[0]) for row in rows}
-        return [batch.pop(_key(one.delivery), None) is one and one.delivery.id in fenced for one in settlements]
+        self._held.difference_update(first)
+        effective = {id(batch[place - 1]) for place, _ in rows if place is not None}
+        return [id(one) in effective for one in settlements]
 
     def wake(self) -> None:
         self._session.wake()

@@ -11,12 +11,12 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from transports.postgres.connections import Connector, Pool
 from transports.postgres.dead_letters import PostgresDeadLetters
-from transports.postgres.errors import mapped
+from transports.postgres.errors import mapped, translate
 from transports.postgres.migrate import migrate
 from transports.postgres.notifier import Channels, Notifier
 from transports.postgres.replies import ReplyWaiter
 from transports.postgres.session import Session
-from transports.postgres.settling import message_columns
+from transports.postgres.settling import message_columns, message_text
 from transports.postgres.statements import Statements
 from transports.postgres.subscription import PostgresSubscription
 from unstract_core.codec import check_name
@@ -83,21 +83,20 @@ class PostgresTransport:
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         self._check_open()
-        if not messages:
-            return []
-        columns = message_columns(messages)
         if within is not None:
-            return self._send_within(within, columns)
+            return self._send_within(within, messages)
+        if len(messages) == 1 and not messages[0].delay and self._notifier.announced_lately(messages[0].queue):
+            return [self._send_one(messages[0])]
         ready = [message.queue for message in messages if not message.delay]
         wake = self._notifier.leading(ready)
-        with self._pool.connection("send") as connection:
-            if len(messages) == 1:
-                rows = connection.execute(self._statements["send_one"], self._one(columns, bool(wake))).fetchall()
-            else:
-                parameters = {**columns, "channel": self._channels.queues, "wake": wake}
-                rows = connection.execute(self._statements["send_many"], parameters).fetchall()
+        if messages:
+            parameters = self._many(messages, wake)
+            with self._pool.connection("send") as connection:
+                ids = _ids(connection.execute(self._statements["send_many"], parameters).fetchall())
+        else:
+            return []
         self._notifier.trailing(set(ready).difference(wake))
-        return _ids(rows)
+        return ids
 
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
         deadline = time.monotonic() + timeout
@@ -147,28 +146,35 @@ class PostgresTransport:
         self._notifier.close()
         self._pool.close()
 
-    def _send_within(self, cursor: Any, columns: Mapping[str, list[Any]]) -> list[str]:
+    def _send_one(self, message: Message) -> str:
+        text = message_text(message)
+        try:
+            connection = self._pool.take()
+            try:
+                parameters = (message.queue, text, message.org_id, message.priority)
+                row = connection.execute(self._statements["send_one"], parameters).fetchone()
+            finally:
+                self._pool.give_back(connection)
+        except Exception as exc:
+            if (ours := translate(exc, "send")) is None:
+                raise
+            raise ours from exc
+        self._notifier.trailing((message.queue,))
+        return str(cast("tuple[int]", row)[0])
+
+    def _send_within(self, cursor: Any, messages: Sequence[Message]) -> list[str]:
         if not callable(getattr(cursor, "execute", None)):
             raise ConfigurationError(f"within= takes an open DB-API cursor, not a {type(cursor).__name__}")
-        wake = [queue for queue, delay in zip(columns["queues"], columns["delays"], strict=True) if not delay]
+        if not messages:
+            return []
+        wake = dict.fromkeys(message.queue for message in messages if not message.delay)
+        parameters = self._many(messages, list(wake))
         with mapped("send within the caller's transaction", committed_by_us=False):
-            if len(columns["queues"]) == 1:
-                cursor.execute(self._statements.portable("send_one"), self._one(columns, bool(wake)))
-            else:
-                parameters = {**columns, "channel": self._channels.queues, "wake": list(dict.fromkeys(wake))}
-                cursor.execute(self._statements.portable("send_many"), parameters)
+            cursor.execute(self._statements.portable("send_many"), parameters)
             return _ids(cursor.fetchall())
 
-    def _one(self, columns: Mapping[str, list[Any]], wake: bool) -> dict[str, Any]:
-        return {
-            "message": columns["messages"][0],
-            "queue": columns["queues"][0],
-            "org_id": columns["org_ids"][0],
-            "priority": columns["priorities"][0],
-            "delay": columns["delays"][0],
-            "channel": self._channels.queues,
-            "wake": wake,
-        }
+    def _many(self, messages: Sequence[Message], wake: Sequence[str | None]) -> dict[str, Any]:
+        return {**message_columns(messages), "channel": self._channels.queues, "wake": list(wake)}
 
     def _read(self, key: str, consume: bool) -> Reply | None:
         if "\0" in key:

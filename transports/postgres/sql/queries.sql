@@ -6,14 +6,13 @@
 -- read_ct counts its deliveries; (msg_id, read_ct) is the fence of a delivery.
 
 -- name: send_one
--- One message; tells the listeners of its queue in the same commit when `wake` is true.
+-- The most frequent case, at its cheapest: one message, ready at once, that nobody has to be told of.
 INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)
-VALUES (%(queue)s, %(message)s::text::jsonb, %(org_id)s, now(), now() + %(delay)s::float8 * interval '1 second',
-        0, %(priority)s, CASE WHEN %(delay)s::float8 > 0 THEN 'claimed' ELSE 'ready' END)
-RETURNING msg_id, CASE WHEN %(wake)s THEN pg_notify(%(channel)s, %(queue)s)::text END;
+VALUES (%s, %s::text::jsonb, %s, now(), now(), 0, %s, 'ready')
+RETURNING msg_id;
 
 -- name: send_many
--- All or none, with ids in the order of the arrays.
+-- All or none, with ids in the order of the arrays; tells the listeners of the queues in `wake` in the same commit.
 WITH sent AS (
     INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)
     SELECT m.queue, m.message::jsonb, m.org_id, now(), now() + m.delay * interval '1 second', 0, m.priority,
@@ -91,16 +90,17 @@ UPDATE {messages} AS m
 SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second'
 FROM unnest(%(ids)s::bigint[], %(attempts)s::int[]) AS held (msg_id, read_ct)
 WHERE m.msg_id = held.msg_id AND m.read_ct = held.read_ct
-RETURNING m.msg_id;
+RETURNING m.msg_id, m.read_ct;
 
 -- name: settle
--- A whole batch in one commit. Only what passes the fence has any effect: `fenced` is the root of everything below it.
+-- A whole batch in one commit. Only what passes the fence has any effect: `fenced` is the root of everything below it,
+-- and follow-ups and replies refer to a settlement by its place in the batch, which may hold a message's lost attempt too.
 WITH settlement AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(verdicts)s::text[], %(delays)s::float8[],
-                         %(reasons)s::text[], %(results)s::text[])
-        AS s (msg_id, read_ct, verdict, delay, reason, result)
+                         %(reasons)s::text[], %(results)s::text[]) WITH ORDINALITY
+        AS s (msg_id, read_ct, verdict, delay, reason, result, place)
 ), fenced AS MATERIALIZED (
-    SELECT m.msg_id, s.verdict, s.delay, s.reason, s.result
+    SELECT m.msg_id, s.place, s.verdict, s.delay, s.reason, s.result
     FROM {messages} AS m JOIN settlement AS s ON m.msg_id = s.msg_id AND m.read_ct = s.read_ct
     ORDER BY m.msg_id
     FOR UPDATE OF m
@@ -123,18 +123,18 @@ WITH settlement AS MATERIALIZED (
            CASE WHEN n.delay > 0 THEN 'claimed' ELSE 'ready' END
     FROM unnest(%(next_of)s::bigint[], %(next_queues)s::text[], %(next_messages)s::text[], %(next_org_ids)s::text[],
                 %(next_priorities)s::smallint[], %(next_delays)s::float8[]) WITH ORDINALITY
-             AS n (parent, queue, message, org_id, priority, delay, place)
-    JOIN fenced AS f ON f.msg_id = n.parent
+             AS n (settlement, queue, message, org_id, priority, delay, place)
+    JOIN fenced AS f ON f.place = n.settlement
     ORDER BY n.place
 ), answered AS (
     INSERT INTO {results} (task_id, status, result, error, created_at, expires_at)
     SELECT r.key, r.status, r.result::jsonb, r.error, now(), now() + r.ttl * interval '1 second'
     FROM unnest(%(reply_of)s::bigint[], %(reply_keys)s::text[], %(reply_statuses)s::text[], %(reply_results)s::text[],
-                %(reply_errors)s::text[], %(reply_ttls)s::float8[]) AS r (parent, key, status, result, error, ttl)
-    JOIN fenced AS f ON f.msg_id = r.parent
+                %(reply_errors)s::text[], %(reply_ttls)s::float8[]) AS r (settlement, key, status, result, error, ttl)
+    JOIN fenced AS f ON f.place = r.settlement
     ON CONFLICT (task_id) DO NOTHING
 )
-SELECT msg_id, NULL FROM fenced
+SELECT place, NULL FROM fenced
 UNION ALL
 SELECT NULL, pg_notify(%(channel)s, w.queue)::text FROM unnest(%(wake)s::text[]) AS w (queue)
 UNION ALL
