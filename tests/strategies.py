@@ -10,8 +10,10 @@ import contextlib
 import dataclasses
 import datetime
 import enum
+import functools
 import json
 import math
+import operator
 import string
 import uuid
 from collections import namedtuple
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 import attrs
 from hypothesis import strategies as st
 
-from unstract_core import ContinuationSpec, Delivery, FairnessKey, TaskPayload, to_wire, values
+from unstract_core import ContinuationSpec, Delivery, FairnessKey, PayloadError, TaskPayload, to_wire, values
 
 ENVELOPE = {"__type__", "__value__"}
 UNFIT_CHARACTERS = "\x00\ud800\udbff\udc00\udfff"
@@ -42,6 +44,9 @@ json_values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | 
 json_objects = _objects(json_values)
 json_arrays = st.lists(json_values, max_size=4)
 
+_small_values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=2) | _objects(inner), max_leaves=4)
+_members = st.dictionaries(keys, _small_values, max_size=2)
+
 names = st.text(string.ascii_letters + string.digits + "_-.é", min_size=1, max_size=40)
 fairness_keys = st.builds(
     FairnessKey,
@@ -49,9 +54,11 @@ fairness_keys = st.builds(
     workload_type=st.sampled_from(["api", "non_api"]),
     pipeline_priority=st.integers(1, 10),
 )
-continuations = st.builds(ContinuationSpec, task_name=names, kwargs=json_objects, queue=names)
-callback_continuations = st.builds(
-    ContinuationSpec, task_name=names, kwargs=st.fixed_dictionaries({"callback_kwargs": json_objects}), queue=names
+continuations = st.builds(
+    ContinuationSpec,
+    task_name=names,
+    kwargs=_members | st.fixed_dictionaries({"callback_kwargs": _members}),
+    queue=names,
 )
 
 AWAITS = ("reply", "both", "on_success", "on_error", "nothing")
@@ -62,16 +69,15 @@ def payloads(draw: st.DrawFn, awaits: str | None = None, task_id: bool | None = 
     """A payload that somebody awaits in the way of `awaits`, one of `AWAITS`; any way when None."""
     way = awaits or draw(st.sampled_from(AWAITS))
     has_id = draw(st.booleans()) if task_id is None else task_id
-    specs = continuations | callback_continuations
     return TaskPayload(
         task_name=draw(names),
-        args=draw(json_arrays),
-        kwargs=draw(json_objects),
+        args=draw(st.lists(_small_values, max_size=2)),
+        kwargs=draw(_members),
         queue=draw(names),
         fairness=draw(st.none() | fairness_keys),
         reply_key=draw(names) if way == "reply" else None,
-        on_success=draw(specs) if way in ("both", "on_success") else None,
-        on_error=draw(specs) if way in ("both", "on_error") else None,
+        on_success=draw(continuations) if way in ("both", "on_success") else None,
+        on_error=draw(continuations) if way in ("both", "on_error") else None,
         task_id=draw(names) if has_id else None,
     )
 
@@ -89,7 +95,7 @@ def deliveries(
     return Delivery(
         id=str(draw(st.integers(1, 10**6))),
         queue=payload.queue,
-        attempt=draw(attempts or st.integers(1, 9)),
+        attempt=draw(st.integers(1, 9) if attempts is None else attempts),
         payload=payload,
         raw=to_wire(payload),
         org_id=draw(st.just("") | names),
@@ -219,7 +225,7 @@ unfit_scalars = st.one_of(
     unfit_texts.map(Text),
     st.binary(max_size=8),
     st.binary(max_size=8).map(bytearray),
-    st.binary(max_size=8).map(memoryview),
+    st.binary(max_size=8).map(lambda data: memoryview(data)),
     st.just({"__type__": "uuid", "__value__": 1}),
     st.builds(object),
     st.builds(_generator),
@@ -279,7 +285,8 @@ def planted(draw: st.DrawFn, make: Callable[[], Any]) -> Planted:
             whole, path = Model(whole, draw(scalars)), f".first{path}"
         else:
             key = draw(PLAIN_KEYS if kind == "dict" else ODD_KEYS)
-            sibling, other = draw(st.tuples(PLAIN_KEYS, PLAIN_KEYS).filter(lambda pair, key=key: key not in pair))
+            innocent = PLAIN_KEYS.filter(functools.partial(operator.ne, key))
+            sibling, other = draw(innocent), draw(innocent)
             whole = {sibling: draw(scalars), key: whole, other: draw(scalars)}
             path = (f".{key}" if kind == "dict" else f"[{json.dumps(key)}]") + path
     return Planted(whole, "$" + path)
@@ -307,6 +314,14 @@ def size_limit(size: int) -> Iterator[None]:
         yield
     finally:
         values.MAX_SIZE = usual
+
+
+def attempt(call: Callable[..., Any], *args: Any) -> Any:
+    """Return what the call returns, or the PayloadError that it raises; anything else that it raises is let out."""
+    try:
+        return call(*args)
+    except PayloadError as exc:
+        return exc
 
 
 def outside(value: object, *, max_size: int = 64 * 1024 * 1024) -> str | None:

@@ -10,7 +10,7 @@ import importlib
 from importlib.metadata import entry_points
 from typing import Any
 
-from unstract_core.errors import ConfigurationError
+from unstract_core.errors import ConfigurationError, ContractError
 from unstract_core.transport import Transport
 
 GROUP = "unstract_core.transports"
@@ -28,18 +28,22 @@ def load_transport(spec: str) -> Transport:
         raise ConfigurationError("no transport given: pass a URL such as postgresql://user@host/db, or module:factory")
     if "://" in spec:
         return _from_url(spec)
-    return _checked(import_object(spec, "transport")(), spec)
+    if ":" not in spec:
+        raise ConfigurationError(f"transport {spec!r} is neither a URL nor of the form module:name")
+    return _built(import_object(spec, "transport"), (), spec)
 
 
 def import_object(spec: str, what: str) -> Any:
     """Import "module:name" (dots may follow in the name). Raises ConfigurationError, saying which part is missing."""
     module_name, _, name = spec.partition(":")
-    if not module_name or not name:
+    if not module_name or not name or module_name.startswith("."):
         raise ConfigurationError(f"{what} {spec!r} is not of the form module:name")
     try:
         found: Any = importlib.import_module(module_name)
     except ImportError as exc:
         raise _missing(exc, spec) from exc
+    except ValueError as exc:
+        raise ConfigurationError(f"{what} {spec!r} is not of the form module:name") from exc
     for part in name.split("."):
         if not hasattr(found, part):
             raise ConfigurationError(f"{what} {spec!r}: module {module_name!r} has no {name!r}")
@@ -54,17 +58,29 @@ def _from_url(url: str) -> Transport:
         raise ConfigurationError(f"no transport for {scheme}:// URLs; installed: {', '.join(sorted(found)) or 'none'}")
     try:
         factory = found[scheme].load()
-    except ImportError as exc:
+    except (ImportError, AttributeError) as exc:
         raise _missing(exc, f"{scheme}://") from exc
-    return _checked(factory(url), f"{scheme}://")
+    return _built(factory, (url,), f"{scheme}://")
 
 
-def _missing(exc: ImportError, spec: str) -> ConfigurationError:
-    package = (exc.name or "").partition(".")[0]
+def _built(factory: Any, arguments: tuple[str, ...], spec: str) -> Transport:
+    if not callable(factory):
+        raise ConfigurationError(f"{spec} names a {type(factory).__name__}, not a factory of transports")
+    try:
+        transport = factory(*arguments)
+    except ContractError:
+        raise
+    except (ImportError, TypeError) as exc:
+        raise _missing(exc, spec) from exc
+    return _checked(transport, spec)
+
+
+def _missing(exc: Exception, spec: str) -> ConfigurationError:
+    package = (getattr(exc, "name", None) or "").partition(".")[0]
     if package in _EXTRAS:
         remedy = f"pip install 'unstract-wire[{_EXTRAS[package]}]'"
         return ConfigurationError(f"{spec} needs {package}, which is not installed: {remedy}")
-    return ConfigurationError(f"{spec} cannot be imported: {exc}")
+    return ConfigurationError(f"{spec} cannot be had: {type(exc).__name__}: {exc}")
 
 
 def _checked(transport: Any, spec: str) -> Transport:

@@ -189,8 +189,17 @@ def _log_failure(method: str, context: object, exc: Exception) -> None:
         logging.WARNING if method == "dispatch" else logging.ERROR,
         "dispatch_failed",
         method=method,
-        executor=getattr(context, "executor_name", None),
-        organization=getattr(context, "organization_id", None),
-        run_id=getattr(context, "run_id", None),
+        executor=_field(context, "executor_name"),
+        organization=_field(context, "organization_id"),
+        run_id=_field(context, "run_id"),
         error_type=type(exc).__name__,
     )
+
+
+def _field(context: object, name: str) -> str | None:
+    """Read an id for the log; a context whose own code raises must not hide what went wrong before."""
+    try:
+        value = getattr(context, name, None)
+        return value if type(value) is str else None
+    except Exception:
+        return None

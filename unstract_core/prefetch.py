@@ -31,7 +31,7 @@ class AdaptivePrefetch:
         if elapsed >= WINDOW:
             self.limit = max(self._least, min(LARGEST, int(self._run * WINDOW / elapsed)))
         elif self._run >= self.limit:
-            self.limit = min(LARGEST, self.limit * 2)
+            self.limit = max(self._least, min(LARGEST, self.limit * 2))
         else:
             return
         self._since = now

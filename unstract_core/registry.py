@@ -50,6 +50,10 @@ def runnable(name: str, task: Any) -> Callable[..., Any]:
     """Return `task` if a worker thread can call it; raise ConfigurationError if it cannot."""
     if not callable(task):
         raise ConfigurationError(f"task {name!r} is not callable")
-    if inspect.iscoroutinefunction(task):
+    if _is_async(task) or _is_async(getattr(type(task), "__call__", None)):  # noqa: B004 - it is looked at, not called
         raise ConfigurationError(f"task {name!r} is an async function; tasks run on threads: wrap it in asyncio.run")
     return task  # type: ignore[no-any-return]  # callable() narrows Any to Callable[..., object]
+
+
+def _is_async(function: object) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)

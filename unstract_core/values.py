@@ -13,6 +13,7 @@ Deliberately absent: typed decoding. A UUID arrives as a string.
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import datetime
 import decimal
@@ -44,6 +45,8 @@ ERROR_LIMIT = 4000
 """Characters of an error text; a longer one is cut, and the cut is marked."""
 
 _ELEMENT_SIZE = 16
+# A lenient walk that runs out of room leaves a stub on each level, and its result becomes an element of args.
+_STUB_RESERVE = (MAX_DEPTH + 1) * 256
 _UNFIT = re.compile("[\x00\ud800-\udfff]")
 _PLAIN_KEY = re.compile(r"[^\W\d]\w{0,63}\Z")
 
@@ -65,7 +68,7 @@ def normalise(value: object, *, lenient: bool = False, path: str = "$", replaced
     walk = _Lenient(path, replaced if replaced is not None else [])
     try:
         return walk.value(value, 0)
-    except Exception:  # a container that changes under the walk
+    except BaseException:  # lenient never raises
         walk.keys.clear()
         return walk.foreign(value)
 
@@ -120,15 +123,15 @@ class _Strict:
         self.keys: list[str | int] = []
         self.room = MAX_SIZE
 
-    def value(self, value: Any, depth: int) -> Any:
+    def value(self, value: Any, depth: int) -> JSONValue:
         kind = type(value)
         if kind is str:
             if value.isascii() and "\0" not in value and (size := len(value)) <= self.room:
                 self.room -= size
-                return value
+                return value  # type: ignore[no-any-return]  # a cast would cost a call for each string
             return self.text(value)
         if value is None or kind is bool:
-            return value
+            return value  # type: ignore[no-any-return]  # likewise
         if kind is int:
             return value if INT_MIN <= value <= INT_MAX else self.unfit(value, "int outside [-2^63, 2^63)")
         if kind is dict:
@@ -140,14 +143,13 @@ class _Strict:
         return self.converted(value, depth)
 
     def text(self, text: str) -> str:
-        if text.isascii():
-            size, fits = len(text), "\0" not in text
-        else:
-            size, fits = len(text.encode("utf-8", "replace")), _UNFIT.search(text) is None
+        if _UNFIT.search(text) is not None:
+            text = self.unfit_text(text)
+        size = len(text) if text.isascii() else len(text.encode())
         if size > self.room:
             return cast(str, self.too_large(text))
         self.room -= size
-        return text if fits else self.unfit_text(text)
+        return text
 
     def number(self, number: float) -> JSONValue:
         if -FLOAT_LIMIT < number < FLOAT_LIMIT:
@@ -175,30 +177,39 @@ class _Strict:
     def mapping(self, members: dict[object, object], depth: int) -> JSONValue:
         if depth > MAX_DEPTH:
             return self.too_deep(members)
-        keys, value = self.keys, self.value
-        keys.append("")
+        keys, value, standing = self.keys, self.value, len(self.keys)
         out: dict[str, JSONValue] = {}
-        for key, item in members.items():
-            if type(key) is not str or not key.isascii() or "\0" in key:
-                key = self.key(key)
-            if key in out:
-                key = self.taken(key, out)
-            keys[-1] = key
-            self.room -= _ELEMENT_SIZE + len(key)
-            if self.room < 0:
-                out[key] = self.too_large(item)
-                break
-            out[key] = value(item, depth)
-        keys.pop()
+        try:
+            for key, item in members.items():
+                if type(key) is not str or not key.isascii() or "\0" in key or len(key) > self.room:
+                    key = self.key(key)
+                if key in out:
+                    key = self.taken(key, out)
+                keys.append(key)
+                self.room -= _ELEMENT_SIZE + len(key)
+                if self.room < 0:
+                    out[key] = self.too_large(item)
+                    keys.pop()
+                    break
+                out[key] = value(item, depth)
+                keys.pop()
+        except RuntimeError as exc:
+            del keys[standing:]
+            return self.changed(members, exc)
         return self.envelope(out) if out.keys() == ENVELOPE else out
 
     def key(self, key: object) -> str:
-        if isinstance(key, enum.Enum):
-            key = key.value
-        if isinstance(key, str):
-            return self.text(str.__str__(key))
-        if isinstance(key, int) and not isinstance(key, bool) and INT_MIN <= key <= INT_MAX:
-            return int.__repr__(key)
+        try:
+            if isinstance(key, enum.Enum):
+                key = key.value
+            if isinstance(key, str):
+                return self.text(str.__str__(key))
+            if isinstance(key, int) and not isinstance(key, bool) and INT_MIN <= key <= INT_MAX:
+                return int.__repr__(key)
+        except PayloadError:
+            raise
+        except Exception as exc:  # a key's own code may raise anything
+            raise self.refuse(f"a key raised {type(exc).__name__} when it was read") from exc
         return self.unfit_key(key)
 
     def converted(self, value: object, depth: int) -> JSONValue:
@@ -251,6 +262,9 @@ class _Strict:
     def envelope(self, members: dict[str, JSONValue]) -> JSONValue:
         raise self.refuse("a dict of exactly __type__ and __value__ cannot be sent (it is kombu's own envelope)")
 
+    def changed(self, value: object, exc: RuntimeError) -> JSONValue:
+        raise self.refuse("the dict changed while it was read") from exc
+
     def too_deep(self, value: object) -> JSONValue:
         raise self.refuse(f"nested deeper than {MAX_DEPTH} levels, or cyclic")
 
@@ -269,18 +283,29 @@ class _Lenient(_Strict):
     def __init__(self, root: str, replaced: list[str]) -> None:
         super().__init__(root)
         self.replaced = replaced
-        self.room -= _ELEMENT_SIZE  # a result becomes the first element of the callback's args
+        self.room -= _STUB_RESERVE
 
     def note(self) -> None:
         self.replaced.append(json_path(self.root, self.keys))
+
+    def stub(self, text: str) -> str:
+        self.note()
+        self.room -= len(text)
+        return text
 
     def converted(self, value: object, depth: int) -> JSONValue:
         standing = len(self.keys)
         try:
             return self.by_rule(value, depth)
-        except Exception:  # as in the strict walk, but the money is spent
+        except BaseException:  # the money is spent: even an exit must not cost the result
             del self.keys[standing:]
             return self.foreign(value)
+
+    def key(self, key: object) -> str:
+        try:
+            return super().key(key)
+        except BaseException:
+            return self.unfit_key(key)
 
     def unfit(self, value: object, what: str) -> JSONValue:
         self.note()
@@ -298,38 +323,49 @@ class _Lenient(_Strict):
 
     def taken(self, key: str, members: dict[str, JSONValue]) -> str:
         self.note()
-        number = 2
+        number = len(members) + 1
         while f"{key}~{number}" in members:
             number += 1
         return f"{key}~{number}"
 
     def envelope(self, members: dict[str, JSONValue]) -> JSONValue:
         self.note()
+        self.room -= _ELEMENT_SIZE + len("__kept__")
         return {**members, "__kept__": True}
 
+    def changed(self, value: object, exc: RuntimeError) -> JSONValue:
+        return self.foreign(value)
+
     def too_deep(self, value: object) -> JSONValue:
-        self.note()
-        return f"<unstract-wire: {type(value).__name__} nested deeper than {MAX_DEPTH} levels>"
+        return self.stub(f"<unstract-wire: {_short_name(value)} nested deeper than {MAX_DEPTH} levels>")
 
     def too_large(self, value: object) -> JSONValue:
-        self.note()
-        return f"<unstract-wire: {type(value).__name__} and what follows it beyond {MAX_SIZE} bytes>"
+        return self.stub(f"<unstract-wire: {_short_name(value)} and what follows it beyond {MAX_SIZE} bytes>")
 
     def foreign(self, value: object) -> JSONValue:
         self.note()
         if issubclass(type(value), bytes | bytearray | memoryview):
-            try:
+            with contextlib.suppress(Exception):  # a released memoryview, say
                 return self.text(base64.b64encode(bytes(cast("bytes | bytearray | memoryview", value))).decode())
-            except Exception:  # a released memoryview, say
-                return self.printed(value)
         return self.printed(value)
 
     def printed(self, value: object) -> str:
         try:
             text = str.__str__(repr(value))
         except BaseException:  # a hostile __repr__ may even exit
-            text = f"<unprintable {type(value).__name__}>"
-        return self.text(_UNFIT.sub("\ufffd", text))
+            text = f"<unprintable {_short_name(value)}>"
+        text = _UNFIT.sub("\ufffd", text)
+        size = len(text.encode())
+        if size > self.room:
+            text = f"<unstract-wire: {_short_name(value)} beyond {MAX_SIZE} bytes>"
+            size = len(text)
+        self.room -= size
+        return text
+
+
+def _short_name(value: object) -> str:
+    name = type(value).__name__
+    return name if name.isascii() and len(name) <= 64 else "object"
 
 
 def _is_record(value: object) -> bool:

@@ -10,13 +10,12 @@ from typing import Any
 
 import attrs
 import pytest
+import strategies as some
 from hypothesis import given
 from hypothesis import strategies as st
 
-import strategies as some
 from unstract_core import (
     ContinuationSpec,
-    ContractError,
     FairnessKey,
     PayloadError,
     TaskPayload,
@@ -72,7 +71,11 @@ def test_what_is_written_is_inside_the_domain(written: TaskPayload) -> None:
     """The members of a written message are plain JSON values that every transport carries."""
     wire = to_wire(written)
     assert type(wire) is dict
-    for value in [*wire["args"], *wire["kwargs"].values(), *(wire[key] for key in wire if key not in ("args", "kwargs"))]:
+    for value in [
+        *wire["args"],
+        *wire["kwargs"].values(),
+        *(wire[key] for key in wire if key not in ("args", "kwargs")),
+    ]:
         assert some.outside(value) is None
 
 
@@ -201,12 +204,8 @@ def test_a_writer_names_the_path_of_what_it_refuses(path: str, fields: dict[str,
 @given(some.burying(some.unfit_scalars), st.sampled_from(["args", "kwargs", "on_success", "on_error"]))
 def test_a_value_that_does_not_fit_is_named_wherever_it_stands(found: some.Planted, where: str) -> None:
     """The path of an offender goes from the message's root, through its member, to the very value."""
-    fields: dict[str, Any] = {
-        "args": {"args": ["first", found.whole]},
-        "kwargs": {"kwargs": {"x": found.whole}},
-        "on_success": {"on_success": continuation(kwargs={"x": found.whole})},
-        "on_error": {"on_error": continuation(kwargs={"x": found.whole})},
-    }[where]
+    places: dict[str, Any] = {"args": ["first", found.whole], "kwargs": {"x": found.whole}}
+    fields = {where: places.get(where, continuation(kwargs={"x": found.whole}))}
     root = {"args": "$.args[1]", "kwargs": "$.kwargs.x"}.get(where, f"$.{where}.kwargs.x")
     assert refusal(payload(**fields)).path == root + found.path[1:]
 
@@ -244,7 +243,8 @@ def test_only_a_payload_can_be_written(value: Any) -> None:
 @given(some.payloads(awaits="both"), some.names)
 def test_a_reply_key_beside_a_continuation_is_refused_by_the_type(written: TaskPayload, key: str) -> None:
     """No payload with reply_key and on_success or on_error can be built: not directly, and not by changing one."""
-    for fields in ({"on_success": None}, {"on_error": None}, {}):
+    changes: list[dict[str, Any]] = [{"on_success": None}, {"on_error": None}, {}]
+    for fields in changes:
         with pytest.raises(PayloadError) as caught:
             attrs.evolve(written, reply_key=key, **fields)
         assert caught.value.path == "$.reply_key"
@@ -255,9 +255,10 @@ def test_a_reply_key_beside_a_continuation_is_refused_by_the_type(written: TaskP
 @given(some.payloads(awaits="reply"), some.continuations)
 def test_a_continuation_beside_a_reply_key_is_refused_by_the_type(written: TaskPayload, spec: ContinuationSpec) -> None:
     """The other way round as well."""
-    for name in ("on_success", "on_error"):
+    for change in ({"on_success": spec}, {"on_error": spec}):
+        fields: dict[str, Any] = change
         with pytest.raises(PayloadError):
-            attrs.evolve(written, **{name: spec})
+            attrs.evolve(written, **fields)
 
 
 def test_64_levels_of_an_argument_can_be_written() -> None:
@@ -272,11 +273,9 @@ def test_64_levels_of_an_argument_can_be_written() -> None:
 def test_whatever_is_dispatched_is_written_or_refused(value: Any) -> None:
     """Writing raises PayloadError or gives JSON text that reads back; nothing else."""
     for written in (payload(args=[value]), payload(kwargs={"x": value}), payload(kwargs=value), payload(args=value)):
-        try:
-            text = to_json(written)
-        except ContractError as exc:
-            assert isinstance(exc, PayloadError)  # noqa: PT017 - either outcome is right, and each has its assertion
-            assert exc.path.startswith(("$.args", "$.kwargs"))
+        text = some.attempt(to_json, written)
+        if isinstance(text, PayloadError):
+            assert text.path.startswith(("$.args", "$.kwargs"))
         else:
             assert to_json(from_wire(text)) == text
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import pytest
+import strategies as some
 from hypothesis import given
 from hypothesis import strategies as st
 
-import strategies as some
 from unstract_core import PayloadError
 from unstract_core.values import ERROR_LIMIT, cut, error_text, json_path
 
-any_texts = some.texts | some.unfit_texts | st.builds(lambda text, n: (text or "x") * n, some.texts, st.integers(0, 9000))
+any_texts = (
+    some.texts | some.unfit_texts | st.builds(lambda text, n: (text or "x") * n, some.texts, st.integers(0, 9000))
+)
 
 
 @given(st.sampled_from([ValueError, KeyError, OSError, SystemExit, KeyboardInterrupt, PayloadError]), any_texts)

@@ -13,10 +13,10 @@ import uuid
 from typing import Any
 
 import pytest
+import strategies as some
 from hypothesis import given
 from hypothesis import strategies as st
 
-import strategies as some
 from unstract_core import normalise
 
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?([+-]\d\d:\d\d)?\Z")
@@ -140,8 +140,9 @@ def test_a_set_that_cannot_be_sorted_still_has_one_order(items: list[Any], rando
 def test_the_order_of_a_set_is_the_same_in_every_process() -> None:
     """Two processes that hash strings differently write the same set alike."""
     script = (
-        "import datetime, json, unstract_core; day = datetime.date(2026, 1, 2); "
-        "print(json.dumps(unstract_core.normalise({1, 'b', 'a', None, (2, 'c'), ('d',), frozenset({'e', 'f', 3}), day})))"
+        "import datetime, json, unstract_core; "
+        "mixed = {1, 'b', 'a', None, (2, 'c'), ('d',), frozenset({'e', 'f', 3}), datetime.date(2026, 1, 2)}; "
+        "print(json.dumps(unstract_core.normalise(mixed)))"
     )
     written = {
         subprocess.run(

@@ -7,10 +7,10 @@ import time
 from typing import Any
 
 import pytest
+import strategies as some
 from hypothesis import given
 from hypothesis import strategies as st
 
-import strategies as some
 from unstract_core import PayloadError, normalise
 from unstract_core.values import MAX_DEPTH, MAX_SIZE
 
@@ -26,11 +26,10 @@ def refusal(value: object, *, path: str = "$") -> PayloadError:
 @given(some.anything)
 def test_strict_returns_a_value_of_the_domain_or_raises_payload_error(value: Any) -> None:
     """Any value is either refused with a PayloadError below the root, or comes back inside the domain."""
-    try:
-        normal = normalise(value)
-    except PayloadError as exc:
-        assert exc.path.startswith("$")
-        assert str(exc).startswith(f"{exc.path}: ")
+    normal = some.attempt(normalise, value)
+    if isinstance(normal, PayloadError):
+        assert normal.path.startswith("$")
+        assert str(normal).startswith(f"{normal.path}: ")
     else:
         assert some.outside(normal) is None
 
@@ -52,7 +51,7 @@ KEYS_THAT_DO_NOT_FIT: list[Any] = [None, True, 1.5, (1,), b"k", 2**63, -(2**63) 
 
 @given(some.burying(st.sampled_from(KEYS_THAT_DO_NOT_FIT).map(lambda key: {"innocent": 1, key: 2, "other": 3})))
 def test_a_key_that_does_not_fit_is_refused_under_its_own_dict(found: some.Planted) -> None:
-    """A key that is neither str nor int, or no fit one, is refused under its dict's path, never an innocent sibling's."""
+    """A key that is neither str nor int, or no fit one, is refused under its dict's path, never a sibling's."""
     path = refusal(found.whole).path
     assert path.startswith(found.path)
     assert "innocent" not in path
@@ -109,14 +108,13 @@ def test_a_cycle_is_refused() -> None:
         assert "cyclic" in str(refusal(cyclic))
 
 
-def test_a_shared_structure_that_would_explode_is_refused_in_seconds() -> None:
+def test_a_shared_structure_that_would_explode_is_refused() -> None:
     """A graph of 60 lists that stands for 2^60 elements is refused by its size, without being written out."""
     value: Any = []
     for _ in range(60):
         value = [value, value]
-    started = time.monotonic()
-    assert "bytes" in str(refusal(value))
-    assert time.monotonic() - started < 20
+    with some.size_limit(4_000_000):
+        assert "4000000 bytes" in str(refusal(value))
 
 
 def test_a_string_of_300_mb_is_refused_without_being_read() -> None:
@@ -141,10 +139,9 @@ def test_what_passes_is_never_larger_than_the_limit(limit: int, value: Any) -> N
     """The whole value counts: all strings and keys in UTF-8, and 16 bytes for each element."""
     value = [value] * 40
     with some.size_limit(limit):
-        try:
-            normal = normalise(value)
-        except PayloadError as exc:
-            assert "bytes" in str(exc)  # noqa: PT017 - either outcome is right, and each has its assertion
+        normal = some.attempt(normalise, value)
+        if isinstance(normal, PayloadError):
+            assert "bytes" in str(normal)
         else:
             assert some.outside(normal, max_size=limit) is None
 
@@ -165,4 +162,3 @@ def test_a_generator_is_refused_and_not_consumed() -> None:
     numbers = (number for number in range(3))
     refusal(numbers)
     assert list(numbers) == [0, 1, 2]
-

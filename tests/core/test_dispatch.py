@@ -1,0 +1,306 @@
+"""Dispatcher: which payload each method builds, what it hands on, and what it refuses before anything is sent."""
+
+from __future__ import annotations
+
+import copy
+import types
+import uuid
+from typing import Any
+
+import attrs
+import pytest
+import strategies as some
+from core.recording import RecordingTransport
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unstract_core import (
+    ConfigurationError,
+    ContinuationSpec,
+    Dispatcher,
+    DispatchHandle,
+    FairnessKey,
+    PayloadError,
+    Reply,
+    ReplyTimeout,
+    SignatureError,
+    TaskFailed,
+    TaskPayload,
+    TransportUnavailable,
+    from_wire,
+)
+
+args_lists = st.lists(some.json_values, max_size=3)
+requests = st.fixed_dictionaries(
+    {"args": args_lists | args_lists.map(tuple), "kwargs": some.json_objects, "queue": some.names},
+    optional={
+        "org_id": some.names,
+        "fairness": some.fairness_keys,
+        "delay": st.integers(0, 10**6) | st.floats(0, 1e6),
+    },
+)
+
+
+def signature(task: str = "done", **changed: Any) -> Any:
+    options = {"queue": "callbacks"}
+    return types.SimpleNamespace(**{"task": task, "args": (), "kwargs": {}, "options": options, **changed})
+
+
+def expected(task_name: str, request: dict[str, Any], **fields: Any) -> TaskPayload:
+    return TaskPayload(
+        task_name=task_name,
+        args=list(request["args"]),
+        kwargs=request["kwargs"],
+        queue=request["queue"],
+        fairness=request.get("fairness"),
+        **fields,
+    )
+
+
+def check_address(transport: RecordingTransport, request: dict[str, Any]) -> None:
+    """Queue, organisation, priority and delay stand on the message as they were asked for."""
+    message = transport.only().message
+    fairness: FairnessKey | None = request.get("fairness")
+    assert message.queue == request["queue"]
+    assert message.org_id == (request.get("org_id") or (fairness and fairness.org_id) or "")
+    assert message.priority == (5 if fairness is None else fairness.pipeline_priority)
+    assert message.delay == request.get("delay", 0.0)
+
+
+@given(some.names, requests)
+def test_send_builds_a_plain_payload_under_a_fresh_id(task_name: str, request: dict[str, Any]) -> None:
+    """send: no reply_key and no continuation; the handle's id is a fresh UUID, and the payload's task_id."""
+    transport = RecordingTransport()
+    handle = Dispatcher(transport).send(task_name, **request)
+    assert from_wire(transport.only().written) == expected(task_name, request, task_id=handle.id)
+    assert str(uuid.UUID(handle.id)) == handle.id
+    check_address(transport, request)
+
+
+@given(some.names, requests, some.names | st.none(), some.continuations | st.none(), some.continuations | st.none())
+def test_send_with_callback_carries_both_continuations_and_the_id(
+    task_name: str,
+    request: dict[str, Any],
+    task_id: str | None,
+    on_success: ContinuationSpec | None,
+    on_error: ContinuationSpec | None,
+) -> None:
+    """send_with_callback: the signatures become continuations; the id is the caller's, else a fresh UUID."""
+    transport = RecordingTransport()
+    signatures: dict[str, Any] = {
+        name: spec and signature(spec.task_name, kwargs=spec.kwargs, options={"queue": spec.queue})
+        for name, spec in (("on_success", on_success), ("on_error", on_error))
+    }
+    handle = Dispatcher(transport).send_with_callback(task_name, task_id=task_id, **signatures, **request)
+    payload = expected(task_name, request, task_id=handle.id, on_success=on_success, on_error=on_error)
+    assert from_wire(transport.only().written) == payload
+    assert handle.id == task_id or (task_id is None and str(uuid.UUID(handle.id)) == handle.id)
+    check_address(transport, request)
+
+
+@given(some.names, requests, some.json_values, st.floats(0.001, 1e6))
+def test_call_sends_a_reply_key_and_waits_under_it(
+    task_name: str, request: dict[str, Any], result: Any, timeout: float
+) -> None:
+    """call: a fresh reply_key, no task_id; waits once for as long as was said, and consumes the reply."""
+    transport = RecordingTransport(answer=Reply("", "completed", result=result))
+    returned = Dispatcher(transport).call(task_name, timeout=timeout, **request)
+    assert some.same(returned, result)
+    (asked,) = transport.replies
+    assert asked == {"key": asked["key"], "timeout": timeout, "consume": True}
+    assert str(uuid.UUID(asked["key"])) == asked["key"]
+    assert from_wire(transport.only().written) == expected(task_name, request, reply_key=asked["key"])
+    assert transport.only().within is None
+    check_address(transport, request)
+
+
+@given(some.texts)
+def test_call_raises_the_tasks_own_error_text(error: str) -> None:
+    """A failed reply becomes TaskFailed with the text of the task's exception."""
+    transport = RecordingTransport(answer=Reply("", "failed", error=error))
+    with pytest.raises(TaskFailed) as caught:
+        Dispatcher(transport).call("t", queue="q", timeout=1)
+    assert str(caught.value) == error
+
+
+def test_call_raises_reply_timeout_that_names_task_queue_and_wait() -> None:
+    """No reply in time is a ReplyTimeout, a TimeoutError, from which an operator can see where to look."""
+    with pytest.raises(ReplyTimeout) as caught:
+        Dispatcher(RecordingTransport()).call("extract", queue="ocr", timeout=2.5)
+    assert isinstance(caught.value, TimeoutError)
+    assert all(part in str(caught.value) for part in ("'extract'", "'ocr'", "2.5 s"))
+
+
+@pytest.mark.parametrize("result", [None, {}, [], 0, False, ""], ids=repr)
+def test_an_empty_result_is_a_result(result: Any) -> None:
+    """What a task returned is returned, also when it is nothing."""
+    transport = RecordingTransport(answer=Reply("", "completed", result=result))
+    assert some.same(Dispatcher(transport).call("t", queue="q", timeout=1), result)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), -float("inf")])
+def test_call_refuses_a_timeout_that_cannot_be_waited(timeout: float) -> None:
+    """A timeout that is not positive is refused before anything is sent."""
+    transport = RecordingTransport()
+    with pytest.raises(ConfigurationError, match="timeout"):
+        Dispatcher(transport).call("t", queue="q", timeout=timeout)
+    assert transport.sends == 0
+
+
+@given(some.names)
+def test_status_reads_without_consuming(task_id: str) -> None:
+    """status asks once, without waiting, and leaves the status for others."""
+    transport = RecordingTransport(answer=Reply("", "failed", error="E: x"))
+    assert Dispatcher(transport).status(task_id) == Reply(task_id, "failed", error="E: x")
+    assert transport.replies == [{"key": task_id, "timeout": 0, "consume": False}]
+    assert Dispatcher(RecordingTransport()).status(task_id) is None
+
+
+def test_the_callers_cursor_is_handed_on() -> None:
+    """`within` reaches the transport as the very object that was given."""
+    cursor = object()
+    for method in ("send", "send_with_callback"):
+        transport = RecordingTransport()
+        getattr(Dispatcher(transport), method)("t", queue="q", within=cursor)
+        assert transport.only().within is cursor
+
+
+def test_the_message_organisation_is_the_given_one_before_the_fairness_keys() -> None:
+    """An explicit org_id wins, the empty one included; else the fairness key's counts; else there is none."""
+    fairness = FairnessKey(org_id="fair")
+    for given_org, key, found in (("x", fairness, "x"), (None, fairness, "fair"), ("", fairness, ""), (None, None, "")):
+        transport = RecordingTransport()
+        Dispatcher(transport).send("t", queue="q", org_id=given_org, fairness=key)
+        assert transport.only().message.org_id == found
+
+
+BAD: dict[str, tuple[str, dict[str, Any]]] = {
+    "args a str": ("$.args", {"args": "text"}),
+    "args bytes": ("$.args", {"args": b"x"}),
+    "args a dict": ("$.args", {"args": {}}),
+    "args a set": ("$.args", {"args": {1}}),
+    "args a generator": ("$.args", {"args": iter([1])}),
+    "args None": ("$.args", {"args": None}),
+    "an argument": ("$.args[1].x", {"args": [1, {"x": object()}]}),
+    "kwargs a list": ("$.kwargs", {"kwargs": [("a", 1)]}),
+    "kwargs a str": ("$.kwargs", {"kwargs": "text"}),
+    "a keyword": ("$.kwargs.x", {"kwargs": {"x": float("nan")}}),
+    "queue empty": ("$.queue", {"queue": ""}),
+    "queue None": ("$.queue", {"queue": None}),
+    "queue too long": ("$.queue", {"queue": "q" * 256}),
+    "delay negative": ("$.delay", {"delay": -1}),
+    "delay endless": ("$.delay", {"delay": float("inf")}),
+    "delay NaN": ("$.delay", {"delay": float("nan")}),
+    "delay a str": ("$.delay", {"delay": "5"}),
+    "delay None": ("$.delay", {"delay": None}),
+    "org_id a number": ("$.org_id", {"org_id": 7}),
+    "org_id too long": ("$.org_id", {"org_id": "o" * 256}),
+    "fairness a dict": ("$.fairness", {"fairness": {"org_id": "o"}}),
+    "fairness a str": ("$.fairness", {"fairness": "o"}),
+    "fairness org": ("$.", {"fairness": FairnessKey(org_id=7)}),  # type: ignore[arg-type]
+    "fairness workload": ("$.fairness.workload_type", {"fairness": FairnessKey(workload_type="x")}),  # type: ignore[arg-type]
+    "priority 0": ("$.", {"fairness": FairnessKey(pipeline_priority=0)}),
+    "priority 11": ("$.", {"fairness": FairnessKey(pipeline_priority=11)}),
+    "priority a str": ("$.", {"fairness": FairnessKey(pipeline_priority="7")}),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("method", ["send", "send_with_callback", "call"])
+def test_what_cannot_be_sent_is_refused_with_its_path(method: str, name: str) -> None:
+    """Bad arguments raise PayloadError with a path that leads to them, and nothing is sent."""
+    path, changed = BAD[name]
+    transport = RecordingTransport()
+    request: dict[str, Any] = {"queue": "q", **changed, **({"timeout": 1} if method == "call" else {})}
+    with pytest.raises(PayloadError) as caught:
+        getattr(Dispatcher(transport), method)("t", **request)
+    assert caught.value.path.startswith(path)
+    assert transport.sent == []
+    assert transport.replies == []
+
+
+@pytest.mark.parametrize("task_name", ["", None, 7, b"t", "t" * 256, "a\x00"], ids=lambda name: repr(name)[:12])
+@pytest.mark.parametrize("method", ["send", "send_with_callback"])
+def test_a_task_needs_a_name(method: str, task_name: Any) -> None:
+    """A name that no transport can carry is refused."""
+    transport = RecordingTransport()
+    with pytest.raises(PayloadError) as caught:
+        getattr(Dispatcher(transport), method)(task_name, queue="q")
+    assert caught.value.path == "$.task_name"
+    assert transport.sent == []
+
+
+@pytest.mark.parametrize("name", ["on_success", "on_error"])
+@pytest.mark.parametrize(
+    ("path", "changed"),
+    [
+        ("task", {"task": ""}),
+        ("options.queue", {"options": {}}),
+        ("args", {"args": (1,)}),
+        ("immutable", {"immutable": True}),
+        ("subtask_type", {"subtask_type": "chain"}),
+        ("options.countdown", {"options": {"queue": "q", "countdown": 1}}),
+        ("kwargs.a.b", {"kwargs": {"a": {"b": object()}}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_signature_that_would_lose_something_is_refused_by_its_place(
+    name: str, path: str, changed: dict[str, Any]
+) -> None:
+    """The error says which callback and what in it; nothing is sent."""
+    transport = RecordingTransport()
+    with pytest.raises(SignatureError) as caught:
+        Dispatcher(transport).send_with_callback("t", queue="q", **{name: signature(**changed)})
+    assert caught.value.path == f"$.{name}.{path}"
+    assert transport.sends == 0
+
+
+def test_an_empty_task_id_is_refused_and_not_replaced() -> None:
+    """Only None asks for a fresh id."""
+    with pytest.raises(PayloadError) as caught:
+        Dispatcher(RecordingTransport()).send_with_callback("t", queue="q", task_id="")
+    assert caught.value.path == "$.task_id"
+
+
+@pytest.mark.parametrize("method", ["send", "send_with_callback", "call"])
+def test_a_failed_enqueue_is_let_out_as_it_is(method: str) -> None:
+    """The transport's error reaches the caller, the very object; there is one attempt, and no waiting for a reply."""
+    failure = TransportUnavailable("away", fate_unknown=True)
+    transport = RecordingTransport(failure=failure)
+    with pytest.raises(TransportUnavailable) as caught:
+        getattr(Dispatcher(transport), method)("t", queue="q", **({"timeout": 1} if method == "call" else {}))
+    assert caught.value is failure
+    assert transport.sends == 1
+    assert transport.replies == []
+
+
+@given(some.json_arrays, some.json_objects)
+def test_the_callers_lists_and_dicts_are_left_alone(args: list[Any], kwargs: dict[str, Any]) -> None:
+    """Dispatch only reads what it is given."""
+    before = copy.deepcopy((args, kwargs))
+    Dispatcher(RecordingTransport()).send_with_callback(
+        "t", args=args, kwargs=kwargs, queue="q", on_success=signature(kwargs=kwargs), on_error=signature(kwargs=kwargs)
+    )
+    assert (args, kwargs) == before
+
+
+@given(some.names)
+def test_every_dispatch_gets_an_id_of_its_own(task_name: str) -> None:
+    """Two dispatches never share an id, nor two calls a reply key."""
+    transport = RecordingTransport(answer=Reply("", "completed"))
+    dispatcher = Dispatcher(transport)
+    ids = [dispatcher.send(task_name, queue="q").id for _ in range(3)]
+    ids += [dispatcher.send_with_callback(task_name, queue="q").id for _ in range(3)]
+    for _ in range(3):
+        dispatcher.call(task_name, queue="q", timeout=1)
+    ids += [asked["key"] for asked in transport.replies]
+    assert len(set(ids)) == 9
+
+
+def test_a_handle_has_an_id_and_nothing_to_block_on() -> None:
+    """The handle of a dispatch cannot be waited for by mistake."""
+    handle = Dispatcher(RecordingTransport()).send("t", queue="q")
+    assert [name for name in dir(handle) if not name.startswith("_")] == ["id"]
+    assert handle == DispatchHandle(handle.id)
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        handle.id = "other"  # type: ignore[misc]  # what is tested
