@@ -50,12 +50,19 @@ class PrivateServer:
     def thaw(self) -> None:
         self._signal_all(signal.SIGCONT)
 
-    def _signal_all(self, number: signal.Signals) -> None:
+    def kill(self) -> None:
+        """Kill every process of the server, frozen or not, as a machine that loses power would."""
+        killed = self._signal_all(signal.SIGKILL)
+        wait_until(lambda: not any(map(_lives, killed)), what="the server's processes to end")
+
+    def _signal_all(self, number: signal.Signals) -> list[int]:
         postmaster = int((self.directory / "postmaster.pid").read_text().splitlines()[0])
         children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(postmaster)], capture_output=True, text=True)
-        for pid in [postmaster, *map(int, children.stdout.split())]:
+        pids = [postmaster, *map(int, children.stdout.split())]
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+        return pids
 
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
@@ -135,6 +142,14 @@ def _unprivileged_user(bin_path: Path | None) -> str | None:
     if bin_path is not None:
         ensure_prefix_permissions(bin_path)
     return "pgserver"
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _free_port() -> int:

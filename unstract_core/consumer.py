@@ -188,8 +188,8 @@ class _Loop:
             time.sleep(min(pause, _SHORTEST_PAUSE))
             return 0
         try:
-            self._settle()
             self._renew()
+            self._settle()
             deliveries = self._receive(patience)
         except TransportClosed:
             raise

@@ -15,7 +15,7 @@ from unstract_core.transport import Transport
 
 GROUP = "unstract_core.transports"
 
-_EXTRAS = {"psycopg": "postgres", "psycopg_pool": "postgres", "orjson": "postgres", "kombu": "celery"}
+_EXTRAS = {"psycopg": "postgres", "orjson": "postgres", "kombu": "celery"}
 
 
 def load_transport(spec: str) -> Transport:

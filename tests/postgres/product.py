@@ -64,7 +64,9 @@ class Product:
     def reap(self) -> int:
         """Return rows whose time is over to ready."""
         return len(
-            self.tables.rows("UPDATE {messages} SET state = 'ready' WHERE state = 'claimed' AND vt <= now() RETURNING 1")
+            self.tables.rows(
+                "UPDATE {messages} SET state = 'ready' WHERE state = 'claimed' AND vt <= now() RETURNING 1"
+            )
         )
 
     def enqueue(self, queue: str, text: str) -> int:

@@ -39,7 +39,7 @@ class Tables:
         return psycopg.connect(self.url, **{"autocommit": True, **options})
 
     def sql(self, statement: str) -> sql.Composed:
-        return sql.SQL(statement).format(  # type: ignore[arg-type]
+        return sql.SQL(statement).format(
             schema=sql.Identifier(self.schema),
             messages=sql.Identifier(self.schema, "pg_queue_message"),
             results=sql.Identifier(self.schema, "pg_task_result"),
@@ -130,7 +130,7 @@ def transport_on(url: str, schema: str, **options: Any) -> Iterator[PostgresTran
 
 
 @contextlib.contextmanager
-def in_background(*functions: Callable[[], object], timeout: float = 30.0) -> Iterator[None]:
+def in_background(*functions: Callable[[], object], timeout: float = 15.0) -> Iterator[None]:
     """Run functions on threads of their own; at the end, wait for them and raise what they raised."""
     failed: list[BaseException] = []
 
@@ -218,9 +218,8 @@ class Worker:
                 with contextlib.suppress(OSError):
                     stream.close()
 
-    def terminate(self) -> int:
-        """Ask it to stop, and return its exit status."""
-        self._process.terminate()
+    def wait(self) -> int:
+        """Wait until it has ended, and return its exit status."""
         return self._process.wait(20)
 
     def _read(self, stream: Any, add: Callable[[str], None]) -> None:

@@ -107,13 +107,10 @@ def test_a_message_that_a_product_worker_lost_is_run_by_ours(
     beside: Product, transport: PostgresTransport, queue: str
 ) -> None:
     """An expired claim of the product's comes to our consumer as the next attempt, without the product's reaper."""
-    attempts = []
     transport.send([message("t", queue)])
     assert len(beside.claim(queue, lease=0.2)) == 1
     subscription = transport.subscribe([queue], lease=60)
-    for delivery in subscription.receive(limit=1, wait=5):
-        attempts.append(delivery.attempt)
-    assert attempts == [2]
+    assert [delivery.attempt for delivery in subscription.receive(limit=1, wait=5)] == [2]
     subscription.close()
 
 
@@ -169,7 +166,9 @@ def test_we_run_what_the_product_has_enqueued(beside: Product, transport: Postgr
         if len(ran) == 1:
             raise RetryLater(delay=0)
 
-    beside.enqueue(queue, f'{{"task_name": "t", "args": [1], "kwargs": {{"k": 2}}, "queue": "{queue}", "fairness": null}}')
+    beside.enqueue(
+        queue, f'{{"task_name": "t", "args": [1], "kwargs": {{"k": 2}}, "queue": "{queue}", "fairness": null}}'
+    )
     Consumer(transport, {"t": task}, [queue]).drain(timeout=10)
     assert ran == [((1,), {"k": 2})] * 2
     assert beside.tables.count(queue) == 0

@@ -49,7 +49,7 @@ def test_concurrent_claimers_never_share_a_message_nor_exceed_their_limit(shared
             assert all(subscription.settle([Settlement(delivery, Verdict.ACK) for delivery in batch]))
         subscription.close()
 
-    with in_background(*[lambda limit=limit: claimer(limit) for limit in (1, 2, 3, 5, 8, 13, 21, 34)]):  # type: ignore[misc]
+    with in_background(*[lambda limit=limit: claimer(limit) for limit in (1, 2, 3, 5, 8, 13, 21, 34)]):
         pass
     assert taken == Counter(sent)
     assert not excesses
@@ -157,7 +157,9 @@ def test_a_column_type_that_changes_under_a_running_consumer_does_not_stop_it(
         postgres.send([message("t", queue, n)])
         (delivery,) = subscription.receive(limit=1, wait=0)
         subscription.settle([Settlement(delivery, Verdict.ACK)])
-    tables.execute("ALTER TABLE {messages} ALTER COLUMN queue_name TYPE varchar(300), ALTER COLUMN org_id TYPE varchar(80)")
+    tables.execute(
+        "ALTER TABLE {messages} ALTER COLUMN queue_name TYPE varchar(300), ALTER COLUMN org_id TYPE varchar(80)"
+    )
     postgres.send([message("t", queue, n) for n in range(3)])
     received: list[Delivery] = []
 

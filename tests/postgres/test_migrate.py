@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -88,7 +89,7 @@ def test_eight_threads_may_migrate_at_once(embedded_url: str) -> None:
 
             with ThreadPoolExecutor(8) as pool:
                 created = [future.result(30) for future in [pool.submit(migrate) for _ in range(8)]]
-            assert sorted(sum(created, [])) == sorted([f"schema {schema}", *EVERYTHING])
+            assert sorted(itertools.chain(*created)) == sorted([f"schema {schema}", *EVERYTHING])
 
 
 def test_processes_may_migrate_at_once(embedded_url: str, schema: str) -> None:
@@ -199,9 +200,8 @@ def test_a_name_that_another_object_has_is_told(tables: Tables) -> None:
 
 
 hostile_pieces = st.sampled_from(
-    ['"', "'", "%", "%s", "%%", "%(queue)s", "%(", "{", "}", "{messages}", "{}", ";", "--", "/*", "\\", "$1", "$$", ".",
-     " ", " USING ", " ON ", "\n", "\t", "ß", "日本", "🧾", "é", "e\u0301", "A", "pg_queue_message", "NULL", "\x7f", "\x01"]
-)  # fmt: skip
+    [*"\"'%{};.\\ \n\t\x7f\x01ß日é🧾A", "%s", "%%", "%(queue)s", "{messages}", "{}", "--", "/*", "$1", "$$", "e\u0301"]
+) | st.sampled_from([" USING ", " ON ", "pg_queue_message", "NULL"])
 hostile_schemas = (
     st.lists(hostile_pieces, min_size=1, max_size=8)
     .map("".join)

@@ -29,7 +29,7 @@ from unstract_core import (
 )
 
 
-@pytest.fixture(params=CALLERS.values(), ids=CALLERS.keys())
+@pytest.fixture(params=list(CALLERS.values()), ids=list(CALLERS))
 def caller(request: pytest.FixtureRequest) -> Open:
     opened: Open = request.param
     return opened

@@ -79,7 +79,8 @@ def test_the_late_settlement_of_a_stopped_worker_changes_nothing(
             assert postgres.reply("the-dispatch") is None
             other.tell("go")
             wait_until(lambda: tables.count(queue) == 0, what="the other worker to settle")
-        assert stopped.terminate() == 0
+        stopped.signal(signal.SIGTERM)
+        assert stopped.wait() == 0
         assert tables.count(queue + "-cb") == 1
         warnings = [line for line in stopped.log if re.match(r"WARNING .*lease_lost", line)]
         assert len(warnings) == 1, stopped.log
@@ -95,6 +96,6 @@ def test_a_terminated_worker_settles_what_it_runs_and_gives_back_the_rest(
         process.signal(signal.SIGTERM)
         process.tell("go")
         assert process.says() == "let go first"
-        assert process.terminate() == 0
+        assert process.wait() == 0
         rows = tables.rows("SELECT message -> 'args' ->> 0, state FROM {messages} WHERE queue_name = %s", queue)
         assert rows == [("second", "ready")]

@@ -1,13 +1,13 @@
 """Connections: how one is made, and the pool that a process shares.
 
-A pool belongs to one process. A worker forked after the first use gets a pool of its own; the parent's is left to the
-parent. A connection that the server has dropped while it lay idle is noticed without a round trip and replaced.
+Why not psycopg_pool: it connects in the background and backs off, so that after an outage a caller waits for its
+schedule (measured: 3 s after a restart, here 0.01 s), and it cannot be forked. A connection that the server has
+dropped while it lay idle is noticed without a round trip and replaced.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import threading
 import time
@@ -19,10 +19,9 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
-from psycopg_pool import ConnectionPool, PoolTimeout
 
 from transports.postgres.errors import mapped
-from unstract_core.errors import ConfigurationError, TransportUnavailable
+from unstract_core.errors import ConfigurationError, TransportClosed, TransportUnavailable
 
 Connection: TypeAlias = "psycopg.Connection[TupleRow]"
 
@@ -43,10 +42,10 @@ class Connector:
     def __init__(self, conninfo: str, *, prepare: bool) -> None:
         try:
             given = conninfo_to_dict(conninfo)
-        except psycopg.ProgrammingError as exc:
+        except psycopg.ProgrammingError:
             raise ConfigurationError(
                 "the PostgreSQL conninfo cannot be parsed; expected postgresql://user@host/database or key=value pairs"
-            ) from exc
+            ) from None  # the driver's text quotes the conninfo, and so perhaps a password
         self.conninfo = make_conninfo(
             conninfo, **{name: value for name, value in _DEFAULTS.items() if name not in given}
         )
@@ -66,108 +65,83 @@ def cannot_connect(exc: psycopg.Error) -> TransportUnavailable:
 
 
 class Pool:
-    """The connections that this process shares. `timeout` (seconds) is how long a caller waits for one."""
+    """The connections that this process shares, `size` at most; a caller waits up to `timeout` seconds for one.
+
+    A connection is made by the caller that needs it, in its own thread: it hears at once what the server said, and a
+    server that is back is used at once. The first connection of all is tried once, so that a wrong address fails
+    at start; later ones are tried anew until the time is up, because nothing has been sent yet.
+    """
 
     def __init__(self, connector: Connector, *, size: int, timeout: float) -> None:
         self._connector = connector
         self._size = size
         self._timeout = timeout
-        self._lock = threading.Lock()
-        self._pool: ConnectionPool[Connection] | None = None
-        self._process = 0
-        self._at_hand: deque[Connection] = deque()
-        self._waiting = 0
+        self._closed = False
+        self._worked = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, in a forked child: the connections are the parent's, and its locks may be held for ever."""
+        self._idle: deque[Connection] = deque()
+        self._slots = threading.BoundedSemaphore(self._size)
 
     @contextlib.contextmanager
     def connection(self, doing: str) -> Iterator[Connection]:
         """Lend a connection, in autocommit. Every driver error inside the block is raised as ours."""
         with mapped(doing):
-            connection = self.take()
+            connection = self.take(doing)
             try:
                 yield connection
             finally:
                 self.give_back(connection)
 
-    def take(self) -> Connection:
-        """Lend a connection, in autocommit, until `give_back`; the one used last is kept at hand, past the locks."""
-        pool = self._opened()
+    def take(self, doing: str) -> Connection:
+        """Lend a connection until `give_back`; the one that was used last, if it is still alive."""
+        deadline = time.monotonic() + self._timeout
+        if self._closed:
+            raise TransportClosed(f"{doing}: the transport was closed")
+        if not self._slots.acquire(timeout=self._timeout):
+            raise TransportUnavailable(
+                f"{doing}: all {self._size} connections were in use for {self._timeout:g} s; nothing was sent"
+            )
         try:
-            connection = self._at_hand.pop()
-        except IndexError:
-            return self._lend(pool)
-        if not _has_hung_up(connection):
-            return connection
-        connection.close()
-        pool.putconn(connection)
-        return self._lend(pool)
+            return self._alive() or self._connect(deadline)
+        except BaseException:
+            self._slots.release()
+            raise
 
     def give_back(self, connection: Connection) -> None:
-        idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
-        pool = self._pool
-        if idle and not self._waiting and not self._at_hand and pool is not None:
-            self._at_hand.append(connection)
-        elif pool is not None:
-            pool.putconn(connection)
-        else:
+        if self._closed or connection.pgconn.transaction_status != TransactionStatus.IDLE:
             connection.close()
+        else:
+            self._idle.append(connection)
+        self._slots.release()
 
     def close(self) -> None:
-        with self._lock:
-            pool, self._pool = self._pool, None
-            at_hand, self._at_hand = self._at_hand, deque()
-        if pool is not None and self._process == os.getpid():
-            for connection in at_hand:
-                pool.putconn(connection)
-            pool.close()
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
 
-    def _opened(self) -> ConnectionPool[Connection]:
-        pool = self._pool
-        if pool is not None and self._process == os.getpid():
-            return pool
-        with self._lock:
-            if self._pool is None or self._process != os.getpid():
-                self._connector.connect().close()  # so that a wrong address is told at once, in the server's words
-                self._at_hand = deque()
-                self._pool = self._make()
-                self._process = os.getpid()
-            return self._pool
+    def _alive(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if not _has_hung_up(connection):
+                return connection
+            connection.close()
+        return None
 
-    def _make(self) -> ConnectionPool[Connection]:
-        return ConnectionPool(
-            self._connector.conninfo,
-            kwargs=self._connector.options,
-            min_size=1,
-            max_size=self._size,
-            timeout=self._timeout,
-            reconnect_timeout=1.0,
-            check=_check,
-            name="unstract-wire",
-            open=True,
-        )
-
-    def _lend(self, pool: ConnectionPool[Connection]) -> Connection:
-        """Ask again every second: a pool gives up reconnecting meanwhile, and a new request makes it try anew."""
-        deadline = time.monotonic() + self._timeout
-        with self._lock:
-            self._waiting += 1
-        try:
-            while True:
-                remaining = deadline - time.monotonic()
-                try:
-                    return pool.getconn(timeout=max(0.01, min(1.0, remaining)))
-                except PoolTimeout:
-                    if self._at_hand:
-                        pool.putconn(self._at_hand.pop())
-                    elif remaining <= 1.0:
-                        raise
-        finally:
-            with self._lock:
-                self._waiting -= 1
-
-
-def _check(connection: Connection) -> None:
-    if _has_hung_up(connection):
-        raise psycopg.OperationalError("the server closed an idle connection")
+    def _connect(self, deadline: float) -> Connection:
+        pause = 0.05
+        while True:
+            try:
+                connection = self._connector.connect()
+                self._worked = True
+                return connection
+            except TransportUnavailable:
+                if not self._worked or time.monotonic() + pause >= deadline or self._closed:
+                    raise
+                time.sleep(pause)
+                pause = min(0.5, pause * 2)
 
 
 def _has_hung_up(connection: Connection) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from transports.postgres.connections import Pool
 from transports.postgres.notifier import Channels
 from transports.postgres.statements import Statements
 from unstract_core.transport import DeadLetter
+from unstract_core.values import JSONValue
 
 
 class PostgresDeadLetters:
@@ -50,4 +52,13 @@ def _numbers(ids: Sequence[str]) -> list[int]:
 
 
 def _letter(dead_id: int, queue: str, message: Any, reason: str, attempts: int, result: Any, *rest: Any) -> DeadLetter:
-    return DeadLetter(str(dead_id), queue, message, reason, attempts, result, *rest)
+    return DeadLetter(str(dead_id), queue, _parsed(message), reason, attempts, _parsed(result), *rest)
+
+
+def _parsed(text: str | None) -> JSONValue:
+    """Parse what was stored; what Python cannot (too deep, a number too long) stays text."""
+    try:
+        value: JSONValue = None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value

@@ -11,11 +11,9 @@ import contextlib
 from collections.abc import Iterator
 
 import psycopg
-from psycopg_pool import PoolClosed, PoolTimeout
 
 from unstract_core.errors import (
     ContractError,
-    TransportClosed,
     TransportNotReady,
     TransportRefused,
     TransportUnavailable,
@@ -23,7 +21,7 @@ from unstract_core.errors import (
 
 _NOT_READY = {"42P01", "3F000", "42703", "42501"}
 _ROLLED_BACK = ("25", "40", "53", "55", "57014")
-_REFUSED = ("0A", "21", "22", "23", "42", "44", "54")
+_FATE_UNKNOWN = ("08", "57", "58", "XX")
 
 
 @contextlib.contextmanager
@@ -41,10 +39,6 @@ def mapped(doing: str, *, committed_by_us: bool = True) -> Iterator[None]:
 
 def translate(exc: BaseException, doing: str, *, committed_by_us: bool = True) -> ContractError | None:
     """Return our error for a driver's (psycopg 3, psycopg2, or Django's wrapping of either); None for any other."""
-    if isinstance(exc, PoolTimeout):
-        return TransportUnavailable(f"{doing}: no connection to PostgreSQL could be had in time; nothing was sent")
-    if isinstance(exc, PoolClosed):
-        return TransportClosed(f"{doing}: the transport was closed")
     state = _sqlstate(exc)
     if state is None:
         return _without_state(exc, doing, committed_by_us)
@@ -53,9 +47,9 @@ def translate(exc: BaseException, doing: str, *, committed_by_us: bool = True) -
         return TransportNotReady(f"{text}; run `unstract-wire migrate`, or check the schema and this role's rights")
     if state.startswith(_ROLLED_BACK):
         return TransportUnavailable(f"{text}; nothing took effect")
-    if state.startswith(_REFUSED):
-        return TransportRefused(text)
-    return TransportUnavailable(_fate(text, committed_by_us), fate_unknown=committed_by_us)
+    if state.startswith(_FATE_UNKNOWN):
+        return TransportUnavailable(_fate(text, committed_by_us), fate_unknown=committed_by_us)
+    return TransportRefused(text)
 
 
 def _without_state(exc: BaseException, doing: str, committed_by_us: bool) -> ContractError | None:

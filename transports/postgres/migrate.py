@@ -12,7 +12,7 @@ from psycopg import errors
 from transports.postgres.connections import Connection, Connector
 from transports.postgres.errors import mapped
 from transports.postgres.statements import definitions
-from unstract_core.errors import TransportUnavailable
+from unstract_core.errors import TransportRefused
 
 _TAKEN = (
     errors.UniqueViolation,
@@ -29,13 +29,14 @@ _TABLES = ("pg_queue_message", "pg_task_result", "pg_queue_dead_letter")
 def migrate(connector: Connector, schema: str) -> list[str]:
     """Bring `schema` up to date in one transaction; return what was created, in order, empty when nothing was."""
     with mapped("migrate", committed_by_us=False), connector.connect() as connection:
+        obstacle = ""
         for _ in range(_TRIES):
             try:
                 with connection.transaction():
                     return _create_what_is_missing(connection, schema)
-            except _TAKEN:
-                continue
-    raise TransportUnavailable("migrate: somebody else keeps changing the same schema; nothing was done, try again")
+            except _TAKEN as exc:
+                obstacle = exc.diag.message_primary or type(exc).__name__
+    raise TransportRefused(f"migrate: {obstacle}; nothing was done. Is the name taken by something else?")
 
 
 def _create_what_is_missing(connection: Connection, schema: str) -> list[str]:
@@ -48,7 +49,8 @@ def _create_what_is_missing(connection: Connection, schema: str) -> list[str]:
                 connection, "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = %s", (schema, name)
             )
         else:
-            missing = _shape(statement) not in _indexes(connection, schema)
+            table = next(table for table in _TABLES if name.startswith(table))
+            missing = (table, _shape(statement)) not in _indexes(connection, schema)
         if missing:
             connection.execute(statement.encode())
             created.append(name if name != "schema" else f"schema {schema}")
@@ -59,13 +61,11 @@ def _missing(connection: Connection, question: str, parameters: tuple[str, ...])
     return connection.execute(question.encode(), parameters).fetchone() is None
 
 
-def _indexes(connection: Connection, schema: str) -> set[str]:
+def _indexes(connection: Connection, schema: str) -> set[tuple[str, str]]:
     rows = connection.execute("SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = %s", (schema,))
-    return {_shape(definition) for _, definition in rows.fetchall()}
+    return {(table, _shape(definition)) for table, definition in rows.fetchall()}
 
 
 def _shape(definition: str) -> str:
-    """Reduce an index definition to its table and what it indexes, so that one of another name counts as well."""
-    table = next((name for name in _TABLES if re.search(rf"\b{name}\b", definition.partition(" USING ")[0])), "")
-    columns = definition.partition(" USING ")[2]
-    return table + re.sub(r"::(text|character varying)|[()\s]", "", columns)
+    """Reduce an index definition to what it indexes, so that one of another name counts as well."""
+    return re.sub(r"::(text|character varying)|[()\s]", "", definition.rpartition(" USING ")[2])

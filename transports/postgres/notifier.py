@@ -8,7 +8,6 @@ the process is made good by the listeners' polling.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Iterable
@@ -43,11 +42,15 @@ class Notifier:
         self._statements = statements
         self.channels = channels
         self._window = window
+        self._closed = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, in a forked child: the thread is the parent's, and the lock may be held for ever."""
         self._changed = threading.Condition()
         self._last: dict[str | None, float] = {}
         self._late: dict[str | None, float] = {}
-        self._process = 0
-        self._closed = False
+        self._started = False
 
     def leading(self, queues: Iterable[str | None]) -> list[str | None]:
         """Return those of `queues` (None for the replies) that the coming commit shall announce itself."""
@@ -79,8 +82,8 @@ class Notifier:
             self._changed.notify()
 
     def _start(self) -> None:
-        if self._process != os.getpid():
-            self._process = os.getpid()
+        if not self._started:
+            self._started = True
             threading.Thread(target=self._serve, name="unstract-wire-notify", daemon=True).start()
 
     def _serve(self) -> None:

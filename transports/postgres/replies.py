@@ -6,7 +6,6 @@ they have come. Each caller then reads its own reply through the pool.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 
@@ -28,12 +27,15 @@ class ReplyWaiter:
         self._statements = statements
         self._channel = channel
         self._poll_interval = poll_interval
+        self._closed = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, in a forked child: thread, session and lock are the parent's."""
         self._lock = threading.Lock()
         self._waiting: dict[str, list[threading.Event]] = {}
         self._fresh = False
         self._session: Session | None = None
-        self._process = 0
-        self._closed = False
 
     def wait(self, key: str, deadline: float) -> bool:
         """Wait until `key` is answered (True) or the monotonic `deadline` has passed (False)."""
@@ -48,7 +50,7 @@ class ReplyWaiter:
         if session is not None:
             session.wake()
         try:
-            answered = event.wait(max(0.0, deadline - time.monotonic()))
+            answered = event.wait(min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX))
         finally:
             self._forget(key, event)
         if self._closed:
@@ -73,9 +75,7 @@ class ReplyWaiter:
                 self._waiting.pop(key, None)
 
     def _start(self) -> None:
-        if self._process != os.getpid():
-            self._process = os.getpid()
-            self._waiting = {}
+        if self._session is None:
             self._session = Session(self._connector, self._channel)
             thread = threading.Thread(
                 target=self._serve, args=(self._session,), name="unstract-wire-replies", daemon=True

@@ -61,6 +61,7 @@ class PostgresSubscription:
                     continue
             remaining = deadline - time.monotonic()
             if remaining <= 0 or self._session.wait(min(remaining, self._poll_interval, next_due)):
+                self._check_open()
                 return ()
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
@@ -126,15 +127,15 @@ class PostgresSubscription:
         return deliveries
 
     def _bring_back(self) -> tuple[int, float]:
-        """Return how many rows became ready again, and the seconds until the next one is due."""
+        """Return whether there is something to claim again, and the seconds until the next row is due."""
         rows = self._session.execute(
             "bring back expired leases",
             self._statements["bring_back"],
             {"queues": self._queues, "limit": _BRING_BACK_LIMIT},
         )
-        (brought, next_due) = rows[0]
+        ((brought, next_due, passed_over),) = rows
         self._bring_back_at = time.monotonic() + (0.0 if brought == _BRING_BACK_LIMIT else _BRING_BACK_INTERVAL)
-        return brought, math.inf if next_due is None else max(0.0, next_due)
+        return brought + passed_over, math.inf if next_due is None else max(0.0, next_due)
 
     def _sweep(self) -> None:
         swept = len(

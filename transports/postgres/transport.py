@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import parse_qsl, quote, urlencode
+
+import psycopg
+from psycopg.rows import TupleRow, tuple_row
 
 from transports.postgres.connections import Connector, Pool
 from transports.postgres.dead_letters import PostgresDeadLetters
@@ -20,8 +24,9 @@ from transports.postgres.settling import message_columns, message_text
 from transports.postgres.statements import Statements
 from transports.postgres.subscription import PostgresSubscription
 from unstract_core.codec import check_name
-from unstract_core.errors import ConfigurationError, PayloadError, TransportClosed
+from unstract_core.errors import ConfigurationError, TransportClosed
 from unstract_core.transport import Capabilities, Message, QueueState, Reply, ReplyStatus
+from unstract_core.values import normalise
 
 
 class PostgresTransport:
@@ -74,7 +79,14 @@ class PostgresTransport:
         )
         self._subscriptions: weakref.WeakSet[PostgresSubscription] = weakref.WeakSet()
         self._closed = False
+        _reset_when_forked(self)
         self.dead = PostgresDeadLetters(self._pool, self._statements, self._channels)
+
+    def reset_after_fork(self) -> None:
+        """Let go of what belongs to the parent process; called in a forked child, which can use this transport anew."""
+        self._pool.reset()
+        self._notifier.reset()
+        self._waiter.reset()
 
     def migrate(self) -> list[str]:
         """Create what is missing in the schema, the schema included; return what was created. Safe to run at once."""
@@ -149,7 +161,7 @@ class PostgresTransport:
     def _send_one(self, message: Message) -> str:
         text = message_text(message)
         try:
-            connection = self._pool.take()
+            connection = self._pool.take("send")
             try:
                 parameters = (message.queue, text, message.org_id, message.priority)
                 row = connection.execute(self._statements["send_one"], parameters).fetchone()
@@ -163,13 +175,15 @@ class PostgresTransport:
         return str(cast("tuple[int]", row)[0])
 
     def _send_within(self, cursor: Any, messages: Sequence[Message]) -> list[str]:
-        if not callable(getattr(cursor, "execute", None)):
+        if not callable(getattr(cursor, "execute", None)) or not callable(getattr(cursor, "fetchall", None)):
             raise ConfigurationError(f"within= takes an open DB-API cursor, not a {type(cursor).__name__}")
         if not messages:
             return []
         wake = dict.fromkeys(message.queue for message in messages if not message.delay)
         parameters = self._many(messages, list(wake))
         with mapped("send within the caller's transaction", committed_by_us=False):
+            if isinstance(cursor, psycopg.Cursor):
+                cursor = _beside(cursor)
             cursor.execute(self._statements.portable("send_many"), parameters)
             return _ids(cursor.fetchall())
 
@@ -177,8 +191,7 @@ class PostgresTransport:
         return {**message_columns(messages), "channel": self._channels.queues, "wake": list(wake)}
 
     def _read(self, key: str, consume: bool) -> Reply | None:
-        if "\0" in key:
-            raise PayloadError("a reply key cannot hold NUL", path="$.key")
+        normalise(key, path="$.key")
         statement = self._statements["consume_reply" if consume else "read_reply"]
         with self._pool.connection("read a reply") as connection:
             row = connection.execute(statement, {"key": key}).fetchone()
@@ -206,6 +219,20 @@ def from_url(url: str) -> PostgresTransport:
     return PostgresTransport(f"{address}?{urlencode(libpq, quote_via=quote)}" if libpq else address, **ours)
 
 
+_in_this_process: weakref.WeakSet[PostgresTransport] = weakref.WeakSet()
+
+
+def _reset_when_forked(transport: PostgresTransport) -> None:
+    if not _in_this_process:
+        os.register_at_fork(after_in_child=_reset_all)
+    _in_this_process.add(transport)
+
+
+def _reset_all() -> None:
+    for transport in list(_in_this_process):
+        transport.reset_after_fork()
+
+
 def _option(name: str, value: str) -> Any:
     try:
         return _OPTIONS[name](value)
@@ -222,10 +249,14 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
+def _beside(cursor: psycopg.Cursor[Any]) -> psycopg.Cursor[TupleRow]:
+    """Return a cursor in the same transaction whose rows are tuples, and leave the caller's results as they are."""
+    if cursor.closed:
+        raise psycopg.InterfaceError("the cursor is closed")
+    return psycopg.Cursor(cursor.connection, row_factory=tuple_row)
+
+
 def _ids(rows: Sequence[Any]) -> list[str]:
-    """Return the ids in a cursor's rows, whatever the caller's row factory made of them, in the order of sending."""
-    values = (
-        row[0] if isinstance(row, Sequence) else row["msg_id"] if isinstance(row, Mapping) else row.msg_id
-        for row in rows
-    )
+    """Return the ids in a cursor's rows, tuples or psycopg2's dicts, in the order of sending."""
+    values = (row["msg_id"] if isinstance(row, Mapping) else row[0] for row in rows)
     return [str(value) for value in sorted(value for value in values if value is not None)]

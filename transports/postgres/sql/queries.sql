@@ -15,8 +15,8 @@ RETURNING msg_id;
 -- All or none, with ids in the order of the arrays; tells the listeners of the queues in `wake` in the same commit.
 WITH sent AS (
     INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)
-    SELECT m.queue, m.message::jsonb, m.org_id, now(), now() + m.delay * interval '1 second', 0, m.priority,
-           CASE WHEN m.delay > 0 THEN 'claimed' ELSE 'ready' END
+    SELECT m.queue, m.message::jsonb, m.org_id, clock_timestamp(), clock_timestamp() + m.delay * interval '1 second', 0,
+           m.priority, CASE WHEN m.delay > 0 THEN 'claimed' ELSE 'ready' END
     FROM unnest(%(queues)s::text[], %(messages)s::text[], %(org_ids)s::text[], %(priorities)s::smallint[],
                 %(delays)s::float8[]) WITH ORDINALITY AS m (queue, message, org_id, priority, delay, place)
     ORDER BY m.place
@@ -61,12 +61,14 @@ WITH next AS MATERIALIZED (
 SELECT msg_id, queue_name, read_ct, message::text, org_id, priority FROM claimed ORDER BY priority DESC, msg_id;
 
 -- name: candidates
--- One queue's share of claim_many_queues.
+-- One queue's share of claim_many_queues: no more than could be taken. Where others hold all of these at the moment,
+-- bring_back says that there is more.
 (SELECT msg_id, priority FROM {messages} WHERE state = 'ready' AND queue_name = {queue}
- ORDER BY priority DESC, msg_id);
+ ORDER BY priority DESC, msg_id LIMIT %(limit)s::bigint);
 
 -- name: bring_back
--- Expired leases and delays become ready again, a bounded number at a time; also tells when the next one is due.
+-- Expired leases and delays become ready again, a bounded number at a time; also tells when the next one is due, and
+-- whether anything is ready that a claim may have passed over.
 WITH due AS MATERIALIZED (
     SELECT msg_id FROM {messages}
     WHERE state = 'claimed' AND queue_name = ANY (%(queues)s::text[]) AND vt <= now()
@@ -82,7 +84,9 @@ SELECT (SELECT count(*) FROM back),
         CROSS JOIN LATERAL (
             SELECT vt FROM {messages} WHERE state = 'claimed' AND queue_name = q.name AND vt > now()
             ORDER BY vt LIMIT 1
-        ) AS soonest);
+        ) AS soonest),
+       (SELECT count(*) FROM unnest(%(queues)s::text[]) AS q (name)
+        WHERE EXISTS (SELECT 1 FROM {messages} WHERE state = 'ready' AND queue_name = q.name));
 
 -- name: renew
 -- Fenced: a row that was claimed again since is not touched. One that expired but was not claimed is taken back.
@@ -127,12 +131,16 @@ WITH settlement AS MATERIALIZED (
     JOIN fenced AS f ON f.place = n.settlement
     ORDER BY n.place
 ), answered AS (
-    INSERT INTO {results} (task_id, status, result, error, created_at, expires_at)
-    SELECT r.key, r.status, r.result::jsonb, r.error, now(), now() + r.ttl * interval '1 second'
+    INSERT INTO {results} AS known (task_id, status, result, error, created_at, expires_at)
+    SELECT DISTINCT ON (r.key) r.key, r.status, r.result::jsonb, r.error, now(), now() + r.ttl * interval '1 second'
     FROM unnest(%(reply_of)s::bigint[], %(reply_keys)s::text[], %(reply_statuses)s::text[], %(reply_results)s::text[],
                 %(reply_errors)s::text[], %(reply_ttls)s::float8[]) AS r (settlement, key, status, result, error, ttl)
     JOIN fenced AS f ON f.place = r.settlement
-    ON CONFLICT (task_id) DO NOTHING
+    ORDER BY r.key, r.settlement
+    ON CONFLICT (task_id) DO UPDATE
+    SET status = excluded.status, result = excluded.result, error = excluded.error,
+        created_at = excluded.created_at, expires_at = excluded.expires_at
+    WHERE known.expires_at <= now()
 )
 SELECT place, NULL FROM fenced
 UNION ALL
@@ -189,12 +197,12 @@ GROUP BY q.name
 ORDER BY q.name;
 
 -- name: find_dead
-SELECT dead_id, queue_name, message, reason, attempts, result, org_id, priority, enqueued_at, buried_at
+SELECT dead_id, queue_name, message::text, reason, attempts, result::text, org_id, priority, enqueued_at, buried_at
 FROM {dead} WHERE %(queue)s::text IS NULL OR queue_name = %(queue)s::text
 ORDER BY dead_id DESC LIMIT %(limit)s::bigint;
 
 -- name: get_dead
-SELECT dead_id, queue_name, message, reason, attempts, result, org_id, priority, enqueued_at, buried_at
+SELECT dead_id, queue_name, message::text, reason, attempts, result::text, org_id, priority, enqueued_at, buried_at
 FROM {dead} WHERE dead_id = ANY (%(ids)s::bigint[]) ORDER BY dead_id;
 
 -- name: replay_dead

@@ -1,0 +1,282 @@
+"""The demo as a person runs it: a process, watched from outside, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import psycopg
+import pytest
+import servers
+
+from examples.demo import BROKEN, CALLED, DOCUMENTS
+from examples.extraction import extract
+from examples.processes import ROOT
+from unstract_core import normalise
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+
+COMPLETE = re.compile(
+    r"7 dispatched, 7 called back; 6 outputs and 1 error saved; 1 of 1 reply; 2 of 2 queues empty; "
+    r"0 dead letters: complete \((?P<seconds>[\d.]+) s\)"
+)
+ERROR = (
+    "ExtractionError: invoice MF-4471 of MARLOW & FINCH PRINT does not add up: "
+    "its 3 line items come to 1,184.00 GBP, but its subtotal says 1,284.00"
+)
+DISPATCHED = sorted(path.stem for path in DOCUMENTS.iterdir() if path.stem != CALLED)
+
+
+@attrs.define
+class Run:
+    """A demo in a process group of its own, all of whose processes can be told by `mark` or by `scratch`."""
+
+    process: subprocess.Popen[str]
+    output: Path
+    scratch: Path
+    mark: str
+    text: str = ""
+
+    def read_until(self, pattern: str) -> re.Match[str]:
+        """Read what it prints up to a line that `pattern` is found in."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.text += line
+            if found := re.search(pattern, line):
+                return found
+        raise AssertionError(f"{pattern!r} was not printed by the demo, which ended with {self.end()}:\n{self.text}")
+
+    def end(self) -> int:
+        """Read the rest, wait for the end, and return the exit code."""
+        output, errors = self.process.communicate(timeout=60)
+        self.text += output + errors
+        return self.process.returncode
+
+    def directory(self) -> Path:
+        (directory,) = self.output.iterdir()
+        return directory
+
+    def processes(self) -> dict[int, str]:
+        """Return the command line of every process of this demo, wherever its group or session is."""
+        found: dict[int, str] = {}
+        for process in Path("/proc").iterdir():
+            if not process.name.isdigit():
+                continue
+            try:
+                command, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+            except OSError:
+                continue
+            if self.mark.encode() in environment or str(self.scratch).encode() in command:
+                found[int(process.name)] = command.replace(b"\0", b" ").decode(errors="replace")
+        return found
+
+    def left_behind(self) -> list[str]:
+        """Return the names of what is left in its scratch directory, the embedded server's own lock file aside."""
+        return [path.name for path in self.scratch.iterdir() if path.name != ".lockfile"]
+
+
+class Starter:
+    """Starts demos in a test's own directory, and ends those that a failed test would leave."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._runs: list[Run] = []
+
+    def __call__(self, *options: str, url: str | None = None) -> Run:
+        name = f"run{len(self._runs)}"
+        output, scratch, mark = self._directory / f"{name}-output", self._directory / name, uuid.uuid4().hex
+        scratch.mkdir()
+        environment = {**os.environ, "TMPDIR": str(scratch), "DEMO_TEST_MARK": mark}
+        environment.pop("UNSTRACT_WIRE_URL", None)
+        if url is not None:
+            environment["UNSTRACT_WIRE_URL"] = url
+        process = subprocess.Popen(
+            [sys.executable, "-m", "examples.demo", "--output", str(output), *options],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._runs.append(Run(process, output, scratch, mark))
+        return self._runs[-1]
+
+    def close(self) -> None:
+        for run in self._runs:
+            if run.process.poll() is None:
+                run.process.terminate()
+                run.process.communicate(timeout=30)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Starter]:
+    """A way to start demos."""
+    starter = Starter(tmp_path)
+    yield starter
+    starter.close()
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One whole demo on the embedded server, which ended well."""
+    run = Starter(tmp_path_factory.mktemp("demo"))()
+    assert run.end() == 0, run.text
+    return run
+
+
+def saved(run: Run, document: str) -> dict[str, Any]:
+    output: dict[str, Any] = json.loads((run.directory() / f"{document}.json").read_text(encoding="utf-8"))
+    return output
+
+
+def test_the_last_line_is_a_tally_in_which_everything_is_there(played: Run) -> None:
+    """Seven documents with callbacks, one blocking call, two empty queues; in less than ten seconds of its own time."""
+    tally = COMPLETE.fullmatch(played.text.rstrip().splitlines()[-1])
+    assert tally is not None, played.text
+    assert float(tally["seconds"]) < 10
+
+
+@pytest.mark.parametrize("document", sorted(set(DISPATCHED) - BROKEN))
+def test_the_saved_output_holds_the_fields_of_the_document(played: Run, document: str) -> None:
+    """What came through executor, queue and callback is what the extraction reads, amounts as exact text."""
+    output = saved(played, document)
+    text = (DOCUMENTS / f"{document}.txt").read_text(encoding="utf-8")
+    assert output["fields"] == normalise(extract(text))
+    assert (output["document_id"], output["status"], output["error"]) == (document, "completed", None)
+
+
+def test_the_error_callback_gets_the_real_error_text(played: Run) -> None:
+    """Not "task failed", but what the executor raised; on the screen as in the saved output."""
+    (broken,) = BROKEN
+    output = saved(played, broken)
+    assert (output["status"], output["fields"], output["error"]) == ("failed", None, ERROR)
+    assert ERROR in played.text
+
+
+def test_every_dispatched_document_has_its_output_and_there_are_no_others(played: Run) -> None:
+    """One file a document; nothing half written is left beside them."""
+    assert sorted(path.name for path in played.directory().iterdir()) == [f"{name}.json" for name in DISPATCHED]
+
+
+@pytest.mark.parametrize("document", DISPATCHED)
+def test_a_document_is_shown_dispatched_then_running_then_ended(played: Run, document: str) -> None:
+    """The stages are shown once each, in this order, with times that do not run backwards."""
+    shown = re.findall(rf"^ +([\d.]+) s  (\w+) +{document} ", played.text, re.MULTILINE)
+    assert [stage for _, stage in shown] == ["dispatched", "running", "failed" if document in BROKEN else "done"]
+    times = [float(seconds) for seconds, _ in shown]
+    assert times == sorted(times)
+
+
+def test_executor_and_callbacks_run_in_two_processes_of_their_own(played: Run) -> None:
+    """The pids under which tasks were seen are those of the two workers that were started."""
+    started = dict(re.findall(r"^  (executor|callback) worker +pid (\d+)", played.text, re.MULTILINE))
+    ran = {(task, pid) for task, pid in re.findall(r"  (\w+), pid (\d+)$", played.text, re.MULTILINE)}
+    assert started["executor"] != started["callback"]
+    assert ran == {
+        ("execute_extraction", started["executor"]),
+        ("ide_prompt_complete", started["callback"]),
+        ("ide_prompt_error", started["callback"]),
+    }
+
+
+def test_the_blocking_caller_gets_the_fields_as_its_reply(played: Run) -> None:
+    """The called document is shown running and then replied, with its total."""
+    shown = re.findall(rf"^ +[\d.]+ s  (\w+) +{CALLED}", played.text, re.MULTILINE)
+    assert shown == ["called", "running", "replied"]
+    assert "30.37 + 6.08 tax (20 %) = 36.45 GBP" in played.text
+
+
+@needs_proc
+def test_nothing_is_left_when_it_has_ended(played: Run) -> None:
+    """No process, and nothing in the scratch directory."""
+    assert (played.processes(), played.left_behind()) == ({}, [])
+
+
+@needs_proc
+@pytest.mark.parametrize("moment", ["executor worker", "running", "called"])
+@pytest.mark.parametrize("to", [os.kill, os.killpg], ids=["process", "terminal"])
+def test_ctrl_c_leaves_nothing_running(start: Starter, moment: str, to: Any) -> None:
+    """SIGINT, to the demo alone or to its whole group as a terminal sends it: workers, server and scratch are gone."""
+    run = start()
+    run.read_until(moment)
+    for program in ("unstract_core worker", "bin/postgres"):
+        servers.wait_until(lambda program=program: program in " ".join(run.processes().values()), what=program)
+    to(run.process.pid, signal.SIGINT)
+    assert run.end() == 130, run.text
+    assert (run.processes(), run.left_behind()) == ({}, [])
+    assert "Traceback" not in run.text
+
+
+def test_a_missing_callback_worker_is_counted_as_missing(start: Starter) -> None:
+    """Every output is missed by name, the queue is not empty, and the exit code says so."""
+    run = start("--without", "callback", "--deadline", "3")
+    assert run.end() == 1, run.text
+    assert re.findall(r"^missing: (\S+): no output was saved$", run.text, re.MULTILINE) == DISPATCHED
+    assert "missing: queue ide_callback still holds 7" in run.text
+    assert "0 called back; 0 outputs and 0 error saved; 1 of 1 reply; 1 of 2 queues empty" in run.text
+
+
+def test_a_missing_executor_is_counted_as_missing(start: Starter) -> None:
+    """Nothing is called back, nobody is answered, and the log of the workers is shown."""
+    run = start("--without", "executor", "--deadline", "2")
+    assert run.end() == 1, run.text
+    assert "0 called back; 0 outputs and 0 error saved; 0 of 1 reply; 1 of 2 queues empty" in run.text
+    assert "missing: the reply of the blocking dispatch: no reply from task 'execute_extraction'" in run.text
+    assert "The end of callback.log" in run.text
+
+
+def test_a_worker_that_dies_is_noticed_before_the_deadline(start: Starter) -> None:
+    """A killed callback worker ends the wait at once; its exit code is among what is missed."""
+    run = start("--deadline", "50")
+    pid = run.read_until(r"callback worker +pid (\d+)")[1]
+    run.read_until("running")
+    os.kill(int(pid), signal.SIGKILL)
+    assert run.end() == 1, run.text
+    assert "missing: the callback worker left with exit code -9" in run.text
+
+
+def test_on_a_given_server_it_works_in_a_schema_of_its_own_and_drops_it(start: Starter, server_url: str) -> None:
+    """Not even the schema that the URL names is touched."""
+    with servers.fresh_schema(server_url) as product:
+        separator = "&" if "?" in server_url else "?"
+        run = start(url=f"{server_url}{separator}schema={product}&listen=false")
+        own = run.read_until(r"created in schema (demo_\w+)")[1]
+        assert own in schemas(server_url)
+        assert run.end() == 0, run.text
+        assert COMPLETE.search(run.text)
+        assert schemas(server_url).isdisjoint({own, product})
+
+
+def schemas(url: str) -> set[str]:
+    with psycopg.connect(url) as connection:
+        return {name for (name,) in connection.execute("SELECT nspname FROM pg_namespace").fetchall()}
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("amqp://guest:secret@127.0.0.1/", "is not a postgresql:// URL"),
+        ("postgresql://user:secret@127.0.0.1:1/database", "cannot connect to PostgreSQL"),
+        ("postgresql://user:secret@127.0.0.1/database?connect_timeout=soon", "cannot"),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_one_line_without_its_password(
+    start: Starter, url: str, complaint: str
+) -> None:
+    """Exit code 2, what is wrong on standard error, no traceback."""
+    run = start(url=url)
+    rest, errors = run.process.communicate(timeout=60)
+    assert run.process.returncode == 2
+    assert complaint in errors
+    assert len(errors.splitlines()) == 1
+    assert "secret" not in rest + errors

@@ -1,0 +1,128 @@
+"""The tally counts what it finds: whatever is taken away or bent is missed by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from examples.outputs import save_output
+from examples.product import CALLBACK_QUEUE, EXECUTOR_QUEUE, Dispatched
+from examples.progress import Event
+from examples.tally import Evidence, take_stock
+from unstract_core import ExecutionResult, Reply
+from unstract_core.transport import QueueState
+
+GOOD = Dispatched("good", "task-1", "run-1")
+BAD = Dispatched("bad", "task-2", "run-2")
+REASON = "ExtractionError: it does not add up"
+
+
+def output(one: Dispatched, **changes: Any) -> dict[str, Any]:
+    kept = {
+        "document_id": one.document,
+        "task_id": one.task_id,
+        "status": "completed",
+        "fields": {"a": 1},
+        "error": None,
+    }
+    if one is BAD:
+        kept |= {"status": "failed", "fields": None, "error": REASON}
+    return kept | changes
+
+
+def called_back(one: Dispatched) -> Event:
+    return Event("done", one.run_id, "a_callback", 1, {})
+
+
+def queue(name: str, **counts: int) -> QueueState:
+    empty: dict[str, Any] = {"ready": 0, "in_flight": 0, "delayed": 0, "oldest": None, "dead": 0}
+    return QueueState(name, **(empty | counts))
+
+
+@pytest.fixture
+def complete(tmp_path: Path) -> Evidence:
+    """What is found when all went well: a document that could be read, and one that could not."""
+    for one in (GOOD, BAD):
+        save_output(tmp_path, output(one))
+    return Evidence(
+        dispatched=[GOOD, BAD],
+        broken=frozenset({"bad"}),
+        callbacks={one.task_id: [called_back(one)] for one in (GOOD, BAD)},
+        statuses={"task-1": Reply("task-1", "completed"), "task-2": Reply("task-2", "failed", error=REASON)},
+        output=tmp_path,
+        answer=ExecutionResult(success=True, data={"fields": {}}),
+        queues=[queue(EXECUTOR_QUEUE), queue(CALLBACK_QUEUE)],
+        exits={"executor": 0, "callback": 0},
+    )
+
+
+def test_nothing_is_missing_where_all_is_there(complete: Evidence) -> None:
+    """The counts are those of the evidence."""
+    tally = take_stock(complete)
+    assert tally.missing == []
+    assert tally.line == (
+        "2 dispatched, 2 called back; 1 outputs and 1 error saved; 1 of 1 reply; 2 of 2 queues empty; "
+        "0 dead letters: complete"
+    )
+
+
+def saving(one: Dispatched, **changes: Any) -> Callable[[Evidence], Evidence]:
+    def save(evidence: Evidence) -> Evidence:
+        save_output(evidence.output, output(one, **changes))
+        return evidence
+
+    return save
+
+
+def unsaved(evidence: Evidence) -> Evidence:
+    (evidence.output / "good.json").unlink()
+    return evidence
+
+
+def changed(**changes: Any) -> Callable[[Evidence], Evidence]:
+    return lambda evidence: attrs.evolve(evidence, **changes)
+
+
+def with_status(one: Dispatched, reply: Reply | None) -> Callable[[Evidence], Evidence]:
+    return lambda evidence: attrs.evolve(evidence, statuses={**evidence.statuses, one.task_id: reply})
+
+
+def with_callbacks(count: int) -> Callable[[Evidence], Evidence]:
+    events = {BAD.task_id: [called_back(BAD)], GOOD.task_id: [called_back(GOOD)] * count}
+    return changed(callbacks=events)
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        (unsaved, "good: no output was saved"),
+        (saving(GOOD, task_id="another"), "good: the saved output is of task another"),
+        (saving(GOOD, fields={}), "good: the saved output has no fields"),
+        (saving(GOOD, status="failed", error="x"), "good: the saved output is of task task-1 and failed: x"),
+        (saving(BAD, error="task task-2 failed"), "bad: the saved error is not what the executor raised"),
+        (saving(BAD, status="completed", error=None), "bad: the saved output is of task task-2 and completed"),
+        (with_callbacks(0), "good: called back 0 times"),
+        (with_callbacks(2), "good: called back 2 times"),
+        (with_status(GOOD, None), "good: its status is unknown"),
+        (with_status(GOOD, Reply("task-1", "failed")), "good: its status is failed, not completed"),
+        (with_status(BAD, Reply("task-2", "failed", error="other")), "bad: the saved error is not what"),
+        (changed(answer=ExecutionResult.failure("no reply")), "the reply of the blocking dispatch: no reply"),
+        (changed(queues=[queue(EXECUTOR_QUEUE, ready=1), queue(CALLBACK_QUEUE)]), "still holds 1"),
+        (changed(queues=[queue(EXECUTOR_QUEUE), queue(CALLBACK_QUEUE, in_flight=2)]), "still holds 2"),
+        (changed(queues=[queue(EXECUTOR_QUEUE), queue(CALLBACK_QUEUE, dead=1)]), "has 1 dead letters"),
+        (changed(queues=[queue(EXECUTOR_QUEUE)]), "queue ide_callback: its state is unknown"),
+        (changed(exits={"executor": 0, "callback": -9}), "the callback worker left with exit code -9"),
+        (changed(dispatched=[BAD]), "documents: none was dispatched that can be read"),
+        (changed(dispatched=[GOOD]), "bad: it was not dispatched"),
+    ],
+)
+def test_a_fault_is_missed_by_name(complete: Evidence, fault: Callable[[Evidence], Evidence], complaint: str) -> None:
+    """One thing is wrong, and one thing is said to be missing: that one."""
+    tally = take_stock(fault(complete))
+    assert len(tally.missing) == 1
+    assert complaint in tally.missing[0]
+    assert "INCOMPLETE, 1 missing" in tally.line

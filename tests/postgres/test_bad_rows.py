@@ -1,0 +1,211 @@
+"""Rows that other programs wrote: each is told and buried, the others are run, and the consumer lives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import servers
+from harness import message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from postgres.support import Tables, queue_name, transport_on
+
+from transports.postgres import PostgresTransport
+from unstract_core import Consumer, Reply
+from unstract_core.transport import DeadLetter
+
+BAD: dict[str, str] = {
+    "string": '"task"',
+    "number": "7",
+    "null": "null",
+    "array": '[{"task_name": "t"}]',
+    "empty object": "{}",
+    "no task name": '{"args": [], "kwargs": {}, "queue": "q"}',
+    "task name null": '{"task_name": null, "queue": "q"}',
+    "task name empty": '{"task_name": "", "queue": "q"}',
+    "task name a number": '{"task_name": 7, "queue": "q"}',
+    "kwargs null": '{"task_name": "t", "kwargs": null, "queue": "q"}',
+    "kwargs an array": '{"task_name": "t", "kwargs": [], "queue": "q"}',
+    "args an object": '{"task_name": "t", "args": {}, "queue": "q"}',
+    "args a string": '{"task_name": "t", "args": "abc", "queue": "q"}',
+    "no queue": '{"task_name": "t"}',
+    "fairness a string": '{"task_name": "t", "queue": "q", "fairness": "high"}',
+    "priority out of range": '{"task_name": "t", "queue": "q", "fairness": {"pipeline_priority": 11}}',
+    "priority a string": '{"task_name": "t", "queue": "q", "fairness": {"pipeline_priority": "7"}}',
+    "on_success a string": '{"task_name": "t", "queue": "q", "on_success": "done"}',
+    "very deep": '{"task_name": "t", "queue": "q", "args": ' + "[" * 3000 + "]" * 3000 + "}",
+    "very long number": '{"task_name": "t", "queue": "q", "args": [1e5000]}',
+}
+
+
+def consume(transport: PostgresTransport, queue: str, ran: list[Any]) -> Consumer:
+    def note(*args: Any, **kwargs: Any) -> None:
+        ran.append((args, kwargs))
+
+    consumer = Consumer(transport, {"t": note, "failed": note}, [queue], prefetch=50, max_attempts=2, backoff=0)
+    consumer.drain(timeout=10)
+    return consumer
+
+
+def only_letter(transport: PostgresTransport, queue: str) -> DeadLetter:
+    (letter,) = transport.dead.find(queue=queue)
+    return letter
+
+
+@pytest.mark.parametrize("text", BAD.values(), ids=BAD.keys())
+def test_a_row_that_cannot_be_read_is_buried_and_costs_no_other_message(
+    postgres: PostgresTransport, tables: Tables, queue: str, text: str
+) -> None:
+    """It stands among good ones, in one batch: they are run, it is kept as it was, with what is wrong with it."""
+    postgres.send([message("t", queue, "before")])
+    tables.inject(queue, text)
+    postgres.send([message("t", queue, "after")])
+    ran: list[Any] = []
+    consumer = consume(postgres, queue, ran)
+    assert [args for args, _ in ran] == [("before",), ("after",)]
+    assert (consumer.counters["buried"], consumer.counters["settled"]) == (1, 2)
+    assert tables.count(queue) == 0
+    kept = tables.rows("SELECT message = %s::jsonb, reason, attempts FROM {dead}", text)
+    assert [(row[0], row[1].split(":")[0], row[2]) for row in kept] == [(True, "MalformedPayload", 1)]
+
+
+@pytest.mark.parametrize("text", ['{"task_name": 7, %s}', '{"task_name": "t", "kwargs": null, "queue": "q", %s}'])
+def test_the_caller_of_an_unreadable_message_hears_of_it(
+    postgres: PostgresTransport, tables: Tables, queue: str, text: str
+) -> None:
+    """Its reply_key is found: the reply is failed, with the reason."""
+    tables.inject(queue, text % f'"reply_key": "{queue}"')
+    consume(postgres, queue, [])
+    letter = only_letter(postgres, queue)
+    assert postgres.reply(queue) == Reply(queue, "failed", error=letter.reason)
+
+
+@pytest.mark.parametrize("text", ['{"task_name": 7, %s}', '{"task_name": "t", "kwargs": null, "queue": "q", %s}'])
+def test_on_error_of_an_unreadable_message_is_chained(
+    postgres: PostgresTransport, tables: Tables, queue: str, text: str
+) -> None:
+    """Its on_error runs with the dispatch id and the reason, and the status is failed."""
+    spec = {"task_name": "failed", "kwargs": {"callback_kwargs": {"k": 1}}, "queue": queue}
+    tables.inject(queue, text % f'"task_id": "the-id-{queue}", "on_error": {json.dumps(spec)}')
+    ran: list[Any] = []
+    consume(postgres, queue, ran)
+    letter = only_letter(postgres, queue)
+    assert ran == [((f"the-id-{queue}",), {"callback_kwargs": {"k": 1, "error": letter.reason}})]
+    assert postgres.reply(f"the-id-{queue}") == Reply(f"the-id-{queue}", "failed", error=letter.reason)
+
+
+def test_a_row_with_both_a_reply_key_and_on_error_tells_both(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """It is malformed, because it has two senders; both of them hear of it."""
+    spec = {"task_name": "failed", "kwargs": {}, "queue": queue}
+    row: dict[str, Any] = {"task_name": "t", "args": [], "kwargs": {}, "queue": queue, "fairness": None}
+    tables.inject(queue, json.dumps({**row, "reply_key": queue, "on_error": spec}))
+    ran: list[Any] = []
+    consume(postgres, queue, ran)
+    letter = only_letter(postgres, queue)
+    assert letter.reason.startswith("MalformedPayload")
+    assert "reply_key" in letter.reason
+    reply = postgres.reply(queue)
+    assert reply is not None
+    assert (reply.status, reply.error) == ("failed", letter.reason)
+    assert len(ran) == 1
+    assert ran[0][0] == (str(letter_msg_id(tables)),)
+
+
+def letter_msg_id(tables: Tables) -> int:
+    ((id,),) = tables.rows("SELECT msg_id FROM {dead}")
+    return int(id)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        '"newer": {"x": [1]}',
+        '"fairness": {"org_id": "o", "newer": 1}',
+        '"on_error": null, "reply_key": null, "task_id": null',
+    ],
+)
+def test_what_a_newer_writer_added_is_ignored(
+    postgres: PostgresTransport, tables: Tables, queue: str, extra: str
+) -> None:
+    """Unknown keys, at any level, and keys that are null: the task is run."""
+    tables.inject(queue, f'{{"task_name": "t", "args": [1], "kwargs": {{"k": 2}}, "queue": "{queue}", {extra}}}')
+    ran: list[Any] = []
+    consume(postgres, queue, ran)
+    assert ran == [((1,), {"k": 2})]
+    assert postgres.dead.find() == []
+
+
+def test_a_row_that_was_delivered_too_often_is_told(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A message that keeps killing its workers ends with a failed reply and a burial, and is not run again."""
+    postgres.send([message("t", queue, reply_key=queue)])
+    tables.execute("UPDATE {messages} SET read_ct = 2")
+    ran: list[Any] = []
+    consume(postgres, queue, ran)
+    assert ran == []
+    reply = postgres.reply(queue)
+    assert reply is not None
+    assert reply.error.startswith("TooManyAttempts")
+    assert only_letter(postgres, queue).attempts == 3
+
+
+@pytest.fixture(scope="module")
+def shared(embedded_url: str) -> Iterator[tuple[PostgresTransport, Tables]]:
+    with servers.fresh_schema(embedded_url) as schema, transport_on(embedded_url, schema) as transport:
+        transport.migrate()
+        yield transport, Tables(embedded_url, schema)
+
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=6,
+)
+specs = st.fixed_dictionaries({}, optional={"task_name": anything, "kwargs": anything, "queue": anything}) | anything
+rows = (
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "task_name": st.just("t") | anything,
+            "args": anything,
+            "kwargs": anything,
+            "queue": st.just("q") | anything,
+            "fairness": anything,
+            "reply_key": anything,
+            "task_id": anything,
+            "on_error": specs,
+            "on_success": specs,
+        },
+    )
+    | anything
+)
+
+
+@settings(max_examples=60)
+@given(batch=st.lists(rows, min_size=1, max_size=5))
+def test_no_json_stops_a_consumer_or_takes_another_message_with_it(
+    shared: tuple[PostgresTransport, Tables], batch: list[Any]
+) -> None:
+    """Any rows at all: afterwards the queue is empty, what was readable was run, and the rest are dead letters."""
+    transport, tables = shared
+    queue = queue_name()
+    for row in batch:
+        tables.inject(queue, json.dumps(row))
+    transport.send([message("t", queue, "sentinel")])
+    ran: list[Any] = []
+    tasks: dict[str, Callable[..., Any]] = {"t": lambda *args, **kwargs: ran.append(args)}
+    consumer = Consumer(transport, tasks, [queue], prefetch=20, max_attempts=1, lease=5)
+    consumer.drain(timeout=10)
+    assert ran[-1] == ("sentinel",)
+    assert tables.count(queue) == 0
+    letters = tables.rows("SELECT 1 FROM {dead} WHERE queue_name = %s", queue)
+    assert consumer.counters["settled"] + len(letters) == len(batch) + 1
+    assert consumer.counters["refused"] == 0

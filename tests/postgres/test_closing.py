@@ -1,0 +1,191 @@
+"""close(): connections and threads are gone, whoever waits is told, and a second time does no harm."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from harness import message
+from postgres.support import LONG_POLL, Tables, in_background
+from servers import wait_until
+
+from transports.postgres import PostgresTransport
+from unstract_core import Consumer, Dispatcher, Settlement, TransportClosed, Verdict
+
+Make = Callable[..., PostgresTransport]
+
+
+def own_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("unstract-wire")}
+
+
+def test_after_close_no_connection_and_no_thread_is_left(
+    make_named: Make, tables: Tables, name: str, queue: str
+) -> None:
+    """After every kind of use: sends, bursts, waiting calls, a consumer, an operator's look."""
+    before = own_threads()
+    transport = make_named()
+    transport.send([message("t", queue, n) for n in range(3)])
+    for n in range(20):
+        transport.send([message("t", queue, n)])
+    transport.reply("nobody", timeout=0.1)
+    transport.queues()
+    transport.dead.find()
+    assert Consumer(transport, {"t": lambda n: n}, [queue]).drain(timeout=10) == 23
+    assert tables.backends(name)
+    transport.close()
+    wait_until(lambda: not tables.backends(name), timeout=3, what="every connection to be gone")
+    wait_until(lambda: own_threads() <= before, timeout=3, what="every thread to be gone")
+
+
+def test_a_closed_subscription_leaves_no_connection(make_named: Make, tables: Tables, name: str, queue: str) -> None:
+    """Its own connection goes with it, before and after its transport is closed."""
+    transport = make_named()
+    wait_until(lambda: not tables.backends(name), what="the migration's connection to be gone")
+    first, second = transport.subscribe([queue], lease=5), transport.subscribe([queue], lease=5)
+    first.close()
+    first.close()
+    wait_until(lambda: len(tables.backends(name)) == 1, what="the first subscription's connection to be gone")
+    transport.close()
+    second.close()
+    wait_until(lambda: not tables.backends(name), what="every connection to be gone")
+
+
+def test_a_waiting_call_ends_with_transport_closed(make_postgres: Make) -> None:
+    """Every blocked `reply` of the process is told at once, not at its timeout."""
+    transport = make_postgres(poll_interval=LONG_POLL)
+    ended: list[str] = []
+
+    def wait(key: str) -> None:
+        with pytest.raises(TransportClosed):
+            transport.reply(key, timeout=20)
+        ended.append(key)
+
+    with in_background(*[lambda key=key: wait(key) for key in "abc"]):
+        wait_until(lambda: len(transport._waiter._waiting) == 3, what="three callers to wait")
+        closed = time.monotonic()
+        transport.close()
+        wait_until(lambda: len(ended) == 3, timeout=2, what="the callers to be told")
+    assert time.monotonic() - closed < 2
+
+
+def test_a_waiting_receive_ends_with_transport_closed(make_postgres: Make, queue: str) -> None:
+    """A subscription that waits when its transport is closed is told at once."""
+    transport = make_postgres(poll_interval=LONG_POLL)
+    subscription = transport.subscribe([queue], lease=5)
+    waiting = threading.Event()
+
+    def wait() -> None:
+        waiting.set()
+        with pytest.raises(TransportClosed):
+            subscription.receive(limit=1, wait=20)
+
+    with in_background(wait, timeout=3):
+        waiting.wait(5)
+        time.sleep(0.1)
+        transport.close()
+    subscription.close()
+
+
+def test_a_running_consumer_ends_with_transport_closed(make_postgres: Make, queue: str) -> None:
+    """It is no outage to be waited out: `run` raises."""
+    transport = make_postgres()
+    ended = threading.Event()
+
+    def run() -> None:
+        with pytest.raises(TransportClosed):
+            Consumer(transport, {"t": print}, [queue]).run()
+        ended.set()
+
+    with in_background(run, timeout=8):
+        time.sleep(0.2)
+        transport.close()
+        assert ended.wait(7)
+
+
+def test_closing_twice_is_allowed(make_postgres: Make, queue: str) -> None:
+    """Used or not, one after the other or at once."""
+    unused, used = make_postgres(), make_postgres()
+    used.send([message("t", queue)])
+    used.reply("nobody", timeout=0.05)
+    for transport in (unused, used):
+        with in_background(*[transport.close] * 4):
+            pass
+        transport.close()
+
+
+USES: dict[str, Callable[[PostgresTransport], Any]] = {
+    "migrate": lambda transport: transport.migrate(),
+    "send": lambda transport: transport.send([message("t", "q")]),
+    "reply": lambda transport: transport.reply("key"),
+    "waiting reply": lambda transport: transport.reply("key", timeout=1),
+    "call": lambda transport: Dispatcher(transport).call("t", queue="q", timeout=1),
+    "subscribe": lambda transport: transport.subscribe(["q"], lease=1),
+    "queues": lambda transport: transport.queues(),
+    "find dead letters": lambda transport: transport.dead.find(),
+    "get dead letters": lambda transport: transport.dead.get(["1"]),
+    "replay": lambda transport: transport.dead.replay(["1"]),
+    "purge": lambda transport: transport.dead.purge(),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
+@pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
+def test_a_closed_transport_says_so_and_connects_no_more(
+    make_named: Make, tables: Tables, name: str, use: Callable[[PostgresTransport], Any], used: bool
+) -> None:
+    """Whatever is asked of it raises TransportClosed, and no connection comes back to life."""
+    transport = make_named()
+    if used:
+        transport.send([message("t", "q")])
+    transport.close()
+    with pytest.raises(TransportClosed):
+        use(transport)
+    wait_until(lambda: not tables.backends(name), timeout=3, what="no connection to be there")
+
+
+def test_a_subscription_of_a_closed_transport_says_so(make_postgres: Make, queue: str) -> None:
+    """Receive, renew and settle raise TransportClosed; what it held comes back when its lease ends."""
+    transport, other = make_postgres(), make_postgres()
+    transport.send([message("t", queue)])
+    subscription = transport.subscribe([queue], lease=0.3)
+    held = subscription.receive(limit=1, wait=0)
+    transport.close()
+    for use in (
+        lambda: subscription.receive(limit=1, wait=0),
+        lambda: subscription.renew(held),
+        lambda: subscription.settle([Settlement(held[0], Verdict.ACK)]),
+    ):
+        with pytest.raises(TransportClosed):
+            use()
+    subscription.wake()
+    subscription.close()
+    heir = other.subscribe([queue], lease=60)
+    assert [one.attempt for one in heir.receive(limit=1, wait=5)] == [2]
+    heir.close()
+
+
+def test_close_beside_busy_senders_leaves_no_connection(
+    make_named: Make, tables: Tables, name: str, queue: str
+) -> None:
+    """Senders in full swing end with TransportClosed, each, and what they were told is in the table."""
+    for _ in range(5):
+        transport = make_named()
+        sent: list[str] = []
+
+        def send_on(transport: PostgresTransport = transport, sent: list[str] = sent) -> None:
+            while True:
+                try:
+                    sent.extend(transport.send([message("t", queue)]))
+                except TransportClosed:
+                    return
+
+        with in_background(*[send_on] * 4, timeout=8):
+            time.sleep(0.05)
+            transport.close()
+        wait_until(lambda: not tables.backends(name), timeout=3, what="every connection to be gone")
+        tables.execute("DELETE FROM {messages} WHERE msg_id = ANY (%s)", [int(id) for id in sent])
+        assert tables.count(queue) == 0

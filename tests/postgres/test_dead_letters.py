@@ -1,0 +1,148 @@
+"""Dead letters: what is kept, and what an operator does with it."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+from harness import message, receive_all, then
+from postgres.support import Tables
+
+from transports.postgres import PostgresTransport
+from unstract_core import Consumer, Settlement, Verdict, to_wire
+from unstract_core.transport import DeadLetter
+
+
+def bury(transport: PostgresTransport, queue: str, number: int = 1, *, reason: str = "because") -> list[DeadLetter]:
+    """Bury everything in a queue, after sending `number` messages to it; returns the letters, the oldest first."""
+    transport.send([message("t", queue, n, priority=n % 10 + 1, org_id="org") for n in range(number)])
+    subscription = transport.subscribe([queue], lease=60)
+    for delivery in subscription.receive(limit=number, wait=0):
+        assert subscription.settle([Settlement(delivery, Verdict.BURY, reason=reason)]) == [True]
+    subscription.close()
+    return list(transport.dead.find(queue=queue, limit=number))[::-1]
+
+
+def test_a_dead_letter_holds_everything_there_is_to_know(postgres: PostgresTransport, queue: str) -> None:
+    """Payload, reason, attempts, both times, the organisation, the priority, and the result that was paid for."""
+    sent = message("t", queue, {"a": [1, 2.5, None]}, org_id="acme", priority=8, on_success=then("done", queue))
+    before = datetime.datetime.now(datetime.UTC)
+    postgres.send([sent])
+    subscription = postgres.subscribe([queue], lease=60)
+    for _ in range(2):
+        (delivery,) = subscription.receive(limit=1, wait=0)
+        subscription.settle([Settlement(delivery, Verdict.RETRY)])
+    (delivery,) = subscription.receive(limit=1, wait=0)
+    subscription.settle([Settlement(delivery, Verdict.BURY, reason="Type: text", result={"paid": 5})])
+    subscription.close()
+    (letter,) = postgres.dead.find(queue=queue)
+    assert letter.message == to_wire(sent.payload)
+    assert (letter.task_name, letter.queue, letter.reason, letter.attempts) == ("t", queue, "Type: text", 3)
+    assert (letter.result, letter.org_id, letter.priority) == ({"paid": 5}, "acme", 8)
+    minute = datetime.timedelta(minutes=1)
+    assert before - minute < letter.enqueued_at <= letter.buried_at < before + minute
+    assert postgres.dead.get([letter.id]) == [letter]
+
+
+def test_the_consumers_burials_are_kept_with_their_reasons(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """Unreadable, unknown, delivered too often, raised too often: each stands there with its own reason."""
+    tables.inject(queue, '{"task_name": 7}')
+    often = tables.inject(queue, f'{{"task_name": "t", "queue": "{queue}"}}')
+    tables.execute("UPDATE {messages} SET read_ct = 9 WHERE msg_id = %s", int(often))
+    postgres.send([message("nobody", queue), message("raise", queue)])
+
+    def fail() -> None:
+        raise RuntimeError("broken")
+
+    tasks = {"t": lambda: None, "raise": fail}
+    Consumer(postgres, tasks, [queue], max_attempts=2, backoff=0).drain(timeout=10)
+    reasons = {letter.reason.split(":")[0]: letter.attempts for letter in postgres.dead.find(queue=queue)}
+    assert reasons == {"MalformedPayload": 1, "UnknownTask": 1, "TooManyAttempts": 10, "RuntimeError": 2}
+
+
+def test_find_gives_the_newest_first_and_no_more_than_asked_for(postgres: PostgresTransport, queue: str) -> None:
+    """Newest first, within a queue or over all of them, up to the limit."""
+    letters = bury(postgres, queue, 5)
+    others = bury(postgres, queue + "-2", 2)
+    assert postgres.dead.find(queue=queue) == letters[::-1]
+    assert postgres.dead.find() == [*others[::-1], *letters[::-1]]
+    assert postgres.dead.find(limit=3) == [*others[::-1], letters[-1]]
+    assert postgres.dead.find(queue="absent") == []
+
+
+def test_a_replayed_letter_is_sent_as_new(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """The same message under a new id, its first attempt, at the end of its queue, and gone from the dead letters."""
+    (letter,) = bury(postgres, queue)
+    postgres.send([message("waiting", queue, priority=letter.priority)])
+    assert postgres.dead.replay([letter.id]) == [letter.id]
+    assert postgres.dead.find(queue=queue) == []
+    first, second = receive_all(postgres, queue)
+    assert first.payload is not None
+    assert first.payload.task_name == "waiting"
+    assert (second.attempt, second.org_id, second.priority) == (1, "org", letter.priority)
+    assert int(second.id) > int(first.id)
+    assert tables.rows("SELECT message FROM {messages} WHERE msg_id = %s", int(second.id)) == [(letter.message,)]
+
+
+def test_letters_are_replayed_in_the_order_of_their_burial(postgres: PostgresTransport, queue: str) -> None:
+    """Whatever order the ids are given in, and those that are not there are left out."""
+    letters = bury(postgres, queue, 10)
+    ids = [letter.id for letter in letters]
+    assert postgres.dead.replay([*ids[::-1], "999999999", "x", "-1", "", "9" * 40, ids[0]]) == ids
+    replayed = sorted(receive_all(postgres, queue), key=lambda one: int(one.id))
+    assert [one.payload.args for one in replayed if one.payload] == [
+        letter.message["args"] for letter in letters if isinstance(letter.message, dict)
+    ]
+    assert postgres.dead.replay(ids) == []
+
+
+def test_a_replay_that_the_database_refuses_keeps_the_letters(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """All or nothing: what could not be sent is still dead."""
+    letters = bury(postgres, queue, 3)
+    tables.execute("ALTER TABLE {messages} ADD CHECK (message -> 'args' <> '[1]')")
+    with pytest.raises(Exception, match="check constraint"):
+        postgres.dead.replay([letter.id for letter in letters])
+    assert list(postgres.dead.find(queue=queue))[::-1] == letters
+
+
+def test_purge_removes_exactly_what_its_filters_name(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """By id, by queue, by age, and by all of them together; without a filter, everything."""
+    first, second, third = bury(postgres, queue, 3)
+    (other,) = bury(postgres, queue + "-2")
+    tables.execute("UPDATE {dead} SET buried_at = now() - interval '1 hour' WHERE dead_id = %s", int(second.id))
+    assert postgres.dead.purge(ids=[]) == 0
+    assert postgres.dead.purge(ids=["x", "999999999"]) == 0
+    assert postgres.dead.purge(queue="absent") == 0
+    assert postgres.dead.purge(older_than=7200) == 0
+    assert postgres.dead.purge(ids=[other.id], queue=queue) == 0
+    assert postgres.dead.purge(ids=[first.id, second.id], queue=queue, older_than=1800) == 1
+    assert {letter.id for letter in postgres.dead.find()} == {first.id, third.id, other.id}
+    assert postgres.dead.purge(ids=[first.id]) == 1
+    assert postgres.dead.purge(queue=queue) == 1
+    assert postgres.dead.purge() == 1
+    assert postgres.dead.find() == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": ' + "[" * 3000 + "]" * 3000 + "}", '{"a": 1e5000}', '"text"', "null", "[]"],
+    ids=["very deep", "very long number", "string", "null", "array"],
+)
+def test_a_letter_that_python_cannot_read_hides_no_other(
+    postgres: PostgresTransport, tables: Tables, queue: str, text: str
+) -> None:
+    """Whatever JSON was buried, the letters can be listed, shown, replayed and purged."""
+    tables.inject(queue, text)
+    Consumer(postgres, {"t": lambda: None}, [queue]).drain(timeout=10)
+    (other,) = bury(postgres, queue + "-2")
+    newest, oldest = postgres.dead.find()
+    assert newest == other
+    assert [letter.id for letter in postgres.dead.get([oldest.id])] == [oldest.id]
+    assert oldest.reason.startswith("MalformedPayload")
+    assert postgres.dead.replay([oldest.id]) == [oldest.id]
+    assert tables.rows("SELECT message = %s::jsonb FROM {messages} WHERE queue_name = %s", text, queue) == [(True,)]
+    assert postgres.dead.purge() == 1

@@ -1,0 +1,148 @@
+"""Forked processes: a transport that was used before the fork works in the child and goes on in the parent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from harness import message
+from postgres.support import AT_ONCE, LONG_POLL, Tables, in_background, running
+from servers import wait_until
+
+from transports.postgres import PostgresTransport
+from unstract_core import Consumer, Dispatcher, Settlement, Verdict
+
+Make = Callable[..., PostgresTransport]
+
+
+def in_child(function: Callable[[], Any], *, timeout: float = 6.0) -> Any:
+    """Run a function in a forked child and return its result; raise AssertionError with what it raised."""
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe(duplex=False)
+
+    def main() -> None:
+        try:
+            theirs.send((True, function()))
+        except BaseException:
+            theirs.send((False, traceback.format_exc()))
+
+    child = context.Process(target=main)
+    child.start()
+    try:
+        assert mine.poll(timeout), "the child did not answer"
+        fine, answer = mine.recv()
+        assert fine, answer
+    finally:
+        child.join(2)
+        if child.is_alive():
+            child.kill()
+            child.join()
+    assert child.exitcode == 0
+    return answer
+
+
+def test_a_used_transport_works_on_both_sides_of_a_fork(make_postgres: Make, tables: Tables, queue: str) -> None:
+    """Sends, blocking calls and subscriptions, in the child and afterwards in the parent, all with one transport."""
+    transport, other = make_postgres(), make_postgres()
+    with running(Consumer(other, {"echo": lambda value: value}, [queue])):
+
+        def use(who: str) -> str:
+            dispatcher = Dispatcher(transport)
+            for n in range(3):
+                assert dispatcher.call("echo", args=[[who, n]], queue=queue, timeout=5) == [who, n]
+            transport.send([message("t", queue + who, n) for n in range(3)])
+            subscription = transport.subscribe([queue + who], lease=5)
+            deliveries = subscription.receive(limit=5, wait=1)
+            assert all(subscription.settle([Settlement(one, Verdict.ACK) for one in deliveries]))
+            subscription.close()
+            return f"{who} {len(deliveries)}"
+
+        assert use("before") == "before 3"
+        assert in_child(lambda: use("child")) == "child 3"
+        assert use("after") == "after 3"
+        assert in_child(lambda: use("second child")) == "second child 3"
+
+
+def test_a_fork_while_the_parent_sends_and_waits_harms_neither(make_postgres: Make, tables: Tables, queue: str) -> None:
+    """Children forked in the middle of the parent's traffic send what they should, and so does the parent."""
+    transport = make_postgres()
+    over = threading.Event()
+    sent: list[str] = []
+
+    def send_on() -> None:
+        while not over.is_set():
+            sent.extend(transport.send([message("t", queue)]))
+
+    def wait_on() -> None:
+        while not over.is_set():
+            transport.reply("nobody", timeout=0.05)
+
+    with in_background(send_on, wait_on):
+        try:
+            for _ in range(8):
+                assert len(in_child(lambda: transport.send([message("t", queue + "-child")]))) == 1
+        finally:
+            over.set()
+    assert tables.count(queue + "-child") == 8
+    assert tables.count(queue) == len(sent) > 0
+
+
+def test_a_childs_burst_is_announced_to_its_end(make_postgres: Make, queue: str) -> None:
+    """The thread that announces what was debounced is the child's own: listeners get the last message at once."""
+    transport, listening = make_postgres(), make_postgres(poll_interval=LONG_POLL)
+    for n in range(5):
+        transport.send([message("t", queue + "-parent", n)])
+    received: list[Any] = []
+    subscription = listening.subscribe([queue], lease=60)
+
+    def burst() -> float:
+        for n in range(50):
+            transport.send([message("t", queue, n)])
+        sent = time.monotonic()
+        time.sleep(0.3)
+        return sent
+
+    def receive() -> None:
+        while len(received) < 50:
+            received.extend(subscription.receive(limit=5, wait=5))
+
+    with in_background(receive):
+        sent = in_child(burst)
+    assert time.monotonic() - sent < 0.3 + AT_ONCE
+    assert len(received) == 50
+    subscription.close()
+
+
+def test_a_child_that_closes_takes_nothing_from_its_parent(
+    make_named: Make, tables: Tables, name: str, queue: str
+) -> None:
+    """Closed or simply gone, the child leaves the parent's connections alone: they are the same backends after it."""
+    transport = make_named()
+    transport.send([message("t", queue)])
+    subscription = transport.subscribe([queue], lease=60)
+    before = sorted(pid for pid, _, _ in tables.backends(name))
+
+    def use_and_close() -> None:
+        transport.send([message("t", queue)])
+        transport.close()
+
+    in_child(use_and_close)
+    in_child(transport.close)
+    in_child(lambda: None)
+    wait_until(lambda: len(tables.backends(name)) == len(before), what="the child's connections to be gone")
+    assert len(subscription.receive(limit=5, wait=0)) == 2
+    transport.send([message("t", queue)])
+    assert sorted(pid for pid, _, _ in tables.backends(name)) == before
+    subscription.close()
+
+
+def test_a_consumer_may_run_in_a_child(make_postgres: Make, tables: Tables, queue: str) -> None:
+    """A prefork worker: the transport was made and used by the parent, the child consumes."""
+    transport = make_postgres()
+    transport.send([message("t", queue, n) for n in range(20)])
+    assert in_child(lambda: Consumer(transport, {"t": lambda n: None}, [queue]).drain(timeout=10)) == 20
+    assert tables.count(queue) == 0

@@ -1,0 +1,328 @@
+"""Connections that die, servers that go away: what heals by itself, what is told, and what is never done twice."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import servers
+from harness import message, then
+from postgres.support import AT_ONCE, LONG_POLL, Tables, in_background, named, queue_name, running, transport_on
+from servers import PrivateServer, wait_until
+
+from transports.postgres import PostgresTransport
+from unstract_core import Consumer, Dispatcher, Reply, Settlement, TransportUnavailable, Verdict
+
+Make = Callable[..., PostgresTransport]
+
+
+def answer(transport: PostgresTransport, key: str) -> None:
+    """Write a reply, as a worker would."""
+    queue = queue_name()
+    transport.send([message("t", queue)])
+    subscription = transport.subscribe([queue], lease=60)
+    (delivery,) = subscription.receive(limit=1, wait=5)
+    subscription.settle([Settlement(delivery, Verdict.ACK, reply=Reply(key, "completed", result="here"))])
+    subscription.close()
+
+
+def test_a_producer_does_not_notice_that_its_idle_connections_were_killed(
+    make_named: Make, tables: Tables, name: str, queue: str
+) -> None:
+    """The next send works at once, and sends once."""
+    transport = make_named()
+    transport.send([message("t", queue)])
+    for sent in (2, 3, 4):
+        assert tables.terminate(name) >= 1
+        transport.send([message("t", queue)])
+        assert tables.count(queue) == sent
+    tables.terminate(name)
+    assert transport.reply("nobody") is None
+
+
+def test_a_pool_full_of_dead_connections_costs_no_wait(make_named: Make, tables: Tables, name: str, queue: str) -> None:
+    """Eight idle connections that the server has dropped: the next send does not pay for each of them."""
+    transport = make_named(pool_size=8)
+    sends = [lambda: transport.send([message("t", queue)])] * 8
+    with tables.locked("LOCK TABLE {messages}") as lock, in_background(*sends):
+        wait_until(lambda: sum(event == "Lock" for _, event, _ in tables.backends(name)) == 8, what="eight sends")
+        lock.rollback()
+    assert tables.terminate(name) >= 8
+    started = time.monotonic()
+    transport.send([message("t", queue)])
+    assert time.monotonic() - started < AT_ONCE
+
+
+def test_a_send_whose_connection_is_killed_in_the_middle_says_that_its_fate_is_unknown(
+    make_named: Make, tables: Tables, name: str, queue: str
+) -> None:
+    """The statement was on its way: it is told, it is not tried again, and the next send works."""
+    transport = make_named()
+    caught: list[TransportUnavailable] = []
+
+    def send() -> None:
+        with pytest.raises(TransportUnavailable, match="unknown") as error:
+            transport.send([message("t", queue)])
+        caught.append(error.value)
+
+    for _ in range(2):
+        with tables.locked("LOCK TABLE {messages}") as lock, in_background(send):
+            tables.rows("SELECT pg_terminate_backend(%s, 5000)", tables.wait_for_lock(name))
+            lock.rollback()
+    assert [error.fate_unknown for error in caught] == [True, True]
+    assert all(error.__cause__ is not None for error in caught)
+    assert tables.count(queue) == 0
+    transport.send([message("t", queue)])
+    assert tables.count(queue) == 1
+
+
+@pytest.mark.parametrize("listen", [True, False])
+def test_a_waiting_caller_gets_its_reply_although_its_connections_were_killed(
+    make_named: Make, make_postgres: Make, tables: Tables, name: str, listen: bool
+) -> None:
+    """A blocked `reply` outlives the connection that it waits on, and every connection of its pool."""
+    waiter, worker = make_named(listen=listen, poll_interval=0.3), make_postgres()
+    key = queue_name()
+    replies: list[Reply | None] = []
+    with in_background(lambda: replies.append(waiter.reply(key, timeout=10))):
+        wait_until(lambda: len(tables.backends(name)) >= 2, what="the caller to wait")
+        time.sleep(0.05)
+        assert tables.terminate(name) >= 2
+        answer(worker, key)
+    assert replies == [Reply(key, "completed", result="here")]
+
+
+def test_an_idle_consumer_reconnects_and_listens_again(
+    make_named: Make, make_postgres: Make, tables: Tables, name: str, queue: str
+) -> None:
+    """After each kill of its connection the next dispatch is run at once: it listens, polling is too slow here."""
+    consumer_side, producer = make_named(poll_interval=LONG_POLL), make_postgres()
+    ran = threading.Semaphore(0)
+    with running(Consumer(consumer_side, {"t": lambda: ran.release()}, [queue])):
+        for _ in range(3):
+            time.sleep(0.1)
+            tables.terminate(name)
+            sent = time.monotonic()
+            producer.send([message("t", queue)])
+            assert ran.acquire(timeout=5)
+            assert time.monotonic() - sent < AT_ONCE
+
+
+def test_a_task_is_run_once_although_the_connection_dies_while_it_runs(
+    make_named: Make, make_postgres: Make, tables: Tables, name: str, queue: str
+) -> None:
+    """It is settled, with its follow-up, over the next connection."""
+    consumer_side, producer = make_named(), make_postgres()
+    ran: list[int] = []
+    started, finish = threading.Event(), threading.Event()
+
+    def task() -> None:
+        ran.append(1)
+        started.set()
+        finish.wait(10)
+
+    producer.send([message("t", queue, on_success=then("done", queue + "-cb"))])
+    with running(Consumer(consumer_side, {"t": task}, [queue], lease=3)):
+        assert started.wait(5)
+        tables.terminate(name)
+        finish.set()
+        wait_until(lambda: tables.count(queue) == 0, what="the settlement")
+    assert tables.count(queue + "-cb") == 1
+    assert ran == [1]
+
+
+def test_a_settlement_whose_connection_is_killed_in_the_middle_takes_effect_once(
+    make_named: Make, make_postgres: Make, tables: Tables, name: str, queue: str
+) -> None:
+    """The consumer settles again, behind the fence: one follow-up, one run, no lost lease."""
+    consumer_side, producer = make_named(), make_postgres()
+    ran: list[int] = []
+    consumer = Consumer(consumer_side, {"t": lambda: ran.append(1)}, [queue], lease=5)
+    with tables.locked("LOCK TABLE {results} IN EXCLUSIVE MODE") as lock, running(consumer):
+        producer.send([message("t", queue, task_id=queue, on_success=then("done", queue + "-cb"))])
+        tables.rows("SELECT pg_terminate_backend(%s, 5000)", tables.wait_for_lock(name))
+        lock.rollback()
+        wait_until(lambda: tables.count(queue) == 0, what="the settlement")
+    assert (ran, tables.count(queue + "-cb")) == ([1], 1)
+    assert consumer.counters["lost"] == 0
+
+
+def test_a_consumer_whose_connections_are_killed_all_the_time_loses_and_doubles_nothing(
+    make_named: Make, make_postgres: Make, tables: Tables, name: str, queue: str
+) -> None:
+    """Twenty kills at random moments: every message has exactly one follow-up in the end."""
+    consumer_side, producer = make_named(), make_postgres()
+    over = threading.Event()
+    producer.send([message("t", queue, n, on_success=then("done", queue + "-cb")) for n in range(400)])
+
+    def kill() -> None:
+        for _ in range(20):
+            if over.wait(0.03):
+                return
+            tables.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s", name)
+
+    def task(number: int) -> int:
+        time.sleep(0.001)
+        return number
+
+    with running(Consumer(consumer_side, {"t": task}, [queue], lease=1.0)):
+        try:
+            with in_background(kill):
+                pass
+            wait_until(lambda: tables.count(queue) == 0, what="every message to be settled")
+        finally:
+            over.set()
+    chained = tables.rows("SELECT message -> 'args' ->> 0 FROM {messages} WHERE queue_name = %s", queue + "-cb")
+    assert sorted(int(row[0]) for row in chained) == list(range(400))
+
+
+@pytest.fixture
+def away(private: PrivateServer, name: str) -> Iterator[tuple[PostgresTransport, Tables]]:
+    """A transport, and its tables, on the server that goes away; nothing but new connections is to be relied on."""
+    with (
+        servers.fresh_schema(private.url) as schema,
+        transport_on(named(private.url, name), schema, timeout=8.0) as transport,
+    ):
+        transport.migrate()
+        yield transport, Tables(private.url, schema)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_producer_caller_and_consumer_heal_after_a_restart(
+    private: PrivateServer, away: tuple[PostgresTransport, Tables], queue: str, mode: str
+) -> None:
+    """An orderly restart and a crash: what was sent before is run, waiting callers are answered, sends work again."""
+    transport, tables = away
+    ran: list[str] = []
+    go = threading.Event()
+
+    def held(key: str) -> str:
+        go.wait(10)
+        ran.append(key)
+        return key
+
+    replies: list[Any] = []
+    consumer = Consumer(transport, {"t": lambda: ran.append("sent"), "held": held}, [queue], concurrency=2, lease=5)
+    with running(consumer):
+        call = Dispatcher(transport)
+        with in_background(lambda: replies.append(call.call("held", args=["called"], queue=queue, timeout=12))):
+            wait_until(lambda: transport.queues([queue])[0].in_flight == 1, what="the call to be taken")
+            private.stop(mode)
+            private.start()
+            go.set()
+        transport.send([message("t", queue)])
+        wait_until(lambda: tables.count(queue) == 0, what="the queue to be empty")
+    assert replies == ["called"]
+    assert sorted(ran) == ["called", "sent"]
+
+
+def test_a_task_that_ends_while_the_server_is_away_is_settled_when_it_is_back(
+    private: PrivateServer, away: tuple[PostgresTransport, Tables], queue: str
+) -> None:
+    """Three seconds without a server: the task is run once, and its follow-up is there."""
+    transport, tables = away
+    ran: list[int] = []
+    started, finish, finished = threading.Event(), threading.Event(), threading.Event()
+
+    def task() -> str:
+        ran.append(1)
+        started.set()
+        finish.wait(10)
+        finished.set()
+        return "paid"
+
+    consumer = Consumer(transport, {"t": task}, [queue], lease=10)
+    transport.send([message("t", queue, task_id=queue, on_success=then("done", queue + "-cb"))])
+    with running(consumer):
+        assert started.wait(5)
+        private.stop("fast")
+        finish.set()
+        assert finished.wait(5)
+        time.sleep(3)
+        private.start()
+        wait_until(lambda: tables.count(queue) == 0, what="the settlement")
+    assert ran == [1]
+    assert tables.count(queue + "-cb") == 1
+    assert consumer.counters["settled"] == 1
+
+
+@pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
+def test_a_dispatch_while_the_server_is_away_was_not_sent_and_says_so(
+    private: PrivateServer, away: tuple[PostgresTransport, Tables], queue: str, used: bool
+) -> None:
+    """TransportUnavailable within the timeout, its fate known; once the server is back the same transport sends."""
+    _, tables = away
+    with transport_on(private.url, tables.schema, timeout=2.0) as transport:
+        if used:
+            transport.send([message("t", queue)])
+        private.stop("fast")
+        try:
+            started = time.monotonic()
+            with pytest.raises(TransportUnavailable, match="nothing was sent") as caught:
+                transport.send([message("t", queue)])
+            assert time.monotonic() - started < 2.0 + 0.7
+            assert not caught.value.fate_unknown
+            assert caught.value.__cause__ is not None
+        finally:
+            private.start()
+        transport.send([message("t", queue)])
+        assert tables.count(queue) == 1 + used
+
+
+def test_a_short_outage_is_waited_out_by_a_send(
+    private: PrivateServer, away: tuple[PostgresTransport, Tables], queue: str
+) -> None:
+    """A restart that takes less than the timeout is not noticed by a caller: nothing was on its way, so it waits."""
+    transport, tables = away
+    transport.send([message("t", queue)])
+    private.stop("fast")
+    with in_background(private.start):
+        transport.send([message("t", queue)])
+    assert tables.count(queue) == 2
+
+
+def test_a_commit_whose_answer_never_comes_is_not_tried_again(
+    private: PrivateServer, away: tuple[PostgresTransport, Tables], queue: str
+) -> None:
+    """The server falls silent with the statement on its way, and dies: the fate is unknown, no row is there twice."""
+    transport, tables = away
+    transport.send([message("t", queue)])
+    caught: list[TransportUnavailable] = []
+
+    def send() -> None:
+        with pytest.raises(TransportUnavailable) as error:
+            transport.send([message("t", queue, "doubtful")])
+        caught.append(error.value)
+
+    private.freeze()
+    try:
+        with in_background(send):
+            time.sleep(0.2)
+            private.kill()
+    finally:
+        private.start()
+    assert caught[0].fate_unknown
+    assert "unknown" in str(caught[0])
+    assert tables.count(queue) in (1, 2)
+    transport.send([message("t", queue)])
+    assert tables.count(queue) in (2, 3)
+
+
+def test_a_consumer_outlives_a_server_that_fell_silent(
+    private: PrivateServer, away: tuple[PostgresTransport, Tables], queue: str
+) -> None:
+    """Frozen for longer than a lease and thawed: what was under way is settled, and later messages are run."""
+    transport, tables = away
+    ran: list[int] = []
+    with running(Consumer(transport, {"t": ran.append}, [queue], lease=0.6)):
+        transport.send([message("t", queue, 1)])
+        wait_until(lambda: ran == [1], what="the first")
+        private.freeze()
+        time.sleep(1.0)
+        private.thaw()
+        transport.send([message("t", queue, 2)])
+        wait_until(lambda: tables.count(queue) == 0, what="the queue to be empty")
+    assert ran == [1, 2]

@@ -1,0 +1,252 @@
+"""What the database refuses for good, and what it refuses for now: nothing is lost, nothing is paid for twice."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from harness import message, then
+from postgres.support import Tables, application, named, queue_name, running, transport_on
+from psycopg import sql
+from servers import wait_until
+
+from transports.postgres import PostgresTransport
+from unstract_core import (
+    Consumer,
+    Reply,
+    Settlement,
+    TransportNotReady,
+    TransportRefused,
+    TransportUnavailable,
+    Verdict,
+)
+
+Make = Callable[..., PostgresTransport]
+
+CHECK = "ALTER TABLE {messages} ADD CONSTRAINT closed CHECK (queue_name !~ '-closed$')"
+TRIGGER = """
+CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.queue_name ~ '-closed$' THEN RAISE EXCEPTION 'the queue is closed'; END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER closed BEFORE INSERT ON {messages} FOR EACH ROW EXECUTE FUNCTION {schema}.refuse()
+"""
+
+
+@pytest.fixture(params=[CHECK, TRIGGER], ids=["check constraint", "trigger"])
+def closed(request: pytest.FixtureRequest, postgres: PostgresTransport, tables: Tables, queue: str) -> str:
+    """A queue that the database takes no message for."""
+    for statement in request.param.split(";\nCREATE TRIGGER"):
+        tables.execute(
+            statement if statement.lstrip().startswith(("ALTER", "CREATE")) else "CREATE TRIGGER" + statement
+        )
+    return queue + "-closed"
+
+
+def test_a_send_that_the_database_refuses_is_refused_for_good(
+    postgres: PostgresTransport, queue: str, closed: str
+) -> None:
+    """TransportRefused, not an outage: trying again cannot help, and nothing of the batch was sent."""
+    with pytest.raises(TransportRefused):
+        postgres.send([message("t", queue), message("t", closed)])
+    with pytest.raises(TransportRefused):
+        postgres.send([message("t", closed)])
+    assert postgres.queues([queue])[0].ready == 0
+
+
+def test_a_refused_follow_up_ends_in_on_error_and_a_dead_letter_with_the_result(
+    postgres: PostgresTransport, tables: Tables, queue: str, closed: str
+) -> None:
+    """The sender is told "result delivery failed", the result that was paid for is kept; the task is run once."""
+    told: list[Any] = []
+    ran: list[int] = []
+
+    def pay(number: int) -> dict[str, int]:
+        ran.append(number)
+        return {"paid": number}
+
+    tasks: dict[str, Callable[..., Any]] = {
+        "pay": pay,
+        "done": lambda result, **kwargs: told.append(("done", result, kwargs)),
+        "failed": lambda id, **kwargs: told.append(("failed", id, kwargs)),
+    }
+    good, bad = then("done", queue, callback_kwargs={}), then("done", closed)
+    failed = then("failed", queue, callback_kwargs={"k": 1})
+    postgres.send(
+        [
+            message("pay", queue, n, task_id=f"{queue}-{n}", on_success=bad if n == 7 else good, on_error=failed)
+            for n in range(15)
+        ]
+    )
+    consumer = Consumer(postgres, tasks, [queue], prefetch=20, lease=5)
+    with running(consumer):
+        wait_until(lambda: len(told) == 15 and tables.count(queue) == 0, timeout=5, what="every sender to be told")
+    assert sorted(ran) == list(range(15))
+    assert sorted(result["paid"] for kind, result, _ in told if kind == "done") == [n for n in range(15) if n != 7]
+    ((_, id, kwargs),) = [one for one in told if one[0] == "failed"]
+    assert id == f"{queue}-7"
+    assert kwargs["callback_kwargs"]["k"] == 1
+    assert kwargs["callback_kwargs"]["error"].startswith("result delivery failed: ")
+    (letter,) = postgres.dead.find()
+    assert (letter.result, letter.queue, letter.attempts) == ({"paid": 7}, queue, 1)
+    assert letter.reason.startswith("result delivery failed: ")
+    status = postgres.reply(f"{queue}-7")
+    assert status is not None
+    assert (status.status, status.error) == ("failed", letter.reason)
+    assert consumer.counters["refused"] == 1
+
+
+def test_where_on_error_is_refused_too_the_message_is_buried_with_its_result(
+    postgres: PostgresTransport, queue: str, closed: str
+) -> None:
+    """Nobody can be told, so the dead letter is what is left, and it holds what was paid for."""
+    payload = message("pay", queue, on_success=then("done", closed), on_error=then("failed", closed), task_id=queue)
+    postgres.send([payload])
+    consumer = Consumer(postgres, {"pay": lambda: {"paid": 1}}, [queue], lease=5)
+    with running(consumer):
+        wait_until(lambda: postgres.dead.find(), timeout=5, what="the burial")
+    (letter,) = postgres.dead.find()
+    assert letter.result == {"paid": 1}
+    assert letter.reason.startswith("result delivery failed: ")
+
+
+def test_a_refused_result_of_a_blocking_call_is_told_to_its_caller(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """The reply that the database rejects becomes a failed one; the caller does not run into its timeout."""
+    tables.execute("ALTER TABLE {results} ADD CHECK (NOT (result ? 'forbidden'))")
+    postgres.send([message("t", queue, reply_key=queue)])
+    Consumer(postgres, {"t": lambda: {"forbidden": 1}}, [queue], lease=5).drain(timeout=10)
+    reply = postgres.reply(queue)
+    assert reply is not None
+    assert reply.status == "failed"
+    assert reply.error.startswith("result delivery failed: ")
+    (letter,) = postgres.dead.find()
+    assert letter.result == {"forbidden": 1}
+
+
+@pytest.fixture
+def limited(embedded_url: str, postgres: PostgresTransport, tables: Tables) -> Iterator[tuple[str, str]]:
+    """A conninfo whose role may do everything on the tables, until a test takes something away; and the role."""
+    role = application().replace("-", "_")
+    tables.execute(
+        f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA {{schema}} TO {role};"
+        f" GRANT ALL ON ALL TABLES IN SCHEMA {{schema}} TO {role};"
+        f" GRANT ALL ON ALL SEQUENCES IN SCHEMA {{schema}} TO {role}"
+    )
+    yield psycopg.conninfo.make_conninfo(embedded_url, user=role), role
+    tables.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_a_missing_right_on_the_results_holds_settlements_until_it_is_given(
+    limited: tuple[str, str], tables: Tables, queue: str
+) -> None:
+    """A worker that may not write pg_task_result keeps what it ran: with the right given, all is settled, run once.
+
+    Meanwhile the leases are renewed, so that no other worker pays for the same task again.
+    """
+    conninfo, role = limited
+    tables.execute(f"REVOKE INSERT ON {{results}} FROM {role}")
+    ran: list[str] = []
+    with transport_on(conninfo, tables.schema) as first, transport_on(conninfo, tables.schema) as second:
+        consumers = [
+            Consumer(transport, {"t": lambda who=who: ran.append(who)}, [queue], lease=0.9)
+            for who, transport in (("first", first), ("second", second))
+        ]
+        first.send([message("t", queue, task_id=queue, on_success=then("done", queue + "-cb"))])
+        with running(*consumers):
+            wait_until(lambda: ran, what="the task to run")
+            threading.Event().wait(3 * 0.9)
+            assert len(ran) == 1
+            tables.execute(f"GRANT INSERT ON {{results}} TO {role}")
+            wait_until(lambda: tables.count(queue) == 0, what="the settlement")
+    assert len(ran) == 1
+    assert tables.count(queue + "-cb") == 1
+
+
+def test_while_a_settlement_cannot_be_written_the_leases_of_running_tasks_are_renewed(
+    limited: tuple[str, str], tables: Tables, queue: str
+) -> None:
+    """One settlement that fails for now does not cost the other tasks of its worker their leases."""
+    conninfo, role = limited
+    ran: list[str] = []
+    release = threading.Event()
+
+    def long_task() -> None:
+        ran.append("long")
+        release.wait(10)
+
+    with transport_on(conninfo, tables.schema) as first, transport_on(conninfo, tables.schema) as second:
+        tasks: dict[str, Callable[..., Any]] = {"long": long_task, "short": lambda: ran.append("short")}
+        both = Consumer(first, tasks, [queue], lease=0.9, concurrency=2)
+        other = Consumer(second, tasks, [queue], lease=0.9)
+        first.send(
+            [message("long", queue), message("short", queue, task_id=queue, on_success=then("d", queue + "-cb"))]
+        )
+        tables.execute(f"REVOKE INSERT ON {{results}} FROM {role}")
+        with running(both):
+            wait_until(lambda: sorted(ran) == ["long", "short"], what="both tasks to run")
+            with running(other):
+                threading.Event().wait(3 * 0.9)
+                release.set()
+                tables.execute(f"GRANT INSERT ON {{results}} TO {role}")
+                wait_until(lambda: tables.count(queue) == 0, what="both settlements")
+    assert sorted(ran) == ["long", "short"]
+
+
+@pytest.mark.parametrize(
+    ("right", "table", "act"),
+    [
+        ("INSERT", "messages", lambda transport: transport.send([message("t", queue_name())])),
+        ("SELECT", "results", lambda transport: transport.reply("key")),
+        ("SELECT", "messages", lambda transport: transport.subscribe(["q"], lease=1)),
+        ("UPDATE", "messages", lambda transport: transport.subscribe(["q"], lease=1).receive(limit=1, wait=0)),
+        ("SELECT", "dead", lambda transport: transport.dead.find()),
+    ],
+)
+def test_a_missing_right_is_not_ready_and_says_so(
+    limited: tuple[str, str], tables: Tables, right: str, table: str, act: Callable[[PostgresTransport], object]
+) -> None:
+    """TransportNotReady that names the role's rights: an operator can act on it."""
+    conninfo, role = limited
+    tables.execute(f"REVOKE {right} ON {{{table}}} FROM {role}")
+    with transport_on(conninfo, tables.schema) as transport, pytest.raises(TransportNotReady, match="rights"):
+        act(transport)
+
+
+def test_a_statement_that_the_server_cancelled_did_not_happen(
+    make_named: Make, tables: Tables, name: str, queue: str
+) -> None:
+    """A timeout of the server's own (here a lock timeout) is an outage whose fate is known."""
+    transport = make_named()
+    tables.execute(sql.SQL("ALTER ROLE postgres IN DATABASE postgres SET lock_timeout = '200ms'").as_string())
+    try:
+        with transport_on(named(tables.url, name), tables.schema) as hurried:
+            with tables.locked("LOCK TABLE {messages}"), pytest.raises(TransportUnavailable) as caught:
+                hurried.send([message("t", queue)])
+            assert not caught.value.fate_unknown
+            hurried.send([message("t", queue)])
+    finally:
+        tables.execute("ALTER ROLE postgres IN DATABASE postgres RESET lock_timeout")
+    assert transport.queues([queue])[0].ready == 1
+
+
+def test_an_error_text_never_quotes_a_payload(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """What the server says about a refused row stays out of our text: it may quote the row."""
+    tables.execute("ALTER TABLE {messages} ADD CHECK (org_id <> 'blocked')")
+    patient = "patient-4711"
+    with pytest.raises(TransportRefused) as caught:
+        postgres.send([message("t", queue, patient, org_id="blocked")])
+    assert patient not in str(caught.value)
+    subscription = postgres.subscribe([queue], lease=60)
+    postgres.send([message("t", queue)])
+    (delivery,) = subscription.receive(limit=1, wait=0)
+    follow_up = message("f", queue, patient, org_id="blocked")
+    with pytest.raises(TransportRefused) as caught:
+        subscription.settle([Settlement(delivery, Verdict.ACK, follow_up=follow_up, reply=Reply("k", "completed"))])
+    assert patient not in str(caught.value)
+    subscription.close()
