@@ -313,7 +313,8 @@ class _Loop:
     def _away(self, exc: TransportError) -> None:
         if not self._pause:
             emit(logger, logging.WARNING, "transport_away", error_type=type(exc).__name__, held=len(self.held))
-        self._pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, self._pause * 2))
+        longest = min(_LONGEST_PAUSE, self.consumer.lease / 6)  # so that what is held can still be renewed
+        self._pause = min(longest, max(_SHORTEST_PAUSE, self._pause * 2))
         self._resume_at = time.monotonic() + self._pause
 
 

@@ -184,9 +184,7 @@ def _refused_without(package: str, spec: str, where: Path) -> tuple[str, str]:
     return text, cause
 
 
-@pytest.mark.parametrize(
-    ("package", "extra"), [("psycopg", "postgres"), ("orjson", "postgres"), ("kombu", "celery")]
-)
+@pytest.mark.parametrize(("package", "extra"), [("psycopg", "postgres"), ("orjson", "postgres"), ("kombu", "celery")])
 @pytest.mark.parametrize("spec", ["lacking://user:secret@host/db", "wire_lacking:Transport", "wire_late:Transport"])
 def test_a_missing_driver_names_the_extra_to_install(package: str, extra: str, spec: str, tmp_path: Path) -> None:
     """Whether the driver is imported with the module or only by the factory, the remedy is one command."""

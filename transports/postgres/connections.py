@@ -88,12 +88,15 @@ class Pool:
     @contextlib.contextmanager
     def connection(self, doing: str) -> Iterator[Connection]:
         """Lend a connection, in autocommit. Every driver error inside the block is raised as ours."""
-        with mapped(doing):
-            connection = self.take(doing)
-            try:
+        connection = self.take(doing)
+        try:
+            with mapped(doing):
                 yield connection
-            finally:
-                self.give_back(connection)
+        except TransportUnavailable:
+            connection.close()
+            raise
+        finally:
+            self.give_back(connection)
 
     def take(self, doing: str) -> Connection:
         """Lend a connection until `give_back`; the one that was used last, if it is still alive."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import psycopg
 
 from unstract_core.errors import (
+    ConfigurationError,
     ContractError,
     TransportNotReady,
     TransportRefused,
@@ -20,7 +21,9 @@ from unstract_core.errors import (
 )
 
 _NOT_READY = {"42P01", "3F000", "42703", "42501"}
-_ROLLED_BACK = ("25", "40", "53", "55", "57014")
+# 0A000 is a prepared statement's "cached plan must not change result type", after somebody altered a table.
+_ROLLED_BACK = ("0A", "25", "40", "53", "55", "57014")
+_DRIVERS = ("psycopg", "psycopg2", "django")
 _FATE_UNKNOWN = ("08", "57", "58", "XX")
 
 
@@ -54,6 +57,9 @@ def translate(exc: BaseException, doing: str, *, committed_by_us: bool = True) -
 
 def _without_state(exc: BaseException, doing: str, committed_by_us: bool) -> ContractError | None:
     kinds = {kind.__name__ for kind in type(exc).__mro__}
+    driver = type(exc).__module__.partition(".")[0]
+    if "DatabaseError" in kinds and driver not in _DRIVERS:
+        return ConfigurationError(f"{doing}: takes an open cursor of psycopg 3, psycopg2 or Django, not of {driver}")
     if isinstance(exc, psycopg.DataError) or "DataError" in kinds:
         return TransportRefused(f"{doing}: the driver cannot send this value ({type(exc).__name__})")
     if isinstance(exc, psycopg.Error) or "OperationalError" in kinds or "InterfaceError" in kinds:

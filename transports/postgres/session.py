@@ -18,6 +18,7 @@ from psycopg import sql
 
 from transports.postgres.connections import Connection, Connector
 from transports.postgres.errors import mapped
+from unstract_core.errors import TransportUnavailable
 
 
 class Session:
@@ -41,9 +42,9 @@ class Session:
             with mapped(doing):
                 cursor = connection.execute(statement, parameters)
                 return cursor.fetchall() if cursor.description else []
-        finally:
-            if connection.closed:
-                self._drop()
+        except TransportUnavailable:
+            self._drop()
+            raise
 
     def wait(self, seconds: float) -> bool:
         """Wait until something was heard or the time is up (False), or until `wake` is or was called (True)."""

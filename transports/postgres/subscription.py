@@ -16,6 +16,7 @@ from unstract_core.transport import Delivery, Settlement, Verdict
 
 _BRING_BACK_INTERVAL = 0.5
 _BRING_BACK_LIMIT = 500
+_LOOK_AGAIN = 0.05
 _SWEEP_INTERVAL = 60.0
 _SWEEP_LIMIT = 1000
 
@@ -127,7 +128,7 @@ class PostgresSubscription:
         return deliveries
 
     def _bring_back(self) -> tuple[int, float]:
-        """Return whether there is something to claim again, and the seconds until the next row is due."""
+        """Return how many rows became ready again, and the seconds after which a claim should look again."""
         rows = self._session.execute(
             "bring back expired leases",
             self._statements["bring_back"],
@@ -135,7 +136,8 @@ class PostgresSubscription:
         )
         ((brought, next_due, passed_over),) = rows
         self._bring_back_at = time.monotonic() + (0.0 if brought == _BRING_BACK_LIMIT else _BRING_BACK_INTERVAL)
-        return brought + passed_over, math.inf if next_due is None else max(0.0, next_due)
+        soonest = math.inf if next_due is None else max(0.0, next_due)
+        return brought, min(soonest, _LOOK_AGAIN) if passed_over else soonest
 
     def _sweep(self) -> None:
         swept = len(

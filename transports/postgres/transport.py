@@ -24,7 +24,7 @@ from transports.postgres.settling import message_columns, message_text
 from transports.postgres.statements import Statements
 from transports.postgres.subscription import PostgresSubscription
 from unstract_core.codec import check_name
-from unstract_core.errors import ConfigurationError, TransportClosed
+from unstract_core.errors import ConfigurationError, TransportClosed, TransportUnavailable
 from unstract_core.transport import Capabilities, Message, QueueState, Reply, ReplyStatus
 from unstract_core.values import normalise
 
@@ -160,17 +160,18 @@ class PostgresTransport:
 
     def _send_one(self, message: Message) -> str:
         text = message_text(message)
+        connection = self._pool.take("send")
         try:
-            connection = self._pool.take("send")
-            try:
-                parameters = (message.queue, text, message.org_id, message.priority)
-                row = connection.execute(self._statements["send_one"], parameters).fetchone()
-            finally:
-                self._pool.give_back(connection)
+            parameters = (message.queue, text, message.org_id, message.priority)
+            row = connection.execute(self._statements["send_one"], parameters).fetchone()
         except Exception as exc:
             if (ours := translate(exc, "send")) is None:
                 raise
+            if isinstance(ours, TransportUnavailable):
+                connection.close()
             raise ours from exc
+        finally:
+            self._pool.give_back(connection)
         self._notifier.trailing((message.queue,))
         return str(cast("tuple[int]", row)[0])
 
