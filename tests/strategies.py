@@ -44,10 +44,10 @@ json_values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | 
 json_objects = _objects(json_values)
 json_arrays = st.lists(json_values, max_size=4)
 
-_small_values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=2) | _objects(inner), max_leaves=4)
+_small_values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=2) | _objects(inner), max_leaves=3)
 _members = st.dictionaries(keys, _small_values, max_size=2)
 
-names = st.text(string.ascii_letters + string.digits + "_-.é", min_size=1, max_size=40)
+names = st.text(string.ascii_letters + string.digits + "_-.é", min_size=1, max_size=12)
 fairness_keys = st.builds(
     FairnessKey,
     org_id=st.none() | names,

@@ -6,6 +6,7 @@ The expected settlement is written out whole in each test, so nothing can follow
 from __future__ import annotations
 
 import copy
+import datetime
 import json
 import uuid
 from collections.abc import Callable
@@ -235,6 +236,24 @@ def test_celerys_own_retry_is_a_request() -> None:
     """A task declared for Celery that raises Celery's Retry is run again, after the countdown that it names."""
     found = Raised.of(celery.exceptions.Retry("again", exc=ConnectionError("away"), when=7))
     assert found == RetryAsked(7, "ConnectionError: away")
+
+
+@pytest.mark.parametrize("zone", [None, datetime.UTC, datetime.timezone(datetime.timedelta(hours=-5))], ids=str)
+@pytest.mark.parametrize("seconds", [600, -600])
+def test_celerys_own_retry_may_name_a_moment(seconds: int, zone: datetime.tzinfo | None) -> None:
+    """A Retry with an ETA is run again then, or at once when it has passed."""
+    moment = datetime.datetime.now(zone) + datetime.timedelta(seconds=seconds)
+    found = Raised.of(celery.exceptions.Retry(when=moment))
+    assert isinstance(found, RetryAsked)
+    assert found.delay is not None
+    assert max(0, seconds - 60) <= found.delay <= max(0, seconds)
+
+
+@given(st.none() | st.floats() | st.integers() | st.booleans() | st.text() | st.datetimes())
+def test_whatever_celerys_own_retry_holds_can_be_settled(when: Any) -> None:
+    """A Retry is understood or treated as one without a delay; it never raises, and never gives a delay out of range."""
+    found = Raised.of(celery.exceptions.Retry(when=when))
+    check_delay(settle(_plain(), found, RetryPolicy()).delay)
 
 
 @pytest.mark.parametrize("delay", [-1, -0.001, float("nan"), float("inf"), -float("inf")])

@@ -75,6 +75,16 @@ def test_the_limit_settles_at_what_is_run_in_one_window(concurrency: int, second
     assert all(fair / 2 - 2 <= limit <= 2 * fair + 2 for limit in limits[1000:])
 
 
+@given(st.integers(1, 8), st.integers(9, 1000), st.integers(1, 100))
+def test_a_longer_time_counts_by_what_was_run_in_one_window(concurrency: int, rate: int, windows: int) -> None:
+    """What was run in many windows at once is divided among them."""
+    clock = Clock()
+    prefetch = AdaptivePrefetch(concurrency, clock)
+    clock.now += windows * WINDOW + 1e-6
+    prefetch.ran(windows * rate)
+    assert rate - 1 <= prefetch.limit <= rate
+
+
 @given(st.integers(1, 64))
 def test_one_slow_task_brings_the_limit_down_at_once(concurrency: int) -> None:
     """After a burst of no-ops a single task of a minute gives everything back but one message per thread."""

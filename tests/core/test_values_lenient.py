@@ -231,6 +231,14 @@ def test_what_lenient_lets_through_is_never_too_large_for_strict(recipe: Any) ->
         normalise(normal)
 
 
+def test_a_text_both_unfit_and_too_large_is_listed_once() -> None:
+    """One value is one replacement, whatever is wrong with it."""
+    replaced: list[str] = []
+    with some.size_limit(100_000):
+        normalise({"text": "\x00" * 200_000, "\x00" * 200_000: 1}, lenient=True, replaced=replaced)
+    assert len(replaced) == 2
+
+
 def test_what_follows_a_value_too_large_is_cut_with_a_mark() -> None:
     """A list with too many elements keeps its head, and ends in a stub that says so."""
     with some.size_limit(100_000):

@@ -41,13 +41,19 @@ class Statements:
         """Return a statement whose parameters any DB-API driver of PostgreSQL can fill in."""
         return self._raw[name].format(**self._identifiers)
 
-    def claim(self, queues: Sequence[str]) -> tuple[str, dict[str, str]]:
-        """Return the claim for these queues, and the parameters that name them."""
+    def claim(self, queues: Sequence[str], *, bounded: bool = True) -> tuple[str, dict[str, str]]:
+        """Return the claim for these queues, and the parameters that name them.
+
+        Over several queues it looks at no more rows than it could take, unless `bounded` is False.
+        """
         names = {f"queue_{number}": queue for number, queue in enumerate(queues)}
         if len(names) == 1:
             return self["claim_one_queue"], names
         candidates = " UNION ALL ".join(
-            self._raw["candidates"].format(**self._identifiers, queue=f"%({name})s") for name in names
+            self._raw["candidates"].format(
+                **self._identifiers, queue=f"%({name})s", bound="LIMIT %(limit)s::bigint" if bounded else ""
+            )
+            for name in names
         )
         return self._raw["claim_many_queues"].format(**self._identifiers, candidates=candidates), names
 

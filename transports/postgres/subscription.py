@@ -40,6 +40,7 @@ class PostgresSubscription:
         self._notifier = notifier
         self._queues = list(dict.fromkeys(queues))
         self._claim, self._queue_names = statements.claim(self._queues)
+        self._thorough_claim, _ = statements.claim(self._queues, bounded=False)
         self._lease = lease
         self._poll_interval = poll_interval
         self._transport_closed = closed
@@ -55,9 +56,13 @@ class PostgresSubscription:
             self._session.heard()
             next_due = math.inf
             if limit > 0:
-                if deliveries := self._take(limit):
+                if deliveries := self._take(limit, self._claim):
                     return deliveries
-                brought, next_due = self._bring_back()
+                brought, next_due, passed_over = self._bring_back()
+                if passed_over:
+                    if deliveries := self._take(limit, self._thorough_claim):
+                        return deliveries
+                    next_due = min(next_due, _LOOK_AGAIN)
                 if brought:
                     continue
             remaining = deadline - time.monotonic()
@@ -114,9 +119,9 @@ class PostgresSubscription:
             self._closed = True
             self._session.close()
 
-    def _take(self, limit: int) -> list[Delivery]:
+    def _take(self, limit: int, claim: str) -> list[Delivery]:
         rows = self._session.execute(
-            "claim messages", self._claim, {**self._queue_names, "limit": limit, "lease": self._lease}
+            "claim messages", claim, {**self._queue_names, "limit": limit, "lease": self._lease}
         )
         deliveries = [_delivery(*row) for row in rows]
         self._held.update(map(_key, deliveries))
@@ -127,8 +132,8 @@ class PostgresSubscription:
             self._sweep()
         return deliveries
 
-    def _bring_back(self) -> tuple[int, float]:
-        """Return how many rows became ready again, and the seconds after which a claim should look again."""
+    def _bring_back(self) -> tuple[int, float, bool]:
+        """Return how many rows became ready again, the seconds until the next is due, and whether any are ready now."""
         rows = self._session.execute(
             "bring back expired leases",
             self._statements["bring_back"],
@@ -136,8 +141,7 @@ class PostgresSubscription:
         )
         ((brought, next_due, passed_over),) = rows
         self._bring_back_at = time.monotonic() + (0.0 if brought == _BRING_BACK_LIMIT else _BRING_BACK_INTERVAL)
-        soonest = math.inf if next_due is None else max(0.0, next_due)
-        return brought, min(soonest, _LOOK_AGAIN) if passed_over else soonest
+        return brought, math.inf if next_due is None else max(0.0, next_due), bool(passed_over)
 
     def _sweep(self) -> None:
         swept = len(

@@ -61,10 +61,10 @@ WITH next AS MATERIALIZED (
 SELECT msg_id, queue_name, read_ct, message::text, org_id, priority FROM claimed ORDER BY priority DESC, msg_id;
 
 -- name: candidates
--- One queue's share of claim_many_queues: no more than could be taken. Where others hold all of these at the moment,
--- bring_back says that there is more.
+-- One queue's share of claim_many_queues: no more than could be taken, so that a long queue is not read to its end.
+-- Where others hold all of these at the moment, bring_back says that there is more, and {bound} is left out.
 (SELECT msg_id, priority FROM {messages} WHERE state = 'ready' AND queue_name = {queue}
- ORDER BY priority DESC, msg_id LIMIT %(limit)s::bigint);
+ ORDER BY priority DESC, msg_id {bound});
 
 -- name: bring_back
 -- Expired leases and delays become ready again, a bounded number at a time; also tells when the next one is due, and
