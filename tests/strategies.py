@@ -61,20 +61,29 @@ continuations = st.builds(
     queue=names,
 )
 
+_flags = st.booleans()
+_arguments = st.lists(_small_values, max_size=2)
+_fairness = st.none() | fairness_keys
+_row_ids = st.integers(1, 10**6).map(str)
+_attempts = st.integers(1, 9)
+_organisations = st.just("") | names
+_priorities = st.integers(1, 10)
+
 AWAITS = ("reply", "both", "on_success", "on_error", "nothing")
+_ways = st.sampled_from(AWAITS)
 
 
 @st.composite
 def payloads(draw: st.DrawFn, awaits: str | None = None, task_id: bool | None = None) -> TaskPayload:
     """A payload that somebody awaits in the way of `awaits`, one of `AWAITS`; any way when None."""
-    way = awaits or draw(st.sampled_from(AWAITS))
-    has_id = draw(st.booleans()) if task_id is None else task_id
+    way = awaits or draw(_ways)
+    has_id = draw(_flags) if task_id is None else task_id
     return TaskPayload(
         task_name=draw(names),
-        args=draw(st.lists(_small_values, max_size=2)),
+        args=draw(_arguments),
         kwargs=draw(_members),
         queue=draw(names),
-        fairness=draw(st.none() | fairness_keys),
+        fairness=draw(_fairness),
         reply_key=draw(names) if way == "reply" else None,
         on_success=draw(continuations) if way in ("both", "on_success") else None,
         on_error=draw(continuations) if way in ("both", "on_error") else None,
@@ -93,13 +102,13 @@ def deliveries(
     """A readable message, held under a lease."""
     payload = draw(payloads(awaits, task_id))
     return Delivery(
-        id=str(draw(st.integers(1, 10**6))),
+        id=draw(_row_ids),
         queue=payload.queue,
-        attempt=draw(st.integers(1, 9) if attempts is None else attempts),
+        attempt=draw(_attempts if attempts is None else attempts),
         payload=payload,
         raw=to_wire(payload),
-        org_id=draw(st.just("") | names),
-        priority=draw(st.integers(1, 10)),
+        org_id=draw(_organisations),
+        priority=draw(_priorities),
     )
 
 

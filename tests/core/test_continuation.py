@@ -251,7 +251,7 @@ def test_celerys_own_retry_may_name_a_moment(seconds: int, zone: datetime.tzinfo
 
 @given(st.none() | st.floats() | st.integers() | st.booleans() | st.text() | st.datetimes())
 def test_whatever_celerys_own_retry_holds_can_be_settled(when: Any) -> None:
-    """A Retry is understood or treated as one without a delay; it never raises, and never gives a delay out of range."""
+    """A Retry is understood or treated as one without a delay; never an error, never a delay out of range."""
     found = Raised.of(celery.exceptions.Retry(when=when))
     check_delay(settle(_plain(), found, RetryPolicy()).delay)
 

@@ -118,20 +118,26 @@ class Pool:
             connection.close()
         else:
             self._idle.append(connection)
+            if self._closed:
+                self.close()
         self._slots.release()
 
     def close(self) -> None:
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        for connection in self._taken_out():
+            connection.close()
 
     def _alive(self) -> Connection | None:
-        while self._idle:
-            connection = self._idle.pop()
+        for connection in self._taken_out():
             if not _has_hung_up(connection):
                 return connection
             connection.close()
         return None
+
+    def _taken_out(self) -> Iterator[Connection]:
+        with contextlib.suppress(IndexError):
+            while True:
+                yield self._idle.pop()
 
     def _connect(self, deadline: float) -> Connection:
         pause = 0.05

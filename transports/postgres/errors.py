@@ -21,8 +21,7 @@ from unstract_core.errors import (
 )
 
 _NOT_READY = {"42P01", "3F000", "42703", "42501"}
-# 0A000 is a prepared statement's "cached plan must not change result type", after somebody altered a table.
-_ROLLED_BACK = ("0A", "25", "40", "53", "55", "57014")
+_ROLLED_BACK = ("25", "40", "53", "55", "57014")
 _DRIVERS = ("psycopg", "psycopg2", "django")
 _FATE_UNKNOWN = ("08", "57", "58", "XX")
 
@@ -48,7 +47,7 @@ def translate(exc: BaseException, doing: str, *, committed_by_us: bool = True) -
     text = f"{doing}: {_primary(exc)} (SQLSTATE {state})"
     if state in _NOT_READY:
         return TransportNotReady(f"{text}; run `unstract-wire migrate`, or check the schema and this role's rights")
-    if state.startswith(_ROLLED_BACK):
+    if state.startswith(_ROLLED_BACK) or _plan_is_stale(exc, state):
         return TransportUnavailable(f"{text}; nothing took effect")
     if state.startswith(_FATE_UNKNOWN):
         return TransportUnavailable(_fate(text, committed_by_us), fate_unknown=committed_by_us)
@@ -66,6 +65,11 @@ def _without_state(exc: BaseException, doing: str, committed_by_us: bool) -> Con
         text = f"{doing}: the connection to PostgreSQL was lost"
         return TransportUnavailable(_fate(text, committed_by_us), fate_unknown=committed_by_us)
     return None
+
+
+def _plan_is_stale(exc: BaseException, state: str) -> bool:
+    """Tell "cached plan must not change result type": somebody altered a table under a prepared statement."""
+    return state == "0A000" and "cached plan" in _primary(exc)
 
 
 def _fate(text: str, unknown: bool) -> str:
