@@ -313,9 +313,14 @@ class _Lenient(_Strict):
             return None
         return self.printed(value)
 
-    def unfit_text(self, text: str) -> str:
-        self.note()
-        return _UNFIT.sub("\ufffd", text)
+    def text(self, text: str) -> str:
+        if _UNFIT.search(text) is None:
+            return super().text(text)
+        standing = len(self.replaced)
+        fitted = super().text(_UNFIT.sub("\ufffd", text))
+        if len(self.replaced) == standing:
+            self.note()
+        return fitted
 
     def unfit_key(self, key: object) -> str:
         self.note()
