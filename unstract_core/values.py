@@ -143,6 +143,8 @@ class _Strict:
         return self.converted(value, depth)
 
     def text(self, text: str) -> str:
+        if len(text) > self.room:  # UTF-8 is never shorter: nothing of it has to be read
+            return cast(str, self.too_large(text))
         if _UNFIT.search(text) is not None:
             text = self.unfit_text(text)
         size = len(text) if text.isascii() else len(text.encode())
@@ -314,7 +316,7 @@ class _Lenient(_Strict):
         return self.printed(value)
 
     def text(self, text: str) -> str:
-        if _UNFIT.search(text) is None:
+        if len(text) > self.room or _UNFIT.search(text) is None:
             return super().text(text)
         standing = len(self.replaced)
         fitted = super().text(_UNFIT.sub("\ufffd", text))
