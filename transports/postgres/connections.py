@@ -1,8 +1,8 @@
 """Connections: how one is made, and the pool that a process shares.
 
 Why not psycopg_pool: it connects in the background and backs off, so that after an outage a caller waits for its
-schedule (measured: 3 s after a restart, here 0.01 s), and it cannot be forked. A connection that the server has
-dropped while it lay idle is noticed without a round trip and replaced.
+schedule (3 s after a restart in tests/postgres/test_healing.py, where half a second is allowed). A connection that
+the server has dropped while it lay idle is noticed without a round trip and replaced.
 """
 
 from __future__ import annotations
