@@ -56,12 +56,8 @@ class Connector:
         try:
             return psycopg.connect(self.conninfo, **self.options)
         except psycopg.OperationalError as exc:
-            raise cannot_connect(exc) from exc
-
-
-def cannot_connect(exc: psycopg.Error) -> TransportUnavailable:
-    said = " ".join(str(exc).split())
-    return TransportUnavailable(f"cannot connect to PostgreSQL: {said}; nothing was sent")
+            said = " ".join(str(exc).split())
+            raise TransportUnavailable(f"cannot connect to PostgreSQL: {said}; nothing was sent") from exc
 
 
 class Pool:

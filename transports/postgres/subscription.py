@@ -120,16 +120,17 @@ class PostgresSubscription:
             self._session.close()
 
     def _take(self, limit: int, claim: str) -> list[Delivery]:
+        # Upkeep comes first: if it failed after the claim, what was claimed would be held by nobody for a lease.
+        now = time.monotonic()
+        if now >= self._bring_back_at:
+            self._bring_back()
+        if now >= self._sweep_at:
+            self._sweep()
         rows = self._session.execute(
             "claim messages", claim, {**self._queue_names, "limit": limit, "lease": self._lease}
         )
         deliveries = [_delivery(*row) for row in rows]
         self._held.update(map(_key, deliveries))
-        now = time.monotonic()
-        if deliveries and now >= self._bring_back_at:
-            self._bring_back()
-        if now >= self._sweep_at:
-            self._sweep()
         return deliveries
 
     def _bring_back(self) -> tuple[int, float, bool]:
