@@ -163,7 +163,7 @@ class PostgresTransport:
         connection = self._pool.take("send")
         try:
             parameters = (message.queue, text, message.org_id, message.priority)
-            row = connection.execute(self._statements["send_one"], parameters).fetchone()
+            row = connection.kept.execute(self._statements["send_one"], parameters).fetchone()
         except Exception as exc:
             if (ours := translate(exc, "send")) is None:
                 raise
