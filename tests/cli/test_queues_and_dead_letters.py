@@ -15,7 +15,7 @@ from harness import message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unstract_core import cli
+from unstract_core.cli import dead
 
 Run = Callable[..., Any]
 
@@ -217,8 +217,8 @@ def test_replaying_a_whole_queue_replays_each_letter_once(count: int, page: int)
     bury(transport, "a", "first")
     expected = ids(transport, "first")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_PAGE", page)
-        replayed = cli._replay_all(Reburying(transport), "a")
+        patch.setattr(dead, "_PAGE", page)
+        replayed = dead._replay_all(Reburying(transport), "a")
     assert sorted(replayed) == sorted(expected)
     assert reasons(transport) == ["again"] * count
 

@@ -1,0 +1,42 @@
+"""The `unstract-wire` command: create the tables, run a worker, look at the queues, deal with dead letters.
+
+Standard output carries what was asked for: columns, or with --json one JSON document. Standard error carries the
+worker's log, notes, and where something cannot be done ONE line that says what is wrong and how to mend it; the exit
+code is then 2. A traceback is shown with --debug only. Passwords are masked in everything that is written.
+
+It works on any transport that `load_transport` finds and imports none itself. It needs click, which comes with the
+extra [cli]: `__main__` is the entry point that can tell so.
+"""
+
+from __future__ import annotations
+
+import click
+
+from unstract_core import __version__
+from unstract_core.cli import dead, migrate, queues, worker
+from unstract_core.cli.session import PROGRAM, Wire, common
+
+
+@click.group(
+    PROGRAM,
+    cls=Wire,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+@common(variables=True)
+def main() -> None:
+    """Run and look after the task queues of unstract-wire.
+
+    \b
+    export UNSTRACT_WIRE_URL=postgresql://user@host/database
+    unstract-wire migrate
+    unstract-wire worker --app myproject.tasks:tasks --queue celery_executor_legacy
+    unstract-wire queues
+
+    The exit code is 0 for success and 2 for an error, which is told in one line on standard error.
+    """
+
+
+for command in (migrate.migrate, worker.worker, queues.queues, dead.dead):
+    main.add_command(command)

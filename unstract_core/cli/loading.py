@@ -1,0 +1,54 @@
+"""Somebody else's module or factory: imported from where the user stands, its failures told with their place."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from unstract_core import discovery
+from unstract_core.errors import ConfigurationError, ContractError
+from unstract_core.values import error_text
+
+_HERE = f"{Path(__file__).parent}{os.sep}"
+_IMPORT_SYSTEM = ("<frozen importlib", str(importlib.__file__), str(discovery.__file__), _HERE)
+
+
+class Left(SystemExit):
+    """SIGTERM came while nothing was held yet, or any more."""
+
+
+def make_here_importable() -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.insert(0, here)
+
+
+@contextlib.contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Raise whatever somebody's module or factory raises as a ConfigurationError that says where it happened."""
+    try:
+        yield
+    except Left:
+        raise
+    except ConfigurationError as exc:
+        if not isinstance(exc.__cause__, ImportError) or "://" in what:
+            raise
+        place = where(exc.__cause__, without=_IMPORT_SYSTEM)
+        place = place or "; modules are looked for in the current directory and on PYTHONPATH"
+        raise ConfigurationError(f"{exc}{place}") from exc.__cause__
+    except ContractError:
+        raise
+    except (Exception, SystemExit) as exc:
+        place = where(exc, without=_IMPORT_SYSTEM)
+        raise ConfigurationError(f"{what} cannot be loaded: {error_text(exc)}{place}") from exc
+
+
+def where(exc: BaseException, *, without: tuple[str, ...] = ()) -> str:
+    """Return " (file:line)" of where it was raised, the files `without` aside."""
+    frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if not frame.filename.startswith(without)]
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

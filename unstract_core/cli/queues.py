@@ -1,0 +1,61 @@
+"""`unstract-wire queues`."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import click
+
+from unstract_core.cli.output import age, print_json, print_table
+from unstract_core.cli.session import Session, common, json_option
+from unstract_core.transport import Inspection, QueueState
+
+
+@click.command()
+@click.option("--queue", "names", metavar="NAME", multiple=True, help="Only this queue; may be repeated.")
+@json_option
+@common()
+@click.pass_obj
+def queues(session: Session, names: tuple[str, ...], as_json: bool) -> None:
+    """Show what stands in the queues.
+
+    Depth is everything in the queue: ready to be taken, in flight with a worker, and delayed. Oldest is how long the
+    first of the ready ones has waited; dead is how many were buried. A queue that holds nothing is shown when named.
+    """
+    with session.transport("inspection") as transport:
+        states = cast(Inspection, transport).queues(list(names) or None)
+    if as_json:
+        print_json([_queue_row(state) for state in states])
+        return
+    print_table(
+        ["queue", ">depth", ">ready", ">in flight", ">delayed", ">oldest", ">dead"],
+        [
+            [
+                state.queue,
+                str(_depth(state)),
+                str(state.ready),
+                str(state.in_flight),
+                str(state.delayed),
+                "-" if state.oldest is None else age(state.oldest),
+                str(state.dead),
+            ]
+            for state in states
+        ],
+        empty="no queue holds anything",
+    )
+
+
+def _depth(state: QueueState) -> int:
+    return state.ready + state.in_flight + state.delayed
+
+
+def _queue_row(state: QueueState) -> dict[str, Any]:
+    return {
+        "queue": state.queue,
+        "depth": _depth(state),
+        "ready": state.ready,
+        "in_flight": state.in_flight,
+        "delayed": state.delayed,
+        "oldest_seconds": None if state.oldest is None else round(state.oldest, 3),
+        "dead": state.dead,
+    }
