@@ -18,9 +18,9 @@ from typing import Any, TypeAlias, cast
 
 import attrs
 
-from unstract_core.codec import Salvage, salvage
-from unstract_core.errors import ConfigurationError, MalformedPayload, TooManyAttempts, UnknownTask
-from unstract_core.payload import ContinuationSpec, TaskPayload
+from unstract_core.codec import Salvage, check_name, salvage
+from unstract_core.errors import ConfigurationError, MalformedPayload, PayloadError, TooManyAttempts, UnknownTask
+from unstract_core.payload import ContinuationSpec, FairnessKey, TaskPayload
 from unstract_core.transport import LONGEST_DELAY, REPLY_TTL, STATUS_TTL, Delivery, Message, Reply, Settlement, Verdict
 from unstract_core.values import JSONValue, cut, error_text, normalise, normalise_members
 
@@ -153,15 +153,19 @@ def rejection(delivery: Delivery, known: Container[str], policy: RetryPolicy) ->
 def fallbacks(settlement: Settlement, refusal: str) -> Iterator[Settlement]:
     """Yield what to try, in order, when a transport refuses a settlement for good.
 
-    First the sender is told, and the message buried with its result; then it is buried with its result alone; at last
-    without it. So a result that was paid for ends in the dead letters, and is never dropped.
+    First the sender is told, and the message buried with its result; then it is told by half (its callback alone, its
+    status or reply alone), because one of the two may be what was refused; then the message is buried with its result
+    alone, and at last without it. So a result that was paid for ends in the dead letters, and is never dropped.
     """
     delivery = settlement.delivery
     what = f"{settlement.reason} (telling its sender failed" if settlement.reason else "result delivery failed"
     told = _failed(delivery, cut(f"{what}: {refusal}" + (")" if settlement.reason else "")), Verdict.BURY)
-    result = _result_of(settlement)
-    yield attrs.evolve(told, result=result)
-    yield attrs.evolve(told, result=result, follow_up=None, reply=None)
+    kept = attrs.evolve(told, result=_result_of(settlement))
+    yield kept
+    if told.follow_up is not None and told.reply is not None:
+        yield attrs.evolve(kept, reply=None)
+        yield attrs.evolve(kept, follow_up=None)
+    yield attrs.evolve(kept, follow_up=None, reply=None)
     yield attrs.evolve(told, follow_up=None, reply=None)
 
 
@@ -191,8 +195,8 @@ def _failed(delivery: Delivery, error: str, verdict: Verdict) -> Settlement:
     reply = None
     if sender.reply_key is not None:
         reply = Reply(sender.reply_key, "failed", error=error, ttl=REPLY_TTL)
-    elif sender.task_id is not None:
-        reply = Reply(sender.task_id, "failed", error=error, ttl=STATUS_TTL)
+    elif sender.task_id is not None or sender.on_error is not None:
+        reply = Reply(_dispatch_id(delivery, sender), "failed", error=error, ttl=STATUS_TTL)
     follow_up = None
     if sender.on_error is not None:
         told = attrs.evolve(sender.on_error, kwargs=_with_error(sender.on_error.kwargs, error))
@@ -232,7 +236,21 @@ def _follow_up(
         args=[first],
         kwargs=normalise_members(spec.kwargs, lenient=True),
         queue=spec.queue,
-        fairness=sender.fairness,
+        fairness=_fit_fairness(sender.fairness),
         task_id=str(uuid.uuid5(CONTINUATION_IDS, f"{parent}/{kind}")),
     )
-    return Message(payload, spec.queue, org_id=delivery.org_id, priority=delivery.priority)
+    return Message(payload, spec.queue, org_id=_fit_owner(delivery.org_id) or "", priority=delivery.priority)
+
+
+def _fit_fairness(fairness: FairnessKey | None) -> FairnessKey | None:
+    return attrs.evolve(fairness, org_id=_fit_owner(fairness.org_id)) if fairness is not None else None
+
+
+def _fit_owner(org_id: str | None) -> str | None:
+    """Leave out what only a foreign writer sends and the wire would refuse: its sender must be told all the same."""
+    try:
+        if org_id:
+            check_name(org_id, "$.org_id")
+    except PayloadError:
+        return None
+    return org_id

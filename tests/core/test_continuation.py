@@ -24,6 +24,7 @@ from unstract_core import (
     ContinuationSpec,
     Delivery,
     ExecutionResult,
+    FairnessKey,
     Message,
     Reply,
     RetryLater,
@@ -101,8 +102,10 @@ def follow_up(delivery: Delivery, kind: str, first: Any, *, error: str | None = 
 
 
 def status(delivery: Delivery, **outcome: Any) -> Reply | None:
-    task_id = payload_of(delivery).task_id
-    return Reply(task_id, ttl=STATUS_TTL, **outcome) if task_id is not None else None
+    payload = payload_of(delivery)
+    told = payload.on_error is not None and outcome["status"] == "failed"
+    key = payload.task_id or (delivery.id if told else None)
+    return Reply(key, ttl=STATUS_TTL, **outcome) if key is not None else None
 
 
 def failed(delivery: Delivery, error: str, verdict: Verdict) -> Settlement:
@@ -309,6 +312,33 @@ def test_an_unreadable_message_tells_its_sender_too(
     assert rejected == Rejected("MalformedPayload: broken")
     expected = failed(readable, error, Verdict.BURY)
     assert settle(delivery, Rejected(error), policy) == attrs.evolve(expected, delivery=delivery)
+
+
+@given(some.deliveries("both", task_id=False), errors, policies)
+def test_a_dispatch_without_an_id_leaves_its_error_under_the_id_that_its_callback_gets(
+    delivery: Delivery, error: str, policy: RetryPolicy
+) -> None:
+    """A foreign message with on_error and no task_id: the real error stands under the id that on_error is given."""
+    raised = settle(delivery, Raised(error), policy)
+    assert raised.follow_up is not None
+    assert raised.reply is not None
+    assert raised.follow_up.payload.args == [raised.reply.key] == [delivery.id]
+
+
+@pytest.mark.parametrize("org_id", ["\x00", "\ud800", "x" * 256], ids=["NUL", "surrogate", "long"])
+@given(some.deliveries("both"), outcomes, policies)
+def test_an_unfit_organisation_does_not_keep_the_sender_from_being_told(
+    org_id: str, delivery: Delivery, outcome: Outcome, policy: RetryPolicy
+) -> None:
+    """What a foreign writer put into fairness or org_id that no writer of ours may send is left out, and no more."""
+    payload = attrs.evolve(payload_of(delivery), fairness=FairnessKey(org_id=org_id, pipeline_priority=7))
+    delivery = attrs.evolve(delivery, payload=payload, org_id=org_id)
+    settlement = settle(delivery, outcome, policy)
+    if settlement.follow_up is not None:
+        write_message(settlement.follow_up)
+        assert settlement.follow_up.org_id == ""
+        assert settlement.follow_up.payload.fairness is not None
+        assert settlement.follow_up.payload.fairness.pipeline_priority == 7
 
 
 @given(some.deliveries("on_error"), some.names, errors, policies)
@@ -531,13 +561,23 @@ def test_every_fallback_buries_and_the_last_asks_for_nothing_else(
 def test_the_fallbacks_never_drop_a_paid_result(
     awaits: str, data: st.DataObject, result: Any, policy: RetryPolicy, refusal: str
 ) -> None:
-    """An awaited result is in every fallback but the very last: first with a word to its sender, then alone."""
+    """An awaited result is in every fallback but the very last: with a word to its sender, and before that alone."""
     delivery = data.draw(some.deliveries(awaits))
     *kept, _ = fallbacks(settle(delivery, Returned(result), policy), refusal)
     assert len(kept) >= 2
     assert all(some.same(each.result, result) for each in kept)
     alone = kept[-1]
     assert (alone.follow_up, alone.reply) == (None, None)
+
+
+@given(some.deliveries("on_error"), some.json_values, policies, errors)
+def test_each_half_of_the_word_to_a_sender_is_tried_without_the_other(
+    delivery: Delivery, result: Any, policy: RetryPolicy, refusal: str
+) -> None:
+    """A callback whose queue refuses it does not cost the status, nor a status that is refused the callback."""
+    found = list(fallbacks(settle(delivery, Returned(result), policy), refusal))
+    told = [(each.follow_up is not None, each.reply is not None) for each in found]
+    assert told == [(True, True), (True, False), (False, True), (False, False), (False, False)]
 
 
 @given(some.deliveries("on_error", task_id=True), some.json_values, policies, errors)
@@ -565,7 +605,7 @@ def test_the_first_fallback_tells_the_sender_that_the_delivery_failed(
 def test_a_failure_has_no_result_to_bury(delivery: Delivery, error: str, policy: RetryPolicy, refusal: str) -> None:
     """A task that raised or was rejected has no result, and its dead letter shows none."""
     for outcome in (Raised(error), Rejected(error), RetryAsked(None, error)):
-        assert [each.result for each in fallbacks(settle(delivery, outcome, policy), refusal)] == [None] * 3
+        assert {each.result for each in fallbacks(settle(delivery, outcome, policy), refusal)} == {None}
 
 
 @given(some.deliveries(), some.names.map("RealError: {}".format), policies, errors)
