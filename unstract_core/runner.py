@@ -97,7 +97,15 @@ class Runner:
             if isinstance(outcome, Returned) and outcome.replaced:
                 self.replaced += len(outcome.replaced)
         if isinstance(outcome, Returned) and outcome.replaced:
-            self._log_replaced(delivery, outcome.replaced)
+            shown = ", ".join(outcome.replaced)
+            emit(
+                logger,
+                logging.WARNING,
+                "result_made_to_fit",
+                **ids(delivery),
+                count=len(outcome.replaced),
+                paths=shown,
+            )
         return outcome
 
     def _call(self, payload: TaskPayload | None) -> object:
@@ -116,10 +124,6 @@ class Runner:
             where=f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None,
             seconds=round(seconds, 3),
         )
-
-    def _log_replaced(self, delivery: Delivery, replaced: tuple[str, ...]) -> None:
-        shown = ", ".join(replaced[:20]) + (f" and {len(replaced) - 20} more" if len(replaced) > 20 else "")
-        emit(logger, logging.WARNING, "result_made_to_fit", **ids(delivery), count=len(replaced), paths=shown)
 
 
 def ids(delivery: Delivery) -> dict[str, object]:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import datetime
 import enum
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 import attrs
 
 from unstract_core.codec import RawMessage, check_name, to_wire
-from unstract_core.errors import PayloadError
+from unstract_core.errors import ConfigurationError, PayloadError
 from unstract_core.payload import DEFAULT_PRIORITY, HIGHEST_PRIORITY, LOWEST_PRIORITY, TaskPayload
 from unstract_core.values import JSONValue
 
@@ -94,6 +95,7 @@ def write_message(message: Message) -> dict[str, Any]:
 
     Raises PayloadError for what the wire refuses and for a priority, delay, queue or org_id that no transport honours.
     """
+    wire = to_wire(message.payload)
     if type(message.priority) is not int or not LOWEST_PRIORITY <= message.priority <= HIGHEST_PRIORITY:
         raise PayloadError(
             f"the priority of a message is an int from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}", path="$.priority"
@@ -103,13 +105,25 @@ def write_message(message: Message) -> dict[str, Any]:
         check_name(message.queue, "$.queue")
     if message.org_id:
         check_name(message.org_id, "$.org_id")
-    return to_wire(message.payload)
+    return wire
 
 
 def check_delay(delay: float) -> None:
     """Raise PayloadError unless `delay` is a finite number of seconds, not negative."""
     if not isinstance(delay, int | float) or not 0 <= delay <= LONGEST_DELAY:
         raise PayloadError(f"a delay is a number of seconds from 0 to {LONGEST_DELAY:g}", path="$.delay")
+
+
+def check_subscription(queues: Sequence[str], lease: float) -> list[str]:
+    """Return the distinct queues to subscribe to, in order, for a transport whose `subscribe` was called with these.
+
+    Raises PayloadError for a name that no queue can have, ConfigurationError where there is no queue or no lease.
+    """
+    for queue in queues:
+        check_name(queue, "$.queue")
+    if not queues or not (lease > 0 and math.isfinite(lease)):
+        raise ConfigurationError("subscribe to at least one queue, with a lease of more than 0 seconds")
+    return list(dict.fromkeys(queues))
 
 
 class Verdict(enum.Enum):

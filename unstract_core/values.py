@@ -44,6 +44,9 @@ ENVELOPE = frozenset({"__type__", "__value__"})
 ERROR_LIMIT = 4000
 """Characters of an error text; a longer one is cut, and the cut is marked."""
 
+MAX_REPLACED = 100
+"""How many replacements in one value are listed and counted: a million NaNs must not cost a million paths."""
+
 _ELEMENT_SIZE = 16
 # A lenient walk that runs out of room leaves a stub on each level, and its result becomes an element of args.
 _STUB_RESERVE = (MAX_DEPTH + 1) * 256
@@ -61,7 +64,7 @@ def normalise(value: object, *, lenient: bool = False, path: str = "$", replaced
 
     Strict raises PayloadError for anything else, its `path` below `path`. Lenient never raises: NaN and Infinity
     become null, NUL and surrogates U+FFFD, bytes base64, other objects their `repr`, what is too deep or too large a
-    marked stub; the path of each such replacement is appended to `replaced`.
+    marked stub; the path of each such replacement, of the first MAX_REPLACED, is appended to `replaced`.
     """
     if not lenient:
         return _Strict(path).value(value, 0)
@@ -288,7 +291,8 @@ class _Lenient(_Strict):
         self.room -= _STUB_RESERVE
 
     def note(self) -> None:
-        self.replaced.append(json_path(self.root, self.keys))
+        if len(self.replaced) < MAX_REPLACED:
+            self.replaced.append(json_path(self.root, self.keys))
 
     def stub(self, text: str) -> str:
         self.note()

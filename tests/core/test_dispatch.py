@@ -199,9 +199,9 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "fairness a str": ("$.fairness", {"fairness": "o"}),
     "fairness org": ("$.", {"fairness": FairnessKey(org_id=7)}),  # type: ignore[arg-type]
     "fairness workload": ("$.fairness.workload_type", {"fairness": FairnessKey(workload_type="x")}),  # type: ignore[arg-type]
-    "priority 0": ("$.", {"fairness": FairnessKey(pipeline_priority=0)}),
-    "priority 11": ("$.", {"fairness": FairnessKey(pipeline_priority=11)}),
-    "priority a str": ("$.", {"fairness": FairnessKey(pipeline_priority="7")}),  # type: ignore[arg-type]
+    "priority 0": ("$.fairness.pipeline_priority", {"fairness": FairnessKey(pipeline_priority=0)}),
+    "priority 11": ("$.fairness.pipeline_priority", {"fairness": FairnessKey(pipeline_priority=11)}),
+    "priority a str": ("$.fairness.pipeline_priority", {"fairness": FairnessKey(pipeline_priority="7")}),  # type: ignore[arg-type]
 }
 
 

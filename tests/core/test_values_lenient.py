@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from unstract_core import PayloadError, normalise
-from unstract_core.values import MAX_SIZE
+from unstract_core.values import MAX_REPLACED, MAX_SIZE
 
 HUGE = 300 * 1024 * 1024
 KEYS_THAT_DO_NOT_FIT: list[Any] = [None, True, 1.5, (1,), b"k", 2**63, "a\x00", "\ud800"]
@@ -262,3 +262,10 @@ def test_thousands_of_colliding_keys_are_told_apart_at_once() -> None:
 def test_the_list_of_replacements_is_optional() -> None:
     """Without a list to fill, lenient normalisation works as well."""
     assert normalise([math.nan, "\x00", MAX_SIZE], lenient=True) == [None, "\ufffd", MAX_SIZE]
+
+
+def test_the_list_of_what_was_replaced_is_bounded() -> None:
+    """Of a great many replacements the first MAX_REPLACED are listed; every one of them is made."""
+    normal, replaced = made_to_fit([math.nan, "\x00"] * MAX_REPLACED)
+    assert normal == [None, "\ufffd"] * MAX_REPLACED
+    assert replaced == [f"$[{index}]" for index in range(MAX_REPLACED)]

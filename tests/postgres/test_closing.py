@@ -13,7 +13,7 @@ from postgres.support import LONG_POLL, Tables, in_background
 from servers import wait_until
 
 from transports.postgres import PostgresTransport
-from unstract_core import Consumer, Dispatcher, Settlement, TransportClosed, Verdict
+from unstract_core import Consumer, Dispatcher, TransportClosed
 
 Make = Callable[..., PostgresTransport]
 
@@ -72,51 +72,6 @@ def test_a_waiting_call_ends_with_transport_closed(make_postgres: Make) -> None:
     assert time.monotonic() - closed < 2
 
 
-def test_a_waiting_receive_ends_with_transport_closed(make_postgres: Make, queue: str) -> None:
-    """A subscription that waits when its transport is closed is told at once."""
-    transport = make_postgres(poll_interval=LONG_POLL)
-    subscription = transport.subscribe([queue], lease=5)
-    waiting = threading.Event()
-
-    def wait() -> None:
-        waiting.set()
-        with pytest.raises(TransportClosed):
-            subscription.receive(limit=1, wait=20)
-
-    with in_background(wait, timeout=3):
-        waiting.wait(5)
-        time.sleep(0.1)
-        transport.close()
-    subscription.close()
-
-
-def test_a_running_consumer_ends_with_transport_closed(make_postgres: Make, queue: str) -> None:
-    """It is no outage to be waited out: `run` raises."""
-    transport = make_postgres()
-    ended = threading.Event()
-
-    def run() -> None:
-        with pytest.raises(TransportClosed):
-            Consumer(transport, {"t": print}, [queue]).run()
-        ended.set()
-
-    with in_background(run, timeout=8):
-        time.sleep(0.2)
-        transport.close()
-        assert ended.wait(7)
-
-
-def test_closing_twice_is_allowed(make_postgres: Make, queue: str) -> None:
-    """Used or not, one after the other or at once."""
-    unused, used = make_postgres(), make_postgres()
-    used.send([message("t", queue)])
-    used.reply("nobody", timeout=0.05)
-    for transport in (unused, used):
-        with in_background(*[transport.close] * 4):
-            pass
-        transport.close()
-
-
 USES: dict[str, Callable[[PostgresTransport], Any]] = {
     "migrate": lambda transport: transport.migrate(),
     "send": lambda transport: transport.send([message("t", "q")]),
@@ -145,27 +100,6 @@ def test_a_closed_transport_says_so_and_connects_no_more(
     with pytest.raises(TransportClosed):
         use(transport)
     wait_until(lambda: not tables.backends(name), timeout=3, what="no connection to be there")
-
-
-def test_a_subscription_of_a_closed_transport_says_so(make_postgres: Make, queue: str) -> None:
-    """Receive, renew and settle raise TransportClosed; what it held comes back when its lease ends."""
-    transport, other = make_postgres(), make_postgres()
-    transport.send([message("t", queue)])
-    subscription = transport.subscribe([queue], lease=0.3)
-    held = subscription.receive(limit=1, wait=0)
-    transport.close()
-    for use in (
-        lambda: subscription.receive(limit=1, wait=0),
-        lambda: subscription.renew(held),
-        lambda: subscription.settle([Settlement(held[0], Verdict.ACK)]),
-    ):
-        with pytest.raises(TransportClosed):
-            use()
-    subscription.wake()
-    subscription.close()
-    heir = other.subscribe([queue], lease=60)
-    assert [one.attempt for one in heir.receive(limit=1, wait=5)] == [2]
-    heir.close()
 
 
 def test_close_beside_busy_senders_leaves_no_connection(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import payloads
 
-from unstract_core import Message, NotSupported, PayloadError, Subscription, TaskPayload, TransportClosed, to_wire
+from unstract_core import Message, NotSupported, PayloadError, Subscription, TaskPayload, to_wire
 
 Subscribe = Callable[..., Subscription]
 
@@ -105,24 +105,6 @@ def test_within_is_refused_where_it_is_not_claimed(transport: Any, queue: str) -
     else:
         with pytest.raises(NotSupported):
             transport.send([message("t", queue)], within=object())
-
-
-def test_a_closed_transport_says_so(harness: Harness) -> None:
-    """After close(), which may be called twice, every call raises TransportClosed."""
-    with harness.transport() as transport:
-        subscription = transport.subscribe([harness.queue()], lease=60)
-        subscription.close()
-        subscription.close()
-        with pytest.raises(TransportClosed):
-            subscription.receive(limit=1, wait=0)
-        transport.close()
-        transport.close()
-        with pytest.raises(TransportClosed):
-            transport.send([message("t", "q")])
-        with pytest.raises(TransportClosed):
-            transport.reply("k")
-        with pytest.raises(TransportClosed):
-            transport.subscribe(["q"], lease=1)
 
 
 @settings(max_examples=20)

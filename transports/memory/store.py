@@ -1,21 +1,24 @@
 """What the memory transport stores: rows, replies and dead letters, under one lock.
 
-Every method but the constructor is called with `changed` held. A heap entry is a hint; the row says whether it holds.
+Everything but the constructor and `using` is called with `changed` held. A heap entry is a hint; the row says whether
+it holds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import heapq
 import itertools
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import attrs
 
+from unstract_core.errors import TransportClosed
 from unstract_core.transport import DeadLetter, Message, QueueState, Reply, Settlement
 from unstract_core.values import JSONValue
 
@@ -42,11 +45,23 @@ class Store:
         self.changed = threading.Condition()
         self.rows: dict[int, Row] = {}
         self.dead: dict[str, DeadLetter] = {}
+        self.closed = False
         self._ready: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         self._replies: dict[str, tuple[Reply, str, float]] = {}
         self._ids = itertools.count(1)
         self._started = datetime.datetime.now(datetime.UTC)
         self._start = clock()
+
+    @contextlib.contextmanager
+    def using(self) -> Iterator[None]:
+        """Hold the lock. Raises TransportClosed when the transport was closed."""
+        with self.changed:
+            self.check_open()
+            yield
+
+    def check_open(self) -> None:
+        if self.closed:
+            raise TransportClosed("this memory transport was closed")
 
     def add(self, message: Message, text: str) -> str:
         now = self.clock()

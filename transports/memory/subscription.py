@@ -15,7 +15,7 @@ from unstract_core.transport import Delivery, Settlement, Verdict, check_delay, 
 class MemorySubscription:
     def __init__(self, store: Store, queues: Sequence[str], lease: float) -> None:
         self._store = store
-        self._queues = tuple(dict.fromkeys(queues))
+        self._queues = tuple(queues)
         self._lease = lease
         self._woken = False
         self._closed = False
@@ -84,6 +84,7 @@ class MemorySubscription:
         return True
 
     def _check_open(self) -> None:
+        self._store.check_open()
         if self._closed:
             raise TransportClosed("this subscription was closed")
 

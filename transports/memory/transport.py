@@ -9,13 +9,24 @@ from urllib.parse import urlsplit
 
 from transports.memory.store import Store
 from transports.memory.subscription import MemorySubscription
-from unstract_core.codec import check_name
-from unstract_core.errors import ConfigurationError, NotSupported, TransportClosed
-from unstract_core.transport import Capabilities, DeadLetter, Message, QueueState, Reply, write_message
+from unstract_core.errors import ConfigurationError, NotSupported
+from unstract_core.transport import (
+    Capabilities,
+    DeadLetter,
+    Message,
+    QueueState,
+    Reply,
+    check_subscription,
+    write_message,
+)
 
 
 class MemoryTransport:
-    """A transport inside one process. Thread-safe. `clock` (seconds) drives leases, delays and ttls."""
+    """A transport inside one process, gone with it: the test double, and the sample for transport authors.
+
+    Thread-safe; any number of subscriptions and consumers may share one. `clock` (seconds) drives leases, delays and
+    ttls. What it claims it keeps as PostgreSQL does: the same tests run over both.
+    """
 
     capabilities = Capabilities(
         atomic_send=True,
@@ -31,24 +42,24 @@ class MemoryTransport:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = Store(clock)
-        self._closed = False
         self.dead = MemoryDeadLetters(self._store)
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
-        self._check_open()
+        """Enqueue all of `messages` or none, and return their ids. Raises PayloadError; NotSupported for `within`."""
         if within is not None:
             raise NotSupported("the memory transport has no transactions to send within; send without within=")
         written = [(message, json.dumps(write_message(message))) for message in messages]
-        with self._store.changed:
+        with self._store.using():
             ids = [self._store.add(message, text) for message, text in written]
             self._store.changed.notify_all()
         return ids
 
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
+        """Return the reply under `key`, waiting up to `timeout` seconds for it; None when there is none."""
         deadline = time.monotonic() + timeout
         with self._store.changed:
             while True:
-                self._check_open()
+                self._store.check_open()
                 reply = self._store.read_reply(key, consume=consume)
                 remaining = deadline - time.monotonic()
                 if reply is not None or remaining <= 0:
@@ -56,26 +67,21 @@ class MemoryTransport:
                 self._store.changed.wait(remaining)
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
-        self._check_open()
-        for queue in queues:
-            check_name(queue, "$.queue")
-        if not queues or not lease > 0:
-            raise ConfigurationError("subscribe to at least one queue, with a lease of more than 0 seconds")
-        return MemorySubscription(self._store, queues, lease)
+        """Receive from `queues`; see `unstract_core.Transport.subscribe`."""
+        names = check_subscription(queues, lease)
+        with self._store.using():
+            return MemorySubscription(self._store, names, lease)
 
     def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueState]:
-        self._check_open()
-        with self._store.changed:
+        """Return the state of each queue of `names`, or of all that hold anything."""
+        with self._store.using():
             return self._store.states(names)
 
     def close(self) -> None:
-        self._closed = True
+        """End every waiting call, and every later one, with TransportClosed. Closing twice is allowed."""
         with self._store.changed:
+            self._store.closed = True
             self._store.changed.notify_all()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise TransportClosed("this memory transport was closed")
 
 
 class MemoryDeadLetters:
@@ -85,16 +91,16 @@ class MemoryDeadLetters:
         self._store = store
 
     def find(self, *, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
-        with self._store.changed:
+        with self._store.using():
             found = [letter for letter in self._store.dead.values() if queue in (None, letter.queue)]
         return found[::-1][:limit]
 
     def get(self, ids: Sequence[str]) -> Sequence[DeadLetter]:
-        with self._store.changed:
+        with self._store.using():
             return [self._store.dead[id] for id in ids if id in self._store.dead]
 
     def replay(self, ids: Sequence[str]) -> Sequence[str]:
-        with self._store.changed:
+        with self._store.using():
             replayed = [id for id in dict.fromkeys(ids) if id in self._store.dead]
             for id in replayed:
                 self._store.replay(self._store.dead.pop(id))
@@ -102,7 +108,7 @@ class MemoryDeadLetters:
         return replayed
 
     def purge(self, *, ids: Sequence[str] | None = None, queue: str | None = None, older_than: float = 0.0) -> int:
-        with self._store.changed:
+        with self._store.using():
             doomed = [
                 letter.id
                 for letter in self._store.dead.values()

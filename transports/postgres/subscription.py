@@ -38,7 +38,7 @@ class PostgresSubscription:
         self._session = session
         self._statements = statements
         self._notifier = notifier
-        self._queues = list(dict.fromkeys(queues))
+        self._queues = list(queues)
         self._claim, self._queue_names = statements.claim(self._queues)
         self._thorough_claim, _ = statements.claim(self._queues, bounded=False)
         self._lease = lease

@@ -23,9 +23,8 @@ from transports.postgres.session import Session
 from transports.postgres.settling import message_columns, message_text
 from transports.postgres.statements import Statements
 from transports.postgres.subscription import PostgresSubscription
-from unstract_core.codec import check_name
 from unstract_core.errors import ConfigurationError, TransportClosed, TransportUnavailable
-from unstract_core.transport import Capabilities, Message, QueueState, Reply, ReplyStatus
+from unstract_core.transport import Capabilities, Message, QueueState, Reply, ReplyStatus, check_subscription
 from unstract_core.values import normalise
 
 
@@ -122,10 +121,7 @@ class PostgresTransport:
     def subscribe(self, queues: Sequence[str], *, lease: float) -> PostgresSubscription:
         """Also checks that the tables are there and may be read: raises TransportNotReady where they are not."""
         self._check_open()
-        for queue in queues:
-            check_name(queue, "$.queue")
-        if not queues or not lease > 0:
-            raise ConfigurationError("subscribe to at least one queue, with a lease of more than 0 seconds")
+        names = check_subscription(queues, lease)
         session = Session(self._connector, self._channels.queues if self._listen else None)
         try:
             session.execute("look at the tables", self._statements["check_tables"], {})
@@ -136,7 +132,7 @@ class PostgresTransport:
             session,
             self._statements,
             self._notifier,
-            queues,
+            names,
             lease=lease,
             poll_interval=self._poll_interval,
             closed=lambda: self._closed,
