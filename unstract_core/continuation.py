@@ -14,7 +14,7 @@ import datetime
 import hashlib
 import uuid
 from collections.abc import Container, Iterator
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import attrs
 
@@ -32,11 +32,13 @@ class RetryLater(Exception):
     """Raised by a task that wants to be run again, `delay` seconds from now (the policy's backoff when None).
 
     It counts as an attempt; when the attempts are used up it is a failure like any other, with the text of the
-    exception that it was raised from, if there is one.
+    exception that it was raised from, if there is one. Raises ConfigurationError for a delay that makes no sense.
     """
 
+    delay: float | None = None
+
     def __init__(self, delay: float | None = None) -> None:
-        if delay is not None and not 0 <= delay <= LONGEST_DELAY:
+        if delay is not None and _delay(delay) != delay:
             raise ConfigurationError(f"RetryLater(delay=...) takes seconds from 0 to {LONGEST_DELAY:g}, not {delay!r}")
         super().__init__(delay)
         self.delay = delay
@@ -83,7 +85,7 @@ class Raised:
     @classmethod
     def of(cls, exc: BaseException) -> Raised | RetryAsked:
         if isinstance(exc, RetryLater):
-            return RetryAsked(exc.delay, error_text(exc.__cause__ or exc))
+            return RetryAsked(_delay(exc.delay), error_text(exc if exc.__cause__ is None else exc.__cause__))
         if _is_celerys_retry(exc):
             return _celerys_retry(exc)
         return cls(error_text(exc))
@@ -93,13 +95,19 @@ def _is_celerys_retry(exc: BaseException) -> bool:
     return any(f"{kind.__module__}.{kind.__qualname__}" == "celery.exceptions.Retry" for kind in type(exc).__mro__)
 
 
-def _celerys_retry(exc: Any) -> RetryAsked:
+def _celerys_retry(exc: BaseException) -> RetryAsked:
     """Read Celery's Retry without importing it: `exc` is what the task failed with, `when` seconds or a moment."""
-    when = exc.when
+    when, reason = getattr(exc, "when", None), getattr(exc, "exc", None)
     if isinstance(when, datetime.datetime):
-        when = (when - datetime.datetime.now(when.tzinfo)).total_seconds()
-    delay = min(max(0.0, when), LONGEST_DELAY) if isinstance(when, int | float) else None
-    return RetryAsked(delay, error_text(exc.exc if isinstance(exc.exc, BaseException) else exc))
+        when = max(0.0, (when - datetime.datetime.now(when.tzinfo)).total_seconds())
+    return RetryAsked(_delay(when), error_text(reason if isinstance(reason, BaseException) else exc))
+
+
+def _delay(seconds: object) -> float | None:
+    """Return a delay that a transport takes, the nearest one where it is out of range; None for no number."""
+    if not isinstance(seconds, int | float) or seconds != seconds:
+        return None
+    return min(max(0.0, seconds), LONGEST_DELAY)
 
 
 @attrs.frozen
@@ -153,20 +161,26 @@ def rejection(delivery: Delivery, known: Container[str], policy: RetryPolicy) ->
 def fallbacks(settlement: Settlement, refusal: str) -> Iterator[Settlement]:
     """Yield what to try, in order, when a transport refuses a settlement for good.
 
-    First the sender is told, and the message buried with its result; then it is told by half (its callback alone, its
-    status or reply alone), because one of the two may be what was refused; then the message is buried with its result
-    alone, and at last without it. So a result that was paid for ends in the dead letters, and is never dropped.
+    A retry is tried without its delay. Then the message is buried and its sender told: by its callback and its status
+    or reply, or by one of them, because the other may be what was refused; each time with the result, and then without
+    it, which may be what was refused. At last it is buried with its result alone, and then without. So a result that
+    was paid for ends in the dead letters, or else its sender hears that it is lost.
     """
+    if settlement.verdict is Verdict.RETRY and settlement.delay:
+        yield attrs.evolve(settlement, delay=0.0)
     delivery = settlement.delivery
-    what = f"{settlement.reason} (telling its sender failed" if settlement.reason else "result delivery failed"
+    what = f"{settlement.reason} (settling it failed" if settlement.reason else "result delivery failed"
     told = _failed(delivery, cut(f"{what}: {refusal}" + (")" if settlement.reason else "")), Verdict.BURY)
-    kept = attrs.evolve(told, result=_result_of(settlement))
-    yield kept
+    result = _result_of(settlement)
+    telling = [told]
     if told.follow_up is not None and told.reply is not None:
-        yield attrs.evolve(kept, reply=None)
-        yield attrs.evolve(kept, follow_up=None)
-    yield attrs.evolve(kept, follow_up=None, reply=None)
-    yield attrs.evolve(told, follow_up=None, reply=None)
+        telling += [attrs.evolve(told, reply=None), attrs.evolve(told, follow_up=None)]
+    if told.follow_up is not None or told.reply is not None:
+        telling.append(attrs.evolve(told, follow_up=None, reply=None))
+    for one in telling:
+        if result is not None:
+            yield attrs.evolve(one, result=result)
+        yield one
 
 
 def _result_of(settlement: Settlement) -> JSONValue:

@@ -16,8 +16,10 @@ LARGEST = 1000
 class AdaptivePrefetch:
     """Doubles while everything held is run within the window; else falls to what was run in one."""
 
+    adapts = True
+
     def __init__(self, concurrency: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.limit = concurrency
+        self._limit = concurrency
         self._least = concurrency
         self._clock = clock
         self._since = clock()
@@ -26,14 +28,26 @@ class AdaptivePrefetch:
     def ran(self, count: int) -> None:
         """Note that `count` tasks have ended."""
         self._run += count
+
+    def limit(self) -> int:
+        """Return how many messages may be held now."""
         now = self._clock()
         elapsed = now - self._since
         if elapsed >= WINDOW:
-            self.limit = max(self._least, min(LARGEST, int(self._run * WINDOW / elapsed)))
-        elif self._run >= self.limit:
-            self.limit = max(self._least, min(LARGEST, self.limit * 2))
+            self._limit = int(self._run * WINDOW / elapsed)
+        elif self._run >= self._limit:
+            self._limit *= 2
         else:
-            return
+            return self._limit
+        self._begin(max(self._least, min(LARGEST, self._limit)), now)
+        return self._limit
+
+    def fall(self) -> None:
+        """Begin anew at one for each thread: nothing was run for a whole window."""
+        self._begin(self._least, self._clock())
+
+    def _begin(self, limit: int, now: float) -> None:
+        self._limit = limit
         self._since = now
         self._run = 0
 
@@ -41,8 +55,16 @@ class AdaptivePrefetch:
 class FixedPrefetch:
     """Always the same number."""
 
+    adapts = False
+
     def __init__(self, limit: int) -> None:
-        self.limit = limit
+        self._limit = limit
 
     def ran(self, count: int) -> None:
         """Nothing to learn."""
+
+    def limit(self) -> int:
+        return self._limit
+
+    def fall(self) -> None:
+        """Whoever fixed the number wants it held."""

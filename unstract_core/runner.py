@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
+from types import TracebackType
 from typing import Any
 
 from unstract_core.continuation import Outcome, Raised, RetryAsked, RetryPolicy, Returned, settle
 from unstract_core.events import emit
+from unstract_core.holding import Held
 from unstract_core.payload import TaskPayload
-from unstract_core.transport import Delivery, Settlement, Verdict
+from unstract_core.transport import Delivery
+from unstract_core.values import error_text
 
 logger = logging.getLogger(__name__)
 
@@ -22,21 +24,29 @@ logger = logging.getLogger(__name__)
 class Runner:
     """Runs deliveries on `concurrency` threads, first come first served, and collects what is to be settled.
 
-    `ring` is called when something was finished while the owner said that it is `asleep`.
+    `counters` gets "ran" and "replaced". `ring` is called when something was finished while the owner said that it is
+    `asleep`. `moved` is when a delivery was last submitted or finished, on the monotonic clock.
+
+    Guarantee: whatever a task, its result, its exception or a log handler does, its delivery ends in `done` and the
+    thread lives on.
     """
 
     def __init__(
-        self, tasks: Mapping[str, Callable[..., Any]], concurrency: int, policy: RetryPolicy, ring: Callable[[], None]
+        self,
+        tasks: Mapping[str, Callable[..., Any]],
+        concurrency: int,
+        policy: RetryPolicy,
+        counters: Counter[str],
+        ring: Callable[[], None],
     ) -> None:
-        self.done: deque[Settlement] = deque()
+        self.done: deque[Held] = deque()
         self.asleep = False
-        self.ran = 0
-        self.replaced = 0
+        self.moved = time.monotonic()
         self._tasks = tasks
         self._policy = policy
+        self._counters = counters
         self._ring = ring
-        self._waiting: SimpleQueue[Delivery | None] = SimpleQueue()
-        self._withdrawn: set[tuple[str, int]] = set()
+        self._waiting: SimpleQueue[Held | None] = SimpleQueue()
         self._count = threading.Lock()
         self._threads = [
             threading.Thread(target=self._serve, name=f"unstract-wire-task-{number}", daemon=True)
@@ -45,67 +55,69 @@ class Runner:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, delivery: Delivery) -> None:
-        self._waiting.put(delivery)
+    @property
+    def waiting(self) -> int:
+        """How many deliveries no thread has taken yet."""
+        return self._waiting.qsize()
 
-    def finish(self, settlement: Settlement) -> None:
-        """Hand over a settlement; wakes the owner if it sleeps. Append before the check: nothing may be slept on."""
-        self.done.append(settlement)
+    def submit(self, held: Held) -> None:
+        self.moved = time.monotonic()
+        self._waiting.put(held)
+
+    def finish(self, held: Held) -> None:
+        """Hand over what has a settlement, and wake the owner if it sleeps: appended first, so nothing is slept on."""
+        self.moved = time.monotonic()
+        self.done.append(held)
         if self.asleep:
             self.asleep = False
             self._ring()
 
-    def withdraw(self, delivery: Delivery) -> None:
-        """Do not start this delivery any more; one that runs already is left alone."""
-        self._withdrawn.add((delivery.id, delivery.attempt))
-
-    def withdraw_all(self) -> list[Delivery]:
+    def withdraw(self) -> list[Held]:
         """Take back every delivery that no thread has started."""
-        waiting: list[Delivery] = []
+        waiting: list[Held] = []
         try:
             while True:
-                if (delivery := self._waiting.get_nowait()) is not None:
-                    waiting.append(delivery)
+                if (held := self._waiting.get_nowait()) is not None:
+                    waiting.append(held)
         except Empty:
             return waiting
 
     def close(self) -> None:
         """Let the threads end after what they are running; does not wait for them."""
+        self.withdraw()
         for _ in self._threads:
             self._waiting.put(None)
 
     def _serve(self) -> None:
-        while (delivery := self._waiting.get()) is not None:
-            if self._withdrawn and (delivery.id, delivery.attempt) in self._withdrawn:
-                self._withdrawn.discard((delivery.id, delivery.attempt))
-                self.finish(Settlement(delivery, Verdict.RETRY, reason="withdrawn: its lease was lost"))
-                continue
+        while (held := self._waiting.get()) is not None:
+            if held.until <= time.monotonic():
+                held.give_back("its lease was over before it was started")
+            else:
+                self._run(held)
+            self.finish(held)
+
+    def _run(self, held: Held) -> None:
+        delivery = held.delivery
+        try:
             outcome = self._outcome(delivery)
-            self.finish(settle(delivery, outcome, self._policy))
+        except BaseException as exc:  # no rule of ours may cost a message or a thread
+            outcome = Raised(error_text(exc))
+        held.settlement = settle(delivery, outcome, self._policy)
 
     def _outcome(self, delivery: Delivery) -> Outcome:
-        payload = delivery.payload
         started = time.monotonic()
         try:
-            value = self._call(payload)
-            outcome: Outcome = Returned.of(value)
+            outcome: Outcome = Returned.of(self._call(delivery.payload))
         except BaseException as exc:  # a task may call sys.exit; its thread has others to run
             outcome = Raised.of(exc)
             self._log_raised(delivery, exc, outcome, time.monotonic() - started)
+        replaced = outcome.replaced if isinstance(outcome, Returned) else ()
         with self._count:
-            self.ran += 1
-            if isinstance(outcome, Returned) and outcome.replaced:
-                self.replaced += len(outcome.replaced)
-        if isinstance(outcome, Returned) and outcome.replaced:
-            shown = ", ".join(outcome.replaced)
-            emit(
-                logger,
-                logging.WARNING,
-                "result_made_to_fit",
-                **ids(delivery),
-                count=len(outcome.replaced),
-                paths=shown,
-            )
+            self._counters["ran"] += 1
+            self._counters["replaced"] += len(replaced)
+        if replaced:
+            paths = ", ".join(replaced)
+            emit(logger, logging.WARNING, "result_made_to_fit", **ids(delivery), count=len(replaced), paths=paths)
         return outcome
 
     def _call(self, payload: TaskPayload | None) -> object:
@@ -114,14 +126,14 @@ class Runner:
         return self._tasks[payload.task_name](*payload.args, **payload.kwargs)
 
     def _log_raised(self, delivery: Delivery, exc: BaseException, outcome: Outcome, seconds: float) -> None:
-        frames = traceback.extract_tb(exc.__traceback__)
+        asked = isinstance(outcome, RetryAsked)
         emit(
             logger,
-            logging.INFO if isinstance(outcome, RetryAsked) else logging.WARNING,
-            "task_retry_asked" if isinstance(outcome, RetryAsked) else "task_raised",
+            logging.INFO if asked else logging.WARNING,
+            "task_retry_asked" if asked else "task_raised",
             **ids(delivery),
             error_type=type(exc).__name__,
-            where=f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None,
+            where=_where(exc.__traceback__),
             seconds=round(seconds, 3),
         )
 
@@ -136,3 +148,11 @@ def ids(delivery: Delivery) -> dict[str, object]:
         "task": payload.task_name if payload is not None else None,
         "task_id": payload.task_id if payload is not None else None,
     }
+
+
+def _where(frame: TracebackType | None) -> str | None:
+    if frame is None:
+        return None
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    return f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}"

@@ -76,8 +76,8 @@ class Message:
 class Delivery:
     """A message, held under a lease.
 
-    `attempt` starts at 1 and fences: who holds an older attempt has lost the message. `payload` is None where the
-    message could not be read; then `problem` says why, and `raw` is what was stored.
+    `attempt` starts at 1 and fences: who holds an older attempt, or gave this one back, has lost the message. `payload`
+    is None where the message could not be read; then `problem` says why, and `raw` is what was stored.
     """
 
     id: str
@@ -103,7 +103,7 @@ def write_message(message: Message) -> dict[str, Any]:
     check_delay(message.delay)
     if message.queue != message.payload.queue:
         check_name(message.queue, "$.queue")
-    if message.org_id:
+    if message.org_id != "":
         check_name(message.org_id, "$.org_id")
     return wire
 
@@ -149,7 +149,9 @@ class Reply:
 class Settlement:
     """The end of a delivery: its verdict, what is sent next, what is answered.
 
-    `delay` (seconds) goes with RETRY; `reason`, and the `result` of a task that ran, go with BURY.
+    `delay` (seconds) goes with RETRY; `reason`, and the `result` of a task that ran, go with BURY. `counted=False` goes
+    with RETRY and says that the task was never started: where the transport can, it takes the attempt back. Such a
+    settlement is the last use of its delivery, whatever becomes of it: the next holder may have the same attempt.
     """
 
     delivery: Delivery
@@ -159,6 +161,7 @@ class Settlement:
     delay: float = 0.0
     reason: str = ""
     result: JSONValue = None
+    counted: bool = True
 
 
 class Subscription(Protocol):

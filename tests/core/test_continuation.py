@@ -235,6 +235,34 @@ def test_retry_later_becomes_a_request_with_the_text_of_its_cause() -> None:
     assert Raised.of(request) == RetryAsked(None, "ConnectionError: away")
 
 
+def test_a_request_of_a_users_own_kind_is_one_too() -> None:
+    """A subclass of RetryLater that never called its parent asks all the same; a senseless delay is made to fit."""
+
+    class NotYet(RetryLater):
+        def __init__(self, document: str) -> None:
+            self.document = document
+
+    assert isinstance(Raised.of(NotYet("d")), RetryAsked)
+    for senseless, understood in ((-5, 0.0), ("5", None), (float("nan"), None)):
+        request = NotYet("d")
+        request.delay = senseless  # type: ignore[assignment]
+        found = Raised.of(request)
+        assert isinstance(found, RetryAsked)
+        assert found.delay == understood
+
+
+def test_a_request_whose_cause_is_hostile_is_one_too() -> None:
+    """The cause of a request is looked at for its text alone."""
+
+    class Hostile(Exception):
+        def __bool__(self) -> bool:
+            raise SystemExit
+
+    request = RetryLater(0)
+    request.__cause__ = Hostile("x")
+    assert Raised.of(request) == RetryAsked(0, "Hostile: x")
+
+
 def test_celerys_own_retry_is_a_request() -> None:
     """A task declared for Celery that raises Celery's Retry is run again, after the countdown that it names."""
     found = Raised.of(celery.exceptions.Retry("again", exc=ConnectionError("away"), when=7))
@@ -259,9 +287,9 @@ def test_whatever_celerys_own_retry_holds_can_be_settled(when: Any) -> None:
     check_delay(settle(_plain(), found, RetryPolicy()).delay)
 
 
-@pytest.mark.parametrize("delay", [-1, -0.001, float("nan"), float("inf"), -float("inf")])
-def test_a_delay_that_makes_no_sense_is_refused_where_it_is_written(delay: float) -> None:
-    """RetryLater refuses a delay that is negative or not finite."""
+@pytest.mark.parametrize("delay", [-1, -0.001, float("nan"), float("inf"), -float("inf"), "5"])
+def test_a_delay_that_makes_no_sense_is_refused_where_it_is_written(delay: Any) -> None:
+    """RetryLater refuses a delay that is negative, not finite or no number."""
     with pytest.raises(ConfigurationError):
         RetryLater(delay)
 
@@ -545,39 +573,59 @@ def test_the_backoff_spreads_messages_that_failed_together() -> None:
 # The fallbacks of a settlement that was refused for good.
 
 
+def tellings(found: list[Settlement]) -> list[tuple[bool, bool, bool]]:
+    """For each fallback: whether it sends the callback, answers or leaves a status, and keeps a result."""
+    return [(each.follow_up is not None, each.reply is not None, each.result is not None) for each in found]
+
+
 @given(some.deliveries(), outcomes, policies, errors)
 def test_every_fallback_buries_and_the_last_asks_for_nothing_else(
     delivery: Delivery, outcome: Outcome, policy: RetryPolicy, refusal: str
 ) -> None:
     """Each fallback ends the same delivery in the dead letters with its reason; the last carries nothing refusable."""
-    found = list(fallbacks(settle(delivery, outcome, policy), refusal))
+    refused = settle(delivery, outcome, policy)
+    found = list(fallbacks(refused, refusal))
+    if refused.verdict is Verdict.RETRY and refused.delay:
+        assert found.pop(0) == attrs.evolve(refused, delay=0.0)
     assert all(each.verdict is Verdict.BURY and each.delivery is delivery and each.reason for each in found)
     last = found[-1]
     assert (last.follow_up, last.reply, last.result, last.delay) == (None, None, None, 0.0)
+    assert len({repr(each) for each in found}) == len(found)
 
 
 @pytest.mark.parametrize("awaits", ["reply", "both", "on_success"])
 @given(data=st.data(), result=some.json_values, policy=policies, refusal=errors)
-def test_the_fallbacks_never_drop_a_paid_result(
+def test_a_paid_result_is_kept_unless_it_is_the_result_that_is_refused(
     awaits: str, data: st.DataObject, result: Any, policy: RetryPolicy, refusal: str
 ) -> None:
-    """An awaited result is in every fallback but the very last: with a word to its sender, and before that alone."""
+    """Each way of telling the sender is tried with the result first; buried alone it is kept as well."""
     delivery = data.draw(some.deliveries(awaits))
-    *kept, _ = fallbacks(settle(delivery, Returned(result), policy), refusal)
-    assert len(kept) >= 2
-    assert all(some.same(each.result, result) for each in kept)
-    alone = kept[-1]
-    assert (alone.follow_up, alone.reply) == (None, None)
+    found = list(fallbacks(settle(delivery, Returned(result), policy), refusal))
+    assert all(each.result is None or some.same(each.result, result) for each in found)
+    told = tellings(found)
+    if result is not None:
+        assert told[::2] == [(*telling[:2], True) for telling in told[1::2]]
+        assert told[-2:] == [(False, False, True), (False, False, False)]
 
 
-@given(some.deliveries("on_error"), some.json_values, policies, errors)
-def test_each_half_of_the_word_to_a_sender_is_tried_without_the_other(
+@given(
+    some.deliveries("on_error", task_id=True),
+    some.json_values.filter(lambda value: value is not None),
+    policies,
+    errors,
+)
+def test_whatever_is_refused_the_rest_of_the_word_to_a_sender_is_said(
     delivery: Delivery, result: Any, policy: RetryPolicy, refusal: str
 ) -> None:
-    """A callback whose queue refuses it does not cost the status, nor a status that is refused the callback."""
-    found = list(fallbacks(settle(delivery, Returned(result), policy), refusal))
-    told = [(each.follow_up is not None, each.reply is not None) for each in found]
-    assert told == [(True, True), (True, False), (False, True), (False, False), (False, False)]
+    """A callback, a status or a result that is refused costs none of the other two."""
+    told = tellings(list(fallbacks(settle(delivery, Returned(result), policy), refusal)))
+
+    def said_without(refused: int) -> tuple[bool, bool, bool]:
+        return next(telling for telling in told if not telling[refused])
+
+    assert said_without(0) == (False, True, True)
+    assert said_without(1) == (True, False, True)
+    assert said_without(2) == (True, True, False)
 
 
 @given(some.deliveries("on_error", task_id=True), some.json_values, policies, errors)
@@ -585,8 +633,8 @@ def test_a_result_without_on_success_is_kept_by_the_fallbacks_too(
     delivery: Delivery, result: Any, policy: RetryPolicy, refusal: str
 ) -> None:
     """The result of a dispatch with on_error alone, which is its status, ends in the dead letter as well."""
-    *kept, _ = fallbacks(settle(delivery, Returned(result), policy), refusal)
-    assert all(some.same(each.result, result) for each in kept)
+    first, *_ = fallbacks(settle(delivery, Returned(result), policy), refusal)
+    assert some.same(first.result, result)
 
 
 @pytest.mark.parametrize("awaits", AWAITED)

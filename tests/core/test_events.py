@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from unstract_core.events import emit
 
@@ -23,8 +25,47 @@ def test_an_event_is_readable_and_has_its_fields(caplog: pytest.LogCaptureFixtur
 
 def test_a_percent_sign_in_a_field_is_no_format(caplog: pytest.LogCaptureFixture) -> None:
     """A field may hold anything that a name may hold."""
-    emit(logger, logging.WARNING, "odd", task="100%s %(x)d")
-    assert caplog.records[0].getMessage() == "wire.odd task=100%s %(x)d"
+    emit(logger, logging.WARNING, "odd", task="100%s%(x)d")
+    assert caplog.records[0].getMessage() == "wire.odd task=100%s%(x)d"
+
+
+@given(st.text() | st.characters(exclude_categories=()))
+def test_a_field_stays_on_its_line_and_in_its_place(name: str) -> None:
+    """What a foreign message calls its task can neither forge a line or a field, nor fill the log; `extra` has it."""
+    records: list[logging.LogRecord] = []
+
+    def take(record: logging.LogRecord) -> bool:
+        records.append(record)
+        return False
+
+    logger.addFilter(take)
+    try:
+        emit(logger, logging.WARNING, "odd", task=name, attempt=1)
+        emit(logger, logging.WARNING, "odd", task=name * 1000, attempt=1)
+    finally:
+        logger.filters.clear()
+    for record in records:
+        text = record.getMessage()
+        assert text.isprintable()
+        assert len(text) < 12 * 500 + 100
+        shown = text.removeprefix("wire.odd task=").removesuffix(" attempt=1")
+        assert " " not in shown or shown.startswith('"')
+    assert vars(records[0])["wire.task"] == name
+
+
+def test_logging_never_decides_about_a_message() -> None:
+    """A filter or handler that raises is somebody's fault, and nobody's loss."""
+
+    class Broken(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            raise ValueError("broken")
+
+    broken = Broken()
+    logger.addFilter(broken)
+    try:
+        emit(logger, logging.WARNING, "odd", task="t")
+    finally:
+        logger.removeFilter(broken)
 
 
 def test_a_level_that_is_not_logged_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:

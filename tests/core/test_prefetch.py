@@ -29,11 +29,11 @@ def after(concurrency: int, found: list[tuple[float, int]]) -> list[int]:
     """The limits after each of these pauses (seconds) and numbers of tasks that ended then."""
     clock = Clock()
     prefetch = AdaptivePrefetch(concurrency, clock)
-    limits = [prefetch.limit]
+    limits = [prefetch.limit()]
     for pause, count in found:
         clock.now += pause
         prefetch.ran(count)
-        limits.append(prefetch.limit)
+        limits.append(prefetch.limit())
     return limits
 
 
@@ -57,8 +57,8 @@ def test_no_op_tasks_come_in_hundreds_within_a_few_round_trips(concurrency: int)
     prefetch = AdaptivePrefetch(concurrency, clock)
     for _ in range(10):
         clock.now += 0.001
-        prefetch.ran(prefetch.limit)
-    assert prefetch.limit == LARGEST == 1000
+        prefetch.ran(prefetch.limit())
+    assert prefetch.limit() == LARGEST == 1000
 
 
 @given(st.integers(1, 16), st.floats(0.0002, 0.02))
@@ -70,7 +70,7 @@ def test_the_limit_settles_at_what_is_run_in_one_window(concurrency: int, second
     for _ in range(2000):
         clock.now += seconds / concurrency
         prefetch.ran(1)
-        limits.append(prefetch.limit)
+        limits.append(prefetch.limit())
     fair = max(concurrency, min(LARGEST, WINDOW * concurrency / seconds))
     assert all(fair / 2 - 2 <= limit <= 2 * fair + 2 for limit in limits[1000:])
 
@@ -82,7 +82,7 @@ def test_a_longer_time_counts_by_what_was_run_in_one_window(concurrency: int, ra
     prefetch = AdaptivePrefetch(concurrency, clock)
     clock.now += windows * WINDOW + 1e-6
     prefetch.ran(windows * rate)
-    assert rate - 1 <= prefetch.limit <= rate
+    assert rate - 1 <= prefetch.limit() <= rate
 
 
 @given(st.integers(1, 64))
@@ -91,11 +91,33 @@ def test_one_slow_task_brings_the_limit_down_at_once(concurrency: int) -> None:
     clock = Clock()
     prefetch = AdaptivePrefetch(concurrency, clock)
     for _ in range(10):
-        prefetch.ran(prefetch.limit)
-    assert prefetch.limit > concurrency
+        prefetch.ran(prefetch.limit())
+    assert prefetch.limit() > concurrency
     clock.now += 60
     prefetch.ran(1)
-    assert prefetch.limit == concurrency
+    assert prefetch.limit() == concurrency
+
+
+@given(st.integers(1, 64), st.floats(WINDOW, 3600))
+def test_an_idle_time_brings_the_limit_down(concurrency: int, idle: float) -> None:
+    """After a burst of no-ops and a pause, what comes next may be long: it is taken one for each thread."""
+    clock = Clock()
+    prefetch = AdaptivePrefetch(concurrency, clock)
+    for _ in range(10):
+        prefetch.ran(prefetch.limit())
+    clock.now += idle + 1e-6
+    prefetch.limit()
+    clock.now += idle + 1e-6
+    assert prefetch.limit() == concurrency
+
+
+def test_a_standstill_brings_the_limit_down_at_once() -> None:
+    """When all threads are at long tasks the limit falls without waiting for one of them."""
+    prefetch = AdaptivePrefetch(2, Clock())
+    for _ in range(10):
+        prefetch.ran(prefetch.limit())
+    prefetch.fall()
+    assert prefetch.limit() == 2
 
 
 def test_fewer_tasks_than_the_limit_change_nothing_within_a_window() -> None:
@@ -105,7 +127,7 @@ def test_fewer_tasks_than_the_limit_change_nothing_within_a_window() -> None:
     for _ in range(7):
         clock.now += 0.005
         prefetch.ran(1)
-        assert prefetch.limit == 8
+        assert prefetch.limit() == 8
 
 
 def test_the_same_history_gives_the_same_limits() -> None:
@@ -120,4 +142,4 @@ def test_a_fixed_prefetch_stays_fixed(limit: int) -> None:
     prefetch = FixedPrefetch(limit)
     for count in (0, 1, 10_000):
         prefetch.ran(count)
-        assert prefetch.limit == limit
+        assert prefetch.limit() == limit

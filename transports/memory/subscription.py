@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Sequence
 
@@ -31,7 +32,7 @@ class MemorySubscription:
                 if rows or self._woken or remaining <= 0:
                     self._woken = self._woken and bool(rows)
                     return [_delivery(row) for row in rows]
-                self._store.changed.wait(remaining if due is None else min(remaining, due))
+                self._store.changed.wait(min(remaining, threading.TIMEOUT_MAX if due is None else due))
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         with self._store.changed:
@@ -72,6 +73,7 @@ class MemorySubscription:
         if row is None:
             return False
         if settlement.verdict is Verdict.RETRY:
+            row.attempt -= not settlement.counted
             self._store.postpone(row, settlement.delay)
         else:
             del self._store.rows[row.id]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
@@ -64,7 +65,7 @@ class MemoryTransport:
                 remaining = deadline - time.monotonic()
                 if reply is not None or remaining <= 0:
                     return reply
-                self._store.changed.wait(remaining)
+                self._store.changed.wait(min(remaining, threading.TIMEOUT_MAX))
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
         """Receive from `queues`; see `unstract_core.Transport.subscribe`."""

@@ -1,0 +1,428 @@
+"""The consumer in the midst of faults: of tasks, of logging, of a transport that refuses, hangs or goes away."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import attrs
+import pytest
+from core.faulty import Faulty
+from harness import message, then
+from servers import wait_until
+
+from transports.memory import MemoryTransport
+from unstract_core import (
+    ConfigurationError,
+    Consumer,
+    Dispatcher,
+    NotSupported,
+    Reply,
+    RetryLater,
+    Settlement,
+    TransportRefused,
+    TransportUnavailable,
+    Verdict,
+)
+
+QUEUE = "q"
+
+
+@contextlib.contextmanager
+def running(consumer: Consumer) -> Iterator[threading.Thread]:
+    """Run a consumer on a thread, and see that it stops when it is told to."""
+    thread = threading.Thread(target=consumer.run, daemon=True)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        consumer.stop()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def concerned(settlements: Sequence[Settlement], task_name: str) -> bool:
+    return any(one.delivery.payload is not None and one.delivery.payload.task_name == task_name for one in settlements)
+
+
+# What a task or a log handler does.
+
+
+def test_a_retry_of_a_users_own_kind_costs_no_thread() -> None:
+    """A subclass of RetryLater that never called its parent asks to be run again, and the thread lives on."""
+
+    class NotYet(RetryLater):
+        def __init__(self, document: str) -> None:
+            self.document = document
+
+    ran: list[int] = []
+
+    def task(number: int) -> int:
+        ran.append(number)
+        if ran.count(number) == 1:
+            raise NotYet("d")
+        return number
+
+    transport = MemoryTransport()
+    transport.send([message("t", QUEUE, number) for number in range(3)])
+    assert Consumer(transport, {"t": task}, [QUEUE], backoff=0).drain(timeout=10) == 6
+
+
+def test_a_log_handler_that_raises_costs_no_thread() -> None:
+    """A filter of somebody's that raises keeps no message from its end."""
+
+    class Broken(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            raise ValueError("broken")
+
+    broken = Broken()
+    runner = logging.getLogger("unstract_core.runner")
+    runner.addFilter(broken)
+    try:
+        transport = MemoryTransport()
+        transport.send([message("t", QUEUE, reply_key=str(number)) for number in range(3)])
+        consumer = Consumer(transport, {"t": lambda: 1 / 0}, [QUEUE])
+        assert consumer.drain(timeout=10) == 3
+        assert [transport.reply(str(number)) is not None for number in range(3)] == [True] * 3
+    finally:
+        runner.removeFilter(broken)
+
+
+# What is held.
+
+
+def test_after_a_burst_long_tasks_are_shared_with_idle_workers() -> None:
+    """However fast the tasks before were: of long ones a worker keeps one for each thread, and gives back the rest."""
+    transport = Faulty()
+    started: dict[str, int] = {"a": 0, "b": 0}
+    finish = threading.Event()
+
+    def tasks(worker: str) -> dict[str, Callable[..., Any]]:
+        def long() -> None:
+            started[worker] += 1
+            finish.wait(10)
+
+        return {"quick": lambda: None, "long": long}
+
+    transport.send([message("quick", QUEUE)] * 3000 + [message("long", QUEUE)] * 40)
+    first, second = (Consumer(transport, tasks(worker), [QUEUE], concurrency=2) for worker in "ab")
+    with running(first):
+        wait_until(lambda: started["a"] == 2, what="the first worker to be at long tasks")
+        with running(second):
+            wait_until(lambda: started["b"] == 2, timeout=3, what="the second to have its share")
+            wait_until(lambda: [one.held for one in transport.subscriptions] == [2, 2], what="no more to be held")
+            finish.set()
+            wait_until(lambda: not any(state.in_flight or state.ready for state in transport.queues([QUEUE])))
+
+
+def test_what_is_given_back_has_not_used_an_attempt() -> None:
+    """A message behind a long task may be given back by any number of stopping workers; it is still at attempt 1."""
+    transport = MemoryTransport()
+    attempts: list[int] = []
+    for _ in range(8):
+        started = threading.Event()
+        transport.send([message("long", QUEUE, priority=10)])
+
+        def long(started: threading.Event = started) -> None:
+            started.set()
+            time.sleep(0.05)
+
+        consumer = Consumer(transport, {"long": long, "quick": print}, [QUEUE], prefetch=5, max_attempts=3)
+        if not attempts:
+            transport.send([message("quick", QUEUE)])
+        with running(consumer):
+            assert started.wait(5)
+        assert transport.dead.find() == []
+        subscription = transport.subscribe([QUEUE], lease=60)
+        (given_back,) = subscription.receive(limit=5, wait=0)
+        attempts.append(given_back.attempt)
+        subscription.settle([Settlement(given_back, Verdict.RETRY, counted=False)])
+        subscription.close()
+    assert attempts == [1] * 8
+
+
+# A transport that refuses.
+
+
+def refused_when(condition: Callable[[Settlement], bool]) -> Callable[[Sequence[Settlement]], None]:
+    def refuse(settlements: Sequence[Settlement]) -> None:
+        if any(map(condition, settlements)):
+            raise TransportRefused("no")
+
+    return refuse
+
+
+REFUSED: dict[str, tuple[Callable[[Settlement], bool], tuple[bool, bool, bool]]] = {
+    "the result": (lambda one: one.result is not None or _carries_a_result(one), (True, True, False)),
+    "the callback": (lambda one: one.follow_up is not None, (False, True, True)),
+    "the status": (lambda one: one.reply is not None, (True, False, True)),
+    "all of it": (lambda one: bool(one.follow_up or one.reply or one.result is not None), (False, False, False)),
+}
+
+
+def _carries_a_result(one: Settlement) -> bool:
+    return one.verdict is Verdict.ACK and one.delivery.payload is not None and one.delivery.payload.args == [7]
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused_costs_only_itself(what: str) -> None:
+    """Of callback, status and kept result each arrives unless it is what the transport refuses; no other is touched."""
+    condition, (called, answered, kept) = REFUSED[what]
+    transport = Faulty(before=refused_when(condition))
+    spec = then("told", "callbacks")
+    transport.send([message("t", QUEUE, 7, task_id="id", on_success=spec, on_error=spec), message("plain", QUEUE)])
+    consumer = Consumer(transport, {"t": lambda n: n, "plain": lambda: None}, [QUEUE])
+    assert consumer.drain(timeout=10) == 2
+    (letter,) = transport.dead.find()
+    assert letter.reason == "result delivery failed: TransportRefused: no"
+    assert (letter.result == 7) is kept
+    assert [state.ready for state in transport.queues(["callbacks"])] == [int(called)]
+    status = transport.reply("id")
+    assert (status == Reply("id", "failed", error=letter.reason, ttl=86400.0)) is answered
+    assert (status is None) is not answered
+    assert consumer.counters["refused"] == 1
+
+
+@pytest.mark.parametrize("error", [UnicodeEncodeError("latin-1", "\u20ac", 0, 1, "no"), TypeError("odd"), KeyError()])
+def test_an_error_that_nobody_foresaw_ends_neither_the_consumer_nor_another_message(error: Exception) -> None:
+    """A driver's own error out of `settle` refuses this message: it is buried with its result, and the rest goes on."""
+
+    def fail(settlements: Sequence[Settlement]) -> None:
+        if concerned(settlements, "paid") and any(one.verdict is Verdict.ACK for one in settlements):
+            raise error
+
+    transport = Faulty(before=fail)
+    transport.send([message("paid", QUEUE, reply_key="k"), *[message("t", QUEUE)] * 5])
+    consumer = Consumer(transport, {"paid": lambda: "5", "t": lambda: None}, [QUEUE], prefetch=6)
+    assert consumer.drain(timeout=10) == 6
+    (letter,) = transport.dead.find()
+    assert letter.result == "5"
+    assert type(error).__name__ in (transport.reply("k") or Reply("", "failed")).error
+
+
+def test_a_transport_without_delays_retries_at_once() -> None:
+    """Where a delay is not supported a retry is made without it, rather than not at all."""
+
+    def no_delay(settlements: Sequence[Settlement]) -> None:
+        if any(one.delay for one in settlements):
+            raise NotSupported("this transport has no delay")
+
+    capabilities = attrs.evolve(MemoryTransport.capabilities, delay=False)
+    transport = Faulty(before=no_delay, capabilities=capabilities)
+    transport.send([message("t", QUEUE)])
+    consumer = Consumer(transport, {"t": lambda: 1 / 0}, [QUEUE], max_attempts=3, backoff=60)
+    assert consumer.drain(timeout=10) == 3
+    assert [letter.attempts for letter in transport.dead.find()] == [3]
+
+
+# A transport that is away, or times out.
+
+
+def test_a_settlement_that_always_times_out_holds_up_nobody_else() -> None:
+    """It waits behind the others, and in the end its sender is told without the part that cannot be written."""
+
+    def time_out(settlements: Sequence[Settlement]) -> None:
+        if any(one.result == "huge" or (one.reply and one.reply.result == "huge") for one in settlements):
+            raise TransportUnavailable("statement timeout; nothing took effect")
+
+    transport = Faulty(before=time_out)
+    transport.send([message("huge", QUEUE, reply_key="k"), *[message("t", QUEUE)] * 5])
+    consumer = Consumer(transport, {"huge": lambda: "huge", "t": lambda: None}, [QUEUE])
+    with running(consumer):
+        wait_until(lambda: consumer.counters["settled"] == 5, timeout=3, what="the others to be settled")
+        reply = transport.reply("k", timeout=30)
+        assert reply is not None
+        assert reply.error == "result delivery failed: TransportUnavailable: statement timeout; nothing took effect"
+
+
+def test_an_outage_however_long_costs_no_settlement() -> None:
+    """While nothing answers, failing says nothing about a settlement: it is made when the transport is back."""
+    transport = Faulty()
+    transport.send([message("t", QUEUE, reply_key=str(number)) for number in range(4)])
+    finish = threading.Event()
+
+    def task() -> str:
+        finish.wait(10)
+        return "paid"
+
+    consumer = Consumer(transport, {"t": task}, [QUEUE], concurrency=4, lease=1.2)
+    with running(consumer):
+        wait_until(lambda: len(transport.subscriptions) == 1 and transport.subscriptions[0].held == 4)
+        with transport.outage():
+            finish.set()
+            tries = transport.tries
+            wait_until(lambda: transport.tries > tries + 30, timeout=60, what="many tries")
+        for number in range(4):
+            reply = transport.reply(str(number), timeout=5)
+            assert reply is not None
+            assert reply.result == "paid"
+    assert (consumer.counters["settled"], consumer.counters["refused"], consumer.counters["lost"]) == (4, 0, 0)
+
+
+def test_an_outage_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    """One WARNING with the reason when it begins, one INFO when it is over, however many tries lie between."""
+    transport = Faulty()
+    with caplog.at_level(logging.INFO), running(Consumer(transport, {"t": print}, [QUEUE])):
+        wait_until(lambda: transport.tries > 0)
+        for _ in range(2):
+            with transport.outage():
+                for subscription in transport.subscriptions:
+                    subscription.wake()
+                tries = transport.tries
+                wait_until(lambda tries=tries: transport.tries > tries + 4, timeout=10)
+            wait_until(lambda: caplog.messages and "transport_back" in caplog.messages[-1], timeout=10)
+    told = [record for record in caplog.records if "transport_" in record.getMessage()]
+    assert [vars(record)["wire.event"] for record in told] == ["transport_away", "transport_back"] * 2
+    assert vars(told[0])["wire.error"] == "TransportUnavailable: away"
+
+
+def test_after_stop_nothing_is_started_although_the_transport_is_away() -> None:
+    """What waits for a thread when a worker stops is not started any more, outage or not."""
+    transport = Faulty()
+    transport.send([message("t", QUEUE, number) for number in range(6)])
+    started: list[int] = []
+
+    def task(number: int) -> None:
+        started.append(number)
+        time.sleep(0.5)
+
+    consumer = Consumer(transport, {"t": task}, [QUEUE], prefetch=6)
+    with running(consumer) as thread:
+        wait_until(lambda: bool(started))
+        transport.away = True
+        consumer.stop()
+        time.sleep(1.2)
+        transport.away = False
+        thread.join(5)
+    assert started == [0]
+
+
+def test_what_has_waited_beyond_its_lease_is_not_started() -> None:
+    """When leases could not be renewed, what has not been started belongs to whoever takes it next."""
+    transport = Faulty()
+    transport.send([message("t", QUEUE, number) for number in range(4)])
+    started: list[int] = []
+
+    def task(number: int) -> None:
+        started.append(number)
+        if number == 0:
+            time.sleep(1.5)
+
+    consumer = Consumer(transport, {"t": task}, [QUEUE], prefetch=4, lease=0.6)
+    with running(consumer):
+        wait_until(lambda: bool(started))
+        with transport.outage():
+            time.sleep(1.0)
+            heir = transport.transport.subscribe([QUEUE], lease=60)
+            assert len(heir.receive(limit=4, wait=2)) == 4
+            time.sleep(1.0)
+        wait_until(lambda: consumer.counters["lost"] == 1, what="the one that ran to be noticed as lost")
+    assert started == [0]
+    assert consumer.counters["settled"] == 0
+
+
+def test_a_settlement_whose_fate_is_unknown_is_not_called_lost(caplog: pytest.LogCaptureFixture) -> None:
+    """It took effect, its answer was lost: renewing or settling it again tells INFO settled_or_lost, no lost lease."""
+    failed: list[int] = []
+
+    def answer_lost(settlements: Sequence[Settlement]) -> None:
+        if not failed:
+            failed.append(1)
+            time.sleep(0.3)
+            raise TransportUnavailable("the answer was lost", fate_unknown=True)
+
+    transport = Faulty(after=answer_lost)
+    transport.send([message("t", QUEUE, reply_key="k")])
+    consumer = Consumer(transport, {"t": lambda: "paid"}, [QUEUE], lease=0.6)
+    with caplog.at_level(logging.INFO), running(consumer):
+        wait_until(lambda: any("settled_or_lost" in text for text in caplog.messages), timeout=5)
+    assert consumer.counters["lost"] == 0
+    assert not any("lease_lost" in text for text in caplog.messages)
+    assert (transport.reply("k") or Reply("", "failed")).result == "paid"
+
+
+# drain.
+
+
+@pytest.mark.parametrize("inspection", [True, False])
+def test_drain_starts_nothing_after_its_time(inspection: bool) -> None:
+    """What runs when the time is up is finished and settled; what waits for a thread is given back."""
+    transport = Faulty(capabilities=attrs.evolve(MemoryTransport.capabilities, inspection=inspection))
+    transport.send([message("t", QUEUE, number) for number in range(3)])
+    started: list[int] = []
+
+    def task(number: int) -> None:
+        started.append(number)
+        time.sleep(0.8)
+
+    began = time.monotonic()
+    assert Consumer(transport, {"t": task}, [QUEUE], prefetch=3).drain(timeout=0.3) == 1
+    assert 0.7 < time.monotonic() - began < 2
+    assert started == [0]
+    (state,) = transport.queues([QUEUE])
+    assert (state.ready, state.in_flight) == (2, 0)
+
+
+@pytest.mark.parametrize("inspection", [True, False])
+def test_drain_outlasts_an_outage(inspection: bool) -> None:
+    """A transport that is away is not an empty queue."""
+    transport = Faulty(capabilities=attrs.evolve(MemoryTransport.capabilities, inspection=inspection))
+    transport.send([message("t", QUEUE)])
+    transport.away = True
+    threading.Timer(0.5, lambda: setattr(transport, "away", False)).start()
+    assert Consumer(transport, {"t": lambda: None}, [QUEUE]).drain(timeout=10) == 1
+
+
+def test_drain_ends_in_time_although_nothing_can_be_settled() -> None:
+    """It raises TransportUnavailable with the reason; the leases bring back what could not be settled."""
+    transport = Faulty()
+    transport.send([message("t", QUEUE)])
+    consumer = Consumer(transport, {"t": lambda: setattr(transport, "away", True)}, [QUEUE])
+    began = time.monotonic()
+    with pytest.raises(TransportUnavailable, match="1 messages could not be settled") as caught:
+        consumer.drain(timeout=0.5)
+    assert time.monotonic() - began < 3
+    assert isinstance(caught.value.__cause__, TransportUnavailable)
+
+
+# Settings.
+
+SENSELESS: dict[str, dict[str, Any]] = {
+    "concurrency a float": {"concurrency": 1.5},
+    "concurrency a str": {"concurrency": "2"},
+    "concurrency 0": {"concurrency": 0},
+    "max_attempts 0": {"max_attempts": 0},
+    "lease 0": {"lease": 0},
+    "lease inf": {"lease": float("inf")},
+    "lease nan": {"lease": float("nan")},
+    "lease a str": {"lease": "60"},
+    "backoff inf": {"backoff": float("inf")},
+    "backoff negative": {"backoff": -1},
+    "backoff_max inf": {"backoff_max": float("inf")},
+    "prefetch 0": {"prefetch": 0},
+    "prefetch below the concurrency": {"prefetch": 1, "concurrency": 2},
+    "tasks empty": {"tasks": {}},
+    "tasks None": {"tasks": None},
+    "tasks a list": {"tasks": ["t"]},
+    "queues empty": {"queues": []},
+    "queues a str": {"queues": "q"},
+}
+
+
+@pytest.mark.parametrize("name", SENSELESS)
+def test_settings_that_cannot_work_are_refused_at_once(name: str) -> None:
+    """Misconfiguration fails at start, with the name of the setting, not at the first message."""
+    settings: dict[str, Any] = {"tasks": {"t": print}, "queues": [QUEUE], **SENSELESS[name]}
+    with pytest.raises(ConfigurationError, match=name.split()[0]):
+        Consumer(MemoryTransport(), settings.pop("tasks"), settings.pop("queues"), **settings)
+
+
+def test_an_endless_call_is_answered() -> None:
+    """`call(timeout=inf)` waits for as long as it takes; nothing is sent that cannot be waited for."""
+    transport = MemoryTransport()
+    with running(Consumer(transport, {"t": lambda: 7}, [QUEUE])):
+        assert Dispatcher(transport).call("t", queue=QUEUE, timeout=float("inf")) == 7

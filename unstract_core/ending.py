@@ -1,0 +1,159 @@
+"""Settling what is finished: in batches, alone where a batch fails, and by the fallbacks where it is refused for good.
+
+A transport that is away is asked again, as long as it takes. A settlement that fails alone, while the transport goes
+on answering others, is the trouble itself (a result so large that its statement always times out, say): it waits for
+its turn behind the others, and after some tries it counts as refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from unstract_core.continuation import fallbacks
+from unstract_core.errors import TransportClosed, TransportError, TransportRefused, TransportUnavailable
+from unstract_core.events import emit
+from unstract_core.holding import Held, Key
+from unstract_core.runner import ids
+from unstract_core.transport import Settlement, Subscription, Verdict
+from unstract_core.values import error_text
+
+logger = logging.getLogger(__name__)
+
+_LARGEST_BATCH = 500
+_MOST_FAILURES = 5
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+_COUNTED_AS = {Verdict.ACK: "settled", Verdict.RETRY: "retried", Verdict.BURY: "buried"}
+
+
+class Endings:
+    """What is finished and not settled yet, of one subscription. `held` is everything held: what ends leaves it.
+
+    `answers` is counted up by the owner whenever the transport has answered something else.
+    """
+
+    def __init__(self, subscription: Subscription, held: dict[Key, Held], counters: Counter[str]) -> None:
+        self.answers = 0
+        self._subscription = subscription
+        self._held = held
+        self._counters = counters
+        self._finished: dict[Key, Held] = {}
+        self._largest_batch = _LARGEST_BATCH
+
+    def __len__(self) -> int:
+        return len(self._finished)
+
+    @property
+    def suspects(self) -> list[Held]:
+        return [held for held in self._finished.values() if held.suspect]
+
+    def add(self, finished: Iterable[Held]) -> None:
+        self._finished.update((held.key, held) for held in finished)
+
+    def settle(self) -> None:
+        """Settle what is due. Raises a TransportError other than TransportRefused; what is left is kept for later."""
+        while batch := [held for held in self._finished.values() if not held.suspect][: self._largest_batch]:
+            self._settle(batch)
+            self._largest_batch = min(_LARGEST_BATCH, self._largest_batch * 2)
+        for held in self.suspects:
+            if held.retry_at <= time.monotonic():
+                self._settle([held])
+
+    def lost(self, held: Held) -> None:
+        """Note that a lease is lost. What may have been settled is done with; what was not will come to nothing."""
+        if held.doubtful:
+            self._end(held, effective=False)
+        elif not held.lost:
+            held.lost = True
+            held.until = 0.0
+            self._counters["lost"] += 1
+            emit(logger, logging.WARNING, "lease_lost", **ids(held.delivery))
+
+    def _settle(self, batch: Sequence[Held]) -> None:
+        try:
+            took_effect = self._subscription.settle([_settlement(held) for held in batch])
+        except TransportClosed:
+            raise
+        except TransportError as exc:
+            if isinstance(exc, TransportRefused):
+                self._refused(batch, exc)
+            else:
+                self._failed(batch, exc)
+                raise
+        except Exception as exc:  # one that nobody foresaw: it must end neither the others nor the consumer
+            self._refused(batch, exc)
+        else:
+            self.answers += 1
+            for held, effective in zip(batch, took_effect, strict=True):
+                self._end(held, effective=effective)
+
+    def _refused(self, batch: Sequence[Held], refusal: Exception) -> None:
+        if len(batch) > 1:
+            for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+                self._settle(half)
+            return
+        (held,) = batch
+        self._fall_back(held, refusal)
+        if held.key in self._finished:
+            self._settle(batch)
+
+    def _failed(self, batch: Sequence[Held], failure: TransportError) -> None:
+        """Prepare the next try. What was given back is let go: that settlement was the last use of its delivery."""
+        for held in batch:
+            held.doubtful = held.doubtful or bool(getattr(failure, "fate_unknown", False))
+            if not _settlement(held).counted:
+                self._forget(held)
+        if len(batch) > 1:
+            self._largest_batch = len(batch) // 2
+            return
+        (held,) = batch
+        if held.answers != self.answers and isinstance(failure, TransportUnavailable):
+            held.answers = self.answers
+            held.failures += 1
+        held.retry_at = time.monotonic() + min(_LONGEST_PAUSE, _SHORTEST_PAUSE * 2.0 ** min(held.failures, 10))
+        if held.failures > (_MOST_FAILURES if held.fallbacks is None else 0):
+            self._fall_back(held, failure)
+
+    def _fall_back(self, held: Held, refusal: Exception) -> None:
+        if not _settlement(held).counted:
+            self._forget(held)
+            return
+        if held.fallbacks is None:
+            emit(
+                logger,
+                logging.ERROR,
+                "settlement_refused",
+                **ids(held.delivery),
+                verdict=_settlement(held).verdict.value,
+                error_type=type(refusal).__name__,
+            )
+            self._counters["refused"] += 1
+            held.fallbacks = fallbacks(_settlement(held), error_text(refusal))
+        following = next(held.fallbacks, None)
+        if following is None:
+            emit(logger, logging.CRITICAL, "settlement_impossible", **ids(held.delivery))
+            self._forget(held)
+            return
+        held.settlement = following
+        held.failures = 0
+
+    def _end(self, held: Held, *, effective: bool) -> None:
+        self._forget(held)
+        if effective:
+            self._counters[_COUNTED_AS[_settlement(held).verdict]] += 1
+        elif held.doubtful:
+            emit(logger, logging.INFO, "settled_or_lost", **ids(held.delivery))
+        else:
+            self.lost(held)
+
+    def _forget(self, held: Held) -> None:
+        self._finished.pop(held.key, None)
+        self._held.pop(held.key, None)
+
+
+def _settlement(held: Held) -> Settlement:
+    if held.settlement is None:
+        raise RuntimeError("a delivery without a settlement was to be settled")
+    return held.settlement

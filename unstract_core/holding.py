@@ -1,0 +1,46 @@
+"""What a consumer holds: a delivery on its way from being received to being settled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import attrs
+
+from unstract_core.transport import Delivery, Settlement, Verdict
+
+Key: TypeAlias = tuple[str, int]
+
+
+@attrs.define(eq=False)
+class Held:
+    """A delivery of ours. It is waiting until a thread takes it, and finished when it has a `settlement`.
+
+    `until` is when its lease ends, on the monotonic clock and with a margin: after that it is not started any more.
+    The other fields say how settling it went: `doubtful` if it may have taken effect, `failures` while the transport
+    answered others, `retry_at` the earliest moment of the next try, `fallbacks` what else there is to try.
+    """
+
+    delivery: Delivery
+    until: float = math.inf
+    lost: bool = False
+    settlement: Settlement | None = None
+    doubtful: bool = False
+    failures: int = 0
+    answers: int = -1
+    retry_at: float = 0.0
+    fallbacks: Iterator[Settlement] | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.delivery.id, self.delivery.attempt
+
+    @property
+    def suspect(self) -> bool:
+        """Whether settling it has failed when it was tried alone."""
+        return self.retry_at > 0
+
+    def give_back(self, why: str) -> None:
+        """Let another worker have it: its task was never started, so the attempt does not count."""
+        self.settlement = Settlement(self.delivery, Verdict.RETRY, reason=f"given back: {why}", counted=False)

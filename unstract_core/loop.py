@@ -1,0 +1,226 @@
+"""One run of a consumer: what it holds, and the turns of its I/O thread.
+
+A turn gives back what must not be started, renews what is due, settles what is finished, and receives what there is
+room for. Each of the last three may find the transport away; the others are tried all the same, and what is held is
+kept until it is back.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+
+from unstract_core.continuation import RetryPolicy, rejection, settle
+from unstract_core.ending import Endings
+from unstract_core.errors import ContractError, TransportClosed, TransportError
+from unstract_core.events import emit
+from unstract_core.holding import Held, Key
+from unstract_core.prefetch import WINDOW, AdaptivePrefetch, FixedPrefetch
+from unstract_core.runner import Runner, ids
+from unstract_core.transport import Delivery, Subscription
+from unstract_core.values import error_text
+
+logger = logging.getLogger(__name__)
+
+LONGEST_WAIT = 5.0
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+_MOST_SUSPECTS = 3
+_MARGIN = 0.9
+"""The part of a lease in which a task may still be started: its end was reckoned by another clock."""
+
+
+@attrs.frozen
+class Settings:
+    """What a run is told by its consumer; `stopping` is asked in every turn."""
+
+    tasks: Mapping[str, Callable[..., Any]]
+    concurrency: int
+    lease: float
+    policy: RetryPolicy
+    prefetch: int | None
+    counters: Counter[str]
+    stopping: Callable[[], bool]
+
+
+class Loop:
+    """`problem` is why the transport could not be used in the last turn, if it could not."""
+
+    def __init__(self, settings: Settings, subscription: Subscription) -> None:
+        self.problem: Exception | None = None
+        self._settings = settings
+        self._subscription = subscription
+        self._held: dict[Key, Held] = {}
+        self._runner = Runner(settings.tasks, settings.concurrency, settings.policy, settings.counters, self.ring)
+        self._endings = Endings(subscription, self._held, settings.counters)
+        self._prefetch = (
+            AdaptivePrefetch(settings.concurrency) if settings.prefetch is None else FixedPrefetch(settings.prefetch)
+        )
+        self._ran = settings.counters["ran"]
+        self._renew_at = time.monotonic() + settings.lease / 3
+        self._resume_at = 0.0
+        self._pause = 0.0
+
+    @property
+    def holding(self) -> int:
+        """How many deliveries are held: waiting, running, and finished but not settled."""
+        return len(self._held)
+
+    @property
+    def running(self) -> bool:
+        """Whether there is more to wait for than settlements."""
+        return len(self._held) > len(self._endings) + len(self._runner.done)
+
+    @property
+    def ended(self) -> bool:
+        return self._settings.stopping() and not self._held
+
+    def ring(self) -> None:
+        """Called from worker threads and signal handlers: takes no lock of ours."""
+        self._subscription.wake()
+
+    def turn(self, patience: float, deadline: float = math.inf) -> int | None:
+        """Do what is due, and wait for more; return how many messages were received, None if that could not be asked.
+
+        With nothing held it waits for messages for `patience` seconds; else a finished task ends its wait. It does not
+        wait beyond `deadline`, on the monotonic clock. Raises TransportClosed, and what is no TransportError of ours.
+        """
+        self._give_back()
+        if (pause := self._resume_at - time.monotonic()) > 0:
+            time.sleep(min(pause, _SHORTEST_PAUSE))
+            return None
+        self.problem = None
+        self._try(self._renew)
+        self._try(self._settle)
+        received = self._try(lambda: self._receive(patience, deadline))
+        if received is None:
+            self._wait_longer()
+        else:
+            self._answered()
+        return received
+
+    def close(self) -> None:
+        self._runner.close()
+        self._subscription.close()
+
+    def _try(self, step: Callable[[], int]) -> int | None:
+        try:
+            return step()
+        except TransportClosed:
+            raise
+        except Exception as exc:
+            if isinstance(exc, ContractError) and not isinstance(exc, TransportError):
+                raise
+            if not self._pause and self.problem is None:
+                self._log_away(exc)
+            self.problem = exc
+            return None
+
+    def _give_back(self) -> None:
+        """Let others have what waits for a thread when this worker stops, or when all its threads are at long tasks."""
+        if self._settings.stopping():
+            why = "the worker stops"
+        elif self._prefetch.adapts and self._runner.waiting and time.monotonic() - self._runner.moved >= WINDOW:
+            why = "every thread is busy for longer"
+            self._prefetch.fall()
+        else:
+            return
+        for held in self._runner.withdraw():
+            held.give_back(why)
+            self._runner.finish(held)
+
+    def _renew(self) -> int:
+        now = time.monotonic()
+        if now < self._renew_at:
+            return 0
+        held = list(self._held.values())
+        if held:
+            kept = self._subscription.renew([one.delivery for one in held])
+            self._endings.answers += 1
+            for one, still_ours in zip(held, kept, strict=True):
+                if still_ours:
+                    one.until = now + self._settings.lease * _MARGIN
+                else:
+                    self._endings.lost(one)
+        self._renew_at = now + self._settings.lease / 3
+        return len(held)
+
+    def _settle(self) -> int:
+        done = self._runner.done
+        self._endings.add(done.popleft() for _ in range(len(done)))
+        self._endings.settle()
+        return 0
+
+    def _receive(self, patience: float, deadline: float) -> int:
+        room = self._room()
+        self._runner.asleep = True
+        try:
+            wait = max(0.0, self._longest_wait(patience, deadline) - time.monotonic())
+            deliveries = self._subscription.receive(limit=room, wait=wait)
+        finally:
+            self._runner.asleep = False
+        if room:
+            self._endings.answers += 1
+        for delivery in deliveries:
+            self._take(delivery)
+        return len(deliveries)
+
+    def _room(self) -> int:
+        ran = self._settings.counters["ran"]
+        self._prefetch.ran(ran - self._ran)
+        self._ran = ran
+        limit = self._prefetch.limit()
+        suspects = len(self._endings.suspects)
+        if self._settings.stopping() or suspects > _MOST_SUSPECTS:
+            return 0
+        return max(0, limit - (len(self._held) - suspects))
+
+    def _longest_wait(self, patience: float, deadline: float) -> float:
+        """Return the moment until which nothing but a message or a finished task is to be waited for."""
+        now = time.monotonic()
+        if self._runner.done or self.ended or self.problem is not None or self._pause:
+            return now
+        if not self._held:
+            return min(now + patience, deadline)
+        moments = [now + LONGEST_WAIT, deadline, self._renew_at]
+        moments += [held.retry_at for held in self._endings.suspects]
+        if self._prefetch.adapts and self._runner.waiting:
+            moments.append(now + WINDOW)
+        return min(moments)
+
+    def _take(self, delivery: Delivery) -> None:
+        held = Held(delivery, until=time.monotonic() + self._settings.lease * _MARGIN)
+        self._held[held.key] = held
+        rejected = rejection(delivery, self._settings.tasks, self._settings.policy)
+        if rejected is None:
+            self._runner.submit(held)
+            return
+        emit(logger, logging.ERROR, "message_rejected", **ids(delivery), reason=rejected.error)
+        held.settlement = settle(delivery, rejected, self._settings.policy)
+        self._runner.done.append(held)
+
+    def _wait_longer(self) -> None:
+        longest = min(_LONGEST_PAUSE, self._settings.lease / 6)  # so that what is held can still be renewed
+        self._pause = min(longest, max(_SHORTEST_PAUSE, self._pause * 2))
+        self._resume_at = time.monotonic() + self._pause
+
+    def _answered(self) -> None:
+        if self._pause:
+            emit(logger, logging.INFO, "transport_back", held=len(self._held))
+        self._pause = 0.0
+
+    def _log_away(self, exc: Exception) -> None:
+        ours = isinstance(exc, TransportError)
+        emit(
+            logger,
+            logging.WARNING if ours else logging.ERROR,
+            "transport_away",
+            error_type=type(exc).__name__,
+            error=error_text(exc) if ours else None,
+            held=len(self._held),
+        )
