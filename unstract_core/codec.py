@@ -88,7 +88,6 @@ def from_wire(raw: RawMessage) -> TaskPayload:
 class Salvage:
     """What could be read of a message that could not: who waits for it."""
 
-    task_name: str | None = None
     task_id: str | None = None
     reply_key: str | None = None
     on_error: ContinuationSpec | None = None
@@ -102,7 +101,6 @@ def salvage(raw: RawMessage) -> Salvage:
     except MalformedPayload:
         return Salvage()
     return Salvage(
-        task_name=_readable(wire, "task_name", str),
         task_id=_readable(wire, "task_id", str),
         reply_key=_readable(wire, "reply_key", str),
         on_error=_readable(wire, "on_error", ContinuationSpec),

@@ -36,14 +36,12 @@ def load_transport(spec: str) -> Transport:
 def import_object(spec: str, what: str) -> Any:
     """Import "module:name" (dots may follow in the name). Raises ConfigurationError, saying which part is missing."""
     module_name, _, name = spec.partition(":")
-    if not module_name or not name or module_name.startswith("."):
+    if not name or not all(map(str.isidentifier, module_name.split("."))):
         raise ConfigurationError(f"{what} {spec!r} is not of the form module:name")
     try:
         found: Any = importlib.import_module(module_name)
     except ImportError as exc:
         raise _missing(exc, spec) from exc
-    except ValueError as exc:
-        raise ConfigurationError(f"{what} {spec!r} is not of the form module:name") from exc
     for part in name.split("."):
         if not hasattr(found, part):
             raise ConfigurationError(f"{what} {spec!r}: module {module_name!r} has no {name!r}")

@@ -14,7 +14,7 @@ import attrs
 
 from unstract_core.errors import ConfigurationError, PayloadError, ReplyTimeout, SignatureError, TaskFailed
 from unstract_core.payload import DEFAULT_PRIORITY, ContinuationSpec, FairnessKey, TaskPayload
-from unstract_core.signature import CallbackSignature, signature_to_continuation
+from unstract_core.signature import Callback, signature_to_continuation
 from unstract_core.transport import Message, Reply, Transport
 from unstract_core.values import JSONValue
 
@@ -62,8 +62,8 @@ class Dispatcher:
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         queue: str,
-        on_success: CallbackSignature | None = None,
-        on_error: CallbackSignature | None = None,
+        on_success: Callback | None = None,
+        on_error: Callback | None = None,
         task_id: str | None = None,
         org_id: str | None = None,
         fairness: FairnessKey | None = None,
@@ -73,8 +73,8 @@ class Dispatcher:
         """Send a task whose end is continued with: `on_success(result, **kwargs)` or `on_error(id, **kwargs)`.
 
         The callbacks are Celery-shaped signatures (`signature_to_continuation`). `task_id`, a fresh UUID unless
-        given, is the handle's id and the key of `status`. The task is never run again because it raised. Raises
-        SignatureError besides what `send` raises.
+        given, is the handle's id and the key of `status`. The task is never run again because it raised. With neither
+        callback it is a plain `send` under that id, retries included. Raises SignatureError besides what `send` raises.
         """
         payload = _payload(
             task_name,
@@ -121,7 +121,10 @@ class Dispatcher:
         return reply.result
 
     def status(self, task_id: str) -> Reply | None:
-        """Return what is known of a dispatch: None while it is not finished (or was never sent, or is forgotten)."""
+        """Return what is known of a dispatch: None while it is not finished (or was never sent, or is forgotten).
+
+        A plain `send` that succeeded leaves nothing, and stays None. Raises what the transport's `reply` raises.
+        """
         return self.transport.reply(task_id)
 
     def _send(self, payload: TaskPayload, *, org_id: str | None, delay: float, within: object | None) -> DispatchHandle:
@@ -170,7 +173,7 @@ def _payload(
     )
 
 
-def _continuation(sig: CallbackSignature | None, name: str) -> ContinuationSpec | None:
+def _continuation(sig: Callback | None, name: str) -> ContinuationSpec | None:
     try:
         return signature_to_continuation(sig)
     except SignatureError as exc:

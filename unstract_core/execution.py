@@ -14,11 +14,12 @@ from typing import Any, Protocol, Self
 
 import attrs
 
+from unstract_core.codec import check_name
 from unstract_core.dispatch import Dispatcher, DispatchHandle
 from unstract_core.errors import ContractError, MalformedPayload, PayloadError
 from unstract_core.events import emit
 from unstract_core.payload import DEFAULT_PRIORITY, FairnessKey
-from unstract_core.signature import CallbackSignature
+from unstract_core.signature import Callback
 from unstract_core.values import error_text
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class ExecutionResult:
 
     @classmethod
     def failure(cls, error: str, metadata: dict[str, Any] | None = None) -> Self:
+        """Return the result of an execution that failed with this text. Raises PayloadError for an empty one."""
         return cls(success=False, metadata=metadata or {}, error=error)
 
     @classmethod
@@ -78,6 +80,7 @@ class ExecutionResult:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the result as it travels: success, data, metadata, error."""
         return {"success": self.success, "data": self.data, "metadata": self.metadata, "error": self.error}
 
 
@@ -121,12 +124,13 @@ class ExecutorDispatcher:
     def dispatch_with_callback(
         self,
         context: ExecutionContext,
-        on_success: CallbackSignature | None = None,
-        on_error: CallbackSignature | None = None,
+        on_success: Callback | None = None,
+        on_error: Callback | None = None,
         task_id: str | None = None,
         headers: Mapping[str, Any] | None = None,
     ) -> DispatchHandle:
-        """Execute, then run a callback. Raises what `Dispatcher.send_with_callback` raises.
+        """Execute, then run a callback. With neither callback it is `dispatch_async` under that id: run again if it
+        raises. Raises what `Dispatcher.send_with_callback` raises.
 
         An executor that *returns* `success: false` has returned: `on_success` gets that result, as Celery's link would.
         """
@@ -161,8 +165,10 @@ def fairness_from_headers(headers: Mapping[str, Any] | None) -> FairnessKey | No
 
 
 def _addressed(context: ExecutionContext, headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    args = [context.to_dict()]
+    check_name(context.executor_name, "$.executor_name")
     return {
-        "args": [context.to_dict()],
+        "args": args,
         "queue": QUEUE_PREFIX + context.executor_name,
         "org_id": context.organization_id,
         "fairness": fairness_from_headers(headers),

@@ -56,7 +56,9 @@ class Loop:
         self._settings = settings
         self._subscription = subscription
         self._held: dict[Key, Held] = {}
-        self._runner = Runner(settings.tasks, settings.concurrency, settings.policy, settings.counters, self.ring)
+        self._runner = Runner(
+            settings.tasks, settings.concurrency, settings.policy, settings.counters, settings.stopping, self.ring
+        )
         self._endings = Endings(subscription, self._held, settings.counters)
         self._prefetch = (
             AdaptivePrefetch(settings.concurrency) if settings.prefetch is None else FixedPrefetch(settings.prefetch)

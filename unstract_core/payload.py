@@ -65,4 +65,5 @@ class TaskPayload:
 
     @property
     def has_continuations(self) -> bool:
+        """Whether something is to be sent when the task has ended."""
         return self.on_success is not None or self.on_error is not None

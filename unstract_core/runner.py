@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 class Runner:
     """Runs deliveries on `concurrency` threads, first come first served, and collects what is to be settled.
 
-    `counters` gets "ran" and "replaced". `ring` is called when something was finished while the owner said that it is
-    `asleep`. `moved` is when a delivery was last submitted or finished, on the monotonic clock.
+    `counters` gets "ran" and "replaced"; once `stopping`, nothing more is started. `ring` is called when something was
+    finished while the owner said that it is `asleep`. `moved` is when a delivery was last submitted or finished, on the
+    monotonic clock.
 
     Guarantee: whatever a task, its result, its exception or a log handler does, its delivery ends in `done` and the
     thread lives on.
@@ -37,6 +38,7 @@ class Runner:
         concurrency: int,
         policy: RetryPolicy,
         counters: Counter[str],
+        stopping: Callable[[], bool],
         ring: Callable[[], None],
     ) -> None:
         self.done: deque[Held] = deque()
@@ -45,6 +47,7 @@ class Runner:
         self._tasks = tasks
         self._policy = policy
         self._counters = counters
+        self._stopping = stopping
         self._ring = ring
         self._waiting: SimpleQueue[Held | None] = SimpleQueue()
         self._count = threading.Lock()
@@ -90,7 +93,9 @@ class Runner:
 
     def _serve(self) -> None:
         while (held := self._waiting.get()) is not None:
-            if held.until <= time.monotonic():
+            if self._stopping():
+                held.give_back("the worker stops")
+            elif held.until <= time.monotonic():
                 held.give_back("its lease was over before it was started")
             else:
                 self._run(held)

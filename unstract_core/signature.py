@@ -8,8 +8,9 @@ translation may never do.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
+from unstract_core.codec import check_name
 from unstract_core.errors import PayloadError, SignatureError
 from unstract_core.payload import ContinuationSpec
 from unstract_core.values import normalise_members
@@ -28,7 +29,11 @@ class CallbackSignature(Protocol):
     def options(self) -> Any: ...
 
 
-def signature_to_continuation(sig: CallbackSignature | Mapping[str, Any] | None) -> ContinuationSpec | None:
+Callback: TypeAlias = "CallbackSignature | Mapping[str, Any]"
+"""A signature as its users have it: the object, or the mapping that a serialised one is."""
+
+
+def signature_to_continuation(sig: Callback | None) -> ContinuationSpec | None:
     """Return the continuation that `sig` asks for; None for None.
 
     Takes an object with Celery's attributes, or the mapping that a serialised signature is. The kwargs are copied and
@@ -41,8 +46,9 @@ def signature_to_continuation(sig: CallbackSignature | Mapping[str, Any] | None)
     if sig is None:
         return None
     task = _part(sig, "task")
-    if not isinstance(task, str) or not task:
+    if not task:
         raise SignatureError("a callback needs a task name: signature('my_task', ..., queue=...)", path="$.task")
+    _check_name(task, "$.task", "a callback's task name")
     _refuse_what_would_be_lost(sig, task)
     return ContinuationSpec(task_name=task, kwargs=_kwargs(sig, task), queue=_queue(sig, task))
 
@@ -90,8 +96,16 @@ def _queue(sig: object, task: str) -> str:
                 path=f"$.options.{option}",
             )
     queue = options.get("queue")
-    if not isinstance(queue, str) or not queue:
+    if not queue:
         raise SignatureError(
             f"callback {task!r} names no queue; set it: signature(..., queue='my_queue')", path="$.options.queue"
         )
-    return queue
+    _check_name(queue, "$.options.queue", f"the queue of callback {task!r}")
+    return str(queue)
+
+
+def _check_name(name: Any, path: str, what: str) -> None:
+    try:
+        check_name(name, path)
+    except PayloadError as exc:
+        raise SignatureError(f"{what}: {exc.args[0]}", path=exc.path) from exc

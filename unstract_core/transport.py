@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import datetime
 import enum
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -121,8 +120,10 @@ def check_subscription(queues: Sequence[str], lease: float) -> list[str]:
     """
     for queue in queues:
         check_name(queue, "$.queue")
-    if not queues or not (lease > 0 and math.isfinite(lease)):
-        raise ConfigurationError("subscribe to at least one queue, with a lease of more than 0 seconds")
+    if not queues or not 0 < lease <= LONGEST_DELAY:
+        raise ConfigurationError(
+            f"subscribe to at least one queue, with a lease of more than 0 and at most {LONGEST_DELAY:g} seconds"
+        )
     return list(dict.fromkeys(queues))
 
 
@@ -136,7 +137,7 @@ class Verdict(enum.Enum):
 
 @attrs.frozen
 class Reply:
-    """The outcome under a key, kept for `ttl` seconds. After it was consumed only the status is left."""
+    """The outcome under a key, kept for `ttl` seconds after it was written. Once consumed only the status is left."""
 
     key: str
     status: ReplyStatus
@@ -195,7 +196,8 @@ class Transport(Protocol):
     """Where messages are sent, answered and received. `send` and `reply` are thread-safe."""
 
     @property
-    def capabilities(self) -> Capabilities: ...
+    def capabilities(self) -> Capabilities:
+        """What this transport claims, and is held to."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         """Enqueue, and return one id for each message, in order. Durable when it returns.
@@ -270,8 +272,8 @@ class DeadLetters(Protocol):
     def get(self, ids: Sequence[str]) -> Sequence[DeadLetter]:
         """Those of `ids` that are there."""
 
-    def replay(self, ids: Sequence[str]) -> Sequence[str]:
-        """Send each again as new, and remove it here, in one step; returns the ids of those that were there."""
+    def replay(self, ids: Sequence[str] | None = None, *, queue: str | None = None) -> Sequence[str]:
+        """Send each again as new, the oldest first, and remove it here, in one step; returns the ids of those."""
 
     def purge(self, *, ids: Sequence[str] | None = None, queue: str | None = None, older_than: float = 0.0) -> int:
         """Remove for good; `older_than` in seconds since burial. Returns how many."""

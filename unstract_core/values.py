@@ -67,7 +67,10 @@ def normalise(value: object, *, lenient: bool = False, path: str = "$", replaced
     marked stub; the path of each such replacement, of the first MAX_REPLACED, is appended to `replaced`.
     """
     if not lenient:
-        return _Strict(path).value(value, 0)
+        try:
+            return _Strict(path).value(value, 0)
+        except RecursionError as exc:
+            raise PayloadError("nested too deep for what is left of the stack", path=path) from exc
     walk = _Lenient(path, replaced if replaced is not None else [])
     try:
         return walk.value(value, 0)
@@ -198,6 +201,8 @@ class _Strict:
                     break
                 out[key] = value(item, depth)
                 keys.pop()
+        except RecursionError:
+            raise
         except RuntimeError as exc:
             del keys[standing:]
             return self.changed(members, exc)
@@ -354,11 +359,19 @@ class _Lenient(_Strict):
         return self.stub(f"<unstract-wire: {_short_name(value)} and what follows it beyond {MAX_SIZE} bytes>")
 
     def foreign(self, value: object) -> JSONValue:
-        self.note()
         if issubclass(type(value), bytes | bytearray | memoryview):
             with contextlib.suppress(Exception):  # a released memoryview, say
-                return self.text(base64.b64encode(bytes(cast("bytes | bytearray | memoryview", value))).decode())
+                return self.encoded(bytes(cast("bytes | bytearray | memoryview", value)))
+        self.note()
         return self.printed(value)
+
+    def encoded(self, value: bytes) -> str:
+        text = base64.b64encode(value).decode()
+        if len(text) > self.room:
+            return cast(str, self.too_large(value))
+        self.note()
+        self.room -= len(text)
+        return text
 
     def printed(self, value: object) -> str:
         try:

@@ -84,7 +84,7 @@ def test_a_mistake_in_the_arguments_is_one_line_with_the_remedy(
         ("nosuch://host", ["nosuch://", "installed:", "memory", "postgresql"]),
         ("memory://host", ["memory://", "no host"]),
         ("postgresql://[half", ["cannot be parsed"]),
-        ("postgresql://localhost/db?nonsense=1", ["PostgreSQL conninfo"]),
+        ("postgresql://localhost/db?nonsense=1", ["unknown option 'nonsense'", "poll_interval"]),
         ("postgresql://localhost/db?listen=perhaps", ["listen='perhaps'"]),
         ("postgresql://nobody@127.0.0.1:1/db", ["cannot connect", "127.0.0.1", "refused"]),
         ("host=localhost", ["neither a URL nor of the form module:name"]),

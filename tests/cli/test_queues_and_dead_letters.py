@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,10 +12,6 @@ from cli import shared
 from cli.outcomes import Ended, the_one_line
 from cli.shared import Lasting, Migrating, bury, take
 from harness import message
-from hypothesis import given
-from hypothesis import strategies as st
-
-from unstract_core.cli import dead
 
 Run = Callable[..., Any]
 
@@ -188,39 +184,6 @@ def test_an_unknown_id_among_others_changes_nothing(run: Run, transport: Lasting
     for command in (("replay",), ("purge", "--yes")):
         assert "no dead letter 999" in the_one_line(run("dead", *command, *ids(transport, "x"), "999"))
     assert reasons(transport) == ["x"]
-
-
-class Reburying:
-    """Dead letters of a queue whose worker is quick: what is replayed is dead again at once."""
-
-    def __init__(self, transport: Lasting) -> None:
-        self._transport = transport
-        self._dead = transport.dead
-        self._replayed = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._dead, name)
-
-    def replay(self, ids: Sequence[str]) -> Sequence[str]:
-        replayed = self._dead.replay(ids)
-        self._replayed += len(replayed)
-        assert self._replayed <= len(self._transport._store.dead) + len(replayed), "it would go on for ever"
-        bury(self._transport, "a", "again")
-        return replayed
-
-
-@given(count=st.integers(0, 12), page=st.integers(1, 5))
-def test_replaying_a_whole_queue_replays_each_letter_once(count: int, page: int) -> None:
-    """In pages of any size, and while a worker buries them again, each that was there is sent once; then it ends."""
-    transport = Lasting()
-    transport.send([message("t", "a", n) for n in range(count)])
-    bury(transport, "a", "first")
-    expected = ids(transport, "first")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dead, "_PAGE", page)
-        replayed = dead._replay_all(Reburying(transport), "a")
-    assert sorted(replayed) == sorted(expected)
-    assert reasons(transport) == ["again"] * count
 
 
 def test_replaying_a_whole_queue_leaves_the_others(run: Run, transport: Lasting) -> None:

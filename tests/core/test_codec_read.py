@@ -240,7 +240,6 @@ def test_the_addresses_of_a_broken_message_are_found(breakage: str, written: Tas
         assert found.task_id == written.task_id
         assert found.on_error == written.on_error
         assert found.reply_key == BREAKS[breakage].get("reply_key")
-        assert found.task_name == (None if breakage == "no task name" else written.task_name)
         assert found.fairness == (None if breakage == "priority a text" else written.fairness)
 
 
@@ -273,7 +272,7 @@ def _read_or_malformed(raw: Any) -> None:
 
 
 def _well_formed(found: Salvage) -> None:
-    for name in (found.task_name, found.task_id, found.reply_key):
+    for name in (found.task_id, found.reply_key):
         assert name is None or (type(name) is str and name)
     assert found.on_error is None or (type(found.on_error.kwargs) is dict and found.on_error.queue)
     assert found.fairness is None or 1 <= found.fairness.pipeline_priority <= 10

@@ -115,6 +115,7 @@ def test_an_unknown_scheme_names_those_that_are_known() -> None:
         ("without://host", "no_such_name"),
         ("wire_gone:factory", "wire_gone"),
         ("wire_fake.sub:factory", "wire_fake"),
+        ("wire fake:factory", "module:name"),
         (".relative:factory", "relative"),
         ("..:factory", ".."),
         ("wire_fake:no_such_name", "no_such_name"),

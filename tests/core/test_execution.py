@@ -392,7 +392,7 @@ def test_a_bad_callback_is_let_out_before_anything_is_sent() -> None:
     """A signature that would lose something raises in the view."""
     transport = RecordingTransport()
     with pytest.raises(SignatureError, match="queue"):
-        dispatcher(transport).dispatch_with_callback(Context(), on_success={"task": "done"})  # type: ignore[arg-type]
+        dispatcher(transport).dispatch_with_callback(Context(), on_success={"task": "done"})
     assert transport.sends == 0
 
 
@@ -437,3 +437,14 @@ def test_a_failure_is_built_with_its_text() -> None:
     assert ExecutionResult.failure("no", {"a": 1}).metadata == {"a": 1}
     with pytest.raises(PayloadError):
         ExecutionResult.failure("")
+
+
+@pytest.mark.parametrize("unfit", ["", "x" * 256, None, 7], ids=["empty", "long", "None", "int"])
+def test_an_executor_without_a_fit_name_gets_nothing_sent(unfit: Any) -> None:
+    """No message goes to a queue that no executor serves; the path says what is wrong."""
+    transport = RecordingTransport()
+    context = Context(executor_name=unfit)
+    with pytest.raises(PayloadError, match="executor_name"):
+        dispatcher(transport).dispatch_async(context)
+    assert "executor_name" in (dispatcher(transport).dispatch(context).error or "")
+    assert transport.sends == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import enum
 import json
 import types
 from collections.abc import Callable
@@ -23,6 +24,10 @@ App = celery.Celery("tests", set_as_current=False)
 @App.task(name="work")  # type: ignore[untyped-decorator]  # celery has no types
 def work(number: int) -> int:
     return number
+
+
+class Name(str, enum.Enum):  # noqa: UP042 - the older form is what the product's own enums use
+    QUEUE = "q"
 
 
 def as_object(fields: dict[str, Any]) -> Any:
@@ -254,3 +259,14 @@ def test_every_refusal_names_the_callback() -> None:
     for _, changed in REFUSED:
         if "task" not in changed:
             assert "'done'" in str(refusal(as_object(fields_of(**changed))))
+
+
+UNFIT = {"long": "x" * 256, "NUL": "a\x00", "surrogate": "\ud800", "enum": Name.QUEUE, "int": 7}
+
+
+@pytest.mark.parametrize("unfit", UNFIT.values(), ids=UNFIT.keys())
+@pytest.mark.parametrize("part", ["task", "queue"])
+def test_a_name_that_the_wire_would_refuse_is_refused_here(part: str, unfit: Any) -> None:
+    """Not at the first send: whatever is translated can be sent."""
+    changed = {"task": unfit} if part == "task" else {"options": {"queue": unfit}}
+    assert refusal(as_object(fields_of(**changed))).path == ("$.task" if part == "task" else "$.options.queue")

@@ -269,3 +269,11 @@ def test_the_list_of_what_was_replaced_is_bounded() -> None:
     normal, replaced = made_to_fit([math.nan, "\x00"] * MAX_REPLACED)
     assert normal == [None, "\ufffd"] * MAX_REPLACED
     assert replaced == [f"$[{index}]" for index in range(MAX_REPLACED)]
+
+
+def test_bytes_that_are_too_large_are_listed_once_as_what_they_are() -> None:
+    """The stub names the bytes, not the base64 that they would have become."""
+    with some.size_limit(50_000):
+        normal, replaced = made_to_fit({"a": b"x" * 60_000})
+    assert replaced == ["$.a"]
+    assert normal["a"].startswith("<unstract-wire: bytes ")

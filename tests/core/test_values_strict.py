@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from typing import Any
 
@@ -162,3 +163,23 @@ def test_a_generator_is_refused_and_not_consumed() -> None:
     numbers = (number for number in range(3))
     refusal(numbers)
     assert list(numbers) == [0, 1, 2]
+
+
+def test_a_stack_that_is_nearly_used_up_is_told_as_such() -> None:
+    """Strict normalisation raises PayloadError and nothing else, wherever it is called from."""
+
+    def dig(levels: int) -> None:
+        if levels:
+            dig(levels - 1)
+        else:
+            normalise(some.nest(60, {"x": 1}))
+
+    def outcome(levels: int) -> str | None:
+        try:
+            return str(some.attempt(dig, levels))
+        except RecursionError:
+            return None
+
+    refused = [text for levels in range(sys.getrecursionlimit()) if (text := outcome(levels)) not in (None, "None")]
+    assert refused
+    assert all("stack" in str(text) for text in refused)

@@ -94,7 +94,7 @@ def test_on_error_of_an_unreadable_message_is_chained(
     consume(postgres, queue, ran)
     letter = only_letter(postgres, queue)
     assert ran == [((f"the-id-{queue}",), {"callback_kwargs": {"k": 1, "error": letter.reason}})]
-    assert postgres.reply(f"the-id-{queue}") == Reply(f"the-id-{queue}", "failed", error=letter.reason)
+    assert postgres.reply(f"the-id-{queue}") == Reply(f"the-id-{queue}", "failed", error=letter.reason, ttl=86400)
 
 
 def test_a_row_with_both_a_reply_key_and_on_error_tells_both(

@@ -20,7 +20,16 @@ from postgres.support import Tables, queue_name, transport_on
 from psycopg import sql
 
 from transports.postgres import PostgresTransport
-from unstract_core import ConfigurationError, Consumer, Message, Reply, Settlement, TransportError, Verdict
+from unstract_core import (
+    ConfigurationError,
+    Consumer,
+    Message,
+    Reply,
+    Settlement,
+    TransportError,
+    TransportNotReady,
+    Verdict,
+)
 
 EVERYTHING = [
     "pg_queue_message",
@@ -241,3 +250,22 @@ def test_a_name_that_postgresql_cannot_have_is_refused_at_once(embedded_url: str
     """Nothing is cut or replaced in silence: the constructor says what is wrong with the name."""
     with pytest.raises(ConfigurationError, match="schema"):
         PostgresTransport(embedded_url, schema)
+
+
+def test_an_index_that_is_not_valid_is_named_and_not_taken_for_one(postgres: PostgresTransport, tables: Tables) -> None:
+    """What a failed CREATE INDEX CONCURRENTLY leaves behind serves nobody: migrate says which to drop."""
+    tables.execute("DROP INDEX {schema}.pg_queue_message_ready")
+    postgres.send([message("t", "q")] * 2)
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        tables.execute("CREATE UNIQUE INDEX CONCURRENTLY failed ON {messages} (queue_name)")
+    with pytest.raises(TransportNotReady, match=r"the index failed .* is not valid.*drop it"):
+        postgres.migrate()
+    tables.execute("DROP INDEX {schema}.failed")
+    assert postgres.migrate() == ["pg_queue_message_ready"]
+
+
+def test_a_table_with_other_columns_is_not_called_up_to_date(postgres: PostgresTransport, tables: Tables) -> None:
+    """A table that was there already and lacks a column is told by migrate, with what to compare it with."""
+    tables.execute("ALTER TABLE {results} DROP COLUMN error")
+    with pytest.raises(TransportNotReady, match=r"column r.error does not exist.*schema.sql"):
+        postgres.migrate()

@@ -150,15 +150,16 @@ def test_a_missing_right_on_the_results_holds_settlements_until_it_is_given(
     Meanwhile the leases are renewed, so that no other worker pays for the same task again.
     """
     conninfo, role = limited
-    tables.execute(f"REVOKE INSERT ON {{results}} FROM {role}")
     ran: list[str] = []
     with transport_on(conninfo, tables.schema) as first, transport_on(conninfo, tables.schema) as second:
         consumers = [
             Consumer(transport, {"t": lambda who=who: ran.append(who)}, [queue], lease=0.9)
             for who, transport in (("first", first), ("second", second))
         ]
-        first.send([message("t", queue, task_id=queue, on_success=then("done", queue + "-cb"))])
         with running(*consumers):
+            wait_until(lambda: len(first._subscriptions) + len(second._subscriptions) == 2, what="both to subscribe")
+            tables.execute(f"REVOKE INSERT ON {{results}} FROM {role}")
+            first.send([message("t", queue, task_id=queue, on_success=then("done", queue + "-cb"))])
             wait_until(lambda: ran, what="the task to run")
             threading.Event().wait(3 * 0.9)
             assert len(ran) == 1
@@ -183,18 +184,19 @@ def test_while_a_settlement_cannot_be_written_the_leases_of_running_tasks_are_re
     with transport_on(conninfo, tables.schema) as first, transport_on(conninfo, tables.schema) as second:
         tasks: dict[str, Callable[..., Any]] = {"long": long_task, "short": lambda: ran.append("short")}
         both = Consumer(first, tasks, [queue], lease=0.9, concurrency=2)
-        other = Consumer(second, tasks, [queue], lease=0.9)
-        first.send(
-            [message("long", queue), message("short", queue, task_id=queue, on_success=then("d", queue + "-cb"))]
-        )
-        tables.execute(f"REVOKE INSERT ON {{results}} FROM {role}")
+        rival = second.subscribe([queue], lease=0.9)
         with running(both):
+            wait_until(lambda: len(first._subscriptions) == 1, what="the worker to subscribe")
+            tables.execute(f"REVOKE INSERT ON {{results}} FROM {role}")
+            first.send(
+                [message("long", queue), message("short", queue, task_id=queue, on_success=then("d", queue + "-cb"))]
+            )
             wait_until(lambda: sorted(ran) == ["long", "short"], what="both tasks to run")
-            with running(other):
-                threading.Event().wait(3 * 0.9)
-                release.set()
-                tables.execute(f"GRANT INSERT ON {{results}} TO {role}")
-                wait_until(lambda: tables.count(queue) == 0, what="both settlements")
+            assert rival.receive(limit=2, wait=3 * 0.9) == ()
+            release.set()
+            tables.execute(f"GRANT INSERT ON {{results}} TO {role}")
+            wait_until(lambda: tables.count(queue) == 0, what="both settlements")
+        rival.close()
     assert sorted(ran) == ["long", "short"]
 
 
@@ -214,7 +216,7 @@ def test_a_missing_right_is_not_ready_and_says_so(
     """TransportNotReady that names the role's rights: an operator can act on it."""
     conninfo, role = limited
     tables.execute(f"REVOKE {right} ON {{{table}}} FROM {role}")
-    with transport_on(conninfo, tables.schema) as transport, pytest.raises(TransportNotReady, match="rights"):
+    with transport_on(conninfo, tables.schema) as transport, pytest.raises(TransportNotReady, match="right"):
         act(transport)
 
 

@@ -22,7 +22,6 @@ from unstract_core import (
     ConfigurationError,
     PayloadError,
     TransportClosed,
-    TransportError,
     TransportNotReady,
     TransportRefused,
     TransportUnavailable,
@@ -171,7 +170,7 @@ def test_a_closed_cursor_is_an_error_of_ours(
     """A cursor that was closed before is told as an error of this package."""
     with caller(tables.url) as open_:
         open_.cursor.close()
-        with pytest.raises(TransportError):
+        with pytest.raises(ConfigurationError, match="closed"):
             postgres.send([message("t", queue)], within=open_.cursor)
 
 

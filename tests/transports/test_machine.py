@@ -113,8 +113,10 @@ class QueueMachine(RuleBasedStateMachine):
             if follow:
                 following = message("t", self.queue, next(self.numbers), priority=one.priority)
             answer = Reply(key, "completed", result=one.number) if key else None
+            again = verdict is Verdict.RETRY
+            counted = data.draw(st.booleans()) if again else True
             batch.append(
-                Settlement(delivery, verdict, following, answer, delay if verdict is Verdict.RETRY else 0.0, "why")
+                Settlement(delivery, verdict, following, answer, delay if again else 0.0, "why", counted=counted)
             )
             if valid:
                 self.settled(one, batch[-1])
@@ -125,6 +127,7 @@ class QueueMachine(RuleBasedStateMachine):
         match settlement.verdict:
             case Verdict.RETRY:
                 one.state = "delayed" if settlement.delay else "ready"
+                one.attempt -= not settlement.counted
             case Verdict.ACK:
                 one.state = "gone"
             case Verdict.BURY:

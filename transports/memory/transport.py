@@ -100,9 +100,9 @@ class MemoryDeadLetters:
         with self._store.using():
             return [self._store.dead[id] for id in ids if id in self._store.dead]
 
-    def replay(self, ids: Sequence[str]) -> Sequence[str]:
+    def replay(self, ids: Sequence[str] | None = None, *, queue: str | None = None) -> Sequence[str]:
         with self._store.using():
-            replayed = [id for id in dict.fromkeys(ids) if id in self._store.dead]
+            replayed = [letter.id for letter in self._chosen(ids, queue)]
             for id in replayed:
                 self._store.replay(self._store.dead.pop(id))
             self._store.changed.notify_all()
@@ -110,21 +110,19 @@ class MemoryDeadLetters:
 
     def purge(self, *, ids: Sequence[str] | None = None, queue: str | None = None, older_than: float = 0.0) -> int:
         with self._store.using():
-            doomed = [
-                letter.id
-                for letter in self._store.dead.values()
-                if (ids is None or letter.id in ids)
-                and queue in (None, letter.queue)
-                and self._store.age(letter) >= older_than
-            ]
+            doomed = [letter.id for letter in self._chosen(ids, queue) if self._store.age(letter) >= older_than]
             for id in doomed:
                 del self._store.dead[id]
         return len(doomed)
+
+    def _chosen(self, ids: Sequence[str] | None, queue: str | None) -> list[DeadLetter]:
+        letters = self._store.dead.values()
+        return [one for one in letters if (ids is None or one.id in ids) and queue in (None, one.queue)]
 
 
 def from_url(url: str) -> MemoryTransport:
     """Return a fresh transport for "memory://". Raises ConfigurationError for a URL that asks for more."""
     parts = urlsplit(url)
     if parts.netloc or parts.path.strip("/") or parts.query:
-        raise ConfigurationError(f"memory:// takes no host, name or options; got {url!r}")
+        raise ConfigurationError("memory:// takes no host, name or options")
     return MemoryTransport()

@@ -5,6 +5,7 @@ to a process or a connection, a message is acknowledged together with everything
 The database's clock is the only one that counts.
 """
 
-from transports.postgres.transport import PostgresTransport, from_url
+from transports.postgres.transport import PostgresTransport
+from transports.postgres.url import from_url
 
 __all__ = ["PostgresTransport", "from_url"]

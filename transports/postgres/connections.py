@@ -14,14 +14,14 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
-from transports.postgres.errors import mapped
+from transports.postgres.errors import PlanOutdated, PreparedStatementLost, translate
 from unstract_core.errors import ConfigurationError, TransportClosed, TransportUnavailable
 
 
@@ -30,6 +30,11 @@ class Connection(psycopg.Connection[TupleRow]):
 
     A new cursor works out anew how to adapt parameters and rows: 35 us of the 250 us of an insert.
     """
+
+    @property
+    def usable(self) -> bool:
+        """Whether the next statement can be run: not where the connection broke, or a statement did not end."""
+        return self.pgconn.transaction_status == TransactionStatus.IDLE
 
     @cached_property
     def kept(self) -> psycopg.Cursor[TupleRow]:
@@ -45,10 +50,16 @@ _DEFAULTS = {
     "tcp_user_timeout": "40000",
     "application_name": "unstract-wire",
 }
+_PREPARE_AFTER = 5
+
+Parameters: TypeAlias = "dict[str, Any] | tuple[Any, ...]"
 
 
 class Connector:
-    """Makes connections with one conninfo. `prepare` allows server-side prepared statements."""
+    """Makes connections with one conninfo. `prepare` allows server-side prepared statements.
+
+    They speak UTF-8, whatever the environment says: another encoding could not carry what the wire allows.
+    """
 
     def __init__(self, conninfo: str, *, prepare: bool) -> None:
         try:
@@ -57,18 +68,41 @@ class Connector:
             raise ConfigurationError(
                 "the PostgreSQL conninfo cannot be parsed; expected postgresql://user@host/database or key=value pairs"
             ) from None  # the driver's text quotes the conninfo, and so perhaps a password
-        self.conninfo = make_conninfo(
-            conninfo, **{name: value for name, value in _DEFAULTS.items() if name not in given}
-        )
-        self.options: dict[str, Any] = {"autocommit": True, "prepare_threshold": 5 if prepare else None}
+        defaults = {name: value for name, value in _DEFAULTS.items() if name not in given}
+        self.conninfo = make_conninfo(conninfo, **defaults, client_encoding="UTF8")
+        self._prepare = prepare
 
     def connect(self) -> Connection:
-        """Return a new connection. Raises TransportUnavailable with what the server or the network said."""
+        """Return a new connection, in autocommit. Raises TransportUnavailable with what the server or the network said,
+        ConfigurationError for a conninfo that can never work."""
+        threshold = _PREPARE_AFTER if self._prepare else None
         try:
-            return Connection.connect(self.conninfo, **self.options)
+            return Connection.connect(self.conninfo, autocommit=True, prepare_threshold=threshold)
         except psycopg.OperationalError as exc:
             said = " ".join(str(exc).split())
-            raise TransportUnavailable(f"cannot connect to PostgreSQL: {said}; nothing was sent") from exc
+            raise TransportUnavailable(f"cannot connect to PostgreSQL: {said}; nothing was done") from exc
+        except (psycopg.Error, ValueError) as exc:
+            said = " ".join(str(exc).split())
+            raise ConfigurationError(f"the PostgreSQL conninfo cannot be used: {said}") from exc
+
+    def stop_preparing(self) -> None:
+        """Make connections from now on that prepare nothing: something between us and the server does not bear it."""
+        self._prepare = False
+
+
+def run(
+    connection: Connection, doing: str, statement: str, parameters: Parameters, *, kept: bool = False
+) -> list[tuple[Any, ...]]:
+    """Run a statement in a commit of its own and return its rows. Every driver error is raised as ours."""
+    try:
+        cursor = connection.kept if kept else connection.cursor()
+        return cursor.execute(statement, parameters).fetchall()
+    except Exception as exc:
+        if (ours := translate(exc, doing)) is None:
+            raise
+        if isinstance(ours, PreparedStatementLost | PlanOutdated):
+            connection.close()
+        raise ours from exc
 
 
 class Pool:
@@ -84,7 +118,7 @@ class Pool:
         self._size = size
         self._timeout = timeout
         self._closed = False
-        self._worked = False
+        self.has_worked = False
         self.reset()
 
     def reset(self) -> None:
@@ -92,27 +126,54 @@ class Pool:
         self._idle: deque[Connection] = deque()
         self._slots = threading.BoundedSemaphore(self._size)
 
-    @contextlib.contextmanager
-    def connection(self, doing: str) -> Iterator[Connection]:
-        """Lend a connection, in autocommit. Every driver error inside the block is raised as ours."""
-        connection = self.take(doing)
-        try:
-            with mapped(doing):
-                yield connection
-        except TransportUnavailable:
-            connection.close()
-            raise
-        finally:
-            self.give_back(connection)
+    def execute(
+        self,
+        doing: str,
+        statement: str,
+        parameters: Parameters,
+        *,
+        kept: bool = False,
+        harmless: bool = False,
+        patience: float | None = None,
+    ) -> list[tuple[Any, ...]]:
+        """Run a statement on a connection of the pool, in a commit of its own, and return its rows.
 
-    def take(self, doing: str) -> Connection:
-        """Lend a connection until `give_back`; the one that was used last, if it is still alive."""
-        deadline = time.monotonic() + self._timeout
+        `kept` keeps the cursor, for a statement that is run most often; `harmless` says that the statement may be run
+        again where its fate is unknown; `patience` (seconds) replaces the pool's timeout.
+        """
+        try:
+            return self._execute(doing, statement, parameters, kept, patience)
+        except PreparedStatementLost:
+            self._connector.stop_preparing()
+        except PlanOutdated:
+            pass
+        except TransportUnavailable as exc:
+            if not (harmless and exc.fate_unknown):
+                raise
+        self._drop_idle()
+        return self._execute(doing, statement, parameters, kept, patience)
+
+    def close(self) -> None:
+        self._closed = True
+        self._drop_idle()
+
+    def _execute(
+        self, doing: str, statement: str, parameters: Parameters, kept: bool, patience: float | None
+    ) -> list[tuple[Any, ...]]:
+        connection = self._take(doing, self._timeout if patience is None else patience)
+        try:
+            return run(connection, doing, statement, parameters, kept=kept)
+        finally:
+            self._give_back(connection)
+
+    def _take(self, doing: str, patience: float) -> Connection:
+        """Lend a connection until `_give_back`; the one that was used last, if it is still alive."""
+        deadline = time.monotonic() + patience
         if self._closed:
             raise TransportClosed(f"{doing}: the transport was closed")
-        if not self._slots.acquire(timeout=self._timeout):
+        if not self._slots.acquire(timeout=patience):
             raise TransportUnavailable(
-                f"{doing}: all {self._size} connections were in use for {self._timeout:g} s; nothing was sent"
+                f"{doing}: all {self._size} connections were in use for {patience:g} s; nothing was done"
             )
         try:
             return self._alive() or self._connect(deadline)
@@ -120,17 +181,16 @@ class Pool:
             self._slots.release()
             raise
 
-    def give_back(self, connection: Connection) -> None:
-        if self._closed or connection.pgconn.transaction_status != TransactionStatus.IDLE:
+    def _give_back(self, connection: Connection) -> None:
+        if self._closed or not connection.usable:
             connection.close()
         else:
             self._idle.append(connection)
             if self._closed:
-                self.close()
+                self._drop_idle()
         self._slots.release()
 
-    def close(self) -> None:
-        self._closed = True
+    def _drop_idle(self) -> None:
         for connection in self._taken_out():
             connection.close()
 
@@ -151,10 +211,10 @@ class Pool:
         while True:
             try:
                 connection = self._connector.connect()
-                self._worked = True
+                self.has_worked = True
                 return connection
             except TransportUnavailable:
-                if not self._worked or time.monotonic() + pause >= deadline or self._closed:
+                if not self.has_worked or time.monotonic() + pause >= deadline or self._closed:
                     raise
                 time.sleep(pause)
                 pause = min(0.5, pause * 2)

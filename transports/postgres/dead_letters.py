@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from transports.postgres.connections import Pool
+from transports.postgres.errors import NotifyQueueFull
 from transports.postgres.notifier import Channels
 from transports.postgres.statements import Statements
 from unstract_core.transport import DeadLetter
@@ -22,28 +23,38 @@ class PostgresDeadLetters:
         self._channels = channels
 
     def find(self, *, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
-        rows = self._execute("list dead letters", "find_dead", {"queue": queue, "limit": limit})
+        """Return the newest letters first."""
+        rows = self._read("list dead letters", "find_dead", {"queue": queue, "limit": limit})
         return [_letter(*row) for row in rows]
 
     def get(self, ids: Sequence[str]) -> Sequence[DeadLetter]:
-        return [_letter(*row) for row in self._execute("read dead letters", "get_dead", {"ids": _numbers(ids)})]
+        """Return those of `ids` that are there."""
+        return [_letter(*row) for row in self._read("read dead letters", "get_dead", {"ids": _numbers(ids)})]
 
-    def replay(self, ids: Sequence[str]) -> Sequence[str]:
-        parameters = {"ids": _numbers(ids), "channel": self._channels.queues}
-        return [str(row[0]) for row in self._execute("replay dead letters", "replay_dead", parameters)]
+    def replay(self, ids: Sequence[str] | None = None, *, queue: str | None = None) -> Sequence[str]:
+        """Send each again as new, the oldest first, and remove it here, in one commit; return the ids of those."""
+        parameters = {"ids": None if ids is None else _numbers(ids), "queue": queue}
+        try:
+            rows = self._replay({**parameters, "channel": self._channels.queues})
+        except NotifyQueueFull:
+            rows = self._replay({**parameters, "channel": None})
+        return [str(row[0]) for row in rows]
 
     def purge(self, *, ids: Sequence[str] | None = None, queue: str | None = None, older_than: float = 0.0) -> int:
+        """Remove for good those that were buried more than `older_than` seconds ago; return how many."""
         parameters = {
             "ids": None if ids is None else _numbers(ids),
             "queue": queue,
             "older_than": float(older_than),
         }
-        with self._pool.connection("purge dead letters") as connection:
-            return connection.execute(self._statements["purge_dead"], parameters).rowcount
+        ((purged,),) = self._pool.execute("purge dead letters", self._statements["purge_dead"], parameters)
+        return int(purged)
 
-    def _execute(self, doing: str, name: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-        with self._pool.connection(doing) as connection:
-            return connection.execute(self._statements[name], parameters).fetchall()
+    def _replay(self, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        return self._pool.execute("replay dead letters", self._statements["replay_dead"], parameters)
+
+    def _read(self, doing: str, name: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        return self._pool.execute(doing, self._statements[name], parameters, harmless=True)
 
 
 def _numbers(ids: Sequence[str]) -> list[int]:

@@ -20,10 +20,28 @@ from unstract_core.errors import (
     TransportUnavailable,
 )
 
-_NOT_READY = {"42P01", "3F000", "42703", "42501"}
+_NOT_READY = {
+    "42P01": "run `unstract-wire migrate`, or check the schema",
+    "3F000": "run `unstract-wire migrate`, or check the schema",
+    "42703": "the table has other columns than those of transports/postgres/sql/schema.sql",
+    "42501": "grant this role the right",
+}
+_PREPARED_LOST = {"26000", "42P05"}
 _ROLLED_BACK = ("25", "40", "53", "55", "57014")
 _DRIVERS = ("psycopg", "psycopg2", "django")
 _FATE_UNKNOWN = ("08", "57", "58", "XX")
+
+
+class PreparedStatementLost(TransportUnavailable):
+    """A prepared statement is not there, or another's of its name is: a pooler in transaction mode lies between."""
+
+
+class PlanOutdated(TransportUnavailable):
+    """A prepared statement's plan no longer fits its tables; a connection that prepares anew is not concerned."""
+
+
+class NotifyQueueFull(TransportUnavailable):
+    """The server's queue of notifications is full, because some session listens and never reads."""
 
 
 @contextlib.contextmanager
@@ -46,15 +64,23 @@ def translate(exc: BaseException, doing: str, *, committed_by_us: bool = True) -
         return _without_state(exc, doing, committed_by_us)
     text = f"{doing}: {_primary(exc)} (SQLSTATE {state})"
     if state in _NOT_READY:
-        return TransportNotReady(f"{text}; run `unstract-wire migrate`, or check the schema and this role's rights")
-    if state.startswith(_ROLLED_BACK) or _plan_is_stale(exc, state):
+        return TransportNotReady(f"{text}; {_NOT_READY[state]}")
+    if state in _PREPARED_LOST:
+        return PreparedStatementLost(f"{text}; nothing took effect. Behind PgBouncer in transaction mode: listen=false")
+    if state == "0A000" and "cached plan" in _primary(exc):
+        return PlanOutdated(f"{text}; nothing took effect")
+    if state == "54000" and _raised_in(exc) == "async.c":
+        return NotifyQueueFull(f"{text}; nothing took effect. Which session listens and is idle in transaction?")
+    if state.startswith(_ROLLED_BACK) and state != "40003":
         return TransportUnavailable(f"{text}; nothing took effect")
-    if state.startswith(_FATE_UNKNOWN):
+    if state.startswith((*_FATE_UNKNOWN, "40003")):
         return TransportUnavailable(_fate(text, committed_by_us), fate_unknown=committed_by_us)
     return TransportRefused(text)
 
 
 def _without_state(exc: BaseException, doing: str, committed_by_us: bool) -> ContractError | None:
+    if isinstance(exc, UnicodeError):
+        return TransportRefused(f"{doing}: a text cannot be encoded for PostgreSQL")
     kinds = {kind.__name__ for kind in type(exc).__mro__}
     driver = type(exc).__module__.partition(".")[0]
     if "DatabaseError" in kinds and driver not in _DRIVERS:
@@ -65,11 +91,6 @@ def _without_state(exc: BaseException, doing: str, committed_by_us: bool) -> Con
         text = f"{doing}: the connection to PostgreSQL was lost"
         return TransportUnavailable(_fate(text, committed_by_us), fate_unknown=committed_by_us)
     return None
-
-
-def _plan_is_stale(exc: BaseException, state: str) -> bool:
-    """Tell "cached plan must not change result type": somebody altered a table under a prepared statement."""
-    return state == "0A000" and "cached plan" in _primary(exc)
 
 
 def _fate(text: str, unknown: bool) -> str:
@@ -89,9 +110,18 @@ def _sqlstate(exc: BaseException) -> str | None:
 
 
 def _primary(exc: BaseException) -> str:
+    return _diagnosed(exc, "message_primary") or type(exc).__name__
+
+
+def _raised_in(exc: BaseException) -> str | None:
+    """Return the server's source file, which is the same in every language that its messages may be in."""
+    return _diagnosed(exc, "source_file")
+
+
+def _diagnosed(exc: BaseException, field: str) -> str | None:
     link: BaseException | None = exc
     while link is not None:
-        if primary := getattr(getattr(link, "diag", None), "message_primary", None):
-            return str(primary)
+        if value := getattr(getattr(link, "diag", None), field, None):
+            return str(value)
         link = link.__cause__
-    return type(exc).__name__
+    return None

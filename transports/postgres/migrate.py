@@ -11,8 +11,8 @@ from psycopg import errors
 
 from transports.postgres.connections import Connection, Connector
 from transports.postgres.errors import mapped
-from transports.postgres.statements import definitions
-from unstract_core.errors import TransportRefused
+from transports.postgres.statements import Statements, definitions
+from unstract_core.errors import TransportNotReady, TransportRefused
 
 _TAKEN = (
     errors.UniqueViolation,
@@ -23,17 +23,28 @@ _TAKEN = (
     errors.SerializationFailure,
 )
 _TRIES = 20
+_INDEXES = """
+    SELECT t.relname, x.relname, pg_get_indexdef(i.indexrelid), i.indisvalid
+    FROM pg_index AS i JOIN pg_class AS x ON x.oid = i.indexrelid JOIN pg_class AS t ON t.oid = i.indrelid
+    JOIN pg_namespace AS n ON n.oid = t.relnamespace
+    WHERE n.nspname = %s AND t.relname LIKE 'pg\\_%%'
+"""
 _TABLES = ("pg_queue_message", "pg_task_result", "pg_queue_dead_letter")
 
 
-def migrate(connector: Connector, schema: str) -> list[str]:
-    """Bring `schema` up to date in one transaction; return what was created, in order, empty when nothing was."""
+def migrate(connector: Connector, statements: Statements) -> list[str]:
+    """Bring the schema up to date in one transaction; return what was created, in order, empty when nothing was.
+
+    Looks at the tables afterwards: one that was there already may be another's.
+    """
     with mapped("migrate", committed_by_us=False), connector.connect() as connection:
         obstacle = ""
         for _ in range(_TRIES):
             try:
                 with connection.transaction():
-                    return _create_what_is_missing(connection, schema)
+                    created = _create_what_is_missing(connection, statements.schema)
+                    connection.execute(statements["check_tables"].encode(), ())
+                    return created
             except _TAKEN as exc:
                 obstacle = exc.diag.message_primary or type(exc).__name__
     raise TransportRefused(f"migrate: {obstacle}; nothing was done. Is the name taken by something else?")
@@ -62,8 +73,13 @@ def _missing(connection: Connection, question: str, parameters: tuple[str, ...])
 
 
 def _indexes(connection: Connection, schema: str) -> set[tuple[str, str]]:
-    rows = connection.execute("SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = %s", (schema,))
-    return {(table, _shape(definition)) for table, definition in rows.fetchall()}
+    rows = connection.execute(_INDEXES, (schema,)).fetchall()
+    if invalid := [name for _, name, _, valid in rows if not valid]:
+        raise TransportNotReady(
+            f"migrate: the index {invalid[0]} in schema {schema} is not valid, as a failed CREATE INDEX CONCURRENTLY "
+            "leaves it: drop it, and run this again"
+        )
+    return {(table, _shape(definition)) for table, _, definition, _ in rows}
 
 
 def _shape(definition: str) -> str:

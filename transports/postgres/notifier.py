@@ -7,18 +7,29 @@ the process is made good by the listeners' polling.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import attrs
 
 from transports.postgres.connections import Pool
+from transports.postgres.errors import NotifyQueueFull
 from transports.postgres.statements import Statements
 from unstract_core.errors import ContractError
+from unstract_core.events import emit
+
+logger = logging.getLogger(__name__)
 
 WINDOW = 0.01
+SILENCE = 10.0
+"""Seconds without announcements after the server's queue of them was full."""
+
+Result = TypeVar("Result")
 
 
 @attrs.frozen
@@ -51,24 +62,39 @@ class Notifier:
         self._last: dict[str | None, float] = {}
         self._late: dict[str | None, float] = {}
         self._started = False
+        self._silent_until = 0.0
 
-    def leading(self, queues: Iterable[str | None]) -> list[str | None]:
-        """Return those of `queues` (None for the replies) that the coming commit shall announce itself."""
-        now = time.monotonic()
-        with self._changed:
-            first = [queue for queue in dict.fromkeys(queues) if now - self._last.get(queue, -1.0) >= self._window]
-            self._last.update(dict.fromkeys(first, now))
-            if len(self._last) > 10_000:
-                self._last = {queue: then for queue, then in self._last.items() if now - then < self._window}
-        return first
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is announced, because the server's queue of notifications was full."""
+        return time.monotonic() < self._silent_until
+
+    def announced(self, queues: Iterable[str | None], commit: Callable[[list[str | None]], Result]) -> Result:
+        """Run `commit` with those of `queues` (None for the replies) that it shall announce; announce the others later.
+
+        Where the server's queue of notifications is full, nothing took effect, and `commit` is run again with none.
+        """
+        concerned = list(dict.fromkeys(queues))
+        leading = self._leading(concerned)
+        try:
+            result = commit(leading)
+        except NotifyQueueFull:
+            if not leading:
+                raise
+            self._be_silent()
+            return commit([])
+        self.trailing(queue for queue in concerned if queue not in leading)
+        return result
 
     def announced_lately(self, queue: str) -> bool:
-        """Tell whether `leading` would return nothing for this queue."""
+        """Tell whether a commit need not announce this queue, because its window has not ended."""
         return time.monotonic() - self._last.get(queue, -1.0) < self._window
 
     def trailing(self, queues: Iterable[str | None]) -> None:
         """Announce `queues`, which were committed without a NOTIFY, when their window ends."""
         with self._changed:
+            if self.silent:
+                return
             was_idle = not self._late
             for queue in queues:
                 self._late.setdefault(queue, self._last.get(queue, 0.0) + self._window)
@@ -77,26 +103,51 @@ class Notifier:
                 self._changed.notify()
 
     def close(self) -> None:
+        """Announce at once what was to be announced later, if that costs no wait, and end the thread."""
         with self._changed:
             self._closed = True
+            late, self._late = list(self._late), {}
             self._changed.notify()
+        if late:
+            self._announce(late, patience=0.0)
+
+    def _leading(self, queues: Sequence[str | None]) -> list[str | None]:
+        now = time.monotonic()
+        with self._changed:
+            if self.silent:
+                return []
+            first = [queue for queue in queues if now - self._last.get(queue, -1.0) >= self._window]
+            self._last.update(dict.fromkeys(first, now))
+            if len(self._last) > 10_000:
+                self._last = {queue: then for queue, then in self._last.items() if now - then < self._window}
+        return first
+
+    def _be_silent(self) -> None:
+        with self._changed:
+            self._silent_until = time.monotonic() + SILENCE
+            self._late.clear()
+        emit(logger, logging.WARNING, "notify_queue_full", seconds=SILENCE)
 
     def _start(self) -> None:
         if not self._started:
-            self._started = True
-            threading.Thread(target=self._serve, name="unstract-wire-notify", daemon=True).start()
+            thread = threading.Thread(target=self._serve, name="unstract-wire-notify", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread to be had: the listeners poll
+                thread.start()
+                self._started = True
 
     def _serve(self) -> None:
         while (due := self._next()) is not None:
-            channels = [self.channels.replies if queue is None else self.channels.queues for queue in due]
-            try:
-                with self._pool.connection("announce messages") as connection:
-                    connection.execute(
-                        self._statements["notify"],
-                        {"channels": channels, "payloads": [queue or "" for queue in due]},
-                    )
-            except ContractError:
-                continue  # a wake-up is only a hint: the listeners poll
+            self._announce(due)
+
+    def _announce(self, queues: Sequence[str | None], *, patience: float | None = None) -> None:
+        channels = [self.channels.replies if queue is None else self.channels.queues for queue in queues]
+        parameters = {"channels": channels, "payloads": [queue or "" for queue in queues]}
+        try:
+            self._pool.execute("announce messages", self._statements["notify"], parameters, patience=patience)
+        except NotifyQueueFull:
+            self._be_silent()
+        except ContractError:
+            return  # a wake-up is only a hint: the listeners poll
 
     def _next(self) -> list[str | None] | None:
         with self._changed:

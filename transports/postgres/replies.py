@@ -1,11 +1,13 @@
 """Callers that wait for replies: any number of threads, one connection.
 
 The first waiting caller starts the waiter, a thread that listens for replies and looks, for all keys at once, whether
-they have come. Each caller then reads its own reply through the pool.
+they have come. Each caller then reads its own reply through the pool. Should the thread ever end, or not be had, the
+callers look for themselves, and the next one to wait starts another.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 
@@ -13,6 +15,9 @@ from transports.postgres.connections import Connector
 from transports.postgres.session import Session
 from transports.postgres.statements import Statements
 from unstract_core.errors import TransportClosed, TransportError
+from unstract_core.events import emit
+
+logger = logging.getLogger(__name__)
 
 _PAUSE = 0.25
 
@@ -37,32 +42,31 @@ class ReplyWaiter:
         self._fresh = False
         self._session: Session | None = None
 
-    def wait(self, key: str, deadline: float) -> bool:
-        """Wait until `key` is answered (True) or the monotonic `deadline` has passed (False)."""
+    def wait(self, key: str, deadline: float) -> None:
+        """Wait until `key` is answered, or the monotonic `deadline` has passed, or there is reason to look again."""
         event = threading.Event()
+        seconds = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
         with self._lock:
             if self._closed:
                 raise TransportClosed("wait for a reply: the transport was closed")
-            self._start()
+            session = self._started()
             self._waiting.setdefault(key, []).append(event)
             self._fresh = True
-            session = self._session
-        if session is not None:
+        if session is None:
+            seconds = min(seconds, self._poll_interval)
+        else:
             session.wake()
         try:
-            answered = event.wait(min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX))
+            event.wait(seconds)
         finally:
             self._forget(key, event)
         if self._closed:
             raise TransportClosed("wait for a reply: the transport was closed")
-        return answered
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            for events in self._waiting.values():
-                for event in events:
-                    event.set()
+            self._wake_all()
             if self._session is not None:
                 self._session.wake()
 
@@ -74,20 +78,41 @@ class ReplyWaiter:
             if not events:
                 self._waiting.pop(key, None)
 
-    def _start(self) -> None:
+    def _wake_all(self) -> None:
+        for events in self._waiting.values():
+            for event in events:
+                event.set()
+
+    def _started(self) -> Session | None:
+        """Return the session of the waiter's thread, which is started where there is none; None if it cannot be."""
         if self._session is None:
-            self._session = Session(self._connector, self._channel)
-            thread = threading.Thread(
-                target=self._serve, args=(self._session,), name="unstract-wire-replies", daemon=True
-            )
-            thread.start()
+            session = Session(self._connector, self._channel, heeded=[""])
+            thread = threading.Thread(target=self._run, args=(session,), name="unstract-wire-replies", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                session.close()
+                return None
+            self._session = session
+        return self._session
+
+    def _run(self, session: Session) -> None:
+        try:
+            self._serve(session)
+        except Exception as exc:
+            emit(logger, logging.ERROR, "reply_waiter_failed", error_type=type(exc).__name__)
+        finally:
+            with self._lock:
+                self._session = None
+                self._wake_all()
+            session.close()
 
     def _serve(self, session: Session) -> None:
         while not self._closed:
             with self._lock:
                 keys = list(self._waiting)
                 self._fresh = False
-            session.heard()
+            session.forget_heard()
             try:
                 if keys:
                     self._tell(session.execute("look for replies", self._statements["answered"], {"keys": keys}))
@@ -98,7 +123,6 @@ class ReplyWaiter:
                 fresh = self._fresh or self._closed
             if not fresh:
                 session.wait(pause if keys else 60.0)
-        session.close()
 
     def _tell(self, answered: list[tuple[str]]) -> None:
         with self._lock:

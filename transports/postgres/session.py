@@ -11,40 +11,43 @@ import contextlib
 import selectors
 import socket
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from transports.postgres.connections import Connection, Connector
-from transports.postgres.errors import mapped
-from unstract_core.errors import TransportUnavailable
+from transports.postgres.connections import Connection, Connector, run
+from transports.postgres.errors import PlanOutdated, PreparedStatementLost, mapped
 
 
 class Session:
-    """Owned by one thread; only `wake` may be called from another, or from a signal handler."""
+    """Owned by one thread; only `wake` may be called from another, or from a signal handler.
 
-    def __init__(self, connector: Connector, channel: str | None) -> None:
+    It listens on `channel`, if there is one, and heeds the notifications with these payloads alone.
+    """
+
+    def __init__(self, connector: Connector, channel: str | None, heeded: Iterable[str]) -> None:
         self._connector = connector
         self._channel = channel
+        self._heeded = frozenset(heeded)
         self._connection: Connection | None = None
         self._selector = selectors.DefaultSelector()
         self._bell, self._clapper = socket.socketpair()
         self._bell.setblocking(False)
         self._clapper.setblocking(False)
         self._selector.register(self._bell, selectors.EVENT_READ)
-        self._heard: list[str] = []
+        self._heard = False
 
     def execute(self, doing: str, statement: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         """Run one statement in a commit of its own and return its rows; a broken connection is replaced before."""
-        connection = self._connected()
         try:
-            with mapped(doing):
-                cursor = connection.execute(statement, parameters)
-                return cursor.fetchall() if cursor.description else []
-        except TransportUnavailable:
-            self._drop()
-            raise
+            return self._execute(doing, statement, parameters)
+        except PreparedStatementLost:
+            self._connector.stop_preparing()
+        except PlanOutdated:
+            pass
+        return self._execute(doing, statement, parameters)
 
     def wait(self, seconds: float) -> bool:
         """Wait until something was heard or the time is up (False), or until `wake` is or was called (True)."""
@@ -61,10 +64,9 @@ class Session:
                 if self._connection is None:
                     return self._rung()
 
-    def heard(self) -> list[str]:
-        """Return the payloads of the notifications since the last call."""
-        heard, self._heard = self._heard, []
-        return heard
+    def forget_heard(self) -> None:
+        """Wait for what comes from now on; what was heard so far is about to be looked at."""
+        self._heard = False
 
     def wake(self) -> None:
         # Full, so the owner wakes anyway; or closed, and there is no owner.
@@ -77,14 +79,26 @@ class Session:
         self._bell.close()
         self._clapper.close()
 
+    def _execute(self, doing: str, statement: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        connection = self._connected()
+        try:
+            return run(connection, doing, statement, parameters)
+        finally:
+            if not connection.usable:
+                self._drop()
+
     def _connected(self) -> Connection:
         if self._connection is not None:
             return self._connection
         connection = self._connector.connect()
-        connection.add_notify_handler(lambda notification: self._heard.append(notification.payload))
+        connection.add_notify_handler(lambda notification: self._hear(notification.payload))
         if self._channel is not None:
-            with mapped("listen for notifications"):
-                connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
+            try:
+                with mapped("listen for notifications"):
+                    connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
+            except BaseException:
+                connection.close()
+                raise
         self._selector.register(connection.fileno(), selectors.EVENT_READ)
         self._connection = connection
         return connection
@@ -105,9 +119,12 @@ class Session:
         try:
             connection.pgconn.consume_input()
             while (notification := connection.pgconn.notifies()) is not None:
-                self._heard.append(notification.extra.decode())
+                self._hear(notification.extra.decode())
         except psycopg.Error:
             self._drop()
+
+    def _hear(self, payload: str) -> None:
+        self._heard = self._heard or payload in self._heeded
 
     def _rung(self) -> bool:
         try:

@@ -22,10 +22,11 @@ def settle_parameters(batch: Sequence[Settlement]) -> dict[str, Any]:
         "attempts": [one.delivery.attempt for one in batch],
         "verdicts": [one.verdict.value for one in batch],
         "delays": [float(one.delay) for one in batch],
+        "counted": [one.counted for one in batch],
         "reasons": [one.reason for one in batch],
         "results": [None if one.result is None else value_text(one.result, "$.result") for one in batch],
         "next_of": [place for place, _ in follow_ups],
-        **{f"next_{name}": column for name, column in message_columns([next_ for _, next_ in follow_ups]).items()},
+        **_follow_up_columns([follow_up for _, follow_up in follow_ups]),
         "reply_of": [place for place, _ in replies],
         **_reply_columns([reply for _, reply in replies]),
     }
@@ -41,15 +42,20 @@ def value_text(value: object, path: str) -> str:
     return orjson.dumps(normalise(value, path=path)).decode()
 
 
-def message_columns(messages: Sequence[Message]) -> dict[str, list[Any]]:
-    """Write messages as the columns that are inserted."""
+def message_columns(messages: Sequence[Message], texts: list[str]) -> dict[str, list[Any]]:
+    """Write messages, and their texts, as the columns that are inserted."""
     return {
-        "messages": [message_text(message) for message in messages],
+        "messages": texts,
         "queues": [message.queue for message in messages],
         "org_ids": [message.org_id for message in messages],
         "priorities": [message.priority for message in messages],
         "delays": [float(message.delay) for message in messages],
     }
+
+
+def _follow_up_columns(messages: Sequence[Message]) -> dict[str, list[Any]]:
+    columns = message_columns(messages, [message_text(message) for message in messages])
+    return {f"next_{name}": column for name, column in columns.items()}
 
 
 def _reply_columns(replies: Sequence[Reply]) -> dict[str, list[Any]]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from transports.postgres.notifier import Notifier
 from transports.postgres.session import Session
 from transports.postgres.settling import settle_parameters
 from transports.postgres.statements import Statements
 from unstract_core.codec import from_wire
-from unstract_core.errors import MalformedPayload, TransportClosed
+from unstract_core.errors import MalformedPayload, TransportClosed, TransportError
+from unstract_core.events import emit
 from unstract_core.transport import Delivery, Settlement, Verdict
+from unstract_core.values import error_text
+
+logger = logging.getLogger(__name__)
 
 _BRING_BACK_INTERVAL = 0.5
 _BRING_BACK_LIMIT = 500
@@ -53,7 +59,7 @@ class PostgresSubscription:
         deadline = time.monotonic() + wait
         while True:
             self._check_open()
-            self._session.heard()
+            self._session.forget_heard()
             next_due = math.inf
             if limit > 0:
                 if deliveries := self._take(limit, self._claim):
@@ -93,20 +99,24 @@ class PostgresSubscription:
             if (key := _key(one.delivery)) in self._held:
                 first.setdefault(key, one)
         batch = list(first.values())
-        concerned = list(_announced(batch))
-        wake = self._notifier.leading(concerned)
-        rows = self._session.execute(
-            "settle",
-            self._statements["settle"],
-            {
-                **settle_parameters(batch),
-                "channel": self._notifier.channels.queues,
-                "wake": [queue for queue in wake if queue is not None],
-                "reply_channel": self._notifier.channels.replies,
-                "wake_callers": None in wake,
-            },
-        )
-        self._notifier.trailing(set(concerned).difference(wake))
+        parameters = settle_parameters(batch)
+        # The next holder of what is given back uncounted may have the same attempt: it is never settled by us again.
+        self._held.difference_update(key for key, one in first.items() if not one.counted)
+
+        def commit(wake: list[str | None]) -> list[tuple[Any, ...]]:
+            return self._session.execute(
+                "settle",
+                self._statements["settle"],
+                {
+                    **parameters,
+                    "channel": self._notifier.channels.queues,
+                    "wake": [queue for queue in wake if queue is not None],
+                    "reply_channel": self._notifier.channels.replies,
+                    "wake_callers": None in wake,
+                },
+            )
+
+        rows = self._notifier.announced(_announced(batch), commit)
         self._held.difference_update(first)
         effective = {id(batch[place - 1]) for place, _ in rows if place is not None}
         return [id(one) in effective for one in settlements]
@@ -145,10 +155,17 @@ class PostgresSubscription:
         return brought, math.inf if next_due is None else max(0.0, next_due), bool(passed_over)
 
     def _sweep(self) -> None:
-        swept = len(
-            self._session.execute("sweep expired replies", self._statements["sweep_replies"], {"limit": _SWEEP_LIMIT})
-        )
-        self._sweep_at = time.monotonic() + (1.0 if swept == _SWEEP_LIMIT else _SWEEP_INTERVAL)
+        """Remove expired replies, a bite at a time. Nobody waits for it: when it fails, work is taken all the same."""
+        self._sweep_at = time.monotonic() + _SWEEP_INTERVAL
+        try:
+            rows = self._session.execute(
+                "sweep expired replies", self._statements["sweep_replies"], {"limit": _SWEEP_LIMIT}
+            )
+        except TransportError as exc:
+            emit(logger, logging.WARNING, "sweep_failed", error_type=type(exc).__name__, error=error_text(exc))
+            return
+        if len(rows) == _SWEEP_LIMIT:
+            self._sweep_at = time.monotonic() + 1.0
 
     def _check_open(self) -> None:
         if self._closed or self._transport_closed():

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, cast
-from urllib.parse import parse_qsl, quote, urlencode
-
-import psycopg
-from psycopg.rows import TupleRow, tuple_row
 
 from transports.postgres.connections import Connector, Pool
 from transports.postgres.dead_letters import PostgresDeadLetters
-from transports.postgres.errors import mapped, translate
+from transports.postgres.errors import mapped
 from transports.postgres.migrate import migrate
 from transports.postgres.notifier import Channels, Notifier
 from transports.postgres.replies import ReplyWaiter
@@ -23,9 +21,22 @@ from transports.postgres.session import Session
 from transports.postgres.settling import message_columns, message_text
 from transports.postgres.statements import Statements
 from transports.postgres.subscription import PostgresSubscription
-from unstract_core.errors import ConfigurationError, TransportClosed, TransportUnavailable
+from transports.postgres.within import cursor_beside
+from unstract_core.errors import (
+    ConfigurationError,
+    TransportClosed,
+    TransportError,
+    TransportNotReady,
+    TransportUnavailable,
+)
+from unstract_core.events import emit
 from unstract_core.transport import Capabilities, Message, QueueState, Reply, ReplyStatus, check_subscription
-from unstract_core.values import normalise
+from unstract_core.values import error_text, normalise
+
+logger = logging.getLogger(__name__)
+
+_PAUSE = 0.25
+_LARGEST = 86400
 
 
 class PostgresTransport:
@@ -34,8 +45,11 @@ class PostgresTransport:
     `conninfo` is a libpq URL or key=value string. `listen=False` is for PgBouncer in transaction mode: nothing listens
     and nothing is prepared, and whoever waits polls every `poll_interval` seconds (as it does anyway, beside
     listening). `pool_size` connections at most serve `send` and `reply`; a caller waits `timeout` seconds for one.
+    Each subscription holds one more, and all waiting `reply` calls of the process share another.
 
-    Connections are made at first use. Raises ConfigurationError for what cannot work.
+    Connections are made at first use, healed when they break, and made anew in a forked process. Thread-safe.
+    Guarantee: what `send` returned from is stored; a settlement takes effect as a whole, once, or not at all. Raises
+    ConfigurationError for what cannot work.
     """
 
     capabilities = Capabilities(
@@ -61,8 +75,10 @@ class PostgresTransport:
         pool_size: int = 10,
         timeout: float = 10.0,
     ) -> None:
-        if not (poll_interval > 0 and timeout > 0 and pool_size >= 1):
-            raise ConfigurationError("poll_interval, timeout and pool_size must be positive")
+        for name, number in (("poll_interval", poll_interval), ("timeout", timeout), ("pool_size", pool_size)):
+            if not 0 < number <= _LARGEST:
+                raise ConfigurationError(f"{name} must be positive, and {_LARGEST} at most; got {number!r}")
+        self.schema = schema
         self._statements = Statements(schema)
         self._connector = Connector(conninfo, prepare=listen)
         self._pool = Pool(self._connector, size=pool_size, timeout=timeout)
@@ -88,43 +104,68 @@ class PostgresTransport:
         self._waiter.reset()
 
     def migrate(self) -> list[str]:
-        """Create what is missing in the schema, the schema included; return what was created. Safe to run at once."""
+        """Create what is missing in the schema, the schema included, and return what was created.
+
+        Several processes may do this at once. Raises TransportNotReady where a table that was there already lacks a
+        column, or an index is there but not valid.
+        """
         self._check_open()
-        return migrate(self._connector, self._statements.schema)
+        return migrate(self._connector, self._statements)
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        """Enqueue all of `messages` or none, in one commit, and return their ids in order. Durable when it returns.
+
+        `within` is an open cursor of psycopg 3, psycopg2 or Django, inside its caller's transaction: the messages
+        commit and vanish with it. Raises PayloadError before anything is sent; TransportUnavailable, whose
+        `fate_unknown` tells whether sending again may double them; TransportRefused; TransportNotReady.
+        """
         self._check_open()
         if within is not None:
             return self._send_within(within, messages)
-        if len(messages) == 1 and not messages[0].delay and self._notifier.announced_lately(messages[0].queue):
-            return [self._send_one(messages[0])]
-        ready = [message.queue for message in messages if not message.delay]
-        wake = self._notifier.leading(ready)
-        if messages:
-            parameters = self._many(messages, wake)
-            with self._pool.connection("send") as connection:
-                ids = _ids(connection.execute(self._statements["send_many"], parameters).fetchall())
-        else:
+        if not messages:
             return []
-        self._notifier.trailing(set(ready).difference(wake))
-        return ids
+        texts = [message_text(message) for message in messages]
+        if len(messages) == 1 and not messages[0].delay and self._notifier.announced_lately(messages[0].queue):
+            return [self._send_one(messages[0], texts[0])]
+        columns = message_columns(messages, texts)
+
+        def commit(wake: list[str | None]) -> list[tuple[Any, ...]]:
+            return self._pool.execute("send", self._statements["send_many"], self._many(columns, wake))
+
+        return _ids(self._notifier.announced(_ready(messages), commit))
 
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
+        """Return the reply under `key`, waiting up to `timeout` seconds for it; None when there is none.
+
+        `consume` clears its result and error once they were read. An outage is waited out within the timeout.
+        """
+        normalise(key, path="$.key")
         deadline = time.monotonic() + timeout
         while True:
             self._check_open()
-            reply = self._read(key, consume)
-            if reply is not None or time.monotonic() >= deadline:
+            reply = self._read(key, deadline)
+            if reply is not None:
+                if consume:
+                    self._clear(key)
                 return reply
+            if time.monotonic() >= deadline:
+                return None
             self._waiter.wait(key, deadline)
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> PostgresSubscription:
-        """Also checks that the tables are there and may be read: raises TransportNotReady where they are not."""
+        """Receive from `queues`, on a connection of the subscription's own, each message held for `lease` seconds.
+
+        Raises TransportNotReady where tables or columns are missing, or this role lacks a right that a consumer needs.
+        """
         self._check_open()
         names = check_subscription(queues, lease)
-        session = Session(self._connector, self._channels.queues if self._listen else None)
+        session = Session(self._connector, self._channels.queues if self._listen else None, heeded=names)
         try:
             session.execute("look at the tables", self._statements["check_tables"], {})
+            missing = session.execute("look at rights", self._statements["missing_rights"], {"schema": self.schema})
+            if missing:
+                rights = ", ".join(right for (right,) in missing)
+                raise TransportNotReady(f"subscribe: this role lacks rights that a consumer needs: {rights}")
         except BaseException:
             session.close()
             raise
@@ -141,12 +182,14 @@ class PostgresTransport:
         return subscription
 
     def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueState]:
+        """Return the state of each queue of `names`, or of all that hold anything."""
         self._check_open()
         parameters = {"names": list(names or ()), "all": names is None}
-        with self._pool.connection("look at the queues") as connection:
-            return [QueueState(*row) for row in connection.execute(self._statements["queues"], parameters)]
+        rows = self._pool.execute("look at the queues", self._statements["queues"], parameters, harmless=True)
+        return [QueueState(*row) for row in rows]
 
     def close(self) -> None:
+        """Give back every connection; waiting calls end with TransportClosed. Closing twice is allowed."""
         self._closed = True
         for subscription in list(self._subscriptions):
             subscription.wake()
@@ -154,75 +197,62 @@ class PostgresTransport:
         self._notifier.close()
         self._pool.close()
 
-    def _send_one(self, message: Message) -> str:
-        text = message_text(message)
-        connection = self._pool.take("send")
-        try:
-            parameters = (message.queue, text, message.org_id, message.priority)
-            row = connection.kept.execute(self._statements["send_one"], parameters).fetchone()
-        except Exception as exc:
-            if (ours := translate(exc, "send")) is None:
-                raise
-            if isinstance(ours, TransportUnavailable):
-                connection.close()
-            raise ours from exc
-        finally:
-            self._pool.give_back(connection)
+    def _send_one(self, message: Message, text: str) -> str:
+        parameters = (message.queue, text, message.org_id, message.priority)
+        ((msg_id,),) = self._pool.execute("send", self._statements["send_one"], parameters, kept=True)
         self._notifier.trailing((message.queue,))
-        return str(cast("tuple[int]", row)[0])
+        return str(msg_id)
 
     def _send_within(self, cursor: Any, messages: Sequence[Message]) -> list[str]:
-        if not callable(getattr(cursor, "execute", None)) or not callable(getattr(cursor, "fetchall", None)):
-            raise ConfigurationError(f"within= takes an open DB-API cursor, not a {type(cursor).__name__}")
-        if not messages:
-            return []
-        wake = dict.fromkeys(message.queue for message in messages if not message.delay)
-        parameters = self._many(messages, list(wake))
-        with mapped("send within the caller's transaction", committed_by_us=False):
-            if isinstance(cursor, psycopg.Cursor):
-                cursor = _beside(cursor)
-            cursor.execute(self._statements.portable("send_many"), parameters)
-            return _ids(cursor.fetchall())
+        columns = message_columns(messages, [message_text(message) for message in messages])
+        with mapped("send within the caller's transaction", committed_by_us=False), cursor_beside(cursor) as ours:
+            if not messages:
+                return []
+            wake = [] if self._notifier.silent else list(dict.fromkeys(_ready(messages)))
+            ours.execute(self._statements.portable("send_many"), self._many(columns, wake))
+            return _ids(ours.fetchall())
 
-    def _many(self, messages: Sequence[Message], wake: Sequence[str | None]) -> dict[str, Any]:
-        return {**message_columns(messages), "channel": self._channels.queues, "wake": list(wake)}
+    def _many(self, columns: dict[str, list[Any]], wake: Sequence[str | None]) -> dict[str, Any]:
+        return {**columns, "channel": self._channels.queues, "wake": list(wake)}
 
-    def _read(self, key: str, consume: bool) -> Reply | None:
-        normalise(key, path="$.key")
-        statement = self._statements["consume_reply" if consume else "read_reply"]
-        with self._pool.connection("read a reply") as connection:
-            row = connection.execute(statement, {"key": key}).fetchone()
-        if row is None:
+    def _read(self, key: str, deadline: float) -> Reply | None:
+        while True:
+            try:
+                rows = self._pool.execute("read a reply", self._statements["read_reply"], {"key": key}, harmless=True)
+                break
+            except TransportUnavailable:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0 or not self._pool.has_worked:
+                    raise
+                time.sleep(min(_PAUSE, remaining))
+        if not rows:
             return None
-        status, result, error = row
-        return Reply(key, cast(ReplyStatus, status), None if result is None else json.loads(result), error)
+        ((status, result, error, ttl),) = rows
+        return Reply(key, cast(ReplyStatus, status), None if result is None else json.loads(result), error, ttl)
+
+    def _clear(self, key: str) -> None:
+        """Clear a reply that was read. What cannot be cleared goes when it expires; its caller has it all the same."""
+        try:
+            self._pool.execute("clear a reply", self._statements["clear_reply"], {"key": key})
+        except TransportError as exc:
+            emit(logger, logging.WARNING, "reply_not_cleared", error_type=type(exc).__name__, error=error_text(exc))
 
     def _check_open(self) -> None:
         if self._closed:
             raise TransportClosed("this PostgreSQL transport was closed")
 
 
-def from_url(url: str) -> PostgresTransport:
-    """Return a transport for a libpq URL. The options `schema`, `listen`, `poll_interval`, `pool_size` and `timeout`
-    are ours and taken out of its query; the others are libpq's. Raises ConfigurationError for a bad value."""
-    address, _, query = url.partition("?")
-    ours: dict[str, Any] = {}
-    libpq: list[tuple[str, str]] = []
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        if name in _OPTIONS:
-            ours[name] = _option(name, value)
-        else:
-            libpq.append((name, value))
-    return PostgresTransport(f"{address}?{urlencode(libpq, quote_via=quote)}" if libpq else address, **ours)
-
-
 _in_this_process: weakref.WeakSet[PostgresTransport] = weakref.WeakSet()
 
 
 def _reset_when_forked(transport: PostgresTransport) -> None:
-    if not _in_this_process:
-        os.register_at_fork(after_in_child=_reset_all)
+    _register_at_fork()
     _in_this_process.add(transport)
+
+
+@cache
+def _register_at_fork() -> None:
+    os.register_at_fork(after_in_child=_reset_all)
 
 
 def _reset_all() -> None:
@@ -230,27 +260,9 @@ def _reset_all() -> None:
         transport.reset_after_fork()
 
 
-def _option(name: str, value: str) -> Any:
-    try:
-        return _OPTIONS[name](value)
-    except (ValueError, KeyError) as exc:
-        raise ConfigurationError(f"the URL option {name}={value!r} is not understood") from exc
-
-
-_OPTIONS: dict[str, Any] = {
-    "schema": str,
-    "listen": {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.__getitem__,
-    "poll_interval": float,
-    "pool_size": int,
-    "timeout": float,
-}
-
-
-def _beside(cursor: psycopg.Cursor[Any]) -> psycopg.Cursor[TupleRow]:
-    """Return a cursor in the same transaction whose rows are tuples, and leave the caller's results as they are."""
-    if cursor.closed:
-        raise psycopg.InterfaceError("the cursor is closed")
-    return psycopg.Cursor(cursor.connection, row_factory=tuple_row)
+def _ready(messages: Sequence[Message]) -> list[str]:
+    """Return the queues in which something is ready at once."""
+    return [message.queue for message in messages if not message.delay]
 
 
 def _ids(rows: Sequence[Any]) -> list[str]:

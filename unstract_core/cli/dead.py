@@ -14,8 +14,6 @@ from unstract_core.cli.session import DECLINED, PROGRAM, Session, common, json_o
 from unstract_core.errors import ConfigurationError
 from unstract_core.transport import DeadLetter, DeadLetters
 
-_PAGE = 500
-
 
 @click.group(no_args_is_help=False)
 @common()
@@ -96,30 +94,11 @@ def replay(session: Session, ids: tuple[str, ...], queue: str | None, everything
             _known(letters, ids)
             replayed = list(letters.replay(ids))
         else:
-            replayed = _replay_all(letters, str(queue))
+            replayed = list(letters.replay(queue=queue))
     if as_json:
         print_json({"replayed": replayed})
     else:
         write(f"replayed {len(replayed)}" + "".join(f"\n{id}" for id in replayed))
-
-
-def _replay_all(letters: DeadLetters, queue: str) -> list[str]:
-    """Replay, page by page, what was there at the start: one that is buried again meanwhile is left alone."""
-    replayed: list[str] = []
-    tried: set[str] = set()
-    limit = _PAGE
-    until = next((letter.buried_at for letter in letters.find(queue=queue, limit=1)), None)
-    while until is not None:
-        page = letters.find(queue=queue, limit=limit)
-        ids = [letter.id for letter in reversed(page) if letter.buried_at <= until and letter.id not in tried]
-        if ids:
-            tried.update(ids)
-            replayed += letters.replay(ids)
-        elif len(page) < limit:
-            break
-        else:
-            limit *= 2
-    return replayed
 
 
 @dead.command()

@@ -101,16 +101,17 @@ RETURNING m.msg_id, m.read_ct;
 -- and follow-ups and replies refer to a settlement by its place in the batch, which may hold a message's lost attempt too.
 WITH settlement AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(verdicts)s::text[], %(delays)s::float8[],
-                         %(reasons)s::text[], %(results)s::text[]) WITH ORDINALITY
-        AS s (msg_id, read_ct, verdict, delay, reason, result, place)
+                         %(counted)s::bool[], %(reasons)s::text[], %(results)s::text[]) WITH ORDINALITY
+        AS s (msg_id, read_ct, verdict, delay, counted, reason, result, place)
 ), fenced AS MATERIALIZED (
-    SELECT m.msg_id, s.place, s.verdict, s.delay, s.reason, s.result
+    SELECT m.msg_id, s.place, s.verdict, s.delay, s.counted, s.reason, s.result
     FROM {messages} AS m JOIN settlement AS s ON m.msg_id = s.msg_id AND m.read_ct = s.read_ct
     ORDER BY m.msg_id
     FOR UPDATE OF m
 ), retried AS (
     UPDATE {messages} AS m
-    SET state = CASE WHEN f.delay > 0 THEN 'claimed' ELSE 'ready' END, vt = now() + f.delay * interval '1 second'
+    SET state = CASE WHEN f.delay > 0 THEN 'claimed' ELSE 'ready' END, vt = now() + f.delay * interval '1 second',
+        read_ct = m.read_ct - CASE WHEN f.counted THEN 0 ELSE 1 END
     FROM fenced AS f WHERE m.msg_id = f.msg_id AND f.verdict = 'retry'
 ), removed AS (
     DELETE FROM {messages} AS m USING fenced AS f WHERE m.msg_id = f.msg_id AND f.verdict <> 'retry'
@@ -149,17 +150,12 @@ UNION ALL
 SELECT NULL, pg_notify(%(reply_channel)s, '')::text WHERE %(wake_callers)s;
 
 -- name: read_reply
-SELECT status, result::text, error FROM {results} WHERE task_id = %(key)s AND expires_at > now();
+SELECT status, result::text, error, extract(epoch FROM expires_at - created_at)::float8
+FROM {results} WHERE task_id = %(key)s AND expires_at > now();
 
--- name: consume_reply
--- Returns what was there before it was cleared. The row stays until it expires: the key is answered for good.
-WITH found AS MATERIALIZED (
-    SELECT task_id, status, result, error FROM {results}
-    WHERE task_id = %(key)s AND expires_at > now() FOR UPDATE
-), cleared AS (
-    UPDATE {results} AS r SET result = NULL, error = '' FROM found WHERE r.task_id = found.task_id
-)
-SELECT status, result::text, error FROM found;
+-- name: clear_reply
+-- After it was read: the row stays until it expires, because the key is answered for good.
+UPDATE {results} SET result = NULL, error = '' WHERE task_id = %(key)s AND expires_at > now() RETURNING 1;
 
 -- name: answered
 -- Which of the keys that callers wait for have been answered.
@@ -177,8 +173,20 @@ SELECT pg_notify(w.channel, w.payload) FROM unnest(%(channels)s::text[], %(paylo
 -- name: check_tables
 -- Fails where a table or column is missing, or may not be read; touches no row.
 SELECT m.msg_id, m.queue_name, m.message, m.org_id, m.enqueued_at, m.vt, m.read_ct, m.priority, m.state,
-       r.task_id, r.status, r.result, r.error, r.created_at, r.expires_at, d.dead_id, d.reason
+       r.task_id, r.status, r.result, r.error, r.created_at, r.expires_at,
+       d.dead_id, d.msg_id, d.queue_name, d.message, d.org_id, d.priority, d.attempts, d.reason, d.result,
+       d.enqueued_at, d.buried_at
 FROM {messages} AS m, {results} AS r, {dead} AS d LIMIT 0;
+
+-- name: missing_rights
+-- What a consumer needs and this role may not do.
+SELECT need.privilege || ' on ' || c.relname
+FROM (VALUES ('pg_queue_message', 'INSERT'), ('pg_queue_message', 'UPDATE'), ('pg_queue_message', 'DELETE'),
+             ('pg_task_result', 'INSERT'), ('pg_task_result', 'UPDATE'), ('pg_queue_dead_letter', 'INSERT'))
+         AS need (relname, privilege)
+JOIN pg_class AS c ON c.relname = need.relname
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND NOT has_table_privilege(c.oid, need.privilege);
 
 -- name: queues
 SELECT q.name,
@@ -206,18 +214,25 @@ SELECT dead_id, queue_name, message::text, reason, attempts, result::text, org_i
 FROM {dead} WHERE dead_id = ANY (%(ids)s::bigint[]) ORDER BY dead_id;
 
 -- name: replay_dead
--- Sent as new: a new id, no attempts, at the end of its queue.
+-- Sent as new: a new id, no attempts, at the end of its queue, the oldest letter first.
 WITH letter AS (
-    DELETE FROM {dead} WHERE dead_id = ANY (%(ids)s::bigint[])
+    DELETE FROM {dead}
+    WHERE (%(ids)s::bigint[] IS NULL OR dead_id = ANY (%(ids)s::bigint[]))
+      AND (%(queue)s::text IS NULL OR queue_name = %(queue)s::text)
     RETURNING dead_id, queue_name, message, org_id, priority
 ), sent AS (
     INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)
     SELECT queue_name, message, org_id, now(), now(), 0, priority, 'ready' FROM letter ORDER BY dead_id
 )
-SELECT dead_id, pg_notify(%(channel)s, queue_name)::text FROM letter ORDER BY dead_id;
+SELECT dead_id, CASE WHEN %(channel)s::text IS NOT NULL THEN pg_notify(%(channel)s::text, queue_name)::text END
+FROM letter ORDER BY dead_id;
 
 -- name: purge_dead
-DELETE FROM {dead}
-WHERE (%(ids)s::bigint[] IS NULL OR dead_id = ANY (%(ids)s::bigint[]))
-  AND (%(queue)s::text IS NULL OR queue_name = %(queue)s::text)
-  AND buried_at <= now() - %(older_than)s::float8 * interval '1 second';
+WITH purged AS (
+    DELETE FROM {dead}
+    WHERE (%(ids)s::bigint[] IS NULL OR dead_id = ANY (%(ids)s::bigint[]))
+      AND (%(queue)s::text IS NULL OR queue_name = %(queue)s::text)
+      AND buried_at <= now() - %(older_than)s::float8 * interval '1 second'
+    RETURNING 1
+)
+SELECT count(*) FROM purged;

@@ -1,0 +1,294 @@
+"""What lies between the transport and its server: encodings, poolers, lost answers, and addresses that cannot work."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from harness import message, then
+from postgres.support import LONG_POLL, Tables, application, in_background, queue_name, running
+from proxy import Proxy, proxy
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from transports.postgres import PostgresTransport, from_url
+from unstract_core import (
+    ConfigurationError,
+    Consumer,
+    Dispatcher,
+    Reply,
+    Settlement,
+    TransportRefused,
+    TransportUnavailable,
+    Verdict,
+)
+
+Make = Callable[..., PostgresTransport]
+
+
+@pytest.fixture
+def between(embedded_url: str) -> Iterator[Proxy]:
+    parts = conninfo_to_dict(embedded_url)
+    with proxy(str(parts["host"]), int(str(parts["port"]))) as made:
+        yield made
+
+
+@pytest.fixture
+def through(between: Proxy, embedded_url: str, schema: str) -> Iterator[Make]:
+    """A factory of transports that reach the server through the proxy."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**options: Any) -> PostgresTransport:
+            transport = PostgresTransport(make_conninfo(embedded_url, port=between.port), schema, **options)
+            stack.enter_context(contextlib.closing(transport))
+            transport.migrate()
+            return transport
+
+        yield make
+
+
+# Lost answers.
+
+
+def test_a_caller_gets_its_reply_although_the_first_answer_is_lost(
+    through: Make, between: Proxy, postgres: PostgresTransport, queue: str
+) -> None:
+    """Reading a reply is harmless, so it is read again; it is cleared only when it was read."""
+    caller = through()
+    with running(Consumer(postgres, {"t": lambda: "paid"}, [queue])):
+        between.lose_the_answer_to(b"SELECT status, result")
+        assert Dispatcher(caller).call("t", queue=queue, timeout=10) == "paid"
+    assert between.has_lost
+
+
+def test_a_reply_that_cannot_be_cleared_is_there_all_the_same(
+    through: Make, between: Proxy, tables: Tables, postgres: PostgresTransport, queue: str
+) -> None:
+    """The caller has its result when the connection breaks while it is cleared."""
+    caller = through()
+    with running(Consumer(postgres, {"t": lambda: "paid"}, [queue])):
+        between.lose_the_answer_to(b"SET result = NULL")
+        assert Dispatcher(caller).call("t", queue=queue, timeout=10) == "paid"
+    assert between.has_lost
+
+
+@pytest.mark.parametrize("many", [1, 3])
+def test_a_send_whose_answer_is_lost_says_that_its_fate_is_unknown(
+    through: Make, between: Proxy, tables: Tables, queue: str, many: int
+) -> None:
+    """It is not tried again, because it did take effect here; the caller is told that it may have."""
+    transport = through()
+    between.lose_the_answer_to(b"INSERT INTO")
+    with pytest.raises(TransportUnavailable, match="unknown") as caught:
+        transport.send([message("t", queue)] * many)
+    assert caught.value.fate_unknown
+    assert tables.count(queue) == many
+
+
+def test_a_settlement_whose_answer_is_lost_is_made_once(
+    through: Make, between: Proxy, tables: Tables, queue: str
+) -> None:
+    """It is tried again, and the fence keeps the follow-up from being sent twice."""
+    transport = through()
+    transport.send([message("t", queue, task_id=queue, on_success=then("done", queue + "-cb"))])
+    between.lose_the_answer_to(b"removed AS")
+    consumer = Consumer(transport, {"t": lambda: "paid"}, [queue])
+    assert consumer.drain(timeout=10) == 1
+    assert between.has_lost
+    assert tables.count(queue + "-cb") == 1
+    assert consumer.counters["lost"] == 0
+
+
+# Prepared statements behind a pooler.
+
+
+def test_prepared_statements_that_are_gone_cost_nothing(make_named: Make, tables: Tables, name: str) -> None:
+    """A pooler that loses them (here DEALLOCATE ALL) is met by preparing no more: nothing fails, nothing is lost."""
+    transport, queue = make_named(), queue_name()
+    subscription = transport.subscribe([queue], lease=60)
+
+    def once(n: int) -> None:
+        transport.send([message("t", queue, n)])
+        (held,) = subscription.receive(limit=1, wait=5)
+        assert subscription.renew([held]) == [True]
+        reply = Reply(f"{queue}-{n}", "completed", result=n)
+        assert subscription.settle([Settlement(held, Verdict.ACK, reply=reply)]) == [True]
+        assert transport.reply(reply.key, consume=True) == reply
+
+    def connections() -> list[Any]:
+        time.sleep(0.1)  # until nothing is announced any more, for which one of them would be used
+        return [*transport._pool._idle, subscription._session._connected()]
+
+    def prepared() -> int:
+        rows = [one.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() for one in connections()]
+        return sum(count for (count,) in rows)
+
+    for n in range(10):
+        once(n)
+    assert prepared() > 2
+    for connection in connections():
+        connection.pgconn.exec_(b"DEALLOCATE ALL")  # which psycopg would notice in an execute of its own
+    for n in range(10, 20):
+        once(n)
+    assert prepared() == 0
+    subscription.close()
+
+
+# Encodings.
+
+
+@pytest.fixture
+def latin1(embedded_url: str, schema: str) -> Iterator[PostgresTransport]:
+    """A database whose own encoding cannot hold what the wire allows."""
+    database = application().replace("-", "_")
+    with psycopg.connect(embedded_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {database} ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'".encode())
+        transport = PostgresTransport(make_conninfo(embedded_url, dbname=database), schema)
+        transport.migrate()
+        try:
+            yield transport
+        finally:
+            transport.close()
+            connection.execute(f"DROP DATABASE {database} WITH (FORCE)".encode())
+
+
+def test_the_environments_encoding_is_not_ours(
+    make_postgres: Make, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever PGCLIENTENCODING says, every text of the wire goes out and comes back."""
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    transport = make_postgres()
+    transport.send([message("t", queue, "5 \u20ac", reply_key=queue)])
+    assert Consumer(transport, {"t": lambda text: text + " \U0001f600"}, [queue]).drain(timeout=10) == 1
+    reply = transport.reply(queue)
+    assert reply is not None
+    assert reply.result == "5 \u20ac \U0001f600"
+
+
+def test_a_database_that_cannot_hold_a_text_refuses_it_and_the_consumer_lives(latin1: PostgresTransport) -> None:
+    """A dispatch is refused with the reason; for a result that was paid for, the sender is told and others go on."""
+    with pytest.raises(TransportRefused, match="UTF8"):
+        latin1.send([message("t", "q", "5 \u20ac")])
+    latin1.send([message("euro", "q", reply_key="k"), message("plain", "q", reply_key="p")])
+    tasks = {"euro": lambda: "5 \u20ac", "plain": lambda: "\u00e9"}
+    assert Consumer(latin1, tasks, ["q"]).drain(timeout=10) == 2
+    euro, plain = latin1.reply("k"), latin1.reply("p")
+    assert euro is not None
+    assert plain is not None
+    assert euro.status == "failed"
+    assert euro.error.startswith("result delivery failed: TransportRefused: settle:")
+    assert plain.result == "\u00e9"
+
+
+# Addresses and options.
+
+CANNOT_WORK = {
+    "an empty label": ("postgresql://postgres@a..b/db", "label"),
+    "no number": ("postgresql://postgres@127.0.0.1/db?connect_timeout=soon", "connect_timeout"),
+}
+
+
+@pytest.mark.parametrize("name", CANNOT_WORK)
+def test_an_address_that_can_never_work_is_a_configuration_error(name: str) -> None:
+    """It is told as this package's error, with what is wrong and without a password."""
+    url, said = CANNOT_WORK[name]
+    transport = from_url(url.replace("postgres@", "postgres:s3cret@"))
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        transport.send([message("t", "q")])
+    assert "s3cret" not in str(caught.value)
+
+
+def test_an_unknown_option_is_named() -> None:
+    """A typing error in one of our options is not blamed on the whole URL."""
+    with pytest.raises(ConfigurationError, match="'shema' in the PostgreSQL URL; ours are schema, listen"):
+        from_url("postgresql://postgres@127.0.0.1/db?shema=x")
+
+
+@pytest.mark.parametrize(
+    ("url", "option", "value"),
+    [
+        ("postgresql://u@h/d?password=Ab%2Bc+d", "password", "Ab+c+d"),
+        ("postgresql://u@h/d?sslrootcert=/etc/c++/ca.pem&schema=s", "sslrootcert", "/etc/c++/ca.pem"),
+        ("postgresql://u:p?w@h/d?schema=s", "password", "p?w"),
+        ("postgresql://u@h/d?listen=false&application_name=a%26b&poll_interval=2", "application_name", "a&b"),
+        ("postgresql:///d?host=/var/run&timeout=3", "host", "/var/run"),
+    ],
+)
+def test_libpqs_own_options_are_handed_on_as_they_are_written(url: str, option: str, value: str) -> None:
+    """What is not ours reaches libpq byte for byte, plus signs and question marks included."""
+    assert conninfo_to_dict(from_url(url)._connector.conninfo)[option] == value
+
+
+@pytest.mark.parametrize("option", ["poll_interval", "timeout", "pool_size"])
+@pytest.mark.parametrize("number", [0, -1, float("inf"), float("nan"), 1e13])
+def test_settings_that_cannot_work_are_refused_at_once(option: str, number: float) -> None:
+    """A number that no clock or pool can have is refused by name."""
+    with pytest.raises(ConfigurationError, match=option):
+        PostgresTransport("postgresql://postgres@127.0.0.1/db", **{option: number})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lease", [0, -1, float("inf"), float("nan"), 1e13])
+def test_a_lease_that_cannot_be_kept_is_refused_at_once(postgres: PostgresTransport, queue: str, lease: float) -> None:
+    """Not at the first claim."""
+    with pytest.raises(ConfigurationError, match="lease"):
+        postgres.subscribe([queue], lease=lease)
+
+
+def test_an_endless_wait_is_woken(make_postgres: Make, queue: str) -> None:
+    """receive(wait=inf) waits until there is something."""
+    transport = make_postgres(poll_interval=LONG_POLL)
+    subscription = transport.subscribe([queue], lease=60)
+    received: list[Any] = []
+
+    def receive() -> None:
+        received.extend(subscription.receive(limit=1, wait=float("inf")))
+
+    with in_background(receive):
+        time.sleep(0.2)
+        transport.send([message("t", queue)])
+    assert len(received) == 1
+    subscription.close()
+
+
+# Threads that cannot be had.
+
+
+def test_without_a_thread_to_be_had_everything_is_polled(
+    make_postgres: Make, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A send that is stored never raises for a wake-up, and a waiting caller still gets its reply."""
+    transport, worker = make_postgres(poll_interval=0.2), make_postgres(poll_interval=0.2)
+
+    def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with running(Consumer(worker, {"t": lambda: "paid"}, [queue])):
+        assert Dispatcher(worker).call("t", queue=queue, timeout=10) == "paid"
+        with monkeypatch.context() as patch:
+            patch.setattr("threading.Thread.start", no_thread)
+            transport.send([message("t", queue)])
+            transport.send([message("t", queue)])
+            assert Dispatcher(transport).call("t", queue=queue, timeout=10) == "paid"
+        began = time.monotonic()
+        assert Dispatcher(transport).call("t", queue=queue, timeout=10) == "paid"
+        assert time.monotonic() - began < 3
+
+
+def test_what_a_process_sends_before_it_closes_is_announced(make_postgres: Make, queue: str) -> None:
+    """close() announces what was to be announced at the end of its window: a short process wakes its workers too."""
+    worker = make_postgres(poll_interval=LONG_POLL)
+    subscription = worker.subscribe([queue], lease=60)
+    for _ in range(5):
+        assert subscription.receive(limit=10, wait=0) == ()
+        producer = make_postgres()
+        producer.send([message("t", queue)])
+        producer.send([message("t", queue)])
+        producer.close()
+        received = list(subscription.receive(limit=10, wait=2))
+        if len(received) < 2:
+            received += subscription.receive(limit=10, wait=2)
+        assert len(received) == 2
+    subscription.close()

@@ -1,0 +1,171 @@
+"""What nobody waits for (announcing, sweeping) and what stands in the way of it costs no work."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import servers
+from harness import message, then
+from postgres.support import LONG_POLL, Tables, in_background, running
+from psycopg.conninfo import make_conninfo
+from servers import wait_until
+
+from transports.postgres import PostgresTransport
+from transports.postgres.session import Session
+from unstract_core import Consumer, TransportNotReady
+
+Make = Callable[..., PostgresTransport]
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[str]:
+    """A server whose queue of notifications is as short as can be."""
+    with servers.private_server(options="-c fsync=off -c max_notify_queue_pages=64") as server:
+        yield server.url
+
+
+@contextlib.contextmanager
+def full_notify_queue(url: str) -> Iterator[None]:
+    """Let a session listen and never read, idle in its transaction, until nothing more can be announced."""
+    with psycopg.connect(url, autocommit=True) as listener, psycopg.connect(url, autocommit=True) as notifier:
+        listener.execute("LISTEN forgotten")
+        listener.execute("BEGIN")
+        listener.execute("SELECT 1")
+        with contextlib.suppress(psycopg.errors.ProgramLimitExceeded):
+            while True:
+                notifier.execute("SELECT pg_notify('x', repeat('x', 7000) || n) FROM generate_series(1, 20) AS n")
+        yield
+        listener.execute("ROLLBACK")
+
+
+def test_a_full_notify_queue_costs_wake_ups_alone(
+    narrow: str, schema: str, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sends, settlements and replays are made without announcing; a paid result is not refused for a hint."""
+    transport = PostgresTransport(narrow, schema)
+    transport.migrate()
+    with contextlib.closing(transport), full_notify_queue(narrow), caplog.at_level(logging.WARNING):
+        ids = transport.send([message("t", queue, reply_key=queue), message("t", queue, on_success=then("t", queue))])
+        assert len(ids) == 2
+        transport._notifier._silent_until = 0.0
+        consumer = Consumer(transport, {"t": lambda *_: "paid", "bad": lambda: 1 / 0}, [queue], max_attempts=1)
+        assert consumer.drain(timeout=20) == 3
+        reply = transport.reply(queue)
+        assert reply is not None
+        assert reply.result == "paid"
+        transport.send([message("bad", queue)])
+        assert consumer.drain(timeout=20) == 1
+        transport._notifier._silent_until = 0.0
+        assert len(transport.dead.replay(queue=queue)) == 1
+        transport.send([message("t", queue)])
+        transport.send([message("t", queue)])
+    assert consumer.counters["refused"] == 0
+    assert any("notify_queue_full" in text for text in caplog.messages)
+
+
+def test_a_sweep_that_fails_stops_no_work(
+    embedded_url: str, tables: Tables, make_postgres: Make, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A role that may not delete expired replies works on; one WARNING says what is missing."""
+    make_postgres()
+    role = f"role_{tables.schema}"
+    tables.execute(f"CREATE ROLE {role} LOGIN")
+    tables.execute(f"GRANT USAGE ON SCHEMA {{schema}} TO {role}")
+    tables.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA {{schema}} TO {role}")
+    tables.execute(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA {{schema}} TO {role}")
+    tables.execute(f"REVOKE DELETE ON {{results}} FROM {role}")
+    transport = PostgresTransport(make_conninfo(embedded_url, user=role), tables.schema)
+    try:
+        subscription = transport.subscribe([queue], lease=60)
+        for _ in range(3):
+            subscription._sweep_at = 0.0
+            transport.send([message("t", queue)])
+            assert len(subscription.receive(limit=1, wait=2)) == 1
+        assert subscription._sweep_at > time.monotonic()
+        subscription.close()
+    finally:
+        transport.close()
+        tables.execute(f"DROP OWNED BY {role}")
+        tables.execute(f"DROP ROLE {role}")
+    told = [record for record in caplog.records if "sweep_failed" in record.getMessage()]
+    assert len(told) == 3
+    assert "42501" in vars(told[0])["wire.error"]
+
+
+@pytest.mark.parametrize(
+    ("right", "table"), [("INSERT", "messages"), ("UPDATE", "messages"), ("DELETE", "messages"), ("INSERT", "dead")]
+)
+def test_a_worker_that_lacks_a_right_does_not_start(
+    embedded_url: str, tables: Tables, make_postgres: Make, queue: str, right: str, table: str
+) -> None:
+    """Misconfiguration fails at start: subscribe names the right and the table, before the first task is paid for."""
+    make_postgres()
+    role = f"role_{tables.schema}"
+    tables.execute(f"CREATE ROLE {role} LOGIN")
+    tables.execute(f"GRANT USAGE ON SCHEMA {{schema}} TO {role}")
+    tables.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA {{schema}} TO {role}")
+    tables.execute(f"REVOKE {right} ON {{{table}}} FROM {role}")
+    transport = PostgresTransport(make_conninfo(embedded_url, user=role), tables.schema)
+    try:
+        with pytest.raises(TransportNotReady, match=f"lacks rights .*: {right} on pg_queue_"):
+            transport.subscribe([queue], lease=60)
+    finally:
+        transport.close()
+        tables.execute(f"DROP OWNED BY {role}")
+        tables.execute(f"DROP ROLE {role}")
+
+
+def test_an_idle_worker_does_not_mind_another_queues_traffic(
+    make_postgres: Make, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is announced for other queues of the schema costs it no statement."""
+    producer, transport = make_postgres(), make_postgres(poll_interval=LONG_POLL)
+    subscription = transport.subscribe([queue], lease=60)
+    asked: list[str] = []
+    execute = Session.execute
+
+    def counted(session: Session, doing: str, statement: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        if session is subscription._session:
+            asked.append(doing)
+        return execute(session, doing, statement, parameters)
+
+    monkeypatch.setattr(Session, "execute", counted)
+    received: list[Any] = []
+    with in_background(lambda: received.extend(subscription.receive(limit=1, wait=20))):
+        for _ in range(30):
+            producer.send([message("t", queue + "-other")])
+            time.sleep(0.02)
+        assert len(asked) <= 4
+        producer.send([message("t", queue)])
+    assert len(received) == 1
+    subscription.close()
+
+
+def test_a_thread_that_waits_for_replies_and_dies_is_replaced(
+    make_postgres: Make, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waited looks again and starts another; nobody sleeps to the end of its time."""
+    transport, worker = make_postgres(poll_interval=LONG_POLL), make_postgres()
+    died: list[int] = []
+    tell = transport._waiter._tell
+
+    def die_once(answered: Any) -> None:
+        if not died:
+            died.append(1)
+            raise ValueError
+        tell(answered)
+
+    monkeypatch.setattr(transport._waiter, "_tell", die_once)
+    replies: list[Any] = []
+    with in_background(lambda: replies.append(transport.reply(queue, timeout=20))):
+        wait_until(lambda: bool(died), what="the thread to die")
+        worker.send([message("t", queue, reply_key=queue)])
+        with running(Consumer(worker, {"t": lambda: "paid"}, [queue])):
+            wait_until(lambda: bool(replies), timeout=5, what="the reply")
+    assert replies[0].result == "paid"

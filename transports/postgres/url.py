@@ -1,0 +1,60 @@
+"""`from_url`: a transport for a libpq URL with some options of our own."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+from urllib.parse import unquote
+
+import psycopg
+
+from transports.postgres.transport import PostgresTransport
+from unstract_core.errors import ConfigurationError
+
+_OPTIONS: dict[str, Any] = {
+    "schema": str,
+    "listen": {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.__getitem__,
+    "poll_interval": float,
+    "pool_size": int,
+    "timeout": float,
+}
+_USER = re.compile(r"\w+://[^/@]*@")
+"""Where libpq looks for a user and a password; a question mark in there begins no query."""
+
+
+def from_url(url: str) -> PostgresTransport:
+    """Return a transport for a libpq URL. The options `schema`, `listen`, `poll_interval`, `pool_size` and `timeout`
+    are ours and taken out of its query; the others are libpq's, and handed on as they are written.
+
+    Raises ConfigurationError for an option that nobody knows, or a bad value.
+    """
+    user = _USER.match(url)
+    start = url.find("?", user.end() if user else 0)
+    address, query = (url, "") if start < 0 else (url[:start], url[start + 1 :])
+    ours: dict[str, Any] = {}
+    libpqs: list[str] = []
+    for part in filter(None, query.split("&")):
+        name, _, value = part.partition("=")
+        if (name := unquote(name)) in _OPTIONS:
+            ours[name] = _option(name, unquote(value))
+        elif name in _libpq_options():
+            libpqs.append(part)
+        else:
+            raise ConfigurationError(
+                f"unknown option {name!r} in the PostgreSQL URL; ours are {', '.join(_OPTIONS)}, the others libpq's"
+            )
+    return PostgresTransport(f"{address}?{'&'.join(libpqs)}" if libpqs else address, **ours)
+
+
+@cache
+def _libpq_options() -> frozenset[str]:
+    names = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
+    return frozenset(names | {"ssl"})  # the JDBC spelling that libpq takes in URLs
+
+
+def _option(name: str, value: str) -> Any:
+    try:
+        return _OPTIONS[name](value)
+    except (ValueError, KeyError) as exc:
+        raise ConfigurationError(f"the URL option {name}={value!r} is not understood") from exc
