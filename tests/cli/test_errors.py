@@ -57,7 +57,7 @@ WORKER = ("worker", "--queue", "q", "--app")
         (("dead", "replay", "1", "--queue", "q", "--all"), ["either IDs, or --queue NAME --all"]),
         (("dead", "replay", "--queue", "q"), ["either IDs, or --queue NAME --all"]),
         (("dead", "replay", "--all"), ["either IDs, or --queue NAME --all"]),
-        (("dead", "replay", "17", "x"), ["no dead letter 17, x"]),
+        (("dead", "replay", "17", "x"), ["no dead letters 17, x"]),
         (("dead", "purge"), ["either IDs, or --queue NAME, or --all"]),
         (("dead", "purge", "1", "--all"), ["either IDs, or --queue NAME, or --all"]),
         (("dead", "purge", "1", "--older-than", "5"), ["--older-than goes with"]),
@@ -280,6 +280,28 @@ def test_ctrl_c_ends_quietly_with_130(run: Callable[..., Any], monkeypatch: pyte
     monkeypatch.setattr(shared.current, "queues", interrupted)
     ended = run("queues")
     assert (ended.exit_code, ended.stderr.strip()) == (130, "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("queues",),
+        ("dead", "list"),
+        ("dead", "replay", "--all"),
+        ("dead", "purge", "--yes"),
+        ("worker", "--app", "cli.shared:tasks"),
+    ],
+    ids=" ".join,
+)
+def test_a_queue_that_is_not_utf_8_is_one_line_that_names_the_option(
+    run: Callable[..., Any], command: tuple[str, ...]
+) -> None:
+    """Bytes of a command line that are no text are refused before any transport is asked."""
+    typed = os.fsdecode(b"invoices-\xff")
+    line = the_one_line(run(*command, "--queue", typed))
+    assert "'--queue'" in line
+    assert "'invoices-\\udcff' is not UTF-8" in line
+    assert f"'unstract-wire {' '.join(command).partition(' --')[0]} --help'" in line
 
 
 def test_nothing_is_left_in_the_logging_of_the_process(run: Callable[..., Any]) -> None:

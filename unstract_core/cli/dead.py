@@ -10,7 +10,7 @@ from typing import Any, cast
 import click
 
 from unstract_core.cli.output import age, print_json, print_table, printable, readable_json, utc, write
-from unstract_core.cli.session import DECLINED, PROGRAM, Session, common, json_option
+from unstract_core.cli.session import DECLINED, PROGRAM, Session, common, json_option, queue_name
 from unstract_core.errors import ConfigurationError
 from unstract_core.transport import DeadLetter, DeadLetters
 
@@ -22,7 +22,7 @@ def dead() -> None:
 
 
 @dead.command("list")
-@click.option("--queue", metavar="NAME", help="Only those of this queue.")
+@click.option("--queue", type=queue_name, metavar="NAME", help="Only those of this queue.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", default=100, show_default=True, help="How many at most.")
 @json_option
 @common()
@@ -77,7 +77,7 @@ def show(session: Session, letter_id: str, as_json: bool) -> None:
 
 @dead.command()
 @click.argument("ids", metavar="[ID]...", nargs=-1)
-@click.option("--queue", metavar="NAME", help="With --all: every dead letter of this queue.")
+@click.option("--queue", type=queue_name, metavar="NAME", help="With --all: every dead letter of this queue.")
 @click.option("--all", "everything", is_flag=True, help="With --queue: all that are there now.")
 @json_option
 @common()
@@ -103,7 +103,7 @@ def replay(session: Session, ids: tuple[str, ...], queue: str | None, everything
 
 @dead.command()
 @click.argument("ids", metavar="[ID]...", nargs=-1)
-@click.option("--queue", metavar="NAME", help="Every dead letter of this queue.")
+@click.option("--queue", type=queue_name, metavar="NAME", help="Every dead letter of this queue.")
 @click.option("--all", "everything", is_flag=True, help="Every dead letter of every queue (or of --queue).")
 @click.option(
     "--older-than", type=click.FloatRange(0), metavar="SECONDS", help="With --queue or --all: only those buried before."
@@ -168,7 +168,8 @@ def _known(letters: DeadLetters, ids: Sequence[str]) -> Sequence[DeadLetter]:
     found = letters.get(ids)
     unknown = sorted(set(ids).difference(letter.id for letter in found))
     if unknown:
-        raise ConfigurationError(f"no dead letter {', '.join(unknown)} (see '{PROGRAM} dead list')")
+        noun = "dead letter" if len(unknown) == 1 else "dead letters"
+        raise ConfigurationError(f"no {noun} {', '.join(unknown)} (see '{PROGRAM} dead list')")
     return found
 
 

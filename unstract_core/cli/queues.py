@@ -7,12 +7,14 @@ from typing import Any, cast
 import click
 
 from unstract_core.cli.output import age, print_json, print_table
-from unstract_core.cli.session import Session, common, json_option
+from unstract_core.cli.session import Session, common, json_option, queue_name
 from unstract_core.transport import Inspection, QueueState
 
 
 @click.command()
-@click.option("--queue", "names", metavar="NAME", multiple=True, help="Only this queue; may be repeated.")
+@click.option(
+    "--queue", "names", type=queue_name, metavar="NAME", multiple=True, help="Only this queue; may be repeated."
+)
 @json_option
 @common()
 @click.pass_obj

@@ -122,4 +122,13 @@ def common(*, variables: bool = False) -> Callable[[Command], Command]:
     return add
 
 
+def queue_name(typed: str) -> str:
+    """Take what was typed as a queue's name, where it is text: a command line is bytes, and a driver would choke."""
+    try:
+        typed.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter(f"{typed!r} is not UTF-8.") from None
+    return typed
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for scripts.")

@@ -18,7 +18,7 @@ import click
 from unstract_core import discovery
 from unstract_core.cli.loading import Left, loading, make_here_importable
 from unstract_core.cli.output import printable, utc
-from unstract_core.cli.session import Session, common
+from unstract_core.cli.session import Session, common, queue_name
 from unstract_core.consumer import Consumer
 from unstract_core.errors import ConfigurationError
 from unstract_core.events import emit
@@ -31,7 +31,9 @@ _COUNTERS = ("ran", "settled", "retried", "buried", "lost", "refused", "replaced
 
 @click.command()
 @click.option("--app", metavar="MODULE:NAME", required=True, help="The tasks: a Tasks(), or any mapping of functions.")
-@click.option("--queue", "queues", metavar="NAME", multiple=True, required=True, help="A queue; may be repeated.")
+@click.option(
+    "--queue", "queues", type=queue_name, metavar="NAME", multiple=True, required=True, help="A queue; may be repeated."
+)
 @click.option(
     "--concurrency", type=click.IntRange(1), metavar="N", default=1, show_default=True, help="Tasks run at once."
 )
