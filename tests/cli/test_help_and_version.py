@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from cli.shared import Lasting, bury
 from harness import message
 
 import unstract_core
+from tools.check_lock import ROOT
 from unstract_core import cli
 
 
@@ -43,6 +45,14 @@ def test_every_command_and_every_option_is_explained(
         if isinstance(option, click.Option):
             assert option.help
             assert max(option.opts, key=len) in shown.stdout
+
+
+def test_help_and_documentation_list_the_same_exit_codes(run: Callable[..., Any]) -> None:
+    """`unstract-wire --help` and docs/operating.md tell every exit code, in the same words."""
+    helped = re.findall(r"^  +(\d[\d +N]*?)  +(\w.*)$", run("--help").stdout.partition("Exit codes:")[2], re.MULTILINE)
+    documented = re.findall(r"^\| (\d[\d +N]*) \| (.*) \|$", (ROOT / "docs/operating.md").read_text(), re.MULTILINE)
+    assert [code for code, _ in helped] == ["0", "1", "2", "130", "128 + N"]
+    assert helped == documented
 
 
 def without(module: str) -> str:

@@ -34,7 +34,13 @@ def main() -> None:
     unstract-wire worker --app myproject.tasks:tasks --queue celery_executor_legacy
     unstract-wire queues
 
-    The exit code is 0 for success and 2 for an error, which is told in one line on standard error.
+    \b
+    Exit codes:
+      0        done
+      1        a purge was declined, or the reader of the output left
+      2        an error, told in one line on standard error
+      130      interrupted by Ctrl-C
+      128 + N  a worker was made to leave at once, by signal number N
     """
 
 
