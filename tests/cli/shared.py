@@ -5,6 +5,7 @@ The command finds them as `cli.shared:name`, in this process and in those that a
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 from collections.abc import Sequence
@@ -87,6 +88,19 @@ def crowded() -> MemoryTransport:
     transport = MemoryTransport()
     transport.send([message("t", "q", n) for n in range(2000)])
     bury(transport, "q", "x" * 100)
+    return transport
+
+
+def product() -> MemoryTransport:
+    """A transport with ids of seven digits, and the product's names in its queues and dead letters."""
+    sum_is_wrong = "its 3 line items come to 1,184.00 GBP, but its subtotal says 1,284.00"
+    transport = MemoryTransport()
+    transport._store._ids = itertools.count(4_711_000)
+    transport.send([message("execute_extraction", "celery_executor_legacy")])
+    bury(transport, "celery_executor_legacy", f"ExtractionError: invoice MF-4471 does not add up: {sum_is_wrong}")
+    transport.send([message("ide_prompt_complete", "ide_callback")])
+    bury(transport, "ide_callback", "ValueError: 発票番号が見つかりません、もう一度お試しください")
+    transport.send([message("execute_extraction", "celery_executor_legacy") for _ in range(1200)])
     return transport
 
 

@@ -11,8 +11,6 @@ from typing import Any
 import click
 import pytest
 from cli.outcomes import Ended, the_one_line
-from cli.shared import Lasting, bury
-from harness import message
 
 import unstract_core
 from tools.check_lock import ROOT
@@ -76,26 +74,6 @@ def test_the_core_does_not_need_click() -> None:
     """Importing the package, as producers do, imports neither click nor rich."""
     code = "import sys, unstract_core; sys.exit(bool({'click', 'rich'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_a_table_is_fitted_to_the_terminal(on_terminal: Callable[..., Ended]) -> None:
-    """On a terminal a table is as wide as the terminal at most: the last column is cut, the others are whole."""
-    ended = on_terminal("dead", "list", "--limit", "2", "--url", "cli.shared:crowded", width=70)
-    assert (ended.code, ended.err) == (0, "the newest 2; there may be more (--limit)\n")
-    heading, *rows = ended.out.splitlines()
-    assert heading.split() == ["ID", "QUEUE", "TASK", "ATTEMPTS", "BURIED", "AT", "REASON"]
-    assert len(rows) == 2
-    assert all(len(row) <= 70 and row.rstrip().endswith("…") and " q " in row for row in rows)
-
-
-def test_a_table_is_whole_where_nobody_looks(run: Callable[..., Any], transport: Lasting) -> None:
-    """In a pipe the same table is aligned too, and nothing is cut."""
-    transport.send([message("t", "q"), message("t", "a-longer-name")])
-    bury(transport, "q", "x" * 300)
-    bury(transport, "a-longer-name", "y")
-    heading, newest, oldest = run("dead", "list").stdout.splitlines()
-    assert heading.index("TASK") == newest.index(" t ") + 1 == oldest.index(" t ") + 1
-    assert oldest.endswith("  " + "x" * 300)
 
 
 def test_without_rich_a_terminal_gets_the_plain_table(on_terminal: Callable[..., Ended]) -> None:

@@ -12,6 +12,9 @@ from typing import Any
 
 import click
 
+_INDENT = " " * 4
+_SHORTEST_TEXT = 40
+
 
 def printable(text: str) -> str:
     """Escape line ends and control characters: what a payload says must not steer somebody's terminal or log."""
@@ -32,7 +35,10 @@ def print_json(value: Any) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
-    """Print columns, those whose heading starts with ">" to the right; on a terminal fitted to its width."""
+    """Print columns, those whose heading starts with ">" to the right; on a terminal fitted to its width.
+
+    Nothing is cut but the last column, on a terminal and where it is text: what is to be typed again stays whole.
+    """
     if not rows:
         click.echo(empty, err=True)
         return
@@ -54,20 +60,39 @@ def _aligned(names: Sequence[str], right: Sequence[bool], rows: Sequence[Sequenc
 
 def _fitted(names: Sequence[str], right: Sequence[bool], rows: Sequence[Sequence[str]]) -> str:
     try:
+        from rich.cells import cell_len
         from rich.console import Console
-        from rich.table import Table
         from rich.text import Text
     except ModuleNotFoundError:
         return _aligned(names, right, rows)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name, to_right in zip(names, right, strict=True):
-        table.add_column(name, justify="right" if to_right else "left", no_wrap=name != names[-1])
-    for row in rows:
-        table.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in row))
     console = Console()
+    widths = [max(map(cell_len, column)) for column in zip(names, *rows, strict=True)]
+    last_is_text = not right[-1]
+    last = min(widths[-1], _SHORTEST_TEXT) if last_is_text else widths[-1]
+    lines = _spread([*widths[:-1], last], console.width)
     with console.capture() as capture:
-        console.print(table)
+        for row in (names, *rows):
+            spaces = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+            cells = [s + cell if to_right else cell + s for cell, s, to_right in zip(row, spaces, right, strict=True)]
+            for columns in lines:
+                text = "  ".join(cells[column] for column in columns).rstrip()
+                line = Text(text if columns is lines[0] else _INDENT + text, "bold" if row is names else "")
+                if columns is lines[-1] and last_is_text:
+                    line.truncate(console.width, overflow="ellipsis")
+                console.print(line, soft_wrap=True)
     return capture.get().rstrip("\n")
+
+
+def _spread(widths: Sequence[int], available: int) -> list[list[int]]:
+    """Return the columns of each line: a row that is wider than what is available goes on below, indented."""
+    lines, used = [[0]], widths[0]
+    for column, width in enumerate(widths[1:], start=1):
+        if used + 2 + width > available:
+            lines.append([])
+            used = len(_INDENT) - 2
+        lines[-1].append(column)
+        used += 2 + width
+    return lines
 
 
 def write(text: str) -> None:

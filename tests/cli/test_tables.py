@@ -1,0 +1,107 @@
+"""Tables: fitted to a terminal of any width, and whole where nobody looks."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cli.outcomes import Ended
+from cli.shared import Lasting, bury
+from harness import message
+from rich.cells import cell_len
+
+IDS = ("4711001", "4711000")
+NAMES = ("celery_executor_legacy", "execute_extraction", "ide_callback", "ide_prompt_complete")
+OnTerminal = Callable[..., Ended]
+
+
+def screen(on_terminal: OnTerminal, *arguments: str, width: int) -> list[str]:
+    ended = on_terminal(*arguments, "--url", "cli.shared:product", width=width)
+    assert (ended.code, ended.err) == (0, "")
+    lines = ended.out.splitlines()
+    assert max(map(cell_len, lines)) <= width
+    return lines
+
+
+@pytest.mark.parametrize("width", [30, 50, 80, 81, 160, 300])
+def test_dead_letters_have_whole_ids_and_names_and_a_reason_at_any_width(on_terminal: OnTerminal, width: int) -> None:
+    """No id, queue, task or time is ever cut; a reason is, to one line of which at least 26 columns are seen."""
+    heading, *lines = screen(on_terminal, "dead", "list", width=width)
+    text = "\n".join(lines)
+    assert heading.startswith("ID")
+    assert [line.split()[0] for line in lines if not line.startswith(" ") and line.split()[0] in IDS] == list(IDS)
+    assert all(name in text for name in NAMES)
+    assert text.count("Z") == 2
+    assert "ExtractionError: invoice " in text
+    assert "ValueError: 発票" in text
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (
+            50,
+            """
+            ID       QUEUE
+                TASK                 ATTEMPTS
+                BURIED AT
+                REASON
+            4711001  ide_callback
+                ide_prompt_complete         1
+                2026-01-02T03:04:05Z
+                ValueError: 発票番号が見つかりません、もう一 …
+            4711000  celery_executor_legacy
+                execute_extraction          1
+                2026-01-02T03:04:05Z
+                ExtractionError: invoice MF-4471 does not add…
+            """,
+        ),
+        (
+            80,
+            """
+            ID       QUEUE                   TASK                 ATTEMPTS
+                BURIED AT             REASON
+            4711001  ide_callback            ide_prompt_complete         1
+                2026-01-02T03:04:05Z  ValueError: 発票番号が見つかりません、もう一度お試し …
+            4711000  celery_executor_legacy  execute_extraction          1
+                2026-01-02T03:04:05Z  ExtractionError: invoice MF-4471 does not add up: its…
+            """,
+        ),
+        (
+            160,
+            """
+            ID       QUEUE                   TASK                 ATTEMPTS  BURIED AT             REASON
+            4711001  ide_callback            ide_prompt_complete         1  2026-01-02T03:04:05Z  \
+ValueError: 発票番号が見つかりません、もう一度お試しください
+            4711000  celery_executor_legacy  execute_extraction          1  2026-01-02T03:04:05Z  \
+ExtractionError: invoice MF-4471 does not add up: its 3 line items come t…
+            """,
+        ),
+    ],
+)
+def test_a_row_that_is_wider_than_the_terminal_goes_on_below(on_terminal: OnTerminal, width: int, shown: str) -> None:
+    """Indented, under headings that do so too; the reason stands beside where 40 columns are left for it."""
+    lines = screen(on_terminal, "dead", "list", width=width)
+    screenful = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "2026-01-02T03:04:05Z", "\n".join(lines))
+    assert screenful == textwrap.dedent(shown).strip()
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_the_figures_of_a_queue_are_never_cut(on_terminal: OnTerminal, width: int) -> None:
+    """A table of numbers goes on below too where it has to: every name and every figure is there."""
+    lines = screen(on_terminal, "queues", width=width)
+    busy, quiet = ["celery_executor_legacy", "1200", "1200", "0", "0", "0s", "1"], ["ide_callback", *"0000-1"]
+    assert " ".join(lines).split()[8:] == busy + quiet
+
+
+def test_a_table_is_whole_where_nobody_looks(run: Callable[..., Any], transport: Lasting) -> None:
+    """In a pipe the same table is aligned too, and nothing is cut."""
+    transport.send([message("t", "q"), message("t", "a-longer-name")])
+    bury(transport, "q", "x" * 300)
+    bury(transport, "a-longer-name", "y")
+    heading, newest, oldest = run("dead", "list").stdout.splitlines()
+    assert heading.index("TASK") == newest.index(" t ") + 1 == oldest.index(" t ") + 1
+    assert oldest.endswith("  " + "x" * 300)
