@@ -22,7 +22,7 @@ help:
 	@echo "PYTHON=python3.12 chooses the interpreter for a new $(VENV); 'make clean' first where there is one."
 
 demo: $(READY)
-	@$(BIN)/python examples/demo.py $(ARGS)
+	@$(BIN)/python -m examples $(ARGS)
 
 test: $(READY)
 	@$(BIN)/python -m pytest $(ARGS)

