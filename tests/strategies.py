@@ -27,6 +27,7 @@ from unstract_core import ContinuationSpec, Delivery, FairnessKey, PayloadError,
 
 ENVELOPE = {"__type__", "__value__"}
 UNFIT_CHARACTERS = "\x00\ud800\udbff\udc00\udfff"
+UNFIT_KEYS: list[Any] = [None, True, 1.5, (1,), b"k", 2**63, -(2**63) - 1, "a\x00", "\ud800", "é\udfff"]
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=12)
 unfit_texts = st.builds(lambda a, bad, b: a + bad + b, texts, st.sampled_from(UNFIT_CHARACTERS), texts)

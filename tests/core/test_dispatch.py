@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import types
 import uuid
 from typing import Any
 
@@ -11,6 +10,7 @@ import attrs
 import pytest
 import strategies as some
 from core.recording import RecordingTransport
+from core.signatures import as_object, fields_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,11 +39,6 @@ requests = st.fixed_dictionaries(
         "delay": st.integers(0, 10**6) | st.floats(0, 1e6),
     },
 )
-
-
-def signature(task: str = "done", **changed: Any) -> Any:
-    options = {"queue": "callbacks"}
-    return types.SimpleNamespace(**{"task": task, "args": (), "kwargs": {}, "options": options, **changed})
 
 
 def expected(task_name: str, request: dict[str, Any], **fields: Any) -> TaskPayload:
@@ -88,7 +83,7 @@ def test_send_with_callback_carries_both_continuations_and_the_id(
     """send_with_callback: the signatures become continuations; the id is the caller's, else a fresh UUID."""
     transport = RecordingTransport()
     signatures: dict[str, Any] = {
-        name: spec and signature(spec.task_name, kwargs=spec.kwargs, options={"queue": spec.queue})
+        name: spec and as_object(fields_of(task=spec.task_name, kwargs=spec.kwargs, options={"queue": spec.queue}))
         for name, spec in (("on_success", on_success), ("on_error", on_error))
     }
     handle = Dispatcher(transport).send_with_callback(task_name, task_id=task_id, **signatures, **request)
@@ -250,7 +245,7 @@ def test_a_signature_that_would_lose_something_is_refused_by_its_place(
     """The error says which callback and what in it; nothing is sent."""
     transport = RecordingTransport()
     with pytest.raises(SignatureError) as caught:
-        Dispatcher(transport).send_with_callback("t", queue="q", **{name: signature(**changed)})
+        Dispatcher(transport).send_with_callback("t", queue="q", **{name: as_object(fields_of(**changed))})
     assert caught.value.path == f"$.{name}.{path}"
     assert transport.sends == 0
 
@@ -279,7 +274,12 @@ def test_the_callers_lists_and_dicts_are_left_alone(args: list[Any], kwargs: dic
     """Dispatch only reads what it is given."""
     before = copy.deepcopy((args, kwargs))
     Dispatcher(RecordingTransport()).send_with_callback(
-        "t", args=args, kwargs=kwargs, queue="q", on_success=signature(kwargs=kwargs), on_error=signature(kwargs=kwargs)
+        "t",
+        args=args,
+        kwargs=kwargs,
+        queue="q",
+        on_success=as_object(fields_of(kwargs=kwargs)),
+        on_error=as_object(fields_of(kwargs=kwargs)),
     )
     assert (args, kwargs) == before
 

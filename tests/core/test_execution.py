@@ -11,6 +11,7 @@ import attrs
 import pytest
 import strategies as some
 from core.recording import RecordingTransport
+from core.signatures import fields_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -126,7 +127,7 @@ def test_dispatch_with_callback_carries_the_callbacks(
     """The callbacks and the caller's id travel in the payload; the handle has the id."""
     transport = RecordingTransport()
     ok, failed = (
-        spec and {"task": spec.task_name, "args": [], "kwargs": spec.kwargs, "options": {"queue": spec.queue}}
+        spec and fields_of(task=spec.task_name, kwargs=spec.kwargs, options={"queue": spec.queue})
         for spec in (on_success, on_error)
     )
     handle = dispatcher(transport).dispatch_with_callback(context, ok, failed, task_id, sent_headers)  # type: ignore[arg-type]  # a serialised signature is a mapping

@@ -13,6 +13,7 @@ import celery
 import pytest
 import strategies as some
 from celery.canvas import Signature
+from core.signatures import as_object, fields_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,10 +31,6 @@ class Name(str, enum.Enum):  # noqa: UP042 - the older form is what the product'
     QUEUE = "q"
 
 
-def as_object(fields: dict[str, Any]) -> Any:
-    return types.SimpleNamespace(**fields)
-
-
 def as_mapping(fields: dict[str, Any]) -> Any:
     return fields
 
@@ -48,18 +45,6 @@ def as_celery(fields: dict[str, Any]) -> Any:
 
 FORMS: list[Callable[[dict[str, Any]], Any]] = [as_object, as_mapping, as_proxy, as_celery]
 in_every_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
-
-
-def fields_of(**changed: Any) -> dict[str, Any]:
-    return {
-        "task": "done",
-        "args": (),
-        "kwargs": {"callback_kwargs": {"a": 1}},
-        "options": {"queue": "ide_callback"},
-        "subtask_type": None,
-        "immutable": False,
-        **changed,
-    }
 
 
 def refusal(signature: Any) -> SignatureError:
