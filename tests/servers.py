@@ -13,7 +13,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class PrivateServer:
         self._bin = Path(wheel.POSTGRES_VERSIONS[wheel.TARGET_POSTGRES_VERSION])
         self._user = _unprivileged_user(self._bin)
         self.directory = directory
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         self._options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' {options}"
         self._run("initdb", "-D", str(directory), "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8")
@@ -126,10 +126,17 @@ def machine_server() -> str | None:
     return SERVER_URL
 
 
-def wait_until(condition: object, *, timeout: float = 10.0, what: str = "condition") -> None:
-    """Poll `condition` (a callable) until it is true; fail with `what` after `timeout` seconds."""
+def free_port() -> int:
+    """Return a port at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], object], *, timeout: float = 10.0, what: str = "condition") -> None:
+    """Poll `condition` until it is true; fail with `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
-    while not condition():  # type: ignore[operator]
+    while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout} s: {what}")
         time.sleep(0.01)
@@ -157,9 +164,3 @@ def _lives(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -215,8 +215,12 @@ def test_ctrl_c_leaves_nothing_running(start: Starter, moment: str, to: Any) -> 
     """SIGINT, to the demo alone or to its whole group as a terminal sends it: workers, server and scratch are gone."""
     run = start()
     run.read_until(moment)
-    for program in ("unstract_core worker", "bin/postgres"):
-        servers.wait_until(lambda program=program: program in " ".join(run.processes().values()), what=program)
+
+    def up() -> bool:
+        commands = " ".join(run.processes().values())
+        return "unstract_core worker" in commands and "bin/postgres" in commands
+
+    servers.wait_until(up, what="a worker and the server to run")
     to(run.process.pid, signal.SIGINT)
     assert run.end() == 130, run.text
     assert (run.processes(), run.left_behind()) == ({}, [])
