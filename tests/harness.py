@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import time
 import uuid
@@ -11,14 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
-import psycopg
-from psycopg import sql
+from pg_tables import Tables
 
 from transports.memory import MemoryTransport
 from transports.postgres import PostgresTransport
-from unstract_core import ContinuationSpec, Delivery, Message, TaskPayload, Transport
-
-_numbers = itertools.count(1)
+from unstract_core import ContinuationSpec, Delivery, Message, Reply, Settlement, TaskPayload, Transport, Verdict
+from unstract_core.values import JSONValue
 
 
 @attrs.frozen
@@ -36,7 +33,7 @@ class Harness:
     forget: Callable[[Any, str], None]
 
     def queue(self) -> str:
-        return f"q{next(_numbers)}-{uuid.uuid4().hex[:8]}"
+        return queue_name()
 
 
 def memory_harness() -> Harness:
@@ -64,11 +61,7 @@ def memory_harness() -> Harness:
 
 
 def postgres_harness(url: str, schema: str, *, listen: bool) -> Harness:
-    def execute(statement: str, parameters: tuple[Any, ...]) -> None:
-        tables = {name: sql.Identifier(schema, name) for name in ("pg_queue_message", "pg_task_result")}
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(sql.SQL(statement).format(**tables), parameters)
-
+    tables = Tables(url, schema)
     shared: list[PostgresTransport] = []
 
     @contextlib.contextmanager
@@ -83,23 +76,22 @@ def postgres_harness(url: str, schema: str, *, listen: bool) -> Harness:
             transport.close()
 
     def inject(transport: object, queue: str, text: str) -> None:
-        execute(
-            "INSERT INTO {pg_queue_message} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)"
-            " VALUES (%s, %s::jsonb, '', now(), now(), 0, 5, 'ready')",
-            (queue, text),
-        )
+        tables.inject(queue, text)
 
     def expire(transport: object, queue: str) -> None:
-        execute(
-            "UPDATE {pg_queue_message} SET vt = now() - interval '1 second'"
-            " WHERE queue_name = %s AND state = 'claimed'",
-            (queue,),
+        tables.execute(
+            "UPDATE {messages} SET vt = now() - interval '1 second' WHERE queue_name = %s AND state = 'claimed'", queue
         )
 
     def forget(transport: object, key: str) -> None:
-        execute("UPDATE {pg_task_result} SET expires_at = now() WHERE task_id = %s", (key,))
+        tables.execute("UPDATE {results} SET expires_at = now() WHERE task_id = %s", key)
 
     return Harness("postgres", make, inject, expire, forget)
+
+
+def queue_name() -> str:
+    """Return the name of a queue that nobody else uses."""
+    return f"q-{uuid.uuid4().hex[:12]}"
 
 
 def message(task_name: str, queue: str, *args: Any, **options: Any) -> Message:
@@ -116,9 +108,28 @@ def receive_all(transport: Transport, queue: str, *, lease: float = 60.0) -> lis
     """Take everything that is ready in a queue, as a worker that never comes back."""
     subscription = transport.subscribe([queue], lease=lease)
     try:
-        return list(subscription.receive(limit=1000, wait=0))
+        return list(subscription.receive(limit=10_000, wait=0))
     finally:
         subscription.close()
+
+
+def answer(transport: Transport, *replies: Reply) -> None:
+    """Settle a message with each reply, one after the other, as workers would."""
+    queue = queue_name()
+    subscription = transport.subscribe([queue], lease=60.0)
+    for reply in replies:
+        transport.send([message("t", queue)])
+        (delivery,) = subscription.receive(limit=1, wait=5)
+        assert list(subscription.settle([Settlement(delivery, Verdict.ACK, reply=reply)])) == [True]
+    subscription.close()
+
+
+def bury(transport: Transport, queue: str, reason: str = "because", *, result: JSONValue = None) -> None:
+    """Bury everything that is ready in a queue, one after the other in the order in which it is received."""
+    subscription = transport.subscribe([queue], lease=60.0)
+    for delivery in subscription.receive(limit=10_000, wait=0):
+        assert subscription.settle([Settlement(delivery, Verdict.BURY, reason=reason, result=result)]) == [True]
+    subscription.close()
 
 
 def stored(delivery: Delivery) -> Any:

@@ -10,14 +10,13 @@ import logging
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn
+from typing import NoReturn
 from urllib.parse import unquote, urlsplit
 
-from harness import message
+from harness import bury, message
 
 from transports.memory import MemoryTransport
-from unstract_core import Capabilities, ConfigurationError, Delivery, Settlement, Tasks, Verdict
-from unstract_core.values import JSONValue
+from unstract_core import Capabilities, ConfigurationError, Tasks
 
 tasks = Tasks()
 badly_named_tasks = {7: print}
@@ -138,15 +137,3 @@ def echoing(url: str) -> NoReturn:
 def crashing(url: str) -> NoReturn:
     """What the scheme crash:// leads to: as echo://, but no error of ours."""
     raise RuntimeError(f"bad URL {url!r}")
-
-
-def take(transport: Any, queue: str) -> list[Delivery]:
-    """Take everything that is ready in a queue, and keep it."""
-    return list(transport.subscribe([queue], lease=60.0).receive(limit=10_000, wait=0))
-
-
-def bury(transport: Any, queue: str, reason: str, *, result: JSONValue = None) -> None:
-    """Bury everything that is ready in a queue."""
-    subscription = transport.subscribe([queue], lease=60.0)
-    held = subscription.receive(limit=10_000, wait=0)
-    subscription.settle([Settlement(one, Verdict.BURY, reason=reason, result=result) for one in held])

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from cli import shared
 from cli.outcomes import Ended, the_one_line
-from cli.shared import Lasting, Migrating, bury, take
-from harness import message
+from cli.shared import Lasting, Migrating
+from harness import bury, message, receive_all
 
 Run = Callable[..., Any]
 
@@ -40,7 +40,7 @@ def fill(transport: Lasting) -> None:
     bury(transport, "full", "because")
     bury(transport, "other", "because")
     transport.send([message("t", "full"), message("t", "full")])
-    take(transport, "full")
+    receive_all(transport, "full")
     transport.send([message("t", "full", delay=60.0), message("t", "full")])
 
 
@@ -169,7 +169,7 @@ def test_replay_sends_the_named_letters_again(run: Run, transport: Lasting) -> N
     (id,) = ids(transport, "x")
     assert run("dead", "replay", id).stdout == f"replayed 1\n{id}\n"
     assert reasons(transport) == ["y"]
-    (again,) = take(transport, "a")
+    (again,) = receive_all(transport, "a")
     assert again.attempt == 1
     assert again.payload is not None
     assert again.payload.args == [1]
@@ -193,7 +193,7 @@ def test_replaying_a_whole_queue_leaves_the_others(run: Run, transport: Lasting)
     bury(transport, "b", "y")
     assert len(json.loads(run("dead", "replay", "--queue", "a", "--all", "--json").stdout)["replayed"]) == 2
     assert reasons(transport) == ["y"]
-    assert [delivery.payload.args for delivery in take(transport, "a") if delivery.payload] == [[1], [2]]
+    assert [delivery.payload.args for delivery in receive_all(transport, "a") if delivery.payload] == [[1], [2]]
     assert run("dead", "replay", "--queue", "a", "--all").stdout == "replayed 0\n"
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from cli.outcomes import Ended
-from cli.shared import Lasting, bury
-from harness import message
+from cli.shared import Lasting
+from harness import bury, message
 from rich.cells import cell_len
 
 IDS = ("4711001", "4711000")

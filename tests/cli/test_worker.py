@@ -14,8 +14,7 @@ import attrs
 import pytest
 import servers
 from cli.outcomes import Ended, the_one_line
-from cli.shared import bury, take
-from harness import message
+from harness import bury, message, receive_all
 
 from transports.postgres import PostgresTransport
 from unstract_core import Dispatcher
@@ -108,7 +107,7 @@ def test_sigterm_lets_the_running_task_finish_and_settles_it(start: Start, datab
     status = database.transport.reply("first")
     assert status is not None
     assert status.result == "the end"
-    (follow_up,) = take(database.transport, "next")
+    (follow_up,) = receive_all(database.transport, "next")
     assert follow_up.payload is not None
     assert follow_up.payload.args == ["the end"]
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import servers
-from postgres.support import Tables, application, named, queue_name
+from harness import queue_name
+from pg_tables import Tables
+from postgres.support import application, named
 
 from transports.postgres import PostgresTransport
+from transports.postgres.session import Session
 
 
 @pytest.fixture
@@ -42,6 +46,20 @@ def make_named(embedded_url: str, schema: str, name: str) -> Iterator[Callable[.
     yield make
     for transport in made:
         transport.close()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What subscriptions and waiting callers have asked the server from here on, one entry for each statement."""
+    asked: list[str] = []
+    execute = Session.execute
+
+    def counted(session: Session, doing: str, statement: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        asked.append(doing)
+        return execute(session, doing, statement, parameters)
+
+    monkeypatch.setattr(Session, "execute", counted)
+    return asked
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import attrs
-from postgres.support import Tables
+from pg_tables import Tables
 
 TABLES = """
 CREATE SCHEMA {{schema}};

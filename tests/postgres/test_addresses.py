@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -10,8 +9,10 @@ from typing import Any
 
 import pytest
 from harness import message
-from postgres.support import Tables, transport_on
+from pg_tables import Tables
+from postgres.support import transport_on
 from psycopg.conninfo import make_conninfo
+from servers import free_port
 
 from transports.postgres import PostgresTransport, from_url
 from unstract_core import (
@@ -61,16 +62,10 @@ def test_a_conninfo_that_cannot_be_read_is_refused_without_quoting_it(conninfo: 
     assert "of-mine" not in " ".join(shown)
 
 
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS.keys())
 def test_nobody_at_the_address_is_told_at_once(act: Callable[[PostgresTransport], Any]) -> None:
     """TransportUnavailable with what the network said and the address; the password stays out of it."""
-    address = f"postgresql://user:{PASSWORD}@127.0.0.1:{closed_port()}/db"
+    address = f"postgresql://user:{PASSWORD}@127.0.0.1:{free_port()}/db"
     started = time.monotonic()
     with transport_on(address, "unstract") as transport, pytest.raises(TransportUnavailable, match="refused") as caught:
         act(transport)

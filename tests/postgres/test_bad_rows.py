@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import servers
-from harness import message
+from harness import message, queue_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from postgres.support import Tables, queue_name, transport_on
+from pg_tables import Tables
+from postgres.support import transport_on
 
 from transports.postgres import PostgresTransport
 from unstract_core import Consumer, Reply

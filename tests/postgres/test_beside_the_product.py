@@ -8,9 +8,10 @@ from collections import Counter
 
 import pytest
 from harness import message, then
+from pg_tables import Tables
 from postgres import product
 from postgres.product import Product
-from postgres.support import Tables, in_background, running, transport_on
+from postgres.support import in_background, running, transport_on
 from servers import wait_until
 
 from transports.postgres import PostgresTransport

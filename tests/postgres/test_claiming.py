@@ -6,17 +6,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import servers
-from harness import message
+from harness import message, queue_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from postgres.support import Tables, in_background, queue_name, transport_on
+from pg_tables import Tables
+from postgres.support import in_background, transport_on
 
 from transports.postgres import PostgresTransport
-from transports.postgres.session import Session
 from transports.postgres.statements import Statements
 from unstract_core import Delivery, Settlement, Verdict
 
@@ -127,20 +126,12 @@ def test_a_claim_reads_no_more_than_it_takes(shared: Shared, queues: int) -> Non
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("queues", [1, 3], ids=["one queue", "several queues"])
 def test_a_row_that_somebody_keeps_locked_neither_stops_nor_spins_a_worker(
-    postgres: PostgresTransport, tables: Tables, queue: str, queues: int, monkeypatch: pytest.MonkeyPatch
+    postgres: PostgresTransport, tables: Tables, queue: str, queues: int, asked: list[str]
 ) -> None:
     """A receive still ends in time and on `wake`, asks no more than now and then, and takes every other row."""
     names = [f"{queue}-{n}" for n in range(queues)]
     (locked, _) = postgres.send([message("t", names[0], priority=9), message("t", names[0])])
     subscription = postgres.subscribe(names, lease=60)
-    asked: list[str] = []
-    execute = Session.execute
-
-    def counted(session: Session, doing: str, statement: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-        asked.append(doing)
-        return execute(session, doing, statement, parameters)
-
-    monkeypatch.setattr(Session, "execute", counted)
     with tables.locked("SELECT 1 FROM {messages} WHERE msg_id = %s FOR UPDATE", int(locked)):
         (other,) = subscription.receive(limit=1, wait=2)
         assert other.id != locked

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from harness import message
-from postgres.support import LONG_POLL, Tables, in_background
+from pg_tables import Tables
+from postgres.support import LONG_POLL, in_background
 from servers import wait_until
 
 from transports.postgres import PostgresTransport

@@ -5,21 +5,18 @@ from __future__ import annotations
 import datetime
 
 import pytest
-from harness import message, receive_all, then
-from postgres.support import Tables
+from harness import bury, message, receive_all, then
+from pg_tables import Tables
 
 from transports.postgres import PostgresTransport
 from unstract_core import Consumer, Settlement, Verdict, to_wire
 from unstract_core.transport import DeadLetter
 
 
-def bury(transport: PostgresTransport, queue: str, number: int = 1, *, reason: str = "because") -> list[DeadLetter]:
-    """Bury everything in a queue, after sending `number` messages to it; returns the letters, the oldest first."""
+def buried(transport: PostgresTransport, queue: str, number: int = 1) -> list[DeadLetter]:
+    """Send messages to an empty queue and bury them; returns the letters, the oldest first."""
     transport.send([message("t", queue, n, priority=n % 10 + 1, org_id="org") for n in range(number)])
-    subscription = transport.subscribe([queue], lease=60)
-    for delivery in subscription.receive(limit=number, wait=0):
-        assert subscription.settle([Settlement(delivery, Verdict.BURY, reason=reason)]) == [True]
-    subscription.close()
+    bury(transport, queue)
     return list(transport.dead.find(queue=queue, limit=number))[::-1]
 
 
@@ -64,8 +61,8 @@ def test_the_consumers_burials_are_kept_with_their_reasons(
 
 def test_find_gives_the_newest_first_and_no_more_than_asked_for(postgres: PostgresTransport, queue: str) -> None:
     """Newest first, within a queue or over all of them, up to the limit."""
-    letters = bury(postgres, queue, 5)
-    others = bury(postgres, queue + "-2", 2)
+    letters = buried(postgres, queue, 5)
+    others = buried(postgres, queue + "-2", 2)
     assert postgres.dead.find(queue=queue) == letters[::-1]
     assert postgres.dead.find() == [*others[::-1], *letters[::-1]]
     assert postgres.dead.find(limit=3) == [*others[::-1], letters[-1]]
@@ -74,7 +71,7 @@ def test_find_gives_the_newest_first_and_no_more_than_asked_for(postgres: Postgr
 
 def test_a_replayed_letter_is_sent_as_new(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
     """The same message under a new id, its first attempt, at the end of its queue, and gone from the dead letters."""
-    (letter,) = bury(postgres, queue)
+    (letter,) = buried(postgres, queue)
     postgres.send([message("waiting", queue, priority=letter.priority)])
     assert postgres.dead.replay([letter.id]) == [letter.id]
     assert postgres.dead.find(queue=queue) == []
@@ -88,7 +85,7 @@ def test_a_replayed_letter_is_sent_as_new(postgres: PostgresTransport, tables: T
 
 def test_letters_are_replayed_in_the_order_of_their_burial(postgres: PostgresTransport, queue: str) -> None:
     """Whatever order the ids are given in, and those that are not there are left out."""
-    letters = bury(postgres, queue, 10)
+    letters = buried(postgres, queue, 10)
     ids = [letter.id for letter in letters]
     assert postgres.dead.replay([*ids[::-1], "999999999", "x", "-1", "", "9" * 40, ids[0]]) == ids
     replayed = sorted(receive_all(postgres, queue), key=lambda one: int(one.id))
@@ -102,7 +99,7 @@ def test_a_replay_that_the_database_refuses_keeps_the_letters(
     postgres: PostgresTransport, tables: Tables, queue: str
 ) -> None:
     """All or nothing: what could not be sent is still dead."""
-    letters = bury(postgres, queue, 3)
+    letters = buried(postgres, queue, 3)
     tables.execute("ALTER TABLE {messages} ADD CHECK (message -> 'args' <> '[1]')")
     with pytest.raises(Exception, match="check constraint"):
         postgres.dead.replay([letter.id for letter in letters])
@@ -111,8 +108,8 @@ def test_a_replay_that_the_database_refuses_keeps_the_letters(
 
 def test_purge_removes_exactly_what_its_filters_name(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
     """By id, by queue, by age, and by all of them together; without a filter, everything."""
-    first, second, third = bury(postgres, queue, 3)
-    (other,) = bury(postgres, queue + "-2")
+    first, second, third = buried(postgres, queue, 3)
+    (other,) = buried(postgres, queue + "-2")
     tables.execute("UPDATE {dead} SET buried_at = now() - interval '1 hour' WHERE dead_id = %s", int(second.id))
     assert postgres.dead.purge(ids=[]) == 0
     assert postgres.dead.purge(ids=["x", "999999999"]) == 0
@@ -138,7 +135,7 @@ def test_a_letter_that_python_cannot_read_hides_no_other(
     """Whatever JSON was buried, the letters can be listed, shown, replayed and purged."""
     tables.inject(queue, text)
     Consumer(postgres, {"t": lambda: None}, [queue]).drain(timeout=10)
-    (other,) = bury(postgres, queue + "-2")
+    (other,) = buried(postgres, queue + "-2")
     newest, oldest = postgres.dead.find()
     assert newest == other
     assert [letter.id for letter in postgres.dead.get([oldest.id])] == [oldest.id]

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from harness import message
-from postgres.support import AT_ONCE, LONG_POLL, Tables, in_background, running
+from pg_tables import Tables
+from postgres.support import AT_ONCE, LONG_POLL, in_background, running
 from servers import wait_until
 
 from transports.postgres import PostgresTransport

@@ -9,24 +9,15 @@ from typing import Any
 
 import pytest
 import servers
-from harness import message, then
-from postgres.support import AT_ONCE, LONG_POLL, Tables, in_background, named, queue_name, running, transport_on
+from harness import answer, message, queue_name, then
+from pg_tables import Tables
+from postgres.support import AT_ONCE, LONG_POLL, in_background, named, running, transport_on
 from servers import PrivateServer, wait_until
 
 from transports.postgres import PostgresTransport
-from unstract_core import Consumer, Dispatcher, Reply, Settlement, TransportUnavailable, Verdict
+from unstract_core import Consumer, Dispatcher, Reply, TransportUnavailable
 
 Make = Callable[..., PostgresTransport]
-
-
-def answer(transport: PostgresTransport, key: str) -> None:
-    """Write a reply, as a worker would."""
-    queue = queue_name()
-    transport.send([message("t", queue)])
-    subscription = transport.subscribe([queue], lease=60)
-    (delivery,) = subscription.receive(limit=1, wait=5)
-    subscription.settle([Settlement(delivery, Verdict.ACK, reply=Reply(key, "completed", result="here"))])
-    subscription.close()
 
 
 def test_a_producer_does_not_notice_that_its_idle_connections_were_killed(
@@ -91,7 +82,7 @@ def test_a_waiting_caller_gets_its_reply_although_its_connections_were_killed(
         wait_until(lambda: len(tables.backends(name)) >= 2, what="the caller to wait")
         time.sleep(0.05)
         assert tables.terminate(name) >= 2
-        answer(worker, key)
+        answer(worker, Reply(key, "completed", result="here"))
     assert replies == [Reply(key, "completed", result="here")]
 
 

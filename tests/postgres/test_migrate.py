@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 import servers
-from harness import message, receive_all, then
+from harness import message, queue_name, receive_all, then
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pg_tables import Tables
 from postgres import product
-from postgres.support import Tables, queue_name, transport_on
+from postgres.support import transport_on
 from psycopg import sql
 
 from transports.postgres import PostgresTransport
@@ -184,11 +185,7 @@ def test_every_insert_names_every_column(postgres: PostgresTransport, tables: Ta
 def test_the_table_refuses_priorities_outside_one_to_ten(migrated: Tables, priority: int) -> None:
     """What another program writes is held to the range as well."""
     with pytest.raises(psycopg.errors.CheckViolation):
-        migrated.execute(
-            "INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)"
-            " VALUES ('q', '{{}}', '', now(), now(), 0, %s, 'ready')",
-            priority,
-        )
+        migrated.inject("q", "{}", priority=priority)
 
 
 @pytest.fixture(scope="module")

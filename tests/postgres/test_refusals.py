@@ -8,8 +8,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from harness import message, then
-from postgres.support import Tables, application, named, queue_name, running, transport_on
+from harness import message, queue_name, then
+from pg_tables import Tables
+from postgres.support import application, named, running, transport_on
 from psycopg import sql
 from servers import wait_until
 

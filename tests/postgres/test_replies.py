@@ -7,25 +7,16 @@ import time
 from collections.abc import Callable
 
 import pytest
-from harness import message
-from postgres.support import LONG_POLL, Tables, in_background
+from harness import answer, message
+from pg_tables import Tables
+from postgres.support import LONG_POLL, in_background
 from servers import wait_until
 
 from transports.postgres import PostgresTransport
 from transports.postgres.subscription import PostgresSubscription
-from unstract_core import Consumer, Dispatcher, PayloadError, Reply, Settlement, Verdict
+from unstract_core import Consumer, Dispatcher, PayloadError, Reply
 
 Make = Callable[..., PostgresTransport]
-
-
-def answer(transport: PostgresTransport, queue: str, *replies: Reply) -> None:
-    """Write replies in one settlement each, in one batch."""
-    transport.send([message("t", queue) for _ in replies])
-    subscription = transport.subscribe([queue], lease=60)
-    deliveries = subscription.receive(limit=len(replies), wait=5)
-    pairs = zip(deliveries, replies, strict=True)
-    assert all(subscription.settle([Settlement(one, Verdict.ACK, reply=reply) for one, reply in pairs]))
-    subscription.close()
 
 
 def test_fifty_waiting_threads_use_one_waiting_connection(
@@ -42,7 +33,7 @@ def test_fifty_waiting_threads_use_one_waiting_connection(
     with in_background(*waiting):
         wait_until(lambda: sum(map(len, caller._waiter._waiting.values())) == 50, what="fifty callers to wait")
         assert len(tables.backends(name)) <= 3
-        answer(postgres, queue, *[Reply(f"{queue}-{n}", "completed", result=n) for n in range(50)])
+        answer(postgres, *[Reply(f"{queue}-{n}", "completed", result=n) for n in range(50)])
     assert {number: reply.result for number, reply in replies.items() if reply} == {n: n for n in range(50)}
     assert len(tables.backends(name)) <= 3
 
@@ -53,7 +44,7 @@ def test_several_callers_of_one_key_are_all_told(make_postgres: Make, queue: str
     replies: list[Reply | None] = []
     with in_background(*[lambda: replies.append(caller.reply(queue, timeout=10)) for _ in range(5)]):
         wait_until(lambda: sum(map(len, caller._waiter._waiting.values())) == 5, what="five callers to wait")
-        answer(caller, queue, Reply(queue, "completed", result=1))
+        answer(caller, Reply(queue, "completed", result=1))
     assert replies == [Reply(queue, "completed", result=1)] * 5
 
 
@@ -62,16 +53,16 @@ def test_calls_that_come_and_go_leave_nothing_behind(make_postgres: Make, queue:
     caller = make_postgres()
     with in_background(*[lambda n=n: caller.reply(f"{queue}-{n}", timeout=0.1) for n in range(10)]):
         pass
-    answer(caller, queue, Reply(queue, "completed"))
+    answer(caller, Reply(queue, "completed"))
     assert caller.reply(queue, timeout=5) is not None
     assert caller._waiter._waiting == {}
 
 
 def test_the_first_write_wins(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
     """A later reply under the same key is acknowledged, and changes nothing: neither result nor expiry."""
-    answer(postgres, queue, Reply(queue, "completed", result={}))
+    answer(postgres, Reply(queue, "completed", result={}))
     before = tables.rows("SELECT * FROM {results}")
-    answer(postgres, queue, Reply(queue, "failed", error="later"))
+    answer(postgres, Reply(queue, "failed", error="later"))
     assert tables.rows("SELECT * FROM {results}") == before
     assert postgres.reply(queue) == Reply(queue, "completed", result={})
 
@@ -80,21 +71,19 @@ def test_a_consumed_reply_is_cleared_in_the_table_and_keeps_its_status(
     postgres: PostgresTransport, tables: Tables, queue: str
 ) -> None:
     """Result and error are gone from the row; its status and its expiry stay, and nobody else can answer any more."""
-    answer(
-        postgres, queue, Reply(queue + "-c", "completed", result={"big": 1}), Reply(queue + "-f", "failed", error="e")
-    )
+    answer(postgres, Reply(queue + "-c", "completed", result={"big": 1}), Reply(queue + "-f", "failed", error="e"))
     before = tables.rows("SELECT task_id, status, created_at, expires_at FROM {results} ORDER BY 1")
     assert postgres.reply(queue + "-c", consume=True) == Reply(queue + "-c", "completed", result={"big": 1})
     assert postgres.reply(queue + "-f", consume=True) == Reply(queue + "-f", "failed", error="e")
     assert tables.rows("SELECT result, error FROM {results}") == [(None, "")] * 2
     assert tables.rows("SELECT task_id, status, created_at, expires_at FROM {results} ORDER BY 1") == before
-    answer(postgres, queue, Reply(queue + "-c", "failed", error="later"))
+    answer(postgres, Reply(queue + "-c", "failed", error="later"))
     assert postgres.reply(queue + "-c") == Reply(queue + "-c", "completed")
 
 
 def test_only_one_of_many_consumers_gets_a_result(postgres: PostgresTransport, queue: str) -> None:
     """Consuming is exclusive: of ten callers at once one has the result, the others the bare status."""
-    answer(postgres, queue, Reply(queue, "completed", result="once"))
+    answer(postgres, Reply(queue, "completed", result="once"))
     replies: list[Reply | None] = []
     barrier = threading.Barrier(10)
 
@@ -109,10 +98,10 @@ def test_only_one_of_many_consumers_gets_a_result(postgres: PostgresTransport, q
 
 def test_an_expired_reply_is_as_good_as_none(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
     """Before the sweep has come by, an expired row is neither read nor in the way of a new reply."""
-    answer(postgres, queue, Reply(queue, "failed", error="old"))
+    answer(postgres, Reply(queue, "failed", error="old"))
     tables.execute("UPDATE {results} SET expires_at = now()")
     assert postgres.reply(queue) is None
-    answer(postgres, queue, Reply(queue, "completed", result="new"))
+    answer(postgres, Reply(queue, "completed", result="new"))
     assert postgres.reply(queue) == Reply(queue, "completed", result="new")
 
 
@@ -133,7 +122,7 @@ def test_expired_replies_are_swept_in_bounded_bites(
         "INSERT INTO {results} (task_id, status, result, error, created_at, expires_at)"
         " SELECT n::text, 'completed', NULL, '', now(), now() - n * interval '1 s' FROM generate_series(1, 2500) AS n"
     )
-    answer(postgres, queue, Reply(queue, "completed", result="alive"))
+    answer(postgres, Reply(queue, "completed", result="alive"))
     subscription = postgres.subscribe([queue], lease=60)
     assert isinstance(subscription, PostgresSubscription)
     left = []
@@ -157,14 +146,14 @@ def test_consumers_sweep_without_being_asked(
 ) -> None:
     """Nothing but a running consumer is needed for expired replies to go, whether it is busy or idle."""
     monkeypatch.setattr("transports.postgres.subscription._SWEEP_INTERVAL", 0.05)
-    answer(postgres, queue, Reply(queue, "completed"))
+    answer(postgres, Reply(queue, "completed"))
     subscription = postgres.subscribe([queue], lease=60)
     for _ in range(2):
         tables.execute("UPDATE {results} SET expires_at = now()")
         subscription.receive(limit=1, wait=0.3 if _ else 0.1)
         subscription.receive(limit=1, wait=0)
         assert tables.rows("SELECT 1 FROM {results}") == []
-        answer(postgres, queue + "-2", Reply(queue, "completed"))
+        answer(postgres, Reply(queue, "completed"))
     subscription.close()
 
 

@@ -14,8 +14,9 @@ import psycopg
 import psycopg2
 import pytest
 from harness import message
+from pg_tables import Tables
 from postgres.callers import CALLERS, Open
-from postgres.support import AT_ONCE, LONG_POLL, Tables, in_background
+from postgres.support import AT_ONCE, LONG_POLL, in_background
 
 from transports.postgres import PostgresTransport
 from unstract_core import (

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 from harness import message
-from postgres.support import Tables, in_background
+from pg_tables import Tables
+from postgres.support import in_background
 
 from transports.postgres import PostgresTransport
 from unstract_core import Delivery, Reply, Settlement, Subscription, TransportUnavailable, Verdict

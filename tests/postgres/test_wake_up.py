@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from harness import message, then
-from postgres.support import AT_ONCE, LONG_POLL, Tables, in_background, running
+from harness import bury, message, then
+from pg_tables import Tables
+from postgres.support import AT_ONCE, LONG_POLL, in_background, running
 from psycopg import sql
 from servers import wait_until
 
 from transports.postgres import PostgresTransport
 from transports.postgres.notifier import Channels
-from transports.postgres.session import Session
 from unstract_core import Consumer, Delivery, Dispatcher, RetryLater, Settlement, Subscription, Verdict
 
 Make = Callable[..., PostgresTransport]
@@ -151,21 +151,14 @@ def test_a_reply_reaches_its_caller_at_once(make_postgres: Make, queue: str) -> 
 def test_a_replayed_dead_letter_reaches_an_idle_worker_at_once(make_postgres: Make, queue: str) -> None:
     """A replay is announced as a dispatch is."""
     transport, timer = make_postgres(poll_interval=LONG_POLL), Timer()
-    bury_one(transport, queue)
+    transport.send([message("t", queue)])
+    bury(transport, queue)
     with running(Consumer(transport, {"t": timer}, [queue])):
         settle_down()
         (letter,) = transport.dead.find(queue=queue)
         replayed = time.monotonic()
         transport.dead.replay([letter.id])
         assert timer.wait() - replayed < AT_ONCE
-
-
-def bury_one(transport: PostgresTransport, queue: str) -> None:
-    transport.send([message("t", queue)])
-    subscription = transport.subscribe([queue], lease=60)
-    (delivery,) = subscription.receive(limit=1, wait=0)
-    subscription.settle([Settlement(delivery, Verdict.BURY, reason="test")])
-    subscription.close()
 
 
 @pytest.mark.parametrize("listen", [True, False])
@@ -332,20 +325,13 @@ def test_a_send_that_failed_does_not_mute_the_next(make_postgres: Make, tables: 
 
 
 def test_an_idle_worker_asks_about_once_a_poll_interval(
-    postgres: PostgresTransport, make_postgres: Make, queue: str, monkeypatch: pytest.MonkeyPatch
+    postgres: PostgresTransport, make_postgres: Make, queue: str, asked: list[str]
 ) -> None:
     """Waiting costs two statements for each interval, and none in between: no spin, also beside delayed messages."""
     transport = make_postgres(poll_interval=0.2)
     subscription = transport.subscribe([queue], lease=60)
     postgres.send([message("t", queue, delay=3600)])
-    asked: list[str] = []
-    execute = Session.execute
-
-    def counted(session: Session, doing: str, statement: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-        asked.append(doing)
-        return execute(session, doing, statement, parameters)
-
-    monkeypatch.setattr(Session, "execute", counted)
+    asked.clear()
     assert subscription.receive(limit=1, wait=1.0) == ()
     assert 4 <= len(asked) <= 16
     subscription.close()

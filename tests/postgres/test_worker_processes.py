@@ -7,7 +7,8 @@ import signal
 import time
 
 from harness import message, then
-from postgres.support import Tables, worker
+from pg_tables import Tables
+from postgres.support import worker
 from servers import wait_until
 
 from transports.postgres import PostgresTransport

@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from harness import Harness, message, timed
+from harness import Harness, answer, timed
 from hypothesis import given, settings
 from strategies import json_values
 
-from unstract_core import Reply, Settlement, Subscription, Verdict
-
-Subscribe = Callable[..., Subscription]
-
-
-def answer(transport: Any, harness: Harness, *replies: Reply) -> None:
-    """Settle one message with each reply, in order."""
-    queue = harness.queue()
-    subscription = transport.subscribe([queue], lease=60)
-    for reply in replies:
-        transport.send([message("t", queue)])
-        (delivery,) = subscription.receive(limit=1, wait=5)
-        assert list(subscription.settle([Settlement(delivery, Verdict.ACK, reply=reply)])) == [True]
-    subscription.close()
+from unstract_core import Reply
 
 
 def test_a_result_arrives_as_it_was_written(harness: Harness) -> None:
@@ -35,7 +21,7 @@ def test_a_result_arrives_as_it_was_written(harness: Harness) -> None:
         @given(result=json_values)
         def property_(result: Any) -> None:
             key = harness.queue()
-            answer(transport, harness, Reply(key, "completed", result=result))
+            answer(transport, Reply(key, "completed", result=result))
             found = transport.reply(key)
             assert (found.key, found.status, found.result, found.error) == (key, "completed", result, "")
 
@@ -59,7 +45,7 @@ def test_a_timeout_ends_the_wait(transport: Any, harness: Harness) -> None:
 def test_the_first_reply_wins(transport: Any, harness: Harness) -> None:
     """A key is answered once: later replies change nothing."""
     key = harness.queue()
-    answer(transport, harness, Reply(key, "failed", error="first"), Reply(key, "completed", result="second"))
+    answer(transport, Reply(key, "failed", error="first"), Reply(key, "completed", result="second"))
     found = transport.reply(key)
     assert (found.status, found.error, found.result) == ("failed", "first", None)
 
@@ -67,10 +53,10 @@ def test_the_first_reply_wins(transport: Any, harness: Harness) -> None:
 def test_a_consumed_reply_keeps_its_status_alone(transport: Any, harness: Harness) -> None:
     """`consume` returns the reply and clears its result and error; the key stays answered, and later writes lose."""
     key, failed = harness.queue(), harness.queue()
-    answer(transport, harness, Reply(key, "completed", result={"secret": 1}), Reply(failed, "failed", error="E: x"))
+    answer(transport, Reply(key, "completed", result={"secret": 1}), Reply(failed, "failed", error="E: x"))
     assert transport.reply(key, consume=True).result == {"secret": 1}
     assert transport.reply(failed, consume=True).error == "E: x"
-    answer(transport, harness, Reply(key, "completed", result="again"))
+    answer(transport, Reply(key, "completed", result="again"))
     assert transport.reply(key) == Reply(key, "completed", result=None)
     left = transport.reply(failed, consume=True)
     assert (left.status, left.error) == ("failed", "")
@@ -79,7 +65,7 @@ def test_a_consumed_reply_keeps_its_status_alone(transport: Any, harness: Harnes
 def test_a_reply_ends_with_its_time_to_live(transport: Any, harness: Harness) -> None:
     """An expired reply is no reply."""
     key = harness.queue()
-    answer(transport, harness, Reply(key, "completed", result=1))
+    answer(transport, Reply(key, "completed", result=1))
     harness.forget(transport, key)
     assert transport.reply(key) is None
 
@@ -96,5 +82,5 @@ def test_waiting_callers_are_all_answered(transport: Any, harness: Harness) -> N
     with ThreadPoolExecutor(24) as pool:
         waiting = [pool.submit(wait, key) for key in [*keys, *keys]]
         ready.wait()
-        answer(transport, harness, *(Reply(key, "completed", result=key) for key in keys))
+        answer(transport, *(Reply(key, "completed", result=key) for key in keys))
         assert [future.result().result for future in waiting] == [*keys, *keys]
