@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import servers
 from harness import Harness, memory_harness, postgres_harness
 from hypothesis import HealthCheck, settings
-
-from transports.postgres import PostgresTransport
 
 settings.register_profile("dev", deadline=None, max_examples=50)
 settings.register_profile(
@@ -49,32 +47,3 @@ def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
     url = request.getfixturevalue("server_url" if request.param == "postgres-server" else "embedded_url")
     with servers.fresh_schema(url) as schema:
         yield postgres_harness(url, schema, listen=request.param != "postgres-polling")
-
-
-@pytest.fixture
-def schema(embedded_url: str) -> Iterator[str]:
-    """A schema on the embedded server, not created yet."""
-    with servers.fresh_schema(embedded_url) as name:
-        yield name
-
-
-@pytest.fixture
-def make_postgres(embedded_url: str, schema: str) -> Iterator[Callable[..., PostgresTransport]]:
-    """A factory of transports on one migrated schema of the embedded server; closes what it made."""
-    made: list[PostgresTransport] = []
-
-    def make(**options: object) -> PostgresTransport:
-        transport = PostgresTransport(embedded_url, schema, **options)  # type: ignore[arg-type]
-        made.append(transport)
-        transport.migrate()
-        return transport
-
-    yield make
-    for transport in made:
-        transport.close()
-
-
-@pytest.fixture
-def postgres(make_postgres: Callable[..., PostgresTransport]) -> PostgresTransport:
-    """A migrated transport on a schema of its own."""
-    return make_postgres()

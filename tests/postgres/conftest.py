@@ -1,7 +1,8 @@
-"""Fixtures of the tests of what only PostgreSQL promises."""
+"""Fixtures of the tests of what only PostgreSQL promises: each test runs on both servers, unless it says otherwise."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,10 +16,24 @@ from transports.postgres import PostgresTransport
 from transports.postgres.session import Session
 
 
+@pytest.fixture(scope="session", params=["embedded", "server"])
+def postgres_url(request: pytest.FixtureRequest) -> str:
+    """The URL of each server in turn: the embedded one and the machine's, which differ in their major version."""
+    found: str = request.getfixturevalue(f"{request.param}_url")
+    return found
+
+
 @pytest.fixture
-def tables(embedded_url: str, schema: str) -> Tables:
+def schema(postgres_url: str) -> Iterator[str]:
+    """A schema on the server, not created yet."""
+    with servers.fresh_schema(postgres_url) as name:
+        yield name
+
+
+@pytest.fixture
+def tables(postgres_url: str, schema: str) -> Tables:
     """The tables of the test's own schema, behind the transport's back."""
-    return Tables(embedded_url, schema)
+    return Tables(postgres_url, schema)
 
 
 @pytest.fixture
@@ -32,20 +47,44 @@ def name() -> str:
     return application()
 
 
+@contextlib.contextmanager
+def _making(url: str, schema: str) -> Iterator[Callable[..., PostgresTransport]]:
+    with contextlib.ExitStack() as made:
+
+        def make(**options: Any) -> PostgresTransport:
+            transport = PostgresTransport(url, schema, **options)
+            made.callback(transport.close)
+            transport.migrate()
+            return transport
+
+        yield make
+
+
 @pytest.fixture
-def make_named(embedded_url: str, schema: str, name: str) -> Iterator[Callable[..., PostgresTransport]]:
-    """A factory of transports on the test's own schema whose connections carry `name`; closes what it made."""
-    made: list[PostgresTransport] = []
+def make_postgres(postgres_url: str, schema: str) -> Iterator[Callable[..., PostgresTransport]]:
+    """A factory of transports on the test's own schema, migrated; closes what it made."""
+    with _making(postgres_url, schema) as make:
+        yield make
 
-    def make(**options: object) -> PostgresTransport:
-        transport = PostgresTransport(named(embedded_url, name), schema, **options)  # type: ignore[arg-type]
-        made.append(transport)
-        transport.migrate()
-        return transport
 
-    yield make
-    for transport in made:
-        transport.close()
+@pytest.fixture
+def make_named(postgres_url: str, schema: str, name: str) -> Iterator[Callable[..., PostgresTransport]]:
+    """A factory as `make_postgres`, of transports whose connections carry `name`."""
+    with _making(named(postgres_url, name), schema) as make:
+        yield make
+
+
+@pytest.fixture
+def postgres(make_postgres: Callable[..., PostgresTransport]) -> PostgresTransport:
+    """A migrated transport on a schema of its own."""
+    return make_postgres()
+
+
+@pytest.fixture(scope="module")
+def shared(postgres_url: str) -> Iterator[tuple[PostgresTransport, Tables]]:
+    """A transport, and its tables, for all tests of a module, which use queues of their own."""
+    with servers.fresh_schema(postgres_url) as schema, _making(postgres_url, schema) as make:
+        yield make(), Tables(postgres_url, schema)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ def configure(driver: str, url: str) -> None:
         "ENGINE": "django.db.backends.postgresql",
         "NAME": given.path[1:],
         "USER": given.username,
+        "PASSWORD": given.password,
         "HOST": given.hostname,
         "PORT": given.port,
     }

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 from psycopg.conninfo import make_conninfo
 
 from transports.postgres import PostgresTransport
@@ -19,6 +20,9 @@ from unstract_core import Consumer
 
 LONG_POLL = 30.0
 """A poll interval (seconds) with which polling delivers nothing in the time of a test."""
+
+on_one_server = pytest.mark.parametrize("postgres_url", ["embedded"], indirect=True)
+"""For tests that take long, or that would disturb others on a shared server: the embedded one alone."""
 
 AT_ONCE = 0.5
 """Seconds within which what LISTEN announces must have been done."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from harness import message
 from pg_tables import Tables
-from postgres.support import transport_on
+from postgres.support import on_one_server, transport_on
 from psycopg.conninfo import make_conninfo
 from servers import free_port
 
@@ -25,6 +25,8 @@ from unstract_core import (
 )
 
 PASSWORD = "s3cr%25et-of-mine"  # noqa: S105 - of nobody
+
+NOWHERE = "postgresql://user@host/database"
 
 ACTS: dict[str, Callable[[PostgresTransport], Any]] = {
     "migrate": lambda transport: transport.migrate(),
@@ -77,10 +79,10 @@ def test_nobody_at_the_address_is_told_at_once(act: Callable[[PostgresTransport]
 
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS.keys())
 def test_a_database_that_does_not_exist_is_named_at_once(
-    embedded_url: str, act: Callable[[PostgresTransport], Any]
+    postgres_url: str, act: Callable[[PostgresTransport], Any]
 ) -> None:
     """What the server says about the address is what the error says."""
-    address = make_conninfo(embedded_url, dbname="absent_database", password=PASSWORD)
+    address = make_conninfo(postgres_url, dbname="absent_database", password=PASSWORD)
     started = time.monotonic()
     with (
         transport_on(address, "unstract") as transport,
@@ -92,9 +94,9 @@ def test_a_database_that_does_not_exist_is_named_at_once(
 
 
 @pytest.mark.parametrize("name", [name for name in ACTS if name != "migrate"])
-def test_tables_that_are_not_there_are_told_with_the_remedy(embedded_url: str, schema: str, name: str) -> None:
+def test_tables_that_are_not_there_are_told_with_the_remedy(postgres_url: str, schema: str, name: str) -> None:
     """TransportNotReady, which names `unstract-wire migrate`; once they are there, the same transport works."""
-    with transport_on(embedded_url, schema) as transport:
+    with transport_on(postgres_url, schema) as transport:
         with pytest.raises(TransportNotReady, match="unstract-wire migrate") as caught:
             ACTS[name](transport)
         assert caught.value.__cause__ is not None
@@ -137,20 +139,21 @@ def test_tables_that_vanish_under_a_subscription_are_told_and_waited_for(
     "options",
     [{"poll_interval": 0}, {"poll_interval": -1}, {"timeout": 0}, {"pool_size": 0}, {"poll_interval": float("nan")}],
 )
-def test_settings_that_cannot_work_are_refused(embedded_url: str, options: dict[str, Any]) -> None:
+def test_settings_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
     """At construction, as ConfigurationError."""
     with pytest.raises(ConfigurationError):
-        PostgresTransport(embedded_url, **options)
+        PostgresTransport(NOWHERE, **options)
 
 
-def test_the_options_of_a_url_are_ours_or_the_drivers(embedded_url: str, schema: str) -> None:
+@on_one_server
+def test_the_options_of_a_url_are_ours_or_the_drivers(postgres_url: str, schema: str) -> None:
     """`schema` and `poll_interval` go to the transport, `application_name` to the connection."""
-    url = f"{embedded_url}?schema={schema}&poll_interval=0.5&listen=no&application_name=wire%20{schema}"
+    url = f"{postgres_url}?schema={schema}&poll_interval=0.5&listen=no&application_name=wire%20{schema}"
     transport = from_url(url)
     try:
         assert transport.migrate()[0] == f"schema {schema}"
         transport.send([message("t", "q")])
-        assert Tables(embedded_url, schema).backends(f"wire {schema}")
+        assert Tables(postgres_url, schema).backends(f"wire {schema}")
     finally:
         transport.close()
 
@@ -158,7 +161,7 @@ def test_the_options_of_a_url_are_ours_or_the_drivers(embedded_url: str, schema:
 @pytest.mark.parametrize(
     "query", ["poll_interval=soon", "listen=maybe", "pool_size=1.5", "schema=", "schema=" + "x" * 64]
 )
-def test_an_option_of_a_url_that_is_not_understood_is_refused(embedded_url: str, query: str) -> None:
+def test_an_option_of_a_url_that_is_not_understood_is_refused(query: str) -> None:
     """ConfigurationError, at once."""
     with pytest.raises(ConfigurationError):
-        from_url(f"{embedded_url}?{query}")
+        from_url(f"{NOWHERE}?{query}")

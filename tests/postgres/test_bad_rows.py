@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import servers
 from harness import message, queue_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pg_tables import Tables
-from postgres.support import transport_on
 
 from transports.postgres import PostgresTransport
 from unstract_core import Consumer, Reply
@@ -152,13 +150,6 @@ def test_a_row_that_was_delivered_too_often_is_told(postgres: PostgresTransport,
     assert reply is not None
     assert reply.error.startswith("TooManyAttempts")
     assert only_letter(postgres, queue).attempts == 3
-
-
-@pytest.fixture(scope="module")
-def shared(embedded_url: str) -> Iterator[tuple[PostgresTransport, Tables]]:
-    with servers.fresh_schema(embedded_url) as schema, transport_on(embedded_url, schema) as transport:
-        transport.migrate()
-        yield transport, Tables(embedded_url, schema)
 
 
 anything = st.recursive(

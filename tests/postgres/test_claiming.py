@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 import servers
@@ -13,21 +12,13 @@ from harness import message, queue_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pg_tables import Tables
-from postgres.support import in_background, transport_on
+from postgres.support import in_background
 
 from transports.postgres import PostgresTransport
 from transports.postgres.statements import Statements
 from unstract_core import Delivery, Settlement, Verdict
 
 Shared = tuple[PostgresTransport, Tables]
-
-
-@pytest.fixture(scope="module")
-def shared(embedded_url: str) -> Iterator[Shared]:
-    """One migrated schema for the module; each test and each example uses queues of its own."""
-    with servers.fresh_schema(embedded_url) as schema, transport_on(embedded_url, schema) as transport:
-        transport.migrate()
-        yield transport, Tables(embedded_url, schema)
 
 
 @pytest.mark.parametrize("queues", [1, 4], ids=["one queue", "several queues"])

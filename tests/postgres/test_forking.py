@@ -11,11 +11,13 @@ from typing import Any
 
 from harness import message
 from pg_tables import Tables
-from postgres.support import AT_ONCE, LONG_POLL, in_background, running
+from postgres.support import AT_ONCE, LONG_POLL, in_background, on_one_server, running
 from servers import wait_until
 
 from transports.postgres import PostgresTransport
 from unstract_core import Consumer, Dispatcher, Settlement, Verdict
+
+pytestmark = on_one_server
 
 Make = Callable[..., PostgresTransport]
 

@@ -11,7 +11,7 @@ import pytest
 import servers
 from harness import answer, message, queue_name, then
 from pg_tables import Tables
-from postgres.support import AT_ONCE, LONG_POLL, in_background, named, running, transport_on
+from postgres.support import AT_ONCE, LONG_POLL, in_background, named, on_one_server, running, transport_on
 from servers import PrivateServer, wait_until
 
 from transports.postgres import PostgresTransport
@@ -141,6 +141,7 @@ def test_a_settlement_whose_connection_is_killed_in_the_middle_takes_effect_once
     assert consumer.counters["lost"] == 0
 
 
+@on_one_server
 def test_a_consumer_whose_connections_are_killed_all_the_time_loses_and_doubles_nothing(
     make_named: Make, make_postgres: Make, tables: Tables, name: str, queue: str
 ) -> None:

@@ -6,7 +6,6 @@ import itertools
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
@@ -17,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pg_tables import Tables
 from postgres import product
-from postgres.support import transport_on
+from postgres.support import on_one_server, transport_on
 from psycopg import sql
 
 from transports.postgres import PostgresTransport
@@ -79,21 +78,21 @@ def whole_path(transport: PostgresTransport) -> None:
     assert state.in_flight + state.delayed == 3
 
 
-def test_a_second_migration_does_nothing(embedded_url: str, schema: str) -> None:
+def test_a_second_migration_does_nothing(postgres_url: str, schema: str) -> None:
     """The first call says what it created, the second that there was nothing to create."""
-    with transport_on(embedded_url, schema) as transport:
+    with transport_on(postgres_url, schema) as transport:
         assert transport.migrate() == [f"schema {schema}", *EVERYTHING]
         assert transport.migrate() == []
 
 
-def test_eight_threads_may_migrate_at_once(embedded_url: str) -> None:
+def test_eight_threads_may_migrate_at_once(postgres_url: str) -> None:
     """All succeed, and each thing is created by exactly one of them."""
     for _ in range(3):
-        with servers.fresh_schema(embedded_url) as schema:
+        with servers.fresh_schema(postgres_url) as schema:
             barrier = threading.Barrier(8)
 
             def migrate(schema: str = schema, barrier: threading.Barrier = barrier) -> list[str]:
-                with transport_on(embedded_url, schema) as transport:
+                with transport_on(postgres_url, schema) as transport:
                     barrier.wait(10)
                     return transport.migrate()
 
@@ -102,15 +101,15 @@ def test_eight_threads_may_migrate_at_once(embedded_url: str) -> None:
             assert sorted(itertools.chain(*created)) == sorted([f"schema {schema}", *EVERYTHING])
 
 
-def test_processes_may_migrate_at_once(embedded_url: str, schema: str) -> None:
+def test_processes_may_migrate_at_once(postgres_url: str, schema: str) -> None:
     """Several processes that start together all find the tables made."""
     script = "import sys; from transports.postgres import PostgresTransport; PostgresTransport(*sys.argv[1:]).migrate()"
-    command = [sys.executable, "-c", script, embedded_url, schema]
+    command = [sys.executable, "-c", script, postgres_url, schema]
     environment = {"PYTHONPATH": ":".join(filter(None, sys.path))}
     processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for _ in range(4)]
     ended = [(process.communicate(timeout=30)[1], process.returncode) for process in processes]
     assert [code for _, code in ended] == [0] * 4, ended
-    with transport_on(embedded_url, schema) as transport:
+    with transport_on(postgres_url, schema) as transport:
         assert transport.migrate() == []
         whole_path(transport)
 
@@ -182,17 +181,13 @@ def test_every_insert_names_every_column(postgres: PostgresTransport, tables: Ta
 @given(priority=st.integers(-(2**15), 0) | st.integers(11, 2**15 - 1))
 @example(priority=0)
 @example(priority=11)
-def test_the_table_refuses_priorities_outside_one_to_ten(migrated: Tables, priority: int) -> None:
+def test_the_table_refuses_priorities_outside_one_to_ten(
+    shared: tuple[PostgresTransport, Tables], priority: int
+) -> None:
     """What another program writes is held to the range as well."""
+    _, tables = shared
     with pytest.raises(psycopg.errors.CheckViolation):
-        migrated.inject("q", "{}", priority=priority)
-
-
-@pytest.fixture(scope="module")
-def migrated(embedded_url: str) -> Iterator[Tables]:
-    with servers.fresh_schema(embedded_url) as schema, transport_on(embedded_url, schema) as transport:
-        transport.migrate()
-        yield Tables(embedded_url, schema)
+        tables.inject("q", "{}", priority=priority)
 
 
 def test_a_name_that_another_object_has_is_told(tables: Tables) -> None:
@@ -215,6 +210,7 @@ hostile_schemas = (
 )
 
 
+@on_one_server
 @settings(max_examples=15)
 @given(schema=hostile_schemas)
 @example(schema='a"b""c')
@@ -224,29 +220,29 @@ hostile_schemas = (
 @example(schema="x" * 63)
 @example(schema="ä" * 31)
 @example(schema="Select")
-def test_any_name_that_postgresql_can_have_is_a_schema(embedded_url: str, schema: str) -> None:
+def test_any_name_that_postgresql_can_have_is_a_schema(postgres_url: str, schema: str) -> None:
     """Quotes, percent signs, braces, Unicode: the whole path works, twice migrated."""
     try:
-        with transport_on(embedded_url, schema) as transport:
+        with transport_on(postgres_url, schema) as transport:
             assert transport.migrate() == [f"schema {schema}", *EVERYTHING]
             assert transport.migrate() == []
             whole_path(transport)
             consumer = Consumer(transport, {"t": lambda *args: 1, "done": lambda result: None}, ["consumed"])
             transport.send([message("t", "consumed", on_success=then("done", "consumed"), task_id="id")])
             assert consumer.drain(timeout=10) == 2
-            with psycopg.connect(embedded_url) as connection:
+            with psycopg.connect(postgres_url) as connection:
                 transport.send([message("t", "within", "50 %")], within=connection.cursor())
             assert len(receive_all(transport, "within")) == 1
     finally:
-        with psycopg.connect(embedded_url, autocommit=True) as connection:
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
             connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
 
 
 @pytest.mark.parametrize("schema", ["", "x" * 64, "ä" * 32, "a\0b", "\ud800", None, 7])
-def test_a_name_that_postgresql_cannot_have_is_refused_at_once(embedded_url: str, schema: str) -> None:
+def test_a_name_that_postgresql_cannot_have_is_refused_at_once(schema: str) -> None:
     """Nothing is cut or replaced in silence: the constructor says what is wrong with the name."""
     with pytest.raises(ConfigurationError, match="schema"):
-        PostgresTransport(embedded_url, schema)
+        PostgresTransport("postgresql://user@host/database", schema)
 
 
 def test_an_index_that_is_not_valid_is_named_and_not_taken_for_one(postgres: PostgresTransport, tables: Tables) -> None:

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from harness import message, queue_name, then
 from pg_tables import Tables
-from postgres.support import application, named, running, transport_on
+from postgres.support import application, named, on_one_server, running, transport_on
 from psycopg import sql
 from servers import wait_until
 
@@ -131,7 +131,7 @@ def test_a_refused_result_of_a_blocking_call_is_told_to_its_caller(
 
 
 @pytest.fixture
-def limited(embedded_url: str, postgres: PostgresTransport, tables: Tables) -> Iterator[tuple[str, str]]:
+def limited(postgres_url: str, postgres: PostgresTransport, tables: Tables) -> Iterator[tuple[str, str]]:
     """A conninfo whose role may do everything on the tables, until a test takes something away; and the role."""
     role = application().replace("-", "_")
     tables.execute(
@@ -139,10 +139,11 @@ def limited(embedded_url: str, postgres: PostgresTransport, tables: Tables) -> I
         f" GRANT ALL ON ALL TABLES IN SCHEMA {{schema}} TO {role};"
         f" GRANT ALL ON ALL SEQUENCES IN SCHEMA {{schema}} TO {role}"
     )
-    yield psycopg.conninfo.make_conninfo(embedded_url, user=role), role
+    yield psycopg.conninfo.make_conninfo(postgres_url, user=role), role
     tables.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
+@on_one_server
 def test_a_missing_right_on_the_results_holds_settlements_until_it_is_given(
     limited: tuple[str, str], tables: Tables, queue: str
 ) -> None:
@@ -170,6 +171,7 @@ def test_a_missing_right_on_the_results_holds_settlements_until_it_is_given(
     assert tables.count(queue + "-cb") == 1
 
 
+@on_one_server
 def test_while_a_settlement_cannot_be_written_the_leases_of_running_tasks_are_renewed(
     limited: tuple[str, str], tables: Tables, queue: str
 ) -> None:
@@ -201,6 +203,7 @@ def test_while_a_settlement_cannot_be_written_the_leases_of_running_tasks_are_re
     assert sorted(ran) == ["long", "short"]
 
 
+@on_one_server
 @pytest.mark.parametrize(
     ("right", "table", "act"),
     [
@@ -221,6 +224,7 @@ def test_a_missing_right_is_not_ready_and_says_so(
         act(transport)
 
 
+@on_one_server
 def test_a_statement_that_the_server_cancelled_did_not_happen(
     make_named: Make, tables: Tables, name: str, queue: str
 ) -> None:

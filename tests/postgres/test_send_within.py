@@ -98,10 +98,10 @@ def test_a_waiting_consumer_is_woken_by_the_callers_commit(
 
 
 def test_a_refusal_within_is_ours_with_the_drivers_as_its_cause(
-    embedded_url: str, tables: Tables, queue: str, caller: Open
+    postgres_url: str, tables: Tables, queue: str, caller: Open
 ) -> None:
     """Tables that are not there are TransportNotReady naming the remedy, caused by the caller's own driver's error."""
-    transport = PostgresTransport(embedded_url, tables.schema)
+    transport = PostgresTransport(postgres_url, tables.schema)
     with caller(tables.url) as open_, pytest.raises(TransportNotReady, match="unstract-wire migrate") as caught:
         transport.send([message("t", queue)], within=open_.cursor)
     assert isinstance(caught.value.__cause__, psycopg.Error | psycopg2.Error)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from harness import bury, message, then
 from pg_tables import Tables
-from postgres.support import AT_ONCE, LONG_POLL, in_background, running
+from postgres.support import AT_ONCE, LONG_POLL, in_background, on_one_server, running
 from psycopg import sql
 from servers import wait_until
 
@@ -161,6 +161,7 @@ def test_a_replayed_dead_letter_reaches_an_idle_worker_at_once(make_postgres: Ma
         assert timer.wait() - replayed < AT_ONCE
 
 
+@on_one_server
 @pytest.mark.parametrize("listen", [True, False])
 def test_polling_delivers_within_its_interval(make_postgres: Make, tables: Tables, queue: str, listen: bool) -> None:
     """What nobody announced is found within the poll interval, with `listen=False` and without it."""
@@ -324,6 +325,7 @@ def test_a_send_that_failed_does_not_mute_the_next(make_postgres: Make, tables: 
             assert timer.wait() - sent < AT_ONCE
 
 
+@on_one_server
 def test_an_idle_worker_asks_about_once_a_poll_interval(
     postgres: PostgresTransport, make_postgres: Make, queue: str, asked: list[str]
 ) -> None:

@@ -8,10 +8,12 @@ import time
 
 from harness import message, then
 from pg_tables import Tables
-from postgres.support import worker
+from postgres.support import on_one_server, worker
 from servers import wait_until
 
 from transports.postgres import PostgresTransport
+
+pytestmark = on_one_server
 
 LEASE = 1.5
 

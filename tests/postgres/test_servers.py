@@ -1,0 +1,18 @@
+"""The servers that everything here runs on."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+import servers
+
+
+def test_the_two_servers_are_of_different_major_versions(embedded_url: str, server_url: str) -> None:
+    """What runs on both of them has been seen on two major versions of PostgreSQL."""
+    versions = []
+    for url in (embedded_url, server_url):
+        with psycopg.connect(url) as connection:
+            versions.append(connection.info.server_version // 10_000)
+    if versions[0] == versions[1] and not servers.REQUIRE_SERVICES:
+        pytest.skip(f"both are PostgreSQL {versions[0]}: point UNSTRACT_WIRE_TEST_POSTGRES at another major version")
+    assert versions[0] != versions[1]
