@@ -41,6 +41,10 @@ class PrivateServer:
         log = str(self.directory / "server.log")
         self._run("pg_ctl", "-D", str(self.directory), "-w", "-l", log, "-o", self._options, "start")
 
+    def log(self) -> str:
+        """Return what the server has logged so far."""
+        return (self.directory / "server.log").read_text()
+
     def stop(self, mode: str = "fast") -> None:
         """Stop: `fast` as an administrator would, `immediate` as a crash would."""
         self._run("pg_ctl", "-D", str(self.directory), "-w", "-m", mode, "stop")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import servers
 from harness import bury, message, then
 from pg_tables import Tables
-from postgres.support import AT_ONCE, LONG_POLL, in_background, on_one_server, running
+from postgres.support import AT_ONCE, LONG_POLL, application, in_background, named, on_one_server, running, transport_on
 from psycopg import sql
 from servers import wait_until
 
@@ -185,16 +187,49 @@ def test_without_listening_a_dispatch_its_follow_up_and_a_reply_come_by_polling(
         assert time.monotonic() - sent < 2 * 0.3 + 0.4
 
 
-def test_without_listening_no_connection_listens(make_named: Make, tables: Tables, name: str, queue: str) -> None:
-    """`listen=False` sends no LISTEN, neither for a subscription nor for a waiting caller."""
-    transport = make_named(listen=False, poll_interval=0.1)
-    subscription = transport.subscribe([queue], lease=60)
-    subscription.receive(limit=1, wait=0.2)
-    transport.reply("nobody", timeout=0.2)
-    with tables.connect() as connection:
-        connection.execute(sql.SQL("SELECT pg_notify({}, 'x')").format(sql.Literal(Channels.of(tables.schema).queues)))
-    assert not [query for _, _, query in tables.backends(name) if "LISTEN" in query.upper()]
-    subscription.close()
+@pytest.fixture(scope="module")
+def statements() -> dict[bool, list[str]]:
+    """What the server has logged of a subscription and a waiting caller, with `listen` True and False."""
+    logged: dict[bool, list[str]] = {}
+    with servers.private_server(options="-c log_statement=all -c log_line_prefix='%a '") as server:
+        for listen in (True, False):
+            name = application()
+            with transport_on(named(server.url, name), "unstract", listen=listen, poll_interval=0.1) as transport:
+                transport.migrate()
+                subscription = transport.subscribe(["q"], lease=60)
+                for _ in range(8):
+                    subscription.receive(limit=1, wait=0)
+                subscription.receive(limit=1, wait=0.2)
+                transport.reply("nobody", timeout=0.2)
+                subscription.close()
+            logged[listen] = [line for line in server.log().splitlines() if line.startswith(name)]
+    return logged
+
+
+def test_without_listening_no_connection_listens(statements: dict[bool, list[str]]) -> None:
+    """`listen=False` sends no LISTEN, neither for a subscription nor for a waiting caller; otherwise each sends one."""
+    assert [sum("LISTEN " in line for line in statements[listen]) for listen in (True, False)] == [2, 0]
+
+
+def test_without_listening_nothing_is_prepared_on_the_server(statements: dict[bool, list[str]]) -> None:
+    """`listen=False` runs every statement unnamed, as PgBouncer in transaction mode needs it, however often it runs."""
+    prepared = {
+        listen: {match[1] for line in statements[listen] if (match := re.search(r"execute (\S+): ", line))}
+        for listen in (True, False)
+    }
+    assert prepared[False] == {"<unnamed>"}
+    assert prepared[True] > {"<unnamed>"}
+
+
+@on_one_server
+def test_by_default_a_message_is_found_within_a_second(make_postgres: Make, queue: str) -> None:
+    """Nobody has to set a poll interval: without listening, a message comes within the default one."""
+    transport, timer = make_postgres(listen=False), Timer()
+    with running(Consumer(transport, {"t": timer}, [queue])):
+        settle_down()
+        sent = time.monotonic()
+        transport.send([message("t", queue)])
+        assert timer.wait() - sent < 1.0 + AT_ONCE
 
 
 def test_with_the_listening_connection_killed_delivery_goes_on(
