@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import sys
 import threading
 import time
@@ -10,7 +12,7 @@ from typing import Any, cast
 
 import attrs
 import pytest
-from harness import Harness, message, then
+from harness import Harness, message, then, timed
 
 from unstract_core import (
     ConfigurationError,
@@ -32,6 +34,10 @@ class HostileError(Exception):
         raise SystemExit("no text for you")
 
 
+class Leave(BaseException):
+    pass
+
+
 class HostileResult:
     def __repr__(self) -> str:
         raise SystemExit("no repr for you")
@@ -49,12 +55,16 @@ def behave(how: str, *rest: Any) -> Any:
             sys.exit(3)
         case "interrupt":
             raise KeyboardInterrupt
+        case "leave":
+            raise Leave("for good")
         case "hostile error":
             raise HostileError
         case "hostile result":
             return {"kept": 1, "bad": HostileResult()}
         case "generator":
             return (n for n in range(3))
+        case "three that do not fit":
+            return {"ratio": float("nan"), "pages": ["fits", "secret\0"], "scan": b"secret", "total": 7}
         case "huge":
             return {"success": True, "data": "x" * 80_000_000}
         case "later":
@@ -104,6 +114,7 @@ FAILURES = {
     "raise": "ValueError: the real reason",
     "exit": "SystemExit: 3",
     "interrupt": "KeyboardInterrupt",
+    "leave": "Leave: for good",
     "hostile error": "HostileError: <its message cannot be printed>",
 }
 
@@ -151,22 +162,38 @@ def test_a_task_asked_for_later_runs_again_and_ends_as_raised(world: World) -> N
     assert world.transport.reply("id-4" + world.queue).error.startswith("RetryLater")
 
 
-@pytest.mark.parametrize(
-    ("how", "expected"),
-    [("hostile result", {"kept": 1, "bad": "<unprintable HostileResult>"}), ("generator", None), ("huge", None)],
-)
-def test_a_result_that_does_not_fit_is_made_to_fit(world: World, how: str, expected: Any) -> None:
+@pytest.mark.parametrize("how", ["hostile result", "generator", "huge"])
+def test_a_result_that_does_not_fit_is_made_to_fit(world: World, how: str) -> None:
     """The money is spent, so the callback arrives: with the result as lenient normalisation leaves it."""
     world.send(how, **world.callbacks_to())
     consumer = world.consume()
     ((name, (result,), _),) = world.seen
     assert name == "ok"
-    if expected is not None:
-        assert result == expected
-    if how == "huge":
-        assert result["success"] is True
-        assert "beyond" in result["data"]
+    match how:
+        case "hostile result":
+            assert result == {"kept": 1, "bad": "<unprintable HostileResult>"}
+        case "generator":
+            assert re.fullmatch(r"<generator object behave\.<locals>\.<genexpr> at 0x[0-9a-f]+>", result)
+        case "huge":
+            assert result["success"] is True
+            assert "beyond" in result["data"]
     assert consumer.counters["replaced"] == 1
+
+
+def test_what_was_replaced_in_a_result_is_told_in_one_warning(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """One WARNING for the task lists the path of each replacement and no content; each is counted."""
+    world.send("three that do not fit", task_id="w" + world.queue, **world.callbacks_to())
+    world.send("return", {"fits": 1})
+    with caplog.at_level(logging.INFO):
+        consumer = world.consume()
+    (record,) = [one for one in caplog.records if vars(one).get("wire.event") == "result_made_to_fit"]
+    fields = vars(record)
+    assert (record.levelno, record.name) == (logging.WARNING, "unstract_core.runner")
+    assert (fields["wire.paths"], fields["wire.count"]) == ("$.ratio, $.pages[1], $.scan", 3)
+    assert (fields["wire.queue"], fields["wire.task"], fields["wire.attempt"]) == (world.queue, "behave", 1)
+    assert fields["wire.task_id"] == "w" + world.queue
+    assert "secret" not in caplog.text
+    assert consumer.counters["replaced"] == 3
 
 
 def test_unknown_malformed_and_exhausted_messages_tell_their_sender_and_are_buried(
@@ -266,27 +293,87 @@ def test_the_callback_carries_the_parents_org_fairness_and_priority(harness: Har
 
 
 def test_a_long_task_keeps_its_message_and_a_stopping_worker_finishes_it(world: World) -> None:
-    """A task longer than its lease is renewed and run once; stop() lets it finish, and gives the rest back."""
-    started, runs = threading.Event(), []
+    """While a task runs for more than two leases nobody else gets its message, nor those that wait behind it.
+
+    stop() lets it finish, run once, and gives the rest back.
+    """
+    lease = 0.8
+    started, finish, runs = threading.Event(), threading.Event(), []
 
     def slow(number: int) -> int:
         runs.append(number)
         started.set()
-        time.sleep(1.2)
+        finish.wait(20)
         return number
 
     world.transport.send([message("slow", world.queue, n, reply_key=f"{n}{world.queue}") for n in range(3)])
-    consumer = Consumer(world.transport, {"slow": slow}, [world.queue], lease=0.4, prefetch=3)
+    consumer = Consumer(world.transport, {"slow": slow}, [world.queue], lease=lease, prefetch=3)
     worker = threading.Thread(target=consumer.run)
     worker.start()
-    assert started.wait(10)
-    time.sleep(0.6)
-    consumer.stop()
-    worker.join(20)
+    other = world.transport.subscribe([world.queue], lease=60)
+    try:
+        assert started.wait(10)
+        assert not other.receive(limit=3, wait=2.5 * lease)
+        consumer.stop()
+        given_back = other.receive(limit=3, wait=5)
+    finally:
+        consumer.stop()
+        finish.set()
+        worker.join(20)
+        other.close()
+    assert [one.payload.args for one in given_back if one.payload] == [[1], [2]]
     assert runs == [0]
     assert world.transport.reply(f"0{world.queue}") == Reply(f"0{world.queue}", "completed", result=0)
+    assert consumer.counters["settled"] == 1
+
+
+def test_a_drain_ends_with_its_time_although_there_is_always_more(world: World) -> None:
+    """drain(timeout=0.5) on a queue that keeps refilling returns about then, with the number of tasks run."""
+    ran: list[int] = []
+
+    def again(number: int) -> None:
+        ran.append(number)
+        world.transport.send([message("again", world.queue, number + 1)])
+
+    world.transport.send([message("again", world.queue, 0)])
+    with timed() as elapsed:
+        assert Consumer(world.transport, {"again": again}, [world.queue]).drain(timeout=0.5) == len(ran)
+        assert 0.5 <= elapsed() < 1.5
+    assert ran == list(range(len(ran)))
+    assert len(ran) > 1
     (state,) = world.transport.queues([world.queue])
-    assert (state.ready, state.in_flight) == (2, 0)
+    assert (state.ready, state.in_flight) == (1, 0)
+
+
+def test_a_drain_ends_with_its_time_although_a_message_is_not_due_yet(world: World) -> None:
+    """drain(timeout=0.5) does not wait for what is delayed for longer: it returns about then, with 0."""
+    world.transport.send([message("behave", world.queue, "return", delay=60)])
+    with timed() as elapsed:
+        assert Consumer(world.transport, tasks, [world.queue]).drain(timeout=0.5) == 0
+        assert 0.5 <= elapsed() < 1.5
+    (state,) = world.transport.queues([world.queue])
+    assert (state.ready, state.in_flight, state.delayed) == (0, 0, 1)
+
+
+def test_a_drain_whose_time_is_up_finishes_and_settles_what_runs(world: World) -> None:
+    """A task that takes longer than drain(timeout=) is settled and counted before it returns; the next is not run."""
+    ran: list[str] = []
+
+    def slow() -> str:
+        time.sleep(1.0)
+        ran.append("slow")
+        return "paid"
+
+    world.transport.send([message("slow", world.queue, reply_key=world.queue), message("next", world.queue)])
+    consumer = Consumer(world.transport, {"slow": slow, "next": lambda: ran.append("next")}, [world.queue])
+    with timed() as elapsed:
+        assert consumer.drain(timeout=0.3) == 1
+        assert 1.0 <= elapsed() < 3
+    assert ran == ["slow"]
+    assert world.transport.reply(world.queue) == Reply(world.queue, "completed", result="paid")
+    assert consumer.counters["settled"] == 1
+    (state,) = world.transport.queues([world.queue])
+    assert (state.ready, state.in_flight) == (1, 0)
 
 
 def test_every_message_is_run_and_settled_once_by_many_workers(world: World) -> None:
