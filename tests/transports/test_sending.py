@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import payloads
 
-from unstract_core import Message, NotSupported, PayloadError, Subscription, TaskPayload, to_wire
+from unstract_core import (
+    Dispatcher,
+    Message,
+    NotSupported,
+    PayloadError,
+    Subscription,
+    TaskPayload,
+    to_wire,
+)
 
 Subscribe = Callable[..., Subscription]
 
@@ -51,6 +59,15 @@ def test_one_bad_message_keeps_the_whole_batch_back(transport: Any, queue: str, 
     with pytest.raises(PayloadError, match=r"\$\.args\[0\]"):
         transport.send(batch)
     assert not subscribe(queue).receive(limit=10, wait=0)
+
+
+def test_a_string_of_300_megabytes_is_refused_by_its_path(transport: Any, queue: str) -> None:
+    """What is too large to be carried raises PayloadError that says where it stands; nothing is sent."""
+    with pytest.raises(PayloadError, match="larger than") as caught:
+        Dispatcher(transport).send("t", kwargs={"doc": {"pages": ["fits", "x" * 300_000_000]}}, queue=queue)
+    assert caught.value.path == "$.kwargs.doc.pages[1]"
+    (state,) = transport.queues([queue])
+    assert (state.ready, state.in_flight, state.delayed) == (0, 0, 0)
 
 
 def test_an_empty_batch_sends_nothing(transport: Any) -> None:
