@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+import re
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tools.check_lock import ROOT
 from unstract_core.events import emit
 
 logger = logging.getLogger("tests.events")
@@ -78,3 +82,65 @@ def test_a_level_that_is_not_logged_costs_nothing(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.ERROR, logger.name):
         emit(logger, logging.DEBUG, "quiet", field=Expensive())
     assert caplog.records == []
+
+
+def test_the_document_lists_every_event_with_its_levels_and_logger() -> None:
+    """Every `emit` in the package stands in the table of docs/operating.md, and nothing else does."""
+    table = (ROOT / "docs" / "operating.md").read_text().partition("## Log events")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| ([A-Z, ]+) \| `([\w.]+)` \| ", table, re.MULTILINE)
+    assert len(rows) == len(re.findall(r"^\| `", table, re.MULTILINE))
+    listed = [(event, level, name) for event, levels, name in rows for level in levels.split(", ")]
+    emitted = {
+        (event, level, name)
+        for name, source in modules()
+        for call in calls(source, "emit")
+        for event, level in events_of(call, source)
+    }
+    assert sorted(listed) == sorted(emitted)
+
+
+def test_nothing_is_logged_but_events() -> None:
+    """No module of the package logs past `emit`: what the document lists is all there is."""
+    past = [
+        (name, ast.unparse(call))
+        for name, source in modules()
+        for method in ("debug", "info", "warning", "error", "exception", "critical", "log")
+        for call in calls(source, f"logger.{method}")
+        if name != "unstract_core.events"
+    ]
+    assert past == []
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """Yield the name and the source of each module of the package."""
+    for path in (path for package in ("unstract_core", "transports") for path in (ROOT / package).rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        yield name, ast.parse(path.read_text())
+
+
+def calls(source: ast.Module, function: str) -> Iterator[ast.Call]:
+    """Yield the calls of a function, whether it is named directly or as an attribute of its module."""
+    for node in ast.walk(source):
+        if isinstance(node, ast.Call) and f".{ast.unparse(node.func)}".endswith(f".{function}"):
+            yield node
+
+
+def events_of(call: ast.Call, source: ast.Module) -> Iterator[tuple[str, str]]:
+    """Yield each (event, level) that a call can log; refuses what cannot be told from the source."""
+    logger, level, event = call.args
+    assert ast.unparse(logger) == "logger"
+    assert "logger = logging.getLogger(__name__)" in map(ast.unparse, source.body)
+    for given, event_name in branches(event):
+        for needed, level_name in branches(level):
+            if all(given.get(condition, outcome) == outcome for condition, outcome in needed.items()):
+                yield str(ast.literal_eval(event_name)), level_name.removeprefix("logging.")
+
+
+def branches(node: ast.expr) -> Iterator[tuple[dict[str, bool], str]]:
+    """Yield the source of each value that an expression can have, with the conditions under which it has it."""
+    if not isinstance(node, ast.IfExp):
+        yield {}, ast.unparse(node)
+        return
+    for outcome, branch in ((True, node.body), (False, node.orelse)):
+        for conditions, value in branches(branch):
+            yield {ast.unparse(node.test): outcome, **conditions}, value
