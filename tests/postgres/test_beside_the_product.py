@@ -11,7 +11,7 @@ from harness import message, then
 from pg_tables import Tables
 from postgres import product
 from postgres.product import Product
-from postgres.support import in_background, running, transport_on
+from postgres.support import in_background, on_one_server, running, transport_on
 from servers import wait_until
 
 from transports.postgres import PostgresTransport
@@ -65,6 +65,7 @@ def test_two_kinds_of_consumers_share_a_queue_without_loss_or_doubling(
     assert set(ran.values()) == {1}
 
 
+@on_one_server
 def test_a_delayed_message_is_not_visible_to_the_product_before_its_time(
     beside: Product, transport: PostgresTransport, queue: str
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_delayed_message_is_not_visible_to_the_product_before_its_time(
     assert claimed[1] == 1
 
 
+@on_one_server
 def test_a_retried_message_is_not_visible_to_the_product_before_its_time(
     beside: Product, transport: PostgresTransport, queue: str
 ) -> None:

@@ -12,7 +12,7 @@ from harness import message, queue_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pg_tables import Tables
-from postgres.support import in_background
+from postgres.support import in_background, on_one_server
 
 from transports.postgres import PostgresTransport
 from transports.postgres.statements import Statements
@@ -114,6 +114,7 @@ def test_a_claim_reads_no_more_than_it_takes(shared: Shared, queues: int) -> Non
     assert widest <= 20, plan
 
 
+@on_one_server
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("queues", [1, 3], ids=["one queue", "several queues"])
 def test_a_row_that_somebody_keeps_locked_neither_stops_nor_spins_a_worker(

@@ -70,6 +70,7 @@ def test_a_send_whose_connection_is_killed_in_the_middle_says_that_its_fate_is_u
     assert tables.count(queue) == 1
 
 
+@on_one_server
 @pytest.mark.parametrize("listen", [True, False])
 def test_a_waiting_caller_gets_its_reply_although_its_connections_were_killed(
     make_named: Make, make_postgres: Make, tables: Tables, name: str, listen: bool
@@ -86,6 +87,7 @@ def test_a_waiting_caller_gets_its_reply_although_its_connections_were_killed(
     assert replies == [Reply(key, "completed", result="here")]
 
 
+@on_one_server
 def test_an_idle_consumer_reconnects_and_listens_again(
     make_named: Make, make_postgres: Make, tables: Tables, name: str, queue: str
 ) -> None:

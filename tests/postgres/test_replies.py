@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from harness import answer, message
 from pg_tables import Tables
-from postgres.support import LONG_POLL, in_background
+from postgres.support import LONG_POLL, in_background, on_one_server
 from servers import wait_until
 
 from transports.postgres import PostgresTransport
@@ -141,6 +141,7 @@ def test_expired_replies_are_swept_in_bounded_bites(
     subscription.close()
 
 
+@on_one_server
 def test_consumers_sweep_without_being_asked(
     postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,7 @@ def test_a_task_that_asks_to_be_run_again_at_once_is_run_at_once(make_postgres: 
     assert timer.times[1] - timer.times[0] < AT_ONCE
 
 
+@on_one_server
 def test_a_retry_with_a_delay_comes_at_its_time_and_not_at_the_next_poll(make_postgres: Make, queue: str) -> None:
     """An idle worker knows when the next of its delayed messages is due."""
     transport, timer = make_postgres(poll_interval=LONG_POLL), Timer()
