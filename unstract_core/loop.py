@@ -67,6 +67,7 @@ class Loop:
         self._renew_at = time.monotonic() + settings.lease / 3
         self._resume_at = 0.0
         self._pause = 0.0
+        self._told_away = False
 
     @property
     def holding(self) -> int:
@@ -103,7 +104,8 @@ class Loop:
         if received is None:
             self._wait_longer()
         else:
-            self._answered()
+            self._pause = 0.0
+        self._tell()
         return received
 
     def close(self) -> None:
@@ -118,9 +120,7 @@ class Loop:
         except Exception as exc:
             if isinstance(exc, ContractError) and not isinstance(exc, TransportError):
                 raise
-            if not self._pause and self.problem is None:
-                self._log_away(exc)
-            self.problem = exc
+            self.problem = self.problem or exc
             return None
 
     def _give_back(self) -> None:
@@ -211,18 +211,20 @@ class Loop:
         self._pause = min(longest, max(_SHORTEST_PAUSE, self._pause * 2))
         self._resume_at = time.monotonic() + self._pause
 
-    def _answered(self) -> None:
-        if self._pause:
-            emit(logger, logging.INFO, "transport_back", held=len(self._held))
-        self._pause = 0.0
-
-    def _log_away(self, exc: Exception) -> None:
-        ours = isinstance(exc, TransportError)
-        emit(
-            logger,
-            logging.WARNING if ours else logging.ERROR,
-            "transport_away",
-            error_type=type(exc).__name__,
-            error=error_text(exc) if ours else None,
-            held=len(self._held),
-        )
+    def _tell(self) -> None:
+        """Log that the transport is away when that begins, and that it is back when nothing fails any more."""
+        if self.problem is None:
+            if self._told_away and not self._endings.suspects:
+                self._told_away = False
+                emit(logger, logging.INFO, "transport_back", held=len(self._held))
+        elif not self._told_away:
+            self._told_away = True
+            ours = isinstance(self.problem, TransportError)
+            emit(
+                logger,
+                logging.WARNING if ours else logging.ERROR,
+                "transport_away",
+                error_type=type(self.problem).__name__,
+                error=error_text(self.problem) if ours else None,
+                held=len(self._held),
+            )

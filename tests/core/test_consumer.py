@@ -49,6 +49,11 @@ def concerned(settlements: Sequence[Settlement], task_name: str) -> bool:
     return any(one.delivery.payload is not None and one.delivery.payload.task_name == task_name for one in settlements)
 
 
+def events(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """The level and the name of each event that was logged."""
+    return [(record.levelname, vars(record)["wire.event"]) for record in caplog.records]
+
+
 # What a task or a log handler does.
 
 
@@ -204,6 +209,38 @@ def test_an_error_that_nobody_foresaw_ends_neither_the_consumer_nor_another_mess
     assert type(error).__name__ in (transport.reply("k") or Reply("", "failed")).error
 
 
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_settlement_that_is_refused_in_every_form_costs_no_other_message(
+    concurrency: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One CRITICAL says that nothing could be written; the next messages are run, and this one after its lease."""
+    tried: list[Settlement] = []
+    ran: list[int] = []
+
+    def refuse(settlements: Sequence[Settlement]) -> None:
+        for one in settlements:
+            if one.delivery.attempt == 1 and one.delivery.payload and one.delivery.payload.args == [1]:
+                tried.extend(settlements if len(settlements) == 1 else [])
+                raise TransportRefused("refused for good")
+
+    def task(number: int) -> dict[str, int]:
+        ran.append(number)
+        return {"paid": number}
+
+    transport = Faulty(before=refuse)
+    chained = {"on_success": then("done", "callbacks"), "on_error": then("failed", "callbacks")}
+    transport.send([message("t", QUEUE, n, task_id=f"id-{n}", **chained) for n in range(4)])
+    consumer = Consumer(transport, {"t": task}, [QUEUE], lease=0.5, concurrency=concurrency, prefetch=4)
+    assert consumer.drain(timeout=10) == 5
+    assert sorted(ran) == [0, 1, 1, 2, 3]
+    assert ran[-1] == 1
+    assert events(caplog) == [("ERROR", "settlement_refused"), ("CRITICAL", "settlement_impossible")]
+    assert [one.verdict for one in tried] == [Verdict.ACK, *[Verdict.BURY] * (len(tried) - 1)]
+    assert (tried[-1].follow_up, tried[-1].reply, tried[-1].result) == (None, None, None)
+    assert (consumer.counters["refused"], consumer.counters["settled"], consumer.counters["buried"]) == (1, 4, 0)
+    assert [state.ready for state in transport.queues(["callbacks"])] == [4]
+
+
 def test_a_transport_without_delays_retries_at_once() -> None:
     """Where a delay is not supported a retry is made without it, rather than not at all."""
 
@@ -272,12 +309,28 @@ def test_an_outage_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixtu
             with transport.outage():
                 for subscription in transport.subscriptions:
                     subscription.wake()
-                tries = transport.tries
-                wait_until(lambda tries=tries: transport.tries > tries + 4, timeout=10)
-            wait_until(lambda: caplog.messages and "transport_back" in caplog.messages[-1], timeout=10)
-    told = [record for record in caplog.records if "transport_" in record.getMessage()]
-    assert [vars(record)["wire.event"] for record in told] == ["transport_away", "transport_back"] * 2
-    assert vars(told[0])["wire.error"] == "TransportUnavailable: away"
+                enough = transport.tries + 4
+                wait_until(lambda enough=enough: transport.tries > enough, timeout=10)  # type: ignore[misc]
+            wait_until(lambda: caplog.messages[-1:] and "transport_back" in caplog.messages[-1], timeout=10)
+    assert events(caplog) == [("WARNING", "transport_away"), ("INFO", "transport_back")] * 2
+    assert vars(caplog.records[0])["wire.error"] == "TransportUnavailable: away"
+
+
+def test_a_settlement_that_fails_for_a_while_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """While the transport answers everything else: one WARNING for all of the tries, and one INFO when it is made."""
+    failures = iter(range(4))
+
+    def fail(settlements: Sequence[Settlement]) -> None:
+        if next(failures, None) is not None:
+            raise TransportUnavailable("not now")
+
+    transport = Faulty(before=fail)
+    transport.send([message("t", QUEUE)])
+    consumer = Consumer(transport, {"t": lambda: None}, [QUEUE])
+    with caplog.at_level(logging.INFO):
+        assert consumer.drain(timeout=10) == 1
+    assert consumer.counters["settled"] == 1
+    assert events(caplog) == [("WARNING", "transport_away"), ("INFO", "transport_back")]
 
 
 def test_after_stop_nothing_is_started_although_the_transport_is_away() -> None:
@@ -343,6 +396,25 @@ def test_a_settlement_whose_fate_is_unknown_is_not_called_lost(caplog: pytest.Lo
     assert consumer.counters["lost"] == 0
     assert not any("lease_lost" in text for text in caplog.messages)
     assert (transport.reply("k") or Reply("", "failed")).result == "paid"
+
+
+def test_a_settlement_that_changes_nothing_is_a_lost_lease(caplog: pytest.LogCaptureFixture) -> None:
+    """Where it cannot have been made before, a False is one WARNING that the lease was lost."""
+    transport = Faulty()
+
+    def steal(settlements: Sequence[Settlement]) -> None:
+        ours = transport.subscriptions[0].subscription
+        assert list(ours.settle([Settlement(settlements[0].delivery, Verdict.RETRY)])) == [True]
+        thief = transport.transport.subscribe([QUEUE], lease=60)
+        (stolen,) = thief.receive(limit=1, wait=0)
+        thief.settle([Settlement(stolen, Verdict.ACK)])
+
+    transport.before = steal
+    transport.send([message("t", QUEUE)])
+    consumer = Consumer(transport, {"t": lambda: None}, [QUEUE], lease=5)
+    assert consumer.drain(timeout=10) == 1
+    assert events(caplog) == [("WARNING", "lease_lost")]
+    assert (consumer.counters["lost"], consumer.counters["settled"]) == (1, 0)
 
 
 # drain.

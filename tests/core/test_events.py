@@ -130,9 +130,9 @@ def events_of(call: ast.Call, source: ast.Module) -> Iterator[tuple[str, str]]:
     logger, level, event = call.args
     assert ast.unparse(logger) == "logger"
     assert "logger = logging.getLogger(__name__)" in map(ast.unparse, source.body)
-    for given, event_name in branches(event):
+    for chosen, event_name in branches(event):
         for needed, level_name in branches(level):
-            if all(given.get(condition, outcome) == outcome for condition, outcome in needed.items()):
+            if all(chosen.get(condition, outcome) == outcome for condition, outcome in needed.items()):
                 yield str(ast.literal_eval(event_name)), level_name.removeprefix("logging.")
 
 

@@ -9,8 +9,8 @@ import psycopg
 import psycopg2
 import pytest
 from harness import message
+from pg_tables import Tables
 from postgres.callers import CALLERS, Open
-from postgres.support import Tables
 
 from transports.postgres import PostgresTransport
 from unstract_core import ConfigurationError

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from harness import message
 from pg_tables import Tables
-from postgres.support import LONG_POLL, in_background, on_one_server
+from postgres.support import LONG_POLL, in_background
 from servers import wait_until
 
 from transports.postgres import PostgresTransport

@@ -9,8 +9,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from harness import message, then
-from postgres.support import LONG_POLL, Tables, application, in_background, queue_name, running
+from harness import message, queue_name, then
+from pg_tables import Tables
+from postgres.support import LONG_POLL, application, in_background, on_one_server, running
 from proxy import Proxy, proxy
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -30,19 +31,19 @@ Make = Callable[..., PostgresTransport]
 
 
 @pytest.fixture
-def between(embedded_url: str) -> Iterator[Proxy]:
-    parts = conninfo_to_dict(embedded_url)
+def between(postgres_url: str) -> Iterator[Proxy]:
+    parts = conninfo_to_dict(postgres_url)
     with proxy(str(parts["host"]), int(str(parts["port"]))) as made:
         yield made
 
 
 @pytest.fixture
-def through(between: Proxy, embedded_url: str, schema: str) -> Iterator[Make]:
+def through(between: Proxy, postgres_url: str, schema: str) -> Iterator[Make]:
     """A factory of transports that reach the server through the proxy."""
     with contextlib.ExitStack() as stack:
 
         def make(**options: Any) -> PostgresTransport:
-            transport = PostgresTransport(make_conninfo(embedded_url, port=between.port), schema, **options)
+            transport = PostgresTransport(make_conninfo(postgres_url, port=between.port), schema, **options)
             stack.enter_context(contextlib.closing(transport))
             transport.migrate()
             return transport
@@ -141,12 +142,12 @@ def test_prepared_statements_that_are_gone_cost_nothing(make_named: Make, tables
 
 
 @pytest.fixture
-def latin1(embedded_url: str, schema: str) -> Iterator[PostgresTransport]:
+def latin1(postgres_url: str, schema: str) -> Iterator[PostgresTransport]:
     """A database whose own encoding cannot hold what the wire allows."""
     database = application().replace("-", "_")
-    with psycopg.connect(embedded_url, autocommit=True) as connection:
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {database} ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'".encode())
-        transport = PostgresTransport(make_conninfo(embedded_url, dbname=database), schema)
+        transport = PostgresTransport(make_conninfo(postgres_url, dbname=database), schema)
         transport.migrate()
         try:
             yield transport
@@ -168,6 +169,7 @@ def test_the_environments_encoding_is_not_ours(
     assert reply.result == "5 \u20ac \U0001f600"
 
 
+@on_one_server
 def test_a_database_that_cannot_hold_a_text_refuses_it_and_the_consumer_lives(latin1: PostgresTransport) -> None:
     """A dispatch is refused with the reason; for a result that was paid for, the sender is told and others go on."""
     with pytest.raises(TransportRefused, match="UTF8"):

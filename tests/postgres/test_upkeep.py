@@ -12,12 +12,12 @@ import psycopg
 import pytest
 import servers
 from harness import message, then
-from postgres.support import LONG_POLL, Tables, in_background, running
+from pg_tables import Tables
+from postgres.support import LONG_POLL, in_background, on_one_server, running
 from psycopg.conninfo import make_conninfo
 from servers import wait_until
 
 from transports.postgres import PostgresTransport
-from transports.postgres.session import Session
 from unstract_core import Consumer, TransportNotReady
 
 Make = Callable[..., PostgresTransport]
@@ -44,11 +44,9 @@ def full_notify_queue(url: str) -> Iterator[None]:
         listener.execute("ROLLBACK")
 
 
-def test_a_full_notify_queue_costs_wake_ups_alone(
-    narrow: str, schema: str, queue: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_full_notify_queue_costs_wake_ups_alone(narrow: str, queue: str, caplog: pytest.LogCaptureFixture) -> None:
     """Sends, settlements and replays are made without announcing; a paid result is not refused for a hint."""
-    transport = PostgresTransport(narrow, schema)
+    transport = PostgresTransport(narrow)
     transport.migrate()
     with contextlib.closing(transport), full_notify_queue(narrow), caplog.at_level(logging.WARNING):
         ids = transport.send([message("t", queue, reply_key=queue), message("t", queue, on_success=then("t", queue))])
@@ -69,8 +67,9 @@ def test_a_full_notify_queue_costs_wake_ups_alone(
     assert any("notify_queue_full" in text for text in caplog.messages)
 
 
+@on_one_server
 def test_a_sweep_that_fails_stops_no_work(
-    embedded_url: str, tables: Tables, make_postgres: Make, queue: str, caplog: pytest.LogCaptureFixture
+    postgres_url: str, tables: Tables, make_postgres: Make, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A role that may not delete expired replies works on; one WARNING says what is missing."""
     make_postgres()
@@ -80,7 +79,7 @@ def test_a_sweep_that_fails_stops_no_work(
     tables.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA {{schema}} TO {role}")
     tables.execute(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA {{schema}} TO {role}")
     tables.execute(f"REVOKE DELETE ON {{results}} FROM {role}")
-    transport = PostgresTransport(make_conninfo(embedded_url, user=role), tables.schema)
+    transport = PostgresTransport(make_conninfo(postgres_url, user=role), tables.schema)
     try:
         subscription = transport.subscribe([queue], lease=60)
         for _ in range(3):
@@ -98,11 +97,12 @@ def test_a_sweep_that_fails_stops_no_work(
     assert "42501" in vars(told[0])["wire.error"]
 
 
+@on_one_server
 @pytest.mark.parametrize(
     ("right", "table"), [("INSERT", "messages"), ("UPDATE", "messages"), ("DELETE", "messages"), ("INSERT", "dead")]
 )
 def test_a_worker_that_lacks_a_right_does_not_start(
-    embedded_url: str, tables: Tables, make_postgres: Make, queue: str, right: str, table: str
+    postgres_url: str, tables: Tables, make_postgres: Make, queue: str, right: str, table: str
 ) -> None:
     """Misconfiguration fails at start: subscribe names the right and the table, before the first task is paid for."""
     make_postgres()
@@ -111,7 +111,7 @@ def test_a_worker_that_lacks_a_right_does_not_start(
     tables.execute(f"GRANT USAGE ON SCHEMA {{schema}} TO {role}")
     tables.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA {{schema}} TO {role}")
     tables.execute(f"REVOKE {right} ON {{{table}}} FROM {role}")
-    transport = PostgresTransport(make_conninfo(embedded_url, user=role), tables.schema)
+    transport = PostgresTransport(make_conninfo(postgres_url, user=role), tables.schema)
     try:
         with pytest.raises(TransportNotReady, match=f"lacks rights .*: {right} on pg_queue_"):
             transport.subscribe([queue], lease=60)
@@ -121,22 +121,12 @@ def test_a_worker_that_lacks_a_right_does_not_start(
         tables.execute(f"DROP ROLE {role}")
 
 
-def test_an_idle_worker_does_not_mind_another_queues_traffic(
-    make_postgres: Make, queue: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_idle_worker_does_not_mind_another_queues_traffic(make_postgres: Make, queue: str, asked: list[str]) -> None:
     """What is announced for other queues of the schema costs it no statement."""
     producer, transport = make_postgres(), make_postgres(poll_interval=LONG_POLL)
     subscription = transport.subscribe([queue], lease=60)
-    asked: list[str] = []
-    execute = Session.execute
-
-    def counted(session: Session, doing: str, statement: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-        if session is subscription._session:
-            asked.append(doing)
-        return execute(session, doing, statement, parameters)
-
-    monkeypatch.setattr(Session, "execute", counted)
     received: list[Any] = []
+    asked.clear()
     with in_background(lambda: received.extend(subscription.receive(limit=1, wait=20))):
         for _ in range(30):
             producer.send([message("t", queue + "-other")])
