@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import servers
 from wheels import Environment
 
 from tools.check_lock import ROOT
@@ -40,9 +41,10 @@ class Shell(NamedTuple):
 
 
 @pytest.fixture
-def url(embedded_url: str, schema: str) -> str:
+def url(embedded_url: str) -> Iterator[str]:
     """The URL of a database that nothing was created in."""
-    return f"{embedded_url}?schema={schema}"
+    with servers.fresh_schema(embedded_url) as schema:
+        yield f"{embedded_url}?schema={schema}"
 
 
 @pytest.fixture
