@@ -89,6 +89,10 @@ class Connector:
         """Make connections from now on that prepare nothing: something between us and the server does not bear it."""
         self._prepare = False
 
+    def has_outgrown(self, connection: Connection) -> bool:
+        """Whether a connection still prepares statements, and new ones would not."""
+        return not self._prepare and connection.prepare_threshold is not None
+
 
 def run(
     connection: Connection, doing: str, statement: str, parameters: Parameters, *, kept: bool = False
@@ -182,7 +186,7 @@ class Pool:
             raise
 
     def _give_back(self, connection: Connection) -> None:
-        if self._closed or not connection.usable:
+        if self._closed or not connection.usable or self._connector.has_outgrown(connection):
             connection.close()
         else:
             self._idle.append(connection)

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
+import attrs
+
 from transports.postgres.connections import Connector, Pool
 from transports.postgres.dead_letters import PostgresDeadLetters
 from transports.postgres.errors import mapped
@@ -145,9 +147,7 @@ class PostgresTransport:
             self._check_open()
             reply = self._read(key, deadline)
             if reply is not None:
-                if consume:
-                    self._clear(key)
-                return reply
+                return self._consumed(reply) if consume else reply
             if time.monotonic() >= deadline:
                 return None
             self._waiter.wait(key, deadline)
@@ -230,12 +230,17 @@ class PostgresTransport:
         ((status, result, error, ttl),) = rows
         return Reply(key, cast(ReplyStatus, status), None if result is None else json.loads(result), error, ttl)
 
-    def _clear(self, key: str) -> None:
-        """Clear a reply that was read. What cannot be cleared goes when it expires; its caller has it all the same."""
+    def _consumed(self, reply: Reply) -> Reply:
+        """Clear a reply that was read, and return it; its status alone where another reader was faster.
+
+        What cannot be cleared goes when it expires; its caller has it all the same.
+        """
         try:
-            self._pool.execute("clear a reply", self._statements["clear_reply"], {"key": key})
+            cleared = self._pool.execute("clear a reply", self._statements["clear_reply"], {"key": reply.key})
         except TransportError as exc:
             emit(logger, logging.WARNING, "reply_not_cleared", error_type=type(exc).__name__, error=error_text(exc))
+            return reply
+        return reply if cleared else attrs.evolve(reply, result=None, error="")
 
     def _check_open(self) -> None:
         if self._closed:

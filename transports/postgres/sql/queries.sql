@@ -154,8 +154,11 @@ SELECT status, result::text, error, extract(epoch FROM expires_at - created_at):
 FROM {results} WHERE task_id = %(key)s AND expires_at > now();
 
 -- name: clear_reply
--- After it was read: the row stays until it expires, because the key is answered for good.
-UPDATE {results} SET result = NULL, error = '' WHERE task_id = %(key)s AND expires_at > now() RETURNING 1;
+-- After it was read: the row stays until it expires, because the key is answered for good. Of several readers one
+-- finds something to clear, and has consumed it.
+UPDATE {results} SET result = NULL, error = ''
+WHERE task_id = %(key)s AND expires_at > now() AND (result IS NOT NULL OR error <> '')
+RETURNING 1;
 
 -- name: answered
 -- Which of the keys that callers wait for have been answered.
