@@ -46,7 +46,7 @@ def to_wire(payload: TaskPayload) -> dict[str, Any]:
     for key, kind in _NESTED.items():
         if (part := getattr(payload, key)) is not None and type(part) is not kind:
             raise PayloadError(f"expected a {kind.__name__}, got {_kind(part)}", path=f"$.{key}")
-    wire: dict[str, Any] = _converter.unstructure(payload, TaskPayload)
+    wire: dict[str, Any] = _unstructure(payload)
     check_name(wire["task_name"], "$.task_name")
     wire["args"] = _write_members(wire["args"], (list, tuple), "$.args")
     wire["kwargs"] = _write_members(wire["kwargs"], dict, "$.kwargs")
@@ -283,3 +283,4 @@ def _make_converter() -> Converter:
 
 
 _converter = _make_converter()
+_unstructure = _converter.get_unstructure_hook(TaskPayload)

@@ -93,7 +93,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
     execute = Session.execute
 
-    def counted(session: Session, doing: str, statement: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+    def counted(session: Session, doing: str, statement: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         asked.append(doing)
         return execute(session, doing, statement, parameters)
 

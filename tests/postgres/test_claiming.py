@@ -85,8 +85,8 @@ def test_a_claim_locks_no_more_than_it_takes(shared: Shared, queues: int, analys
         tables.execute("ANALYZE {messages}")
     claim, parameters = Statements(tables.schema).claim(names)
     with tables.connect(autocommit=False) as first, tables.connect(autocommit=False) as second:
-        mine = first.execute(claim.encode(), {**parameters, "limit": 7, "lease": 60}).fetchall()
-        others = second.execute(claim.encode(), {**parameters, "limit": 5000, "lease": 60}).fetchall()
+        mine = first.execute(claim, {**parameters, "limit": 7, "lease": 60}).fetchall()
+        others = second.execute(claim, {**parameters, "limit": 5000, "lease": 60}).fetchall()
         first.rollback()
         second.rollback()
     assert (len(mine), len(others)) == (7, 2993)
@@ -102,7 +102,7 @@ def test_a_claim_reads_no_more_than_it_takes(shared: Shared, queues: int) -> Non
     tables.execute("ANALYZE {messages}")
     claim, parameters = Statements(tables.schema).claim(names)
     with tables.connect(autocommit=False) as connection:
-        explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {claim}".encode()
+        explain = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + claim
         ((plan,),) = connection.execute(explain, {**parameters, "limit": 10, "lease": 60}).fetchall()
         connection.rollback()
     tables.execute("DELETE FROM {messages} WHERE queue_name = ANY (%s)", names)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import select
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import cached_property
+from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias
 
 import psycopg
@@ -35,6 +35,17 @@ class Connection(psycopg.Connection[TupleRow]):
     def usable(self) -> bool:
         """Whether the next statement can be run: not where the connection broke, or a statement did not end."""
         return self.pgconn.transaction_status == TransactionStatus.IDLE
+
+    @property
+    def has_hung_up(self) -> bool:
+        """Whether an idle connection has something to say, told without a round trip: a server speaks up to leave."""
+        return bool(self._poll(0))
+
+    @cached_property
+    def _poll(self) -> Callable[[int], list[tuple[int, int]]]:
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        return poll.poll
 
     @cached_property
     def kept(self) -> psycopg.Cursor[TupleRow]:
@@ -95,7 +106,7 @@ class Connector:
 
 
 def run(
-    connection: Connection, doing: str, statement: str, parameters: Parameters, *, kept: bool = False
+    connection: Connection, doing: str, statement: bytes, parameters: Parameters, *, kept: bool = False
 ) -> list[tuple[Any, ...]]:
     """Run a statement in a commit of its own and return its rows. Every driver error is raised as ours."""
     try:
@@ -128,12 +139,14 @@ class Pool:
     def reset(self) -> None:
         """Begin anew, in a forked child: the connections are the parent's, and its locks may be held for ever."""
         self._idle: deque[Connection] = deque()
-        self._slots = threading.BoundedSemaphore(self._size)
+        self._slots: SimpleQueue[None] = SimpleQueue()
+        for _ in range(self._size):
+            self._slots.put(None)
 
     def execute(
         self,
         doing: str,
-        statement: str,
+        statement: bytes,
         parameters: Parameters,
         *,
         kept: bool = False,
@@ -162,53 +175,55 @@ class Pool:
         self._drop_idle()
 
     def _execute(
-        self, doing: str, statement: str, parameters: Parameters, kept: bool, patience: float | None
+        self, doing: str, statement: bytes, parameters: Parameters, kept: bool, patience: float | None
     ) -> list[tuple[Any, ...]]:
         connection = self._take(doing, self._timeout if patience is None else patience)
+        usable = False
         try:
-            return run(connection, doing, statement, parameters, kept=kept)
+            rows = run(connection, doing, statement, parameters, kept=kept)
+            usable = True
+            return rows
         finally:
-            self._give_back(connection)
+            self._give_back(connection, usable=usable or connection.usable)
 
     def _take(self, doing: str, patience: float) -> Connection:
         """Lend a connection until `_give_back`; the one that was used last, if it is still alive."""
-        deadline = time.monotonic() + patience
         if self._closed:
             raise TransportClosed(f"{doing}: the transport was closed")
-        if not self._slots.acquire(timeout=patience):
+        deadline = time.monotonic() + patience
+        try:
+            self._slots.get(timeout=patience)
+        except Empty:
             raise TransportUnavailable(
                 f"{doing}: all {self._size} connections were in use for {patience:g} s; nothing was done"
-            )
+            ) from None
         try:
             return self._alive() or self._connect(deadline)
         except BaseException:
-            self._slots.release()
+            self._slots.put(None)
             raise
 
-    def _give_back(self, connection: Connection) -> None:
-        if self._closed or not connection.usable or self._connector.has_outgrown(connection):
+    def _give_back(self, connection: Connection, *, usable: bool) -> None:
+        if self._closed or not usable or self._connector.has_outgrown(connection):
             connection.close()
         else:
             self._idle.append(connection)
             if self._closed:
                 self._drop_idle()
-        self._slots.release()
-
-    def _drop_idle(self) -> None:
-        for connection in self._taken_out():
-            connection.close()
+        self._slots.put(None)
 
     def _alive(self) -> Connection | None:
-        for connection in self._taken_out():
-            if not _has_hung_up(connection):
-                return connection
-            connection.close()
-        return None
+        try:
+            while (connection := self._idle.pop()).has_hung_up:
+                connection.close()
+        except IndexError:
+            return None
+        return connection
 
-    def _taken_out(self) -> Iterator[Connection]:
+    def _drop_idle(self) -> None:
         with contextlib.suppress(IndexError):
             while True:
-                yield self._idle.pop()
+                self._idle.pop().close()
 
     def _connect(self, deadline: float) -> Connection:
         pause = 0.05
@@ -222,10 +237,3 @@ class Pool:
                     raise
                 time.sleep(pause)
                 pause = min(0.5, pause * 2)
-
-
-def _has_hung_up(connection: Connection) -> bool:
-    """Tell, without a round trip, whether an idle connection has something to say: a server only speaks up to leave."""
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    return bool(poll.poll(0))

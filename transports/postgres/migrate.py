@@ -43,7 +43,7 @@ def migrate(connector: Connector, statements: Statements) -> list[str]:
             try:
                 with connection.transaction():
                     created = _create_what_is_missing(connection, statements.schema)
-                    connection.execute(statements["check_tables"].encode(), ())
+                    connection.execute(statements["check_tables"], ())
                     return created
             except _TAKEN as exc:
                 obstacle = exc.diag.message_primary or type(exc).__name__

@@ -39,7 +39,7 @@ class Session:
         self._selector.register(self._bell, selectors.EVENT_READ)
         self._heard = False
 
-    def execute(self, doing: str, statement: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+    def execute(self, doing: str, statement: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         """Run one statement in a commit of its own and return its rows; a broken connection is replaced before."""
         try:
             return self._execute(doing, statement, parameters)
@@ -79,7 +79,7 @@ class Session:
         self._bell.close()
         self._clapper.close()
 
-    def _execute(self, doing: str, statement: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+    def _execute(self, doing: str, statement: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         connection = self._connected()
         try:
             return run(connection, doing, statement, parameters)

@@ -21,7 +21,10 @@ _TABLES = {"messages": "pg_queue_message", "results": "pg_task_result", "dead": 
 
 
 class Statements:
-    """The production statements for one schema. Arrays travel in binary: as text, JSON in them is escaped twice."""
+    """The production statements for one schema, as the bytes that psycopg keeps what it knows of them by.
+
+    Arrays travel in binary: as text, JSON in them is escaped twice.
+    """
 
     def __init__(self, schema: str) -> None:
         self.schema = checked_schema(schema)
@@ -29,19 +32,19 @@ class Statements:
         self._identifiers = {name: text.replace("%", "%%") for name, text in _identifiers(schema).items()}
         self._raw = _load("queries.sql")
         self._texts = {
-            name: _ARRAY.sub(r"\1b", text).format(**self._identifiers)
+            name: _ARRAY.sub(r"\1b", text).format(**self._identifiers).encode()
             for name, text in self._raw.items()
             if name not in ("candidates", "claim_many_queues")
         }
 
-    def __getitem__(self, name: str) -> str:
+    def __getitem__(self, name: str) -> bytes:
         return self._texts[name]
 
     def portable(self, name: str) -> str:
         """Return a statement whose parameters any DB-API driver of PostgreSQL can fill in."""
         return self._raw[name].format(**self._identifiers)
 
-    def claim(self, queues: Sequence[str], *, bounded: bool = True) -> tuple[str, dict[str, str]]:
+    def claim(self, queues: Sequence[str], *, bounded: bool = True) -> tuple[bytes, dict[str, str]]:
         """Return the claim for these queues, and the parameters that name them.
 
         Over several queues it looks at no more rows than it could take, unless `bounded` is False.
@@ -55,7 +58,7 @@ class Statements:
             )
             for name in names
         )
-        return self._raw["claim_many_queues"].format(**self._identifiers, candidates=candidates), names
+        return self._raw["claim_many_queues"].format(**self._identifiers, candidates=candidates).encode(), names
 
 
 def definitions(schema: str) -> Mapping[str, str]:

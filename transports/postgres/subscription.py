@@ -129,7 +129,7 @@ class PostgresSubscription:
             self._closed = True
             self._session.close()
 
-    def _take(self, limit: int, claim: str) -> list[Delivery]:
+    def _take(self, limit: int, claim: bytes) -> list[Delivery]:
         # Upkeep comes first: if it failed after the claim, what was claimed would be held by nobody for a lease.
         now = time.monotonic()
         if now >= self._bring_back_at:
