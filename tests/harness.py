@@ -14,7 +14,17 @@ from pg_tables import Tables
 
 from transports.memory import MemoryTransport
 from transports.postgres import PostgresTransport
-from unstract_core import ContinuationSpec, Delivery, Message, Reply, Settlement, TaskPayload, Transport, Verdict
+from unstract_core import (
+    ContinuationSpec,
+    Delivery,
+    Dispatcher,
+    Message,
+    Reply,
+    Settlement,
+    TaskPayload,
+    Transport,
+    Verdict,
+)
 from unstract_core.values import JSONValue
 
 
@@ -142,3 +152,18 @@ def timed() -> Iterator[Callable[[], float]]:
     """Yield a clock that tells the seconds since here."""
     started = time.monotonic()
     yield lambda: time.monotonic() - started
+
+
+USES: dict[str, Callable[[Any], Any]] = {
+    "send": lambda transport: transport.send([message("t", "q")]),
+    "reply": lambda transport: transport.reply("key"),
+    "waiting reply": lambda transport: transport.reply("key", timeout=1),
+    "call": lambda transport: Dispatcher(transport).call("t", queue="q", timeout=1),
+    "subscribe": lambda transport: transport.subscribe(["q"], lease=1),
+    "queues": lambda transport: transport.queues(),
+    "find dead letters": lambda transport: transport.dead.find(),
+    "get dead letters": lambda transport: transport.dead.get(["1"]),
+    "replay": lambda transport: transport.dead.replay(["1"]),
+    "purge": lambda transport: transport.dead.purge(),
+}
+"""Every call that a transport offers, by name."""

@@ -11,6 +11,7 @@ import servers
 from harness import queue_name
 from pg_tables import Tables
 from postgres.support import application, named
+from psycopg.conninfo import make_conninfo
 
 from transports.postgres import PostgresTransport
 from transports.postgres.session import Session
@@ -99,6 +100,19 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(Session, "execute", counted)
     return asked
+
+
+@pytest.fixture
+def limited(postgres_url: str, postgres: PostgresTransport, tables: Tables) -> Iterator[tuple[str, str]]:
+    """A conninfo whose role may do everything on the tables, until a test takes something away; and the role."""
+    role = application().replace("-", "_")
+    tables.execute(
+        f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA {{schema}} TO {role};"
+        f" GRANT ALL ON ALL TABLES IN SCHEMA {{schema}} TO {role};"
+        f" GRANT ALL ON ALL SEQUENCES IN SCHEMA {{schema}} TO {role}"
+    )
+    yield make_conninfo(postgres_url, user=role), role
+    tables.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 @pytest.fixture(scope="module")

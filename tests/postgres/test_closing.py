@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from harness import message
+from harness import USES, message
 from pg_tables import Tables
 from postgres.support import LONG_POLL, in_background
 from servers import wait_until
 
 from transports.postgres import PostgresTransport
-from unstract_core import Consumer, Dispatcher, TransportClosed
+from unstract_core import Consumer, TransportClosed
 
 Make = Callable[..., PostgresTransport]
 
@@ -73,22 +73,7 @@ def test_a_waiting_call_ends_with_transport_closed(make_postgres: Make) -> None:
     assert time.monotonic() - closed < 2
 
 
-USES: dict[str, Callable[[PostgresTransport], Any]] = {
-    "migrate": lambda transport: transport.migrate(),
-    "send": lambda transport: transport.send([message("t", "q")]),
-    "reply": lambda transport: transport.reply("key"),
-    "waiting reply": lambda transport: transport.reply("key", timeout=1),
-    "call": lambda transport: Dispatcher(transport).call("t", queue="q", timeout=1),
-    "subscribe": lambda transport: transport.subscribe(["q"], lease=1),
-    "queues": lambda transport: transport.queues(),
-    "find dead letters": lambda transport: transport.dead.find(),
-    "get dead letters": lambda transport: transport.dead.get(["1"]),
-    "replay": lambda transport: transport.dead.replay(["1"]),
-    "purge": lambda transport: transport.dead.purge(),
-}
-
-
-@pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
+@pytest.mark.parametrize("use", [*USES.values(), PostgresTransport.migrate], ids=[*USES.keys(), "migrate"])
 @pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
 def test_a_closed_transport_says_so_and_connects_no_more(
     make_named: Make, tables: Tables, name: str, use: Callable[[PostgresTransport], Any], used: bool

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import psycopg
 import pytest
 from harness import message, queue_name, then
 from pg_tables import Tables
-from postgres.support import application, named, on_one_server, running, transport_on
+from postgres.support import named, on_one_server, running, transport_on
 from psycopg import sql
 from servers import wait_until
 
@@ -128,19 +127,6 @@ def test_a_refused_result_of_a_blocking_call_is_told_to_its_caller(
     assert reply.error.startswith("result delivery failed: ")
     (letter,) = postgres.dead.find()
     assert letter.result == {"forbidden": 1}
-
-
-@pytest.fixture
-def limited(postgres_url: str, postgres: PostgresTransport, tables: Tables) -> Iterator[tuple[str, str]]:
-    """A conninfo whose role may do everything on the tables, until a test takes something away; and the role."""
-    role = application().replace("-", "_")
-    tables.execute(
-        f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA {{schema}} TO {role};"
-        f" GRANT ALL ON ALL TABLES IN SCHEMA {{schema}} TO {role};"
-        f" GRANT ALL ON ALL SEQUENCES IN SCHEMA {{schema}} TO {role}"
-    )
-    yield psycopg.conninfo.make_conninfo(postgres_url, user=role), role
-    tables.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 @on_one_server

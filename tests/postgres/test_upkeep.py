@@ -13,8 +13,7 @@ import pytest
 import servers
 from harness import message, then
 from pg_tables import Tables
-from postgres.support import LONG_POLL, in_background, on_one_server, running
-from psycopg.conninfo import make_conninfo
+from postgres.support import LONG_POLL, in_background, on_one_server, running, transport_on
 from servers import wait_until
 
 from transports.postgres import PostgresTransport
@@ -69,18 +68,12 @@ def test_a_full_notify_queue_costs_wake_ups_alone(narrow: str, queue: str, caplo
 
 @on_one_server
 def test_a_sweep_that_fails_stops_no_work(
-    postgres_url: str, tables: Tables, make_postgres: Make, queue: str, caplog: pytest.LogCaptureFixture
+    limited: tuple[str, str], tables: Tables, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A role that may not delete expired replies works on; one WARNING says what is missing."""
-    make_postgres()
-    role = f"role_{tables.schema}"
-    tables.execute(f"CREATE ROLE {role} LOGIN")
-    tables.execute(f"GRANT USAGE ON SCHEMA {{schema}} TO {role}")
-    tables.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA {{schema}} TO {role}")
-    tables.execute(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA {{schema}} TO {role}")
+    """A role that may not delete expired replies works on; one WARNING for each try says what is missing."""
+    conninfo, role = limited
     tables.execute(f"REVOKE DELETE ON {{results}} FROM {role}")
-    transport = PostgresTransport(make_conninfo(postgres_url, user=role), tables.schema)
-    try:
+    with transport_on(conninfo, tables.schema) as transport:
         subscription = transport.subscribe([queue], lease=60)
         for _ in range(3):
             subscription._sweep_at = 0.0
@@ -88,10 +81,6 @@ def test_a_sweep_that_fails_stops_no_work(
             assert len(subscription.receive(limit=1, wait=2)) == 1
         assert subscription._sweep_at > time.monotonic()
         subscription.close()
-    finally:
-        transport.close()
-        tables.execute(f"DROP OWNED BY {role}")
-        tables.execute(f"DROP ROLE {role}")
     told = [record for record in caplog.records if "sweep_failed" in record.getMessage()]
     assert len(told) == 3
     assert "42501" in vars(told[0])["wire.error"]
@@ -102,23 +91,14 @@ def test_a_sweep_that_fails_stops_no_work(
     ("right", "table"), [("INSERT", "messages"), ("UPDATE", "messages"), ("DELETE", "messages"), ("INSERT", "dead")]
 )
 def test_a_worker_that_lacks_a_right_does_not_start(
-    postgres_url: str, tables: Tables, make_postgres: Make, queue: str, right: str, table: str
+    limited: tuple[str, str], tables: Tables, queue: str, right: str, table: str
 ) -> None:
     """Misconfiguration fails at start: subscribe names the right and the table, before the first task is paid for."""
-    make_postgres()
-    role = f"role_{tables.schema}"
-    tables.execute(f"CREATE ROLE {role} LOGIN")
-    tables.execute(f"GRANT USAGE ON SCHEMA {{schema}} TO {role}")
-    tables.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA {{schema}} TO {role}")
+    conninfo, role = limited
     tables.execute(f"REVOKE {right} ON {{{table}}} FROM {role}")
-    transport = PostgresTransport(make_conninfo(postgres_url, user=role), tables.schema)
-    try:
-        with pytest.raises(TransportNotReady, match=f"lacks rights .*: {right} on pg_queue_"):
-            transport.subscribe([queue], lease=60)
-    finally:
-        transport.close()
-        tables.execute(f"DROP OWNED BY {role}")
-        tables.execute(f"DROP ROLE {role}")
+    lacking = pytest.raises(TransportNotReady, match=f"lacks rights .*: {right} on pg_queue_")
+    with transport_on(conninfo, tables.schema) as transport, lacking:
+        transport.subscribe([queue], lease=60)
 
 
 def test_an_idle_worker_does_not_mind_another_queues_traffic(make_postgres: Make, queue: str, asked: list[str]) -> None:

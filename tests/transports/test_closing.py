@@ -9,22 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from harness import Harness, message
+from harness import USES, Harness, message
 
-from unstract_core import Consumer, Dispatcher, Settlement, TransportClosed, Verdict
-
-USES: dict[str, Callable[[Any], Any]] = {
-    "send": lambda transport: transport.send([message("t", "q")]),
-    "reply": lambda transport: transport.reply("key"),
-    "waiting reply": lambda transport: transport.reply("key", timeout=1),
-    "call": lambda transport: Dispatcher(transport).call("t", queue="q", timeout=1),
-    "subscribe": lambda transport: transport.subscribe(["q"], lease=1),
-    "queues": lambda transport: transport.queues(),
-    "find dead letters": lambda transport: transport.dead.find(),
-    "get dead letters": lambda transport: transport.dead.get(["1"]),
-    "replay": lambda transport: transport.dead.replay(["1"]),
-    "purge": lambda transport: transport.dead.purge(),
-}
+from unstract_core import Consumer, Settlement, TransportClosed, Verdict
 
 
 def ended_by_closing(transport: Any, waiting: Callable[[], object]) -> float:
