@@ -25,7 +25,7 @@ from unstract_core import (
     Transport,
     Verdict,
 )
-from unstract_core.values import JSONValue
+from unstract_core.domain import JSONValue
 
 
 @attrs.frozen

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import attrs
 from hypothesis import strategies as st
 
-from unstract_core import ContinuationSpec, Delivery, FairnessKey, PayloadError, TaskPayload, to_wire, values
+from unstract_core import ContinuationSpec, Delivery, FairnessKey, PayloadError, TaskPayload, domain, to_wire
 
 ENVELOPE = {"__type__", "__value__"}
 UNFIT_CHARACTERS = "\x00\ud800\udbff\udc00\udfff"
@@ -318,12 +318,12 @@ def nest(depth: int, leaf: object = None, kind: type[list[Any] | dict[str, Any]]
 @contextlib.contextmanager
 def size_limit(size: int) -> Iterator[None]:
     """Make `MAX_SIZE` small enough to be reached in a test."""
-    usual = values.MAX_SIZE
-    values.MAX_SIZE = size
+    usual = domain.MAX_SIZE
+    domain.MAX_SIZE = size
     try:
         yield
     finally:
-        values.MAX_SIZE = usual
+        domain.MAX_SIZE = usual
 
 
 def attempt(call: Callable[..., Any], *args: Any) -> Any:

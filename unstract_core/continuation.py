@@ -19,10 +19,11 @@ from typing import TypeAlias, cast
 import attrs
 
 from unstract_core.codec import Salvage, check_name, salvage
+from unstract_core.domain import JSONValue
 from unstract_core.errors import ConfigurationError, MalformedPayload, PayloadError, TooManyAttempts, UnknownTask
 from unstract_core.payload import ContinuationSpec, FairnessKey, TaskPayload
 from unstract_core.transport import LONGEST_DELAY, REPLY_TTL, STATUS_TTL, Delivery, Message, Reply, Settlement, Verdict
-from unstract_core.values import JSONValue, cut, error_text, normalise, normalise_members
+from unstract_core.values import cut, error_text, normalise, normalise_members
 
 CONTINUATION_IDS = uuid.UUID("5b0f1f0e-54f9-5a52-9a34-6a2f0c1e7c55")
 """The namespace of continuation ids: uuid5 of "<dispatch id>/on_success" or "/on_error" in it."""

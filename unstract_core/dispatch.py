@@ -12,11 +12,11 @@ from typing import Any
 
 import attrs
 
+from unstract_core.domain import JSONValue
 from unstract_core.errors import ConfigurationError, PayloadError, ReplyTimeout, SignatureError, TaskFailed
 from unstract_core.payload import DEFAULT_PRIORITY, ContinuationSpec, FairnessKey, TaskPayload
 from unstract_core.signature import Callback, signature_to_continuation
 from unstract_core.transport import Message, Reply, Transport
-from unstract_core.values import JSONValue
 
 
 @attrs.frozen

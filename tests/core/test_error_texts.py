@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unstract_core import PayloadError
-from unstract_core.values import ERROR_LIMIT, cut, error_text, json_path
+from unstract_core.domain import json_path
+from unstract_core.values import ERROR_LIMIT, cut, error_text
 
 any_texts = (
     some.texts | some.unfit_texts | st.builds(lambda text, n: (text or "x") * n, some.texts, st.integers(0, 9000))

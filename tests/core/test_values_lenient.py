@@ -15,7 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from unstract_core import PayloadError, normalise
-from unstract_core.values import MAX_REPLACED, MAX_SIZE
+from unstract_core.domain import MAX_SIZE
+from unstract_core.lenient import MAX_REPLACED
 
 HUGE = 300 * 1024 * 1024
 

@@ -10,8 +10,8 @@ from transports.postgres.connections import Pool
 from transports.postgres.errors import NotifyQueueFull
 from transports.postgres.notifier import Channels
 from transports.postgres.statements import Statements
+from unstract_core.domain import JSONValue
 from unstract_core.transport import DeadLetter
-from unstract_core.values import JSONValue
 
 
 class PostgresDeadLetters:
