@@ -1,4 +1,4 @@
-"""A TCP proxy that loses what a test tells it to: the answer to a request that arrived."""
+"""A TCP proxy between a client and its server: it loses the answer that a test tells it to, or plays a pooler."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class Proxy:
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        self.hide_the_process = False
         self._marker: bytes | None = None
         self._sockets: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -55,8 +56,14 @@ class Proxy:
     def _answers(self, server: socket.socket, client: socket.socket, doomed: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while (data := server.recv(65536)) and not doomed.is_set():
-                client.sendall(data)
+                client.sendall(_with_another_process(data) if self.hide_the_process else data)
         _end(client, server)
+
+
+def _with_another_process(data: bytes) -> bytes:
+    """Replace the process id in the server's BackendKeyData, as a pooler does."""
+    start = data.find(b"K\0\0\0\x0c")
+    return data if start < 0 else data[: start + 5] + b"\0\0\0\7" + data[start + 9 :]
 
 
 def _end(*sockets: socket.socket) -> None:

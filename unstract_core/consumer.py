@@ -39,7 +39,7 @@ class Consumer:
     seconds. `prefetch` fixes how many messages are held at once, running ones included; by default it adapts, and what
     waits behind long tasks is given back.
 
-    `counters` counts what has happened: ran, replaced, settled, retried, buried, lost, refused.
+    `counters` counts what has happened: ran, replaced, settled, retried, buried, given_back, lost, refused.
 
     Guarantee: at least once. Each message is run, continued and answered by the table of continuation.py, and whatever
     a task does or a message holds, the consumer lives on and no other message is lost. Raises ConfigurationError for
@@ -110,7 +110,7 @@ class Consumer:
         with self._loop() as loop:
             patience = look
             while not loop.ended:
-                received = loop.turn(patience, deadline)
+                received = loop.turn(patience, math.inf if self._stopping else deadline)
                 patience = look
                 if time.monotonic() >= deadline:
                     self._stopping = True
@@ -155,11 +155,17 @@ class Consumer:
             self.counters,
             lambda: self._stopping,
         )
-        loop = self._running = Loop(settings, self.transport.subscribe(self.queues, lease=self.lease))
+        if self._running is not None:
+            raise ConfigurationError("this consumer runs already; make another one to run beside it")
+        subscription = self.transport.subscribe(self.queues, lease=self.lease)
         try:
-            yield loop
+            self._running = Loop(settings, subscription)
+            try:
+                yield self._running
+            finally:
+                self._running.close()
         finally:
-            loop.close()
+            subscription.close()
             self._running = None
             self._stopping = False
 

@@ -130,7 +130,19 @@ Outcome: TypeAlias = Returned | Raised | RetryAsked | Rejected
 
 
 def settle(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settlement:
-    """Return what is to be done about a delivery that ended with `outcome`. Pure, and never raises."""
+    """Return what is to be done about a delivery that ended with `outcome`. Pure, and never raises.
+
+    Should a rule ever fail on a message, the message is buried with its result and the reason.
+    """
+    try:
+        return _by_rule(delivery, outcome, policy)
+    except Exception as exc:  # whatever a message holds, it must have an end
+        result = outcome.result if isinstance(outcome, Returned) else None
+        reason = cut(f"no rule could be applied: {error_text(exc)}")
+        return Settlement(delivery, Verdict.BURY, reason=reason, result=result)
+
+
+def _by_rule(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settlement:
     match outcome:
         case Returned(result):
             return _succeeded(delivery, result)
@@ -200,7 +212,9 @@ def _succeeded(delivery: Delivery, result: JSONValue) -> Settlement:
         return Settlement(delivery, Verdict.ACK, reply=reply)
     if not payload.has_continuations:
         return Settlement(delivery, Verdict.ACK)
-    status = Reply(payload.task_id, "completed", result=result, ttl=STATUS_TTL) if payload.task_id else None
+    status = None
+    if payload.task_id:
+        status = Reply(_dispatch_id(delivery, payload), "completed", result=result, ttl=STATUS_TTL)
     follow_up = _follow_up(delivery, payload, payload.on_success, "on_success", result) if payload.on_success else None
     return Settlement(delivery, Verdict.ACK, follow_up=follow_up, reply=status)
 
@@ -232,7 +246,8 @@ def _awaited(sender: TaskPayload | Salvage) -> bool:
 
 
 def _dispatch_id(delivery: Delivery, sender: TaskPayload | Salvage) -> str:
-    return sender.task_id or delivery.id
+    """Return the id under which the sender knows its dispatch; what no text may hold is mended in a foreign one."""
+    return cut(sender.task_id or delivery.id)
 
 
 def _with_error(kwargs: dict[str, JSONValue], error: str) -> dict[str, JSONValue]:
@@ -245,7 +260,7 @@ def _with_error(kwargs: dict[str, JSONValue], error: str) -> dict[str, JSONValue
 def _follow_up(
     delivery: Delivery, sender: TaskPayload | Salvage, spec: ContinuationSpec, kind: str, first: JSONValue
 ) -> Message:
-    parent = sender.task_id or f"{delivery.queue}/{delivery.id}"
+    parent = cut(sender.task_id or f"{delivery.queue}/{delivery.id}")
     payload = TaskPayload(
         task_name=spec.task_name,
         args=[first],

@@ -1,13 +1,15 @@
 """Settling what is finished: in batches, alone where a batch fails, and by the fallbacks where it is refused for good.
 
-A transport that is away is asked again, as long as it takes. A settlement that fails alone, while the transport goes
-on answering others, is the trouble itself (a result so large that its statement always times out, say): it waits for
-its turn behind the others, and after some tries it counts as refused.
+A transport that is away is asked again, as long as it takes. A settlement that fails alone, for `PATIENCE` seconds in
+which the transport goes on answering others, is the trouble itself (a result so large that its statement always times
+out, say): it waits for its turn behind the others, and then counts as refused. It is never given up for that: when
+no fallback can be written either, all begins anew.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,8 +26,10 @@ logger = logging.getLogger(__name__)
 
 _LARGEST_BATCH = 500
 _MOST_FAILURES = 5
+PATIENCE = 300.0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _COUNTED_AS = {Verdict.ACK: "settled", Verdict.RETRY: "retried", Verdict.BURY: "buried"}
+_GIVEN_BACK = "given_back"
 
 
 class Endings:
@@ -109,18 +113,22 @@ class Endings:
             self._largest_batch = len(batch) // 2
             return
         (held,) = batch
+        now = time.monotonic()
         if held.answers != self.answers and isinstance(failure, TransportUnavailable):
             held.answers = self.answers
             held.failures += 1
-        held.retry_at = time.monotonic() + min(_LONGEST_PAUSE, _SHORTEST_PAUSE * 2.0 ** min(held.failures, 10))
-        if held.failures > (_MOST_FAILURES if held.fallbacks is None else 0):
+            held.failing_since = min(held.failing_since, now)
+        held.retry_at = now + min(_LONGEST_PAUSE, _SHORTEST_PAUSE * 2.0 ** min(held.failures, 10))
+        worn_out = held.failures > _MOST_FAILURES and now - held.failing_since >= PATIENCE
+        if worn_out or (held.fallbacks is not None and held.failures):
             self._fall_back(held, failure)
 
     def _fall_back(self, held: Held, refusal: Exception) -> None:
         if not _settlement(held).counted:
             self._forget(held)
             return
-        if held.fallbacks is None:
+        if held.original is None:
+            held.original = _settlement(held)
             emit(
                 logger,
                 logging.ERROR,
@@ -130,19 +138,23 @@ class Endings:
                 error_type=type(refusal).__name__,
             )
             self._counters["refused"] += 1
-            held.fallbacks = fallbacks(_settlement(held), error_text(refusal))
+        if held.fallbacks is None:
+            held.fallbacks = fallbacks(held.original, error_text(refusal))
         following = next(held.fallbacks, None)
-        if following is None:
+        held.failures = 0
+        if following is not None:
+            held.settlement = following
+        elif isinstance(refusal, TransportUnavailable):
+            held.settlement, held.fallbacks, held.failing_since = held.original, None, math.inf
+        else:
             emit(logger, logging.CRITICAL, "settlement_impossible", **ids(held.delivery))
             self._forget(held)
-            return
-        held.settlement = following
-        held.failures = 0
 
     def _end(self, held: Held, *, effective: bool) -> None:
         self._forget(held)
         if effective:
-            self._counters[_COUNTED_AS[_settlement(held).verdict]] += 1
+            settlement = _settlement(held)
+            self._counters[_COUNTED_AS[settlement.verdict] if settlement.counted else _GIVEN_BACK] += 1
         elif held.doubtful:
             emit(logger, logging.INFO, "settled_or_lost", **ids(held.delivery))
         else:

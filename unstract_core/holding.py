@@ -18,8 +18,9 @@ class Held:
     """A delivery of ours. It is waiting until a thread takes it, and finished when it has a `settlement`.
 
     `until` is when its lease ends, on the monotonic clock and with a margin: after that it is not started any more.
-    The other fields say how settling it went: `doubtful` if it may have taken effect, `failures` while the transport
-    answered others, `retry_at` the earliest moment of the next try, `fallbacks` what else there is to try.
+    The other fields say how settling it went: `doubtful` if it may have taken effect; `failures` of it alone, since
+    `failing_since`, while the transport answered others; `retry_at` the earliest moment of the next try; `original`
+    what was to be settled, and `fallbacks` what else there is to try.
     """
 
     delivery: Delivery
@@ -28,8 +29,10 @@ class Held:
     settlement: Settlement | None = None
     doubtful: bool = False
     failures: int = 0
+    failing_since: float = math.inf
     answers: int = -1
     retry_at: float = 0.0
+    original: Settlement | None = None
     fallbacks: Iterator[Settlement] | None = None
 
     @property

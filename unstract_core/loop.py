@@ -63,7 +63,7 @@ class Loop:
         self._prefetch = (
             AdaptivePrefetch(settings.concurrency) if settings.prefetch is None else FixedPrefetch(settings.prefetch)
         )
-        self._ran = settings.counters["ran"]
+        self._ran, self._busy = settings.counters["ran"], 0.0
         self._renew_at = time.monotonic() + settings.lease / 3
         self._resume_at = 0.0
         self._pause = 0.0
@@ -93,15 +93,17 @@ class Loop:
         With nothing held it waits for messages for `patience` seconds; else a finished task ends its wait. It does not
         wait beyond `deadline`, on the monotonic clock. Raises TransportClosed, and what is no TransportError of ours.
         """
-        self._give_back()
+        limit = self._limit()
+        if self._gave_back(limit):
+            limit = self._settings.concurrency
         if (pause := self._resume_at - time.monotonic()) > 0:
             time.sleep(min(pause, _SHORTEST_PAUSE))
             return None
         self.problem = None
         self._try(self._renew)
         self._try(self._settle)
-        received = self._try(lambda: self._receive(patience, deadline))
-        if received is None:
+        received = self._try(lambda: self._receive(self._room(limit), patience, deadline))
+        if self.problem is not None:
             self._wait_longer()
         else:
             self._pause = 0.0
@@ -109,8 +111,8 @@ class Loop:
         return received
 
     def close(self) -> None:
+        """Start nothing more; what runs is left to itself, and what is held to its lease."""
         self._runner.close()
-        self._subscription.close()
 
     def _try(self, step: Callable[[], int]) -> int | None:
         try:
@@ -123,18 +125,23 @@ class Loop:
             self.problem = self.problem or exc
             return None
 
-    def _give_back(self) -> None:
-        """Let others have what waits for a thread when this worker stops, or when all its threads are at long tasks."""
+    def _gave_back(self, limit: int) -> bool:
+        """Let others have what waits for a thread when this worker stops, or when it waits behind long tasks."""
         if self._settings.stopping():
             why = "the worker stops"
-        elif self._prefetch.adapts and self._runner.waiting and time.monotonic() - self._runner.moved >= WINDOW:
+        elif not self._prefetch.adapts or not self._runner.waiting:
+            return False
+        elif time.monotonic() - self._runner.moved >= WINDOW:
             why = "every thread is busy for longer"
             self._prefetch.fall()
+        elif self._runner.waiting > 2 * limit:
+            why = "tasks have become longer"
         else:
-            return
+            return False
         for held in self._runner.withdraw():
             held.give_back(why)
             self._runner.finish(held)
+        return True
 
     def _renew(self) -> int:
         now = time.monotonic()
@@ -158,8 +165,7 @@ class Loop:
         self._endings.settle()
         return 0
 
-    def _receive(self, patience: float, deadline: float) -> int:
-        room = self._room()
+    def _receive(self, room: int, patience: float, deadline: float) -> int:
         self._runner.asleep = True
         try:
             wait = max(0.0, self._longest_wait(patience, deadline) - time.monotonic())
@@ -172,11 +178,13 @@ class Loop:
             self._take(delivery)
         return len(deliveries)
 
-    def _room(self) -> int:
-        ran = self._settings.counters["ran"]
-        self._prefetch.ran(ran - self._ran)
-        self._ran = ran
-        limit = self._prefetch.limit()
+    def _limit(self) -> int:
+        ran, busy = self._settings.counters["ran"], self._runner.busy
+        self._prefetch.ran(ran - self._ran, busy - self._busy)
+        self._ran, self._busy = ran, busy
+        return self._prefetch.limit()
+
+    def _room(self, limit: int) -> int:
         suspects = len(self._endings.suspects)
         if self._settings.stopping() or suspects > _MOST_SUSPECTS:
             return 0

@@ -1,7 +1,7 @@
-"""How many messages a consumer holds: what its threads have lately run in some 50 ms, and at least one for each.
+"""How many messages a consumer holds: what its threads run in some 50 ms, and at least one for each.
 
 So no-op tasks come in hundreds a round trip, while an LLM call of a minute holds exactly one message per thread and
-leaves the others to idle workers.
+leaves the others to idle workers. It is the time in the tasks that counts: a slow network makes batches no smaller.
 """
 
 from __future__ import annotations
@@ -14,42 +14,41 @@ LARGEST = 1000
 
 
 class AdaptivePrefetch:
-    """Doubles while everything held is run within the window; else falls to what was run in one."""
+    """Doubles while everything held is run, up to what the threads run in one window by the tasks' average time."""
 
     adapts = True
 
     def __init__(self, concurrency: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit = concurrency
         self._least = concurrency
         self._clock = clock
-        self._since = clock()
-        self._run = 0
+        self._begin(concurrency)
 
-    def ran(self, count: int) -> None:
-        """Note that `count` tasks have ended."""
+    def ran(self, count: int, seconds: float) -> None:
+        """Note that `count` tasks have ended that took `seconds` in all."""
         self._run += count
+        self._seconds += seconds
 
     def limit(self) -> int:
         """Return how many messages may be held now."""
-        now = self._clock()
-        elapsed = now - self._since
-        if elapsed >= WINDOW:
-            self._limit = int(self._run * WINDOW / elapsed)
-        elif self._run >= self._limit:
-            self._limit *= 2
-        else:
-            return self._limit
-        self._begin(max(self._least, min(LARGEST, self._limit)), now)
+        if self._run >= self._limit:
+            self._begin(min(self._fair(), 2 * self._limit))
+        elif self._clock() - self._since >= WINDOW:
+            self._begin(min(self._fair(), self._limit) if self._run else self._least)
         return self._limit
 
     def fall(self) -> None:
         """Begin anew at one for each thread: nothing was run for a whole window."""
-        self._begin(self._least, self._clock())
+        self._begin(self._least)
 
-    def _begin(self, limit: int, now: float) -> None:
-        self._limit = limit
-        self._since = now
+    def _fair(self) -> int:
+        """Return what the threads run in one window."""
+        return int(min(LARGEST, self._least * WINDOW * self._run / max(self._seconds, 1e-9)))
+
+    def _begin(self, limit: int) -> None:
+        self._limit = max(self._least, limit)
+        self._since = self._clock()
         self._run = 0
+        self._seconds = 0.0
 
 
 class FixedPrefetch:
@@ -60,7 +59,7 @@ class FixedPrefetch:
     def __init__(self, limit: int) -> None:
         self._limit = limit
 
-    def ran(self, count: int) -> None:
+    def ran(self, count: int, seconds: float) -> None:
         """Nothing to learn."""
 
     def limit(self) -> int:

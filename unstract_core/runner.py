@@ -16,7 +16,7 @@ from unstract_core.events import emit
 from unstract_core.holding import Held
 from unstract_core.payload import TaskPayload
 from unstract_core.transport import Delivery
-from unstract_core.values import error_text
+from unstract_core.values import error_text, type_name
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 class Runner:
     """Runs deliveries on `concurrency` threads, first come first served, and collects what is to be settled.
 
-    `counters` gets "ran" and "replaced"; once `stopping`, nothing more is started. `ring` is called when something was
-    finished while the owner said that it is `asleep`. `moved` is when a delivery was last submitted or finished, on the
-    monotonic clock.
+    `counters` gets "ran" and "replaced", `busy` the seconds in tasks; once `stopping`, nothing more is started. `ring`
+    is called when something was finished while the owner said that it is `asleep`. `moved` is when a delivery was last
+    submitted or finished, on the monotonic clock.
 
     Guarantee: whatever a task, its result, its exception or a log handler does, its delivery ends in `done` and the
     thread lives on.
@@ -43,6 +43,7 @@ class Runner:
     ) -> None:
         self.done: deque[Held] = deque()
         self.asleep = False
+        self.busy = 0.0
         self.moved = time.monotonic()
         self._tasks = tasks
         self._policy = policy
@@ -55,8 +56,12 @@ class Runner:
             threading.Thread(target=self._serve, name=f"unstract-wire-task-{number}", daemon=True)
             for number in range(1, concurrency + 1)
         ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # no more threads to be had: those that run must not wait for ever
+            self.close()
+            raise
 
     @property
     def waiting(self) -> int:
@@ -116,9 +121,11 @@ class Runner:
         except BaseException as exc:  # a task may call sys.exit; its thread has others to run
             outcome = Raised.of(exc)
             self._log_raised(delivery, exc, outcome, time.monotonic() - started)
+        seconds = time.monotonic() - started
         replaced = outcome.replaced if isinstance(outcome, Returned) else ()
         with self._count:
             self._counters["ran"] += 1
+            self.busy += seconds
             self._counters["replaced"] += len(replaced)
         if replaced:
             paths = ", ".join(replaced)
@@ -137,7 +144,7 @@ class Runner:
             logging.INFO if asked else logging.WARNING,
             "task_retry_asked" if asked else "task_raised",
             **ids(delivery),
-            error_type=type(exc).__name__,
+            error_type=type_name(exc),
             where=_where(exc.__traceback__),
             seconds=round(seconds, 3),
         )

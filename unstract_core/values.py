@@ -54,8 +54,16 @@ def error_text(exc: BaseException) -> str:
         message = str.__str__(str(exc))
     except BaseException:  # a hostile __str__ may even exit
         message = "<its message cannot be printed>"
-    name = type(exc).__name__
+    name = type_name(exc)
     return cut(f"{name}: {message}" if message else name)
+
+
+def type_name(exc: BaseException) -> str:
+    """Return the name of an exception's type. Never raises, whatever its metaclass does."""
+    try:
+        return str.__str__(type(exc).__name__)
+    except BaseException:
+        return "Exception"
 
 
 def cut(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import threading
 import time
@@ -27,6 +28,7 @@ from unstract_core import (
     TransportRefused,
     TransportUnavailable,
     Verdict,
+    ending,
 )
 
 QUEUE = "q"
@@ -97,6 +99,47 @@ def test_a_log_handler_that_raises_costs_no_thread() -> None:
         runner.removeFilter(broken)
 
 
+class Nameless(type):
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise ValueError("no name")
+
+
+class NamelessError(Exception, metaclass=Nameless):
+    """Its type cannot be named."""
+
+
+def test_an_exception_whose_type_has_no_name_still_tells_its_text() -> None:
+    """The real error arrives, and the run is counted."""
+
+    def task() -> None:
+        raise NamelessError("the real reason")
+
+    transport = MemoryTransport()
+    transport.send([message("t", QUEUE, reply_key="k")])
+    assert Consumer(transport, {"t": task}, [QUEUE]).drain(timeout=5) == 1
+    assert (transport.reply("k") or Reply("", "failed")).error == "Exception: the real reason"
+
+
+TOLD = {"task_name": "told", "queue": "callbacks"}
+UNFIT_ROWS: dict[str, dict[str, Any]] = {
+    "returns": {"task_name": "t", "on_success": TOLD},
+    "raises": {"task_name": "bad", "on_error": TOLD},
+    "malformed": {"task_name": "t", "kwargs": 5, "on_error": TOLD},
+}
+
+
+@pytest.mark.parametrize("row", UNFIT_ROWS)
+def test_a_foreign_id_that_no_text_may_be_costs_no_thread(row: str) -> None:
+    """A lone surrogate in a task_id, which a broker can carry: its callback is sent all the same, others are run."""
+    transport = MemoryTransport()
+    transport._store.add(message("t", QUEUE), json.dumps({**UNFIT_ROWS[row], "queue": QUEUE, "task_id": "\ud800"}))
+    transport.send([message("t", QUEUE)] * 3)
+    consumer = Consumer(transport, {"t": lambda: 1, "bad": lambda: 1 / 0}, [QUEUE], concurrency=2)
+    assert consumer.drain(timeout=10) >= 3
+    assert [state.ready for state in transport.queues(["callbacks"])] == [1]
+
+
 # What is held.
 
 
@@ -148,6 +191,87 @@ def test_what_is_given_back_has_not_used_an_attempt() -> None:
         subscription.settle([Settlement(given_back, Verdict.RETRY, counted=False)])
         subscription.close()
     assert attempts == [1] * 8
+
+
+def test_after_a_burst_tasks_of_some_length_are_shared_too() -> None:
+    """A finish every 45 ms keeps no idle worker from what waits behind it."""
+    transport = Faulty()
+    ran = {"a": 0, "b": 0}
+
+    def tasks(worker: str) -> dict[str, Callable[..., Any]]:
+        def short() -> None:
+            ran[worker] += 1
+            time.sleep(0.045)
+
+        return {"quick": lambda: None, "short": short}
+
+    transport.send([message("quick", QUEUE)] * 3000 + [message("short", QUEUE)] * 60)
+    first, second = (Consumer(transport, tasks(worker), [QUEUE]) for worker in "ab")
+    with running(first):
+        wait_until(lambda: ran["a"] > 0, what="the first worker to be at the longer tasks")
+        with running(second):
+            wait_until(lambda: sum(ran.values()) == 60, timeout=10, what="all to be run")
+    assert ran["b"] > 10
+
+
+def test_what_waits_while_its_lease_is_renewed_is_started_in_its_turn() -> None:
+    """A message behind a task that is longer than its lease is kept, and run at its first attempt."""
+    transport = MemoryTransport()
+    transport.send([message("t", QUEUE, 0), message("t", QUEUE, 1)])
+    consumer = Consumer(transport, {"t": lambda n: time.sleep(1.5) if n == 0 else None}, [QUEUE], prefetch=2, lease=0.6)
+    assert consumer.drain(timeout=10) == 2
+    assert (consumer.counters["given_back"], consumer.counters["lost"]) == (0, 0)
+
+
+def test_what_was_lost_while_it_waited_is_not_started() -> None:
+    """When another worker has taken a waiting message, running it here would pay for it twice."""
+    transport = MemoryTransport()
+    transport.send([message("t", QUEUE, 0), message("t", QUEUE, 1)])
+    started: list[int] = []
+
+    def task(number: int) -> None:
+        started.append(number)
+        for row in transport._store.rows.values():
+            row.due = 0.0 if row.id == 2 else row.due
+        thief = transport.subscribe([QUEUE], lease=60)
+        assert [one.payload.args for one in thief.receive(limit=2, wait=0) if one.payload] == [[1]]
+        time.sleep(1.0)
+
+    consumer = Consumer(transport, {"t": task}, [QUEUE], prefetch=2, lease=0.9)
+    with running(consumer):
+        wait_until(lambda: consumer.counters["settled"] == 1, what="the first to be settled")
+    assert started == [0]
+    assert consumer.counters["lost"] == 1
+
+
+def test_what_a_stopping_worker_gives_back_is_counted_as_that() -> None:
+    """given_back is no retry: no task was run."""
+    transport = MemoryTransport()
+    transport.send([message("t", QUEUE, number) for number in range(5)])
+    started = threading.Event()
+
+    def task(number: int) -> None:
+        started.set()
+        time.sleep(0.2)
+
+    consumer = Consumer(transport, {"t": task}, [QUEUE], prefetch=5)
+    with running(consumer):
+        assert started.wait(5)
+    assert {name: consumer.counters[name] for name in ("ran", "settled", "given_back", "retried")} == {
+        "ran": 1,
+        "settled": 1,
+        "given_back": 4,
+        "retried": 0,
+    }
+
+
+def test_a_consumer_that_runs_is_not_run_a_second_time() -> None:
+    """The second call is refused; the first goes on and can be stopped."""
+    consumer = Consumer(MemoryTransport(), {"t": print}, [QUEUE])
+    with running(consumer):
+        wait_until(lambda: consumer._running is not None)
+        with pytest.raises(ConfigurationError, match="runs already"):
+            consumer.drain(timeout=1)
 
 
 # A transport that refuses.
@@ -259,8 +383,9 @@ def test_a_transport_without_delays_retries_at_once() -> None:
 # A transport that is away, or times out.
 
 
-def test_a_settlement_that_always_times_out_holds_up_nobody_else() -> None:
+def test_a_settlement_that_always_times_out_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits behind the others, and in the end its sender is told without the part that cannot be written."""
+    monkeypatch.setattr(ending, "PATIENCE", 0.5)
 
     def time_out(settlements: Sequence[Settlement]) -> None:
         if any(one.result == "huge" or (one.reply and one.reply.result == "huge") for one in settlements):
@@ -274,6 +399,46 @@ def test_a_settlement_that_always_times_out_holds_up_nobody_else() -> None:
         reply = transport.reply("k", timeout=30)
         assert reply is not None
         assert reply.error == "result delivery failed: TransportUnavailable: statement timeout; nothing took effect"
+
+
+@pytest.mark.parametrize("fails", ["settle", "renew"])
+def test_trouble_is_met_with_patience_and_not_with_a_storm(fails: str) -> None:
+    """Whether all threads are at long tasks or much is finished: what fails is asked a few times a second."""
+    transport = Faulty()
+    transport.send([message("t", QUEUE, reply_key=str(number)) for number in range(20)])
+    finish = threading.Event()
+    consumer = Consumer(
+        transport, {"t": lambda: finish.wait(10)}, [QUEUE], concurrency=20, lease=3 if fails == "renew" else 60
+    )
+    with running(consumer):
+        wait_until(lambda: len(transport.subscriptions) == 1 and transport.subscriptions[0].held == 20)
+        with transport.outage():
+            if fails == "settle":
+                finish.set()
+            else:
+                time.sleep(1.0)
+            tries = transport.tries
+            time.sleep(1.5)
+            assert 1 <= transport.tries - tries < 40
+        finish.set()
+        wait_until(lambda: consumer.counters["settled"] == 20, what="everything to be settled")
+
+
+def test_what_comes_after_an_outage_is_as_quick_as_before() -> None:
+    """The pauses of an outage end with it."""
+    transport = Faulty()
+    consumer = Consumer(transport, {"t": lambda: None}, [QUEUE])
+    with running(consumer):
+        with transport.outage():
+            time.sleep(1.5)
+        for number in range(3):
+            transport.send([message("t", QUEUE)])
+            wait_until(lambda number=number: consumer.counters["settled"] > number, timeout=5)  # type: ignore[misc]
+        began = time.monotonic()
+        for number in range(3, 20):
+            transport.send([message("t", QUEUE)])
+            wait_until(lambda number=number: consumer.counters["settled"] > number, timeout=2)  # type: ignore[misc]
+        assert time.monotonic() - began < 2
 
 
 def test_an_outage_however_long_costs_no_settlement() -> None:

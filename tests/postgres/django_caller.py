@@ -46,7 +46,7 @@ def main(driver: str, url: str, schema: str, queue: str) -> dict[str, Any]:
     from harness import message
 
     from transports.postgres import PostgresTransport
-    from unstract_core import TransportError, TransportNotReady
+    from unstract_core import ConfigurationError, TransportError, TransportNotReady
 
     transport = PostgresTransport(url, schema)
     sent: dict[str, Any] = {}
@@ -74,6 +74,15 @@ def main(driver: str, url: str, schema: str, queue: str) -> dict[str, Any]:
                 raise Undo
         except Undo:
             pass
+
+    for state in ("autocommit", "stale"):
+        try:
+            with connection.cursor() as cursor:
+                if state == "stale":
+                    connection.close()
+                transport.send([message("t", queue, state)], within=cursor)
+        except ConfigurationError as exc:
+            sent[state] = [str(exc)]
 
     try:
         with transaction.atomic(), connection.cursor() as cursor:

@@ -11,6 +11,8 @@ from harness import message, queue_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pg_tables import Tables
+from postgres.support import running
+from servers import wait_until
 
 from transports.postgres import PostgresTransport
 from unstract_core import Consumer, Reply
@@ -195,3 +197,25 @@ def test_no_json_stops_a_consumer_or_takes_another_message_with_it(
     letters = tables.rows("SELECT 1 FROM {dead} WHERE queue_name = %s", queue)
     assert consumer.counters["settled"] + len(letters) == len(batch) + 1
     assert consumer.counters["refused"] == 0
+
+
+STRANGE = {
+    "parked for ever": "UPDATE {messages} SET vt = 'infinity', state = 'claimed' WHERE queue_name = %s",
+    "sent before all time": "UPDATE {messages} SET enqueued_at = '-infinity' WHERE queue_name = %s",
+    "counted to the end": "UPDATE {messages} SET read_ct = 2147483647 WHERE queue_name = %s",
+    "due before all time": "UPDATE {messages} SET vt = '-infinity' WHERE queue_name = %s",
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE.values(), ids=STRANGE.keys())
+def test_a_row_with_a_strange_time_or_count_stops_no_queue(
+    postgres: PostgresTransport, tables: Tables, queue: str, strange: str
+) -> None:
+    """An operator may have parked it; the others are run, and the queues can be looked at."""
+    postgres.send([message("t", queue)])
+    tables.execute(strange, queue)
+    ids = postgres.send([message("t", queue) for _ in range(5)])
+    consumer = Consumer(postgres, {"t": lambda: None}, [queue])
+    with running(consumer):
+        wait_until(lambda: not set(ids) & {str(id) for (id,) in tables.rows("SELECT msg_id FROM {messages}")})
+        assert len(postgres.queues([queue])) == 1

@@ -90,3 +90,28 @@ def test_an_asynchronous_cursor_is_refused(postgres: PostgresTransport) -> None:
 
     with pytest.raises(ConfigurationError, match="asynchronous"):
         postgres.send([message("t", "q")], within=Cursor())
+
+
+def test_a_pipeline_in_autocommit_is_refused_unless_a_transaction_is_open(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """A pipeline hides whether there is a transaction; what was asked before is waited for, and then it shows."""
+    with psycopg.connect(tables.url, autocommit=True) as connection, connection.pipeline():
+        cursor = connection.cursor()
+        cursor.execute("SELECT 1")
+        with pytest.raises(ConfigurationError, match="autocommit"):
+            postgres.send([message("t", queue)], within=cursor)
+        with connection.transaction():
+            cursor.execute("SELECT 1")
+            postgres.send([message("t", queue)], within=cursor)
+    assert tables.count(queue) == 1
+
+
+def test_a_connection_that_is_streaming_is_refused(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """It could not be used before the stream is over; waiting for that would be for ever."""
+    with psycopg.connect(tables.url) as connection:
+        cursor = connection.cursor()
+        for _ in cursor.stream("SELECT * FROM generate_series(1, 3)"):
+            with pytest.raises(ConfigurationError, match="streaming"):
+                postgres.send([message("t", queue)], within=cursor)
+    assert tables.count(queue) == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +16,7 @@ from pg_tables import Tables
 from postgres.support import LONG_POLL, application, in_background, on_one_server, running
 from proxy import Proxy, proxy
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from servers import PrivateServer, wait_until
 
 from transports.postgres import PostgresTransport, from_url
 from unstract_core import (
@@ -95,8 +98,7 @@ def test_a_settlement_whose_answer_is_lost_is_made_once(
     """It is tried again, and the fence keeps the follow-up from being sent twice."""
     transport = through()
     transport.send([message("t", queue, task_id=queue, on_success=then("done", queue + "-cb"))])
-    between.lose_the_answer_to(b"removed AS")
-    consumer = Consumer(transport, {"t": lambda: "paid"}, [queue])
+    consumer = Consumer(transport, {"t": lambda: between.lose_the_answer_to(b"removed AS")}, [queue])
     assert consumer.drain(timeout=10) == 1
     assert between.has_lost
     assert tables.count(queue + "-cb") == 1
@@ -136,6 +138,73 @@ def test_prepared_statements_that_are_gone_cost_nothing(make_named: Make, tables
         once(n)
     assert prepared() == 0
     subscription.close()
+
+
+def test_a_pooler_is_found_out_and_nothing_is_prepared_or_listened_to_through_it(
+    through: Make, between: Proxy, postgres: PostgresTransport, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It gives a process id of its own making; a transport that was not told polls, and one WARNING says so."""
+    between.hide_the_process = True
+    transport = through(poll_interval=0.2)
+    subscription = transport.subscribe([queue], lease=60)
+    for n in range(10):
+        postgres.send([message("t", queue, n)])
+        (held,) = subscription.receive(limit=1, wait=5)
+        assert subscription.settle([Settlement(held, Verdict.ACK)]) == [True]
+        transport.reply("nobody")
+    connection = subscription._session._connected()
+    assert connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
+    assert connection.execute("SELECT count(*) FROM pg_listening_channels()").fetchone() == (0,)
+    subscription.close()
+    assert [text for text in caplog.messages if "pooler_found" in text] == ["wire.pooler_found"] * len(caplog.messages)
+
+
+# Servers that do not answer.
+
+
+def test_a_server_that_never_answers_is_given_up(private: PrivateServer, queue: str) -> None:
+    """A send ends after statement_timeout and says that its fate is unknown; a reply ends with its own timeout."""
+    transport = PostgresTransport(private.url, queue, statement_timeout=1.0, timeout=2.0)
+    with contextlib.closing(transport):
+        transport.migrate()
+        transport.send([message("t", queue)])
+        transport.send([message("t", queue)])
+        private.freeze()
+        try:
+            began = time.monotonic()
+            with pytest.raises(TransportUnavailable, match="unknown") as caught:
+                transport.send([message("t", queue)])
+            assert caught.value.fate_unknown
+            assert time.monotonic() - began < 8
+            began = time.monotonic()
+            with pytest.raises(TransportUnavailable):
+                transport.reply("k", timeout=1.0)
+            assert time.monotonic() - began < 8
+        finally:
+            private.thaw()
+        transport.send([message("t", queue)])
+
+
+@on_one_server
+def test_a_settlement_that_is_held_up_holds_up_no_renewal(make_postgres: Make, tables: Tables, queue: str) -> None:
+    """A lock on pg_task_result costs no running task its lease: nothing is run twice under living workers."""
+    first, second = make_postgres(), make_postgres()
+    ran: list[str] = []
+
+    def long() -> None:
+        ran.append("long")
+        time.sleep(5)
+
+    tasks: dict[str, Any] = {"long": long, "answered": lambda: ran.append("answered")}
+    consumers = [Consumer(transport, tasks, [queue], lease=3, concurrency=2) for transport in (first, second)]
+    with running(*consumers):
+        wait_until(lambda: len(first._subscriptions) == len(second._subscriptions) == 1, what="both to subscribe")
+        with tables.locked("LOCK TABLE {results} IN SHARE MODE"):
+            first.send([message("long", queue), message("answered", queue, reply_key=queue)])
+            time.sleep(6)
+        assert first.reply(queue, timeout=10) is not None
+        wait_until(lambda: tables.count(queue) == 0, what="everything to be settled")
+    assert sorted(ran) == ["answered", "long"]
 
 
 # Encodings.
@@ -188,8 +257,10 @@ def test_a_database_that_cannot_hold_a_text_refuses_it_and_the_consumer_lives(la
 # Addresses and options.
 
 CANNOT_WORK = {
-    "an empty label": ("postgresql://postgres@a..b/db", "label"),
-    "no number": ("postgresql://postgres@127.0.0.1/db?connect_timeout=soon", "connect_timeout"),
+    "an empty label": ("postgresql://postgres:s3cret@a..b/db", "label"),
+    "no number": ("postgresql://postgres:s3cret@127.0.0.1/db?connect_timeout=soon", "connect_timeout"),
+    "@ in the password": ("postgresql://postgres:p@s3cret@127.0.0.1/db", "%40"),
+    "? in the password": ("postgresql://postgres:p/?s3cret@127.0.0.1/db", "unknown option that is no name"),
 }
 
 
@@ -197,10 +268,25 @@ CANNOT_WORK = {
 def test_an_address_that_can_never_work_is_a_configuration_error(name: str) -> None:
     """It is told as this package's error, with what is wrong and without a password."""
     url, said = CANNOT_WORK[name]
-    transport = from_url(url.replace("postgres@", "postgres:s3cret@"))
+
+    def use() -> None:
+        from_url(url).send([message("t", "q")])
+
     with pytest.raises(ConfigurationError, match=said) as caught:
-        transport.send([message("t", "q")])
+        use()
     assert "s3cret" not in str(caught.value)
+
+
+def test_what_libpqs_environment_says_is_not_overridden(monkeypatch: pytest.MonkeyPatch, postgres_url: str) -> None:
+    """Our defaults stand behind PGAPPNAME, PGCONNECT_TIMEOUT and a service file."""
+    monkeypatch.setenv("PGAPPNAME", "my-app")
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "3")
+    connector = PostgresTransport(postgres_url)._connector
+    assert connector._connect_timeout == 3
+    connection = connector.connect()
+    assert connection.execute("SHOW application_name").fetchone() == ("my-app",)
+    connection.close()
+    assert "keepalives" not in PostgresTransport("service=mine")._connector.conninfo
 
 
 def test_an_unknown_option_is_named() -> None:
@@ -224,7 +310,7 @@ def test_libpqs_own_options_are_handed_on_as_they_are_written(url: str, option: 
     assert conninfo_to_dict(from_url(url)._connector.conninfo)[option] == value
 
 
-@pytest.mark.parametrize("option", ["poll_interval", "timeout", "pool_size"])
+@pytest.mark.parametrize("option", ["poll_interval", "timeout", "pool_size", "statement_timeout"])
 @pytest.mark.parametrize("number", [0, -1, float("inf"), float("nan"), 1e13])
 def test_settings_that_cannot_work_are_refused_at_once(option: str, number: float) -> None:
     """A number that no clock or pool can have is refused by name."""
@@ -294,3 +380,36 @@ def test_what_a_process_sends_before_it_closes_is_announced(make_postgres: Make,
             received += subscription.receive(limit=10, wait=2)
         assert len(received) == 2
     subscription.close()
+
+
+# Exceptions that come from anywhere.
+
+
+class Interrupted(BaseException):
+    """What a signal handler raises: Celery's soft time limit, or a Ctrl-C."""
+
+
+def test_no_interruption_costs_the_pool_a_slot(postgres: PostgresTransport, queue: str) -> None:
+    """Raised at random moments of a send, an exception of a signal handler leaves every slot where it was."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    chance = random.Random(1)
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    interrupted = 0
+    try:
+        for _ in range(600):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.00002, 0.0006))
+                for _ in range(5):
+                    postgres.send([message("t", queue)])
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Interrupted:
+                interrupted += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert interrupted > 100
+    wait_until(lambda: postgres._pool._slots.qsize() == 10, what="every slot to be back")
+    postgres.send([message("t", queue)])

@@ -262,3 +262,21 @@ def test_a_table_with_other_columns_is_not_called_up_to_date(postgres: PostgresT
     tables.execute("ALTER TABLE {results} DROP COLUMN error")
     with pytest.raises(TransportNotReady, match=r"column r.error does not exist.*schema.sql"):
         postgres.migrate()
+
+
+def test_an_invalid_index_of_another_table_is_not_ours_to_mind(postgres: PostgresTransport, tables: Tables) -> None:
+    """The schema is the product's; what it does with its other tables keeps no migration from ending."""
+    tables.execute("CREATE TABLE {schema}.pg_other AS SELECT 1 AS n FROM generate_series(1, 2)")
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        tables.execute("CREATE UNIQUE INDEX CONCURRENTLY ON {schema}.pg_other (n)")
+    assert postgres.migrate() == []
+
+
+def test_results_without_their_key_are_told_before_a_task_is_paid_for(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """Without a unique task_id no reply can be written once: migrate and subscribe say so."""
+    tables.execute("ALTER TABLE {results} DROP CONSTRAINT pg_task_result_pkey")
+    for look in (postgres.migrate, lambda: postgres.subscribe([queue], lease=1)):
+        with pytest.raises(TransportNotReady, match=r"ON CONFLICT.*schema.sql"):
+            look()

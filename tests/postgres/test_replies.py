@@ -171,3 +171,33 @@ def test_a_caller_may_wait_without_end(postgres: PostgresTransport, queue: str) 
     """An infinite timeout is a timeout: the reply comes."""
     with in_background(Consumer(postgres, {"t": lambda: "answer"}, [queue]).drain):
         assert Dispatcher(postgres).call("t", queue=queue, timeout=float("inf")) == "answer"
+
+
+def test_a_reply_that_goes_while_it_is_consumed_reaches_its_reader(
+    postgres: PostgresTransport, tables: Tables, name: str, make_named: Make, queue: str
+) -> None:
+    """It was read, and then expired and was swept before it was cleared: nobody else had it, so the reader has."""
+    reader = make_named()
+    answer(postgres, Reply(queue, "completed", result={"paid": 1}))
+    replies: list[Reply | None] = []
+    locked = tables.locked("SELECT * FROM {results} WHERE task_id = %s FOR UPDATE", queue)
+    with locked as lock, in_background(lambda: replies.append(reader.reply(queue, consume=True))):
+        tables.wait_for_lock(name)
+        lock.execute(tables.sql("DELETE FROM {results} WHERE task_id = %s"), (queue,))
+        lock.commit()
+    assert replies[0] is not None
+    assert replies[0].result == {"paid": 1}
+
+
+@pytest.mark.parametrize("value", ["[" * 3000 + "]" * 3000, "9" * 5001], ids=["deep", "long"])
+def test_a_reply_that_python_cannot_parse_is_its_text(
+    postgres: PostgresTransport, tables: Tables, queue: str, value: str
+) -> None:
+    """Another writer's result beyond what json.loads takes is read as text, and can be consumed."""
+    tables.execute(
+        "INSERT INTO {results} VALUES (%s, 'completed', %s::jsonb, '', now(), now() + interval '1 hour')", queue, value
+    )
+    reply = postgres.reply(queue, consume=True)
+    assert reply is not None
+    assert isinstance(reply.result, str)
+    assert (postgres.reply(queue) or reply).result is None

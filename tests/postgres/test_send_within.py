@@ -150,6 +150,8 @@ def test_django_messages_share_the_fate_of_their_atomic_block(
         *[(sent["many"][n], ["many", n]) for n in range(3)],
         (sent["outer"][0], ["outer"]),
     ]
+    assert "autocommit" in sent["autocommit"][0]
+    assert "closed" in sent["stale"][0]
     assert sent["not ready"][:2] == ["ProgrammingError", "django.db.utils"]
     assert "unstract-wire migrate" in sent["not ready"][2]
     assert sent["lost"] == ["TransportUnavailable", False, "django.db.utils"]

@@ -96,9 +96,34 @@ def test_a_worker_that_lacks_a_right_does_not_start(
     """Misconfiguration fails at start: subscribe names the right and the table, before the first task is paid for."""
     conninfo, role = limited
     tables.execute(f"REVOKE {right} ON {{{table}}} FROM {role}")
-    lacking = pytest.raises(TransportNotReady, match=f"lacks rights .*: {right} on pg_queue_")
+    lacking = pytest.raises(TransportNotReady, match=r"denied for table pg_queue_.*grant this role the right")
     with transport_on(conninfo, tables.schema) as transport, lacking:
         transport.subscribe([queue], lease=60)
+
+
+@on_one_server
+@pytest.mark.parametrize("sequence", ["pg_queue_message_msg_id_seq", "pg_queue_dead_letter_dead_id_seq"])
+def test_a_worker_that_may_take_no_ids_does_not_start(
+    limited: tuple[str, str], tables: Tables, queue: str, sequence: str
+) -> None:
+    """A right on the tables without their sequences is found at start, and not when a paid result cannot be written."""
+    conninfo, role = limited
+    tables.execute(f"REVOKE USAGE ON SEQUENCE {{schema}}.{sequence} FROM {role}")
+    lacking = pytest.raises(TransportNotReady, match=f"lacks USAGE on .*{sequence}")
+    with transport_on(conninfo, tables.schema) as transport, lacking:
+        transport.subscribe([queue], lease=60)
+
+
+@on_one_server
+def test_rights_on_the_columns_alone_are_enough(limited: tuple[str, str], tables: Tables, queue: str) -> None:
+    """What a role may do is asked of the statements themselves, and not of one way to grant it."""
+    conninfo, role = limited
+    columns = "queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state"
+    tables.execute(f"REVOKE INSERT ON {{messages}} FROM {role}")
+    tables.execute(f"GRANT INSERT ({columns}) ON {{messages}} TO {role}")
+    with transport_on(conninfo, tables.schema) as transport:
+        transport.send([message("t", queue)])
+        assert Consumer(transport, {"t": print}, [queue]).drain(timeout=5) == 1
 
 
 def test_an_idle_worker_does_not_mind_another_queues_traffic(make_postgres: Make, queue: str, asked: list[str]) -> None:

@@ -33,8 +33,13 @@ class Known:
     priority: int
     state: Literal["ready", "held", "delayed", "due", "gone"] = "ready"
     attempt: int = 0
-    holder: int | None = None
+    holders: dict[int, int] = attrs.field(factory=dict)
     place: int = 0
+
+    def is_held_by(self, worker: int, delivery: Delivery) -> bool:
+        """Whether this attempt is the latest, and the worker's: a lapsed one too, and one that was given back to it."""
+        latest = self.attempt == delivery.attempt and self.holders.get(delivery.attempt) == worker
+        return latest and self.state != "gone"
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -91,7 +96,8 @@ class QueueMachine(RuleBasedStateMachine):
         if not received:
             assert not any(one.state == "due" for one in self.known.values())
         for delivery, one in zip(batch, received, strict=True):
-            one.state, one.holder, one.attempt = "held", worker, one.attempt + 1
+            one.state, one.attempt = "held", one.attempt + 1
+            one.holders[one.attempt] = worker
             assert delivery.attempt == one.attempt
             self.deliveries.append((worker, delivery, one))
 
@@ -107,7 +113,7 @@ class QueueMachine(RuleBasedStateMachine):
             verdict, delay = data.draw(VERDICTS), data.draw(st.sampled_from([0.0, 600.0]))
             key = f"{self.queue}/{one.number % 3}" if data.draw(st.booleans()) else None
             follow = data.draw(st.booleans())
-            valid = one.holder == worker and one.attempt == delivery.attempt and one.state in ("held", "due")
+            valid = one.is_held_by(worker, delivery)
             expected.append(valid)
             following = None
             if follow:
@@ -123,7 +129,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert list(self.workers[worker].settle(batch)) == expected
 
     def settled(self, one: Known, settlement: Settlement) -> None:
-        one.holder = None
+        del one.holders[one.attempt]
         match settlement.verdict:
             case Verdict.RETRY:
                 one.state = "delayed" if settlement.delay else "ready"
@@ -143,10 +149,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(worker=WORKERS)
     def renew(self, worker: int) -> None:
         mine = [(delivery, one) for owner, delivery, one in self.deliveries if owner == worker][-6:]
-        expected = [
-            one.holder == worker and one.attempt == delivery.attempt and one.state in ("held", "due")
-            for delivery, one in mine
-        ]
+        expected = [one.is_held_by(worker, delivery) for delivery, one in mine]
         assert list(self.workers[worker].renew([delivery for delivery, _ in mine])) == expected
         for kept, (_, one) in zip(expected, mine, strict=True):
             if kept:
@@ -165,8 +168,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.workers[worker] = self.transport.subscribe([self.queue], lease=600)
         self.deliveries = [entry for entry in self.deliveries if entry[0] != worker]
         for one in self.known.values():
-            if one.holder == worker:
-                one.holder = None
+            one.holders = {attempt: holder for attempt, holder in one.holders.items() if holder != worker}
 
     @precondition(lambda self: self.replies)
     @rule(data=st.data(), consume=st.booleans())
@@ -187,6 +189,7 @@ class QueueMachine(RuleBasedStateMachine):
         del self.buried[number]
         again = self.known[number]
         again.state, again.attempt, again.place = "ready", 0, next(self.numbers)
+        again.holders = {}
         self.deliveries = [entry for entry in self.deliveries if entry[2] is not again]
 
     @invariant()

@@ -25,7 +25,7 @@ from unstract_core.transport import DeadLetter, Message, QueueState, Reply, Sett
 
 @attrs.define(eq=False)
 class Row:
-    """A stored message. `due` is when a lease or a delay ends; `holder` the subscription under whose lease it is."""
+    """A stored message. `due` is when a lease or a delay ends; `holders` the subscriptions that took it, by attempt."""
 
     id: int
     queue: str
@@ -36,7 +36,7 @@ class Row:
     due: float
     state: Literal["ready", "held", "delayed"]
     attempt: int = 0
-    holder: object | None = None
+    holders: dict[int, object] = attrs.field(factory=dict)
 
 
 class Store:
@@ -72,7 +72,6 @@ class Store:
 
     def postpone(self, row: Row, delay: float) -> None:
         """Make a row ready, now or after `delay` seconds."""
-        row.holder = None
         if delay > 0:
             row.state, row.due = "delayed", self.clock() + delay
             return
@@ -86,8 +85,9 @@ class Store:
             return None
         _, row_id = heapq.heappop(min(heaps, key=lambda heap: heap[0]))
         row = self.rows[row_id]
-        row.state, row.holder, row.due = "held", holder, self.clock() + lease
+        row.state, row.due = "held", self.clock() + lease
         row.attempt += 1
+        row.holders[row.attempt] = holder
         return row
 
     def bring_back(self) -> float | None:
@@ -96,15 +96,13 @@ class Store:
         waiting = [row for row in self.rows.values() if row.state != "ready"]
         for row in waiting:
             if row.due <= now:
-                holder = row.holder
                 self.postpone(row, 0)
-                row.holder = holder
         return min((row.due - now for row in waiting if row.due > now), default=None)
 
     def held(self, id: str, attempt: int, holder: object) -> Row | None:
-        """Return the row if this attempt of this holder is still its latest: the fence."""
+        """Return the row if this attempt of this holder is its latest: the fence."""
         row = self.rows.get(int(id))
-        return row if row is not None and row.attempt == attempt and row.holder is holder else None
+        return row if row is not None and row.attempt == attempt and row.holders.get(attempt) is holder else None
 
     def bury(self, row: Row, settlement: Settlement, result: str) -> None:
         self.dead[str(row.id)] = DeadLetter(

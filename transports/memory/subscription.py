@@ -73,6 +73,7 @@ class MemorySubscription:
         if row is None:
             return False
         if settlement.verdict is Verdict.RETRY:
+            del row.holders[row.attempt]
             row.attempt -= not settlement.counted
             self._store.postpone(row, settlement.delay)
         else:

@@ -1,35 +1,63 @@
-"""Connections: how one is made, and the pool that a process shares.
-
-Why not psycopg_pool: it connects in the background and backs off, so that after an outage a caller waits for its
-schedule (3 s after a restart in tests/postgres/test_healing.py, where half a second is allowed). A connection that
-the server has dropped while it lay idle is noticed without a round trip and replaced.
-"""
+"""Connections: how one is made, what it allows, and how a statement is run on it."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import select
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import cached_property
-from queue import Empty, SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
 from transports.postgres.errors import PlanOutdated, PreparedStatementLost, translate
-from unstract_core.errors import ConfigurationError, TransportClosed, TransportUnavailable
+from unstract_core.errors import ConfigurationError, TransportUnavailable
+from unstract_core.events import emit
+
+logger = logging.getLogger(__name__)
 
 
 class Connection(psycopg.Connection[TupleRow]):
-    """A connection of ours. `kept` is a cursor for one statement that is run again and again.
+    """A connection of ours.
 
-    A new cursor works out anew how to adapt parameters and rows: 35 us of the 250 us of an insert.
+    `pooled` tells that a pooler stands between us and the server, so that nothing may be prepared or listened to. A
+    statement that takes longer than `limit` seconds is cancelled, and the connection given up where even that is not
+    answered. `kept` is a cursor for one statement that is run again and again: a new one works out anew how to adapt
+    parameters and rows, 35 us of the 250 us of an insert.
     """
+
+    pooled: bool = False
+    limit: float | None = None
+
+    def wait(self, gen: PQGen[Result], *args: Any, **kwargs: Any) -> Result:
+        """Wait for the server as psycopg does, within the limit."""
+        return super().wait(gen if self.limit is None else self._limited(gen, self.limit), *args, **kwargs)
+
+    def _limited(self, gen: PQGen[Result], limit: float) -> PQGen[Result]:
+        deadline = time.monotonic() + limit
+        cancelled = False
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and time.monotonic() >= deadline:
+                    if cancelled:
+                        raise psycopg.OperationalError(f"no answer within {limit:g} s")
+                    cancelled = True
+                    with contextlib.suppress(psycopg.Error):
+                        self.cancel_safe(timeout=_CANCEL_TIMEOUT)
+                    deadline = time.monotonic() + _CANCEL_TIMEOUT
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
 
     @property
     def usable(self) -> bool:
@@ -54,14 +82,17 @@ class Connection(psycopg.Connection[TupleRow]):
 
 # What libpq would leave to the operating system: minutes to hours until a silent network is noticed.
 _DEFAULTS = {
-    "connect_timeout": "10",
     "keepalives_idle": "30",
     "keepalives_interval": "10",
     "keepalives_count": "3",
     "tcp_user_timeout": "40000",
-    "application_name": "unstract-wire",
 }
+_CONNECT_TIMEOUT = 10
+_SHORTEST_CONNECT_TIMEOUT = 2  # libpq's own
 _PREPARE_AFTER = 5
+_CANCEL_TIMEOUT = 2.0
+
+Result = TypeVar("Result")
 
 Parameters: TypeAlias = "dict[str, Any] | tuple[Any, ...]"
 
@@ -79,22 +110,49 @@ class Connector:
             raise ConfigurationError(
                 "the PostgreSQL conninfo cannot be parsed; expected postgresql://user@host/database or key=value pairs"
             ) from None  # the driver's text quotes the conninfo, and so perhaps a password
-        defaults = {name: value for name, value in _DEFAULTS.items() if name not in given}
-        self.conninfo = make_conninfo(conninfo, **defaults, client_encoding="UTF8")
+        if "@" in str(given.get("host") or ""):
+            raise ConfigurationError("the PostgreSQL conninfo has '@' in its host; write it as %40 in the password")
+        by_service = "service" in given or "PGSERVICE" in os.environ
+        defaults = {name: value for name, value in _DEFAULTS.items() if name not in given and not by_service}
+        named = {} if "fallback_application_name" in given else {"fallback_application_name": "unstract-wire"}
+        self.conninfo = make_conninfo(conninfo, **defaults, **named, client_encoding="UTF8")
+        self._connect_timeout = None if by_service else _seconds(given.get("connect_timeout"))
         self._prepare = prepare
 
-    def connect(self) -> Connection:
-        """Return a new connection, in autocommit. Raises TransportUnavailable with what the server or the network said,
-        ConfigurationError for a conninfo that can never work."""
-        threshold = _PREPARE_AFTER if self._prepare else None
+    def connect(self, *, patience: float | None = None, limit: float | None = None) -> Connection:
+        """Return a new connection, in autocommit, within `patience` seconds where they are less than usual.
+
+        `limit` is how long (seconds) its statements may take.
+
+        Raises TransportUnavailable with what the server or the network said, ConfigurationError for a conninfo that can
+        never work.
+        """
+        timeout = self._connect_timeout
+        if timeout is not None and patience is not None and patience < timeout:
+            timeout = max(_SHORTEST_CONNECT_TIMEOUT, int(patience))
+        conninfo = self.conninfo if timeout is None else make_conninfo(self.conninfo, connect_timeout=timeout)
         try:
-            return Connection.connect(self.conninfo, autocommit=True, prepare_threshold=threshold)
+            connection = Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
+            connection.limit = limit
+            if self._prepare:
+                self._look_for_a_pooler(connection)
+            connection.pooled = not self._prepare
+            return connection
         except psycopg.OperationalError as exc:
             said = " ".join(str(exc).split())
             raise TransportUnavailable(f"cannot connect to PostgreSQL: {said}; nothing was done") from exc
         except (psycopg.Error, ValueError) as exc:
             said = " ".join(str(exc).split())
             raise ConfigurationError(f"the PostgreSQL conninfo cannot be used: {said}") from exc
+
+    def _look_for_a_pooler(self, connection: Connection) -> None:
+        """Prepare only where the server itself answers: a pooler gives its clients process ids of its own making."""
+        row = connection.execute("SELECT pg_backend_pid()").fetchone()
+        if row == (connection.info.backend_pid,):
+            connection.prepare_threshold = _PREPARE_AFTER
+            return
+        self.stop_preparing()
+        emit(logger, logging.WARNING, "pooler_found")
 
     def stop_preparing(self) -> None:
         """Make connections from now on that prepare nothing: something between us and the server does not bear it."""
@@ -120,120 +178,12 @@ def run(
         raise ours from exc
 
 
-class Pool:
-    """The connections that this process shares, `size` at most; a caller waits up to `timeout` seconds for one.
-
-    A connection is made by the caller that needs it, in its own thread: it hears at once what the server said, and a
-    server that is back is used at once. The first connection of all is tried once, so that a wrong address fails
-    at start; later ones are tried anew until the time is up, because nothing has been sent yet.
-    """
-
-    def __init__(self, connector: Connector, *, size: int, timeout: float) -> None:
-        self._connector = connector
-        self._size = size
-        self._timeout = timeout
-        self._closed = False
-        self.has_worked = False
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin anew, in a forked child: the connections are the parent's, and its locks may be held for ever."""
-        self._idle: deque[Connection] = deque()
-        self._slots: SimpleQueue[None] = SimpleQueue()
-        for _ in range(self._size):
-            self._slots.put(None)
-
-    def execute(
-        self,
-        doing: str,
-        statement: bytes,
-        parameters: Parameters,
-        *,
-        kept: bool = False,
-        harmless: bool = False,
-        patience: float | None = None,
-    ) -> list[tuple[Any, ...]]:
-        """Run a statement on a connection of the pool, in a commit of its own, and return its rows.
-
-        `kept` keeps the cursor, for a statement that is run most often; `harmless` says that the statement may be run
-        again where its fate is unknown; `patience` (seconds) replaces the pool's timeout.
-        """
-        try:
-            return self._execute(doing, statement, parameters, kept, patience)
-        except PreparedStatementLost:
-            self._connector.stop_preparing()
-        except PlanOutdated:
-            pass
-        except TransportUnavailable as exc:
-            if not (harmless and exc.fate_unknown):
-                raise
-        self._drop_idle()
-        return self._execute(doing, statement, parameters, kept, patience)
-
-    def close(self) -> None:
-        self._closed = True
-        self._drop_idle()
-
-    def _execute(
-        self, doing: str, statement: bytes, parameters: Parameters, kept: bool, patience: float | None
-    ) -> list[tuple[Any, ...]]:
-        connection = self._take(doing, self._timeout if patience is None else patience)
-        usable = False
-        try:
-            rows = run(connection, doing, statement, parameters, kept=kept)
-            usable = True
-            return rows
-        finally:
-            self._give_back(connection, usable=usable or connection.usable)
-
-    def _take(self, doing: str, patience: float) -> Connection:
-        """Lend a connection until `_give_back`; the one that was used last, if it is still alive."""
-        if self._closed:
-            raise TransportClosed(f"{doing}: the transport was closed")
-        deadline = time.monotonic() + patience
-        try:
-            self._slots.get(timeout=patience)
-        except Empty:
-            raise TransportUnavailable(
-                f"{doing}: all {self._size} connections were in use for {patience:g} s; nothing was done"
-            ) from None
-        try:
-            return self._alive() or self._connect(deadline)
-        except BaseException:
-            self._slots.put(None)
-            raise
-
-    def _give_back(self, connection: Connection, *, usable: bool) -> None:
-        if self._closed or not usable or self._connector.has_outgrown(connection):
-            connection.close()
-        else:
-            self._idle.append(connection)
-            if self._closed:
-                self._drop_idle()
-        self._slots.put(None)
-
-    def _alive(self) -> Connection | None:
-        try:
-            while (connection := self._idle.pop()).has_hung_up:
-                connection.close()
-        except IndexError:
-            return None
-        return connection
-
-    def _drop_idle(self) -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                self._idle.pop().close()
-
-    def _connect(self, deadline: float) -> Connection:
-        pause = 0.05
-        while True:
-            try:
-                connection = self._connector.connect()
-                self.has_worked = True
-                return connection
-            except TransportUnavailable:
-                if not self.has_worked or time.monotonic() + pause >= deadline or self._closed:
-                    raise
-                time.sleep(pause)
-                pause = min(0.5, pause * 2)
+def _seconds(given: object) -> int:
+    """Return the connect timeout that was asked for in the conninfo or libpq's environment, else ours."""
+    asked = os.environ.get("PGCONNECT_TIMEOUT") if given is None else given
+    if asked is None:
+        return _CONNECT_TIMEOUT
+    try:
+        return int(str(asked))
+    except ValueError:
+        raise ConfigurationError(f"connect_timeout must be a whole number of seconds, not {asked!r}") from None

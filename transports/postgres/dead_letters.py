@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from transports.postgres.connections import Pool
 from transports.postgres.errors import NotifyQueueFull
 from transports.postgres.notifier import Channels
+from transports.postgres.pool import Pool
+from transports.postgres.settling import parsed
 from transports.postgres.statements import Statements
-from unstract_core.domain import JSONValue
 from unstract_core.transport import DeadLetter
 
 
@@ -63,13 +62,4 @@ def _numbers(ids: Sequence[str]) -> list[int]:
 
 
 def _letter(dead_id: int, queue: str, message: Any, reason: str, attempts: int, result: Any, *rest: Any) -> DeadLetter:
-    return DeadLetter(str(dead_id), queue, _parsed(message), reason, attempts, _parsed(result), *rest)
-
-
-def _parsed(text: str | None) -> JSONValue:
-    """Parse what was stored; what Python cannot (too deep, a number too long) stays text."""
-    try:
-        value: JSONValue = None if text is None else json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return value
+    return DeadLetter(str(dead_id), queue, parsed(message), reason, attempts, parsed(result), *rest)

@@ -67,7 +67,7 @@ def translate(exc: BaseException, doing: str, *, committed_by_us: bool = True) -
         return TransportNotReady(f"{text}; {_NOT_READY[state]}")
     if state in _PREPARED_LOST:
         return PreparedStatementLost(f"{text}; nothing took effect. Behind PgBouncer in transaction mode: listen=false")
-    if state == "0A000" and "cached plan" in _primary(exc):
+    if state == "0A000" and _raised_in(exc) == "plancache.c":
         return PlanOutdated(f"{text}; nothing took effect")
     if state == "54000" and _raised_in(exc) == "async.c":
         return NotifyQueueFull(f"{text}; nothing took effect. Which session listens and is idle in transaction?")
@@ -90,6 +90,8 @@ def _without_state(exc: BaseException, doing: str, committed_by_us: bool) -> Con
     if isinstance(exc, psycopg.Error) or "OperationalError" in kinds or "InterfaceError" in kinds:
         text = f"{doing}: the connection to PostgreSQL was lost"
         return TransportUnavailable(_fate(text, committed_by_us), fate_unknown=committed_by_us)
+    if "DatabaseError" in kinds:
+        return TransportRefused(f"{doing}: refused by the driver ({type(exc).__name__})")
     return None
 
 

@@ -6,11 +6,13 @@ Two processes may do this at once: whoever comes second finds a name taken, star
 from __future__ import annotations
 
 import re
+from functools import partial
 
 from psycopg import errors
 
-from transports.postgres.connections import Connection, Connector
+from transports.postgres.connections import Connection, Connector, run
 from transports.postgres.errors import mapped
+from transports.postgres.look import look_at_tables
 from transports.postgres.statements import Statements, definitions
 from unstract_core.errors import TransportNotReady, TransportRefused
 
@@ -27,7 +29,7 @@ _INDEXES = """
     SELECT t.relname, x.relname, pg_get_indexdef(i.indexrelid), i.indisvalid
     FROM pg_index AS i JOIN pg_class AS x ON x.oid = i.indexrelid JOIN pg_class AS t ON t.oid = i.indrelid
     JOIN pg_namespace AS n ON n.oid = t.relnamespace
-    WHERE n.nspname = %s AND t.relname LIKE 'pg\\_%%'
+    WHERE n.nspname = %s AND t.relname = ANY (%s)
 """
 _TABLES = ("pg_queue_message", "pg_task_result", "pg_queue_dead_letter")
 
@@ -43,7 +45,7 @@ def migrate(connector: Connector, statements: Statements) -> list[str]:
             try:
                 with connection.transaction():
                     created = _create_what_is_missing(connection, statements.schema)
-                    connection.execute(statements["check_tables"], ())
+                    look_at_tables(partial(run, connection), statements)
                     return created
             except _TAKEN as exc:
                 obstacle = exc.diag.message_primary or type(exc).__name__
@@ -73,7 +75,7 @@ def _missing(connection: Connection, question: str, parameters: tuple[str, ...])
 
 
 def _indexes(connection: Connection, schema: str) -> set[tuple[str, str]]:
-    rows = connection.execute(_INDEXES, (schema,)).fetchall()
+    rows = connection.execute(_INDEXES, (schema, list(_TABLES))).fetchall()
     if invalid := [name for _, name, _, valid in rows if not valid]:
         raise TransportNotReady(
             f"migrate: the index {invalid[0]} in schema {schema} is not valid, as a failed CREATE INDEX CONCURRENTLY "

@@ -17,8 +17,8 @@ from typing import TypeVar
 
 import attrs
 
-from transports.postgres.connections import Pool
 from transports.postgres.errors import NotifyQueueFull
+from transports.postgres.pool import Pool
 from transports.postgres.statements import Statements
 from unstract_core.errors import ContractError
 from unstract_core.events import emit

@@ -26,12 +26,13 @@ class ReplyWaiter:
     """Tells waiting threads when their reply is there. `poll_interval` in seconds."""
 
     def __init__(
-        self, connector: Connector, statements: Statements, channel: str | None, *, poll_interval: float
+        self, connector: Connector, statements: Statements, channel: str | None, *, poll_interval: float, limit: float
     ) -> None:
         self._connector = connector
         self._statements = statements
         self._channel = channel
         self._poll_interval = poll_interval
+        self._limit = limit
         self._closed = False
         self.reset()
 
@@ -86,7 +87,7 @@ class ReplyWaiter:
     def _started(self) -> Session | None:
         """Return the session of the waiter's thread, which is started where there is none; None if it cannot be."""
         if self._session is None:
-            session = Session(self._connector, self._channel, heeded=[""])
+            session = Session(self._connector, self._channel, heeded=[""], limit=self._limit)
             thread = threading.Thread(target=self._run, args=(session,), name="unstract-wire-replies", daemon=True)
             try:
                 thread.start()

@@ -24,11 +24,13 @@ from transports.postgres.errors import PlanOutdated, PreparedStatementLost, mapp
 class Session:
     """Owned by one thread; only `wake` may be called from another, or from a signal handler.
 
-    It listens on `channel`, if there is one, and heeds the notifications with these payloads alone.
+    It listens on `channel`, if there is one, and heeds the notifications with these payloads alone. A statement may
+    take `limit` seconds.
     """
 
-    def __init__(self, connector: Connector, channel: str | None, heeded: Iterable[str]) -> None:
+    def __init__(self, connector: Connector, channel: str | None, heeded: Iterable[str], *, limit: float) -> None:
         self._connector = connector
+        self._limit = limit
         self._channel = channel
         self._heeded = frozenset(heeded)
         self._connection: Connection | None = None
@@ -90,9 +92,9 @@ class Session:
     def _connected(self) -> Connection:
         if self._connection is not None:
             return self._connection
-        connection = self._connector.connect()
+        connection = self._connector.connect(limit=self._limit)
         connection.add_notify_handler(lambda notification: self._hear(notification.payload))
-        if self._channel is not None:
+        if self._channel is not None and not connection.pooled:
             try:
                 with mapped("listen for notifications"):
                     connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
+from unstract_core.domain import JSONValue
 from unstract_core.transport import Message, Reply, Settlement, check_delay, write_message
 from unstract_core.values import normalise
 
@@ -40,6 +42,15 @@ def message_text(message: Message) -> str:
 def value_text(value: object, path: str) -> str:
     """Write one value as JSON text; raises PayloadError below `path`."""
     return orjson.dumps(normalise(value, path=path)).decode()
+
+
+def parsed(text: str | None) -> JSONValue:
+    """Parse a stored value; what Python cannot (too deep, a number too long) stays text."""
+    try:
+        value: JSONValue = None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value
 
 
 def message_columns(messages: Sequence[Message], texts: list[str]) -> dict[str, list[Any]]:

@@ -40,6 +40,10 @@ class Statements:
     def __getitem__(self, name: str) -> bytes:
         return self._texts[name]
 
+    def table(self, name: str) -> str:
+        """Return the quoted name of a table: "messages", "results" or "dead"."""
+        return _identifiers(self.schema)[name]
+
     def portable(self, name: str) -> str:
         """Return a statement whose parameters any DB-API driver of PostgreSQL can fill in."""
         return self._raw[name].format(**self._identifiers)

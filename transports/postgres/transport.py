@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -13,14 +12,16 @@ from typing import Any, cast
 
 import attrs
 
-from transports.postgres.connections import Connector, Pool
+from transports.postgres.connections import Connector
 from transports.postgres.dead_letters import PostgresDeadLetters
 from transports.postgres.errors import mapped
+from transports.postgres.look import look_at_tables
 from transports.postgres.migrate import migrate
 from transports.postgres.notifier import Channels, Notifier
+from transports.postgres.pool import Pool
 from transports.postgres.replies import ReplyWaiter
 from transports.postgres.session import Session
-from transports.postgres.settling import message_columns, message_text
+from transports.postgres.settling import message_columns, message_text, parsed
 from transports.postgres.statements import Statements
 from transports.postgres.subscription import PostgresSubscription
 from transports.postgres.within import cursor_beside
@@ -28,7 +29,6 @@ from unstract_core.errors import (
     ConfigurationError,
     TransportClosed,
     TransportError,
-    TransportNotReady,
     TransportUnavailable,
 )
 from unstract_core.events import emit
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 _PAUSE = 0.25
 _LARGEST = 86400
+_SHORTEST_LIMIT = 1.0
 
 
 class PostgresTransport:
@@ -46,8 +47,9 @@ class PostgresTransport:
 
     `conninfo` is a libpq URL or key=value string. `listen=False` is for PgBouncer in transaction mode: nothing listens
     and nothing is prepared, and whoever waits polls every `poll_interval` seconds (as it does anyway, beside
-    listening). `pool_size` connections at most serve `send` and `reply`; a caller waits `timeout` seconds for one.
-    Each subscription holds one more, and all waiting `reply` calls of the process share another.
+    listening). `pool_size` connections at most serve `send` and `reply`; a caller waits `timeout` seconds for one, and
+    `statement_timeout` seconds for an answer. Each subscription holds one more, and waits for an answer no longer than
+    a third of its lease; all waiting `reply` calls of the process share another.
 
     Connections are made at first use, healed when they break, and made anew in a forked process. Thread-safe.
     Guarantee: what `send` returned from is stored; a settlement takes effect as a whole, once, or not at all. Raises
@@ -76,23 +78,32 @@ class PostgresTransport:
         poll_interval: float = 1.0,
         pool_size: int = 10,
         timeout: float = 10.0,
+        statement_timeout: float = 60.0,
     ) -> None:
-        for name, number in (("poll_interval", poll_interval), ("timeout", timeout), ("pool_size", pool_size)):
+        numbers = {
+            "poll_interval": poll_interval,
+            "pool_size": pool_size,
+            "timeout": timeout,
+            "statement_timeout": statement_timeout,
+        }
+        for name, number in numbers.items():
             if not 0 < number <= _LARGEST:
                 raise ConfigurationError(f"{name} must be positive, and {_LARGEST} at most; got {number!r}")
-        self.schema = schema
         self._statements = Statements(schema)
         self._connector = Connector(conninfo, prepare=listen)
-        self._pool = Pool(self._connector, size=pool_size, timeout=timeout)
+        self._pool = Pool(self._connector, size=pool_size, timeout=timeout, limit=statement_timeout)
         self._channels = Channels.of(schema)
         self._notifier = Notifier(self._pool, self._statements, self._channels)
         self._listen = listen
+        self._timeout = timeout
+        self._statement_timeout = statement_timeout
         self._poll_interval = poll_interval
         self._waiter = ReplyWaiter(
             self._connector,
             self._statements,
             self._channels.replies if listen else None,
             poll_interval=poll_interval,
+            limit=statement_timeout,
         )
         self._subscriptions: weakref.WeakSet[PostgresSubscription] = weakref.WeakSet()
         self._closed = False
@@ -159,13 +170,12 @@ class PostgresTransport:
         """
         self._check_open()
         names = check_subscription(queues, lease)
-        session = Session(self._connector, self._channels.queues if self._listen else None, heeded=names)
+        # A statement that is held up must not hold up the renewals, for which the same connection is needed.
+        limit = min(self._statement_timeout, max(_SHORTEST_LIMIT, lease / 3))
+        channel = self._channels.queues if self._listen else None
+        session = Session(self._connector, channel, heeded=names, limit=limit)
         try:
-            session.execute("look at the tables", self._statements["check_tables"], {})
-            missing = session.execute("look at rights", self._statements["missing_rights"], {"schema": self.schema})
-            if missing:
-                rights = ", ".join(right for (right,) in missing)
-                raise TransportNotReady(f"subscribe: this role lacks rights that a consumer needs: {rights}")
+            look_at_tables(session.execute, self._statements)
         except BaseException:
             session.close()
             raise
@@ -189,7 +199,8 @@ class PostgresTransport:
         return [QueueState(*row) for row in rows]
 
     def close(self) -> None:
-        """Give back every connection; waiting calls end with TransportClosed. Closing twice is allowed."""
+        """End waiting calls with TransportClosed, and close every connection but those of subscriptions, which their
+        owners close. Closing twice is allowed."""
         self._closed = True
         for subscription in list(self._subscriptions):
             subscription.wake()
@@ -218,7 +229,14 @@ class PostgresTransport:
     def _read(self, key: str, deadline: float) -> Reply | None:
         while True:
             try:
-                rows = self._pool.execute("read a reply", self._statements["read_reply"], {"key": key}, harmless=True)
+                remaining = deadline - time.monotonic()
+                rows = self._pool.execute(
+                    "read a reply",
+                    self._statements["read_reply"],
+                    {"key": key},
+                    harmless=True,
+                    patience=remaining if 0 < remaining < self._timeout else None,
+                )
                 break
             except TransportUnavailable:
                 remaining = deadline - time.monotonic()
@@ -228,7 +246,7 @@ class PostgresTransport:
         if not rows:
             return None
         ((status, result, error, ttl),) = rows
-        return Reply(key, cast(ReplyStatus, status), None if result is None else json.loads(result), error, ttl)
+        return Reply(key, cast(ReplyStatus, status), parsed(result), error, ttl)
 
     def _consumed(self, reply: Reply) -> Reply:
         """Clear a reply that was read, and return it; its status alone where another reader was faster.
@@ -236,11 +254,11 @@ class PostgresTransport:
         What cannot be cleared goes when it expires; its caller has it all the same.
         """
         try:
-            cleared = self._pool.execute("clear a reply", self._statements["clear_reply"], {"key": reply.key})
+            found = self._pool.execute("clear a reply", self._statements["clear_reply"], {"key": reply.key})
         except TransportError as exc:
             emit(logger, logging.WARNING, "reply_not_cleared", error_type=type(exc).__name__, error=error_text(exc))
             return reply
-        return reply if cleared else attrs.evolve(reply, result=None, error="")
+        return attrs.evolve(reply, result=None, error="") if found == [(False,)] else reply
 
     def _check_open(self) -> None:
         if self._closed:

@@ -18,14 +18,17 @@ _OPTIONS: dict[str, Any] = {
     "poll_interval": float,
     "pool_size": int,
     "timeout": float,
+    "statement_timeout": float,
 }
 _USER = re.compile(r"\w+://[^/@]*@")
 """Where libpq looks for a user and a password; a question mark in there begins no query."""
 
 
 def from_url(url: str) -> PostgresTransport:
-    """Return a transport for a libpq URL. The options `schema`, `listen`, `poll_interval`, `pool_size` and `timeout`
-    are ours and taken out of its query; the others are libpq's, and handed on as they are written.
+    """Return a transport for a libpq URL.
+
+    The options `schema`, `listen`, `poll_interval`, `pool_size`, `timeout` and `statement_timeout` are ours and taken
+    out of its query; the others are libpq's, and handed on as they are written.
 
     Raises ConfigurationError for an option that nobody knows, or a bad value.
     """
@@ -41,8 +44,9 @@ def from_url(url: str) -> PostgresTransport:
         elif name in _libpq_options():
             libpqs.append(part)
         else:
+            what = repr(name) if name.isidentifier() else "that is no name"  # it may be a part of a password
             raise ConfigurationError(
-                f"unknown option {name!r} in the PostgreSQL URL; ours are {', '.join(_OPTIONS)}, the others libpq's"
+                f"unknown option {what} in the PostgreSQL URL; ours are {', '.join(_OPTIONS)}, the others libpq's"
             )
     return PostgresTransport(f"{address}?{'&'.join(libpqs)}" if libpqs else address, **ours)
 

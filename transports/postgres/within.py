@@ -1,8 +1,9 @@
 """A caller's own transaction, joined through one of its cursors: psycopg 3's, psycopg2's or Django's.
 
 We work on a cursor of our own beside the caller's, so that rows which it has not read yet stay to be read, and what
-kind of rows it makes does not matter. A connection in autocommit with no transaction open is refused: nothing could
-belong to the caller's transaction, and nobody could say whether a message was sent when the connection breaks.
+kind of rows it makes does not matter. Where there is no transaction to belong to (autocommit with none open, a
+connection that was closed) the cursor is refused: the message would be committed at once, and nobody could say whether
+it was sent when the connection breaks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from unstract_core.errors import ConfigurationError
@@ -27,13 +28,11 @@ def cursor_beside(cursor: Any) -> Iterator[Any]:
     if inspect.iscoroutinefunction(cursor.execute):
         raise ConfigurationError("within= takes a synchronous cursor; this one is asynchronous")
     connection = getattr(cursor, "connection", None)
-    if connection is None or getattr(cursor, "closed", False) is True:
-        raise ConfigurationError("within= takes an open cursor; this one is closed, or has no connection")
-    if _outside_a_transaction(connection):
-        raise ConfigurationError(
-            "within= takes a cursor inside a transaction, and this connection is in autocommit with none open: "
-            "use transaction.atomic() or connection.transaction(), or send without within="
-        )
+    if connection is None or getattr(cursor, "closed", False) is True or getattr(connection, "closed", False):
+        raise ConfigurationError("within= takes an open cursor; this one, or its connection, is closed")
+    if _is_djangos(cursor) and cursor.db.connection is not connection:
+        raise ConfigurationError("within= takes a cursor of Django's present connection; this one is of an earlier one")
+    _refuse_outside_a_transaction(connection)
     with contextlib.closing(_beside(cursor, connection)) as ours:
         yield ours
 
@@ -50,7 +49,20 @@ def _is_djangos(cursor: Any) -> bool:
     return callable(getattr(getattr(cursor, "db", None), "cursor", None))
 
 
-def _outside_a_transaction(connection: Any) -> bool:
-    """psycopg 3 and psycopg2 agree in these names, and in the number of an idle connection."""
-    idle = getattr(getattr(connection, "info", None), "transaction_status", None) == TransactionStatus.IDLE
-    return bool(getattr(connection, "autocommit", False)) and idle
+def _refuse_outside_a_transaction(connection: Any) -> None:
+    """psycopg 3 and psycopg2 agree in these names, and in the numbers of the states."""
+    if _is_in_a_pipeline(connection):
+        with connection.pipeline():
+            pass  # leaving it waits for what was asked before: only then the state is known
+    state = getattr(getattr(connection, "info", None), "transaction_status", None)
+    if state == TransactionStatus.ACTIVE:
+        raise ConfigurationError("within= takes a connection that is free; this one is streaming or copying")
+    if state == TransactionStatus.IDLE and getattr(connection, "autocommit", False):
+        raise ConfigurationError(
+            "within= takes a cursor inside a transaction, and this connection is in autocommit with none open: "
+            "use transaction.atomic() or connection.transaction(), or send without within="
+        )
+
+
+def _is_in_a_pipeline(connection: Any) -> bool:
+    return isinstance(connection, psycopg.Connection) and connection.pgconn.pipeline_status != PipelineStatus.OFF

@@ -23,7 +23,9 @@ def dead() -> None:
 
 @dead.command("list")
 @click.option("--queue", type=queue_name, metavar="NAME", help="Only those of this queue.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", default=100, show_default=True, help="How many at most.")
+@click.option(
+    "--limit", type=click.IntRange(1, 1_000_000), metavar="N", default=100, show_default=True, help="How many at most."
+)
 @json_option
 @common()
 @click.pass_obj
@@ -106,7 +108,10 @@ def replay(session: Session, ids: tuple[str, ...], queue: str | None, everything
 @click.option("--queue", type=queue_name, metavar="NAME", help="Every dead letter of this queue.")
 @click.option("--all", "everything", is_flag=True, help="Every dead letter of every queue (or of --queue).")
 @click.option(
-    "--older-than", type=click.FloatRange(0), metavar="SECONDS", help="With --queue or --all: only those buried before."
+    "--older-than",
+    type=click.FloatRange(0, 1e9),
+    metavar="SECONDS",
+    help="With --queue or --all: only those buried before.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option

@@ -26,7 +26,7 @@ from unstract_core.transport import Subscription, Transport
 
 logger = logging.getLogger(__name__)
 
-_COUNTERS = ("ran", "settled", "retried", "buried", "lost", "refused", "replaced")
+_COUNTERS = ("ran", "settled", "retried", "buried", "given_back", "lost", "refused", "replaced")
 
 
 @click.command()

@@ -36,7 +36,7 @@ WITH next AS MATERIALIZED (
     FOR UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE {messages} AS m
-    SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second', read_ct = m.read_ct + 1
+    SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second', read_ct = least(m.read_ct, 2147483646) + 1
     FROM next WHERE m.msg_id = next.msg_id
     RETURNING m.msg_id, m.queue_name, m.read_ct, m.message, m.org_id, m.priority
 )
@@ -54,7 +54,7 @@ WITH next AS MATERIALIZED (
     LIMIT %(limit)s::bigint
 ), claimed AS (
     UPDATE {messages} AS m
-    SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second', read_ct = m.read_ct + 1
+    SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second', read_ct = least(m.read_ct, 2147483646) + 1
     FROM next WHERE m.msg_id = next.msg_id
     RETURNING m.msg_id, m.queue_name, m.read_ct, m.message, m.org_id, m.priority
 )
@@ -82,7 +82,7 @@ SELECT (SELECT count(*) FROM back),
        (SELECT extract(epoch FROM min(soonest.vt) - now())::float8
         FROM unnest(%(queues)s::text[]) AS q (name)
         CROSS JOIN LATERAL (
-            SELECT vt FROM {messages} WHERE state = 'claimed' AND queue_name = q.name AND vt > now()
+            SELECT vt FROM {messages} WHERE state = 'claimed' AND queue_name = q.name AND vt > now() AND vt < 'infinity'
             ORDER BY vt LIMIT 1
         ) AS soonest),
        (SELECT count(*) FROM unnest(%(queues)s::text[]) AS q (name)
@@ -154,11 +154,14 @@ SELECT status, result::text, error, extract(epoch FROM expires_at - created_at):
 FROM {results} WHERE task_id = %(key)s AND expires_at > now();
 
 -- name: clear_reply
--- After it was read: the row stays until it expires, because the key is answered for good. Of several readers one
--- finds something to clear, and has consumed it.
-UPDATE {results} SET result = NULL, error = ''
-WHERE task_id = %(key)s AND expires_at > now() AND (result IS NOT NULL OR error <> '')
-RETURNING 1;
+-- After it was read: the row stays until it expires, because the key is answered for good. Tells of several readers the
+-- one that found something to clear; nothing where the row has gone.
+WITH found AS MATERIALIZED (
+    SELECT task_id, result IS NOT NULL OR error <> '' AS whole FROM {results} WHERE task_id = %(key)s FOR UPDATE
+), cleared AS (
+    UPDATE {results} AS r SET result = NULL, error = '' FROM found WHERE r.task_id = found.task_id AND found.whole
+)
+SELECT whole FROM found;
 
 -- name: answered
 -- Which of the keys that callers wait for have been answered.
@@ -181,22 +184,19 @@ SELECT m.msg_id, m.queue_name, m.message, m.org_id, m.enqueued_at, m.vt, m.read_
        d.enqueued_at, d.buried_at
 FROM {messages} AS m, {results} AS r, {dead} AS d LIMIT 0;
 
--- name: missing_rights
--- What a consumer needs and this role may not do.
-SELECT need.privilege || ' on ' || c.relname
-FROM (VALUES ('pg_queue_message', 'INSERT'), ('pg_queue_message', 'UPDATE'), ('pg_queue_message', 'DELETE'),
-             ('pg_task_result', 'INSERT'), ('pg_task_result', 'UPDATE'), ('pg_queue_dead_letter', 'INSERT'))
-         AS need (relname, privilege)
-JOIN pg_class AS c ON c.relname = need.relname
-JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE n.nspname = %(schema)s AND NOT has_table_privilege(c.oid, need.privilege);
+-- name: closed_sequences
+-- The sequences behind ids from which this role may take none; planning a statement does not look at them.
+SELECT id.sequence FROM (
+    SELECT pg_get_serial_sequence(%(messages)s, 'msg_id') UNION ALL SELECT pg_get_serial_sequence(%(dead)s, 'dead_id')
+) AS id (sequence)
+WHERE id.sequence IS NOT NULL AND NOT has_sequence_privilege(id.sequence, 'USAGE');
 
 -- name: queues
 SELECT q.name,
        count(m.msg_id) FILTER (WHERE m.state = 'ready'),
        count(m.msg_id) FILTER (WHERE m.state = 'claimed' AND m.read_ct > 0),
        count(m.msg_id) FILTER (WHERE m.state = 'claimed' AND m.read_ct = 0),
-       extract(epoch FROM now() - min(m.enqueued_at) FILTER (WHERE m.state = 'ready'))::float8,
+       extract(epoch FROM now() - min(m.enqueued_at) FILTER (WHERE m.state = 'ready' AND isfinite(m.enqueued_at)))::float8,
        (SELECT count(*) FROM {dead} AS d WHERE d.queue_name = q.name)
 FROM (
     SELECT unnest(%(names)s::text[]) AS name

@@ -1,0 +1,173 @@
+"""Settling what is finished: batches, those that fail alone, and what is never given up; over a scripted transport."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import pytest
+
+from unstract_core import (
+    Delivery,
+    Settlement,
+    TaskPayload,
+    TransportNotReady,
+    TransportRefused,
+    TransportUnavailable,
+    Verdict,
+    ending,
+)
+from unstract_core.ending import Endings
+from unstract_core.holding import Held
+
+
+@attrs.define
+class Script:
+    """Answers each settle as `act` does, and writes down what it was asked."""
+
+    act: Callable[[Sequence[Settlement]], Any] = lambda batch: None
+    asked: list[list[Settlement]] = attrs.field(factory=list)
+
+    def settle(self, batch: Sequence[Settlement]) -> Sequence[bool]:
+        self.asked.append(list(batch))
+        self.act(batch)
+        return [True] * len(batch)
+
+
+def finished(number: int, **fields: Any) -> Held:
+    delivery = Delivery(str(number), "q", 1, TaskPayload(task_name="t", queue="q", reply_key=f"k{number}"), {})
+    held = Held(delivery)
+    held.settlement = attrs.evolve(Settlement(delivery, Verdict.ACK), **fields)
+    return held
+
+
+def endings(script: Script, *all_held: Held) -> tuple[Endings, dict[Any, Held], Counter[str]]:
+    held = {one.key: one for one in all_held}
+    counters: Counter[str] = Counter()
+    made = Endings(script, held, counters)  # type: ignore[arg-type]  # the rest of a subscription is not used
+    made.add(all_held)
+    return made, held, counters
+
+
+def settle(made: Endings) -> Exception | None:
+    try:
+        made.settle()
+    except TransportUnavailable as exc:
+        return exc
+    except TransportNotReady as exc:
+        return exc
+    return None
+
+
+def failing(error: Exception, when: Callable[[Sequence[Settlement]], bool] = lambda batch: True) -> Any:
+    def act(batch: Sequence[Settlement]) -> None:
+        if when(batch):
+            raise error
+
+    return act
+
+
+def test_batches_grow_again_after_an_outage() -> None:
+    """A batch that failed is halved, down to one; when it works again they double, up to the largest."""
+    script = Script()
+    made, held, _ = endings(script, *[finished(n) for n in range(600)])
+    script.act = failing(TransportUnavailable("away"))
+    for _ in range(8):
+        assert settle(made) is not None
+    smallest = len(script.asked[-1])
+    assert smallest < 10
+    script.act = lambda batch: None
+    assert settle(made) is None
+    assert held == {}
+    assert max(map(len, script.asked[8:])) > 100
+
+
+def test_what_fails_alone_is_not_tried_before_its_time() -> None:
+    """Between two tries of a suspect there is a pause, which the others do not share."""
+    script = Script(failing(TransportUnavailable("away"), lambda batch: batch[0].delivery.id == "0"))
+    suspect = finished(0)
+    made, held, counters = endings(script, suspect)
+    assert settle(made) is not None
+    for number in range(1, 6):
+        other = finished(number)
+        held[other.key] = other
+        made.add([other])
+        assert settle(made) is None
+    assert counters["settled"] == 5
+    assert [len(batch) for batch in script.asked] == [1] * 6
+
+
+def test_trouble_of_some_seconds_is_no_refusal() -> None:
+    """However often a settlement fails while the transport answers others: within PATIENCE nothing is given up."""
+    script = Script(failing(TransportUnavailable("lock timeout")))
+    one = finished(0)
+    made, held, counters = endings(script, one)
+    for _ in range(50):
+        one.retry_at = min(one.retry_at, 1e-9)
+        made.answers += 1
+        settle(made)
+    assert (counters["refused"], list(held.values())) == (0, [one])
+    script.act = lambda batch: None
+    one.retry_at = 1e-9
+    assert settle(made) is None
+    assert counters["settled"] == 1
+    assert script.asked[-1][0].verdict is Verdict.ACK
+
+
+def test_what_is_not_ready_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing right is an operator's to give, and nothing is buried for it, however long that takes."""
+    monkeypatch.setattr(ending, "PATIENCE", 0.0)
+    script = Script(failing(TransportNotReady("permission denied")))
+    one = finished(0)
+    made, held, counters = endings(script, one)
+    for _ in range(50):
+        one.retry_at = min(one.retry_at, 1e-9)
+        made.answers += 1
+        assert settle(made) is not None
+    assert (counters["refused"], list(held.values())) == (0, [one])
+
+
+def test_what_fails_in_every_form_is_never_dropped(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When no fallback can be written either, all begins anew: the result is still there when the trouble is over."""
+    monkeypatch.setattr(ending, "PATIENCE", 0.0)
+    script = Script(failing(TransportUnavailable("lock timeout")))
+    one = finished(0, result={"paid": 1})
+    made, held, counters = endings(script, one)
+    forms = set()
+    for _ in range(100):
+        one.retry_at = min(one.retry_at, 1e-9)
+        made.answers += 1
+        settle(made)
+        forms.add(repr(one.settlement))
+    assert len(forms) > 3
+    assert list(held.values()) == [one]
+    assert counters["refused"] == 1
+    assert [vars(record)["wire.event"] for record in caplog.records] == ["settlement_refused"]
+
+
+@pytest.mark.parametrize("error", [TransportRefused("no"), TransportUnavailable("away"), ValueError("odd")], ids=repr)
+def test_what_was_given_back_is_let_go_whatever_the_answer(error: Exception) -> None:
+    """Its settlement was the last use of its delivery: the next holder may have the same attempt."""
+    script = Script(failing(error))
+    made, held, _ = endings(script, finished(0, verdict=Verdict.RETRY, counted=False))
+    settle(made)
+    assert held == {}
+    settle(made)
+    assert len(script.asked) == 1
+
+
+def test_a_lease_that_is_lost_is_told_once() -> None:
+    """By the renewal or by the settlement, whichever comes first; what waits is not started any more."""
+    waiting = finished(0)
+    waiting.settlement = None
+    made, held, counters = endings(Script())
+    held[waiting.key] = waiting
+    assert waiting.until == math.inf
+    made.lost(waiting)
+    made.lost(waiting)
+    assert (counters["lost"], waiting.until) == (1, 0.0)

@@ -1,0 +1,158 @@
+"""The connections that a process shares.
+
+Why not psycopg_pool: it connects in the background and backs off, so that after an outage a caller waits for its
+schedule (3 s after a restart in tests/postgres/test_healing.py, where half a second is allowed). A connection that
+the server has dropped while it lay idle is noticed without a round trip and replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import weakref
+from collections import deque
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from transports.postgres.connections import Connection, Connector, Parameters, run
+from transports.postgres.errors import PlanOutdated, PreparedStatementLost
+from unstract_core.errors import TransportClosed, TransportUnavailable
+
+
+class Slot:
+    """Room for one connection of a pool.
+
+    It returns to the pool when nobody holds it any more, so that none is lost to an exception between two lines (a
+    signal handler may raise anywhere).
+    """
+
+    __slots__ = ("_slots",)
+
+    def __init__(self, slots: SimpleQueue[Slot]) -> None:
+        self._slots = weakref.ref(slots)
+
+    def __del__(self) -> None:
+        if (slots := self._slots()) is not None:
+            slots.put(Slot(slots))
+
+
+class Pool:
+    """The connections that this process shares, `size` at most; a caller waits up to `timeout` seconds for one, and
+    `limit` seconds for an answer.
+
+    A connection is made by the caller that needs it, in its own thread: it hears at once what the server said, and a
+    server that is back is used at once. The first connection of all is tried once, so that a wrong address fails
+    at start; later ones are tried anew until the time is up, because nothing has been sent yet.
+    """
+
+    def __init__(self, connector: Connector, *, size: int, timeout: float, limit: float) -> None:
+        self._connector = connector
+        self._size = size
+        self._timeout = timeout
+        self._limit = limit
+        self._closed = False
+        self.has_worked = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, in a forked child: the connections are the parent's, and its locks may be held for ever."""
+        self._idle: deque[Connection] = deque()
+        self._slots: SimpleQueue[Slot] = SimpleQueue()
+        for _ in range(self._size):
+            self._slots.put(Slot(self._slots))
+
+    def execute(
+        self,
+        doing: str,
+        statement: bytes,
+        parameters: Parameters,
+        *,
+        kept: bool = False,
+        harmless: bool = False,
+        patience: float | None = None,
+    ) -> list[tuple[Any, ...]]:
+        """Run a statement on a connection of the pool, in a commit of its own, and return its rows.
+
+        `kept` keeps the cursor, for a statement that is run most often; `harmless` says that the statement may be run
+        again where its fate is unknown; `patience` (seconds) replaces the pool's timeout.
+        """
+        try:
+            return self._execute(doing, statement, parameters, kept, patience)
+        except PreparedStatementLost:
+            self._connector.stop_preparing()
+        except PlanOutdated:
+            pass
+        except TransportUnavailable as exc:
+            if not (harmless and exc.fate_unknown):
+                raise
+        self._drop_idle()
+        return self._execute(doing, statement, parameters, kept, patience)
+
+    def close(self) -> None:
+        self._closed = True
+        self._drop_idle()
+
+    def _execute(
+        self, doing: str, statement: bytes, parameters: Parameters, kept: bool, patience: float | None
+    ) -> list[tuple[Any, ...]]:
+        seconds = self._timeout if patience is None else patience
+        deadline = time.monotonic() + seconds
+        slot = self._slot(doing, seconds)
+        try:
+            connection = self._alive() or self._connect(doing, deadline)
+            usable = False
+            try:
+                rows = run(connection, doing, statement, parameters, kept=kept)
+                usable = True
+                return rows
+            finally:
+                self._give_back(connection, usable=usable or connection.usable)
+        finally:
+            self._slots.put(slot)
+
+    def _slot(self, doing: str, seconds: float) -> Slot:
+        if self._closed:
+            raise TransportClosed(f"{doing}: the transport was closed")
+        try:
+            return self._slots.get(timeout=seconds)
+        except Empty:
+            raise TransportUnavailable(
+                f"{doing}: all {self._size} connections were in use for {seconds:g} s; nothing was done"
+            ) from None
+
+    def _give_back(self, connection: Connection, *, usable: bool) -> None:
+        """Keep a connection for the next caller, the one that was used last first."""
+        if self._closed or not usable or self._connector.has_outgrown(connection):
+            connection.close()
+        else:
+            self._idle.append(connection)
+            if self._closed:
+                self._drop_idle()
+
+    def _alive(self) -> Connection | None:
+        try:
+            while (connection := self._idle.pop()).has_hung_up:
+                connection.close()
+        except IndexError:
+            return None
+        return connection
+
+    def _drop_idle(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().close()
+
+    def _connect(self, doing: str, deadline: float) -> Connection:
+        pause = 0.05
+        while True:
+            if self._closed:
+                raise TransportClosed(f"{doing}: the transport was closed")
+            try:
+                connection = self._connector.connect(patience=max(0.0, deadline - time.monotonic()), limit=self._limit)
+                self.has_worked = True
+                return connection
+            except TransportUnavailable:
+                if not self.has_worked or time.monotonic() + pause >= deadline:
+                    raise
+                time.sleep(pause)
+                pause = min(0.5, pause * 2)
