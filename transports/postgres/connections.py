@@ -23,18 +23,36 @@ from unstract_core.events import emit
 
 logger = logging.getLogger(__name__)
 
+# What libpq would leave to the operating system: minutes to hours until a silent network is noticed.
+_DEFAULTS = {
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "40000",
+}
+_CONNECT_TIMEOUT = 10
+_SHORTEST_CONNECT_TIMEOUT = 2  # libpq's own
+_PREPARE_AFTER = 5
+_CANCEL_TIMEOUT = 2.0
+
+Result = TypeVar("Result")
+
+Parameters: TypeAlias = "dict[str, Any] | tuple[Any, ...]"
+Rows: TypeAlias = "list[tuple[Any, ...]]"
+How: TypeAlias = "Callable[[Connection, bytes, Any], Rows]"
+
 
 class Connection(psycopg.Connection[TupleRow]):
     """A connection of ours.
 
     `pooled` tells that a pooler stands between us and the server, so that nothing may be prepared or listened to. A
     statement that takes longer than `limit` seconds is cancelled, and the connection given up where even that is not
-    answered. `kept` is a cursor for one statement that is run again and again: a new one works out anew how to adapt
-    parameters and rows, 35 us of the 250 us of an insert.
+    answered. `has_prepared` belongs to straight.py.
     """
 
     pooled: bool = False
     limit: float | None = None
+    has_prepared: bool = False
 
     def wait(self, gen: PQGen[Result], *args: Any, **kwargs: Any) -> Result:
         """Wait for the server as psycopg does, within the limit."""
@@ -67,34 +85,18 @@ class Connection(psycopg.Connection[TupleRow]):
     @property
     def has_hung_up(self) -> bool:
         """Whether an idle connection has something to say, told without a round trip: a server speaks up to leave."""
-        return bool(self._poll(0))
+        return self.poll(select.POLLIN, 0.0)
+
+    def poll(self, events: int, seconds: float | None) -> bool:
+        """Wait until the socket is ready for one of these events of select.poll; False when the time is up."""
+        self._poll.modify(self.fileno(), events)
+        return bool(self._poll.poll(None if seconds is None else seconds * 1000))
 
     @cached_property
-    def _poll(self) -> Callable[[int], list[tuple[int, int]]]:
+    def _poll(self) -> select.poll:
         poll = select.poll()
-        poll.register(self.fileno(), select.POLLIN)
-        return poll.poll
-
-    @cached_property
-    def kept(self) -> psycopg.Cursor[TupleRow]:
-        return self.cursor()
-
-
-# What libpq would leave to the operating system: minutes to hours until a silent network is noticed.
-_DEFAULTS = {
-    "keepalives_idle": "30",
-    "keepalives_interval": "10",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "40000",
-}
-_CONNECT_TIMEOUT = 10
-_SHORTEST_CONNECT_TIMEOUT = 2  # libpq's own
-_PREPARE_AFTER = 5
-_CANCEL_TIMEOUT = 2.0
-
-Result = TypeVar("Result")
-
-Parameters: TypeAlias = "dict[str, Any] | tuple[Any, ...]"
+        poll.register(self.fileno())
+        return poll
 
 
 class Connector:
@@ -163,13 +165,15 @@ class Connector:
         return not self._prepare and connection.prepare_threshold is not None
 
 
-def run(
-    connection: Connection, doing: str, statement: bytes, parameters: Parameters, *, kept: bool = False
-) -> list[tuple[Any, ...]]:
+def by_cursor(connection: Connection, statement: bytes, parameters: Parameters) -> Rows:
+    """Run a statement as psycopg's users do."""
+    return connection.execute(statement, parameters).fetchall()
+
+
+def run(connection: Connection, doing: str, statement: bytes, parameters: Parameters, how: How = by_cursor) -> Rows:
     """Run a statement in a commit of its own and return its rows. Every driver error is raised as ours."""
     try:
-        cursor = connection.kept if kept else connection.cursor()
-        return cursor.execute(statement, parameters).fetchall()
+        return how(connection, statement, parameters)
     except Exception as exc:
         if (ours := translate(exc, doing)) is None:
             raise

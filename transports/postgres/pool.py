@@ -12,9 +12,8 @@ import time
 import weakref
 from collections import deque
 from queue import Empty, SimpleQueue
-from typing import Any
 
-from transports.postgres.connections import Connection, Connector, Parameters, run
+from transports.postgres.connections import Connection, Connector, How, Parameters, Rows, by_cursor, run
 from transports.postgres.errors import PlanOutdated, PreparedStatementLost
 from unstract_core.errors import TransportClosed, TransportUnavailable
 
@@ -67,17 +66,17 @@ class Pool:
         statement: bytes,
         parameters: Parameters,
         *,
-        kept: bool = False,
+        how: How = by_cursor,
         harmless: bool = False,
         patience: float | None = None,
-    ) -> list[tuple[Any, ...]]:
+    ) -> Rows:
         """Run a statement on a connection of the pool, in a commit of its own, and return its rows.
 
-        `kept` keeps the cursor, for a statement that is run most often; `harmless` says that the statement may be run
-        again where its fate is unknown; `patience` (seconds) replaces the pool's timeout.
+        `how` runs it on the connection; `harmless` says that the statement may be run again where its fate is unknown;
+        `patience` (seconds) replaces the pool's timeout.
         """
         try:
-            return self._execute(doing, statement, parameters, kept, patience)
+            return self._execute(doing, statement, parameters, how, patience)
         except PreparedStatementLost:
             self._connector.stop_preparing()
         except PlanOutdated:
@@ -86,15 +85,13 @@ class Pool:
             if not (harmless and exc.fate_unknown):
                 raise
         self._drop_idle()
-        return self._execute(doing, statement, parameters, kept, patience)
+        return self._execute(doing, statement, parameters, how, patience)
 
     def close(self) -> None:
         self._closed = True
         self._drop_idle()
 
-    def _execute(
-        self, doing: str, statement: bytes, parameters: Parameters, kept: bool, patience: float | None
-    ) -> list[tuple[Any, ...]]:
+    def _execute(self, doing: str, statement: bytes, parameters: Parameters, how: How, patience: float | None) -> Rows:
         seconds = self._timeout if patience is None else patience
         deadline = time.monotonic() + seconds
         slot = self._slot(doing, seconds)
@@ -102,7 +99,7 @@ class Pool:
             connection = self._alive() or self._connect(doing, deadline)
             usable = False
             try:
-                rows = run(connection, doing, statement, parameters, kept=kept)
+                rows = run(connection, doing, statement, parameters, how)
                 usable = True
                 return rows
             finally:

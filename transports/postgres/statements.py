@@ -34,8 +34,9 @@ class Statements:
         self._texts = {
             name: _ARRAY.sub(r"\1b", text).format(**self._identifiers).encode()
             for name, text in self._raw.items()
-            if name not in ("candidates", "claim_many_queues")
+            if name not in ("candidates", "claim_many_queues", "send_one")
         }
+        self._texts["send_one"] = self._raw["send_one"].format(**_identifiers(schema)).encode()  # libpq's parameters
 
     def __getitem__(self, name: str) -> bytes:
         return self._texts[name]

@@ -23,6 +23,7 @@ from transports.postgres.replies import ReplyWaiter
 from transports.postgres.session import Session
 from transports.postgres.settling import message_columns, message_text, parsed
 from transports.postgres.statements import Statements
+from transports.postgres.straight import straight
 from transports.postgres.subscription import PostgresSubscription
 from transports.postgres.within import cursor_beside
 from unstract_core.errors import (
@@ -209,8 +210,8 @@ class PostgresTransport:
         self._pool.close()
 
     def _send_one(self, message: Message, text: str) -> str:
-        parameters = (message.queue, text, message.org_id, message.priority)
-        ((msg_id,),) = self._pool.execute("send", self._statements["send_one"], parameters, kept=True)
+        parameters = (message.queue, text, message.org_id, str(message.priority))
+        ((msg_id,),) = self._pool.execute("send", self._statements["send_one"], parameters, how=straight)
         self._notifier.trailing((message.queue,))
         return str(msg_id)
 

@@ -6,9 +6,10 @@
 -- read_ct counts its deliveries; (msg_id, read_ct) is the fence of a delivery.
 
 -- name: send_one
--- The most frequent case, at its cheapest: one message, ready at once, that nobody has to be told of.
+-- The most frequent case, at its cheapest: one message, ready at once, that nobody has to be told of. Its parameters are
+-- libpq's own, for straight.py.
 INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)
-VALUES (%s, %s::text::jsonb, %s, now(), now(), 0, %s, 'ready')
+VALUES ($1, $2::jsonb, $3, now(), now(), 0, $4, 'ready')
 RETURNING msg_id;
 
 -- name: send_many
