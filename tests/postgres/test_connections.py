@@ -207,6 +207,19 @@ def test_a_settlement_that_is_held_up_holds_up_no_renewal(make_postgres: Make, t
     assert sorted(ran) == ["answered", "long"]
 
 
+@pytest.mark.parametrize("listen", [True, False])
+def test_a_message_of_any_size_goes_the_straight_way(
+    make_postgres: Make, tables: Tables, queue: str, listen: bool
+) -> None:
+    """More than a socket takes at once, in the statement that is sent most often, prepared or not."""
+    transport = make_postgres(listen=listen)
+    transport.send([message("t", queue, "first")])
+    for size in (1, 100_000, 20_000_000):
+        transport.send([message("t", queue, "x" * size)])
+    rows = tables.rows("SELECT length(message -> 'args' ->> 0) FROM {messages} WHERE queue_name = %s ORDER BY 1", queue)
+    assert rows == [(1,), (5,), (100_000,), (20_000_000,)]
+
+
 # Encodings.
 
 
