@@ -220,6 +220,51 @@ def test_a_message_of_any_size_goes_the_straight_way(
     assert rows == [(1,), (5,), (100_000,), (20_000_000,)]
 
 
+@on_one_server
+def test_a_row_that_somebody_has_locked_costs_no_other_its_lease(
+    make_postgres: Make, tables: Tables, queue: str
+) -> None:
+    """An administrator's open transaction over one message: the other tasks are renewed, and run once."""
+    first, second = make_postgres(), make_postgres()
+    ran: list[int] = []
+
+    def task(number: int) -> None:
+        ran.append(number)
+        time.sleep(5)
+
+    first.send([message("t", queue, 0), message("t", queue, 1)])
+    with running(Consumer(first, {"t": task}, [queue], lease=2, concurrency=2)):
+        wait_until(lambda: sorted(ran) == [0, 1], what="both tasks to run")
+        with running(Consumer(second, {"t": task}, [queue], lease=2, concurrency=2)):
+            with tables.locked("SELECT * FROM {messages} WHERE message -> 'args' ->> 0 = '0' FOR UPDATE"):
+                time.sleep(4)
+            wait_until(lambda: tables.count(queue) == 0, what="both to be settled")
+    assert sorted(ran) == [0, 1]
+
+
+@on_one_server
+@pytest.mark.parametrize("prepared", [True, False])
+def test_a_send_that_a_lock_holds_up_is_cancelled_and_says_so(
+    make_named: Make, tables: Tables, name: str, queue: str, prepared: bool
+) -> None:
+    """Its fate is known: nothing took effect, then or later, and no statement of it stays behind on the server."""
+    transport = make_named(statement_timeout=0.5)
+    transport.send([message("t", queue)])
+    if prepared:
+        transport.send([message("t", queue)])
+    stored = tables.count(queue)
+    with tables.locked("LOCK TABLE {messages} IN SHARE MODE"):
+        for _ in range(3):
+            transport._notifier._last[queue] = time.monotonic()
+            with pytest.raises(TransportUnavailable, match="nothing took effect") as caught:
+                transport.send([message("t", queue)])
+            assert not caught.value.fate_unknown
+        wait_until(lambda: not [pid for pid, event, _ in tables.backends(name) if event == "Lock"], timeout=3)
+    time.sleep(0.3)
+    assert tables.count(queue) == stored
+    transport.send([message("t", queue)])
+
+
 # Encodings.
 
 

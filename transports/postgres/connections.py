@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
-from transports.postgres.errors import PlanOutdated, PreparedStatementLost, translate
+from transports.postgres.errors import PlanOutdated, PreparedStatementLost, ReadOnly, translate
 from unstract_core.errors import ConfigurationError, TransportUnavailable
 from unstract_core.events import emit
 
@@ -33,7 +33,8 @@ _DEFAULTS = {
 _CONNECT_TIMEOUT = 10
 _SHORTEST_CONNECT_TIMEOUT = 2  # libpq's own
 _PREPARE_AFTER = 5
-_CANCEL_TIMEOUT = 2.0
+CANCEL_TIMEOUT = 2.0
+"""Seconds until a cancel, and then its answer, has to be there."""
 
 Result = TypeVar("Result")
 
@@ -47,12 +48,14 @@ class Connection(psycopg.Connection[TupleRow]):
 
     `pooled` tells that a pooler stands between us and the server, so that nothing may be prepared or listened to. A
     statement that takes longer than `limit` seconds is cancelled, and the connection given up where even that is not
-    answered. `has_prepared` belongs to straight.py.
+    answered; `spoiled` tells that it must not be used for another one, which a late cancel could hit. `has_prepared`
+    belongs to straight.py.
     """
 
     pooled: bool = False
     limit: float | None = None
     has_prepared: bool = False
+    spoiled: bool = False
 
     def wait(self, gen: PQGen[Result], *args: Any, **kwargs: Any) -> Result:
         """Wait for the server as psycopg does, within the limit."""
@@ -69,18 +72,23 @@ class Connection(psycopg.Connection[TupleRow]):
                     if cancelled:
                         raise psycopg.OperationalError(f"no answer within {limit:g} s")
                     cancelled = True
-                    with contextlib.suppress(psycopg.Error):
-                        self.cancel_safe(timeout=_CANCEL_TIMEOUT)
-                    deadline = time.monotonic() + _CANCEL_TIMEOUT
+                    self.give_up()
+                    deadline = time.monotonic() + CANCEL_TIMEOUT
                 wanted = gen.send(ready)
         except StopIteration as end:
             result: Result = end.value
             return result
 
+    def give_up(self) -> None:
+        """Cancel the statement that runs, on another connection; its end is still to be waited for."""
+        self.spoiled = True
+        with contextlib.suppress(psycopg.Error):
+            self.cancel_safe(timeout=CANCEL_TIMEOUT)
+
     @property
     def usable(self) -> bool:
         """Whether the next statement can be run: not where the connection broke, or a statement did not end."""
-        return self.pgconn.transaction_status == TransactionStatus.IDLE
+        return not self.spoiled and self.pgconn.transaction_status == TransactionStatus.IDLE
 
     @property
     def has_hung_up(self) -> bool:
@@ -119,7 +127,8 @@ class Connector:
         named = {} if "fallback_application_name" in given else {"fallback_application_name": "unstract-wire"}
         self.conninfo = make_conninfo(conninfo, **defaults, **named, client_encoding="UTF8")
         self._connect_timeout = None if by_service else _seconds(given.get("connect_timeout"))
-        self._prepare = prepare
+        self._prepare = self._probe = prepare
+        self._told_pooled = False
 
     def connect(self, *, patience: float | None = None, limit: float | None = None) -> Connection:
         """Return a new connection, in autocommit, within `patience` seconds where they are less than usual.
@@ -136,9 +145,8 @@ class Connector:
         try:
             connection = Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
             connection.limit = limit
-            if self._prepare:
+            if self._probe:
                 self._look_for_a_pooler(connection)
-            connection.pooled = not self._prepare
             return connection
         except psycopg.OperationalError as exc:
             said = " ".join(str(exc).split())
@@ -151,14 +159,18 @@ class Connector:
         """Prepare only where the server itself answers: a pooler gives its clients process ids of its own making."""
         row = connection.execute("SELECT pg_backend_pid()").fetchone()
         if row == (connection.info.backend_pid,):
-            connection.prepare_threshold = _PREPARE_AFTER
+            connection.prepare_threshold = _PREPARE_AFTER if self._prepare else None
             return
-        self.stop_preparing()
-        emit(logger, logging.WARNING, "pooler_found")
+        connection.pooled = True
+        if not self._told_pooled:
+            self._told_pooled = True
+            emit(logger, logging.WARNING, "pooler_found")
 
     def stop_preparing(self) -> None:
         """Make connections from now on that prepare nothing: something between us and the server does not bear it."""
-        self._prepare = False
+        if self._prepare:
+            self._prepare = False
+            emit(logger, logging.WARNING, "prepared_statements_lost")
 
     def has_outgrown(self, connection: Connection) -> bool:
         """Whether a connection still prepares statements, and new ones would not."""
@@ -177,7 +189,7 @@ def run(connection: Connection, doing: str, statement: bytes, parameters: Parame
     except Exception as exc:
         if (ours := translate(exc, doing)) is None:
             raise
-        if isinstance(ours, PreparedStatementLost | PlanOutdated):
+        if isinstance(ours, PreparedStatementLost | PlanOutdated | ReadOnly):
             connection.close()
         raise ours from exc
 

@@ -40,6 +40,10 @@ class PlanOutdated(TransportUnavailable):
     """A prepared statement's plan no longer fits its tables; a connection that prepares anew is not concerned."""
 
 
+class ReadOnly(TransportUnavailable):
+    """The server does not take writes, as after a failover: the next connection may reach another."""
+
+
 class NotifyQueueFull(TransportUnavailable):
     """The server's queue of notifications is full, because some session listens and never reads."""
 
@@ -71,6 +75,8 @@ def translate(exc: BaseException, doing: str, *, committed_by_us: bool = True) -
         return PlanOutdated(f"{text}; nothing took effect")
     if state == "54000" and _raised_in(exc) == "async.c":
         return NotifyQueueFull(f"{text}; nothing took effect. Which session listens and is idle in transaction?")
+    if state == "25006":
+        return ReadOnly(f"{text}; nothing took effect")
     if state.startswith(_ROLLED_BACK) and state != "40003":
         return TransportUnavailable(f"{text}; nothing took effect")
     if state.startswith((*_FATE_UNKNOWN, "40003")):

@@ -98,8 +98,9 @@ class Notifier:
             was_idle = not self._late
             for queue in queues:
                 self._late.setdefault(queue, self._last.get(queue, 0.0) + self._window)
-            if was_idle and self._late:
+            if self._late:
                 self._start()
+            if was_idle:
                 self._changed.notify()
 
     def close(self) -> None:

@@ -97,13 +97,10 @@ class Pool:
         slot = self._slot(doing, seconds)
         try:
             connection = self._alive() or self._connect(doing, deadline)
-            usable = False
             try:
-                rows = run(connection, doing, statement, parameters, how)
-                usable = True
-                return rows
+                return run(connection, doing, statement, parameters, how)
             finally:
-                self._give_back(connection, usable=usable or connection.usable)
+                self._give_back(connection)
         finally:
             self._slots.put(slot)
 
@@ -117,9 +114,9 @@ class Pool:
                 f"{doing}: all {self._size} connections were in use for {seconds:g} s; nothing was done"
             ) from None
 
-    def _give_back(self, connection: Connection, *, usable: bool) -> None:
+    def _give_back(self, connection: Connection) -> None:
         """Keep a connection for the next caller, the one that was used last first."""
-        if self._closed or not usable or self._connector.has_outgrown(connection):
+        if self._closed or not connection.usable or self._connector.has_outgrown(connection):
             connection.close()
         else:
             self._idle.append(connection)

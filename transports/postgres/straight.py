@@ -7,8 +7,10 @@ Parameters and results are text.
 
 from __future__ import annotations
 
+import hashlib
 import select
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import psycopg
@@ -16,9 +18,14 @@ from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row
 
-from transports.postgres.connections import Connection
+from transports.postgres.connections import CANCEL_TIMEOUT, Connection
+from unstract_core.errors import TransportUnavailable
 
-_NAME = b"unstract_wire_straight"
+
+@cache
+def _name(statement: bytes) -> bytes:
+    """Return a name that no other statement has, so that it is never another that is run under it."""
+    return b"unstract_wire_" + hashlib.blake2b(statement, digest_size=8).hexdigest().encode()
 
 
 def straight(connection: Connection, statement: bytes, parameters: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -29,14 +36,26 @@ def straight(connection: Connection, statement: bytes, parameters: Sequence[str]
     """
     if connection.prepare_threshold is None:
         return psycopg.RawCursor(connection, row_factory=tuple_row).execute(statement, parameters).fetchall()
+    name = _name(statement)
     if not connection.has_prepared:
-        connection.pgconn.send_prepare(_NAME, statement)
-        _check(_result(connection), ExecStatus.COMMAND_OK)
-        connection.has_prepared = True
-    connection.pgconn.send_query_prepared(_NAME, [text.encode() for text in parameters])
+        _prepare(connection, name, statement)
+    connection.pgconn.send_query_prepared(name, [text.encode() for text in parameters])
     result = _result(connection)
     _check(result, ExecStatus.TUPLES_OK)
     return [((result.get_value(row, 0) or b"").decode(),) for row in range(result.ntuples)]
+
+
+def _prepare(connection: Connection, name: bytes, statement: bytes) -> None:
+    connection.spoiled = True  # until it is known what the server has prepared
+    try:
+        connection.pgconn.send_prepare(name, statement)
+        _check(_result(connection), ExecStatus.COMMAND_OK)
+    except psycopg.Error as exc:
+        if exc.sqlstate is not None:
+            raise
+        raise TransportUnavailable("the connection to PostgreSQL was lost; nothing was sent") from exc
+    connection.spoiled = False
+    connection.has_prepared = True
 
 
 def _result(connection: Connection) -> PGresult:
@@ -59,7 +78,10 @@ def _result(connection: Connection) -> PGresult:
 
 
 def _wait(connection: Connection, events: int) -> None:
-    if not connection.poll(events, connection.limit):
+    if connection.poll(events, connection.limit):
+        return
+    connection.give_up()
+    if not connection.poll(events, CANCEL_TIMEOUT):
         raise psycopg.OperationalError(f"no answer within {connection.limit} s")
 
 

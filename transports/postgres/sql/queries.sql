@@ -90,12 +90,19 @@ SELECT (SELECT count(*) FROM back),
         WHERE EXISTS (SELECT 1 FROM {messages} WHERE state = 'ready' AND queue_name = q.name));
 
 -- name: renew
--- Fenced: a row that was claimed again since is not touched. One that expired but was not claimed is taken back.
-UPDATE {messages} AS m
-SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second'
-FROM unnest(%(ids)s::bigint[], %(attempts)s::int[]) AS held (msg_id, read_ct)
-WHERE m.msg_id = held.msg_id AND m.read_ct = held.read_ct
-RETURNING m.msg_id, m.read_ct;
+-- Fenced: a row that was claimed again since is not touched. One that expired but was not claimed is taken back. One that
+-- somebody has locked is passed over, and no other waits for it; it is still held, because nobody can claim it either.
+WITH held AS MATERIALIZED (
+    SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::int[]) AS h (msg_id, read_ct)
+), free AS MATERIALIZED (
+    SELECT m.msg_id FROM {messages} AS m JOIN held AS h ON m.msg_id = h.msg_id AND m.read_ct = h.read_ct
+    ORDER BY m.msg_id
+    FOR UPDATE OF m SKIP LOCKED
+), renewed AS (
+    UPDATE {messages} AS m SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second'
+    FROM free WHERE m.msg_id = free.msg_id
+)
+SELECT m.msg_id, m.read_ct FROM {messages} AS m JOIN held AS h ON m.msg_id = h.msg_id AND m.read_ct = h.read_ct;
 
 -- name: settle
 -- A whole batch in one commit. Only what passes the fence has any effect: `fenced` is the root of everything below it,
