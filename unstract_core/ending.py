@@ -27,9 +27,8 @@ logger = logging.getLogger(__name__)
 _LARGEST_BATCH = 500
 _MOST_FAILURES = 5
 PATIENCE = 300.0
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 _COUNTED_AS = {Verdict.ACK: "settled", Verdict.RETRY: "retried", Verdict.BURY: "buried"}
-_GIVEN_BACK = "given_back"
 
 
 class Endings:
@@ -118,7 +117,7 @@ class Endings:
             held.answers = self.answers
             held.failures += 1
             held.failing_since = min(held.failing_since, now)
-        held.retry_at = now + min(_LONGEST_PAUSE, _SHORTEST_PAUSE * 2.0 ** min(held.failures, 10))
+        held.retry_at = now + min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** min(held.failures, 10))
         worn_out = held.failures > _MOST_FAILURES and now - held.failing_since >= PATIENCE
         if worn_out or (held.fallbacks is not None and held.failures):
             self._fall_back(held, failure)
@@ -154,7 +153,7 @@ class Endings:
         self._forget(held)
         if effective:
             settlement = _settlement(held)
-            self._counters[_COUNTED_AS[settlement.verdict] if settlement.counted else _GIVEN_BACK] += 1
+            self._counters[_COUNTED_AS[settlement.verdict] if settlement.counted else "given_back"] += 1
         elif held.doubtful:
             emit(logger, logging.INFO, "settled_or_lost", **ids(held.delivery))
         else:

@@ -12,12 +12,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
 from unstract_core.continuation import RetryPolicy, rejection, settle
-from unstract_core.ending import Endings
+from unstract_core.ending import LONGEST_PAUSE, SHORTEST_PAUSE, Endings
 from unstract_core.errors import ContractError, TransportClosed, TransportError
 from unstract_core.events import emit
 from unstract_core.holding import Held, Key
@@ -28,8 +28,9 @@ from unstract_core.values import error_text
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 LONGEST_WAIT = 5.0
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _MOST_SUSPECTS = 3
 _MARGIN = 0.9
 """The part of a lease in which a task may still be started: its end was reckoned by another clock."""
@@ -97,7 +98,7 @@ class Loop:
         if self._gave_back(limit):
             limit = self._settings.concurrency
         if (pause := self._resume_at - time.monotonic()) > 0:
-            time.sleep(min(pause, _SHORTEST_PAUSE))
+            time.sleep(min(pause, SHORTEST_PAUSE))
             return None
         self.problem = None
         self._try(self._renew)
@@ -114,7 +115,7 @@ class Loop:
         """Start nothing more; what runs is left to itself, and what is held to its lease."""
         self._runner.close()
 
-    def _try(self, step: Callable[[], int]) -> int | None:
+    def _try(self, step: Callable[[], Result]) -> Result | None:
         try:
             return step()
         except TransportClosed:
@@ -143,10 +144,10 @@ class Loop:
             self._runner.finish(held)
         return True
 
-    def _renew(self) -> int:
+    def _renew(self) -> None:
         now = time.monotonic()
         if now < self._renew_at:
-            return 0
+            return
         held = list(self._held.values())
         if held:
             kept = self._subscription.renew([one.delivery for one in held])
@@ -157,13 +158,11 @@ class Loop:
                 else:
                     self._endings.lost(one)
         self._renew_at = now + self._settings.lease / 3
-        return len(held)
 
-    def _settle(self) -> int:
+    def _settle(self) -> None:
         done = self._runner.done
         self._endings.add(done.popleft() for _ in range(len(done)))
         self._endings.settle()
-        return 0
 
     def _receive(self, room: int, patience: float, deadline: float) -> int:
         self._runner.asleep = True
@@ -215,8 +214,8 @@ class Loop:
         self._runner.done.append(held)
 
     def _wait_longer(self) -> None:
-        longest = min(_LONGEST_PAUSE, self._settings.lease / 6)  # so that what is held can still be renewed
-        self._pause = min(longest, max(_SHORTEST_PAUSE, self._pause * 2))
+        longest = min(LONGEST_PAUSE, self._settings.lease / 6)  # so that what is held can still be renewed
+        self._pause = min(longest, max(SHORTEST_PAUSE, self._pause * 2))
         self._resume_at = time.monotonic() + self._pause
 
     def _tell(self) -> None:

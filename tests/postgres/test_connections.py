@@ -57,24 +57,14 @@ def through(between: Proxy, postgres_url: str, schema: str) -> Iterator[Make]:
 # Lost answers.
 
 
-def test_a_caller_gets_its_reply_although_the_first_answer_is_lost(
-    through: Make, between: Proxy, postgres: PostgresTransport, queue: str
+@pytest.mark.parametrize("lost", [b"SELECT status, result", b"SET result = NULL"], ids=["reading", "clearing"])
+def test_a_caller_gets_its_reply_although_an_answer_is_lost(
+    through: Make, between: Proxy, postgres: PostgresTransport, queue: str, lost: bytes
 ) -> None:
-    """Reading a reply is harmless, so it is read again; it is cleared only when it was read."""
+    """Reading is harmless, so it is done again; clearing comes after it, and its failure takes nothing away."""
     caller = through()
     with running(Consumer(postgres, {"t": lambda: "paid"}, [queue])):
-        between.lose_the_answer_to(b"SELECT status, result")
-        assert Dispatcher(caller).call("t", queue=queue, timeout=10) == "paid"
-    assert between.has_lost
-
-
-def test_a_reply_that_cannot_be_cleared_is_there_all_the_same(
-    through: Make, between: Proxy, tables: Tables, postgres: PostgresTransport, queue: str
-) -> None:
-    """The caller has its result when the connection breaks while it is cleared."""
-    caller = through()
-    with running(Consumer(postgres, {"t": lambda: "paid"}, [queue])):
-        between.lose_the_answer_to(b"SET result = NULL")
+        between.lose_the_answer_to(lost)
         assert Dispatcher(caller).call("t", queue=queue, timeout=10) == "paid"
     assert between.has_lost
 
@@ -224,7 +214,7 @@ def test_a_message_of_any_size_goes_the_straight_way(
 def test_a_row_that_somebody_has_locked_costs_no_other_its_lease(
     make_postgres: Make, tables: Tables, queue: str
 ) -> None:
-    """An administrator's open transaction over one message: the other tasks are renewed, and run once."""
+    """An administrator's open transaction over one message, longer than a lease: the other is renewed, and run once."""
     first, second = make_postgres(), make_postgres()
     ran: list[int] = []
 
@@ -239,7 +229,7 @@ def test_a_row_that_somebody_has_locked_costs_no_other_its_lease(
             with tables.locked("SELECT * FROM {messages} WHERE message -> 'args' ->> 0 = '0' FOR UPDATE"):
                 time.sleep(4)
             wait_until(lambda: tables.count(queue) == 0, what="both to be settled")
-    assert sorted(ran) == [0, 1]
+    assert ran.count(1) == 1  # the locked one's lease cannot be written: it goes to whoever is first when the lock goes
 
 
 @on_one_server

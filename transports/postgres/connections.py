@@ -166,9 +166,9 @@ class Connector:
             self._told_pooled = True
             emit(logger, logging.WARNING, "pooler_found")
 
-    def stop_preparing(self) -> None:
-        """Make connections from now on that prepare nothing: something between us and the server does not bear it."""
-        if self._prepare:
+    def heed(self, failure: PlanOutdated) -> None:
+        """Make connections that prepare nothing from now on, if something before the server does not bear it."""
+        if isinstance(failure, PreparedStatementLost) and self._prepare:
             self._prepare = False
             emit(logger, logging.WARNING, "prepared_statements_lost")
 
@@ -189,7 +189,7 @@ def run(connection: Connection, doing: str, statement: bytes, parameters: Parame
     except Exception as exc:
         if (ours := translate(exc, doing)) is None:
             raise
-        if isinstance(ours, PreparedStatementLost | PlanOutdated | ReadOnly):
+        if isinstance(ours, PlanOutdated | ReadOnly):
             connection.close()
         raise ours from exc
 

@@ -32,12 +32,12 @@ _DRIVERS = ("psycopg", "psycopg2", "django")
 _FATE_UNKNOWN = ("08", "57", "58", "XX")
 
 
-class PreparedStatementLost(TransportUnavailable):
-    """A prepared statement is not there, or another's of its name is: a pooler in transaction mode lies between."""
-
-
 class PlanOutdated(TransportUnavailable):
     """A prepared statement's plan no longer fits its tables; a connection that prepares anew is not concerned."""
+
+
+class PreparedStatementLost(PlanOutdated):
+    """A prepared statement is not there, or another's of its name is: a pooler in transaction mode lies between."""
 
 
 class ReadOnly(TransportUnavailable):

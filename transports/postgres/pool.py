@@ -14,7 +14,7 @@ from collections import deque
 from queue import Empty, SimpleQueue
 
 from transports.postgres.connections import Connection, Connector, How, Parameters, Rows, by_cursor, run
-from transports.postgres.errors import PlanOutdated, PreparedStatementLost
+from transports.postgres.errors import PlanOutdated
 from unstract_core.errors import TransportClosed, TransportUnavailable
 
 
@@ -73,14 +73,12 @@ class Pool:
         """Run a statement on a connection of the pool, in a commit of its own, and return its rows.
 
         `how` runs it on the connection; `harmless` says that the statement may be run again where its fate is unknown;
-        `patience` (seconds) replaces the pool's timeout.
+        `patience` (seconds) stands for the pool's timeout where it is less.
         """
         try:
             return self._execute(doing, statement, parameters, how, patience)
-        except PreparedStatementLost:
-            self._connector.stop_preparing()
-        except PlanOutdated:
-            pass
+        except PlanOutdated as exc:
+            self._connector.heed(exc)
         except TransportUnavailable as exc:
             if not (harmless and exc.fate_unknown):
                 raise
@@ -92,7 +90,7 @@ class Pool:
         self._drop_idle()
 
     def _execute(self, doing: str, statement: bytes, parameters: Parameters, how: How, patience: float | None) -> Rows:
-        seconds = self._timeout if patience is None else patience
+        seconds = self._timeout if patience is None else min(patience, self._timeout)
         deadline = time.monotonic() + seconds
         slot = self._slot(doing, seconds)
         try:

@@ -18,7 +18,7 @@ import psycopg
 from psycopg import sql
 
 from transports.postgres.connections import Connection, Connector, run
-from transports.postgres.errors import PlanOutdated, PreparedStatementLost, mapped
+from transports.postgres.errors import PlanOutdated, mapped
 
 
 class Session:
@@ -45,10 +45,8 @@ class Session:
         """Run one statement in a commit of its own and return its rows; a broken connection is replaced before."""
         try:
             return self._execute(doing, statement, parameters)
-        except PreparedStatementLost:
-            self._connector.stop_preparing()
-        except PlanOutdated:
-            pass
+        except PlanOutdated as exc:
+            self._connector.heed(exc)
         return self._execute(doing, statement, parameters)
 
     def wait(self, seconds: float) -> bool:

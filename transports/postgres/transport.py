@@ -96,7 +96,6 @@ class PostgresTransport:
         self._channels = Channels.of(schema)
         self._notifier = Notifier(self._pool, self._statements, self._channels)
         self._listen = listen
-        self._timeout = timeout
         self._statement_timeout = statement_timeout
         self._poll_interval = poll_interval
         self._waiter = ReplyWaiter(
@@ -228,16 +227,12 @@ class PostgresTransport:
         return {**columns, "channel": self._channels.queues, "wake": list(wake)}
 
     def _read(self, key: str, deadline: float) -> Reply | None:
+        statement = self._statements["read_reply"]
         while True:
+            remaining = deadline - time.monotonic()
+            patience = remaining if remaining > 0 else None
             try:
-                remaining = deadline - time.monotonic()
-                rows = self._pool.execute(
-                    "read a reply",
-                    self._statements["read_reply"],
-                    {"key": key},
-                    harmless=True,
-                    patience=remaining if 0 < remaining < self._timeout else None,
-                )
+                rows = self._pool.execute("read a reply", statement, {"key": key}, harmless=True, patience=patience)
                 break
             except TransportUnavailable:
                 remaining = deadline - time.monotonic()
