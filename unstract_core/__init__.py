@@ -7,11 +7,13 @@ Importing this package imports attrs and cattrs, and no driver.
 from unstract_core.codec import from_wire, to_wire
 from unstract_core.consumer import Consumer
 from unstract_core.continuation import RetryLater
+from unstract_core.current import current_delivery
 from unstract_core.discovery import load_transport
 from unstract_core.dispatch import Dispatcher, DispatchHandle
 from unstract_core.errors import (
     ConfigurationError,
     ContractError,
+    GateFailed,
     MalformedPayload,
     NotSupported,
     PayloadError,
@@ -27,8 +29,10 @@ from unstract_core.errors import (
     UnknownTask,
 )
 from unstract_core.execution import ExecutionContext, ExecutionResult, ExecutorDispatcher
+from unstract_core.gates import OpenFeatureGate
 from unstract_core.payload import ContinuationSpec, FairnessKey, TaskPayload
 from unstract_core.registry import Tasks
+from unstract_core.routing import Gate, RoutingDispatcher
 from unstract_core.signature import CallbackSignature, signature_to_continuation
 from unstract_core.transport import (
     Capabilities,
@@ -64,15 +68,19 @@ __all__ = [
     "ExecutionResult",
     "ExecutorDispatcher",
     "FairnessKey",
+    "Gate",
+    "GateFailed",
     "Inspection",
     "MalformedPayload",
     "Message",
     "NotSupported",
+    "OpenFeatureGate",
     "PayloadError",
     "QueueState",
     "Reply",
     "ReplyTimeout",
     "RetryLater",
+    "RoutingDispatcher",
     "Settlement",
     "SignatureError",
     "Subscription",
@@ -88,6 +96,7 @@ __all__ = [
     "TransportUnavailable",
     "UnknownTask",
     "Verdict",
+    "current_delivery",
     "from_wire",
     "load_transport",
     "normalise",

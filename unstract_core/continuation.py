@@ -50,11 +50,24 @@ class RetryLater(Exception):
 
 @attrs.frozen
 class RetryPolicy:
-    """How often a task may be delivered, and how long to wait before it is run again (seconds)."""
+    """How often a task may be delivered, and how long to wait before it is run again (seconds).
+
+    `asked_attempts` counts instead of `max_attempts`, where it is more, for a task that asks to be run again.
+    """
 
     max_attempts: int = 5
     backoff: float = 1.0
     backoff_max: float = 300.0
+    asked_attempts: int = 0
+
+    def of(self, task: object) -> RetryPolicy:
+        """Return the policy for a task that may carry `asked_attempts` of its own, as those of a Celery app do."""
+        asked = getattr(task, "asked_attempts", None)
+        return attrs.evolve(self, asked_attempts=asked) if isinstance(asked, int) else self
+
+    @property
+    def most_attempts(self) -> int:
+        return max(self.max_attempts, self.asked_attempts)
 
     def delay(self, delivery: Delivery) -> float:
         """Double the wait with each attempt, less up to a quarter: spread, yet the same for the same delivery."""
@@ -84,16 +97,23 @@ class Raised:
     error: str
 
     @classmethod
-    def of(cls, exc: BaseException) -> Raised | RetryAsked:
+    def of(cls, exc: BaseException) -> Raised | RetryAsked | Ignored | Rejected:
+        """Read what a task raised; Celery's Retry, Reject and Ignore mean what they mean there."""
         if isinstance(exc, RetryLater):
             return RetryAsked(_delay(exc.delay), error_text(exc if exc.__cause__ is None else exc.__cause__))
-        if _is_celerys_retry(exc):
-            return _celerys_retry(exc)
+        match _celerys(exc):
+            case "Retry":
+                return _celerys_retry(exc)
+            case "Reject":
+                return _celerys_reject(exc)
+            case "Ignore":
+                return Ignored()
         return cls(error_text(exc))
 
 
-def _is_celerys_retry(exc: BaseException) -> bool:
-    return any(f"{kind.__module__}.{kind.__qualname__}" == "celery.exceptions.Retry" for kind in type(exc).__mro__)
+def _celerys(exc: BaseException) -> str | None:
+    """Return the name of the exception of Celery's that `exc` is, without importing celery."""
+    return next((kind.__name__ for kind in type(exc).__mro__ if kind.__module__ == "celery.exceptions"), None)
 
 
 def _celerys_retry(exc: BaseException) -> RetryAsked:
@@ -102,6 +122,13 @@ def _celerys_retry(exc: BaseException) -> RetryAsked:
     if isinstance(when, datetime.datetime):
         when = max(0.0, (when - datetime.datetime.now(when.tzinfo)).total_seconds())
     return RetryAsked(_delay(when), error_text(reason if isinstance(reason, BaseException) else exc))
+
+
+def _celerys_reject(exc: BaseException) -> RetryAsked | Rejected:
+    """Read Celery's Reject: `reason` is what the task failed with, or a text; `requeue` asks for another try."""
+    reason = getattr(exc, "reason", None)
+    error = error_text(reason if isinstance(reason, BaseException) else exc)
+    return RetryAsked(None, error) if getattr(exc, "requeue", False) else Rejected(error)
 
 
 def _delay(seconds: object) -> float | None:
@@ -121,12 +148,17 @@ class RetryAsked:
 
 @attrs.frozen
 class Rejected:
-    """The task was not run, and never will be: the message is malformed, unknown here, or delivered too often."""
+    """The message is never to be run again: malformed, unknown here, delivered too often, or rejected by its task."""
 
     error: str
 
 
-Outcome: TypeAlias = Returned | Raised | RetryAsked | Rejected
+@attrs.frozen
+class Ignored:
+    """The task asked, with Celery's Ignore, that nothing follow from it: no answer, no continuation, no retry."""
+
+
+Outcome: TypeAlias = Returned | Raised | RetryAsked | Rejected | Ignored
 
 
 def settle(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settlement:
@@ -146,7 +178,9 @@ def _by_rule(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settl
     match outcome:
         case Returned(result):
             return _succeeded(delivery, result)
-        case RetryAsked(delay) if delivery.attempt < policy.max_attempts:
+        case Ignored():
+            return Settlement(delivery, Verdict.ACK)
+        case RetryAsked(delay) if delivery.attempt < policy.most_attempts:
             return _again(delivery, outcome.error, policy.delay(delivery) if delay is None else delay)
         case Raised(error) | RetryAsked(_, error):
             if _awaited(_sender(delivery)):
@@ -162,8 +196,8 @@ def rejection(delivery: Delivery, known: Container[str], policy: RetryPolicy) ->
     """Say why a delivery must not be run: unreadable, delivered too often, or not among `known` task names."""
     if delivery.payload is None:
         return Rejected(error_text(MalformedPayload(delivery.problem or "unreadable")))
-    if delivery.attempt > policy.max_attempts:
-        times = f"delivered {delivery.attempt} times and never settled; the limit is {policy.max_attempts}"
+    if delivery.attempt > policy.most_attempts:
+        times = f"delivered {delivery.attempt} times and never settled; the limit is {policy.most_attempts}"
         return Rejected(error_text(TooManyAttempts(times)))
     name = delivery.payload.task_name
     if name not in known:
@@ -228,7 +262,7 @@ def _failed(delivery: Delivery, error: str, verdict: Verdict) -> Settlement:
         reply = Reply(_dispatch_id(delivery, sender), "failed", error=error, ttl=STATUS_TTL)
     follow_up = None
     if sender.on_error is not None:
-        told = attrs.evolve(sender.on_error, kwargs=_with_error(sender.on_error.kwargs, error))
+        told = attrs.evolve(sender.on_error, kwargs=with_error(sender.on_error.kwargs, error))
         follow_up = _follow_up(delivery, sender, told, "on_error", _dispatch_id(delivery, sender))
     return Settlement(delivery, verdict, follow_up=follow_up, reply=reply, reason=error)
 
@@ -250,7 +284,8 @@ def _dispatch_id(delivery: Delivery, sender: TaskPayload | Salvage) -> str:
     return cut(sender.task_id or delivery.id)
 
 
-def _with_error(kwargs: dict[str, JSONValue], error: str) -> dict[str, JSONValue]:
+def with_error(kwargs: dict[str, JSONValue], error: str) -> dict[str, JSONValue]:
+    """Put the error text where the product's callbacks look: `callback_kwargs["error"]`, if there is room for it."""
     wanted = kwargs.get("callback_kwargs")
     if isinstance(wanted, dict) and wanted.get("error") is None:
         return {**kwargs, "callback_kwargs": {**wanted, "error": error}}

@@ -114,7 +114,7 @@ class Dispatcher:
         if reply is None:
             raise ReplyTimeout(
                 f"no reply from task {task_name!r} on queue {queue!r} within {timeout:g} s; "
-                f"is a worker running for that queue? (reply key {key})"
+                f"is a worker running for that queue, and a Celery worker with a result backend? (reply key {key})"
             )
         if reply.status == "failed":
             raise TaskFailed(reply.error)

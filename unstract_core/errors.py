@@ -10,6 +10,7 @@
      +-- TooManyAttempts                  a message was delivered too often without ever being settled
      +-- TaskFailed                       a blocking call's task raised, or could not be run
      +-- ReplyTimeout (TimeoutError)      a blocking call's deadline passed without an answer
+     +-- GateFailed                       a gate cannot tell which way a dispatch is to go
      +-- TransportError
           +-- TransportUnavailable        away for now; `.fate_unknown` tells whether it may have happened
           +-- TransportRefused            refused for good: trying the same again cannot help
@@ -77,6 +78,14 @@ class TaskFailed(ContractError):
 
 class ReplyTimeout(ContractError, TimeoutError):
     """No reply came within the deadline. The task may still be waiting, running or finished."""
+
+
+class GateFailed(ContractError):
+    """A gate cannot tell which way a dispatch is to go; `code` is its provider's own name for why."""
+
+    def __init__(self, message: str = "", *, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class TransportError(ContractError):

@@ -20,6 +20,7 @@ from unstract_core.errors import ContractError, MalformedPayload, PayloadError
 from unstract_core.events import emit
 from unstract_core.payload import DEFAULT_PRIORITY, FairnessKey
 from unstract_core.signature import Callback
+from unstract_core.transport import Reply
 from unstract_core.values import error_text
 
 logger = logging.getLogger(__name__)
@@ -99,18 +100,18 @@ class ExecutorDispatcher:
         `ExecutionResult.failure` with the text of what happened.
         """
         try:
-            seconds = timeout if timeout is not None else _default_timeout()
+            seconds = timeout if timeout is not None else default_timeout()
             reply = self.dispatcher.call(EXECUTOR_TASK, timeout=seconds, **_addressed(context, headers))
         except ContractError as exc:
-            _log_failure("dispatch", context, exc)
+            log_failure("dispatch", context, exc)
             return ExecutionResult.failure(str(exc) or type(exc).__name__)
         except Exception as exc:  # a context's own code may raise anything, and this method never does
-            _log_failure("dispatch", context, exc)
+            log_failure("dispatch", context, exc)
             return ExecutionResult.failure(error_text(exc))
         try:
             return ExecutionResult.from_dict(reply)
         except PayloadError as exc:
-            _log_failure("dispatch", context, exc)
+            log_failure("dispatch", context, exc)
             return ExecutionResult.failure(f"the executor's reply is not an execution result ({exc})")
 
     def dispatch_async(self, context: ExecutionContext, headers: Mapping[str, Any] | None = None) -> str:
@@ -118,7 +119,7 @@ class ExecutorDispatcher:
         try:
             return self.dispatcher.send(EXECUTOR_TASK, **_addressed(context, headers)).id
         except Exception as exc:
-            _log_failure("dispatch_async", context, exc)
+            log_failure("dispatch_async", context, exc)
             raise
 
     def dispatch_with_callback(
@@ -143,8 +144,21 @@ class ExecutorDispatcher:
                 **_addressed(context, headers),
             )
         except Exception as exc:
-            _log_failure("dispatch_with_callback", context, exc)
+            log_failure("dispatch_with_callback", context, exc)
             raise
+
+    def status(self, task_id: str) -> Reply | None:
+        """Return what is known of a dispatch under its id: None while it is not finished (or is not known here).
+
+        Raises what the transport's `reply` raises: NotSupported where it keeps no statuses, TransportError where it
+        cannot be asked.
+        """
+        return self.dispatcher.status(task_id)
+
+
+def executor_queue(context: ExecutionContext) -> str:
+    """Return the name of the queue whose workers have the context's executor."""
+    return f"{QUEUE_PREFIX}{context.executor_name}"
 
 
 def fairness_from_headers(headers: Mapping[str, Any] | None) -> FairnessKey | None:
@@ -164,18 +178,8 @@ def fairness_from_headers(headers: Mapping[str, Any] | None) -> FairnessKey | No
     )
 
 
-def _addressed(context: ExecutionContext, headers: Mapping[str, Any] | None) -> dict[str, Any]:
-    args = [context.to_dict()]
-    check_name(context.executor_name, "$.executor_name")
-    return {
-        "args": args,
-        "queue": QUEUE_PREFIX + context.executor_name,
-        "org_id": context.organization_id,
-        "fairness": fairness_from_headers(headers),
-    }
-
-
-def _default_timeout() -> float:
+def default_timeout() -> float:
+    """Return the seconds that a blocking dispatch waits by itself: EXECUTOR_RESULT_TIMEOUT, else 3600. Never raises."""
     text = os.environ.get(TIMEOUT_VARIABLE)
     if text is None:
         return DEFAULT_TIMEOUT
@@ -189,7 +193,8 @@ def _default_timeout() -> float:
     return DEFAULT_TIMEOUT
 
 
-def _log_failure(method: str, context: object, exc: Exception) -> None:
+def log_failure(method: str, context: object, exc: Exception) -> None:
+    """Log that a dispatcher's method failed: ids and the error's type; ERROR where the method lets it out."""
     emit(
         logger,
         logging.WARNING if method == "dispatch" else logging.ERROR,
@@ -200,6 +205,17 @@ def _log_failure(method: str, context: object, exc: Exception) -> None:
         run_id=_field(context, "run_id"),
         error_type=type(exc).__name__,
     )
+
+
+def _addressed(context: ExecutionContext, headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    args = [context.to_dict()]
+    check_name(context.executor_name, "$.executor_name")
+    return {
+        "args": args,
+        "queue": executor_queue(context),
+        "org_id": context.organization_id,
+        "fairness": fairness_from_headers(headers),
+    }
 
 
 def _field(context: object, name: str) -> str | None:

