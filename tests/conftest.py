@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import servers
+from celery_harness import QUORUM, celery_harness
 from harness import Harness, memory_harness, postgres_harness
 from hypothesis import HealthCheck, settings
 
@@ -38,12 +39,60 @@ def server_url() -> str:
     return url
 
 
-@pytest.fixture(scope="session", params=["memory", "postgres-embedded", "postgres-server", "postgres-polling"])
+@pytest.fixture(scope="session")
+def rabbitmq_url() -> str:
+    """The URL of the machine's own RabbitMQ."""
+    url = servers.machine_broker()
+    if url is None:
+        remedy = "start a RabbitMQ there (rabbitmq-server -detached), or point UNSTRACT_WIRE_TEST_RABBITMQ at one"
+        message = f"no RabbitMQ answers at {servers.BROKER_URL}: {remedy}"
+        if servers.REQUIRE_SERVICES:
+            pytest.fail(message)
+        pytest.skip(message)
+    return url
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> str:
+    """The URL of a database of the machine's own Redis."""
+    url = servers.machine_redis()
+    if url is None:
+        remedy = "start a Redis there (redis-server --daemonize yes), or point UNSTRACT_WIRE_TEST_REDIS at one"
+        message = f"no Redis answers at {servers.REDIS_URL}: {remedy}"
+        if servers.REQUIRE_SERVICES:
+            pytest.fail(message)
+        pytest.skip(message)
+    return url
+
+
+POSTGRES = ["postgres-embedded", "postgres-server", "postgres-polling"]
+BROKERS = ["celery-rabbitmq", "celery-priority", "celery-quorum", "celery-memory", "celery-redis"]
+
+
+@pytest.fixture(scope="session", params=["memory", *POSTGRES, *BROKERS])
 def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
     """Each transport in turn, behind what the shared tests need of it."""
-    if request.param == "memory":
-        yield memory_harness()
-        return
-    url = request.getfixturevalue("server_url" if request.param == "postgres-server" else "embedded_url")
-    with servers.fresh_schema(url) as schema:
-        yield postgres_harness(url, schema, listen=request.param != "postgres-polling")
+    match request.param:
+        case "memory":
+            yield memory_harness()
+        case "celery-memory":
+            with celery_harness("memory://shared-tests", moment=0.1) as harness:
+                yield harness
+        case "celery-redis":
+            with celery_harness(request.getfixturevalue("redis_url"), moment=0.1) as harness:
+                yield harness
+        case "celery-rabbitmq":
+            with celery_harness(request.getfixturevalue("rabbitmq_url"), moment=0.1) as harness:
+                yield harness
+        case "celery-priority":
+            url, ranked = request.getfixturevalue("rabbitmq_url"), {"x-max-priority": 10}
+            with celery_harness(url, queue_arguments=ranked, moment=0.1) as harness:
+                yield harness
+        case "celery-quorum":
+            url, quorum = request.getfixturevalue("rabbitmq_url"), {"x-queue-type": "quorum"}
+            with celery_harness(url, queue_arguments=quorum, lacks=QUORUM, moment=0.1) as harness:
+                yield harness
+        case postgres:
+            url = request.getfixturevalue("server_url" if postgres == "postgres-server" else "embedded_url")
+            with servers.fresh_schema(url) as schema:
+                yield postgres_harness(url, schema, listen=postgres != "postgres-polling")

@@ -6,11 +6,12 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
 from pg_tables import Tables
+from servers import wait_until
 
 from transports.memory import MemoryTransport
 from transports.postgres import PostgresTransport
@@ -21,11 +22,15 @@ from unstract_core import (
     Message,
     Reply,
     Settlement,
+    Subscription,
     TaskPayload,
     Transport,
     Verdict,
 )
 from unstract_core.domain import JSONValue
+
+UNNAMED = {"order across queues", "crashes are counted"}
+"""The promises that no flag of Capabilities names, though not every transport can make them."""
 
 
 @attrs.frozen
@@ -33,7 +38,14 @@ class Harness:
     """A transport for a whole session; each test uses queues of its own, from `queue()`.
 
     `inject(transport, queue, text)` stores JSON text as a message without asking our writer. `expire(transport,
-    queue)` ends every lease and delay of a queue. `forget(transport, key)` ends a reply's time to live.
+    queue)` ends every lease and delay of a queue; without leases, whatever else a claim ends with. `forget(transport,
+    key)` ends a reply's time to live. `left(transport, queue)` counts what waits in a queue, and what is held, as far
+    as that can be seen from outside.
+
+    `normal(payload, queue, id)` is what a payload sent under that id arrives as. A store shows at once what was done
+    to it (`moment` is 0); what a broker sends arrives a moment later, and silence for `moment` seconds is taken for
+    nothing. `lacks` says, with the reason, which promises that no capability names are not kept; `names(queue)` whether
+    a queue can have that name.
     """
 
     name: str
@@ -41,9 +53,64 @@ class Harness:
     inject: Callable[[Any, str, str], None]
     expire: Callable[[Any, str], None]
     forget: Callable[[Any, str], None]
+    left: Callable[[Any, str], tuple[int, int]]
+    normal: Callable[[TaskPayload, str, str], TaskPayload] = lambda payload, queue, id: payload
+    moment: float = 0.0
+    lacks: Mapping[str, str] = attrs.field(factory=dict)
+    names: Callable[[str], bool] = lambda queue: "\0" not in queue
 
-    def queue(self) -> str:
-        return queue_name()
+    def queue(self, suffix: str = "") -> str:
+        return queue_name(suffix)
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for what must come."""
+        return 20.0 if self.moment else 0.0
+
+    def missing(self, promise: str) -> str | None:
+        """Say which promise is not made: a capability that is not claimed, or what `lacks` names. None if it is."""
+        if promise in UNNAMED:
+            return f"{promise} ({self.lacks[promise]})" if promise in self.lacks else None
+        with self.transport() as transport:
+            return None if getattr(transport.capabilities, promise) else f"the capability {promise!r}"
+
+    def take(self, subscription: Subscription, count: int, *, limit: int = 0) -> list[Delivery]:
+        """Receive the `count` messages that must come, and up to `limit` if there are more; from a store in one go."""
+        limit = limit or count
+        found: list[Delivery] = []
+        while len(found) < limit:
+            wait = self.patience if len(found) < count else self.moment
+            more = subscription.receive(limit=limit - len(found), wait=wait)
+            found += more
+            if not more or not self.moment:
+                break
+        return found
+
+    def has_nothing(self, subscription: Subscription) -> bool:
+        """Whether nothing is to be had."""
+        return not subscription.receive(limit=10, wait=self.moment)
+
+    def has_left(self, transport: Any, count: int, *queues: str) -> bool:
+        """Whether `count` messages wait in the queues together, or will in a moment, and nobody holds any."""
+
+        def left() -> bool:
+            waiting, held = zip(*(self.left(transport, queue) for queue in queues), strict=True)
+            return (sum(waiting), sum(held)) == (count, 0)
+
+        with contextlib.suppress(AssertionError):
+            wait_until(left, timeout=self.patience)
+        return left()
+
+    def answered(self, transport: Any, key: str) -> Reply | None:
+        """Return the reply that must be there."""
+        reply: Reply | None = transport.reply(key, timeout=self.patience)
+        return reply
+
+
+def inspected(transport: Any, queue: str) -> tuple[int, int]:
+    """Return what a transport that claims `inspection` counts in a queue: how many wait, and how many are held."""
+    (state,) = transport.queues([queue])
+    return state.ready + state.delayed, state.in_flight
 
 
 def memory_harness() -> Harness:
@@ -67,7 +134,7 @@ def memory_harness() -> Harness:
         reply, result, _ = transport._store._replies[key]
         transport._store._replies[key] = (reply, result, 0.0)
 
-    return Harness("memory", make, inject, expire, forget)
+    return Harness("memory", make, inject, expire, forget, inspected)
 
 
 def postgres_harness(url: str, schema: str, *, listen: bool) -> Harness:
@@ -96,12 +163,17 @@ def postgres_harness(url: str, schema: str, *, listen: bool) -> Harness:
     def forget(transport: object, key: str) -> None:
         tables.execute("UPDATE {results} SET expires_at = now() WHERE task_id = %s", key)
 
-    return Harness("postgres", make, inject, expire, forget)
+    return Harness("postgres", make, inject, expire, forget, inspected)
 
 
-def queue_name() -> str:
+issued: list[str] = []
+"""Every name that `queue_name` has given out, for whoever has to delete what was made under them."""
+
+
+def queue_name(suffix: str = "") -> str:
     """Return the name of a queue that nobody else uses."""
-    return f"q-{uuid.uuid4().hex[:12]}"
+    issued.append(f"q-{uuid.uuid4().hex[:12]}{suffix}")
+    return issued[-1]
 
 
 def message(task_name: str, queue: str, *args: Any, **options: Any) -> Message:
@@ -123,12 +195,18 @@ def receive_all(transport: Transport, queue: str, *, lease: float = 60.0) -> lis
         subscription.close()
 
 
+def ask(transport: Transport, *keys: str) -> None:
+    """Send a message for each key that asks for an answer under it, to a queue that nobody works on."""
+    queue = queue_name()
+    transport.send([message("t", queue, reply_key=key) for key in keys])
+
+
 def answer(transport: Transport, *replies: Reply) -> None:
-    """Settle a message with each reply, one after the other, as workers would."""
+    """Settle a message that asks for it with each reply, one after the other, as workers would."""
     queue = queue_name()
     subscription = transport.subscribe([queue], lease=60.0)
     for reply in replies:
-        transport.send([message("t", queue)])
+        transport.send([message("t", queue, reply_key=reply.key)])
         (delivery,) = subscription.receive(limit=1, wait=5)
         assert list(subscription.settle([Settlement(delivery, Verdict.ACK, reply=reply)])) == [True]
     subscription.close()

@@ -17,11 +17,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import kombu
 import psycopg
 from psycopg import sql
 
 REQUIRE_SERVICES = os.environ.get("UNSTRACT_WIRE_REQUIRE_SERVICES") == "1"
 SERVER_URL = os.environ.get("UNSTRACT_WIRE_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
+BROKER_URL = os.environ.get("UNSTRACT_WIRE_TEST_RABBITMQ", "amqp://guest:guest@127.0.0.1:5672//")
+REDIS_URL = os.environ.get("UNSTRACT_WIRE_TEST_REDIS", "redis://127.0.0.1:6379/11")
 
 
 class PrivateServer:
@@ -128,6 +131,25 @@ def machine_server() -> str | None:
     except psycopg.OperationalError:
         return None
     return SERVER_URL
+
+
+def machine_broker() -> str | None:
+    """Return the URL of the machine's own RabbitMQ if it answers."""
+    return BROKER_URL if _answers(BROKER_URL) else None
+
+
+def machine_redis() -> str | None:
+    """Return the URL of the machine's own Redis, with a database for the tests, if it answers."""
+    return REDIS_URL if _answers(REDIS_URL) else None
+
+
+def _answers(url: str) -> bool:
+    try:
+        with kombu.Connection(url, connect_timeout=3, transport_options={"socket_connect_timeout": 3}) as connection:
+            connection.default_channel.close()
+    except Exception:  # whatever a broker that is not there, or not ours, gives to the driver
+        return False
+    return True
 
 
 def free_port() -> int:

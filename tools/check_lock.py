@@ -92,9 +92,10 @@ def _needs_of(name: str, extra: str, installed: Mapping[str, Installed], pythons
 
 
 def _applies(requirement: Requirement, extra: str, pythons: tuple[str, ...]) -> bool:
+    """Whether it is needed on any of `pythons`, each in its latest patch release."""
     marker = requirement.marker
     return marker is None or any(
-        marker.evaluate({"python_version": python, "python_full_version": f"{python}.0", "extra": extra})
+        marker.evaluate({"python_version": python, "python_full_version": f"{python}.99", "extra": extra})
         for python in pythons
     )
 

@@ -11,6 +11,15 @@ from harness import Harness
 from unstract_core import Subscription
 
 
+@pytest.fixture(autouse=True)
+def claimed(request: pytest.FixtureRequest, harness: Harness) -> None:
+    """Skip a test that needs what its transport does not claim: `@pytest.mark.needs("fencing")`."""
+    for marker in request.node.iter_markers("needs"):
+        for promise in marker.args:
+            if (missing := harness.missing(promise)) is not None:
+                pytest.skip(f"not claimed by this transport: {missing}")
+
+
 @pytest.fixture
 def transport(harness: Harness) -> Iterator[Any]:
     with harness.transport() as transport:

@@ -19,6 +19,7 @@ from unstract_core import Settlement, Subscription, Verdict
 Subscribe = Callable[..., Subscription]
 
 
+@pytest.mark.needs("priority")
 @settings(max_examples=25)
 @given(
     priorities=st.lists(st.integers(1, 10), min_size=1, max_size=30),
@@ -32,15 +33,19 @@ def test_higher_priority_first_then_first_in_first_out(
         queue = harness.queue()
         transport.send([message("t", queue, n, priority=priority) for n, priority in enumerate(priorities)])
         subscription = transport.subscribe([queue], lease=60)
-        received = []
+        received: list[object] = []
         for limit in [*limits, 100]:
-            batch = subscription.receive(limit=limit, wait=0)
+            batch = harness.take(subscription, min(limit, len(priorities) - len(received)), limit=limit)
             assert len(batch) <= limit
-            received += [delivery.payload.args[0] for delivery in batch]
+            received += [delivery.payload.args[0] for delivery in batch if delivery.payload]
+            if len(received) == len(priorities):
+                break
+        assert harness.has_nothing(subscription)
         subscription.close()
         assert received == sorted(range(len(priorities)), key=lambda n: (-priorities[n], n))
 
 
+@pytest.mark.needs("priority", "order across queues")
 @settings(max_examples=15)
 @given(sent=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 10)), min_size=1, max_size=30))
 def test_priority_counts_across_the_queues_of_a_subscription(harness: Harness, sent: list[tuple[int, int]]) -> None:
@@ -62,18 +67,21 @@ def test_concurrent_claimers_never_share_a_message(transport: Any, harness: Harn
     """Claims are exclusive: of many claimers at once each message goes to one, and nobody exceeds its limit."""
     names = [harness.queue() for _ in range(queues)]
     sent = [id for name in names for id in transport.send([message("t", name) for _ in range(120)])]
-    start = threading.Barrier(4)
+    together = threading.Barrier(4)
+    seen: list[str] = []
 
     def claim(number: int) -> list[str]:
         subscription = transport.subscribe(names, lease=60)
-        start.wait()
+        together.wait()
         mine: list[str] = []
-        empty = 0
-        while empty < 3:
+        empty, until = 0, time.monotonic() + 3 * harness.patience
+        while empty < 3 or (len(seen) < len(sent) and time.monotonic() < until):
             batch = subscription.receive(limit=number + 3, wait=0.01)
             assert len(batch) <= number + 3
             mine += [delivery.id for delivery in batch]
+            seen.extend(delivery.id for delivery in batch)
             empty = 0 if batch else empty + 1
+        together.wait()
         subscription.close()
         return mine
 
@@ -86,8 +94,8 @@ def test_a_subscription_takes_only_from_its_queues(transport: Any, harness: Harn
     """A message of another queue is left where it is."""
     mine, other = harness.queue(), harness.queue()
     transport.send([message("t", other)])
-    assert not subscribe(mine).receive(limit=10, wait=0)
-    assert len(subscribe(other).receive(limit=10, wait=0)) == 1
+    assert harness.has_nothing(subscribe(mine))
+    assert len(harness.take(subscribe(other), 1, limit=10)) == 1
 
 
 def test_a_waiting_receive_gets_what_is_sent_meanwhile(transport: Any, queue: str, subscribe: Subscribe) -> None:
@@ -130,12 +138,12 @@ def test_a_wake_before_the_wait_is_not_lost(queue: str, subscribe: Subscribe) ->
         assert elapsed() < 5
 
 
-def test_a_limit_of_zero_only_waits(transport: Any, queue: str, subscribe: Subscribe) -> None:
+def test_a_limit_of_zero_only_waits(harness: Harness, transport: Any, queue: str, subscribe: Subscribe) -> None:
     """`limit=0` takes nothing, whatever is there."""
     transport.send([message("t", queue)])
     subscription = subscribe(queue)
     assert not subscription.receive(limit=0, wait=0.05)
-    assert len(subscription.receive(limit=1, wait=0)) == 1
+    assert len(harness.take(subscription, 1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -148,7 +156,7 @@ def test_a_message_that_cannot_be_read_is_delivered_with_its_problem(
     transport.send([message("t", queue, 1)])
     harness.inject(transport, queue, text)
     transport.send([message("t", queue, 2)])
-    first, broken, last = subscribe(queue).receive(limit=10, wait=0)
+    first, broken, last = harness.take(subscribe(queue), 3, limit=10)
     assert (broken.payload, bool(broken.problem)) == (None, True)
     assert first.payload is not None
     assert last.payload is not None
@@ -161,11 +169,11 @@ def test_extra_keys_of_a_newer_writer_are_ignored(
     harness.inject(
         transport, queue, '{"task_name":"t","args":[],"kwargs":{},"queue":"q","fairness":null,"new":{"x":1}}'
     )
-    (delivery,) = subscribe(queue).receive(limit=1, wait=0)
+    (delivery,) = harness.take(subscribe(queue), 1)
     assert delivery.problem is None
 
 
-def test_many_threads_send_at_once(transport: Any, queue: str, subscribe: Subscribe) -> None:
+def test_many_threads_send_at_once(harness: Harness, transport: Any, queue: str, subscribe: Subscribe) -> None:
     """`send` is thread-safe: whatever was accepted arrives, once."""
 
     def send(number: int) -> list[str]:
@@ -173,7 +181,7 @@ def test_many_threads_send_at_once(transport: Any, queue: str, subscribe: Subscr
 
     with ThreadPoolExecutor(6) as pool:
         sent = [id for ids in pool.map(send, range(6)) for id in ids]
-    received = subscribe(queue).receive(limit=1000, wait=0)
+    received = harness.take(subscribe(queue), 120, limit=1000)
     assert sorted(delivery.id for delivery in received) == sorted(sent)
 
 
@@ -183,8 +191,22 @@ def test_what_was_acknowledged_does_not_come_back(
     """An acknowledged message is gone, also after its lease."""
     transport.send([message("t", queue)])
     subscription = subscribe(queue)
-    (delivery,) = subscription.receive(limit=1, wait=0)
+    (delivery,) = harness.take(subscription, 1)
     assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
     harness.expire(transport, queue)
     time.sleep(0.01)
-    assert not subscription.receive(limit=1, wait=0)
+    assert harness.has_nothing(subscribe(queue))
+
+
+def test_what_its_holder_left_comes_back_to_others(
+    harness: Harness, transport: Any, queue: str, subscribe: Subscribe
+) -> None:
+    """A message whose holder closed its subscription without a settlement is delivered to somebody else."""
+    (id,) = transport.send([message("t", queue, 1)])
+    holder = subscribe(queue)
+    (held,) = harness.take(holder, 1)
+    holder.close()
+    harness.expire(transport, queue)
+    (again,) = harness.take(subscribe(queue), 1)
+    assert (held.id, again.id) == (id, id)
+    assert again.payload == held.payload

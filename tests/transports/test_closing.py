@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from harness import USES, Harness, message
+from harness import USES, Harness, ask, message
 
 from unstract_core import Consumer, Settlement, TransportClosed, Verdict
 
@@ -33,13 +33,14 @@ def ended_by_closing(transport: Any, waiting: Callable[[], object]) -> float:
         return ended.result(10) - closed
 
 
+@pytest.mark.needs("replies")
 def test_closing_twice_is_allowed(harness: Harness) -> None:
     """Used or not, one after the other or at once."""
     for used in (False, True):
         with harness.transport() as transport, ThreadPoolExecutor(4) as threads:
             if used:
-                transport.send([message("t", harness.queue())])
-                transport.reply("nobody", timeout=0.05)
+                ask(transport, key := harness.queue())
+                transport.reply(key, timeout=0.05)
             for closing in [threads.submit(transport.close) for _ in range(4)]:
                 closing.result()
             transport.close()
@@ -74,7 +75,7 @@ def test_a_subscription_of_a_closed_transport_says_so(harness: Harness) -> None:
         queue = harness.queue()
         transport.send([message("t", queue)])
         subscription = transport.subscribe([queue], lease=60)
-        (held,) = subscription.receive(limit=1, wait=0)
+        (held,) = harness.take(subscription, 1)
         transport.close()
         with pytest.raises(TransportClosed):
             subscription.receive(limit=1, wait=0)
@@ -86,10 +87,12 @@ def test_a_subscription_of_a_closed_transport_says_so(harness: Harness) -> None:
         subscription.close()
 
 
+@pytest.mark.needs("replies")
 def test_a_waiting_reply_ends_with_transport_closed(harness: Harness) -> None:
     """A blocked caller is told at once, not at its timeout."""
     with harness.transport() as transport:
-        assert ended_by_closing(transport, lambda: transport.reply("nobody", timeout=20)) < 2
+        ask(transport, key := harness.queue())
+        assert ended_by_closing(transport, lambda: transport.reply(key, timeout=20)) < 2
 
 
 def test_a_waiting_receive_ends_with_transport_closed(harness: Harness) -> None:

@@ -11,18 +11,20 @@ from harness import Harness, message
 from unstract_core import Settlement, Subscription, Verdict
 
 Subscribe = Callable[..., Subscription]
+pytestmark = pytest.mark.needs("dead_letters")
 
 
 @pytest.fixture
-def bury(transport: Any, subscribe: Subscribe) -> Callable[..., list[str]]:
+def bury(harness: Harness, transport: Any, subscribe: Subscribe) -> Callable[..., list[str]]:
     """Send messages to a queue and bury them with a reason; returns the ids of their letters, in order of sending."""
 
     def bury(queue: str, *args: Any, reason: str = "r") -> list[str]:
         transport.send([message("t", queue, arg) for arg in args])
         subscription = subscribe(queue)
-        held = subscription.receive(limit=len(args), wait=1)
+        held = harness.take(subscription, len(args))
         assert len(held) == len(args)
         subscription.settle([Settlement(one, Verdict.BURY, reason=reason, result=one.attempt) for one in held])
+        subscription.close()
         return [letter.id for letter in reversed(transport.dead.find(queue=queue, limit=len(args)))]
 
     return bury
@@ -43,13 +45,13 @@ def test_a_letter_holds_what_was_stored_and_why(transport: Any, queue: str, bury
 
 @pytest.mark.parametrize("by", ["ids", "queue"])
 def test_letters_are_replayed_in_their_old_order(
-    transport: Any, queue: str, subscribe: Subscribe, bury: Callable[..., list[str]], by: str
+    harness: Harness, transport: Any, queue: str, subscribe: Subscribe, bury: Callable[..., list[str]], by: str
 ) -> None:
     """Sent again as new, the oldest first, at attempt 1; all of a great many, and each once."""
     ids = bury(queue, *range(700))
     replayed = transport.dead.replay(ids) if by == "ids" else transport.dead.replay(queue=queue)
     assert list(replayed) == ids
-    again = subscribe(queue).receive(limit=1000, wait=1)
+    again = harness.take(subscribe(queue), 700, limit=1000)
     assert [one.payload.args[0] for one in again if one.payload] == list(range(700))
     assert {one.attempt for one in again} == {1}
     assert left(transport, queue) == []

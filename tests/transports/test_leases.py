@@ -26,6 +26,7 @@ def two_holders(
     return late, old, heir, new
 
 
+@pytest.mark.needs("fencing")
 def test_an_expired_message_is_delivered_again_with_the_next_attempt(two_holders: Any) -> None:
     """When a lease ends the message comes back, and its attempt counts up."""
     _, old, _, new = two_holders
@@ -33,6 +34,7 @@ def test_an_expired_message_is_delivered_again_with_the_next_attempt(two_holders
     assert new.attempt == 2
 
 
+@pytest.mark.needs("fencing")
 def test_a_lease_ends_by_itself(transport: Any, queue: str, subscribe: Subscribe) -> None:
     """Nothing but time is needed: a message whose holder is silent comes back after its lease."""
     transport.send([message("t", queue)])
@@ -43,6 +45,7 @@ def test_a_lease_ends_by_itself(transport: Any, queue: str, subscribe: Subscribe
     assert delivery.attempt == 2
 
 
+@pytest.mark.needs("fencing")
 @pytest.mark.parametrize("verdict", Verdict)
 def test_a_late_settlement_of_a_lost_lease_changes_nothing(
     transport: Any, harness: Harness, subscribe: Subscribe, two_holders: Any, verdict: Verdict
@@ -61,6 +64,7 @@ def test_a_late_settlement_of_a_lost_lease_changes_nothing(
     assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
 
 
+@pytest.mark.needs("fencing")
 def test_a_late_renewal_of_a_lost_lease_changes_nothing(two_holders: Any) -> None:
     """A renewal by who lost the lease answers False, and the heir keeps the message."""
     late, old, heir, new = two_holders
@@ -68,6 +72,7 @@ def test_a_late_renewal_of_a_lost_lease_changes_nothing(two_holders: Any) -> Non
     assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
 
 
+@pytest.mark.needs("fencing")
 def test_of_a_batch_only_what_is_still_held_is_settled(
     harness: Harness, transport: Any, queue: str, subscribe: Subscribe
 ) -> None:
@@ -92,17 +97,20 @@ def test_of_a_batch_only_what_is_still_held_is_settled(
         assert (transport.reply(f"{elsewhere}{delivery.id}") is None) == (delivery.id in taken)
 
 
-def test_a_renewed_message_is_not_delivered_again(transport: Any, queue: str, subscribe: Subscribe) -> None:
+def test_a_renewed_message_is_not_delivered_again(
+    harness: Harness, transport: Any, queue: str, subscribe: Subscribe
+) -> None:
     """A renewal extends the lease by its full length from now."""
     transport.send([message("t", queue)])
     holder, other = subscribe(queue, lease=0.6), subscribe(queue)
-    (delivery,) = holder.receive(limit=1, wait=0)
+    (delivery,) = harness.take(holder, 1)
     for _ in range(4):
         assert not other.receive(limit=1, wait=0.25)
         assert list(holder.renew([delivery])) == [True]
     assert list(holder.settle([Settlement(delivery, Verdict.ACK)])) == [True]
 
 
+@pytest.mark.needs("fencing")
 def test_an_expired_lease_that_nobody_took_still_counts(
     harness: Harness, transport: Any, queue: str, subscribe: Subscribe
 ) -> None:
@@ -118,6 +126,7 @@ def test_an_expired_lease_that_nobody_took_still_counts(
     assert not subscribe(queue).receive(limit=1, wait=0)
 
 
+@pytest.mark.needs("fencing")
 def test_the_fence_holds_between_two_attempts_of_one_holder(
     harness: Harness, transport: Any, queue: str, subscribe: Subscribe
 ) -> None:
@@ -146,13 +155,13 @@ def test_a_delivery_is_settled_once(
     """Who has settled a message has let go of it: settling or renewing it again answers False and does nothing."""
     transport.send([message("t", queue)])
     holder = subscribe(queue)
-    (delivery,) = holder.receive(limit=1, wait=0)
+    (delivery,) = harness.take(holder, 1)
     elsewhere = harness.queue()
     assert list(holder.settle([Settlement(delivery, verdict, delay=delay, reason="r")])) == [True]
     again = Settlement(delivery, Verdict.ACK, follow_up=message("f", elsewhere))
     assert list(holder.settle([again])) == [False]
     assert list(holder.renew([delivery])) == [False]
-    assert not subscribe(elsewhere).receive(limit=1, wait=0)
+    assert harness.has_nothing(subscribe(elsewhere))
 
 
 def test_the_same_delivery_twice_in_a_batch_is_settled_once(
@@ -161,10 +170,10 @@ def test_the_same_delivery_twice_in_a_batch_is_settled_once(
     """Of two settlements of one delivery in a batch the first counts."""
     transport.send([message("t", queue)])
     holder = subscribe(queue)
-    (delivery,) = holder.receive(limit=1, wait=0)
+    (delivery,) = harness.take(holder, 1)
     elsewhere = harness.queue()
     twice = [Settlement(delivery, Verdict.ACK, follow_up=message("f", elsewhere, n)) for n in range(2)]
     assert list(holder.settle(twice)) == [True, False]
-    (follow_up,) = subscribe(elsewhere).receive(limit=5, wait=0)
+    (follow_up,) = harness.take(subscribe(elsewhere), 1, limit=5)
     assert follow_up.payload is not None
     assert follow_up.payload.args == [0]

@@ -7,6 +7,7 @@ import itertools
 from typing import Any, Literal, cast
 
 import attrs
+import pytest
 from harness import Harness, message
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -200,6 +201,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert state.dead == len(self.buried)
 
 
+@pytest.mark.needs("fencing", "inspection", "status")
 def test_every_transport_behaves_as_the_model(harness: Harness) -> None:
     """Whatever two workers do, each message is where the model says: never lost, never doubled, fenced, in order."""
     run_state_machine_as_test(

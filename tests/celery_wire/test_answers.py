@@ -1,0 +1,70 @@
+"""Answers as Celery's result backends write them, there and back."""
+
+from __future__ import annotations
+
+import builtins
+import json
+
+import strategies as some
+from celery.backends.base import Backend
+from hypothesis import given
+from hypothesis import strategies as st
+from kombu.message import Message
+from kombu.utils.json import dumps
+
+from transports.celery.answers import read_answer, write_answer
+from unstract_core import Reply
+from unstract_core.values import error_text
+
+BUILTIN = [ValueError, KeyError, RuntimeError, ConnectionError, TimeoutError, ZeroDivisionError, LookupError]
+replies = st.builds(lambda result: Reply("k", "completed", result=result), some.json_values) | st.builds(
+    lambda name, text: Reply("k", "failed", error=f"{name}: {text}" if text else name),
+    st.sampled_from(["ValueError", "TaskFailed", "Error_1", "OddOne"]),
+    some.texts,
+)
+
+
+def as_message(body: object) -> Message:
+    return Message(body=dumps(body), content_type="application/json", content_encoding="utf-8")
+
+
+@given(replies)
+def test_an_answer_is_read_as_it_was_written(reply: Reply) -> None:
+    """What our worker answers is what our caller gets: result, or type and text."""
+    written = write_answer(reply, task_id="t", correlation_id="k", reply_to="inbox")
+    assert (written.queue, written.properties["correlation_id"], written.declared) == ("inbox", "k", False)
+    found = read_answer(as_message(written.body), "k")
+    assert found == Reply("k", reply.status, result=reply.result, error=reply.error)
+
+
+@given(st.sampled_from(BUILTIN), some.texts)
+def test_celery_makes_the_same_exception_of_our_answer(kind: type[Exception], text: str) -> None:
+    """A failure of a builtin type reaches a real client as that type, with the text as its argument."""
+    reply = Reply("k", "failed", error=error_text(RuntimeError(text)).replace("RuntimeError", kind.__name__, 1))
+    body = json.loads(dumps(write_answer(reply, task_id="t", correlation_id="k", reply_to="i").body))
+    found = Backend.exception_to_python(Backend.__new__(Backend), body["result"])
+    assert type(found) is getattr(builtins, kind.__name__)
+    assert found.args == ((text,) if text else ())
+
+
+@given(st.sampled_from(BUILTIN), st.lists(some.texts | some.integers, max_size=3))
+def test_a_failure_of_a_real_worker_is_read_as_its_text(kind: type[Exception], arguments: list[str | int]) -> None:
+    """`Type: message`, as the exception itself would have said it; what it keeps outside its args does not travel."""
+    exc = kind(*kind(*arguments).args)
+    meta = {"exc_type": kind.__name__, "exc_message": list(exc.args), "exc_module": "builtins"}
+    found = read_answer(as_message({"status": "FAILURE", "result": meta}), "k")
+    assert found is not None
+    assert found.error == error_text(exc)
+
+
+@given(st.sampled_from(["PENDING", "STARTED", "RETRY", "RECEIVED", "nonsense"]), some.json_values)
+def test_only_the_last_word_is_an_answer(status: str, result: object) -> None:
+    """A state on the way there answers nobody."""
+    assert read_answer(as_message({"status": status, "result": result}), "k") is None
+
+
+@given(some.json_values | st.just({"status": "SUCCESS"}))
+def test_what_is_no_answer_is_none(body: object) -> None:
+    """Whatever arrives in the reply queue, the one who waits lives on."""
+    assert read_answer(as_message(body), "k") is None
+    assert read_answer(Message(body=b"\xff", content_type="application/x-python-serialize"), "k") is None

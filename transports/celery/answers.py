@@ -1,0 +1,102 @@
+"""What a task came to, as Celery's result backends write it, in both directions.
+
+A failure travels as the type and the arguments of an exception. Classes are never imported from what the wire says:
+ours reads them as text, and writes `Type: message` as a type and one argument, in the module that it is known to be of.
+"""
+
+from __future__ import annotations
+
+import builtins
+import datetime
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import kombu
+from kombu.serialization import loads
+
+from transports.celery.protocol import Outgoing
+from unstract_core.transport import Reply
+from unstract_core.values import cut, normalise
+
+_ERROR = re.compile(r"(?P<type>[A-Za-z_]\w*)(?:: (?P<message>.*))?", re.DOTALL)
+_EXPIRED = "MalformedPayload: expired"
+_ENDED = {"SUCCESS", "FAILURE", "REVOKED"}
+
+
+def write_answer(reply: Reply, *, task_id: str, correlation_id: str, reply_to: str) -> Outgoing:
+    """Write a reply as the message that a Celery worker with the backend rpc:// sends to its client."""
+    status, result = ("SUCCESS", reply.result) if reply.status == "completed" else _failure(reply.error)
+    return Outgoing(
+        queue=reply_to,
+        headers={},
+        properties={"correlation_id": correlation_id, "delivery_mode": 1},
+        body={
+            "status": status,
+            "result": result,
+            "traceback": None,
+            "children": [],
+            "date_done": datetime.datetime.now(datetime.UTC).isoformat(),
+            "task_id": task_id,
+        },
+        declared=False,
+    )
+
+
+def read_answer(message: kombu.Message, key: str) -> Reply | None:
+    """Read an answer under `key`; None for what is none, or not the last word (STARTED, RETRY). Never raises."""
+    try:
+        meta = loads(message.body, message.content_type, message.content_encoding, accept=["application/json"])
+        status, result = meta["status"], meta["result"]
+    except Exception:  # whatever came, it answers nobody
+        return None
+    if status not in _ENDED:
+        return None
+    if status == "SUCCESS":
+        return Reply(key, "completed", result=normalise(result, lenient=True))
+    return Reply(key, "failed", error=cut(_text(result)))
+
+
+def _failure(error: str) -> tuple[str, dict[str, Any]]:
+    if error.startswith(_EXPIRED):
+        return "REVOKED", {
+            "exc_type": "TaskRevokedError",
+            "exc_message": ["expired"],
+            "exc_module": "celery.exceptions",
+        }
+    found = _ERROR.fullmatch(error)
+    name, message = (found["type"], found["message"]) if found else ("Exception", error)
+    if name == "UnknownTask":
+        name, module = "NotRegistered", "celery.exceptions"
+    else:
+        module = "builtins" if _is_builtin(name) else None  # type: ignore[assignment]
+    arguments = [] if message is None else [message]
+    return "FAILURE", {"exc_type": name, "exc_message": arguments, "exc_module": module}
+
+
+def _is_builtin(name: str) -> bool:
+    kind = getattr(builtins, name, None)
+    return isinstance(kind, type) and issubclass(kind, BaseException)
+
+
+def _text(result: Any) -> str:
+    """Return `Type: message`, as `str(exception)` would have said where the worker ran."""
+    if not isinstance(result, Mapping):
+        return str(result)
+    kind, arguments = str(result.get("exc_type", "Exception")), result.get("exc_message")
+    if kind == "UnpickleableExceptionWrapper" and isinstance(arguments, list) and len(arguments) == 4:
+        _, kind, arguments, _ = arguments
+    if not isinstance(arguments, list | tuple):
+        message = "" if arguments is None else str(arguments)
+    elif len(arguments) == 1:
+        message = repr(arguments[0]) if kind == "KeyError" else str(arguments[0])
+    else:
+        message = _os_error(kind, arguments) or (str(tuple(arguments)) if arguments else "")
+    return f"{kind}: {message}" if message else kind
+
+
+def _os_error(kind: str, arguments: Any) -> str | None:
+    error = getattr(builtins, kind, None)
+    if isinstance(error, type) and issubclass(error, OSError) and len(arguments) >= 2:
+        return str(OSError(*arguments[:3]))
+    return None

@@ -1,0 +1,170 @@
+"""The product's three methods over its own Celery app: the way that a dispatch goes while the gate is off.
+
+What reaches Celery is what the product's own dispatcher gives it today: one `app.send_task` of the executor's task,
+with the caller's own headers and Signature objects, and without whatever the caller left unset. Nothing is checked,
+copied or made to fit, because with the gate off nothing may change; the bytes stay those of the product's Celery, its
+configuration and its signals. celery itself is never imported: the app is the product's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from unstract_core.dispatch import DispatchHandle
+from unstract_core.errors import ConfigurationError, MalformedPayload, NotSupported, PayloadError, TransportUnavailable
+from unstract_core.execution import (
+    EXECUTOR_TASK,
+    ExecutionContext,
+    ExecutionResult,
+    default_timeout,
+    executor_queue,
+    log_failure,
+)
+from unstract_core.transport import Reply
+from unstract_core.values import cut, error_text, normalise, type_name
+
+_FAILED = ("FAILURE", "REVOKED")
+_UNREADABLE = ("disabled", "rpc")
+"""Celery's result backends that cannot be asked for a result: there is none, or only its sender may read it, once."""
+
+
+class CeleryApp(Protocol):
+    """The part of `celery.Celery` that is used; of `AsyncResult` only by `status`."""
+
+    def send_task(self, name: str, /, **options: Any) -> Any: ...
+    def AsyncResult(self, id: str, /) -> Any: ...  # noqa: N802 - Celery's own name
+
+
+class CeleryAppDispatcher:
+    """Dispatches executions through a Celery app, to the queue `celery_executor_<executor_name>`.
+
+    Thread-safe as the app is.
+    """
+
+    def __init__(self, app: CeleryApp) -> None:
+        """Raises ConfigurationError when `app` is no Celery app: an object with `send_task`."""
+        if isinstance(app, type) or not callable(getattr(app, "send_task", None)):
+            what = f"the class {app.__name__}" if isinstance(app, type) else f"a {type(app).__name__}"
+            raise ConfigurationError(f"app is {what}, which cannot send_task: pass the Celery app object itself")
+        self.app = app
+
+    def dispatch(
+        self, context: ExecutionContext, timeout: float | None = None, headers: Mapping[str, Any] | None = None
+    ) -> ExecutionResult:
+        """Execute and wait, `timeout` seconds (else EXECUTOR_RESULT_TIMEOUT, else 3600). Never raises.
+
+        A failed enqueue, a failed task, a timeout, and a reply that is empty or no execution result all become
+        `ExecutionResult.failure` with the text `Type: message`. Celery waits for ever when `timeout` is 0.
+        """
+        try:
+            seconds = default_timeout() if timeout is None else timeout
+            reply = _waited(self._send(context, headers=headers), seconds, context)
+            return _execution_result(reply)
+        except Exception as exc:
+            log_failure("dispatch", context, exc)
+            return ExecutionResult.failure(error_text(exc))
+
+    def dispatch_async(self, context: ExecutionContext, headers: Mapping[str, Any] | None = None) -> str:
+        """Execute without waiting or callbacks; returns the id. Raises what `send_task` raises, after logging it."""
+        try:
+            task_id: str = self._send(context, headers=headers).id
+        except Exception as exc:
+            log_failure("dispatch_async", context, exc)
+            raise
+        return task_id
+
+    def dispatch_with_callback(
+        self,
+        context: ExecutionContext,
+        on_success: Any | None = None,
+        on_error: Any | None = None,
+        task_id: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> DispatchHandle:
+        """Execute, then let Celery run `on_success` as its link or `on_error` as its link_error.
+
+        `task_id`, Celery's own choice unless given, is the handle's id. Raises what `send_task` raises, after logging.
+        """
+        try:
+            sent = self._send(context, headers=headers, link=on_success, link_error=on_error, task_id=task_id)
+            return DispatchHandle(sent.id)
+        except Exception as exc:
+            log_failure("dispatch_with_callback", context, exc)
+            raise
+
+    def status(self, task_id: str) -> Reply | None:
+        """Return what became of a task: None while Celery knows of no end (or never knew the task, or forgot it).
+
+        A task that succeeded is completed, with its result made to fit leniently; one that failed or was revoked is
+        failed, with the text `Type: message`.
+
+        Raises NotSupported for an app without a result backend, or with rpc://, whose results only the sending
+        process can read; TransportUnavailable when the backend cannot be asked.
+        """
+        try:
+            result = self.app.AsyncResult(task_id)
+            if _scheme(result) in _UNREADABLE:
+                raise _no_backend(_scheme(result))
+            return _reply(task_id, result.state, result)
+        except (NotImplementedError, AttributeError) as exc:
+            raise _no_backend("none") from exc
+        except NotSupported:
+            raise
+        except Exception as exc:
+            raise TransportUnavailable(
+                f"Celery's result backend cannot be asked about task {task_id!r}: {error_text(exc)}"
+            ) from exc
+
+    def _send(self, context: ExecutionContext, **options: Any) -> Any:
+        given = {name: value for name, value in options.items() if value is not None}
+        return self.app.send_task(EXECUTOR_TASK, args=[context.to_dict()], queue=executor_queue(context), **given)
+
+
+def _waited(result: Any, seconds: float, context: ExecutionContext) -> object:
+    """Return what the task returned. Raises what it raised; a timeout says for what, and how long, was waited."""
+    started = time.monotonic()
+    try:
+        return result.get(timeout=seconds, disable_sync_subtasks=False)
+    except Exception as exc:
+        if type_name(exc) != "TimeoutError":  # Celery's own, or Python's
+            raise
+        waited = time.monotonic() - started
+        hint = "; is a Celery worker running for it, with a result backend?" if waited >= seconds else ""
+        where = f"task {result.id} on queue {executor_queue(context)!r}"
+        raise TimeoutError(f"{exc} (waited {waited:.2f} of {seconds:g} s for {where}{hint})") from exc
+
+
+def _execution_result(reply: object) -> ExecutionResult:
+    try:
+        return ExecutionResult.from_dict(reply)
+    except PayloadError as exc:
+        raise MalformedPayload(f"the executor's reply is not an execution result ({exc})") from exc
+
+
+def _scheme(result: Any) -> str:
+    """Return what Celery calls the kind of a result's backend; "" where it does not say."""
+    try:
+        return str(result.backend.as_uri()).partition(":")[0]
+    except Exception:
+        return ""
+
+
+def _no_backend(found: str) -> NotSupported:
+    return NotSupported(
+        f"this Celery app cannot tell what became of a task (result backend: {found}); "
+        "set result_backend to one that every process can read, such as redis:// or db+postgresql://"
+    )
+
+
+def _reply(task_id: str, state: str, result: Any) -> Reply | None:
+    if state == "SUCCESS":
+        return Reply(task_id, "completed", result=normalise(result.result, lenient=True))
+    if state in _FAILED:
+        return Reply(task_id, "failed", error=_failure_text(result.result) or state)
+    return None
+
+
+def _failure_text(failure: object) -> str:
+    return error_text(failure) if isinstance(failure, BaseException) else cut(str(failure or ""))

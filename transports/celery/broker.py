@@ -1,0 +1,292 @@
+"""One connection to the broker, with a channel to publish on: declaring, publishing with confirms, hanging up.
+
+Messages are published in one go and their confirms waited for together, so that a batch costs one round trip. Every
+wait has a limit: the socket itself gives up after `confirm_timeout` seconds, whatever is being waited for. Brokers
+that kombu plays itself (memory://, redis://) confirm by returning.
+
+Not for two threads at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import kombu
+from amqp.exceptions import MessageNacked
+from kombu.common import maybe_declare
+
+from transports.celery.errors import Nacked, Unroutable, mapped, translate
+from transports.celery.frames import tolerate_unreadable_properties
+from transports.celery.protocol import DEAD_SUFFIX, Outgoing
+from unstract_core.errors import ConfigurationError, ContractError, TransportError, TransportUnavailable
+
+_IN_FLIGHT = 500
+"""How many messages may wait for their confirms at once."""
+
+
+@attrs.frozen
+class Settings:
+    """How a transport reaches its broker. Seconds throughout; see CeleryTransport."""
+
+    url: str
+    queue_arguments: Mapping[str, Any]
+    declare: bool
+    connect_timeout: float
+    confirm_timeout: float
+    heartbeat: float
+    ssl: Any
+    transport_options: Mapping[str, Any]
+
+    def arguments_of(self, queue: str) -> dict[str, Any]:
+        """Return the arguments with which a queue is declared: its own where there are such, else those for all."""
+        own = self.queue_arguments.get(queue)
+        if isinstance(own, Mapping):
+            return dict(own)
+        if queue.endswith(DEAD_SUFFIX):
+            return {name: value for name, value in self._common.items() if name == "x-queue-type"}
+        return self._common
+
+    def keeps_priorities(self, queue: str) -> bool:
+        limit = self.arguments_of(queue).get("x-max-priority")
+        return isinstance(limit, int) and limit >= 1
+
+    def is_quorum(self, queue: str) -> bool:
+        return self.arguments_of(queue).get("x-queue-type") == "quorum"
+
+    def queue(self, name: str) -> kombu.Queue:
+        """Return a queue as Celery declares those that nobody configured: with a direct exchange of its name."""
+        return kombu.Queue(name, kombu.Exchange(name), name, queue_arguments=self.arguments_of(name) or None)
+
+    @property
+    def _common(self) -> dict[str, Any]:
+        return {name: value for name, value in self.queue_arguments.items() if not isinstance(value, Mapping)}
+
+
+class Broker:
+    """An open connection. `amqp` tells whether a real broker is there, or one that kombu plays itself."""
+
+    def __init__(self, settings: Settings, *, heartbeat: float = 0.0) -> None:
+        self._settings = settings
+        self._confirms = _Confirms()
+        self._failed = False
+        with mapped("connect to the broker"):
+            self.connection = _connection(settings, heartbeat)
+            try:
+                self.connection.connect()
+                self.amqp = self.connection.transport.driver_type == "amqp"
+                if self.amqp:
+                    self.connection.connection.sock.settimeout(settings.confirm_timeout)
+                    tolerate_unreadable_properties(self.connection.connection)
+                self._channel = self._declaring = self._open_channel()
+                if self.amqp:  # so that a queue that is refused closes no other channel
+                    self._declaring = self.connection.channel()
+                self._producer = kombu.Producer(self._channel, serializer="json")
+            except BaseException:
+                self.hang_up()
+                raise
+
+    @property
+    def has_hung_up(self) -> bool:
+        """Whether the broker, or the network, has ended the connection while it was idle."""
+        if not self.amqp:
+            return False
+        try:
+            self.connection.drain_events(timeout=0)
+        except TimeoutError:
+            return not self.connection.connected
+        except Exception:
+            return True
+        return not self._channel.is_open
+
+    def declare(self, queue: kombu.Queue, doing: str) -> None:
+        """Declare a queue, once for this connection."""
+        with mapped(f"{doing}: declare queue {queue.name!r}"):
+            maybe_declare(queue, self._declaring)
+
+    def publish(
+        self, doing: str, messages: Sequence[Outgoing], *, together: bool = False
+    ) -> list[TransportError | None]:
+        """Publish, and return for each message what kept it from being accepted: None where it was confirmed.
+
+        Where a queue cannot be declared the messages for others are sent all the same; none is if `together`. Never
+        raises a TransportError, for some may have been accepted. After an error that concerns the connection the
+        broker is of no more use (`usable`).
+        """
+        refused: dict[int, TransportError] = {}
+        for number, message in enumerate(messages):
+            if (error := self._refusal(doing, message)) is not None:
+                refused[number] = error
+                if together or not self.usable:
+                    return [error] * len(messages)
+        ready = [message for number, message in enumerate(messages) if number not in refused]
+        outcomes: list[TransportError | None] = []
+        for start in range(0, len(ready), _IN_FLIGHT):
+            outcomes += self._publish(doing, ready[start : start + _IN_FLIGHT])
+        for number, error in refused.items():
+            outcomes.insert(number, error)
+        return outcomes
+
+    @property
+    def usable(self) -> bool:
+        return not self._failed and bool(self.connection.connected) and (not self.amqp or self._channel.is_open)
+
+    def close(self) -> None:
+        """Close in order, as far as the broker answers."""
+        with contextlib.suppress(Exception):
+            self.connection.release()
+
+    def hang_up(self) -> None:
+        """Drop the connection without a word: it is broken, or another process's."""
+        with contextlib.suppress(Exception):
+            self.connection.collect(socket_timeout=0.1)
+
+    def _refusal(self, doing: str, message: Outgoing) -> TransportError | None:
+        """Declare the queue of a message, and return what the broker has against it."""
+        if not (message.declared and self._settings.declare):
+            return None
+        try:
+            self.declare(self._settings.queue(message.queue), doing)
+        except TransportError as exc:
+            self._failed = self._failed or isinstance(exc, TransportUnavailable)
+            return exc
+        return None
+
+    def _publish(self, doing: str, messages: Sequence[Outgoing]) -> list[TransportError | None]:
+        self._confirms.begin(len(messages))
+        failure: TransportError | None = None
+        published = 0
+        try:
+            for message in messages:
+                self._hand_over(message)
+                published += 1
+            self._await_confirms()
+        except TransportError as exc:
+            failure = exc
+        except Exception as exc:
+            ours = translate(exc, _named(doing, messages, published), fate_unknown=True)
+            if isinstance(ours, ConfigurationError):
+                raise ours from exc
+            failure = ours
+            failure.__cause__ = exc
+        self._failed = self._failed or failure is not None  # a confirm that comes too late would be taken for another's
+        return [self._outcome(doing, n, message, published, failure) for n, message in enumerate(messages)]
+
+    def _hand_over(self, message: Outgoing) -> None:
+        self._producer.publish(
+            message.body,
+            exchange="",
+            routing_key=message.queue,
+            headers=message.headers,
+            content_type=message.content_type,
+            content_encoding=message.content_encoding,
+            mandatory=message.declared,
+            **message.properties,
+        )
+
+    def _await_confirms(self) -> None:
+        if not self.amqp:
+            self._confirms.all()
+            return
+        deadline = time.monotonic() + self._settings.confirm_timeout
+        while self._confirms.missing:
+            if (remaining := deadline - time.monotonic()) <= 0:  # though other events kept coming
+                raise TimeoutError
+            self.connection.drain_events(timeout=remaining)
+
+    def _outcome(
+        self, doing: str, number: int, message: Outgoing, published: int, failure: TransportError | None
+    ) -> TransportError | None:
+        where = f"{doing}: message {message.id} to queue {message.queue!r}"
+        if (reason := self._confirms.returned.get(message.id)) is not None:
+            self.connection.declared_entities.clear()  # what was declared has been deleted since
+            return Unroutable(f"{where} could not be routed ({reason}); no such queue is there")
+        if number in self._confirms.nacked:
+            nacked = Nacked(f"{where} was refused by the broker (nacked), as by a queue that is full; it was not sent")
+            nacked.__cause__ = MessageNacked()
+            return nacked
+        if number in self._confirms.acked:
+            return None
+        if number > published or (number == published and not getattr(failure, "fate_unknown", False)):
+            return _undone(failure, where)
+        return failure
+
+    def _open_channel(self) -> Any:
+        channel = self.connection.channel()
+        if self.amqp:
+            channel.confirm_select()
+            self._confirms.listen(channel)
+        return channel
+
+
+class _Confirms:
+    """The broker's answers to one batch, by the message's place in it; `returned` by its id."""
+
+    def __init__(self) -> None:
+        self.acked: set[int] = set()
+        self.nacked: set[int] = set()
+        self.returned: dict[str, str] = {}
+        self._size = 0
+        self._before = 0
+        """How many messages were published on this channel before this batch: delivery tags count from the first."""
+
+    def begin(self, size: int) -> None:
+        self._before += self._size
+        self._size = size
+        self.acked, self.nacked, self.returned = set(), set(), {}
+
+    def listen(self, channel: Any) -> None:
+        channel.events["basic_ack"].add(lambda tag, multiple: self._note(self.acked, tag, multiple))
+        channel.events["basic_nack"].add(lambda tag, multiple: self._note(self.nacked, tag, multiple))
+        channel.events["basic_return"].add(self._note_return)
+
+    def all(self) -> None:
+        self.acked.update(range(self._size))
+
+    @property
+    def missing(self) -> bool:
+        return len(self.acked) + len(self.nacked) < self._size
+
+    def _note(self, answers: set[int], tag: int, multiple: bool) -> None:
+        last = tag - self._before - 1
+        known = self.acked | self.nacked if multiple else ()
+        answers.update(n for n in range(0 if multiple else last, last + 1) if 0 <= n < self._size and n not in known)
+
+    def _note_return(self, exc: Any, exchange: str, routing_key: str, message: Any) -> None:
+        headers = message.properties.get("application_headers") or {}
+        self.returned[str(headers.get("id") or message.properties.get("correlation_id"))] = str(exc.reply_text)
+
+
+def _undone(failure: TransportError | None, where: str) -> TransportError:
+    """Return the error for a message that was never handed over, because an earlier one failed."""
+    if failure is None or not getattr(failure, "fate_unknown", False):
+        return failure or TransportError(f"{where} was not sent")
+    undone = translate(ConnectionError("an earlier message of the batch failed"), where)
+    undone.__cause__ = failure
+    return undone  # type: ignore[return-value]  # a ConnectionError is never a matter of configuration
+
+
+def _named(doing: str, messages: Sequence[Outgoing], published: int) -> str:
+    message = messages[min(published, len(messages) - 1)]
+    more = f" and {len(messages) - 1} more" if len(messages) > 1 else ""
+    return f"{doing}: message {message.id} to queue {message.queue!r}{more}"
+
+
+def _connection(settings: Settings, heartbeat: float) -> kombu.Connection:
+    try:
+        connection = kombu.Connection(
+            settings.url,
+            heartbeat=heartbeat,
+            connect_timeout=settings.connect_timeout,
+            ssl=settings.ssl,
+            transport_options=dict(settings.transport_options),
+        )
+        connection.transport  # noqa: B018 - resolves the driver, which may be missing
+    except (KeyError, ImportError, ValueError) as exc:
+        raise ConfigurationError(f"no broker can be reached by this URL: {exc}") from exc
+    except ContractError:
+        raise
+    return connection

@@ -1,0 +1,329 @@
+"""Celery's message protocol 2, incoming: a broker's message as a payload of ours, and what else it asks for.
+
+Read tolerantly where Celery is tolerant, and refused aloud where it asks for what cannot be honoured here: a message
+that cannot be read, or not be honoured, becomes a delivery with its problem, searched for whom to tell. Nothing is
+unpickled; bodies are JSON, and values those of the one domain (docs/wire.md), so that a UUID is text here too.
+
+The wire has one continuation of kwargs for each outcome. Celery's links may be several, with positional arguments of
+their own: they stand in `callbacks` and `errbacks` as they came, and the first of each lends the payload its face.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import kombu
+from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.serialization import loads
+
+from transports.celery.frames import UNREADABLE
+from transports.celery.protocol import ORG_HEADER, UNSET_PRIORITY
+from unstract_core.codec import check_name, from_wire
+from unstract_core.errors import MalformedPayload, PayloadError
+from unstract_core.execution import FAIRNESS_HEADER
+from unstract_core.payload import DEFAULT_PRIORITY, HIGHEST_PRIORITY, TaskPayload
+from unstract_core.transport import LONGEST_DELAY
+from unstract_core.values import normalise, normalise_members
+
+_JSON = frozenset({"application/json"})
+_OPTIONS = {"queue", "task_id", "link", "link_error", "countdown"}
+"""The options of a link that are honoured when it is fired."""
+_MOST_RETRIES = 2**31
+
+
+@attrs.frozen
+class Envelope:
+    """What a message says, beside its payload. `raw` is the payload as it stands on our wire, as far as it is readable.
+
+    `callbacks` and `errbacks` are Celery's signatures as they came; `embed` the body's third part; `answered` whether
+    its sender gave an address for the answer, `reply_to`.
+    """
+
+    raw: dict[str, Any]
+    payload: TaskPayload | None
+    problem: str | None
+    id: str | None
+    correlation_id: str | None
+    reply_to: str
+    root_id: str | None
+    callbacks: tuple[dict[str, Any], ...]
+    errbacks: tuple[dict[str, Any], ...]
+    retries: int
+    attempt: int
+    eta: datetime.datetime | None
+    expires: datetime.datetime | None
+    org_id: str
+    priority: int
+    body: tuple[Any, Any, Any] | None
+
+    @property
+    def key(self) -> tuple[object, int]:
+        """What every delivery of the same message has in common, as `Arrived.key`."""
+        return self.id, self.retries
+
+
+class _Problem(Exception):
+    """Why a message cannot be run."""
+
+
+def read_message(message: kombu.Message, queue: str, *, default_queue: str, time_limits: bool = False) -> Envelope:
+    """Read a message that came from `queue`. Never raises: what is wrong with it is its `problem`.
+
+    A link without a queue goes to `default_queue`, as Celery's own; `time_limits` accepts a task with a time limit,
+    which nothing enforces here.
+    """
+    reading = _Reading(message, queue, default_queue, time_limits)
+    problem = None
+    try:
+        reading.read()
+    except _Problem as exc:
+        problem = str(exc)
+    except Exception as exc:  # a header of a kind that nobody foresaw
+        problem = f"unreadable ({type(exc).__name__})"
+    return reading.envelope(problem)
+
+
+class _Reading:
+    """One message being read; what could be read stands in its fields, whatever went wrong after."""
+
+    def __init__(self, message: kombu.Message, queue: str, default_queue: str, time_limits: bool) -> None:
+        self.message = message
+        self.queue = queue
+        self.default_queue = default_queue
+        self.time_limits = time_limits
+        self.headers: Mapping[str, Any] = message.headers if isinstance(message.headers, Mapping) else {}
+        self.properties: Mapping[str, Any] = message.properties or {}
+        self.body: tuple[Any, Any, Any] | None = None
+        self.callbacks: tuple[dict[str, Any], ...] = ()
+        self.errbacks: tuple[dict[str, Any], ...] = ()
+        self.payload: TaskPayload | None = None
+        self.correlation_id = _name(self.properties.get("correlation_id"))
+        self.id = _name(self.headers.get("id"))
+        self.reply_to = _name(self.properties.get("reply_to")) or ""
+        self.eta: datetime.datetime | None = None
+        self.expires: datetime.datetime | None = None
+        self.raw: dict[str, Any] = {"queue": queue}
+
+    def read(self) -> None:
+        problems = self._read_body()
+        headers = self.headers
+        fairness = headers.get(FAIRNESS_HEADER)
+        self.raw["fairness"] = fairness
+        self._address()
+        if "task" in headers:
+            self.raw["task_name"] = headers["task"]
+        if problems:
+            raise _Problem(problems)
+        if not self.id:
+            raise _Problem("the message has no header 'id'")
+        if not _name(headers.get("task")):
+            raise _Problem("the message has no header 'task'")
+        self._refuse_what_cannot_be_honoured()
+        self.eta = _moment(headers, "eta")
+        self.expires = _moment(headers, "expires")
+        if self.expires is not None and self.expires <= datetime.datetime.now(datetime.UTC):
+            raise _Problem(f"expired: it was to be run before {self.expires.isoformat()}")
+        args, kwargs, _ = self.body or ((), {}, {})
+        self.raw["args"] = _members(list(args), "$.args")
+        self.raw["kwargs"] = _members(kwargs, "$.kwargs")
+        try:
+            self.payload = from_wire(self.raw)
+        except MalformedPayload as exc:
+            raise _Problem(str(exc)) from exc
+
+    def envelope(self, problem: str | None) -> Envelope:
+        headers = self.headers
+        retries = headers.get("retries")
+        retries = retries if type(retries) is int and 0 <= retries < _MOST_RETRIES else 0
+        crashes = headers.get("x-delivery-count")
+        fairness = self.payload.fairness if self.payload is not None else None
+        priority = self.properties.get("priority")
+        ranked = type(priority) is int and priority > UNSET_PRIORITY
+        return Envelope(
+            raw=self.raw,
+            payload=self.payload if problem is None else None,
+            problem=problem,
+            id=self.id,
+            correlation_id=self.correlation_id,
+            reply_to=self.reply_to,
+            root_id=_name(headers.get("root_id")),
+            callbacks=self.callbacks,
+            errbacks=self.errbacks,
+            retries=retries,
+            attempt=1 + retries + (crashes if type(crashes) is int and crashes > 0 else 0),
+            eta=self.eta,
+            expires=self.expires,
+            org_id=_name(headers.get(ORG_HEADER)) or (fairness.org_id if fairness is not None else None) or "",
+            priority=min(priority, HIGHEST_PRIORITY) if ranked and priority is not None else DEFAULT_PRIORITY,
+            body=self.body,
+        )
+
+    def _address(self) -> None:
+        """Note who is told: by a reply where an address was given and nothing is chained, as a status otherwise."""
+        if known := self.id or self.correlation_id:  # the same for a real client
+            self.raw["task_id"] = known
+        answered = bool(self.reply_to) and self.headers.get("ignore_result") is not True
+        if answered and not self.callbacks and not self.errbacks and (key := self.correlation_id or self.id):
+            self.raw["reply_key"] = key
+        for name, links in (("on_success", self.callbacks), ("on_error", self.errbacks)):
+            if links:
+                self.raw[name] = {
+                    "task_name": links[0]["task"],
+                    "kwargs": normalise_members(links[0].get("kwargs") or {}, lenient=True),
+                    "queue": link_queue(links[0], self.default_queue),
+                }
+
+    def _read_body(self) -> str | None:
+        """Read the body's three parts and its links; return what is wrong with it."""
+        try:
+            body = _decoded(self.message)
+        except _Problem as exc:
+            return str(exc)
+        if isinstance(body, dict) and "task" in body:
+            self.id = self.id or _name(body.get("id"))
+            self.errbacks = _links_to_tell(body.get("errbacks"))
+            return (
+                "the message is of Celery's protocol version 1; set task_protocol = 2, Celery's default, at its sender"
+            )
+        if not isinstance(body, list) or len(body) != 3:
+            size = f"{len(body)} elements" if isinstance(body, list) else type(body).__name__
+            return f"the body is not [args, kwargs, embed], but has or is {size}"
+        args, kwargs, embed = body
+        embed = {} if embed is None else embed
+        problems = []
+        if not isinstance(args, list):
+            problems.append(f"$.args: expected an array, got {_kind(args)}")
+        if not isinstance(kwargs, dict):
+            problems.append(f"$.kwargs: expected an object, got {_kind(kwargs)}")
+        if not isinstance(embed, dict):
+            problems.append(f"$.embed: expected an object, got {_kind(embed)}")
+            embed = {}
+        for name in ("callbacks", "errbacks"):
+            try:
+                setattr(self, name, _links(embed.get(name), f"$.{name}"))
+            except _Problem as exc:
+                problems.append(str(exc))
+                setattr(self, name, _links_to_tell(embed.get(name)) if name == "errbacks" else ())
+        if not problems:
+            self.body = (args, kwargs, embed)
+        return "; ".join(problems) or None
+
+    def _refuse_what_cannot_be_honoured(self) -> None:
+        embed = self.body[2] if self.body else {}
+        for name in ("chain", "chord"):
+            if embed.get(name):
+                raise _Problem(f"the task is part of a {name}, which is not continued here; use link and link_error")
+        limits = self.headers.get("timelimit")
+        if not self.time_limits and isinstance(limits, Sequence) and any(limit is not None for limit in limits):
+            raise _Problem(
+                f"the task has time limits ({', '.join(map(str, limits))}), and a thread cannot be stopped; send it "
+                f"without them, or accept that nothing enforces them: CeleryTransport(..., ignore_time_limits=True)"
+            )
+
+
+def link_queue(link: Mapping[str, Any], default: str) -> str:
+    """Return the queue that a signature names; Celery's default queue where it names none."""
+    queue = (link.get("options") or {}).get("queue")
+    return queue if isinstance(queue, str) and queue else default
+
+
+def _decoded(message: kombu.Message) -> Any:
+    content_type = message.content_type
+    if content_type == UNREADABLE:
+        raise _Problem("the message's properties and headers cannot be read: a text that is not UTF-8, or such")
+    if content_type not in _JSON:
+        raise _Problem(
+            f"the content type is {content_type!r}; only application/json is read, and nothing is ever unpickled: "
+            "set task_serializer = 'json' at its sender"
+        )
+    if message.errors:
+        raise _Problem("the body cannot be decompressed")
+    try:
+        return loads(message.body, content_type, message.content_encoding, accept=_JSON)
+    except (DecodeError, ContentDisallowed, ValueError, RecursionError) as exc:
+        raise _Problem(f"the body is not JSON that can be read ({type(exc).__name__})") from exc
+
+
+def _links(found: Any, path: str) -> tuple[dict[str, Any], ...]:
+    if found is None:
+        return ()
+    if not isinstance(found, list):
+        raise _Problem(f"{path}: expected an array of signatures, got {_kind(found)}")
+    for number, link in enumerate(found):
+        _check_link(link, f"{path}[{number}]")
+    return tuple(found)
+
+
+def _check_link(link: Any, path: str) -> None:
+    if not isinstance(link, dict) or not _name(link.get("task")):
+        raise _Problem(f"{path}: a link without a task")
+    if kind := link.get("subtask_type"):
+        raise _Problem(f"{path}: a link that is a {kind} is not fired here; link single tasks")
+    for name, kind in (("args", list), ("kwargs", dict), ("options", dict)):
+        if link.get(name) is not None and not isinstance(link[name], kind):
+            raise _Problem(f"{path}.{name}: expected {kind.__name__}, got {_kind(link[name])}")
+    options = {name: value for name, value in (link.get("options") or {}).items() if value not in (None, [], {})}
+    if foreign := sorted(str(name) for name in options.keys() - _OPTIONS):
+        raise _Problem(f"{path}.options: {', '.join(foreign)} cannot be honoured; set queue alone")
+    countdown = options.get("countdown", 0)
+    if not isinstance(countdown, int | float) or not abs(countdown) <= LONGEST_DELAY:
+        raise _Problem(f"{path}.options.countdown: expected seconds, at most {LONGEST_DELAY:g}")
+    try:
+        check_name(link["task"], f"{path}.task")
+        for name in options.keys() & {"queue", "task_id"}:
+            check_name(options[name], f"{path}.options.{name}")
+        for name in ("args", "kwargs"):
+            normalise_members(link.get(name) or [], path=f"{path}.{name}")
+    except PayloadError as exc:
+        raise _Problem(str(exc)) from exc
+
+
+def _links_to_tell(found: Any) -> tuple[dict[str, Any], ...]:
+    """Return the links of a malformed message that can be fired all the same: its sender must hear of it."""
+    links = []
+    for link in found if isinstance(found, list) else [found]:
+        try:
+            _check_link(link, "$")
+        except _Problem:
+            continue
+        links.append(link)
+    return tuple(links)
+
+
+def _members(container: Any, path: str) -> Any:
+    try:
+        return normalise_members(container, path=path)
+    except PayloadError as exc:
+        raise _Problem(f"{exc}; a real Celery worker might run it, and no other transport could carry it") from exc
+
+
+def _moment(headers: Mapping[str, Any], name: str) -> datetime.datetime | None:
+    value = headers.get(name)
+    if value is None:
+        return None
+    try:
+        moment = value if isinstance(value, datetime.datetime) else datetime.datetime.fromisoformat(value)
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
+    except (TypeError, ValueError) as exc:
+        raise _Problem(f"the header {name!r} is no ISO 8601 moment") from exc
+
+
+def _name(value: Any) -> str | None:
+    """Return a name or an id that can be used as one, and None for anything else."""
+    try:
+        check_name(value, "$")
+    except PayloadError:
+        return None
+    return str(value)
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def fit(value: object) -> Any:
+    """Return a value that a Celery worker answered with, inside the domain."""
+    return normalise(value, lenient=True)

@@ -1,0 +1,118 @@
+"""The short text of a task's arguments that Celery's messages carry for logs and monitors (`argsrepr`, `kwargsrepr`).
+
+It is, to the character, what Celery itself writes, which is no `repr`: strings stand between single quotes, and only
+those are escaped. A scalar that, without its quotes, would fill the room that is left is cut there, and then back to
+its last space; "..." follows. A container inside `levels` others is only hinted at: `{...}`. When the room is used up,
+", ..." stands for whatever is left, and what was opened is closed. Everything written uses room, and the last token
+may go beyond it.
+
+Nothing is read beyond the room, and nothing recurses. Cycles, which cannot travel, are not looked for: where Celery
+would name one, it is written until the levels or the room end it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+from typing import Final, TypeAlias
+
+_Member: TypeAlias = tuple[object, object]
+
+_NO_KEY: Final = object()
+
+
+def saferepr(value: object, limit: int = 1024, levels: int = 3) -> str:
+    """Write `value` in about `limit` characters, with containers up to `levels` deep; 0 levels are any number."""
+    text = _Text(limit, levels)
+    try:
+        text.write(value)
+        text.write_members()
+    except _RoomUsedUp:
+        text.break_off()
+    return "".join(text.parts)
+
+
+class _RoomUsedUp(Exception):
+    """There is something left to write, and no room."""
+
+
+class _Text:
+    """What is written so far, the room that is left, and the containers that are open, outermost first."""
+
+    __slots__ = ("levels", "opened", "parts", "room", "separator")
+
+    def __init__(self, room: int, levels: int) -> None:
+        self.room = room
+        self.levels = levels
+        self.parts: list[str] = []
+        self.opened: list[tuple[Iterator[_Member], str]] = []
+        self.separator = ""
+
+    def write(self, value: object) -> bool:
+        """Write a scalar, or open a container; return whether one was opened."""
+        if isinstance(value, dict):
+            return self._open("{", value.items(), "}")
+        if isinstance(value, list):
+            return self._open("[", _keyless(value), "]")
+        if isinstance(value, tuple):
+            return self._open("(", _keyless(value), ",)" if len(value) == 1 else ")")
+        self._add_scalar(value)
+        return False
+
+    def write_members(self) -> None:
+        """Write and close all that is open."""
+        while self.opened:
+            members, closing = self.opened[-1]
+            if not self._write_until_opened(members):
+                self.opened.pop()
+                self.parts.append(closing)
+                self.room -= len(closing)
+                self.separator = ", "
+
+    def break_off(self) -> None:
+        """Leave out the rest, and close what is open."""
+        self.parts.append(", ...")
+        self.parts += [closing for _, closing in reversed(self.opened)]
+
+    def _write_until_opened(self, members: Iterator[_Member]) -> bool:
+        for key, value in members:
+            if self.separator:
+                self._add(self.separator)
+            if key is not _NO_KEY:
+                self._add_scalar(key)
+                self._add(": ")
+            self.separator = ", "
+            if self.write(value):
+                return True
+        return False
+
+    def _open(self, opening: str, members: Iterable[_Member], closing: str) -> bool:
+        if self.levels and len(self.opened) >= self.levels:
+            self._add(f"{opening}...{closing}")
+            return False
+        self._add(opening)
+        self.opened.append((iter(members), closing))
+        self.separator = ""
+        return True
+
+    def _add_scalar(self, value: object) -> None:
+        if isinstance(value, str):
+            self._add("'" + _cut(value, self.room).replace("'", "\\'") + "'")
+        else:
+            self._add(_cut(repr(value), self.room))
+
+    def _add(self, token: str) -> None:
+        if self.room <= 0:
+            raise _RoomUsedUp
+        self.parts.append(token)
+        self.room -= len(token)
+
+
+def _keyless(items: Iterable[object]) -> Iterator[_Member]:
+    return zip(repeat(_NO_KEY), items, strict=False)
+
+
+def _cut(text: str, room: int) -> str:
+    if len(text) < room:
+        return text
+    return text[: max(room, 0)].rsplit(" ", 1)[0] + "..."

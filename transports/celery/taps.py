@@ -1,0 +1,176 @@
+"""How many messages the broker may send ahead, and what has arrived.
+
+The broker sends to a consumer until as many of its messages are unacknowledged as the consumer was granted. A grant
+cannot be changed (quorum queues know no other kind), so a consumer that has too little is replaced by one with a new
+grant, or joined by it; what the old one holds does not count against it. What arrived and is not wanted for a while,
+because every thread is busy for longer, is given back to the queue for others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import math
+import time
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import kombu
+
+from transports.celery.broker import Broker, Settings
+from transports.celery.errors import mapped
+
+_WINDOW = 0.05
+"""Seconds after which what nobody wants is given back."""
+_LARGEST_BUFFER = 2000
+
+
+@attrs.define(eq=False)
+class Tap:
+    """A consumer of one queue, with its grant and how many of its messages are unacknowledged."""
+
+    queue: kombu.Queue
+    tag: str
+    granted: int
+    unacknowledged: int = 0
+
+
+@attrs.define(eq=False)
+class Arrived:
+    """A message that the broker sent, through one tap."""
+
+    message: kombu.Message
+    queue: str
+    tap: Tap
+
+    @property
+    def redelivered(self) -> bool:
+        return bool((self.message.delivery_info or {}).get("redelivered"))
+
+    @property
+    def key(self) -> tuple[object, int]:
+        """What every delivery of the same message has in common, as `Envelope.key`."""
+        retries = self.message.headers.get("retries")
+        return self.message.headers.get("id"), retries if type(retries) is int else 0
+
+    def ack(self) -> None:
+        self.tap.unacknowledged -= 1
+        self.message.ack()
+
+    def requeue(self) -> None:
+        self.tap.unacknowledged -= 1
+        self.message.requeue()
+
+    def is_later_than(self, moment: float) -> bool:
+        """Whether its `eta` is after this moment, in seconds since the epoch."""
+        with contextlib.suppress(TypeError, ValueError):
+            eta = datetime.datetime.fromisoformat(self.message.headers.get("eta"))
+            return (eta if eta.tzinfo else eta.replace(tzinfo=datetime.UTC)).timestamp() > moment
+        return False
+
+
+class Taps:
+    """The consumers of a subscription, one for each queue, on a channel of their own."""
+
+    def __init__(self, broker: Broker, queues: Sequence[kombu.Queue], settings: Settings) -> None:
+        self.arrived: deque[Arrived] = deque()
+        self._broker = broker
+        self._settings = settings
+        self._unwanted_since: float | None = None
+        self._taps: dict[str, Tap] = {}
+        self._beside: list[Tap] = []
+        self._every: list[Tap] = []
+        self._deleted: set[str] = set()
+        if settings.declare:
+            for queue in queues:
+                broker.declare(queue, "subscribe")
+        with mapped("subscribe"):
+            self._channel = broker.connection.channel()
+            self._queues = deque(queue.bind(self._channel) for queue in queues)
+
+    @property
+    def full(self) -> bool:
+        return len(self.arrived) >= _LARGEST_BUFFER
+
+    @property
+    def patience(self) -> float:
+        """Seconds until what nobody wants is to be given back."""
+        if self._unwanted_since is None:
+            return math.inf
+        return max(0.0, self._unwanted_since + _WINDOW - time.monotonic())
+
+    def want(self, limit: int) -> list[Arrived]:
+        """Say how many more messages there is room for now; returns what is to be given back to its queue."""
+        if limit:
+            self._unwanted_since = None
+            for queue in self._queues:
+                self._grant(queue, limit)
+        elif not self.arrived:
+            self._unwanted_since = None
+        elif self._unwanted_since is None:
+            self._unwanted_since = time.monotonic()
+        elif not self.patience:
+            return self._close()
+        return []
+
+    def deleted(self) -> list[str]:
+        """Return the queues that were deleted since this was last asked; they are declared and consumed anew."""
+        deleted = sorted(self._deleted)
+        self._deleted.clear()
+        return deleted
+
+    def _grant(self, queue: kombu.Queue, limit: int) -> None:
+        tap = self._taps.get(queue.name)
+        if not self._broker.amqp:  # one grant for the whole channel, which can be changed
+            self._channel.basic_qos(0, limit + sum(one.unacknowledged for one in self._every), False)
+            if tap is not None:
+                return
+        elif tap is not None:
+            if limit < 2 * self._granted(tap):
+                return
+            if self._settings.is_quorum(queue.name):  # which counts what was on its way to a cancelled one as a crash
+                self._beside.append(tap)
+            else:
+                queue.cancel(tap.tag)
+        if tap is None and self._settings.declare:
+            self._broker.declare(self._settings.queue(queue.name), "receive")
+        self._taps[queue.name] = self._open(queue, limit)
+
+    def _granted(self, tap: Tap) -> int:
+        """Return how many more messages of the tap's queue may come, with those that have come and wait."""
+        taps = [tap, *(one for one in self._beside if one.queue is tap.queue)]
+        waiting = sum(one.tap in taps for one in self.arrived) if self.arrived else 0
+        return sum(one.granted - one.unacknowledged for one in taps) + waiting
+
+    def _open(self, queue: kombu.Queue, limit: int) -> Tap:
+        tap = Tap(queue, f"unstract-wire-{uuid.uuid4()}", limit)
+
+        def receive(raw: Any) -> None:
+            tap.unacknowledged += 1
+            self.arrived.append(Arrived(self._channel.message_to_python(raw), queue.name, tap))
+
+        if self._broker.amqp:
+            self._channel.basic_qos(0, limit, False)
+        self._every = [tap, *(one for one in self._every if one.unacknowledged or one in self._taps.values())]
+        queue.consume(tap.tag, receive, no_ack=False, on_cancel=lambda tag: self._note_deleted(queue.name))
+        return tap
+
+    def _note_deleted(self, name: str) -> None:
+        self._broker.connection.declared_entities.clear()
+        self._taps.pop(name, None)
+        self._beside = [tap for tap in self._beside if tap.queue.name != name]
+        self._deleted.add(name)
+
+    def _close(self) -> list[Arrived]:
+        for tap in (*self._taps.values(), *self._beside):
+            tap.queue.cancel(tap.tag)
+        self._taps.clear()
+        self._beside.clear()
+        self._queues.rotate(-1)  # so that none is always the first to send, and the others given back
+        self._unwanted_since = None
+        unwanted = list(self.arrived)
+        self.arrived.clear()
+        return unwanted
