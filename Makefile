@@ -10,10 +10,11 @@ READY := $(VENV)/.ready
 LOCK := requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check check-lint check-types check-imports check-lock bench lock clean
+.PHONY: help demo flip test check check-lint check-types check-imports check-lock bench lock clean
 
 help:
 	@echo "make demo    documents through PostgreSQL: dispatched, executed, continued, saved"
+	@echo "make flip    one flag, flipped under load between Celery and PostgreSQL, and a tally (needs RabbitMQ)"
 	@echo "make test    the tests; ARGS='-k codec' is handed to pytest"
 	@echo "make check   linter, formatter, types, import contracts, lock"
 	@echo "make bench   the benchmarks"
@@ -24,11 +25,16 @@ help:
 demo: $(READY)
 	@$(BIN)/python -m examples $(ARGS)
 
+flip: $(READY)
+	@$(BIN)/python -m examples.flip_the_flag $(ARGS)
+
 test: $(READY)
 	@$(BIN)/python -m pytest $(ARGS)
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
+	@echo
+	@$(BIN)/python benchmarks/celery_bench.py $(ARGS)
 
 check: check-lint check-types check-imports check-lock
 

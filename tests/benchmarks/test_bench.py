@@ -12,6 +12,38 @@ from tools.check_lock import ROOT
 RATES = ("send, one by one", "send, 1000 at once", "drain no-op tasks", "drain chains (task + callback)")
 
 
+def test_the_benchmark_of_the_celery_path_prints_every_figure_with_its_ratio(rabbitmq_url: str) -> None:
+    """Ours and Celery's own on the same broker, each rate with its ratio, and both latencies."""
+    ended = run_celerys(rabbitmq_url)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    version, headings, *lines = ended.stdout.splitlines()
+    assert version.startswith("RabbitMQ ")
+    assert headings.split() == ["ours", "median", "Celery", "median", "ratio", "Celery's", "is"]
+    for name, line in zip(RATES, lines[:-2], strict=True):
+        assert re.fullmatch(rf"{re.escape(name)} +([\d,]+ +){{4}}\d+\.\d\d   \S.*", line)
+    for whose, line in zip(("ours", "Celery's"), lines[-2:], strict=True):
+        assert re.fullmatch(rf"idle chain, {whose} +[\d.]+ ms p50 +[\d.]+ ms p99", line)
+
+
+def test_without_a_broker_the_celery_path_is_left_out_and_says_why() -> None:
+    """The reason and the remedy are printed, and it is no failure."""
+    ended = run_celerys("amqp://127.0.0.1:1//")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("Celery: left out, for no RabbitMQ answers at amqp://127.0.0.1:1//; start one")
+
+
+def run_celerys(url: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "benchmarks/celery_bench.py", "--scale", "0.01", "--rounds", "1"],
+        cwd=ROOT,
+        env={**os.environ, "UNSTRACT_WIRE_TEST_RABBITMQ": url},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+
+
 def test_the_benchmark_prints_every_figure_with_its_ratio() -> None:
     """At a tiny scale it ends with 0 and without a warning; each rate has best, median and ratio to raw SQL."""
     ended = subprocess.run(

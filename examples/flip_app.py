@@ -1,0 +1,28 @@
+"""The Celery side of flip_the_flag.py: an app such as a product has, and its executor's one task.
+
+    celery --app examples.flip_app worker --queues ...
+
+The callback tasks are not registered here: a Celery worker would run an errback that it knows in its own process.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celery import Celery
+
+BROKER_VARIABLE = "UNSTRACT_WIRE_BROKER"
+BROKER = "amqp://guest:guest@127.0.0.1:5672//"
+
+app = Celery("flip", broker=os.environ.get(BROKER_VARIABLE, BROKER), backend="rpc://")
+app.conf.update(worker_hijack_root_logger=False, broker_connection_retry_on_startup=True)
+
+
+@app.task(name="execute_extraction")  # type: ignore[untyped-decorator]  # Celery has no types
+def execute_extraction(context: dict[str, Any]) -> dict[str, Any]:
+    """Return an execution result, or raise, as the context says."""
+    params = context["executor_params"]
+    if params["broken"]:
+        raise ValueError(f"document {params['document_id']} does not add up")
+    return {"success": True, "data": {"document_id": params["document_id"]}, "metadata": {}, "error": None}

@@ -1,0 +1,271 @@
+"""One flag, flipped back and forth under load: every dispatch has exactly one callback, whichever way it went.
+
+`make flip` runs it. A producer dispatches without pause through RoutingDispatcher while the flag is flipped ten times:
+on is an embedded PostgreSQL, off a Celery app on RabbitMQ (UNSTRACT_WIRE_BROKER, else the one on this machine) with a
+real Celery worker. Our consumers run the executor on PostgreSQL, from the same Celery tasks, and the callbacks on both
+sides. Queue names are this run's own. The exit code is 0 only if everything that was dispatched is accounted for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import kombu
+
+from examples import flip_app
+from examples.database import database
+from examples.processes import ROOT, STOP_SECONDS, ignore_signals, leave_on_signals, uninterrupted
+from examples.product import DocumentContext
+from transports.celery import CeleryAppDispatcher, CeleryTransport, celery_tasks
+from unstract_core import (
+    Consumer,
+    ContractError,
+    Dispatcher,
+    ExecutorDispatcher,
+    RoutingDispatcher,
+    Tasks,
+    Transport,
+    load_transport,
+)
+
+FLIPS = 10
+BROKEN_EVERY = 7
+
+
+@attrs.define
+class Ledger:
+    """What was dispatched, by task id: on which side, and whether it is to fail; and what came back."""
+
+    sent: dict[str, tuple[str, bool]] = attrs.field(factory=dict)
+    callbacks: list[tuple[str, str, str]] = attrs.field(factory=list)
+
+    def open(self) -> int:
+        return len(self.sent) - len({task_id for task_id, _, _ in self.callbacks})
+
+    def tasks(self, side: str) -> Tasks:
+        """The callback tasks as the workers of one side have them."""
+        tasks = Tasks()
+
+        @tasks.register("ide_prompt_complete")
+        def complete(result: dict[str, Any], callback_kwargs: dict[str, Any]) -> None:
+            same = result["data"]["document_id"] == callback_kwargs["document_id"]
+            self.callbacks.append((callback_kwargs["executor_task_id"], side, "complete" if same else "mixed up"))
+
+        @tasks.register("ide_prompt_error")
+        def error(failed_task_id: str, callback_kwargs: dict[str, Any]) -> None:
+            same = failed_task_id == callback_kwargs["executor_task_id"]
+            self.callbacks.append((callback_kwargs["executor_task_id"], side, "error" if same else "mixed up"))
+
+        return tasks
+
+    def wrong(self) -> list[str]:
+        """Say of each dispatch that has not exactly the one callback that it is to have, what it has."""
+        times = Counter(self.callbacks)
+        expected = Counter((id, side, "error" if broken else "complete") for id, (side, broken) in self.sent.items())
+        lost = [f"{id}: no {kind} on {side}" for id, side, kind in expected - times]
+        return sorted(lost + [f"{id}: {kind} on {side} too often" for id, side, kind in times - expected])
+
+
+class Flag:
+    """The gate: a flag that anybody may flip at any moment. `answers` are those that it gave, by run."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.flips = 0
+        self.answers: dict[str, bool] = {}
+
+    def __call__(self, context: Any) -> bool:
+        answer = self.answers[context.run_id] = self.on
+        return answer
+
+    def flip(self) -> None:
+        self.on = not self.on
+        self.flips += 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="flip_the_flag", description="A flag flipped under load, and a tally.")
+    parser.add_argument("--between", type=int, default=40, help="dispatches between two flips (%(default)s)")
+    parser.add_argument("--deadline", type=float, default=60.0, help="seconds until it gives up (%(default)s)")
+    options = parser.parse_args(arguments)
+    leave_on_signals()
+    try:
+        return run(options.between, time.monotonic() + options.deadline)
+    except (ContractError, OSError) as exc:
+        print(f"flip_the_flag: {exc}", file=sys.stderr)
+        return 2
+
+
+def run(between: int, deadline: float) -> int:
+    """Set up both sides, dispatch and flip, and count. Returns the exit code."""
+    run_id = uuid.uuid4().hex[:8]
+    executor, callback_queue = f"flip_{run_id}", f"flip_callbacks_{run_id}"
+    executor_queue = f"celery_executor_{executor}"
+    ledger, flag = Ledger(), Flag()
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(ignore_signals)
+        scratch = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="wire-flip-")))
+        logging.root.addHandler(logging.FileHandler(scratch / "flip.log"))  # what is raised on purpose is no news
+        broker = cleanup.enter_context(contextlib.closing(CeleryTransport(flip_app.app.conf.broker_url)))
+        broker.subscribe([callback_queue], lease=1).close()  # raises where no broker answers
+        cleanup.callback(_delete_queues, flip_app.app.conf.broker_url, [executor_queue, callback_queue])
+        place = cleanup.enter_context(database(scratch))
+        postgres: Any = cleanup.enter_context(contextlib.closing(load_transport(place.url)))
+        postgres.migrate()
+        print(f"on:  {place.description}; our consumers")
+        print("off: a Celery app on RabbitMQ, a Celery worker for the executor, our consumer for the callbacks")
+        cleanup.enter_context(_consuming(postgres, celery_tasks(flip_app.app), executor_queue))
+        cleanup.enter_context(_consuming(postgres, ledger.tasks("on"), callback_queue))
+        cleanup.enter_context(_consuming(broker, ledger.tasks("off"), callback_queue))
+        cleanup.enter_context(_celery_worker(scratch, executor_queue))
+        executors = RoutingDispatcher(
+            gate=flag,
+            on=ExecutorDispatcher(Dispatcher(postgres)),
+            off=CeleryAppDispatcher(flip_app.app),
+        )
+        _produce(executors, flag, ledger, executor, callback_queue, between, deadline)
+        while ledger.open() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.3)  # in which a second callback would come
+        found = _statuses(executors, ledger)
+        left = {name: _waiting(flip_app.app.conf.broker_url, name) for name in (executor_queue, callback_queue)}
+        states = [state for state in postgres.queues() if state.ready or state.in_flight or state.delayed or state.dead]
+    return _tell(ledger, flag, found, sum(left.values()) + len(states))
+
+
+def _produce(
+    executors: RoutingDispatcher,
+    flag: Flag,
+    ledger: Ledger,
+    executor: str,
+    queue: str,
+    between: int,
+    deadline: float,
+) -> None:
+    """Dispatch without pause; another thread flips the flag whenever so many more were dispatched."""
+    number = 0
+    while flag.flips < FLIPS + 1 and time.monotonic() < deadline:
+        for _ in range(between):
+            number += 1
+            _dispatch(executors, flag, ledger, executor, queue, number)
+        flipper = threading.Thread(target=flag.flip)
+        flipper.start()
+        while flipper.is_alive():  # the flip falls between any two dispatches
+            number += 1
+            _dispatch(executors, flag, ledger, executor, queue, number)
+    flag.flips -= 1  # the last one had no dispatch after it
+
+
+def _dispatch(executors: RoutingDispatcher, flag: Flag, ledger: Ledger, executor: str, queue: str, number: int) -> None:
+    broken = number % BROKEN_EVERY == 0
+    task_id, document = str(uuid.uuid4()), f"document-{number}"
+    context = DocumentContext(
+        executor_name=executor,
+        run_id=f"run-{number}",
+        executor_params={"document_id": document, "broken": broken},
+        request_id=f"request-{number}",
+        log_events_id=f"events-{number}",
+    )
+    kwargs = {"callback_kwargs": {"executor_task_id": task_id, "document_id": document}}
+    executors.dispatch_with_callback(
+        context,
+        on_success=flip_app.app.signature("ide_prompt_complete", kwargs=kwargs, queue=queue),
+        on_error=flip_app.app.signature("ide_prompt_error", kwargs=kwargs, queue=queue),
+        task_id=task_id,
+    )
+    ledger.sent[task_id] = ("on" if flag.answers[context.run_id] else "off", broken)
+
+
+def _statuses(executors: RoutingDispatcher, ledger: Ledger) -> int:
+    """Return for how many dispatches a status is found now, whichever way the flag points: Celery's rpc:// has none."""
+    replies = [executors.status(task_id) for task_id, (side, _) in ledger.sent.items() if side == "on"]
+    return sum(reply is not None for reply in replies)
+
+
+def _tell(ledger: Ledger, flag: Flag, found: int, left: int) -> int:
+    """Print the tally; the exit code says whether it adds up."""
+    sides = Counter(side for side, _ in ledger.sent.values())
+    kinds = Counter(kind for _, _, kind in ledger.callbacks)
+    wrong = ledger.wrong()
+    complete = not wrong and flag.flips == FLIPS and found == sides["on"] and not left
+    print(f"{flag.flips} flips, {len(ledger.sent)} dispatched: {sides['on']} on, {sides['off']} off")
+    print(f"{len(ledger.callbacks)} callbacks: {kinds['complete']} complete, {kinds['error']} error")
+    print(f"{found} of {sides['on']} statuses found on PostgreSQL, after the flips; {left} messages left in the queues")
+    for line in wrong[:10]:
+        print(f"  {line}")
+    print("every dispatch has exactly one callback, none lost: complete" if complete else "NOT complete")
+    return 0 if complete else 1
+
+
+@contextlib.contextmanager
+def _consuming(transport: Transport, tasks: Any, queue: str) -> Iterator[None]:
+    """Run a consumer of ours beside the producer."""
+    consumer = Consumer(transport, tasks, [queue], concurrency=2)
+    thread = threading.Thread(target=consumer.run, name=f"consumer of {queue}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        consumer.stop()
+        thread.join(STOP_SECONDS)
+
+
+@contextlib.contextmanager
+def _celery_worker(scratch: Path, queue: str) -> Iterator[None]:
+    """Run a real Celery worker for the executor's queue, and wait until it consumes."""
+    options = ["--pool", "prefork", "--concurrency", "2", "--without-gossip", "--without-mingle", "--loglevel", "INFO"]
+    command = [sys.executable, "-m", "celery", "--app", "examples.flip_app", "worker", "--queues", queue, *options]
+    log = scratch / "celery.log"
+    with log.open("wb") as output, uninterrupted():
+        process = subprocess.Popen(
+            [*command, "--hostname", f"flip-{queue}@%h"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        deadline = time.monotonic() + 30.0
+        while b" ready." not in log.read_bytes():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise OSError(f"the Celery worker did not start:\n{log.read_text()[-2000:]}")
+            time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _waiting(url: str, queue: str) -> int:
+    with kombu.Connection(url) as connection:
+        return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
+
+
+def _delete_queues(url: str, queues: Sequence[str]) -> None:
+    with kombu.Connection(url) as connection:
+        for name in (*queues, *(f"{queue}.dead" for queue in queues)):
+            connection.default_channel.queue_delete(name)
+            connection.default_channel.exchange_delete(name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
