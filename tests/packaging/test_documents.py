@@ -1,12 +1,16 @@
-"""The messages that the documents show are messages of the wire."""
+"""The messages that the documents show are messages of the wire, and their code runs."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import re
 from typing import Any
 
+import kombu
 import pytest
+from harness import queue_name
 
 from tools.check_lock import ROOT
 from unstract_core import from_wire, to_wire
@@ -25,3 +29,32 @@ def test_the_document_shows_every_key_that_can_be_written() -> None:
     """All but `reply_key`, which never stands beside the callbacks, in its examples; and that one in its table."""
     shown = {key for message in MESSAGES for key in message}
     assert shown | {"reply_key"} == set(re.findall(r"^\| `(\w+)` \|.*(?:always|when set)", TEXT, re.MULTILINE))
+
+
+def python_of(document: str) -> list[str]:
+    """Return the Python blocks of a document, with the indentation of a list item taken off."""
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    blocks = re.findall(r"^( *)```python\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{indent}", "", code, flags=re.MULTILINE) for indent, code in blocks]
+
+
+def test_the_first_lines_of_celerys_document_run(rabbitmq_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a real broker, with a queue of the test's own: what is sent is run."""
+    (code,) = python_of("celery.md")
+    queue = queue_name()
+    exec(code.replace("amqp://guest:guest@localhost:5672//", rabbitmq_url).replace('"executor"', f'"{queue}"'), {})  # noqa: S102 - the document's own
+    assert capsys.readouterr().out == "d-1\n"
+    with kombu.Connection(rabbitmq_url) as connection:
+        connection.default_channel.queue_delete(queue)
+        connection.default_channel.exchange_delete(queue)
+
+
+@pytest.mark.parametrize("code", python_of("migrating.md"))
+def test_what_the_document_on_migrating_imports_of_ours_is_there(code: str) -> None:
+    """Every name, from where it says; what is the product's own is not looked for."""
+    imports = [node for node in ast.parse(code).body if isinstance(node, ast.ImportFrom) and node.module is not None]
+    ours = [node for node in imports if str(node.module).startswith(("unstract_core", "transports"))]
+    assert ours
+    for node in ours:
+        module = importlib.import_module(str(node.module))
+        assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
