@@ -1,1 +1,1 @@
-"""Runnable examples: `python -m examples` is the whole way of a document through PostgreSQL."""
+"""Runnable examples: `python -m examples` is the whole way of a document through a queue."""

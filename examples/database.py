@@ -6,6 +6,7 @@ Either way the product's tables are never touched, and nothing is left when the 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import uuid
@@ -19,10 +20,10 @@ import attrs
 import psycopg
 from psycopg import sql
 
-from examples.processes import uninterrupted
-from unstract_core import ConfigurationError, TransportUnavailable
-
-URL_VARIABLE = "UNSTRACT_WIRE_URL"
+from examples.place import Place
+from examples.processes import URL_VARIABLE, WorkerProcesses, uninterrupted
+from examples.product import PRODUCT
+from unstract_core import ConfigurationError, TransportUnavailable, load_transport
 
 
 @attrs.frozen
@@ -48,6 +49,21 @@ def database(scratch: Path) -> Iterator[Database]:
         if given:
             cleanup.callback(_drop, url, schema)
         yield Database(_with_option(url, "schema", schema), schema, description)
+
+
+@contextlib.contextmanager
+def on_postgres(scratch: Path) -> Iterator[Place]:
+    """Yield a place on a database of its own, tables and all. Raises what `database` does."""
+    with database(scratch) as found, contextlib.closing(load_transport(found.url)) as opened:
+        transport: Any = opened
+        transport.migrate()
+        yield Place(
+            facts=[("database", found.description), ("tables", f"created in schema {found.schema}")],
+            queues=PRODUCT,
+            transport=transport,
+            workers=functools.partial(WorkerProcesses, found.url),
+            left=lambda: transport.queues(PRODUCT.names),
+        )
 
 
 @contextlib.contextmanager

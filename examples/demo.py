@@ -1,9 +1,12 @@
-"""The whole way of a document through PostgreSQL: dispatched, executed, continued, saved.
+"""The whole way of a document through a queue: dispatched, executed, continued, saved.
 
 `make demo` runs this on an embedded PostgreSQL; UNSTRACT_WIRE_URL=postgresql://... takes a schema of its own on yours.
 An executor worker and a callback worker, two processes, are started through the real command line. Every document is
 dispatched as the product's views do it (product.py); one of them is broken, and its error callback gets the real
 reason. One more is dispatched by a caller that waits for its reply.
+
+With `--transport celery` the same goes over Celery's wire, through the RabbitMQ that UNSTRACT_WIRE_BROKER names, else
+the one on this machine. Where none answers it goes through kombu's own broker, and all of it inside this process.
 
 The extraction is rules in place of a model (extraction/), and so is free and always the same; nothing else is staged.
 Ctrl-C leaves nothing running. The exit code is 0 only if everything that was dispatched is accounted for.
@@ -22,41 +25,55 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import attrs
 
 from examples import callbacks, progress
-from examples.database import URL_VARIABLE, Database, database
-from examples.processes import Worker, Workers, ignore_signals, leave_on_signals
-from examples.product import (
-    CALLBACK_QUEUE,
-    EXECUTOR_QUEUE,
-    Dispatched,
-    call_for_document,
-    context_for,
-    dispatch_document,
-)
+from examples.extraction import ExtractionError, extract
+from examples.place import Place
+from examples.processes import URL_VARIABLE, ignore_signals, leave_on_signals
+from examples.product import PRODUCT, Dispatched, Queues, call_for_document, context_for, dispatch_document
 from examples.screen import Screen
 from examples.tally import Evidence, Tally, take_stock
 from examples.watch import Watch
-from unstract_core import ContractError, Dispatcher, ExecutionResult, ExecutorDispatcher, load_transport
+from examples.workers import Worker, Workers
+from unstract_core import ContractError, Dispatcher, ExecutionResult, ExecutorDispatcher, Reply
+from unstract_core.discovery import import_object
 
 DOCUMENTS = Path(__file__).resolve().parent / "documents"
 BROKEN = frozenset({"invoice-marlow-print"})
 CALLED = "receipt-harbour-kitchen"
-WORKERS = (
-    Worker("executor", "examples.executor:tasks", EXECUTOR_QUEUE, threads=2),
-    Worker("callback", "examples.callbacks:tasks", CALLBACK_QUEUE, threads=1),
-)
+
+
+@attrs.frozen
+class Way:
+    """A transport as the demo tells of it; `opens` ("module:name") makes its place, and its driver is imported then."""
+
+    heading: str
+    opens: str
+    cleared: str
+
+
+WAYS = {
+    "postgres": Way(
+        "Documents through a queue in PostgreSQL",
+        "examples.database:on_postgres",
+        "the workers and the database are stopped",
+    ),
+    "celery": Way(
+        "Documents through a message broker, over Celery's wire",
+        "examples.broker:on_broker",
+        "the workers are stopped, and this run's queues deleted",
+    ),
+}
 
 
 @attrs.frozen
 class Demo:
-    """What one run works with. `deadline` is on the monotonic clock; `transport` is the producer's own."""
+    """What one run works with. `deadline` is on the monotonic clock."""
 
     screen: Screen
-    transport: Any
+    place: Place
     workers: Workers
     watch: Watch
     output: Path
@@ -64,7 +81,7 @@ class Demo:
 
     @property
     def dispatcher(self) -> Dispatcher:
-        return Dispatcher(self.transport)
+        return Dispatcher(self.place.transport)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"demo: {exc}", file=sys.stderr)
         return 2
     except SystemExit:
-        print("\ninterrupted: the workers and the database are stopped", file=sys.stderr)
+        print(f"\ninterrupted: {WAYS[options.transport].cleared}", file=sys.stderr)
         raise
 
 
@@ -101,31 +118,38 @@ def run(options: argparse.Namespace) -> int:
 
 
 def set_up(screen: Screen, options: argparse.Namespace, scratch: Path, cleanup: contextlib.ExitStack) -> Demo:
-    """Start the database, make the tables, start the workers; `cleanup` undoes all of it in turn."""
-    screen.heading("Documents through a queue in PostgreSQL")
+    """Open the place, start the workers; `cleanup` undoes all of it in turn."""
+    way = WAYS[options.transport]
+    screen.heading(way.heading)
     screen.fact("extraction", "by rules, which stand in here for a call of a language model")
-    place: Database = cleanup.enter_context(database(scratch))
-    screen.fact("database", place.description)
-    transport: Any = cleanup.enter_context(contextlib.closing(load_transport(place.url)))
-    transport.migrate()
-    screen.fact("tables", f"created in schema {place.schema}")
+    place: Place = cleanup.enter_context(import_object(way.opens, f"--transport {options.transport}")(scratch))
+    for name, text in place.facts:
+        screen.fact(name, text)
+    if not place.transport.capabilities.status:
+        screen.fact("statuses", "none are kept, and so they are no evidence: callbacks and saved outputs have to tell")
     output = cleanup.enter_context(_output_directory(options.output))
     events = scratch / "events.jsonl"
     environment = {
-        URL_VARIABLE: place.url,
         progress.EVENTS_VARIABLE: str(events),
         callbacks.OUTPUT_VARIABLE: str(output),
     }
-    workers = Workers(scratch, environment)
+    workers = place.workers(scratch, environment)
     cleanup.callback(workers.stop)
-    for worker in WORKERS:
+    for worker in workers_of(place.queues):
         if worker.name == options.without:
             screen.fact(f"{worker.name} worker", "left out, as --without asks")
             continue
-        pid = workers.start(worker)
-        screen.fact(f"{worker.name} worker", f"pid {pid}, queue {worker.queue}, {worker.threads} at a time")
+        where = workers.start(worker)
+        screen.fact(f"{worker.name} worker", f"{where}, queue {worker.queue}, {worker.threads} at a time")
     watch = Watch(events, screen, workers)
-    return Demo(screen, transport, workers, watch, output, time.monotonic() + options.deadline)
+    return Demo(screen, place, workers, watch, output, time.monotonic() + options.deadline)
+
+
+def workers_of(queues: Queues) -> list[Worker]:
+    return [
+        Worker("executor", "examples.executor:tasks", queues.executor, threads=2),
+        Worker("callback", "examples.callbacks:tasks", queues.callbacks, threads=1),
+    ]
 
 
 def play(demo: Demo) -> Tally:
@@ -136,7 +160,7 @@ def play(demo: Demo) -> Tally:
     demo.screen.heading("Dispatched by a caller that waits")
     answer = call(demo, DOCUMENTS / f"{CALLED}.txt")
     exits = demo.workers.stop()
-    queues = demo.transport.queues([EXECUTOR_QUEUE, CALLBACK_QUEUE])
+    queues = demo.place.left()
     demo.screen.heading("The queues after the workers have left")
     demo.screen.queues(queues)
     demo.screen.heading(f"Saved in {_shown(demo.output)}")
@@ -144,11 +168,12 @@ def play(demo: Demo) -> Tally:
     return take_stock(
         Evidence(
             dispatched=dispatched,
-            broken=BROKEN,
+            broken={document: error_of(DOCUMENTS / f"{document}.txt") for document in BROKEN},
             callbacks={one.task_id: demo.watch.ended(one.run_id) for one in dispatched},
-            statuses={one.task_id: demo.dispatcher.status(one.task_id) for one in dispatched},
+            statuses=statuses_of(demo, dispatched),
             output=demo.output,
             answer=answer,
+            names=demo.place.queues.names,
             queues=queues,
             exits=exits,
         )
@@ -156,7 +181,7 @@ def play(demo: Demo) -> Tally:
 
 
 def dispatch(demo: Demo, path: Path) -> Dispatched:
-    one = dispatch_document(ExecutorDispatcher(demo.dispatcher), path)
+    one = dispatch_document(ExecutorDispatcher(demo.dispatcher), path, demo.place.queues)
     demo.watch.documents[one.run_id] = one.document
     demo.screen.stage("dispatched", one.document, f"task {one.task_id[:8]}...")
     demo.watch.catch_up()
@@ -165,7 +190,7 @@ def dispatch(demo: Demo, path: Path) -> Dispatched:
 
 def call(demo: Demo, path: Path) -> ExecutionResult:
     """Block one thread on the reply, as a web server's would be, and show on this one what happens meanwhile."""
-    context = context_for(path)
+    context = context_for(path, demo.place.queues)
     answers: list[ExecutionResult] = []
 
     def wait_for_reply() -> None:
@@ -179,6 +204,21 @@ def call(demo: Demo, path: Path) -> ExecutionResult:
     answer = answers[0] if answers else ExecutionResult.failure("no reply, and a worker has ended")
     demo.screen.answer(path.stem, answer)
     return answer
+
+
+def statuses_of(demo: Demo, dispatched: Sequence[Dispatched]) -> dict[str, Reply | None] | None:
+    if not demo.place.transport.capabilities.status:
+        return None
+    return {one.task_id: demo.dispatcher.status(one.task_id) for one in dispatched}
+
+
+def error_of(path: Path) -> str:
+    """Return what the executor is bound to raise for a broken document, as its callback is to get it."""
+    try:
+        extract(path.read_text(encoding="utf-8"))
+    except ExtractionError as exc:
+        return f"{type(exc).__name__}: {exc}"
+    return "nothing at all"
 
 
 def _log_to(path: Path, cleanup: contextlib.ExitStack) -> None:
@@ -206,10 +246,21 @@ def _shown(path: Path) -> Path:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="demo", description="Documents through a queue in PostgreSQL.")
+    parser = argparse.ArgumentParser(
+        prog="demo", description="Documents through a queue: dispatched, executed, continued, saved."
+    )
+    parser.add_argument(
+        "--transport",
+        choices=WAYS,
+        default="postgres",
+        help=f"postgres: the server that {URL_VARIABLE} names, else an embedded one; celery: the RabbitMQ that "
+        "UNSTRACT_WIRE_BROKER names, else the one on this machine, else kombu's broker in one process (%(default)s)",
+    )
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="where to save (%(default)s)")
     parser.add_argument("--deadline", type=float, default=30.0, help="seconds until it gives up (%(default)s)")
     parser.add_argument(
-        "--without", choices=[worker.name for worker in WORKERS], help="start without this worker, to see it missed"
+        "--without",
+        choices=[worker.name for worker in workers_of(PRODUCT)],
+        help="start without this worker, to see it missed",
     )
     return parser.parse_args(arguments)

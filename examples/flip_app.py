@@ -7,15 +7,13 @@ The callback tasks are not registered here: a Celery worker would run an errback
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from celery import Celery
 
-BROKER_VARIABLE = "UNSTRACT_WIRE_BROKER"
-BROKER = "amqp://guest:guest@127.0.0.1:5672//"
+from examples.broker import broker_url
 
-app = Celery("flip", broker=os.environ.get(BROKER_VARIABLE, BROKER), backend="rpc://")
+app = Celery("flip", broker=broker_url(), backend="rpc://")
 app.conf.update(worker_hijack_root_logger=False, broker_connection_retry_on_startup=True)
 
 

@@ -24,21 +24,20 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import kombu
 
 from examples import flip_app
+from examples.broker import broker_url, own_queues, waiting
 from examples.database import database
 from examples.processes import ROOT, STOP_SECONDS, ignore_signals, leave_on_signals, uninterrupted
 from examples.product import DocumentContext
+from examples.threads import ConsumerThread
 from transports.celery import CeleryAppDispatcher, CeleryTransport, celery_tasks
 from unstract_core import (
-    Consumer,
     ContractError,
     Dispatcher,
     ExecutorDispatcher,
     RoutingDispatcher,
     Tasks,
-    Transport,
     load_transport,
 )
 
@@ -113,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(between: int, deadline: float) -> int:
     """Set up both sides, dispatch and flip, and count. Returns the exit code."""
     run_id = uuid.uuid4().hex[:8]
+    url = broker_url()
     executor, callback_queue = f"flip_{run_id}", f"flip_callbacks_{run_id}"
     executor_queue = f"celery_executor_{executor}"
     ledger, flag = Ledger(), Flag()
@@ -120,17 +120,18 @@ def run(between: int, deadline: float) -> int:
         cleanup.callback(ignore_signals)
         scratch = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="wire-flip-")))
         logging.root.addHandler(logging.FileHandler(scratch / "flip.log"))  # what is raised on purpose is no news
-        broker = cleanup.enter_context(contextlib.closing(CeleryTransport(flip_app.app.conf.broker_url)))
+        broker = cleanup.enter_context(contextlib.closing(CeleryTransport(url)))
         broker.subscribe([callback_queue], lease=1).close()  # raises where no broker answers
-        cleanup.callback(_delete_queues, flip_app.app.conf.broker_url, [executor_queue, callback_queue])
+        answers = flip_app.app.thread_oid  # the queue of the app's own results, which nobody asks for here
+        cleanup.enter_context(own_queues(url, [executor_queue, callback_queue, answers]))
         place = cleanup.enter_context(database(scratch))
         postgres: Any = cleanup.enter_context(contextlib.closing(load_transport(place.url)))
         postgres.migrate()
         print(f"on:  {place.description}; our consumers")
         print("off: a Celery app on RabbitMQ, a Celery worker for the executor, our consumer for the callbacks")
-        cleanup.enter_context(_consuming(postgres, celery_tasks(flip_app.app), executor_queue))
-        cleanup.enter_context(_consuming(postgres, ledger.tasks("on"), callback_queue))
-        cleanup.enter_context(_consuming(broker, ledger.tasks("off"), callback_queue))
+        cleanup.callback(ConsumerThread(postgres, celery_tasks(flip_app.app), executor_queue, concurrency=2).stop)
+        cleanup.callback(ConsumerThread(postgres, ledger.tasks("on"), callback_queue, concurrency=2).stop)
+        cleanup.callback(ConsumerThread(broker, ledger.tasks("off"), callback_queue, concurrency=2).stop)
         cleanup.enter_context(_celery_worker(scratch, executor_queue))
         executors = RoutingDispatcher(
             gate=flag,
@@ -142,9 +143,9 @@ def run(between: int, deadline: float) -> int:
             time.sleep(0.02)
         time.sleep(0.3)  # in which a second callback would come
         found = _statuses(executors, ledger)
-        left = {name: _waiting(flip_app.app.conf.broker_url, name) for name in (executor_queue, callback_queue)}
+        left = sum(waiting(url, name) for name in (executor_queue, callback_queue))
         states = [state for state in postgres.queues() if state.ready or state.in_flight or state.delayed or state.dead]
-    return _tell(ledger, flag, found, sum(left.values()) + len(states))
+    return _tell(ledger, flag, found, left + len(states))
 
 
 def _produce(
@@ -212,19 +213,6 @@ def _tell(ledger: Ledger, flag: Flag, found: int, left: int) -> int:
 
 
 @contextlib.contextmanager
-def _consuming(transport: Transport, tasks: Any, queue: str) -> Iterator[None]:
-    """Run a consumer of ours beside the producer."""
-    consumer = Consumer(transport, tasks, [queue], concurrency=2)
-    thread = threading.Thread(target=consumer.run, name=f"consumer of {queue}", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        consumer.stop()
-        thread.join(STOP_SECONDS)
-
-
-@contextlib.contextmanager
 def _celery_worker(scratch: Path, queue: str) -> Iterator[None]:
     """Run a real Celery worker for the executor's queue, and wait until it consumes."""
     options = ["--pool", "prefork", "--concurrency", "2", "--without-gossip", "--without-mingle", "--loglevel", "INFO"]
@@ -253,18 +241,6 @@ def _celery_worker(scratch: Path, queue: str) -> Iterator[None]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _waiting(url: str, queue: str) -> int:
-    with kombu.Connection(url) as connection:
-        return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
-
-
-def _delete_queues(url: str, queues: Sequence[str]) -> None:
-    with kombu.Connection(url) as connection:
-        for name in (*queues, *(f"{queue}.dead" for queue in queues)):
-            connection.default_channel.queue_delete(name)
-            connection.default_channel.exchange_delete(name)
 
 
 if __name__ == "__main__":

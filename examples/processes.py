@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
-import attrs
+from examples.workers import Worker
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_SECONDS = 5.0
+URL_VARIABLE = "UNSTRACT_WIRE_URL"
 
 
 def leave_on_signals() -> None:
@@ -52,26 +53,17 @@ def uninterrupted() -> Iterator[None]:
             signal.raise_signal(held[0])
 
 
-@attrs.frozen
-class Worker:
-    """What a worker process is to do: run the tasks of `app` ("module:name") on `threads` threads."""
+class WorkerProcesses:
+    """The worker processes of one demo, on the transport at `url`. Each writes its log to `<directory>/<name>.log`."""
 
-    name: str
-    app: str
-    queue: str
-    threads: int
-
-
-class Workers:
-    """The worker processes of one demo. Each writes its log to `<directory>/<name>.log`."""
-
-    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, url: str, directory: Path, environment: Mapping[str, str]) -> None:
         self._directory = directory
-        self._environment = {**os.environ, **environment, "PYTHONPATH": _importable(os.environ.get("PYTHONPATH"))}
+        own = {URL_VARIABLE: url, "PYTHONPATH": _importable(os.environ.get("PYTHONPATH"))}
+        self._environment = {**os.environ, **environment, **own}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, worker: Worker) -> int:
-        """Start a worker process and return its pid; it is stopped by `stop`, whatever happens meanwhile."""
+    def start(self, worker: Worker) -> str:
+        """Start a worker process and tell its pid; it is stopped by `stop`, whatever happens meanwhile."""
         options = ["--app", worker.app, "--queue", worker.queue, "--concurrency", str(worker.threads)]
         with (self._directory / f"{worker.name}.log").open("wb") as log, uninterrupted():
             process = subprocess.Popen(
@@ -83,7 +75,7 @@ class Workers:
                 stderr=log,
             )
             self._processes[worker.name] = process
-        return process.pid
+        return f"pid {process.pid}"
 
     def ended(self) -> dict[str, int]:
         """Return the exit code of each worker that is no longer running."""

@@ -15,17 +15,38 @@ import attrs
 
 from unstract_core import ExecutionResult, ExecutorDispatcher
 
-EXECUTOR = "legacy"
-EXECUTOR_QUEUE = f"celery_executor_{EXECUTOR}"
-CALLBACK_QUEUE = "ide_callback"
 ORGANISATION = "org-demo"
+
+
+@attrs.frozen
+class Queues:
+    """The queue of an executor, which its name tells, and the queue of the callbacks."""
+
+    executor_name: str = "legacy"
+    callbacks: str = "ide_callback"
+
+    @property
+    def executor(self) -> str:
+        return f"celery_executor_{self.executor_name}"
+
+    @property
+    def names(self) -> list[str]:
+        return [self.executor, self.callbacks]
+
+    @classmethod
+    def of_run(cls, run: str) -> Queues:
+        """Return queues that are a run's own, for where other people's stand beside them."""
+        return cls(f"{PRODUCT.executor_name}_{run}", f"{PRODUCT.callbacks}_{run}")
+
+
+PRODUCT = Queues()
 
 
 @attrs.frozen(kw_only=True)
 class DocumentContext:
     """What is to be executed, for whom, and on which document."""
 
-    executor_name: str = EXECUTOR
+    executor_name: str = PRODUCT.executor_name
     operation: str = "single_pass_extraction"
     run_id: str
     execution_source: str = "ide"
@@ -64,9 +85,9 @@ def signature(task: str, *, kwargs: dict[str, Any], queue: str) -> Signature:
     return Signature(task, args=(), kwargs=kwargs, options={"queue": queue})
 
 
-def dispatch_document(executor: ExecutorDispatcher, path: Path) -> Dispatched:
+def dispatch_document(executor: ExecutorDispatcher, path: Path, queues: Queues = PRODUCT) -> Dispatched:
     """What the view does before it answers 202: dispatch, with a callback for either end. Raises if that fails."""
-    context = context_for(path)
+    context = context_for(path, queues)
     task_id = str(uuid.uuid4())
     cb_kwargs = {
         "log_events_id": context.log_events_id,
@@ -85,8 +106,8 @@ def dispatch_document(executor: ExecutorDispatcher, path: Path) -> Dispatched:
     }
     handle = executor.dispatch_with_callback(
         context,
-        on_success=signature("ide_prompt_complete", kwargs={"callback_kwargs": cb_kwargs}, queue=CALLBACK_QUEUE),
-        on_error=signature("ide_prompt_error", kwargs={"callback_kwargs": cb_kwargs}, queue=CALLBACK_QUEUE),
+        on_success=signature("ide_prompt_complete", kwargs={"callback_kwargs": cb_kwargs}, queue=queues.callbacks),
+        on_error=signature("ide_prompt_error", kwargs={"callback_kwargs": cb_kwargs}, queue=queues.callbacks),
         task_id=task_id,
     )
     return Dispatched(path.stem, handle.id, context.run_id)
@@ -98,8 +119,9 @@ def call_for_document(executor: ExecutorDispatcher, context: DocumentContext, ti
     return executor.dispatch(context, timeout=timeout, headers={"x-fairness-key": fairness})
 
 
-def context_for(path: Path) -> DocumentContext:
+def context_for(path: Path, queues: Queues = PRODUCT) -> DocumentContext:
     return DocumentContext(
+        executor_name=queues.executor_name,
         run_id=str(uuid.uuid4()),
         executor_params={"document_id": path.stem, "file_name": path.name, "file_path": str(path)},
         request_id=str(uuid.uuid4()),

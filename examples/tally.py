@@ -1,6 +1,7 @@
 """Counts what is really there: saved files, callbacks that were seen, statuses, the reply, the queues.
 
-Nothing is taken from what the demo meant to do but the list of what it dispatched.
+Nothing is taken from what the demo meant to do but the list of what it dispatched, the names of its queues, and what
+is wrong with the documents that are broken.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 import attrs
 
 from examples.outputs import load_output
-from examples.product import CALLBACK_QUEUE, EXECUTOR_QUEUE, Dispatched
+from examples.product import Dispatched
 from examples.progress import Event
 from unstract_core import ExecutionResult, Reply
 from unstract_core.transport import QueueState
@@ -19,14 +20,19 @@ from unstract_core.transport import QueueState
 
 @attrs.frozen(kw_only=True)
 class Evidence:
-    """What was found when everything was over. `callbacks` and `statuses` are by task id, `exits` by worker."""
+    """What was found when everything was over. `callbacks` and `statuses` are by task id, `exits` by worker.
+
+    `broken` has the error text of each document that cannot be extracted. `statuses` is None where the transport keeps
+    none: then they prove nothing. A queue of `names` that is not among the `queues` is one whose state is unknown.
+    """
 
     dispatched: Sequence[Dispatched]
-    broken: frozenset[str]
+    broken: Mapping[str, str]
     callbacks: Mapping[str, Sequence[Event]]
-    statuses: Mapping[str, Reply | None]
+    statuses: Mapping[str, Reply | None] | None
     output: Path
     answer: ExecutionResult
+    names: Sequence[str]
     queues: Sequence[QueueState]
     exits: Mapping[str, int]
 
@@ -51,7 +57,7 @@ def take_stock(evidence: Evidence) -> Tally:
         f"{len(evidence.dispatched)} dispatched, {callbacks} called back",
         f"{fields} outputs and {errors} error saved",
         f"{int(evidence.answer.success)} of 1 reply",
-        f"{empty} of {len(evidence.queues)} queues empty",
+        f"{empty} of {len(evidence.names)} queues empty",
         f"{dead} dead letters",
     )
     return Tally(f"{'; '.join(counts)}: {f'INCOMPLETE, {len(missing)} missing' if missing else 'complete'}", missing)
@@ -59,17 +65,22 @@ def take_stock(evidence: Evidence) -> Tally:
 
 def _missing_ends(evidence: Evidence) -> Iterator[str]:
     for one in evidence.dispatched:
-        expected = "failed" if one.document in evidence.broken else "completed"
-        for problem in _problems(one, expected, evidence):
+        error = evidence.broken.get(one.document)
+        for problem in _problems(one, error, evidence):
             yield f"{one.document}: {problem}"
 
 
-def _problems(one: Dispatched, expected: str, evidence: Evidence) -> Iterator[str]:
+def _problems(one: Dispatched, error: str | None, evidence: Evidence) -> Iterator[str]:
+    """Say what is wrong with the end of a dispatch that is to complete or, where there is an `error`, to fail of it."""
+    expected = "completed" if error is None else "failed"
     if (times := len(evidence.callbacks[one.task_id])) != 1:
         yield f"called back {times} times, not once"
-    status = evidence.statuses[one.task_id]
-    if status is None or status.status != expected:
-        yield f"its status is {'unknown' if status is None else status.status}, not {expected}"
+    if evidence.statuses is not None:
+        status = evidence.statuses[one.task_id]
+        if status is None or status.status != expected:
+            yield f"its status is {'unknown' if status is None else status.status}, not {expected}"
+        elif expected == "failed" and status.error != error:
+            yield f"the error of its status is not what the executor raised: {status.error}"
     output = load_output(evidence.output, one.document)
     if output is None:
         yield "no output was saved"
@@ -77,15 +88,15 @@ def _problems(one: Dispatched, expected: str, evidence: Evidence) -> Iterator[st
         yield f"the saved output is of task {output['task_id']} and {output['status']}: {output['error']}"
     elif expected == "completed" and not output["fields"]:
         yield "the saved output has no fields"
-    elif expected == "failed" and (status is None or output["error"] != status.error):
+    elif expected == "failed" and output["error"] != error:
         yield f"the saved error is not what the executor raised: {output['error']}"
 
 
 def _missing_elsewhere(evidence: Evidence) -> Iterator[str]:
     documents = {one.document for one in evidence.dispatched}
-    if not documents - evidence.broken:
+    if not documents - evidence.broken.keys():
         yield "documents: none was dispatched that can be read"
-    for document in sorted(evidence.broken - documents):
+    for document in sorted(evidence.broken.keys() - documents):
         yield f"{document}: it was not dispatched"
     if not evidence.answer.success:
         yield f"the reply of the blocking dispatch: {evidence.answer.error}"
@@ -94,7 +105,7 @@ def _missing_elsewhere(evidence: Evidence) -> Iterator[str]:
             yield f"queue {state.queue} still holds {waiting}"
         if state.dead:
             yield f"queue {state.queue} has {state.dead} dead letters"
-    for queue in sorted({EXECUTOR_QUEUE, CALLBACK_QUEUE} - {state.queue for state in evidence.queues}):
+    for queue in sorted({*evidence.names} - {state.queue for state in evidence.queues}):
         yield f"queue {queue}: its state is unknown"
     for name, code in evidence.exits.items():
         if code:

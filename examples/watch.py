@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from examples.processes import Workers
 from examples.progress import Event, Follower
 from examples.screen import Screen
+from examples.workers import Workers
 
 _LOOK_SECONDS = 0.02
 

@@ -12,8 +12,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
+import kombu
 import psycopg
 import pytest
 import servers
@@ -33,7 +35,18 @@ ERROR = (
     "ExtractionError: invoice MF-4471 of MARLOW & FINCH PRINT does not add up: "
     "its 3 line items come to 1,184.00 GBP, but its subtotal says 1,284.00"
 )
+NOBODY = "amqp://guest:secret@127.0.0.1:1//"
+"""Where no broker answers."""
 DISPATCHED = sorted(path.stem for path in DOCUMENTS.iterdir() if path.stem != CALLED)
+
+
+@attrs.frozen
+class Where:
+    """A place that the demo can play at, by the options and the environment that it takes to get there."""
+
+    name: str
+    options: tuple[str, ...] = ()
+    environment: dict[str, str] = attrs.field(factory=dict)
 
 
 @attrs.define
@@ -79,6 +92,10 @@ class Run:
                 found[int(process.name)] = command.replace(b"\0", b" ").decode(errors="replace")
         return found
 
+    def queues(self) -> list[str]:
+        """Return the names of the queues that it has shown."""
+        return re.findall(r"^  \w+ worker +.*, queue (\S+),", self.text, re.MULTILINE)
+
     def left_behind(self) -> list[str]:
         """Return the names of what is left in its scratch directory, the embedded server's own lock file aside."""
         return [path.name for path in self.scratch.iterdir() if path.name != ".lockfile"]
@@ -91,15 +108,13 @@ class Starter:
         self._directory = directory
         self._runs: list[Run] = []
 
-    def __call__(self, *options: str, url: str | None = None, stops_at: str | None = None) -> Run:
-        """Start one, on the server at `url` or its own; one that `stops_at` a library says so and waits there."""
+    def __call__(self, *options: str, stops_at: str | None = None, **variables: str) -> Run:
+        """Start one, on an embedded server unless told otherwise; one that `stops_at` a library says so and waits."""
         name = f"run{len(self._runs)}"
         output, scratch, mark = self._directory / f"{name}-output", self._directory / name, uuid.uuid4().hex
         scratch.mkdir()
-        environment = {**os.environ, "TMPDIR": str(scratch), "DEMO_TEST_MARK": mark}
-        environment.pop("UNSTRACT_WIRE_URL", None)
-        if url is not None:
-            environment["UNSTRACT_WIRE_URL"] = url
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("UNSTRACT_WIRE")}
+        environment |= {"TMPDIR": str(scratch), "DEMO_TEST_MARK": mark, **variables}
         if stops_at is not None:
             shadows = self._directory / f"{name}-shadows"
             shadows.mkdir()
@@ -117,6 +132,9 @@ class Starter:
         self._runs.append(Run(process, output, scratch, mark))
         return self._runs[-1]
 
+    def at(self, where: Where, *options: str) -> Run:
+        return self(*where.options, *options, **where.environment)
+
     def close(self) -> None:
         for run in self._runs:
             if run.process.poll() is None:
@@ -132,10 +150,28 @@ def start(tmp_path: Path) -> Iterator[Starter]:
     starter.close()
 
 
+@pytest.fixture(scope="module", params=["postgres", "rabbitmq", "inside"])
+def where(request: pytest.FixtureRequest) -> Where:
+    """Each place in turn: the embedded server, a broker, and kombu's own broker in the demo's process."""
+    match request.param:
+        case "postgres":
+            return Where("postgres")
+        case "rabbitmq":
+            return over_rabbitmq(request.getfixturevalue("rabbitmq_url"))
+        case name:
+            return Where(name, ("--transport", "celery"), {"UNSTRACT_WIRE_BROKER": NOBODY})
+
+
+def over_rabbitmq(url: str) -> Where:
+    """On a broker the URL of a database is of no interest, wherever it points."""
+    variables = {"UNSTRACT_WIRE_BROKER": url, "UNSTRACT_WIRE_URL": "nonsense"}
+    return Where("rabbitmq", ("--transport", "celery"), variables)
+
+
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One whole demo on the embedded server, which ended well."""
-    run = Starter(tmp_path_factory.mktemp("demo"))()
+def played(where: Where, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One whole demo, which ended well."""
+    run = Starter(tmp_path_factory.mktemp("demo")).at(where)
     assert run.end() == 0, run.text
     return run
 
@@ -146,7 +182,7 @@ def saved(run: Run, document: str) -> dict[str, Any]:
 
 
 def test_the_last_line_is_a_tally_in_which_everything_is_there(played: Run) -> None:
-    """Seven documents with callbacks, one blocking call, two empty queues; in less than ten seconds of its own time."""
+    """The same line at every place, its seconds aside, which are less than ten."""
     tally = COMPLETE.fullmatch(played.text.rstrip().splitlines()[-1])
     assert tally is not None, played.text
     assert float(tally["seconds"]) < 10
@@ -183,6 +219,7 @@ def test_a_document_is_shown_dispatched_then_running_then_ended(played: Run, doc
     assert times == sorted(times)
 
 
+@pytest.mark.parametrize("where", ["postgres", "rabbitmq"], indirect=True)
 def test_executor_and_callbacks_run_in_two_processes_of_their_own(played: Run) -> None:
     """The pids under which tasks were seen are those of the two workers that were started."""
     started = dict(re.findall(r"^  (executor|callback) worker +pid (\d+)", played.text, re.MULTILINE))
@@ -193,6 +230,44 @@ def test_executor_and_callbacks_run_in_two_processes_of_their_own(played: Run) -
         ("ide_prompt_complete", started["callback"]),
         ("ide_prompt_error", started["callback"]),
     }
+
+
+@pytest.mark.parametrize("where", ["inside"], indirect=True)
+def test_where_no_broker_answers_all_of_it_runs_inside_one_process_and_says_so(played: Run) -> None:
+    """The broker that was looked for is named, without its password; tasks run under the demo's own pid."""
+    assert re.search(r"broker +none answers at amqp://127.0.0.1:1//: kombu's own, inside this process", played.text)
+    assert re.findall(r"(\w+) worker +threads of this process", played.text) == ["executor", "callback"]
+    assert set(re.findall(r", pid (\d+)$", played.text, re.MULTILINE)) == {str(played.process.pid)}
+    assert "secret" not in played.text
+
+
+@pytest.mark.parametrize("where", ["rabbitmq", "inside"], indirect=True)
+def test_what_a_broker_cannot_do_is_said(played: Run) -> None:
+    """It keeps no statuses, and has no inspection."""
+    assert re.search(r"^  statuses +none are kept, and so they are no evidence", played.text, re.MULTILINE)
+    assert "a broker has no inspection" in played.text
+
+
+@pytest.mark.parametrize("where", ["rabbitmq"], indirect=True)
+def test_the_queues_at_a_broker_are_the_runs_own_and_deleted(played: Run, rabbitmq_url: str) -> None:
+    """Neither of them has the product's name, and neither is left: no dead letters of theirs, and no exchange."""
+    assert len(set(played.queues()) - {"celery_executor_legacy", "ide_callback"}) == 2
+    assert still_there(rabbitmq_url, played.queues()) == []
+
+
+def still_there(url: str, queues: list[str]) -> list[str]:
+    """Return those of the queues, their dead letters' and their exchanges that a broker still has."""
+    found = []
+    with kombu.Connection(url) as connection:
+        for name in (*queues, *(f"{queue}.dead" for queue in queues)):
+            for declare in ("queue_declare", "exchange_declare"):
+                options = {"type": "direct"} if declare == "exchange_declare" else {}
+                try:
+                    getattr(connection.channel(), declare)(name, passive=True, **options)
+                except connection.channel_errors:
+                    continue
+                found.append(f"{declare} {name}")
+    return found
 
 
 def test_the_blocking_caller_gets_the_fields_as_its_reply(played: Run) -> None:
@@ -211,7 +286,7 @@ def test_nothing_is_left_when_it_has_ended(played: Run) -> None:
 @needs_proc
 @pytest.mark.parametrize("moment", ["executor worker", "running", "called"])
 @pytest.mark.parametrize("to", [os.kill, os.killpg], ids=["process", "terminal"])
-def test_ctrl_c_leaves_nothing_running(start: Starter, moment: str, to: Any) -> None:
+def test_ctrl_c_leaves_nothing_running_on_postgres(start: Starter, moment: str, to: Any) -> None:
     """SIGINT, to the demo alone or to its whole group as a terminal sends it: workers, server and scratch are gone."""
     run = start()
     run.read_until(moment)
@@ -229,6 +304,36 @@ def test_ctrl_c_leaves_nothing_running(start: Starter, moment: str, to: Any) -> 
 
 
 @needs_proc
+@pytest.mark.parametrize("moment", ["executor worker", "running", "called"])
+@pytest.mark.parametrize("to", [os.kill, os.killpg], ids=["process", "terminal"])
+def test_ctrl_c_leaves_nothing_running_and_no_queue_at_a_broker(
+    start: Starter, rabbitmq_url: str, moment: str, to: Any
+) -> None:
+    """SIGINT, to the demo alone or to its whole group: workers, scratch and the run's queues are gone."""
+    run = start.at(over_rabbitmq(rabbitmq_url))
+    run.read_until(moment)
+    assert still_there(rabbitmq_url, run.queues())
+    to(run.process.pid, signal.SIGINT)
+    assert run.end() == 130, run.text
+    assert still_there(rabbitmq_url, run.queues()) == []
+    assert (run.processes(), run.left_behind()) == ({}, [])
+    assert "interrupted: the workers are stopped, and this run's queues deleted" in run.text
+    assert "Traceback" not in run.text
+
+
+@needs_proc
+@pytest.mark.parametrize("moment", ["executor worker", "running", "called"])
+def test_ctrl_c_ends_the_threads_of_one_process_as_well(start: Starter, moment: str) -> None:
+    """Where no broker answers too: what runs is finished, and nothing is left."""
+    run = start("--transport", "celery", UNSTRACT_WIRE_BROKER=NOBODY)
+    run.read_until(moment)
+    os.kill(run.process.pid, signal.SIGINT)
+    assert run.end() == 130, run.text
+    assert (run.processes(), run.left_behind()) == ({}, [])
+    assert "Traceback" not in run.text
+
+
+@needs_proc
 @pytest.mark.parametrize("library", ["attrs", "rich"])
 def test_ctrl_c_while_the_libraries_are_imported_ends_without_a_traceback(start: Starter, library: str) -> None:
     """Before there is anything to clear away the demo just ends, as interrupted as a shell expects: by SIGINT."""
@@ -239,22 +344,23 @@ def test_ctrl_c_while_the_libraries_are_imported_ends_without_a_traceback(start:
     assert (run.text, run.processes(), run.left_behind()) == ("importing\n", {}, [])
 
 
-def test_a_missing_callback_worker_is_counted_as_missing(start: Starter) -> None:
+def test_a_missing_callback_worker_is_counted_as_missing(start: Starter, where: Where) -> None:
     """Every output is missed by name, the queue is not empty, and the exit code says so."""
-    run = start("--without", "callback", "--deadline", "3")
+    run = start.at(where, "--without", "callback", "--deadline", "3")
     assert run.end() == 1, run.text
     assert re.findall(r"^missing: (\S+): no output was saved$", run.text, re.MULTILINE) == DISPATCHED
-    assert "missing: queue ide_callback still holds 7" in run.text
+    assert re.search(r"^missing: queue ide_callback\w* still holds 7$", run.text, re.MULTILINE)
     assert "0 called back; 0 outputs and 0 error saved; 1 of 1 reply; 1 of 2 queues empty" in run.text
 
 
-def test_a_missing_executor_is_counted_as_missing(start: Starter) -> None:
-    """Nothing is called back, nobody is answered, and the log of the workers is shown."""
-    run = start("--without", "executor", "--deadline", "2")
+def test_a_missing_executor_is_counted_as_missing(start: Starter, where: Where) -> None:
+    """Nothing is called back, nobody is answered, and the log of the workers or of their one process is shown."""
+    run = start.at(where, "--without", "executor", "--deadline", "2")
     assert run.end() == 1, run.text
     assert "0 called back; 0 outputs and 0 error saved; 0 of 1 reply; 1 of 2 queues empty" in run.text
     assert "missing: the reply of the blocking dispatch: no reply from task 'execute_extraction'" in run.text
-    assert "The end of callback.log" in run.text
+    assert re.search(r"^missing: queue celery_executor_legacy\w* still holds 8$", run.text, re.MULTILINE)
+    assert f"The end of {'demo' if where.name == 'inside' else 'callback'}.log" in run.text
 
 
 def test_a_worker_that_dies_is_noticed_before_the_deadline(start: Starter) -> None:
@@ -267,11 +373,23 @@ def test_a_worker_that_dies_is_noticed_before_the_deadline(start: Starter) -> No
     assert "missing: the callback worker left with exit code -9" in run.text
 
 
+def test_a_broker_takes_back_what_a_killed_worker_held(start: Starter, rabbitmq_url: str) -> None:
+    """The documents that it ran are counted among those that wait, and its queue is deleted with them."""
+    run = start.at(over_rabbitmq(rabbitmq_url), "--deadline", "50")
+    pid = run.read_until(r"executor worker +pid (\d+)")[1]
+    run.read_until("running")
+    os.kill(int(pid), signal.SIGKILL)
+    assert run.end() == 1, run.text
+    assert "missing: the executor worker left with exit code -9" in run.text
+    assert re.search(r"^missing: queue celery_executor_legacy\w+ still holds [78]$", run.text, re.MULTILINE)
+    assert still_there(rabbitmq_url, run.queues()) == []
+
+
 def test_on_a_given_server_it_works_in_a_schema_of_its_own_and_drops_it(start: Starter, server_url: str) -> None:
     """Not even the schema that the URL names is touched."""
     with servers.fresh_schema(server_url) as product:
         separator = "&" if "?" in server_url else "?"
-        run = start(url=f"{server_url}{separator}schema={product}&listen=false")
+        run = start(UNSTRACT_WIRE_URL=f"{server_url}{separator}schema={product}&listen=false")
         own = run.read_until(r"created in schema (demo_\w+)")[1]
         assert own in schemas(server_url)
         assert run.end() == 0, run.text
@@ -296,9 +414,51 @@ def test_a_server_that_cannot_be_used_is_one_line_without_its_password(
     start: Starter, url: str, complaint: str
 ) -> None:
     """Exit code 2, what is wrong on standard error, no traceback."""
-    run = start(url=url)
+    assert_is_refused(start(UNSTRACT_WIRE_URL=url), complaint)
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("redis://:secret@127.0.0.1/", "is not an amqp:// URL"),
+        ("secret", "is not an amqp:// URL"),
+        ("amqp://guest:sec/secret@127.0.0.1//", "cannot be parsed"),
+        ("amqp://guest:secret@127.0.0.1:port//", "cannot be parsed"),
+        ("amqp://guest:secret@127.0.0.1//;amqp://guest:secret@127.0.0.2//", "names several brokers"),
+    ],
+)
+def test_a_broker_that_is_not_understood_is_one_line_without_its_password(
+    start: Starter, url: str, complaint: str
+) -> None:
+    """The same for the broker's URL: no fallback where somebody meant something else."""
+    assert_is_refused(start("--transport", "celery", UNSTRACT_WIRE_BROKER=url), complaint)
+
+
+@pytest.mark.parametrize(
+    ("login", "path", "complaint"),
+    [("guest:secret", "//", "ACCESS_REFUSED"), (None, "/no-such-vhost", "vhost no-such-vhost not found")],
+    ids=["password", "vhost"],
+)
+def test_a_broker_that_lets_nobody_in_is_one_line_without_its_password(
+    start: Starter, rabbitmq_url: str, login: str | None, path: str, complaint: str
+) -> None:
+    """It answers, so it was meant: that is no reason to play inside one process instead."""
+    user, _, host = urlsplit(rabbitmq_url).netloc.rpartition("@")
+    run = start("--transport", "celery", UNSTRACT_WIRE_BROKER=f"amqp://{login or user}@{host}{path}")
+    assert_is_refused(run, complaint)
+
+
+def assert_is_refused(run: Run, complaint: str) -> None:
     rest, errors = run.process.communicate(timeout=60)
     assert run.process.returncode == 2
     assert complaint in errors
     assert len(errors.splitlines()) == 1
     assert "secret" not in rest + errors
+
+
+def test_the_help_tells_of_the_transports(start: Starter) -> None:
+    """Which there are, and by what variables they are reached."""
+    run = start("--help")
+    assert run.end() == 0
+    assert "--transport {postgres,celery}" in run.text
+    assert "UNSTRACT_WIRE_BROKER" in run.text

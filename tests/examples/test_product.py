@@ -24,7 +24,7 @@ CALLBACK_KEYS = {
 
 def message_sent(transport: MemoryTransport) -> dict[str, Any]:
     """Receive the one message that was dispatched, as it stands on the wire."""
-    subscription = transport.subscribe([product.EXECUTOR_QUEUE], lease=60)
+    subscription = transport.subscribe([product.PRODUCT.executor], lease=60)
     (delivery,) = subscription.receive(limit=2, wait=0)
     assert delivery.payload is not None
     return to_wire(delivery.payload)

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from examples.outputs import save_output
-from examples.product import CALLBACK_QUEUE, EXECUTOR_QUEUE, Dispatched
+from examples.product import PRODUCT, Dispatched
 from examples.progress import Event
 from examples.tally import Evidence, take_stock
 from unstract_core import ExecutionResult, Reply
@@ -50,12 +50,13 @@ def complete(tmp_path: Path) -> Evidence:
         save_output(tmp_path, output(one))
     return Evidence(
         dispatched=[GOOD, BAD],
-        broken=frozenset({"bad"}),
+        broken={"bad": REASON},
         callbacks={one.task_id: [called_back(one)] for one in (GOOD, BAD)},
         statuses={"task-1": Reply("task-1", "completed"), "task-2": Reply("task-2", "failed", error=REASON)},
         output=tmp_path,
         answer=ExecutionResult(success=True, data={"fields": {}}),
-        queues=[queue(EXECUTOR_QUEUE), queue(CALLBACK_QUEUE)],
+        names=PRODUCT.names,
+        queues=[queue(PRODUCT.executor), queue(PRODUCT.callbacks)],
         exits={"executor": 0, "callback": 0},
     )
 
@@ -88,7 +89,7 @@ def changed(**changes: Any) -> Callable[[Evidence], Evidence]:
 
 
 def with_status(one: Dispatched, reply: Reply | None) -> Callable[[Evidence], Evidence]:
-    return lambda evidence: attrs.evolve(evidence, statuses={**evidence.statuses, one.task_id: reply})
+    return lambda evidence: attrs.evolve(evidence, statuses={**(evidence.statuses or {}), one.task_id: reply})
 
 
 def with_callbacks(count: int) -> Callable[[Evidence], Evidence]:
@@ -109,12 +110,12 @@ def with_callbacks(count: int) -> Callable[[Evidence], Evidence]:
         (with_callbacks(2), "good: called back 2 times"),
         (with_status(GOOD, None), "good: its status is unknown"),
         (with_status(GOOD, Reply("task-1", "failed")), "good: its status is failed, not completed"),
-        (with_status(BAD, Reply("task-2", "failed", error="other")), "bad: the saved error is not what"),
+        (with_status(BAD, Reply("task-2", "failed", error="other")), "bad: the error of its status is not what"),
         (changed(answer=ExecutionResult.failure("no reply")), "the reply of the blocking dispatch: no reply"),
-        (changed(queues=[queue(EXECUTOR_QUEUE, ready=1), queue(CALLBACK_QUEUE)]), "still holds 1"),
-        (changed(queues=[queue(EXECUTOR_QUEUE), queue(CALLBACK_QUEUE, in_flight=2)]), "still holds 2"),
-        (changed(queues=[queue(EXECUTOR_QUEUE), queue(CALLBACK_QUEUE, dead=1)]), "has 1 dead letters"),
-        (changed(queues=[queue(EXECUTOR_QUEUE)]), "queue ide_callback: its state is unknown"),
+        (changed(queues=[queue(PRODUCT.executor, ready=1), queue(PRODUCT.callbacks)]), "still holds 1"),
+        (changed(queues=[queue(PRODUCT.executor), queue(PRODUCT.callbacks, in_flight=2)]), "still holds 2"),
+        (changed(queues=[queue(PRODUCT.executor), queue(PRODUCT.callbacks, dead=1)]), "has 1 dead letters"),
+        (changed(queues=[queue(PRODUCT.executor)]), "queue ide_callback: its state is unknown"),
         (changed(exits={"executor": 0, "callback": -9}), "the callback worker left with exit code -9"),
         (changed(dispatched=[BAD]), "documents: none was dispatched that can be read"),
         (changed(dispatched=[GOOD]), "bad: it was not dispatched"),
@@ -126,3 +127,30 @@ def test_a_fault_is_missed_by_name(complete: Evidence, fault: Callable[[Evidence
     assert len(tally.missing) == 1
     assert complaint in tally.missing[0]
     assert "INCOMPLETE, 1 missing" in tally.line
+
+
+def test_where_no_statuses_are_kept_none_are_missed(complete: Evidence) -> None:
+    """A transport that keeps none proves nothing by that, either way: the same line, and nothing missing."""
+    assert take_stock(attrs.evolve(complete, statuses=None)) == take_stock(complete)
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        (saving(BAD, error="task task-2 failed"), "bad: the saved error is not what the executor raised"),
+        (with_callbacks(0), "good: called back 0 times"),
+        (unsaved, "good: no output was saved"),
+    ],
+)
+def test_without_statuses_a_fault_is_missed_all_the_same(
+    complete: Evidence, fault: Callable[[Evidence], Evidence], complaint: str
+) -> None:
+    """The real error text is known from the document, so that its loss is seen without a status too."""
+    (missing,) = take_stock(fault(attrs.evolve(complete, statuses=None))).missing
+    assert complaint in missing
+
+
+def test_a_queue_whose_state_is_unknown_does_not_count_as_empty(complete: Evidence) -> None:
+    """Nor does it vanish from the count of queues."""
+    tally = take_stock(attrs.evolve(complete, queues=[queue(PRODUCT.executor)]))
+    assert "; 1 of 2 queues empty; " in tally.line
