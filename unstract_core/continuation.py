@@ -127,7 +127,10 @@ def _celerys_retry(exc: BaseException) -> RetryAsked:
 def _celerys_reject(exc: BaseException) -> RetryAsked | Rejected:
     """Read Celery's Reject: `reason` is what the task failed with, or a text; `requeue` asks for another try."""
     reason = getattr(exc, "reason", None)
-    error = error_text(reason if isinstance(reason, BaseException) else exc)
+    if isinstance(reason, str) or reason is None:
+        error = cut(f"Reject: {str.__str__(reason)}" if reason else "Reject")
+    else:
+        error = error_text(reason if isinstance(reason, BaseException) else exc)
     return RetryAsked(None, error) if getattr(exc, "requeue", False) else Rejected(error)
 
 

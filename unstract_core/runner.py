@@ -113,7 +113,7 @@ class Runner:
             outcome = self._outcome(delivery)
         except BaseException as exc:  # no rule of ours may cost a message or a thread
             outcome = Raised(error_text(exc))
-        held.settlement = settle(delivery, outcome, self._policy.of(self._task_of(delivery)))
+        held.settlement = settle(delivery, outcome, self._policy_of(delivery))
 
     def _outcome(self, delivery: Delivery) -> Outcome:
         started = time.monotonic()
@@ -138,13 +138,16 @@ class Runner:
             raise RuntimeError("a malformed message was submitted to be run")
         return self._tasks[delivery.payload.task_name]
 
+    def _policy_of(self, delivery: Delivery) -> RetryPolicy:
+        return self._policy.of(self._task_of(delivery))
+
     def _call(self, delivery: Delivery) -> object:
         task, payload = self._task_of(delivery), cast(TaskPayload, delivery.payload)
         with delivering(delivery):
             return task(*payload.args, **payload.kwargs)
 
     def _log_raised(self, delivery: Delivery, exc: BaseException, outcome: Outcome, seconds: float) -> None:
-        asked = isinstance(outcome, RetryAsked)
+        asked = isinstance(outcome, RetryAsked) and delivery.attempt < self._policy_of(delivery).most_attempts
         emit(
             logger,
             logging.INFO if asked else logging.WARNING,

@@ -79,6 +79,20 @@ def test_a_retry_of_a_users_own_kind_costs_no_thread() -> None:
     assert Consumer(transport, {"t": task}, [QUEUE], backoff=0).drain(timeout=10) == 6
 
 
+def test_a_request_without_attempts_left_is_logged_as_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """As long as it is granted it is an INFO; the last one is what `task_raised` is."""
+
+    def task() -> None:
+        raise RetryLater(0)
+
+    caplog.set_level(logging.INFO)
+    transport = MemoryTransport()
+    transport.send([message("t", QUEUE)])
+    Consumer(transport, {"t": task}, [QUEUE], max_attempts=3).drain(timeout=10)
+    granted = ("INFO", "task_retry_asked")
+    assert events(caplog) == [granted, granted, ("WARNING", "task_raised")]
+
+
 def test_a_log_handler_that_raises_costs_no_thread() -> None:
     """A filter of somebody's that raises keeps no message from its end."""
 

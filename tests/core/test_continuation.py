@@ -289,6 +289,30 @@ def test_whatever_celerys_own_retry_holds_can_be_settled(when: Any) -> None:
     check_delay(settle(_plain(), found, RetryPolicy()).delay)
 
 
+@pytest.mark.parametrize("requeue", [False, True])
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [
+        (ValueError("not for me"), "ValueError: not for me"),
+        ("not for me", "Reject: not for me"),
+        ("a\0b", "Reject: a\ufffdb"),
+        (None, "Reject"),
+        (7, "Reject: (7, {requeue})"),
+    ],
+)
+def test_celerys_own_reject_is_told_by_its_reason(reason: Any, error: str, requeue: bool) -> None:
+    """The error that it names, or its text; with `requeue` it asks to be run again."""
+    error = error.format(requeue=requeue)
+    expected = RetryAsked(None, error) if requeue else Rejected(error)
+    assert Raised.of(celery.exceptions.Reject(reason, requeue=requeue)) == expected
+
+
+def test_celerys_own_ignore_has_no_consequence() -> None:
+    """The message is acknowledged, and that is all."""
+    found = Raised.of(celery.exceptions.Ignore("whatever"))
+    assert settle(_plain(), found, RetryPolicy()) == Settlement(_plain(), Verdict.ACK)
+
+
 @pytest.mark.parametrize("delay", [-1, -0.001, float("nan"), float("inf"), -float("inf"), "5"])
 def test_a_delay_that_makes_no_sense_is_refused_where_it_is_written(delay: Any) -> None:
     """RetryLater refuses a delay that is negative, not finite or no number."""

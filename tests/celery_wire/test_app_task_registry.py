@@ -1,0 +1,207 @@
+"""What `celery_tasks` takes and refuses, and that the app goes on as it did."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery, Task
+from celery.exceptions import Retry
+from celery_wire.app_task_support import app_with_a_broker, declared, nothing, sent
+from celery_wire.observed_app import real_runs
+
+from transports.celery import celery_tasks
+from unstract_core import ConfigurationError, Tasks
+
+# mypy: disable-error-code="untyped-decorator, misc"
+
+
+@pytest.fixture
+def broker() -> Celery:
+    return app_with_a_broker()
+
+
+def test_a_celery_worker_of_the_same_app_is_as_it_was() -> None:
+    """A process in which `celery_tasks` was called runs a real worker: every handler, signal and retry is the same."""
+    assert real_runs("import celery_wire.observed_tasks") == real_runs()
+
+
+def test_the_apps_other_uses_are_as_they_were(broker: Celery) -> None:
+    """Direct calls, `apply` with its retries, `delay`, and `retry` outside a worker."""
+
+    @broker.task(name="t", bind=True, shared=False, max_retries=3)
+    def fails_twice(task: Any, number: int) -> int:
+        if task.request.retries < 2:
+            raise task.retry(exc=KeyError(number), countdown=0)
+        return number
+
+    def uses() -> list[Any]:
+        with pytest.raises(KeyError):
+            fails_twice(1)
+        with pytest.raises(Retry):
+            fails_twice.retry()
+        eager = fails_twice.apply(args=[2])
+        fails_twice.delay(3)
+        signature = fails_twice.signature_from_request(args=[4], countdown=5)
+        ((headers, body),) = sent(broker)
+        return [eager.state, eager.result, headers["task"], headers["retries"], body[0], dict(signature)]
+
+    before = uses()
+    celery_tasks(broker)
+    celery_tasks(broker)
+    assert uses() == before
+
+
+# What it takes.
+
+
+class Impostor:
+    tasks = ()
+
+
+@pytest.mark.parametrize("app", [None, object(), Tasks(), Celery, Impostor(), "celery"], ids=repr)
+def test_what_is_no_celery_app_is_refused(app: Any) -> None:
+    """With what it is instead."""
+    with pytest.raises(ConfigurationError, match="takes a Celery app, not"):
+        celery_tasks(app)
+
+
+def test_an_app_without_tasks_is_refused() -> None:
+    """Celery's own do not count."""
+    with pytest.raises(ConfigurationError, match="no tasks; import"):
+        celery_tasks(Celery("empty", set_as_current=False))
+
+
+class Unbindable(Task):
+    abstract = True
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        raise AttributeError("of the product's own")
+
+
+def test_an_error_in_a_task_module_is_told_as_it_is() -> None:
+    """The app is not said to be none because a module of its `include` cannot be imported, or fails."""
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        celery_tasks(Celery("broken", include=["no_such_module"], set_as_current=False))
+
+    app = Celery("broken", set_as_current=False)
+
+    app.task(nothing, name="t", shared=False, base=Unbindable)
+    with pytest.raises(AttributeError, match="of the product's own"):
+        celery_tasks(app)
+
+
+async def _later() -> None:
+    """Be no function that a thread can run."""
+
+
+class Awaiting(Task):
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        coroutine = self.run(*args, **kwargs)
+        with pytest.raises(StopIteration):
+            coroutine.send(None)
+        return "awaited"
+
+
+@pytest.mark.parametrize("options", [{}, {"autoretry_for": (OSError,)}])
+def test_an_async_task_is_refused_at_start(options: dict[str, Any]) -> None:
+    """Nobody would await it. One whose class runs it, by a `__call__` of its own, is welcome."""
+    app = Celery("async", set_as_current=False)
+    app.task(_later, name="t", shared=False, **options)
+    with pytest.raises(ConfigurationError, match="'t' is an async function"):
+        celery_tasks(app)
+
+    app = Celery("async", set_as_current=False)
+    app.task(_later, name="t", shared=False, base=Awaiting, **options)
+    assert celery_tasks(app)["t"]() == "awaited"
+
+
+@pytest.mark.parametrize("limit", ["3", [3]])
+def test_a_limit_that_is_no_number_is_refused_at_start(limit: Any) -> None:
+    """And not by the consumer, at the first message."""
+    with pytest.raises(ConfigurationError, match="max_retries of task 't'"):
+        declared(nothing, max_retries=limit)
+
+
+@pytest.mark.parametrize(
+    ("options", "attempts"),
+    [
+        ({}, 4),
+        ({"max_retries": 0}, 1),
+        ({"max_retries": -1}, 1),
+        ({"max_retries": float("inf")}, 2**31),
+        ({"max_retries": None}, 2**31),
+        ({"retry_kwargs": {"max_retries": 7}}, 8),
+        ({"retry_kwargs": {"max_retries": None}}, 4),
+    ],
+)
+def test_a_task_may_have_as_many_deliveries_as_it_declares(options: dict[str, Any], attempts: int) -> None:
+    """One more than the retries that it may ask for: three, unless it says otherwise."""
+    assert declared(nothing, **options)["t"].asked_attempts == attempts  # type: ignore[attr-defined]
+
+
+def test_limits_that_threads_cannot_keep_are_named_at_start(caplog: pytest.LogCaptureFixture) -> None:
+    """One WARNING with the tasks that declare them; and none for an app without."""
+    app = Celery("limited", set_as_current=False)
+    limits: dict[str, Any] = {"a": {"time_limit": 5}, "b": {"soft_time_limit": 5}, "c": {"rate_limit": "1/s"}, "d": {}}
+    for name, options in limits.items():
+        app.task(nothing, name=name, shared=False, **options)
+    celery_tasks(app)
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert record.getMessage() == 'wire.task_limits_not_enforced tasks="a, b, c" count=3'
+    caplog.clear()
+    declared(nothing)
+    assert caplog.records == []
+
+
+DJANGO = """
+import os, sys, types
+sys.modules["shop"] = types.ModuleType("shop", "An app of the project's own.")
+shop = sys.modules["shop"]
+shop.__path__ = []
+settings = types.ModuleType("shop.settings")
+settings.INSTALLED_APPS = []
+settings.DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": sys.argv[1]}}
+sys.modules["shop.settings"] = settings
+os.environ["DJANGO_SETTINGS_MODULE"] = "shop.settings"
+
+from celery import Celery, shared_task
+app = Celery("shop")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks(["shop"])
+shop.tasks = sys.modules["shop.tasks"] = types.ModuleType("shop.tasks")
+from django.db import connection
+
+@shared_task(name="look")
+def look():
+    open_before = connection.connection is not None
+    connection.ensure_connection()
+    return open_before
+
+from celery import current_app
+from harness import message, then, receive_all
+from transports.celery import celery_tasks
+from transports.memory import MemoryTransport
+from unstract_core import Consumer
+transport = MemoryTransport()
+transport.send([message("look", "q", on_success=then("done", "told")) for _ in range(2)])
+Consumer(transport, celery_tasks(current_app), ["q"]).drain(timeout=10)
+print([delivery.payload.args for delivery in receive_all(transport, "told")])
+"""
+
+
+def test_shared_tasks_of_a_django_project_run_with_fresh_connections(tmp_path: Path) -> None:
+    """Found by `autodiscover_tasks`; database connections are closed around each task, as in Celery's worker, so that
+    one which broke is not kept for ever.
+    """
+    program = f"import sys; sys.path[:0] = {sys.path!r}\n{DJANGO}"
+    command = [sys.executable, "-c", program, str(tmp_path / "shop.sqlite3")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "[[False], [False]]\n"), ended.stderr[-3000:]

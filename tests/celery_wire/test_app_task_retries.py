@@ -1,0 +1,373 @@
+"""Retries that a Celery task asks for happen: as messages that wait, as often as with Celery's own worker."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery.exceptions import Reject
+from celery_wire.app_task_support import Awaits, Stage, declared, stage, told
+from celery_wire.observed_app import AWAY, DECLARATIONS, FAILURES, LIMITS, real_runs, task_name
+from celery_wire.observed_tasks import tasks
+from harness import queue_name
+from hypothesis import given
+from hypothesis import strategies as st
+from servers import wait_until
+
+from unstract_core import Delivery, RetryLater, TaskPayload
+from unstract_core.current import delivering
+
+# mypy: disable-error-code="untyped-decorator"
+
+
+@pytest.fixture(scope="module", params=["memory", "postgres"])
+def place(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    with stage(request) as found:
+        yield found
+
+
+@pytest.fixture(scope="module", params=["postgres"])
+def on_postgres(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    with stage(request) as found:
+        yield found
+
+
+def away(task: Any) -> None:
+    raise ConnectionError(f"away for the {task.request.retries}th time")
+
+
+@given(
+    st.sampled_from(sorted(DECLARATIONS)),
+    st.sampled_from(LIMITS),
+    st.sampled_from(FAILURES),
+    st.sampled_from(["callbacks", "reply", "nothing"]),
+    st.integers(1, 7),
+)
+def test_a_task_is_run_and_told_of_as_by_celerys_own_worker(
+    place: Stage, declaration: str, limit: int, failures: int, awaits: Awaits, max_attempts: int
+) -> None:
+    """For the same declaration there are as many runs, each with the same handlers and signals, whatever
+    `max_attempts` is; the sender is told once, of the last run. Where nobody waits, `max_attempts` must be 1 for that.
+    """
+    name = task_name(declaration, limit)
+    if awaits == "nothing":
+        max_attempts = 1
+    ended = place.run(tasks, name, failures, awaits=awaits, max_attempts=max_attempts)
+
+    def shown(seen: Any, id: str) -> Any:
+        return json.loads(json.dumps(seen).replace(id, "<id>"))
+
+    id = f"{name}, {failures}"
+    expected = shown(real_runs()[id], id)
+    assert shown(ended.seen, ended.id) == expected
+    assert ended.ran == sum(what == "run" for what, *_ in expected)
+    status, returned = [details[:2] for what, *details in expected if what == "after_return"][-1]
+    if awaits != "nothing":
+        assert ended.buried is None
+        what, text = ended.told
+        assert (what, shown(text, ended.id)) == (
+            ("succeeded", failures) if status == "SUCCESS" else ("failed", returned)
+        )
+    elif status == "SUCCESS":
+        assert (ended.status, ended.buried) == (None, None)
+    else:
+        assert ended.buried == (ended.status and ended.status.error)
+        assert shown(ended.buried, ended.id) == returned
+
+
+@pytest.mark.parametrize(("backoff", "jitter"), [(True, True), (10, False)])
+def test_the_products_executor_is_tried_four_times_spread_by_its_backoff(
+    on_postgres: Stage, backoff: int, jitter: bool
+) -> None:
+    """Between tries its row stays `claimed`, with `vt` 1, 2 and 4 times its backoff in the future, or less with jitter.
+
+    Only the last error is told, as it was raised: by one callback and by the status.
+    """
+    place, tables, queue = on_postgres, on_postgres.tables, queue_name()
+    assert tables is not None
+    options = {"max_retries": 3, "retry_backoff": backoff, "retry_jitter": jitter}
+    executor = declared(away, autoretry_for=(ConnectionError, TimeoutError, OSError), **options)
+    id = place.send("t", queue=queue)
+    consumer = place.consumer(executor, queue)
+    row = "SELECT state, read_ct, extract(epoch FROM vt - now()) FROM {messages} WHERE queue_name = %s"
+    found = []
+    while tables.count(queue):
+        consumer.drain(timeout=0.2)
+        for state, attempts, wait in tables.rows(row, queue):
+            longest = backoff * 2 ** (attempts - 1)
+            assert (state, wait <= longest, jitter or wait > longest - 8) == ("claimed", True, True)
+            assert tables.count(told(queue)) == 0
+            found.append(attempts)
+        tables.execute("UPDATE {messages} SET vt = now() WHERE queue_name = %s AND state = 'claimed'", queue)
+    assert jitter or found == [1, 2, 3]
+    ended = place.ended(id, "callbacks", queue)
+    assert ended.told == ("failed", "ConnectionError: away for the 3th time")
+    assert (ended.status and ended.status.error, ended.buried) == (ended.told[1], None)
+    assert +consumer.counters == {"ran": 4, "retried": 3, "settled": 1}
+
+
+def test_a_retry_outlives_its_worker_and_is_run_by_another_process(on_postgres: Stage) -> None:
+    """The message waits in the table: a worker of the command line runs it, no earlier, under the same id."""
+    place, tables, queue = on_postgres, on_postgres.tables, queue_name()
+    assert tables is not None
+    id = place.send("again in a second", queue=queue)
+    started = time.monotonic()
+    assert place.consumer(tasks, queue).drain(timeout=0.1) == 1
+    command = [sys.executable, "-m", "unstract_core", "worker", "--app", "celery_wire.observed_tasks:tasks"]
+    url = f"{tables.url}?schema={tables.schema}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([*command, "--queue", queue, "--url", url], env=environment) as worker:
+        try:
+            wait_until(lambda: tables.count(told(queue)) == 1, timeout=30, what="the callback")
+            assert time.monotonic() - started >= 1
+        finally:
+            worker.send_signal(signal.SIGTERM)
+    assert worker.returncode == 0
+    assert place.ended(id, "callbacks", queue).told == ("succeeded", {"id": id, "retries": 1, "pid": worker.pid})
+
+
+def test_a_task_without_a_limit_is_retried_until_it_succeeds(place: Stage) -> None:
+    """`max_retries=None` is no limit, whatever `max_attempts` is."""
+
+    def thirteenth(task: Any) -> int:
+        if task.request.retries < 12:
+            raise ConnectionError
+        return int(task.request.retries)
+
+    ended = place.run(declared(thirteenth, **AWAY, max_retries=None), "t", max_attempts=2)
+    assert ended.told == ("succeeded", 12)
+
+
+def retry_with_exc(task: Any) -> None:
+    try:
+        away(task)
+    except ConnectionError as exc:
+        raise task.retry(exc=exc, countdown=0, max_retries=50) from exc
+
+
+def retry_without_exc(task: Any) -> None:
+    try:
+        away(task)
+    except ConnectionError:
+        task.retry(countdown=0, max_retries=50)
+
+
+def retry_without_throw(task: Any) -> str:
+    try:
+        away(task)
+    except ConnectionError:
+        task.retry(countdown=0, max_retries=50, throw=False)
+    return "asked"
+
+
+def reject_again(task: Any) -> None:
+    try:
+        away(task)
+    except ConnectionError as exc:
+        raise Reject(exc, requeue=True) from exc
+
+
+@pytest.mark.parametrize("run", [retry_with_exc, retry_without_exc, retry_without_throw, reject_again])
+@pytest.mark.parametrize(("max_attempts", "runs"), [(2, 4), (6, 6)])
+def test_what_is_asked_beyond_every_declared_limit_ends_with_the_real_error(
+    place: Stage, run: Callable[..., Any], max_attempts: int, runs: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A limit given at the call, and a requeue, are bounded by `max_retries` of the task or by `max_attempts`, if that
+    is more. The sender is told what the task failed with, not that it asked to be retried; a WARNING says the same.
+    """
+    caplog.set_level(logging.INFO)
+    ended = place.run(declared(run), "t", max_attempts=max_attempts)
+    assert ended.ran == runs
+    assert ended.told == ("failed", f"ConnectionError: away for the {runs - 1}th time")
+    logged = [vars(record).get("wire.event") for record in caplog.records]
+    assert [event for event in logged if event in ("task_retry_asked", "task_raised")] == [
+        *["task_retry_asked"] * (runs - 1),
+        "task_raised",
+    ]
+
+
+def test_a_retry_that_the_task_caught_itself_happens_all_the_same(place: Stage) -> None:
+    """Celery has sent it by then, and so it does with us; the callback waits for the run that asks no more."""
+
+    def careless(task: Any) -> str:
+        try:
+            if not task.request.retries:
+                task.retry(countdown=0)
+        except Exception:  # which Celery's Retry is
+            return "caught"
+        return "done"
+
+    ended = place.run(declared(careless), "t")
+    assert (ended.ran, ended.told) == (2, ("succeeded", "done"))
+
+
+@pytest.mark.parametrize("end", [SystemExit(3), Reject("no"), KeyError("k")])
+def test_a_retry_asked_for_without_throw_is_had_however_the_run_ends(place: Stage, end: BaseException) -> None:
+    """It is not the last run, so nobody is told of its end."""
+
+    def ends(task: Any) -> str:
+        if not task.request.retries:
+            task.retry(countdown=0, throw=False)
+            raise end
+        return "done"
+
+    ended = place.run(declared(ends), "t")
+    assert (ended.ran, ended.told) == (2, ("succeeded", "done"))
+
+
+def test_a_task_that_raised_and_that_nobody_waits_for_is_run_again_as_any_other(place: Stage) -> None:
+    """`max_attempts` deliveries in all, where a task asked for fewer; Celery's worker would let it be."""
+    ended = place.run(declared(away, **AWAY, max_retries=1), "t", awaits="nothing", max_attempts=3)
+    assert (ended.ran, ended.buried) == (3, "ConnectionError: away for the 2th time")
+
+
+def asked(run: Callable[..., Any], **options: Any) -> float | None:
+    """Let a task ask for a retry, and return in how many seconds it is to happen."""
+    payload = TaskPayload(task_name="t", args=[], kwargs={}, queue="q")
+    task = declared(run, **options)["t"]
+    with delivering(Delivery("1", "q", 1, payload, "{}")), pytest.raises(RetryLater) as caught:
+        task()
+    return caught.value.delay
+
+
+def asking(**how: Any) -> Callable[..., Any]:
+    def ask(task: Any) -> None:
+        task.retry(**how)
+
+    return ask
+
+
+@given(st.floats(-10, 1e6) | st.integers(-10, 10**6))
+def test_a_countdown_is_the_delay(countdown: float) -> None:
+    """In seconds; one in the past is now."""
+    assert asked(asking(countdown=countdown)) == pytest.approx(max(0.0, countdown), abs=1e-5)
+
+
+def test_a_delay_that_is_not_given_is_the_tasks_default() -> None:
+    """Three minutes, unless the task says otherwise; and no delay at all where it says None, as with Celery."""
+    assert asked(asking()) == 180
+    assert asked(asking(), default_retry_delay=7) == 7
+    assert asked(asking(), default_retry_delay=None) == 0
+
+
+def test_a_delay_longer_than_a_transport_takes_is_its_longest() -> None:
+    """A hundred years are ten."""
+    assert asked(asking(countdown=100 * 365 * 86400)) == 10 * 365 * 86400
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/Lima"])
+def test_an_eta_is_read_as_celery_reads_it(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a time zone it is UTC, wherever the worker is; text is ISO 8601; a countdown goes before it."""
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        eta = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=300)
+        tokyo = eta.astimezone(datetime.timezone(datetime.timedelta(hours=9)))
+        for given_eta in (eta, tokyo, eta.replace(tzinfo=None), tokyo.isoformat()):
+            assert asked(asking(eta=given_eta)) == pytest.approx(300, abs=2)
+        assert asked(asking(eta=eta, countdown=20)) == 20
+        assert asked(asking(eta=eta - datetime.timedelta(hours=1))) == 0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [({"countdown": "soon"}, "TypeError"), ({"countdown": 1e300}, "OverflowError"), ({"eta": "soon"}, "ValueError")],
+)
+def test_a_delay_that_makes_no_sense_fails_the_task_with_the_reason(
+    place: Stage, how: dict[str, Any], text: str
+) -> None:
+    """As with Celery, which rejects the message of a retry that it could not send."""
+    ended = place.run(declared(asking(**how)), "t")
+    assert ended.ran == 1
+    assert ended.told[1].startswith(text)
+    assert ended.buried == ended.told[1]
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "args": ({"args": ["d-2", {"page": 1}]}, "other arguments"),
+    "kwargs": ({"kwargs": {"page": 3}}, "other arguments"),
+    "another queue": ({"queue": "elsewhere"}, "queue"),
+    "another priority": ({"priority": 9}, "priority"),
+    "an expiry": ({"expires": 10}, "expires"),
+    "a link": ({"link": []}, "link"),
+    "headers": ({"headers": {"x": 1}}, "headers"),
+    "a time limit": ({"time_limit": 10}, "time_limit"),
+}
+
+
+@pytest.mark.parametrize("how", REFUSED)
+@pytest.mark.parametrize("catching", [False, True])
+def test_a_retry_of_another_message_is_refused_and_told(place: Stage, how: str, catching: bool) -> None:
+    """A redelivery is the same message: other arguments or options fail the task with NotSupported, at once, even
+    where the task catches what `retry` raises, or is declared to retry whatever it raised.
+    """
+
+    def ask(task: Any, *args: Any, **kwargs: Any) -> str:
+        try:
+            task.retry(countdown=0, **REFUSED[how][0])
+        except Exception:
+            if not catching:
+                raise
+        return "done"
+
+    ended = place.run(
+        declared(ask, autoretry_for=(Exception,), default_retry_delay=0), "t", "d-1", {"page": 1}, kwargs={"page": 2}
+    )
+    what, text = ended.told
+    assert (ended.ran, what) == (1, "failed")
+    assert text.startswith("NotSupported: task 't' asks for a retry with ")
+    assert REFUSED[how][1] in text
+
+
+def test_an_argument_changed_in_place_is_another_argument(place: Stage) -> None:
+    """The message has what was sent: what a task counts up in its arguments would never be seen again."""
+
+    def count(task: Any, context: dict[str, Any]) -> None:
+        context["tries"] += 1
+        raise task.retry(args=[context], countdown=0)
+
+    what, text = place.run(declared(count), "t", {"tries": 0}).told
+    assert (what, text[:13]) == ("failed", "NotSupported:")
+
+
+def test_a_retry_that_repeats_what_the_message_has_is_had(place: Stage) -> None:
+    """The same arguments, queue and priority, written out, are the same message."""
+
+    def repeat(task: Any, context: dict[str, Any], *, page: int) -> Any:
+        request = task.request
+        if request.retries:
+            return [context, page]
+        raise task.retry(
+            args=request.args,
+            kwargs={"page": page},
+            countdown=0,
+            queue=request.delivery_info["routing_key"],
+            priority=request.delivery_info["priority"],
+        )
+
+    ended = place.run(declared(repeat), "t", {"a": [1.5, None]}, kwargs={"page": 2})
+    assert (ended.ran, ended.told) == (2, ("succeeded", [{"a": [1.5, None]}, 2]))
+
+
+def test_what_a_task_did_to_its_arguments_is_undone_in_the_next_run(place: Stage) -> None:
+    """A retry that does not name them has those that were sent."""
+
+    def take(task: Any, context: dict[str, Any]) -> Any:
+        document = context.pop("document")
+        if task.request.retries:
+            return document
+        raise ConnectionError
+
+    assert place.run(declared(take, **AWAY), "t", {"document": "d-1"}).told == ("succeeded", "d-1")
