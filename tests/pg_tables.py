@@ -42,13 +42,14 @@ class Tables:
         (row,) = self.rows("SELECT count(*) FROM {messages} WHERE queue_name = %s", queue_name)
         return int(row[0])
 
-    def inject(self, queue_name: str, text: str, *, priority: int = 5) -> str:
-        """Store JSON text as a message, as any other program could."""
+    def inject(self, queue_name: str, text: str, *, priority: int = 5, read_ct: int = 0) -> str:
+        """Store JSON text as a message, as any other program could; one that was claimed `read_ct` times already."""
         (row,) = self.rows(
             "INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)"
-            " VALUES (%s, %s::jsonb, '', now(), now(), 0, %s, 'ready') RETURNING msg_id",
+            " VALUES (%s, %s::jsonb, '', now(), now(), %s, %s, 'ready') RETURNING msg_id",
             queue_name,
             text,
+            read_ct,
             priority,
         )
         return str(row[0])

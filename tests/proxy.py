@@ -1,4 +1,4 @@
-"""A TCP proxy between a client and its server: it loses the answer that a test tells it to, or plays a pooler."""
+"""A TCP proxy between a client and its server: it loses what a test tells it to, falls silent, or plays a pooler."""
 
 from __future__ import annotations
 
@@ -9,67 +9,122 @@ from collections.abc import Iterator
 
 
 class Proxy:
-    """Listens on `port` and passes on to `target`. One thread for each direction of a connection."""
+    """Listens on `port` and passes on to `target`. One thread for each direction of a connection.
+
+    While it is `away` it ends every connection as soon as it is made.
+    """
 
     def __init__(self, target: tuple[str, int]) -> None:
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.hide_the_process = False
+        self.away = False
         self._marker: bytes | None = None
-        self._sockets: list[socket.socket] = []
+        self._passes = True
+        self._swallowed: bytes | None = None
+        self._lines: list[_Line] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def lose_the_answer_to(self, marker: bytes) -> None:
         """Pass on the next request that holds `marker`, and cut its connection when the answer comes."""
-        self._marker = marker
+        self._marker, self._passes = marker, True
+
+    def lose(self, marker: bytes) -> None:
+        """Cut the connection of the next request that holds `marker`, and do not pass it on."""
+        self._marker, self._passes = marker, False
+
+    def swallow(self, marker: bytes) -> None:
+        """Do not pass on the next answer that holds `marker`, and cut nothing."""
+        self._swallowed = marker
 
     @property
     def has_lost(self) -> bool:
         return self._marker is None
 
+    def cut(self) -> None:
+        """Cut every connection."""
+        for line in self._lines:
+            line.end()
+
+    def fall_silent(self) -> None:
+        """Pass nothing on any more over the connections that there are, not even their end; later ones are sound."""
+        for line in self._lines:
+            line.silent = True
+
+    @property
+    def connections(self) -> int:
+        """How many there have been."""
+        return len(self._lines)
+
     def close(self) -> None:
-        for one in [self._listener, *self._sockets]:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for line in self._lines:
+            line.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(self._target)
-                self._sockets += [client, server]
-                doomed = threading.Event()
-                threading.Thread(target=self._requests, args=(client, server, doomed), daemon=True).start()
-                threading.Thread(target=self._answers, args=(server, client, doomed), daemon=True).start()
+                try:
+                    if self.away:
+                        raise ConnectionRefusedError
+                    line = _Line(client, socket.create_connection(self._target))
+                except OSError:
+                    client.close()
+                    continue
+                self._lines.append(line)
+                threading.Thread(target=self._requests, args=(line,), daemon=True).start()
+                threading.Thread(target=self._answers, args=(line,), daemon=True).start()
 
-    def _requests(self, client: socket.socket, server: socket.socket, doomed: threading.Event) -> None:
+    def _requests(self, line: _Line) -> None:
         with contextlib.suppress(OSError):
-            while data := client.recv(65536):
+            while data := line.client.recv(65536):
+                if line.silent:
+                    continue
                 if self._marker is not None and self._marker in data:
                     self._marker = None
-                    doomed.set()
-                server.sendall(data)
-        _end(client, server)
+                    if not self._passes:
+                        break
+                    line.doomed = True
+                line.server.sendall(data)
+        line.end()
 
-    def _answers(self, server: socket.socket, client: socket.socket, doomed: threading.Event) -> None:
+    def _answers(self, line: _Line) -> None:
         with contextlib.suppress(OSError):
-            while (data := server.recv(65536)) and not doomed.is_set():
-                client.sendall(_with_another_process(data) if self.hide_the_process else data)
-        _end(client, server)
+            while (data := line.server.recv(65536)) and not line.doomed:
+                if self._swallowed is not None and self._swallowed in data:
+                    self._swallowed = None
+                elif not line.silent:
+                    line.client.sendall(_with_another_process(data) if self.hide_the_process else data)
+        if not line.silent:
+            line.end()
+
+
+class _Line:
+    """One connection. `doomed` ends with its next answer; `silent` swallows what comes from either side."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self.client, self.server = client, server
+        self.doomed = self.silent = False
+
+    def end(self) -> None:
+        for one in (self.client, self.server):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.end()
+        self.client.close()
+        self.server.close()
 
 
 def _with_another_process(data: bytes) -> bytes:
     """Replace the process id in the server's BackendKeyData, as a pooler does."""
     start = data.find(b"K\0\0\0\x0c")
     return data if start < 0 else data[: start + 5] + b"\0\0\0\7" + data[start + 9 :]
-
-
-def _end(*sockets: socket.socket) -> None:
-    for one in sockets:
-        with contextlib.suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 import attrs
+import brokers
 import pytest
+import servers
+from brokers import PrivateBroker
 from celery import Celery
 from celery_wire.support import Bench, Pipe, celery_app, consuming, real_worker
 from harness import queue_name
+from proxy import Proxy, proxy
 
 from transports.celery import CeleryTransport
 from unstract_core import Consumer, Tasks
+
+Make: TypeAlias = Callable[..., CeleryTransport]
 
 
 @pytest.fixture(scope="session")
@@ -38,17 +46,51 @@ def make_queue(pipe: Pipe) -> Callable[[], str]:
 
 @pytest.fixture
 def make_celery(rabbitmq_url: str) -> Iterator[Callable[..., CeleryTransport]]:
-    """A factory of transports on the machine's RabbitMQ; closes what it made."""
+    """A factory of transports, on the machine's RabbitMQ unless told otherwise; closes what it made."""
     made: list[CeleryTransport] = []
 
-    def make(**options: Any) -> CeleryTransport:
-        transport = CeleryTransport(rabbitmq_url, **options)
+    def make(url: str = rabbitmq_url, **options: Any) -> CeleryTransport:
+        transport = CeleryTransport(url, **options)
         made.append(transport)
         return transport
 
     yield make
     for transport in made:
         transport.close()
+
+
+@pytest.fixture
+def between(rabbitmq_url: str) -> Iterator[Proxy]:
+    """A proxy before the machine's RabbitMQ; connections through it may be cut and silenced."""
+    address = urlsplit(rabbitmq_url)
+    with proxy(address.hostname or "127.0.0.1", address.port or 5672) as made:
+        yield made
+
+
+@pytest.fixture
+def through(rabbitmq_url: str, between: Proxy, make_celery: Callable[..., CeleryTransport]) -> Make:
+    """A factory of transports that reach the machine's RabbitMQ through the proxy."""
+    return functools.partial(make_celery, brokers.behind(rabbitmq_url, between.port))
+
+
+@pytest.fixture(scope="session")
+def started_broker() -> Iterator[PrivateBroker]:
+    """A RabbitMQ of the tests' own: a start takes seconds, so there is one for all."""
+    if not brokers.installed():
+        message = "no rabbitmq-server is installed to start a private one from: apt-get install rabbitmq-server"
+        if servers.REQUIRE_SERVICES:
+            pytest.fail(message)
+        pytest.skip(message)
+    with brokers.private_broker() as broker:
+        yield broker
+
+
+@pytest.fixture
+def private(started_broker: PrivateBroker) -> Iterator[PrivateBroker]:
+    """That RabbitMQ, which a test may stop, kill and freeze: it is up again for the next."""
+    started_broker.start()
+    yield started_broker
+    started_broker.thaw()
 
 
 @pytest.fixture

@@ -128,13 +128,17 @@ class Pipe:
     def _get(self, queue: str) -> Raw | None:
         try:
             message = self._channel.basic_get(queue, no_ack=True)
-        except NotFound:  # which closes the channel
-            self._channel = self._connection.channel()
+        except NotFound:  # which closes the channel, and py-amqp opens it anew
             return None
         return None if message is None else _raw(message)
 
     def consumers(self, queue: str) -> int:
         found: int = self._channel.queue_declare(queue, passive=True).consumer_count
+        return found
+
+    def count(self, queue: str) -> int:
+        """Return how many messages wait in a queue; those that a consumer holds are not among them."""
+        found: int = self._channel.queue_declare(queue, passive=True).message_count
         return found
 
     def close(self) -> None:
@@ -220,18 +224,28 @@ def default_queue(queue: str) -> str:
 
 
 @contextlib.contextmanager
-def real_worker(url: str, queues: Sequence[str], *, backend: str | None = "rpc://") -> Iterator[None]:
-    """Run a real Celery prefork worker, of the tasks in worker_app.py, for these queues."""
+def real_worker(
+    url: str,
+    queues: Sequence[str],
+    *,
+    app: str = "worker_app",
+    backend: str | None = "rpc://",
+    through: str | None = None,
+) -> Iterator[None]:
+    """Run a real Celery prefork worker, of the tasks in worker_app.py or another app, for these queues.
+
+    It reaches the broker by the URL `through`, if there is one.
+    """
     environment = {
         **os.environ,
         "PYTHONPATH": str(HERE),
-        "WIRE_TEST_BROKER": url,
+        "WIRE_TEST_BROKER": through or url,
         "WIRE_TEST_BACKEND": backend or "",
         "WIRE_TEST_DEFAULT_QUEUE": default_queue(queues[0]),
         "C_FORCE_ROOT": "1",
     }
     quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "WARNING")
-    command = [sys.executable, "-m", "celery", "-A", "worker_app", "worker", "-P", "prefork", "-c", "1", *quiet]
+    command = [sys.executable, "-m", "celery", "-A", app, "worker", "-P", "prefork", "-c", "1", *quiet]
     with tempfile.TemporaryFile() as log, contextlib.closing(Pipe(url)) as pipe:
         process = subprocess.Popen(
             [*command, "-Q", ",".join(queues)], cwd=HERE, env=environment, stdout=log, stderr=subprocess.STDOUT

@@ -10,6 +10,7 @@ from typing import Any
 
 import kombu
 import pytest
+from celery_wire.ab_differences import DIFFERENCES
 from harness import queue_name
 
 from tools.check_lock import ROOT
@@ -58,3 +59,16 @@ def test_what_the_document_on_migrating_imports_of_ours_is_there(code: str) -> N
     for node in ours:
         module = importlib.import_module(str(node.module))
         assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+@pytest.mark.parametrize(
+    ("side", "heading"),
+    [("RabbitMQ", "On RabbitMQ, with our Consumer:"), ("Celery", "On RabbitMQ, with a Celery worker:")],
+)
+def test_the_document_lists_the_known_differences_and_no_others(side: str, heading: str) -> None:
+    """Those that the A/B test asserts, in its order and words."""
+    text = (ROOT / "docs" / "celery.md").read_text(encoding="utf-8")
+    shown = re.search(rf"^{heading}\n\n((?:- .*\n)+)", text, re.MULTILINE)
+    assert shown is not None
+    listed = [line.removeprefix("- ") for line in shown[1].splitlines()]
+    assert listed == list(dict.fromkeys(one.reason for one in DIFFERENCES if one.side == side))

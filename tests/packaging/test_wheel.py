@@ -100,14 +100,28 @@ def test_the_bare_wheel_dispatches_and_runs_a_task(bare: Environment) -> None:
     assert bare.python(code) == "hello world\n1"
 
 
-def test_a_missing_driver_is_answered_with_the_extra_to_install(bare: Environment) -> None:
-    """The error for a postgresql:// URL without psycopg names the extra."""
+@pytest.mark.parametrize(("scheme", "extra"), [("postgresql", "postgres"), ("amqp", "celery")])
+def test_a_missing_driver_is_answered_with_the_extra_to_install(bare: Environment, scheme: str, extra: str) -> None:
+    """The error for a URL whose driver is not installed names the extra."""
     code = (
         "from unstract_core import ConfigurationError, load_transport\n"
-        "try: load_transport('postgresql://localhost/x')\n"
+        f"try: load_transport('{scheme}://localhost/x')\n"
         "except ConfigurationError as exc: print(exc)"
     )
-    assert "pip install 'unstract-wire[postgres]'" in bare.python(code)
+    assert f"pip install 'unstract-wire[{extra}]'" in bare.python(code)
+
+
+def test_the_celery_transport_works_where_celery_is_not_installed(full: Environment) -> None:
+    """kombu alone: a task is dispatched and run over Celery's protocol, on kombu's broker inside the process."""
+    code = (
+        "import importlib.util\n"
+        "from unstract_core import Consumer, Dispatcher, load_transport\n"
+        "transport = load_transport('celery+memory://')\n"
+        "Dispatcher(transport).send('greet', args=['world'], queue='q')\n"
+        "Consumer(transport, {'greet': lambda name: print('hello', name)}, ['q']).drain(timeout=10)\n"
+        "print(importlib.util.find_spec('celery'))"
+    )
+    assert full.python(code) == "hello world\nNone"
 
 
 @pytest.mark.parametrize("command", [["unstract-wire"], ["python", "-I", "-m", "unstract_core"]])
@@ -136,8 +150,10 @@ def test_each_entry_point_loads_a_factory_of_its_transport(full: Environment) ->
         "assert all(callable(factory) for factory in found.values())\n"
         "print(json.dumps({scheme: '.'.join(f.__module__.split('.')[:2]) for scheme, f in found.items()}))"
     )
+    brokers = ("amqp", "amqps", "pyamqp", "redis", "rediss", "celery+memory")
     assert json.loads(full.python(code)) == {
         "memory": "transports.memory",
         "postgres": "transports.postgres",
         "postgresql": "transports.postgres",
+        **dict.fromkeys(brokers, "transports.celery"),
     }

@@ -1,11 +1,13 @@
 """What a task came to, as Celery's result backends write it, in both directions.
 
 A failure travels as the type and the arguments of an exception. Classes are never imported from what the wire says:
-ours reads them as text, and writes `Type: message` as a type and one argument, in the module that it is known to be of.
+ours reads them as text, and writes `Type: message` as a type and one argument, in the module that it is known to be of,
+with the whole text beside them for readers of ours: of the arguments alone it cannot always be made again.
 """
 
 from __future__ import annotations
 
+import ast
 import builtins
 import datetime
 import re
@@ -22,6 +24,8 @@ from unstract_core.values import cut, normalise
 _ERROR = re.compile(r"(?P<type>[A-Za-z_]\w*)(?:: (?P<message>.*))?", re.DOTALL)
 _EXPIRED = "MalformedPayload: expired"
 _ENDED = {"SUCCESS", "FAILURE", "REVOKED"}
+_TEXT = "exc_text"
+"""What ours adds to Celery's fields of a failure."""
 
 
 def write_answer(reply: Reply, *, task_id: str, correlation_id: str, reply_to: str) -> Outgoing:
@@ -63,6 +67,7 @@ def _failure(error: str) -> tuple[str, dict[str, Any]]:
             "exc_type": "TaskRevokedError",
             "exc_message": ["expired"],
             "exc_module": "celery.exceptions",
+            _TEXT: error,
         }
     found = _ERROR.fullmatch(error)
     name, message = (found["type"], found["message"]) if found else ("Exception", error)
@@ -70,8 +75,17 @@ def _failure(error: str) -> tuple[str, dict[str, Any]]:
         name, module = "NotRegistered", "celery.exceptions"
     else:
         module = "builtins" if _is_builtin(name) else None  # type: ignore[assignment]
-    arguments = [] if message is None else [message]
-    return "FAILURE", {"exc_type": name, "exc_message": arguments, "exc_module": module}
+    arguments = [] if message is None else [_key(message) if name == "KeyError" else message]
+    return "FAILURE", {"exc_type": name, "exc_message": arguments, "exc_module": module, _TEXT: error}
+
+
+def _key(message: str) -> str:
+    """Return the argument of a KeyError, whose message is its repr."""
+    try:
+        key = ast.literal_eval(message)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return message
+    return key if isinstance(key, str) else message
 
 
 def _is_builtin(name: str) -> bool:
@@ -83,6 +97,8 @@ def _text(result: Any) -> str:
     """Return `Type: message`, as `str(exception)` would have said where the worker ran."""
     if not isinstance(result, Mapping):
         return str(result)
+    if isinstance(text := result.get(_TEXT), str):
+        return text
     kind, arguments = str(result.get("exc_type", "Exception")), result.get("exc_message")
     if kind == "UnpickleableExceptionWrapper" and isinstance(arguments, list) and len(arguments) == 4:
         _, kind, arguments, _ = arguments

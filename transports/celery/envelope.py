@@ -195,11 +195,11 @@ class _Reading:
         embed = {} if embed is None else embed
         problems = []
         if not isinstance(args, list):
-            problems.append(f"$.args: expected an array, got {_kind(args)}")
+            problems.append(f"expected an array, got {_kind(args)} @ $.args")
         if not isinstance(kwargs, dict):
-            problems.append(f"$.kwargs: expected an object, got {_kind(kwargs)}")
+            problems.append(f"expected an object, got {_kind(kwargs)} @ $.kwargs")
         if not isinstance(embed, dict):
-            problems.append(f"$.embed: expected an object, got {_kind(embed)}")
+            problems.append(f"expected an object, got {_kind(embed)} @ $.embed")
             embed = {}
         for name in ("callbacks", "errbacks"):
             try:
@@ -251,7 +251,7 @@ def _links(found: Any, path: str) -> tuple[dict[str, Any], ...]:
     if found is None:
         return ()
     if not isinstance(found, list):
-        raise _Problem(f"{path}: expected an array of signatures, got {_kind(found)}")
+        raise _Problem(f"expected an array of signatures, got {_kind(found)} @ {path}")
     for number, link in enumerate(found):
         _check_link(link, f"{path}[{number}]")
     return tuple(found)
@@ -259,18 +259,18 @@ def _links(found: Any, path: str) -> tuple[dict[str, Any], ...]:
 
 def _check_link(link: Any, path: str) -> None:
     if not isinstance(link, dict) or not _name(link.get("task")):
-        raise _Problem(f"{path}: a link without a task")
+        raise _Problem(f"a link without a task @ {path}")
     if kind := link.get("subtask_type"):
-        raise _Problem(f"{path}: a link that is a {kind} is not fired here; link single tasks")
-    for name, kind in (("args", list), ("kwargs", dict), ("options", dict)):
+        raise _Problem(f"a link that is a {kind} is not fired here; link single tasks @ {path}")
+    for name, expected, kind in (("args", "array", list), ("kwargs", "object", dict), ("options", "object", dict)):
         if link.get(name) is not None and not isinstance(link[name], kind):
-            raise _Problem(f"{path}.{name}: expected {kind.__name__}, got {_kind(link[name])}")
+            raise _Problem(f"expected an {expected}, got {_kind(link[name])} @ {path}.{name}")
     options = {name: value for name, value in (link.get("options") or {}).items() if value not in (None, [], {})}
     if foreign := sorted(str(name) for name in options.keys() - _OPTIONS):
-        raise _Problem(f"{path}.options: {', '.join(foreign)} cannot be honoured; set queue alone")
+        raise _Problem(f"{', '.join(foreign)} cannot be honoured; set queue alone @ {path}.options")
     countdown = options.get("countdown", 0)
     if not isinstance(countdown, int | float) or not abs(countdown) <= LONGEST_DELAY:
-        raise _Problem(f"{path}.options.countdown: expected seconds, at most {LONGEST_DELAY:g}")
+        raise _Problem(f"expected seconds, at most {LONGEST_DELAY:g} @ {path}.options.countdown")
     try:
         check_name(link["task"], f"{path}.task")
         for name in options.keys() & {"queue", "task_id"}:

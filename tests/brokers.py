@@ -1,0 +1,155 @@
+"""A RabbitMQ of the tests' own, which they may stop, kill and freeze: nothing of it is shared with the machine's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from servers import free_port, wait_until
+
+_STARTS = 60.0
+"""Seconds that a start may take: it loads a thousand modules, and the machine may be busy."""
+_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+_CONFIGURATION = """\
+listeners.tcp.1 = 127.0.0.1:{port}
+disk_free_limit.absolute = 1MB
+consumer_timeout = {held}
+"""
+_ADVANCED = "[{rabbit, [{channel_tick_interval, 500}]}].\n"  # ms between two looks for what is held for too long
+LONGEST_HELD = 4.0
+"""Seconds after which a private broker takes back what is not acknowledged; by itself RabbitMQ waits half an hour."""
+
+
+class PrivateBroker:
+    """One node: its ports, name, cookie, data, log, and the daemon by which Erlang's nodes find each other are its own.
+
+    It has no plugins. All its processes are one group, which a signal reaches together.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.port = free_port()
+        self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
+        self._directory = directory
+        self._names = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        (directory / "rabbitmq.conf").write_text(_CONFIGURATION.format(port=self.port, held=int(LONGEST_HELD * 1000)))
+        (directory / "advanced.config").write_text(_ADVANCED)
+        (directory / "plugins").write_text("[].\n")
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RABBITMQ_")},
+            "HOME": str(directory),  # where Erlang keeps its cookie
+            "ERL_EPMD_PORT": str(self._names),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"unstract-wire-{self.port}@localhost",
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",  # else the machine's own is read
+            "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(directory / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "plugins"),
+            "RABBITMQ_MNESIA_BASE": str(directory / "data"),
+            "RABBITMQ_LOG_BASE": str(directory / "log"),
+        }
+
+    def start(self) -> None:
+        """Start, and wait until connections are taken; nothing where it runs already."""
+        if self._process is not None:
+            return
+        with (self._directory / "output").open("ab") as output:
+            self._process = subprocess.Popen(
+                [str(_program())],
+                env=self._environment,
+                cwd=self._directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        wait_until(self._started, timeout=_STARTS, what="RabbitMQ to start")
+
+    def stop(self) -> None:
+        """Stop in order, as an administrator would."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill every process of it, frozen or not, as a machine that loses power would."""
+        self._end(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """Let it accept bytes and connections and never answer, until `thaw`."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def remove(self) -> None:
+        """Kill it, and the daemon that it has started."""
+        self.kill()
+        with contextlib.suppress(OSError):
+            subprocess.run(["epmd", "-port", str(self._names), "-kill"], stdout=subprocess.DEVNULL, check=False)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, number)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._signal(number)
+            self._process.wait(timeout=_STARTS)
+            wait_until(lambda: not self._listens(), what="the broker's port to be free")
+            self._process = None
+
+    def _started(self) -> bool:
+        if self._process is None or self._process.poll() is not None:
+            said = (self._directory / "output").read_text(errors="replace")
+            raise AssertionError(f"RabbitMQ has ended: {said[-2000:]}")
+        return self._listens()
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def private_broker() -> Iterator[PrivateBroker]:
+    """Start a private broker, and leave nothing of it behind."""
+    directory = Path(tempfile.mkdtemp(prefix="wire-mq-"))
+    try:
+        broker = PrivateBroker(directory)
+        try:
+            broker.start()
+            yield broker
+        finally:
+            broker.remove()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def installed() -> bool:
+    """Whether this machine has what a private broker is started from."""
+    return shutil.which("rabbitmq-server", path=_PATH) is not None
+
+
+def behind(url: str, port: int) -> str:
+    """Return a broker's URL with a port of this machine instead of its own address."""
+    address = urlsplit(url)
+    user = address.netloc.rpartition("@")[0]
+    return urlunsplit(address._replace(netloc=f"{user}@127.0.0.1:{port}"))
+
+
+def _program() -> Path:
+    """Return the server's own script: what Debian has on the PATH changes the user and reads the machine's settings."""
+    found = shutil.which("rabbitmq-server", path=_PATH)
+    if found is None:
+        raise FileNotFoundError("rabbitmq-server is not installed")
+    return Path(found).resolve().with_name("rabbitmq-server")

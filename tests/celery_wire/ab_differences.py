@@ -1,0 +1,194 @@
+"""Where a side shows something else than Postgres, and why: the list is closed, and docs/celery.md has its reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+from celery_wire.ab_product import VALUES
+from celery_wire.ab_rows import KWARGS, RESULT, ROWS, TRIALS, WAYS, Row, Seen, Way, comparable, failure, valued
+from celery_wire.ab_sides import Fired
+
+
+def without_the_text(row: Row, seen: Seen) -> tuple[Fired, ...]:
+    return tuple(attrs.evolve(one, kwargs=KWARGS) for one in seen.callbacks)
+
+
+def as_it_was(name: str) -> dict[str, Any]:
+    """A row in which the executor's result holds a value as it was, and whoever gets it."""
+    return {
+        f"a result with {name}": {
+            "a reply": {"caller": valued(comparable(VALUES[name]))},
+            "callbacks": {"callbacks": (Fired("complete", [valued(comparable(VALUES[name]))], KWARGS),)},
+        }
+    }
+
+
+ENCODE = "EncodeError: TypeError('Object of type set is not JSON serializable')"
+LOST = "WorkerLostError: Worker exited prematurely: exitcode 3."
+NOT_REGISTERED = "NotRegistered: 'nobody_has_it'"
+_TOLD: tuple[Way, ...] = ("callbacks", "on_success alone", "on_error alone", "neither")
+
+SYSTEM_EXIT = "A task that leaves with SystemExit takes its process with it, and is told as a lost worker."
+REJECTED = "A task that rejects itself is told with the arguments of its Reject; elsewhere with its reason."
+UNREGISTERED = "A task that the worker does not know fires no errback; the result backend says NotRegistered."
+REJECT = "Reject: ('not for me', False)"
+Shown = Mapping[str, Any]
+"""What is seen instead, by the field of Seen."""
+
+
+@attrs.frozen
+class Difference:
+    """Where a side shows something else than Postgres, by row and way, and why; docs/celery.md has the reason."""
+
+    side: str
+    reason: str
+    shown: Mapping[str, Mapping[Way, Shown]]
+
+    @classmethod
+    def of(cls, side: str, reason: str, rows: Iterable[str], ways: Iterable[Way], **shown: Any) -> Difference:
+        """One that looks alike in several rows and ways, where Postgres shows something else at all."""
+        found: dict[str, dict[Way, Shown]] = {}
+        for row, way in TRIALS:
+            if row in rows and way in ways:
+                seen = ROWS[row].expected(way)
+                values = {field: value(ROWS[row], seen) if callable(value) else value for field, value in shown.items()}
+                if different := {field: value for field, value in values.items() if getattr(seen, field) != value}:
+                    found.setdefault(row, {})[way] = different
+        return cls(side, reason, found)
+
+
+_FAILED = [name for name, row in ROWS.items() if row.error]
+_RAN = [name for name, row in ROWS.items() if row.injected is None]
+
+DIFFERENCES: tuple[Difference, ...] = (
+    Difference.of(
+        "RabbitMQ",
+        "A broker keeps no status: `status` raises NotSupported.",
+        ROWS,
+        _TOLD,
+        status="not kept",
+    ),
+    Difference(
+        "RabbitMQ",
+        "A connection that breaks gives the message to another worker, and both outcomes are told, under one id.",
+        {"lease lost": {"callbacks": {"callbacks": (Fired("complete", [RESULT], KWARGS),) * 2}}},
+    ),
+    Difference(
+        "Celery",
+        "A message is acknowledged before its task runs: the task is run once, and with its process it would be lost.",
+        {"lease lost": {"callbacks": {"runs": 1}}},
+    ),
+    Difference(
+        "Celery",
+        "A callback does not say for whom it is: the fairness of its parent, and its priority, stay behind.",
+        {"returned, for an organisation": {"callbacks": {"callbacks": (Fired("complete", [RESULT], KWARGS),)}}},
+    ),
+    Difference.of(
+        "Celery",
+        "Where there is a result backend, it has the end of every task, and not only of dispatches with callbacks.",
+        [name for name in _RAN if not ROWS[name].silent],
+        ["neither"],
+        status=lambda row, seen: seen.status or ("completed", row.result),
+    ),
+    Difference.of(
+        "Celery",
+        "The error's text is not in `callback_kwargs`: the callback asks the result backend, which has no type.",
+        [name for name in _RAN if name in _FAILED],
+        ["callbacks", "on_error alone"],
+        callbacks=without_the_text,
+    ),
+    Difference.of(
+        "Celery",
+        "There are no dead letters.",
+        _FAILED,
+        WAYS,
+        buried=(),
+    ),
+    Difference.of(
+        "Celery",
+        "A task that raised, and that nobody awaits, is not run again.",
+        [name for name in ROWS if ROWS[name].again],
+        ["neither"],
+        runs=1,
+    ),
+    Difference.of(
+        "Celery",
+        SYSTEM_EXIT,
+        ["left with SystemExit"],
+        _TOLD,
+        status=("failed", LOST),
+    ),
+    Difference.of("Celery", SYSTEM_EXIT, ["left with SystemExit"], ["a reply"], caller=failure(LOST)),
+    Difference.of(
+        "Celery",
+        REJECTED,
+        ["rejected itself"],
+        _TOLD,
+        status=("failed", REJECT),
+    ),
+    Difference.of("Celery", REJECTED, ["rejected itself"], ["a reply"], caller=failure(REJECT)),
+    Difference.of(
+        "Celery",
+        "A malformed message is dropped: nobody is told, and whoever waits times out.",
+        ["malformed"],
+        WAYS,
+        callbacks=(),
+        status=None,
+        caller=None,
+    ),
+    Difference.of(
+        "Celery",
+        UNREGISTERED,
+        ["unknown task"],
+        WAYS,
+        callbacks=(),
+    ),
+    Difference.of("Celery", UNREGISTERED, ["unknown task"], _TOLD, status=("failed", NOT_REGISTERED)),
+    Difference.of("Celery", UNREGISTERED, ["unknown task"], ["a reply"], caller=NOT_REGISTERED),
+    Difference(
+        "Celery",
+        "Deliveries are not counted: a message that was delivered too often is run once more.",
+        {
+            "too many attempts": {
+                "a reply": {"runs": 1, "caller": ""},
+                "callbacks": {
+                    "runs": 1,
+                    "callbacks": (Fired("complete", [RESULT], KWARGS),),
+                    "status": ("completed", RESULT),
+                },
+                "on_success alone": {
+                    "runs": 1,
+                    "callbacks": (Fired("complete", [RESULT], KWARGS),),
+                    "status": ("completed", RESULT),
+                },
+                "on_error alone": {"runs": 1, "callbacks": (), "status": ("completed", RESULT)},
+                "neither": {"runs": 1, "status": ("completed", RESULT)},
+            }
+        },
+    ),
+    Difference(
+        "Celery",
+        "NaN, NUL, large ints, UUIDs, moments and bytes arrive as they were; on our wire by the rules of its domain.",
+        {row: shown for name in VALUES.keys() - {"a tuple", "a set"} for row, shown in as_it_was(name).items()},
+    ),
+    Difference(
+        "Celery",
+        "A set in a result is a failure.",
+        {
+            "a result with a set": {
+                "a reply": {"caller": failure(ENCODE)},
+                "callbacks": {"callbacks": (Fired("error", ["<the id>"], KWARGS),), "status": ("failed", ENCODE)},
+            }
+        },
+    ),
+)
+
+
+def expected(side: str, row: str, way: Way) -> Seen:
+    seen = ROWS[row].expected(way)
+    for one in DIFFERENCES:
+        if one.side == side:
+            seen = attrs.evolve(seen, **one.shown.get(row, {}).get(way, {}))
+    return seen
