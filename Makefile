@@ -13,7 +13,7 @@ LOCK := requirements.lock
 .PHONY: help demo flip test check check-lint check-types check-imports check-lock bench lock clean
 
 help:
-	@echo "make demo    documents through PostgreSQL: dispatched, executed, continued, saved"
+	@echo "make demo    documents through PostgreSQL (ARGS='--transport celery': RabbitMQ): dispatched, executed, continued, saved"
 	@echo "make flip    one flag, flipped under load between Celery and PostgreSQL, and a tally (needs RabbitMQ)"
 	@echo "make test    the tests; ARGS='-k codec' is handed to pytest"
 	@echo "make check   linter, formatter, types, import contracts, lock"
