@@ -10,7 +10,6 @@ they are, checked by nobody here, and a failed dispatch is never tried on the ot
 
 from __future__ import annotations
 
-import contextvars
 import functools
 import inspect
 import logging
@@ -18,6 +17,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar, copy_context
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
@@ -36,7 +36,7 @@ Gate: TypeAlias = Callable[[ExecutionContext], bool]
 """Says whether a dispatch goes `on` (True) or `off` (False). It is asked at every call, on any thread."""
 
 MOST_HUNG = 8
-"""Gates that may run on past their limit; while so many do, none is asked."""
+"""While so many calls of a gate run on past their limit it is not asked, but for a probe now and then."""
 
 QUIET = 60.0
 """Seconds between two warnings about the same kind of trouble."""
@@ -102,7 +102,8 @@ class RoutingDispatcher:
         """Route to `on` where `gate(context)` is exactly True within `gate_timeout` seconds, and else to `off`.
 
         The limit costs a thread for each call, about 0.1 ms: the gate runs there with the caller's contextvars, and
-        with thread-locals of its own. None asks the gate on the caller's thread, for as long as it takes.
+        with thread-locals of its own. None asks the gate on the caller's thread, for as long as it takes; then
+        KeyboardInterrupt, SystemExit and GeneratorExit pass.
 
         Raises ConfigurationError for what cannot work.
         """
@@ -171,23 +172,33 @@ class _Doorkeeper:
         self._gate = gate
         self._timeout = timeout
         self._hung: set[threading.Thread] = set()  # without a lock, which a fork might leave held
+        self._forgiven = 0
+        self._asked_at = -math.inf
         self._complaints = _Complaints()
 
     def lets_in(self, context: ExecutionContext) -> bool:
-        """Return whether the gate is open now. Raises nothing of the gate's own."""
+        """Return whether the gate is open now. Raises nothing of the gate's own, but what ends the caller itself."""
+        asked = _asking.get()
+        token = _asking.set((*asked, self))
         try:
+            if self in asked:
+                raise _Trouble("asked_within")
             return _asked(self._gate, context) if self._timeout is None else self._asked_aside(context, self._timeout)
         except _Trouble as trouble:
             self._complaints.about(trouble)
             return False
+        finally:
+            _asking.reset(token)
 
     def _asked_aside(self, context: ExecutionContext, timeout: float) -> bool:
         """Ask on a thread of its own, new for each call: it keeps nothing between two calls, nor across a fork."""
-        if self._count_hung() >= MOST_HUNG:
+        is_probe = self._is_stuck()
+        if is_probe and not self._may_probe():
             raise _Trouble("hung")
+        self._asked_at = monotonic()
         answers: SimpleQueue[bool | _Trouble] = SimpleQueue()
         thread = threading.Thread(
-            target=contextvars.copy_context().run,
+            target=copy_context().run,
             args=(_answer, self._gate, context, answers),
             name="unstract-gate",
             daemon=True,  # one that hangs must not hold up the interpreter's exit
@@ -203,15 +214,23 @@ class _Doorkeeper:
             if isinstance(exc, Empty):
                 raise _Trouble("timed_out") from None
             raise
+        if is_probe:  # it answers again, and what still hangs is of another time
+            self._forgiven = len(self._hung)
         if isinstance(answer, _Trouble):
             raise answer
         return answer
 
-    def _count_hung(self) -> int:
+    def _is_stuck(self) -> bool:
+        """Whether too many calls hang to make another."""
         for thread in tuple(self._hung):
             if not thread.is_alive():  # as it is in the child of a fork
                 self._hung.discard(thread)
-        return len(self._hung)
+        self._forgiven = min(self._forgiven, len(self._hung))
+        return len(self._hung) >= self._forgiven + MOST_HUNG
+
+    def _may_probe(self) -> bool:
+        """Whether it is time to see if the gate has been mended: the more calls hang, the more seldom."""
+        return monotonic() - self._asked_at >= QUIET * (1 + len(self._hung) - MOST_HUNG)
 
 
 class _Complaints:
@@ -251,10 +270,16 @@ class _Complaints:
         return suppressed if is_due else None
 
 
+_asking: ContextVar[tuple[_Doorkeeper, ...]] = ContextVar("unstract_wire_asking", default=())
+"""Whose gates are being asked in this context: one that dispatches through its own router would never end."""
+
+
 def _asked(gate: Gate, context: ExecutionContext) -> bool:
     try:
         answer = gate(context)
-    except Exception as exc:
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as exc:  # some providers raise errors that are no Exception
         raise _raised(exc) from exc
     if answer is True or answer is False:
         return answer

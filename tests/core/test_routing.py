@@ -373,7 +373,7 @@ def test_a_gate_that_hangs_costs_its_limit_and_means_off(released: threading.Eve
 
 
 def test_while_too_many_gates_hang_none_is_asked(released: threading.Event) -> None:
-    """At most eight threads run on past the limit; a call means off at once then. Once they end, it counts again."""
+    """With eight calls past the limit no other is made, and means off at once. Once they end, it counts again."""
     asked = itertools.count()
 
     def gate(context: Any) -> bool:
@@ -398,6 +398,75 @@ def test_while_too_many_gates_hang_none_is_asked(released: threading.Event) -> N
     while not on.calls and time.monotonic() < deadline:
         dispatcher.dispatch_async(Context())
     assert on.calls
+
+
+def test_a_gate_that_was_mended_is_asked_again_although_its_old_calls_hang_on(released: threading.Event) -> None:
+    """A probe is let through after a minute; when it is answered the gate is asked as before."""
+    mended = threading.Event()
+    dispatcher, on, _ = routed(lambda context: mended.is_set() or released.wait(), gate_timeout=0.02)
+    clock = types.SimpleNamespace(now=1000.0)
+    with warnings_of(), mock.patch.object(routing, "monotonic", side_effect=lambda: clock.now):
+        for _ in range(routing.MOST_HUNG):
+            dispatcher.dispatch_async(Context())
+        mended.set()
+        dispatcher.dispatch_async(Context())
+        assert not on.calls
+        clock.now += routing.QUIET
+        dispatcher.dispatch_async(Context())
+        dispatcher.dispatch_async(Context())
+    assert len(on.calls) == 2
+
+
+def test_a_gate_that_stays_broken_is_probed_ever_more_seldom(released: threading.Event) -> None:
+    """Each probe that hangs is one thread more: there are few, however long it lasts."""
+    asked = itertools.count()
+
+    def gate(context: Any) -> bool:
+        next(asked)
+        return released.wait()
+
+    dispatcher, _, _ = routed(gate, gate_timeout=0.01)
+    clock = types.SimpleNamespace(now=1000.0)
+    with warnings_of(), mock.patch.object(routing, "monotonic", side_effect=lambda: clock.now):
+        for _ in range(24 * 60):
+            dispatcher.dispatch_async(Context())
+            clock.now += routing.QUIET
+    assert routing.MOST_HUNG < next(asked) < 100
+
+
+@pytest.mark.parametrize("gate_timeout", [1.0, None])
+def test_a_gate_that_dispatches_through_its_own_router_means_off(gate_timeout: float | None) -> None:
+    """It is asked once, and the inner dispatch goes off; the outer one goes where the gate says."""
+    asked = []
+
+    def gate(context: Any) -> bool:
+        asked.append(context)
+        dispatcher.dispatch_async(Context())
+        return True
+
+    dispatcher, on, off = routed(gate, gate_timeout=gate_timeout)
+    with warnings_of(1) as found:
+        dispatcher.dispatch_async(Context())
+    assert (len(asked), len(on.calls), len(off.calls)) == (1, 1, 1)
+    assert found[0]["reason"] == "asked_within"
+
+
+class Panic(BaseException):
+    """What a provider may raise that is written in another language."""
+
+
+@pytest.mark.parametrize("gate_timeout", [1.0, None])
+def test_whatever_a_gate_raises_means_off(gate_timeout: float | None) -> None:
+    """Even what is no Exception, on a thread of its own or on the caller's."""
+
+    def gate(context: Any) -> bool:
+        raise Panic
+
+    dispatcher, on, off = routed(gate, gate_timeout=gate_timeout)
+    with warnings_of(1) as found:
+        dispatcher.dispatch_async(Context())
+    assert (len(on.calls), len(off.calls)) == (0, 1)
+    assert (found[0]["reason"], found[0]["error_type"]) == ("raised", "Panic")
 
 
 def test_a_thread_that_cannot_be_started_means_off(monkeypatch: pytest.MonkeyPatch) -> None:
