@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from harness import bury, message
 
 from transports.memory import MemoryTransport
-from unstract_core import Capabilities, ConfigurationError, Tasks
+from unstract_core import Capabilities, ConfigurationError, NotSupported, Tasks
 
 tasks = Tasks()
 badly_named_tasks = {7: print}
@@ -65,6 +65,13 @@ class Migrating(Lasting):
 
 class Claimless(Lasting):
     capabilities = Capabilities()
+
+
+class Explaining(Claimless):
+    """Says what to do instead."""
+
+    def queues(self, names: Sequence[str] | None = None) -> NoReturn:
+        raise NotSupported("ask the broker's own tools")
 
 
 current = Lasting()
@@ -124,6 +131,10 @@ def faulty() -> Faulty:
 
 def claimless() -> Claimless:
     return Claimless()
+
+
+def explaining() -> Explaining:
+    return Explaining()
 
 
 def echoing(url: str) -> NoReturn:

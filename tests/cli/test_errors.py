@@ -93,6 +93,7 @@ def test_a_mistake_in_the_arguments_is_one_line_with_the_remedy(
         ("cli.shared:not_a_transport", ["capabilities, send"]),
         ("cli.shared:broken", ["cli.shared:broken", "KeyError: 'DATABASE_URL'", "shared.py:"]),
         ("cli.shared:claimless", ["cli.shared:claimless", "does not claim", "'inspection'"]),
+        ("cli.shared:explaining", ["cli.shared:explaining cannot do this: ask the broker's own tools"]),
         ("cli.shared:faulty", ["unexpected RuntimeError", "shared.py:", "--debug"]),
     ],
     ids=str,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -17,7 +17,7 @@ import kombu
 
 from transports.celery.answers import write_answer
 from transports.celery.broker import Settings
-from transports.celery.envelope import Envelope, link_queue
+from transports.celery.envelope import Envelope, link_queue, read_message
 from transports.celery.protocol import DEAD_SUFFIX, Lineage, Outgoing, eta_of, task_message, write_task
 from unstract_core.continuation import CONTINUATION_IDS, with_error
 from unstract_core.transport import Message, Reply, Settlement, Verdict
@@ -30,6 +30,9 @@ DEAD_RESULT = "x-dead-result"
 _LARGEST_HEADERS = 100_000
 """Bytes of the headers that are copied; RabbitMQ takes frames of 128 KiB."""
 _KEPT_PROPERTIES = ("correlation_id", "reply_to", "priority", "message_id")
+_COUNTS = frozenset({"redelivered", "x-delivery-count", "x-death"})
+"""The headers in which a broker counts what has become of a message; for a copy it begins anew."""
+_UNTRIED = {"retries": 0, "eta": None, "expires": None}
 
 
 @attrs.frozen
@@ -61,24 +64,38 @@ def outgoing(received: Received, settlement: Settlement, settings: Settings, def
 
 def again(received: Received, *, retries: int, delay: float = 0.0) -> Outgoing:
     """Return the same message, to be delivered again after `delay` seconds, with this many tries behind it."""
-    eta = received.message.headers.get("eta") if received.envelope.eta is not None and not delay else eta_of(delay)
-    return _copy(received.message, received.queue, {"retries": retries, "eta": eta})
+    message = received.message
+    eta = message.headers.get("eta") if received.envelope.eta is not None and not delay else eta_of(delay)
+    return _copy(message, received.queue, {**_with_room(_kept(message)), "retries": retries, "eta": eta})
 
 
 def as_new(message: kombu.Message, queue: str) -> Outgoing:
     """Return a buried message as it was before it was first tried."""
-    fresh = {name: value for name, value in message.headers.items() if name not in DEAD_HEADERS}
-    return _copy(message, queue, {"retries": 0, "eta": None, "expires": None}, fresh)
+    fresh = {name: value for name, value in _kept(message).items() if name not in DEAD_HEADERS}
+    untried = {name: value for name, value in _UNTRIED.items() if name in fresh}
+    copy = _copy(message, queue, {**fresh, **untried})
+    body = read_message(message, queue, default_queue="").body
+    if body is None or DEAD_RESULT not in body[2]:
+        return copy
+    args, kwargs, embed = body
+    embed = {name: value for name, value in embed.items() if name != DEAD_RESULT}
+    return attrs.evolve(copy, body=(args, kwargs, embed), content_type=None, content_encoding=None)
 
 
-def _copy(
-    message: kombu.Message, queue: str, changed: Mapping[str, Any], headers: Mapping[str, Any] | None = None
-) -> Outgoing:
-    kept = message.headers if headers is None else headers
-    dropped = {"compression", "x-delivery-count", "x-death"}  # kombu has decompressed it; the broker counts anew
+def as_it_is(message: kombu.Message, queue: str) -> Outgoing:
+    """Return a message unchanged, for the queue that it was taken out of."""
+    return attrs.evolve(_copy(message, queue, _kept(message, counts={"x-delivery-count"})), declared=False)
+
+
+def _kept(message: kombu.Message, counts: Collection[str] = _COUNTS) -> dict[str, Any]:
+    dropped = {*counts} if message.errors else {*counts, "compression"}  # which kombu has undone, if it could
+    return {name: value for name, value in message.headers.items() if name not in dropped}
+
+
+def _copy(message: kombu.Message, queue: str, headers: dict[str, Any]) -> Outgoing:
     return Outgoing(
         queue=queue,
-        headers={**_with_room({name: value for name, value in kept.items() if name not in dropped}), **changed},
+        headers=headers,
         properties={name: message.properties[name] for name in _KEPT_PROPERTIES if name in message.properties},
         body=_bytes(message),
         content_type=message.content_type or "application/data",
@@ -188,15 +205,13 @@ def _listed(links: Any) -> list[Any] | None:
 def _dead_letter(received: Received, settlement: Settlement) -> Outgoing:
     message, envelope = received.message, received.envelope
     told = {
-        "x-dead-id": str(
-            uuid.uuid5(CONTINUATION_IDS, f"{received.queue}/{settlement.delivery.id}/{envelope.attempt}/dead")
-        ),
+        "x-dead-id": str(uuid.uuid4()),
         "x-dead-queue": received.queue,
         "x-dead-reason": settlement.reason,
         "x-dead-attempts": settlement.delivery.attempt,
         "x-dead-at": datetime.datetime.now(datetime.UTC).isoformat(),
     }
-    letter = _copy(message, received.queue + DEAD_SUFFIX, told)
+    letter = _copy(message, received.queue + DEAD_SUFFIX, {**_with_room(_kept(message)), **told})
     if settlement.result is None or envelope.body is None:
         return letter
     args, kwargs, embed = envelope.body

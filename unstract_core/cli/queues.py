@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import click
@@ -24,8 +25,12 @@ def queues(session: Session, names: tuple[str, ...], as_json: bool) -> None:
     Depth is everything in the queue: ready to be taken, in flight with a worker, and delayed. Oldest is how long the
     first of the ready ones has waited; dead is how many were buried. A queue that holds nothing is shown when named.
     """
-    with session.transport("inspection") as transport:
-        states = cast(Inspection, transport).queues(list(names) or None)
+
+    def ask(transport: Any) -> Sequence[QueueState]:
+        return cast(Inspection, transport).queues(list(names) or None)
+
+    with session.transport("inspection", asking=ask) as transport:
+        states = ask(transport)
     if as_json:
         print_json([_queue_row(state) for state in states])
         return

@@ -33,8 +33,13 @@ class Session:
     debug: bool = False
 
     @contextlib.contextmanager
-    def transport(self, capability: str | None = None) -> Iterator[Transport]:
-        """Open the transport and close it in the end. Raises ConfigurationError, and NotSupported for a capability."""
+    def transport(
+        self, capability: str | None = None, *, asking: Callable[[Any], object] | None = None
+    ) -> Iterator[Transport]:
+        """Open the transport and close it in the end. Raises ConfigurationError, and NotSupported for a capability.
+
+        `asking` is what the capability is wanted for: a transport that refuses it may know what to do instead.
+        """
         if not self.url:
             raise ConfigurationError(
                 "no transport: give --url or set UNSTRACT_WIRE_URL, such as postgresql://user@host/database"
@@ -45,9 +50,8 @@ class Session:
             transport = discovery.load_transport(self.url)
         try:
             if capability is not None and not getattr(transport.capabilities, capability):
-                raise NotSupported(
-                    f"the transport {self.url} cannot do this: it does not claim the capability {capability!r}"
-                )
+                why = _refusal(transport, capability, asking)
+                raise NotSupported(f"the transport {self.url} cannot do this: {why}")
             yield transport
         finally:
             transport.close()
@@ -55,6 +59,17 @@ class Session:
     def mask(self, text: str) -> str:
         """Return `text` without any password, this session's own included."""
         return mask(text, self.url)
+
+
+def _refusal(transport: Transport, capability: str, asking: Callable[[Any], object] | None) -> str:
+    """Say why a transport cannot do what is asked, in its own words where it has some."""
+    with contextlib.suppress(Exception):
+        try:
+            if asking is not None:
+                asking(transport)
+        except NotSupported as exc:
+            return str(exc)
+    return f"it does not claim the capability {capability!r}"
 
 
 class Wire(click.Group):

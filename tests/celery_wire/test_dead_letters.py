@@ -1,0 +1,659 @@
+"""Dead letters on a broker: what a letter holds, and what an operator does with it, without losing or doubling any."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import decimal
+import json
+import pickle
+import threading
+import uuid
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+import kombu
+import pytest
+import servers
+from celery import Celery, signature
+from celery_harness import QUORUM, celery_harness
+from celery_wire.letters import (
+    JSON,
+    Put,
+    arguments,
+    bury,
+    bury_next,
+    letter_headers,
+    letter_id,
+    numbered,
+    put_letters,
+    standing,
+    to_publish,
+)
+from celery_wire.support import ALIVE, Bench, Pipe, consuming
+from harness import Harness, message, queue_name, then
+from proxy import Proxy
+
+from transports.celery import CeleryTransport
+from transports.celery.broker import Broker
+from unstract_core import Consumer, Tasks, TransportNotReady, TransportUnavailable
+
+MakeCelery = Callable[..., CeleryTransport]
+QUORUM_QUEUES = {"x-queue-type": "quorum"}
+
+
+@attrs.frozen
+class Over:
+    """A broker, the way to its transports, and to what stands behind them."""
+
+    url: str
+    harness: Harness
+
+    def standing(self, queue: str) -> list[Any]:
+        return standing(self.url, queue)
+
+
+@pytest.fixture(params=["rabbitmq", "quorum", "redis", "memory"])
+def over(request: pytest.FixtureRequest) -> Iterator[Over]:
+    """Each broker in turn; its queues are deleted afterwards."""
+    url = "memory://dead-letters"
+    if request.param != "memory":
+        url = request.getfixturevalue("redis_url" if request.param == "redis" else "rabbitmq_url")
+    options: dict[str, Any] = {"queue_arguments": QUORUM_QUEUES, "lacks": QUORUM} if request.param == "quorum" else {}
+    with celery_harness(url, moment=0.1, **options) as harness:
+        yield Over(url, harness)
+
+
+@pytest.fixture
+def letters(over: Over) -> Iterator[CeleryTransport]:
+    """A transport over that broker."""
+    with over.harness.transport() as transport:
+        yield transport
+
+
+@pytest.fixture
+def dead(pipe: Pipe, queue: str) -> str:
+    """The queue of the dead letters of `queue`, which is there."""
+    return pipe.declare(f"{queue}.dead")
+
+
+def test_a_letter_is_the_message_with_what_became_of_it(bench: Bench) -> None:
+    """Every header and property that it came with is there, and its reason, attempts, queue, moment and an id."""
+    task_id = str(uuid.uuid4())
+    came = {"task": "nobody", "id": task_id, "lang": "py", "retries": 2, "argsrepr": "()", "x-org-id": "acme"}
+    bench.put("[[], {}, {}]", came, correlation_id="the-key", priority=7)
+    found = bench.pipe.buried(bench.queue)
+    told = {name: found.headers.pop(name) for name in list(found.headers) if name.startswith("x-dead-")}
+    assert found.headers == came
+    assert {"correlation_id": "the-key", "priority": 7, "delivery_mode": 2}.items() <= found.properties.items()
+    assert told["x-dead-reason"].startswith("UnknownTask: no task 'nobody'")
+    assert (told["x-dead-attempts"], told["x-dead-queue"]) == (3, bench.queue)
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(told["x-dead-at"])
+    assert datetime.timedelta() <= age < datetime.timedelta(minutes=1)
+    assert uuid.UUID(told["x-dead-id"]).version == 4
+    assert len(told) == 5
+
+
+BODIES: dict[str, tuple[bytes, str, str]] = {
+    "a pickle": (pickle.dumps(([1], {}, {})), "application/x-python-serialize", "binary"),
+    "not JSON": (b"[[], {}", "application/json", "utf-8"),
+    "not UTF-8": (b'[["\xff"], {}, {}]', "application/json", "utf-8"),
+    "nothing": (b"", "application/json", "utf-8"),
+    "JSON, oddly spaced": (b'[ [1.50],\n{"a" : 1e2} , {} ]', "application/json", "utf-8"),
+    "a megabyte": (json.dumps([["x" * 1_000_000], {}, {}]).encode(), "application/json", "utf-8"),
+    "a megabyte of noise": (bytes(range(256)) * 4096, "application/octet-stream", "binary"),
+}
+
+
+@pytest.mark.parametrize("what", BODIES)
+def test_the_body_of_a_letter_and_of_its_replay_is_as_it_came(over: Over, letters: CeleryTransport, what: str) -> None:
+    """To the byte, with its content type and encoding, readable or not."""
+    queue = over.harness.queue()
+    body, content_type, encoding = BODIES[what]
+    with to_publish(over.url) as connection:
+        channel = connection.channel()
+        letters._settings.queue(queue).bind(channel).declare()
+        producer = kombu.Producer(channel)
+        for task_id in ("kept", "replayed"):
+            producer.publish(
+                body,
+                exchange="",
+                routing_key=queue,
+                content_type=content_type,
+                content_encoding=encoding,
+                headers={"task": "t", "id": task_id},
+            )
+    bury_next(letters, queue, 2)
+    _, replayed = letters.dead.find(queue=queue)[::-1]
+    letters.dead.replay([replayed.id])
+    for name, task_id in ((f"{queue}.dead", "kept"), (queue, "replayed")):
+        (found,) = over.standing(name)
+        assert found.headers["id"] == task_id
+        assert (_as_bytes(found), found.content_type, found.content_encoding) == (body, content_type, encoding)
+
+
+def _as_bytes(found: Any) -> bytes:
+    return found.body.encode() if isinstance(found.body, str) else bytes(found.body)
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "shown"),
+    [
+        ("[[1], {}", "application/json", {"body": "[[1], {}"}),
+        (b"\x80\xff", "application/x-python-serialize", {"body": "gP8="}),
+        ('[[1], {"a": 2}, {"chain": [{}]}]', "application/json", {"args": [1], "kwargs": {"a": 2}}),
+        ("[[NaN], {}, {}]", "application/json", {"args": [None], "kwargs": {}}),
+    ],
+    ids=["not JSON", "a pickle", "a chain", "a value outside the domain"],
+)
+def test_a_letter_that_is_no_task_is_shown_as_far_as_it_can_be_read(
+    transport: CeleryTransport, queue: str, dead: str, pipe: Pipe, body: bytes | str, content_type: str, shown: Any
+) -> None:
+    """Its arguments where there are such, else the body itself: text as it is, other bytes in base64."""
+    put_letters(pipe, queue, (body, letter_headers(), content_type))
+    (letter,) = transport.dead.find(queue=queue)
+    assert isinstance(letter.message, dict)
+    assert letter.message == {"queue": queue, "task_id": "task-0", "task_name": "t", "fairness": None, **shown}
+
+
+def test_a_letter_keeps_the_result_of_a_task_that_ran(letters: CeleryTransport, over: Over) -> None:
+    """In the body's third part, beside the callbacks, and `find` and `get` tell it."""
+    queue = over.harness.queue()
+    letters.send([message("t", queue, 1, on_success=then("saved", "elsewhere"))])
+    bury_next(letters, queue, 1, reason="result delivery failed", result={"paid": [5, None]})
+    (letter,) = letters.dead.find(queue=queue)
+    assert (letter.result, letter.reason) == ({"paid": [5, None]}, "result delivery failed")
+    assert letters.dead.get([letter.id]) == [letter]
+    (found,) = over.standing(f"{queue}.dead")
+    args, kwargs, embed = found.decode()
+    assert (args, kwargs, embed["x-dead-result"]) == ([1], {}, {"paid": [5, None]})
+    assert embed["callbacks"][0]["task"] == "saved"
+
+
+def test_a_result_does_not_outlive_its_letter(transport: CeleryTransport, queue: str, pipe: Pipe) -> None:
+    """A replay is the message as it was sent: when it is buried again, there is no result of the time before."""
+    transport.send([message("t", queue, 1)])
+    before = pipe.one(queue)
+    pipe.put(queue, before.body, before.headers)
+    bury_next(transport, queue, 1, result="of the first time")
+    assert len(transport.dead.replay(queue=queue)) == 1
+    bury_next(transport, queue, 1)
+    (letter,) = transport.dead.find(queue=queue)
+    assert letter.result is None
+    assert pipe.buried(queue).json == before.json
+
+
+def test_letters_of_one_task_have_ids_of_their_own(transport: CeleryTransport, queue: str) -> None:
+    """What was sent twice under one task_id can be told apart, and so can a letter and its replay's."""
+    for n in range(2):
+        transport.send([message("t", queue, n, task_id="the-same")])
+        bury_next(transport, queue, 1)
+    second, first = transport.dead.find(queue=queue)
+    assert first.id != second.id
+    assert transport.dead.replay([first.id]) == [first.id]
+    assert arguments(transport, queue) == [1]
+    bury_next(transport, queue, 1)
+    assert arguments(transport, queue) == [1, 0]
+    assert transport.dead.get([first.id]) == []
+
+
+def test_letters_that_others_put_there_are_letters_too(
+    transport: CeleryTransport, queue: str, dead: str, pipe: Pipe
+) -> None:
+    """Without headers of ours, twice the same, or with nonsense in them: each is shown, replayed and purged alone."""
+    odd = {"x-dead-at": datetime.datetime(2026, 1, 2), "x-dead-reason": 7, "x-dead-attempts": "many"}
+    put_letters(
+        pipe,
+        queue,
+        ("[[1], {}, {}]", {"task": "t", "id": "tenant/7"}, JSON),
+        ("[[2], {}, {}]", None, JSON),
+        ("[[2], {}, {}]", None, JSON),
+        ("[[3], {}, {}]", letter_headers(0, {"x-dead-id": "a/b", "x-dead-at": "2026-01-01T00:00:00"}), JSON),
+        ("[[4], {}, {}]", letter_headers(0, {"x-dead-id": {}, "x-dead-at": "0001-01-01T00:00:00+14:00"}), JSON),
+        ("[[5], {}, {}]", letter_headers(0, odd), JSON),
+    )
+    found = transport.dead.find(queue=queue)
+    assert len({letter.id for letter in found}) == 6
+    for letter in found:
+        (same,) = transport.dead.get([letter.id])
+        assert (same.id, same.message) == (letter.id, letter.message)
+    ids = {json.dumps(letter.message, sort_keys=True): letter.id for letter in found}
+    assert len(ids) == 5
+    first, *rest = [letter.id for letter in found]
+    assert transport.dead.replay([first]) == [first]
+    assert transport.dead.purge(ids=rest[:1]) == 1
+    assert transport.dead.purge(queue=queue) == 4
+    assert transport.dead.find(queue=queue) == []
+
+
+def test_headers_of_any_kind_are_kept(transport: CeleryTransport, queue: str, dead: str, pipe: Pipe) -> None:
+    """Bytes, nested tables, moments, decimals: buried, listed and replayed they are what they were."""
+    headers = {
+        "task": "t",
+        "id": "the-id",
+        "bytes": b"\xff\x00",
+        "nested": {"a": [1, {"b": None}, [True, 0.5]], "ä": {}},
+        "moment": datetime.datetime(2026, 1, 2, 3, 4, 5),
+        "decimal": decimal.Decimal("-1.5"),
+        "large": 2**62,
+        "text": "ä\0\x1b",
+    }
+    pipe.put(queue, "[[1], {}", headers)
+    bury_next(transport, queue, 1)
+    (letter,) = transport.dead.find(queue=queue)
+    assert transport.dead.get([letter.id]) == [letter]
+    assert transport.dead.replay([letter.id]) == [letter.id]
+    assert pipe.one(queue).headers == headers
+
+
+def test_a_compression_that_is_unknown_here_is_kept_for_who_knows_it(
+    transport: CeleryTransport, queue: str, pipe: Pipe
+) -> None:
+    """The letter and its replay are compressed as the message was; what was decompressed no longer says that it is."""
+    pipe.put(queue, b"not for us", {"task": "t", "id": "the-id", "compression": "application/x-odd"})
+    pipe.put(
+        queue, zlib.compress(b"[[1], {}, {}]"), {"task": "t", "id": "readable", "compression": "application/x-gzip"}
+    )
+    bury_next(transport, queue, 2)
+    readable, unknown = transport.dead.find(queue=queue)
+    assert [isinstance(letter.message, dict) and letter.message.get("body") for letter in (readable, unknown)] == [
+        None,
+        "not for us",
+    ]
+    assert len(transport.dead.replay(queue=queue)) == 2
+    found, decompressed = pipe.take(queue, 2)
+    assert (found.body, found.headers["compression"]) == (b"not for us", "application/x-odd")
+    assert (decompressed.args, decompressed.headers) == ([1], {"task": "t", "id": "readable"})
+
+
+def test_headers_that_fill_a_frame_leave_room_for_the_reason(
+    transport: CeleryTransport, queue: str, pipe: Pipe
+) -> None:
+    """The largest is left out, and the letter, with its reason, is buried, shown and replayed."""
+    headers = {"task": "t", "id": "the-id", "argsrepr": "x" * 60_000, "kwargsrepr": "ä" * 35_000}
+    pipe.put(queue, "[[1], {}, {}]", headers)
+    bury_next(transport, queue, 1, reason="ä" * 4000)
+    (letter,) = transport.dead.find(queue=queue)
+    assert (letter.reason, letter.task_name) == ("ä" * 4000, "t")
+    transport.dead.replay([letter.id])
+    found = pipe.one(queue)
+    assert found.args == [1]
+    assert {"task": "t", "id": "the-id"}.items() <= found.headers.items()
+
+
+def test_looking_leaves_every_letter_in_its_place(over: Over, letters: CeleryTransport) -> None:
+    """However often they are looked at, all are still there, in the order of their burial, for whoever takes them."""
+    queue = over.harness.queue()
+    ids = bury(letters, queue, *range(5))
+    for _ in range(3):
+        assert [letter.id for letter in letters.dead.find(queue=queue)] == ids[::-1]
+        assert [letter.id for letter in letters.dead.get([ids[3], ids[1]])] == [ids[1], ids[3]]
+        assert letters.dead.replay(["nothing", f"{queue}/nothing"]) == []
+        assert letters.dead.purge(queue=queue, older_than=3600) == 0
+    assert [found.decode()[0] for found in over.standing(f"{queue}.dead")] == [[n] for n in range(5)]
+
+
+def test_the_newest_are_found_first_and_no_more_than_asked_for(letters: CeleryTransport, over: Over) -> None:
+    """Within a queue, up to the limit; a queue is named, and one that is not there has none."""
+    queue, other = over.harness.queue(), over.harness.queue()
+    ids = bury(letters, queue, *range(4))
+    bury(letters, other, 9)
+    assert [letter.id for letter in letters.dead.find(queue=queue, limit=3)] == ids[:0:-1]
+    assert arguments(letters, other) == [9]
+    assert letters.dead.find(queue="absent") == []
+
+
+NOTHING = ["", "/", "x", "absent/x", "/x", "absent/", f"{'q' * 300}/x", "a\nb/x", "a\0b/x", "\udcff/x", "a/b/c", "//"]
+
+
+def test_ids_of_nothing_are_of_nothing(transport: CeleryTransport, queue: str, pipe: Pipe) -> None:
+    """Whatever is asked for that is not there is not there: no error, no letter touched, and no queue made for it."""
+    (id,) = bury(transport, queue, 1)
+    nothing = [*NOTHING, f"{queue}/", f"{queue}/x", queue, f"{id}x"]
+    assert transport.dead.get(nothing) == []
+    assert transport.dead.replay(nothing) == []
+    assert transport.dead.purge(ids=nothing) == 0
+    for name in ("absent", "q" * 300, "a\nb", "a\0b", "\udcff", ""):
+        assert transport.dead.find(queue=name) == []
+        assert transport.dead.replay(queue=name) == []
+    assert [letter.id for letter in transport.dead.find(queue=queue)] == [id]
+    for name in ("absent.dead", "ab.dead", ".dead"):
+        with pytest.raises(Exception, match="NOT_FOUND"):
+            _fresh_channel(pipe).queue_declare(name, passive=True)
+
+
+def _fresh_channel(pipe: Pipe) -> Any:
+    return pipe._connection.channel()
+
+
+def test_an_id_is_of_its_own_queue_alone(letters: CeleryTransport, over: Over) -> None:
+    """Together with another queue's name it is of nothing."""
+    queue, other = over.harness.queue(), over.harness.queue()
+    (id,) = bury(letters, queue, 1)
+    bury(letters, other, 9)
+    assert letters.dead.replay([id], queue=other) == []
+    assert letters.dead.purge(ids=[id], queue=other) == 0
+    assert letters.dead.get([id.replace(queue, other)]) == []
+    assert (arguments(letters, queue), arguments(letters, other)) == ([1], [9])
+
+
+def test_two_who_look_at_once_neither_lose_nor_double_a_letter(over: Over, letters: CeleryTransport) -> None:
+    """Each sees some of them, none twice; afterwards all are there."""
+    queue = over.harness.queue()
+    ids = bury(letters, queue, *range(20))
+    seen: list[list[str]] = []
+
+    def look(transport: CeleryTransport) -> None:
+        for _ in range(4):
+            seen.append([letter.id for letter in transport.dead.find(queue=queue)])
+            seen.append([letter.id for letter in transport.dead.get(ids[::2])])
+
+    with contextlib.ExitStack() as stack:
+        others = [stack.enter_context(over.harness.transport()) for _ in range(2)]
+        threads = [threading.Thread(target=look, args=(one,)) for one in (letters, *others)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(ALIVE)
+    assert len(seen) == 24
+    for found in seen:
+        assert set(found) <= set(ids)
+        assert len(set(found)) == len(found)
+    assert sorted(letter.id for letter in letters.dead.find(queue=queue)) == sorted(ids)
+    assert len(over.standing(f"{queue}.dead")) == 20
+
+
+def test_two_who_replay_at_once_replay_each_letter_once(over: Over, letters: CeleryTransport) -> None:
+    """What one has taken out the other does not see, and what is replayed is gone for both."""
+    queue = over.harness.queue()
+    ids = bury(letters, queue, *range(20))
+    replayed: list[str] = []
+    with over.harness.transport() as other:
+        threads = [
+            threading.Thread(target=lambda one=one: replayed.extend(one.dead.replay(queue=queue)))
+            for one in (letters, other, letters, other)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(ALIVE)
+    replayed += letters.dead.replay(queue=queue)
+    assert sorted(replayed) == sorted(ids)
+    assert sorted(found.decode()[0][0] for found in over.standing(queue)) == list(range(20))
+    assert over.standing(f"{queue}.dead") == []
+
+
+def test_a_quorum_queue_does_not_give_up_a_letter_that_is_looked_at(make_celery: MakeCelery, pipe: Pipe) -> None:
+    """It drops what is put back too often, from RabbitMQ 4 on after 20 times: looking does not use that up."""
+    queue = pipe.declare(queue_name())
+    pipe.declare(f"{queue}.dead", **QUORUM_QUEUES, **{"x-delivery-limit": 2})
+    strangers = letter_headers(2000, {"x-death": [{"count": 1, "reason": "rejected"}], "odd": b"\xff"})
+    put_letters(pipe, queue, ("[[], {", strangers, JSON))
+    transport = make_celery(declare=False)
+    bury(transport, queue, *range(3))
+    ids = [letter.id for letter in transport.dead.find(queue=queue)]
+    for _ in range(6):
+        assert [letter.id for letter in transport.dead.find(queue=queue)] == ids
+    *ours, found = pipe.take(f"{queue}.dead", 4)
+    assert [one.args for one in ours] == [[0], [1], [2]]
+    del found.headers["x-delivery-count"]
+    assert (found.body, found.headers) == (b"[[], {", strangers)
+    assert pipe.left(f"{queue}.dead") == []
+
+
+def test_a_quorum_queue_forgets_no_removal_and_doubles_no_letter(make_celery: MakeCelery, pipe: Pipe) -> None:
+    """It takes a few acknowledgements at once, and mixes what is put back: many are looked at, purged and replayed."""
+    queue = pipe.declare(queue_name(), **QUORUM_QUEUES)
+    dead = pipe.declare(f"{queue}.dead", **QUORUM_QUEUES)
+    put_letters(pipe, queue, *numbered(*range(200)))
+    transport = make_celery(declare=False)
+    for _ in range(4):
+        assert arguments(transport, queue) == list(range(200))
+    servers.wait_until(lambda: pipe.count(dead) == 200, what="the letters to be back")
+    assert [one.args[0] for one in pipe.take(dead, 3)] == [0, 1, 2]
+    assert transport.dead.purge(ids=[letter_id(queue, n) for n in range(3, 143)]) == 140
+    assert arguments(transport, queue) == list(range(143, 200))
+    assert len(transport.dead.replay(queue=queue)) == 57
+    assert [one.args[0] for one in pipe.take(queue, 57)] == list(range(143, 200))
+    assert (pipe.left(queue), pipe.left(dead)) == ([], [])
+
+
+def test_a_look_that_is_interrupted_leaves_every_letter(
+    over: Over, letters: CeleryTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while they are out puts them back, whatever was meant to become of them."""
+    queue = over.harness.queue()
+    ids = bury(letters, queue, *range(3))
+
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    for patched in ("transports.celery.dead_letters.as_new", "transports.celery.dead_letters._found"):
+        with monkeypatch.context() as patch:
+            patch.setattr(patched, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                letters.dead.replay(queue=queue)
+        assert [letter.id for letter in letters.dead.find(queue=queue)] == ids[::-1]
+    assert [found.decode()[0] for found in over.standing(f"{queue}.dead")] == [[n] for n in range(3)]
+
+
+def test_a_look_that_is_cut_short_leaves_every_letter(
+    through: MakeCelery, between: Proxy, transport: CeleryTransport, queue: str
+) -> None:
+    """When the connection breaks while the letters are out, the broker has them back."""
+    ids = bury(transport, queue, 1, 2)
+    looking = through()
+    assert len(looking.dead.find(queue=queue)) == 2
+    between.lose_the_answer_to(f"{queue}.dead".encode())
+    with pytest.raises(TransportUnavailable) as caught:
+        looking.dead.find(queue=queue)
+    assert not caught.value.fate_unknown
+    servers.wait_until(lambda: len(transport.dead.find(queue=queue)) == 2, what="the letters to be back")
+    assert [letter.id for letter in looking.dead.find(queue=queue)] == ids[::-1]
+
+
+def test_a_replay_is_the_message_as_it_was_sent(
+    product: Celery, transport: CeleryTransport, queue: str, pipe: Pipe
+) -> None:
+    """Body, headers, id, links, correlation_id and reply_to are those of the first; its tries and times are not."""
+    links = {"link": signature("saved", kwargs={"k": 1}, queue="a"), "link_error": signature("failed", queue="b")}
+    sent = product.send_task(
+        "t", args=[1], kwargs={"x": "ä"}, queue=queue, retries=3, headers={"x-fairness-key": {"org_id": "o"}}, **links
+    )
+    before = pipe.one(queue)
+    properties = {name: before.properties[name] for name in ("correlation_id", "reply_to", "priority")}
+    pipe.put(queue, before.body, before.headers, **properties)
+    bury_next(transport, queue, 1)
+    (letter,) = transport.dead.find(queue=queue)
+    assert letter.attempts == 4
+    assert transport.dead.replay([letter.id]) == [letter.id]
+    after = pipe.one(queue)
+    assert after.body == before.body
+    assert after.headers == before.headers | {"retries": 0, "eta": None, "expires": None}
+    assert after.headers["id"] == sent.id
+    assert after.properties == before.properties
+
+
+def test_a_replay_is_delivered_at_attempt_one_whatever_its_times_were(letters: CeleryTransport, over: Over) -> None:
+    """It neither waits for the eta of the first nor has it expired, and its tries are counted anew."""
+    queue = over.harness.queue()
+    letters.send([message("t", queue, 1, task_id="the-id")])
+    headers = {"retries": 4, "eta": "2020-01-01T00:00:00", "expires": "2020-01-01T00:00:00"}
+    (found,) = over.standing(queue)
+    with to_publish(over.url) as connection:
+        producer = kombu.Producer(connection.channel(), serializer="json")
+        producer.publish(found.decode(), exchange="", routing_key=queue, headers=found.headers | headers)
+    bury_next(letters, queue, 1)
+    assert len(letters.dead.replay(queue=queue)) == 1
+    with contextlib.closing(letters.subscribe([queue], lease=60)) as subscription:
+        (delivery,) = over.harness.take(subscription, 1)
+    assert (delivery.id, delivery.attempt, delivery.problem) == ("the-id", 1, None)
+
+
+def test_a_replay_runs_fires_its_callbacks_and_answers_a_real_client(
+    product: Celery, transport: CeleryTransport, queue: str, make_queue: Callable[[], str], pipe: Pipe
+) -> None:
+    """Whoever still waits for the result of a buried task gets it when the task is replayed."""
+    told = make_queue()
+    asked = product.send_task("double", args=[21], queue=queue)
+    product.send_task("double", args=[4], queue=queue, link=signature("saved", kwargs={"k": 1}, queue=told))
+    product.send_task("fail", queue=queue, link_error=signature("failed", queue=told), task_id="failing")
+    bury_next(transport, queue, 3)
+    tasks = Tasks()
+    tasks.register("double")(lambda n: 2 * n)
+    tasks.register("fail")(lambda: 1 / 0)
+    with consuming(Consumer(transport, tasks, [queue])):
+        assert len(transport.dead.replay(queue=queue)) == 3
+        assert asked.get(timeout=ALIVE) == 42
+        saved, failed = sorted(pipe.take(told, 2), key=lambda one: str(one.headers["task"]), reverse=True)
+    assert (saved.args, saved.kwargs, failed.args) == ([8], {"k": 1}, ["failing"])
+    assert transport.dead.find(queue=queue) == []
+
+
+def test_a_replay_answers_the_caller_that_waits_for_a_reply(transport: CeleryTransport, queue: str) -> None:
+    """Ours too: the reply comes under the key of the first."""
+    transport.send([message("double", queue, 21, reply_key="the-key")])
+    bury_next(transport, queue, 1)
+    assert len(transport.dead.replay(queue=queue)) == 1
+    Consumer(transport, {"double": lambda n: 2 * n}, [queue]).drain(timeout=ALIVE)
+    reply = transport.reply("the-key", timeout=ALIVE)
+    assert reply is not None
+    assert reply.result == 42
+
+
+def test_several_are_replayed_in_the_order_of_their_burial(letters: CeleryTransport, over: Over) -> None:
+    """Whatever order their ids are given in, each once, behind what waits already."""
+    queue = over.harness.queue()
+    ids = bury(letters, queue, *range(6))
+    letters.send([message("t", queue, "waiting")])
+    chosen = [ids[4], ids[0], f"{queue}/nothing", ids[2], ids[0]]
+    assert letters.dead.replay(chosen) == [ids[0], ids[2], ids[4]]
+    assert letters.dead.replay(chosen) == []
+    assert [found.decode()[0][0] for found in over.standing(queue)] == ["waiting", 0, 2, 4]
+    assert arguments(letters, queue) == [1, 3, 5]
+
+
+@pytest.mark.parametrize("why", ["is full", "was deleted", "is there with other arguments"])
+def test_a_letter_stays_where_its_queue_cannot_take_it(make_celery: MakeCelery, pipe: Pipe, why: str) -> None:
+    """A replay that the broker refuses raises, says why and for which message, and the letter keeps its place."""
+    queue = queue_name()
+    dead = pipe.declare(f"{queue}.dead")
+    if why == "is full":
+        pipe.declare(queue, **{"x-max-length": 0, "x-overflow": "reject-publish"})
+    elif why == "is there with other arguments":
+        pipe.declare(queue, **{"x-max-priority": 3})
+    put_letters(pipe, queue, *numbered(0, 1, 2))
+    transport = make_celery(declare=why == "is there with other arguments")
+    said = {"is full": "nacked", "was deleted": "no such queue is there", "is there with other arguments": "3"}[why]
+    kind = TransportUnavailable if why == "is full" else TransportNotReady
+    for _ in range(2):
+        with pytest.raises(kind, match=f"replay dead letters: .*{queue}.*{said}"):
+            transport.dead.replay(queue=queue)
+        assert [letter.id for letter in transport.dead.find(queue=queue)] == [letter_id(queue, n) for n in (2, 1, 0)]
+    assert [one.args for one in pipe.left(dead)] == [[0], [1], [2]]
+
+
+def test_a_queue_that_was_deleted_is_there_again_for_a_replay(
+    transport: CeleryTransport, queue: str, pipe: Pipe
+) -> None:
+    """Where the transport declares its queues it does so anew, once it has heard of it, and every letter gets there."""
+    bury(transport, queue, 1, 2)
+    pipe._channel.queue_delete(queue)
+    with pytest.raises(TransportNotReady, match="no such queue is there"):
+        transport.dead.replay(queue=queue)
+    assert len(transport.dead.replay(queue=queue)) == 2
+    assert [one.args for one in pipe.take(queue, 2)] == [[1], [2]]
+
+
+def test_a_crash_between_confirm_and_removal_may_double_and_never_lose(
+    through: MakeCelery, between: Proxy, transport: CeleryTransport, queue: str, pipe: Pipe
+) -> None:
+    """The new message is there and so is its letter: a second replay makes two of one task, with one id."""
+    bury(transport, queue, "before", "the-marker", "after")
+    replaying = through()
+    replaying.dead.find(queue=queue)
+    between.lose_the_answer_to(b'[["the-marker"]')
+    with pytest.raises(TransportUnavailable) as caught:
+        replaying.dead.replay(queue=queue)
+    assert caught.value.fate_unknown
+    servers.wait_until(lambda: len(transport.dead.find(queue=queue)) == 2, what="the letters to be back")
+    assert arguments(transport, queue) == ["the-marker", "after"]
+    assert len(replaying.dead.replay(queue=queue)) == 2
+    found = pipe.take(queue, 4)
+    assert [one.args for one in found] == [["before"], ["the-marker"], ["the-marker"], ["after"]]
+    assert found[1].headers["id"] == found[2].headers["id"]
+    assert pipe.left(queue) == []
+
+
+def test_purge_removes_exactly_what_its_filters_name(
+    transport: CeleryTransport, queue: str, dead: str, pipe: Pipe
+) -> None:
+    """By id, by queue, by age, and by all of them together."""
+    now = datetime.datetime.now(datetime.UTC)
+    letters: list[Put] = [(json.dumps([["undated"], {}, {}]), None, JSON)]
+    for n, age in enumerate((7200, 3600, 1800, 0, -60)):  # the last by a clock that is ahead
+        buried_at = (now - datetime.timedelta(seconds=age)).isoformat()
+        letters.append((json.dumps([[n], {}, {}]), letter_headers(n, {"x-dead-at": buried_at}), JSON))
+    put_letters(pipe, queue, *letters)
+    assert transport.dead.purge(ids=[]) == 0
+    assert transport.dead.purge(queue="absent") == 0
+    assert transport.dead.purge(ids=[letter_id(queue, 2)], older_than=3000) == 0
+    assert transport.dead.purge(ids=[letter_id(queue, 2), letter_id(queue, 1)], older_than=3000) == 1
+    assert transport.dead.purge(queue=queue, older_than=3000) == 1
+    assert arguments(transport, queue) == [2, 3, "undated", 4]
+    assert transport.dead.purge(ids=[letter_id(queue, 4)]) == 1
+    assert transport.dead.purge(queue=queue) == 3
+    assert transport.dead.find(queue=queue) == []
+    assert pipe.left(dead) == []
+
+
+UNFIT = {
+    "is not there": "no such queue is there",
+    "is full": "nacked",
+    "has other arguments": "the queue exists with other arguments",
+}
+
+
+@pytest.mark.parametrize("why", UNFIT)
+def test_what_cannot_be_buried_is_kept_and_asked_for_again_at_leisure(
+    make_celery: MakeCelery, pipe: Pipe, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """Where the queue for letters is not there, is full or is another: told once, tried with pauses, and not lost."""
+    queue = pipe.declare(queue_name())
+    if why == "is full":
+        pipe.declare(f"{queue}.dead", **{"x-max-length": 0, "x-overflow": "reject-publish"})
+    elif why == "has other arguments":
+        pipe.declare(f"{queue}.dead", **{"x-max-priority": 3})
+    tries: list[str] = []
+    publish = Broker.publish
+
+    def counted(self: Broker, doing: str, *args: Any, **options: Any) -> Any:
+        tries.append(doing)
+        return publish(self, doing, *args, **options)
+
+    monkeypatch.setattr(Broker, "publish", counted)
+    tasks = Tasks()
+    tasks.register("t")(lambda: None)
+    with consuming(Consumer(make_celery(declare=why == "has other arguments"), tasks, [queue])):
+        pipe.put(queue, "[[], {}, {}]", {"task": "nobody", "id": "the-id"})
+        servers.wait_until(lambda: len(tries) >= 3, what="the burial to be tried again")
+        threading.Event().wait(1)
+        assert len(tries) <= 15
+        (away,) = [record for record in caplog.records if "transport_away" in record.getMessage()]
+        assert f"queue '{queue}.dead'" in away.getMessage()
+        assert UNFIT[why] in away.getMessage()
+        pipe._channel.queue_delete(f"{queue}.dead")
+        pipe.declare(f"{queue}.dead")
+        assert pipe.buried(queue).headers["id"] == "the-id"
+    assert pipe.left(queue) == []
+
+
+def test_the_letters_of_quorum_queues_are_kept_in_quorum_queues(make_celery: MakeCelery, pipe: Pipe) -> None:
+    """`<queue>.dead` is declared with the type that was asked for, and with nothing else of its queue's."""
+    queue = queue_name()
+    transport = make_celery(queue_arguments={**QUORUM_QUEUES, "x-max-length": 100})
+    assert len(bury(transport, queue, 1)) == 1
+    pipe.declare(f"{queue}.dead", **QUORUM_QUEUES)
+    pipe.declare(queue, **QUORUM_QUEUES, **{"x-max-length": 100})
