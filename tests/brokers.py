@@ -24,7 +24,7 @@ disk_free_limit.absolute = 1MB
 consumer_timeout = {held}
 """
 _ADVANCED = "[{rabbit, [{channel_tick_interval, 500}]}].\n"  # ms between two looks for what is held for too long
-LONGEST_HELD = 4.0
+LONGEST_HELD = 3.0
 """Seconds after which a private broker takes back what is not acknowledged; by itself RabbitMQ waits half an hour."""
 
 

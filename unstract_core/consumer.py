@@ -119,7 +119,7 @@ class Consumer:
                             f"drain: the time is up, and {loop.holding} messages could not be settled"
                         ) from loop.problem
                 elif received == 0 and not loop.holding:
-                    if self._drained():
+                    if self._drained(loop.waited):
                         break
                     patience = _DRAIN_PAUSE
         return self.counters["ran"] - before
@@ -135,9 +135,9 @@ class Consumer:
         """Whether `stop` was called and the run has not ended yet."""
         return self._stopping
 
-    def _drained(self) -> bool:
+    def _drained(self, waited: float) -> bool:
         if not self.transport.capabilities.inspection:
-            return True
+            return waited > _DRAIN_PAUSE / 2  # else a finished task has cut it short, and nothing is known
         try:
             states = cast(Inspection, self.transport).queues(self.queues)
         except TransportError:

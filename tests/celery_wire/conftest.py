@@ -14,8 +14,8 @@ import pytest
 import servers
 from brokers import PrivateBroker
 from celery import Celery
-from celery_wire.support import Bench, Pipe, celery_app, consuming, real_worker
-from harness import queue_name
+from celery_wire.support import Bench, Pipe, callbacks, celery_app, consuming, real_worker
+from harness import issued, queue_name
 from proxy import Proxy, proxy
 
 from transports.celery import CeleryTransport
@@ -57,6 +57,16 @@ def make_celery(rabbitmq_url: str) -> Iterator[Callable[..., CeleryTransport]]:
     yield make
     for transport in made:
         transport.close()
+
+
+@pytest.fixture
+def tidy(pipe: Pipe) -> Iterator[None]:
+    """Deletes every queue that a test has named, and those of its callbacks, when all else is closed."""
+    before = len(issued)
+    yield
+    for name in issued[before:]:
+        for queue in (name, callbacks(name)):
+            pipe.delete(queue)
 
 
 @pytest.fixture

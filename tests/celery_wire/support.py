@@ -218,6 +218,11 @@ def consuming(consumer: Consumer) -> Iterator[Consumer]:
     assert not thread.is_alive()
 
 
+def callbacks(queue: str) -> str:
+    """Return where the callbacks go of what was sent to a queue."""
+    return f"{queue}-cb"
+
+
 def default_queue(queue: str) -> str:
     """Return where the real worker of a queue sends what names no queue."""
     return f"{queue}.default"

@@ -31,10 +31,11 @@ def test_kombus_broker_in_the_process_has_a_url_of_its_own() -> None:
 
 def test_the_options_of_a_url_are_ours_the_queues_and_kombus() -> None:
     """Ours are taken out of the query, queue arguments too, and the rest is handed to kombu as it is."""
-    transport = from_url("amqp://h//?confirm_timeout=2.5&declare=no&x-queue-type=quorum&x-max-priority=10&ssl=true")
+    ours = "confirm_timeout=2.5&heartbeat=7&declare=no"
+    transport = from_url(f"amqp://h//?{ours}&x-queue-type=quorum&x-max-priority=10&ssl=true")
     settings = transport._settings
     assert settings.url == "amqp://h//?ssl=true"
-    assert (settings.confirm_timeout, settings.declare) == (2.5, False)
+    assert (settings.confirm_timeout, settings.heartbeat, settings.declare) == (2.5, 7.0, False)
     assert settings.arguments_of("q") == {"x-queue-type": "quorum", "x-max-priority": 10}
 
 
@@ -52,6 +53,7 @@ def test_an_option_that_makes_no_sense_is_refused(option: str) -> None:
         {"connect_timeout": float("inf")},
         {"heartbeat": -1},
         {"pool_size": 0},
+        {"default_queue": ""},
         {"queue_arguments": ["x-queue-type"]},
     ],
     ids=str,
@@ -70,9 +72,39 @@ def test_a_url_that_is_none_is_refused() -> None:
 
 
 def test_a_scheme_that_kombu_does_not_know_is_refused() -> None:
-    """ConfigurationError at the first use: which drivers there are, kombu only knows then."""
+    """ConfigurationError, before anything is connected."""
     with pytest.raises(ConfigurationError, match="nosuch"):
-        CeleryTransport("nosuch://h").subscribe(["q"], lease=1)
+        CeleryTransport("nosuch://h")
+
+
+def test_an_option_that_nobody_knows_is_refused() -> None:
+    """ConfigurationError names it: a misspelt one would otherwise be taken for a broker that is away."""
+    with pytest.raises(ConfigurationError, match="conect_timeout"):
+        from_url("amqp://h//?conect_timeout=3")
+
+
+def test_a_url_that_cannot_be_parsed_is_refused_without_a_word_of_it() -> None:
+    """A password with a slash ends up where a port is expected: the error quotes nothing."""
+    with pytest.raises(ConfigurationError, match="%2F") as caught:
+        CeleryTransport("amqp://guest:sEc/ret@h:1//")
+    assert "sEc" not in f"{caught.value}{caught.value.__cause__}"
+
+
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """redis:// without redis says what to install, when the transport is made."""
+    monkeypatch.setattr("transports.celery.broker.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'kombu\[redis\]'"):
+        CeleryTransport("redis://h")
+
+
+def test_an_argument_of_a_queue_has_the_type_that_it_looks_like() -> None:
+    """Numbers are ints, true and false bools, and all else is text."""
+    settings = from_url("amqp://h//?x-single-active-consumer=true&x-max-length=5&x-overflow=reject-publish")._settings
+    assert settings.arguments_of("q") == {
+        "x-single-active-consumer": True,
+        "x-max-length": 5,
+        "x-overflow": "reject-publish",
+    }
 
 
 def test_queue_arguments_may_be_for_one_queue() -> None:

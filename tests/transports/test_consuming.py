@@ -399,6 +399,20 @@ def test_a_drain_whose_time_is_up_finishes_and_settles_what_runs(world: World) -
     assert world.left(1)
 
 
+def test_a_wake_that_comes_too_late_does_not_end_a_drain(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever was woken and came back empty-handed has not looked for long: what arrives a moment later is run."""
+    subscribe = world.transport.subscribe
+
+    def subscribe_and_wake(*args: Any, **options: Any) -> Any:
+        subscription = subscribe(*args, **options)
+        subscription.wake()
+        return subscription
+
+    monkeypatch.setattr(world.transport, "subscribe", subscribe_and_wake)
+    world.transport.send([message("behave", world.queue, "return", delay=0.1)])
+    assert Consumer(world.transport, tasks, [world.queue]).drain(timeout=20) == 1
+
+
 def test_every_message_is_run_and_settled_once_by_many_workers(world: World) -> None:
     """Several consumers with several threads each drain one queue: every message once."""
     counted: list[int] = []

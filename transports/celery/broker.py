@@ -1,8 +1,8 @@
 """One connection to the broker, with a channel to publish on: declaring, publishing with confirms, hanging up.
 
 Messages are published in one go and their confirms waited for together, so that a batch costs one round trip. Every
-wait has a limit: the socket itself gives up after `confirm_timeout` seconds, whatever is being waited for. Brokers
-that kombu plays itself (memory://, redis://) confirm by returning.
+wait has a limit of `confirm_timeout` seconds, whatever is being waited for. Brokers that kombu plays itself
+(memory://, redis://) confirm by returning.
 
 Not for two threads at once.
 """
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import attrs
@@ -22,10 +23,15 @@ from kombu.common import maybe_declare
 from transports.celery.errors import Nacked, Unroutable, mapped, translate
 from transports.celery.frames import tolerate_unreadable_properties
 from transports.celery.protocol import DEAD_SUFFIX, Outgoing
-from unstract_core.errors import ConfigurationError, ContractError, TransportError, TransportUnavailable
+from transports.celery.waits import limit_waits, tend
+from unstract_core.errors import ConfigurationError, TransportError, TransportUnavailable
 
 _IN_FLIGHT = 500
 """How many messages may wait for their confirms at once."""
+_DRIVERS = {"redis": "redis", "rediss": "redis"}
+"""What kombu needs for a scheme, and does not miss before it connects."""
+_GOODBYE = 1.0
+"""Seconds that a broker is given to answer when a connection is closed."""
 
 
 @attrs.frozen
@@ -74,12 +80,13 @@ class Broker:
         self._confirms = _Confirms()
         self._failed = False
         with mapped("connect to the broker"):
-            self.connection = _connection(settings, heartbeat)
+            self.connection = connection_of(settings, heartbeat)
             try:
-                self.connection.connect()
+                more = max(0, len(self.connection.alt) - 1)  # each URL once: kombu would pause, and try again
+                self.connection.ensure_connection(max_retries=more, reraise_as_library_errors=False)
                 self.amqp = self.connection.transport.driver_type == "amqp"
                 if self.amqp:
-                    self.connection.connection.sock.settimeout(settings.confirm_timeout)
+                    limit_waits(self.connection.connection, settings.confirm_timeout)
                     tolerate_unreadable_properties(self.connection.connection)
                 self._channel = self._declaring = self._open_channel()
                 if self.amqp:  # so that a queue that is refused closes no other channel
@@ -100,12 +107,35 @@ class Broker:
             return not self.connection.connected
         except Exception:
             return True
-        return not self._channel.is_open
+        return not self.usable
+
+    def channel(self) -> Any:
+        """Open a channel on which something lasts; when the broker closes it the connection is of no more use.
+
+        py-amqp opens such a channel anew by itself, without its consumers, its confirms and what it was to acknowledge.
+        """
+        channel = self.connection.channel()
+        if self.amqp:
+            channel.on_open = self._note_reopened
+        return channel
+
+    def tend(self) -> None:
+        """Send a heartbeat where one is due. Raises, and closes the connection, where the broker's own are missing."""
+        if self.amqp:
+            tend(self.connection.connection)
 
     def declare(self, queue: kombu.Queue, doing: str) -> None:
         """Declare a queue, once for this connection."""
         with mapped(f"{doing}: declare queue {queue.name!r}"):
             maybe_declare(queue, self._declaring)
+
+    def find(self, queue: str, doing: str) -> None:
+        """See that a queue is there, and declare it where that is ours to do; kombu's own brokers have every queue."""
+        if self._settings.declare:
+            self.declare(self._settings.queue(queue), doing)
+        elif self.amqp:
+            with mapped(f"{doing}: look for queue {queue!r}"):
+                self._declaring.queue_declare(queue, passive=True)
 
     def publish(
         self, doing: str, messages: Sequence[Outgoing], *, together: bool = False
@@ -125,19 +155,29 @@ class Broker:
         ready = [message for number, message in enumerate(messages) if number not in refused]
         outcomes: list[TransportError | None] = []
         for start in range(0, len(ready), _IN_FLIGHT):
-            outcomes += self._publish(doing, ready[start : start + _IN_FLIGHT])
+            batch = ready[start : start + _IN_FLIGHT]
+            if outcomes and not self.usable:
+                outcomes += [_undone(outcomes[-1], _at(doing, message)) for message in batch]
+            else:
+                outcomes += self._publish(doing, batch)
         for number, error in refused.items():
             outcomes.insert(number, error)
         return outcomes
 
     @property
     def usable(self) -> bool:
-        return not self._failed and bool(self.connection.connected) and (not self.amqp or self._channel.is_open)
+        return not self._failed and bool(self.connection.connected)
 
-    def close(self) -> None:
-        """Close in order, as far as the broker answers."""
-        with contextlib.suppress(Exception):
+    def close(self, finish: Callable[[], None] | None = None) -> None:
+        """Do what is left to do, and close in order, as far as the broker answers in a moment."""
+        try:
+            if self.amqp and self.connection.connected:
+                limit_waits(self.connection.connection, _GOODBYE)
+            if finish is not None:
+                finish()
             self.connection.release()
+        except Exception:
+            self.hang_up()
 
     def hang_up(self) -> None:
         """Drop the connection without a word: it is broken, or another process's."""
@@ -200,8 +240,8 @@ class Broker:
     def _outcome(
         self, doing: str, number: int, message: Outgoing, published: int, failure: TransportError | None
     ) -> TransportError | None:
-        where = f"{doing}: message {message.id} to queue {message.queue!r}"
-        if (reason := self._confirms.returned.get(message.id)) is not None:
+        where = _at(doing, message)
+        if (reason := self._confirms.returned.get((message.id, message.queue))) is not None:
             self.connection.declared_entities.clear()  # what was declared has been deleted since
             return Unroutable(f"{where} could not be routed ({reason}); no such queue is there")
         if number in self._confirms.nacked:
@@ -215,20 +255,23 @@ class Broker:
         return failure
 
     def _open_channel(self) -> Any:
-        channel = self.connection.channel()
+        channel = self.channel()
         if self.amqp:
             channel.confirm_select()
             self._confirms.listen(channel)
         return channel
 
+    def _note_reopened(self, channel: Any) -> None:
+        self._failed = True
+
 
 class _Confirms:
-    """The broker's answers to one batch, by the message's place in it; `returned` by its id."""
+    """The broker's answers to one batch, by the message's place in it; `returned` by its id and queue."""
 
     def __init__(self) -> None:
         self.acked: set[int] = set()
         self.nacked: set[int] = set()
-        self.returned: dict[str, str] = {}
+        self.returned: dict[tuple[str, str], str] = {}
         self._size = 0
         self._before = 0
         """How many messages were published on this channel before this batch: delivery tags count from the first."""
@@ -257,7 +300,8 @@ class _Confirms:
 
     def _note_return(self, exc: Any, exchange: str, routing_key: str, message: Any) -> None:
         headers = message.properties.get("application_headers") or {}
-        self.returned[str(headers.get("id") or message.properties.get("correlation_id"))] = str(exc.reply_text)
+        id = str(headers.get("id") or message.properties.get("correlation_id"))
+        self.returned[id, routing_key] = str(exc.reply_text)
 
 
 def _undone(failure: TransportError | None, where: str) -> TransportError:
@@ -269,13 +313,20 @@ def _undone(failure: TransportError | None, where: str) -> TransportError:
     return undone  # type: ignore[return-value]  # a ConnectionError is never a matter of configuration
 
 
+def _at(doing: str, message: Outgoing) -> str:
+    return f"{doing}: message {message.id} to queue {message.queue!r}"
+
+
 def _named(doing: str, messages: Sequence[Outgoing], published: int) -> str:
-    message = messages[min(published, len(messages) - 1)]
     more = f" and {len(messages) - 1} more" if len(messages) > 1 else ""
-    return f"{doing}: message {message.id} to queue {message.queue!r}{more}"
+    return _at(doing, messages[min(published, len(messages) - 1)]) + more
 
 
-def _connection(settings: Settings, heartbeat: float) -> kombu.Connection:
+def connection_of(settings: Settings, heartbeat: float = 0.0) -> kombu.Connection:
+    """Return a connection that is not open yet. Raises ConfigurationError for settings with which none can be made.
+
+    Its texts quote nothing of an address that cannot be parsed, for any part of it may be a password.
+    """
     try:
         connection = kombu.Connection(
             settings.url,
@@ -285,8 +336,15 @@ def _connection(settings: Settings, heartbeat: float) -> kombu.Connection:
             transport_options=dict(settings.transport_options),
         )
         connection.transport  # noqa: B018 - resolves the driver, which may be missing
-    except (KeyError, ImportError, ValueError) as exc:
+    except (KeyError, ImportError) as exc:
         raise ConfigurationError(f"no broker can be reached by this URL: {exc}") from exc
-    except ContractError:
-        raise
+    except TypeError as exc:
+        raise ConfigurationError(f"the URL has an option that neither we nor kombu know: {exc}") from exc
+    except ValueError:
+        raise ConfigurationError(
+            "the URL cannot be parsed; expected amqp://user:password@host:5672/vhost, with the / ? # @ of a password "
+            "written as %2F %3F %23 %40"
+        ) from None
+    if (driver := _DRIVERS.get(connection.transport_cls)) is not None and find_spec(driver) is None:
+        raise ConfigurationError(f"{connection.transport_cls}:// needs a driver: pip install 'kombu[{driver}]'")
     return connection

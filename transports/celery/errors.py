@@ -24,6 +24,7 @@ from unstract_core.errors import (
 )
 
 _INEQUIVALENT = re.compile(r"inequivalent arg '(?P<name>[^']*)'.*?received (?P<ours>.*?) but current is (?P<theirs>.*)")
+_TYPED = re.compile(r"the value (.*) of type '\w+'")
 _NOT_READY = (amqp.AccessRefused, amqp.NotFound, amqp.ResourceLocked, amqp.NotAllowed, amqp.PreconditionFailed)
 
 
@@ -55,12 +56,17 @@ def translate(exc: Exception, doing: str, *, fate_unknown: bool = False) -> Tran
     py-amqp raises AttributeError and the like on a connection that was lost meanwhile, so no kind is left out.
     """
     if isinstance(exc, amqp.PreconditionFailed) and (found := _INEQUIVALENT.search(_said(exc))):
+        ours, theirs = (_TYPED.sub(r"\1", found[whose]) for whose in ("ours", "theirs"))
+        written = theirs.strip("'")
+        said = f" (in a URL ?{found['name']}={written})" if found["name"].startswith("x-") and theirs != "none" else ""
         return TransportNotReady(
-            f"{doing}: the queue exists with other arguments: {found['name']} is {found['theirs']} there, and "
-            f"{found['ours']} was asked for. Pass queue_arguments= as the queue has them, or delete it"
+            f"{doing}: the queue exists with other arguments: {found['name']} is {theirs} there, and {ours} was asked "
+            f"for. Pass queue_arguments= as the queue has them{said}, or delete it"
         )
     if isinstance(exc, amqp.AccessRefused | amqp.NotAllowed):
-        return TransportNotReady(f"{doing}: {_said(exc)}. Check the user, password, virtual host and permissions")
+        return TransportNotReady(
+            f"{doing}: {_said(exc).rstrip('.')}. Check the user, password, virtual host and permissions"
+        )
     if isinstance(exc, amqp.ContentTooLarge):
         return TransportRefused(f"{doing}: {_said(exc)}")
     if isinstance(exc, _NOT_READY):

@@ -64,9 +64,11 @@ class Inbox:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="unstract-wire-replies", daemon=True)
                 self._thread.start()
+            known = self._problem
+            self._changed.notify_all()  # so that it is tried now, if the thread is pausing
             while not self._listening:
                 self._check_open()
-                if self._problem is not None:
+                if self._problem is not None and self._problem is not known:
                     raise self._problem
                 if not self._changed.wait(max(0.0, deadline - time.monotonic())):
                     raise TransportUnavailable("listen for replies: the broker did not answer; nothing was sent")
@@ -77,6 +79,7 @@ class Inbox:
 
     def reply(self, key: str, *, timeout: float, consume: bool) -> Reply | None:
         """Return the answer under `key`, waiting up to `timeout` seconds. Raises NotSupported for any other key."""
+        self._mind_fork()
         deadline = time.monotonic() + timeout
         with self._changed:
             while True:
@@ -98,10 +101,11 @@ class Inbox:
                 self._changed.wait(min(remaining, threading.TIMEOUT_MAX))
 
     def close(self) -> None:
+        self._mind_fork()
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            thread = self._thread if self._pid == os.getpid() else None
+            thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=5 * _TICK)
 
@@ -164,8 +168,7 @@ class Inbox:
                 while not self._closed:
                     with contextlib.suppress(TimeoutError):
                         broker.connection.drain_events(timeout=_TICK if broker.amqp else _SLICE)
-                    if broker.amqp:
-                        broker.connection.heartbeat_check()
+                    broker.tend()
                 queue(channel).delete()
             broker.close()
         finally:

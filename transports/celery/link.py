@@ -15,12 +15,11 @@ from collections.abc import Sequence
 
 from transports.celery.broker import Broker, Settings
 from transports.celery.taps import Arrived, Taps
+from transports.celery.waits import TICK
 from unstract_core.events import emit
 
 logger = logging.getLogger(__name__)
 
-TICK = 1.0
-"""Seconds between two looks at the heartbeat."""
 _SLICE = 0.02
 """Seconds between two looks at a broker that cannot be waited on."""
 
@@ -43,7 +42,7 @@ class Link:
         self._clapper.setblocking(False)
         self._selector.register(self._bell, selectors.EVENT_READ)
         try:
-            self._connected()
+            self._connected()[1].find()
         except BaseException:
             self.close()
             raise
@@ -81,9 +80,9 @@ class Link:
     def tend(self) -> None:
         """Send a heartbeat where one is due. Raises where the broker's own have not come."""
         broker, _ = self._connected()
-        if broker.amqp and time.monotonic() >= self._tick_at:
+        if time.monotonic() >= self._tick_at:
             self._tick_at = time.monotonic() + TICK
-            broker.connection.heartbeat_check()
+            broker.tend()
 
     def wake(self) -> None:
         # Full, so the owner wakes anyway; or closed, and there is no owner.
@@ -110,7 +109,7 @@ class Link:
             for one in () if broker.amqp else (*unacknowledged, *taps.arrived):
                 with contextlib.suppress(Exception):
                     one.requeue()
-            self._drop().close()
+            self._drop().close(taps.cancel)
         self._selector.close()
         self._bell.close()
         self._clapper.close()

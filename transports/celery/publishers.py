@@ -44,9 +44,7 @@ class Publishers:
     @contextlib.contextmanager
     def broker(self, doing: str) -> Iterator[Broker]:
         """Lend a connection to the calling thread; a broken one is not taken back."""
-        if os.getpid() != self._pid:
-            _inherited.extend(self._idle)
-            self._begin()
+        self._mind_fork()
         self.check_open(doing)
         slots = self._slots
         if not slots.acquire(timeout=self._settings.confirm_timeout):
@@ -66,6 +64,7 @@ class Publishers:
 
     def close(self) -> None:
         self._closed = True
+        self._mind_fork()
         while (broker := self._alive()) is not None:
             broker.close()
 
@@ -73,6 +72,11 @@ class Publishers:
         self._pid = os.getpid()
         self._idle: list[Broker] = []
         self._slots = threading.BoundedSemaphore(self._size)
+
+    def _mind_fork(self) -> None:
+        if self._pid != os.getpid():
+            _inherited.extend(self._idle)
+            self._begin()
 
     def _alive(self) -> Broker | None:
         try:

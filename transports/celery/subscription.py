@@ -22,10 +22,11 @@ import attrs
 from transports.celery.broker import Settings
 from transports.celery.envelope import read_message
 from transports.celery.errors import Unroutable, mapped
-from transports.celery.link import TICK, Link
+from transports.celery.link import Link
 from transports.celery.protocol import Outgoing
 from transports.celery.settling import Received, again, outgoing
 from transports.celery.taps import Arrived
+from transports.celery.waits import TICK
 from unstract_core.errors import (
     TransportClosed,
     TransportError,
@@ -262,6 +263,7 @@ class CelerySubscription:
             envelope.problem,
             envelope.org_id,
             envelope.priority,
+            envelope.expires,
         )
         self._held[_key(delivery)] = _Held(delivery, received, arrived)
         return delivery

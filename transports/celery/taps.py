@@ -22,10 +22,13 @@ import kombu
 
 from transports.celery.broker import Broker, Settings
 from transports.celery.errors import mapped
+from unstract_core.errors import TransportNotReady
 
 _WINDOW = 0.05
 """Seconds after which what nobody wants is given back."""
 _LARGEST_BUFFER = 2000
+_ABSENCE = 2.0
+"""Seconds between two looks for a queue that is not there."""
 
 
 @attrs.define(eq=False)
@@ -84,12 +87,15 @@ class Taps:
         self._beside: list[Tap] = []
         self._every: list[Tap] = []
         self._deleted: set[str] = set()
-        if settings.declare:
-            for queue in queues:
-                broker.declare(queue, "subscribe")
+        self._missing: dict[str, float] = {}
         with mapped("subscribe"):
-            self._channel = broker.connection.channel()
+            self._channel = broker.channel()
             self._queues = deque(queue.bind(self._channel) for queue in queues)
+
+    def find(self) -> None:
+        """See that every queue is there, or raise."""
+        for queue in self._queues:
+            self._broker.find(queue.name, "subscribe")
 
     @property
     def full(self) -> bool:
@@ -103,11 +109,15 @@ class Taps:
         return max(0.0, self._unwanted_since + _WINDOW - time.monotonic())
 
     def want(self, limit: int) -> list[Arrived]:
-        """Say how many more messages there is room for now; returns what is to be given back to its queue."""
+        """Say how many more messages there is room for now; returns what is to be given back to its queue.
+
+        Raises TransportNotReady for a queue that is not there any more.
+        """
         if limit:
             self._unwanted_since = None
             for queue in self._queues:
-                self._grant(queue, limit)
+                if self._missing.get(queue.name, 0.0) <= time.monotonic():
+                    self._grant(queue, limit)
         elif not self.arrived:
             self._unwanted_since = None
         elif self._unwanted_since is None:
@@ -115,6 +125,13 @@ class Taps:
         elif not self.patience:
             return self._close()
         return []
+
+    def cancel(self) -> None:
+        """Let nothing more be sent. When this returns the queues have taken in what was acknowledged before."""
+        for tap in (*self._taps.values(), *self._beside):
+            tap.queue.cancel(tap.tag)
+        self._taps.clear()
+        self._beside.clear()
 
     def deleted(self) -> list[str]:
         """Return the queues that were deleted since this was last asked; they are declared and consumed anew."""
@@ -135,9 +152,17 @@ class Taps:
                 self._beside.append(tap)
             else:
                 queue.cancel(tap.tag)
-        if tap is None and self._settings.declare:
-            self._broker.declare(self._settings.queue(queue.name), "receive")
+        if tap is None:
+            self._find(queue.name)
         self._taps[queue.name] = self._open(queue, limit)
+
+    def _find(self, name: str) -> None:
+        """See that a queue is there. One that cannot be had is told, and left alone for a while: there are others."""
+        try:
+            self._broker.find(name, "receive")
+        except TransportNotReady:
+            self._missing[name] = time.monotonic() + _ABSENCE
+            raise
 
     def _granted(self, tap: Tap) -> int:
         """Return how many more messages of the tap's queue may come, with those that have come and wait."""
@@ -165,10 +190,7 @@ class Taps:
         self._deleted.add(name)
 
     def _close(self) -> list[Arrived]:
-        for tap in (*self._taps.values(), *self._beside):
-            tap.queue.cancel(tap.tag)
-        self._taps.clear()
-        self._beside.clear()
+        self.cancel()
         self._queues.rotate(-1)  # so that none is always the first to send, and the others given back
         self._unwanted_since = None
         unwanted = list(self.arrived)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from transports.celery.broker import Settings
+from transports.celery.broker import Settings, connection_of
 from transports.celery.dead_letters import CeleryDeadLetters
 from transports.celery.inbox import Inbox
 from transports.celery.protocol import check_queue, task_message
@@ -22,6 +22,7 @@ from unstract_core.codec import check_name
 from unstract_core.errors import (
     ConfigurationError,
     NotSupported,
+    PayloadError,
     TransportClosed,
     TransportError,
     TransportUnavailable,
@@ -35,10 +36,11 @@ class CeleryTransport:
 
     `queue_arguments` are those with which queues are declared, as Celery's app declares them: for every queue
     (`{"x-queue-type": "quorum"}`, `{"x-max-priority": 10}`), or by queue (`{"my_queue": {...}}`). `declare=False`
-    declares nothing: then the queues must be there. A publish is confirmed within `confirm_timeout` seconds or raises;
-    `connect_timeout` limits each attempt to connect. `heartbeat` is asked of the broker for connections that receive,
-    0 for none. `pool_size` connections publish. `default_queue` takes the links that name no queue, as Celery's does.
-    A message with time limits is refused, unless `ignore_time_limits`. `ssl` and `transport_options` are kombu's.
+    declares nothing: then the queues must be there, or subscribing raises TransportNotReady. A publish is confirmed
+    within `confirm_timeout` seconds or raises; `connect_timeout` limits each attempt to connect. `heartbeat` is asked
+    of the broker for connections that receive, 0 for none. `pool_size` connections publish. `default_queue` takes the
+    links that name no queue, as Celery's does. A message with time limits is refused, unless `ignore_time_limits`.
+    `ssl` and `transport_options` are kombu's.
 
     Claims no atomic settlement, no transactional send, no status and no fencing: what a broker cannot do raises
     NotSupported. `send` and `reply` are thread-safe. Raises ConfigurationError for settings that cannot work.
@@ -80,13 +82,17 @@ class CeleryTransport:
             ssl=ssl,
             transport_options=dict(transport_options or {}),
         )
-        check_name(default_queue, "default_queue")
+        connection_of(self._settings)  # what cannot work is refused now, not at the first message
+        try:
+            check_name(default_queue, "default_queue")
+        except PayloadError as exc:
+            raise ConfigurationError(f"default_queue must be the name of a queue: {exc}") from exc
         self._default_queue = default_queue
         self._time_limits = ignore_time_limits
         self._closed = False
         self._publishers = Publishers(self._settings, pool_size)
         self._inbox = Inbox(self._settings)
-        self.dead = CeleryDeadLetters(self._publishers, self._settings, default_queue)
+        self.dead = CeleryDeadLetters(self._publishers, default_queue)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -176,30 +182,37 @@ class CeleryTransport:
 def _of_several(errors: Sequence[TransportError], size: int) -> TransportError:
     """Return what to raise when some of a batch failed: that others were sent must not go unsaid."""
     (first, *_), sent = errors, size - len(errors)
-    if not sent or (isinstance(first, TransportUnavailable) and first.fate_unknown):
+    for one in errors:
+        if isinstance(one, TransportUnavailable) and one.fate_unknown:
+            return one
+    if not sent:
         return first
     error = TransportUnavailable(f"{first}; {sent} of the {size} messages were sent", fate_unknown=True)
     error.__cause__ = first
     return error
 
 
+_YES_OR_NO = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _OURS: dict[str, Any] = {
     "connect_timeout": float,
     "confirm_timeout": float,
+    "heartbeat": float,
     "pool_size": int,
     "default_queue": str,
-    "declare": {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.__getitem__,
-    "ignore_time_limits": {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.__getitem__,
+    "declare": _YES_OR_NO.__getitem__,
+    "ignore_time_limits": _YES_OR_NO.__getitem__,
 }
 _ARGUMENT = re.compile(r"x-[a-z-]+")
+_TRUTHS = {"true": True, "false": False}
 
 
 def from_url(url: str) -> CeleryTransport:
     """Return a transport for a broker's URL; `celery+memory://` names kombu's broker inside the process.
 
-    The options `connect_timeout`, `confirm_timeout`, `pool_size`, `default_queue`, `declare` and `ignore_time_limits`
-    are ours and taken out of its query, and so are queue arguments such as `x-queue-type=quorum` and
-    `x-max-priority=10`; the others are kombu's. Raises ConfigurationError for a bad value.
+    The options `connect_timeout`, `confirm_timeout`, `heartbeat`, `pool_size`, `default_queue`, `declare` and
+    `ignore_time_limits` are ours and taken out of its query, and so are queue arguments such as `x-queue-type=quorum`,
+    `x-max-priority=10` and `x-single-active-consumer=true`; the others are kombu's. Raises ConfigurationError for a bad
+    value or an option that nobody knows.
     """
     address, _, query = url.removeprefix("celery+").partition("?")
     options: dict[str, Any] = {}
@@ -212,7 +225,7 @@ def from_url(url: str) -> CeleryTransport:
             except (ValueError, KeyError) as exc:
                 raise ConfigurationError(f"the URL option {name}={value!r} is not understood") from exc
         elif _ARGUMENT.fullmatch(name):
-            arguments[name] = int(value) if value.isdigit() else value
+            arguments[name] = int(value) if value.isdigit() else _TRUTHS.get(value, value)
         else:
             kombus.append((name, value))
     if kombus:

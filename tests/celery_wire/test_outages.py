@@ -1,0 +1,477 @@
+"""What a consumer outlives: brokers that stop, die and freeze, connections that break, queues that are deleted."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+import pytest
+from brokers import LONGEST_HELD, PrivateBroker
+from celery_wire.support import ALIVE, Pipe, callbacks, consuming
+from harness import message, queue_name, then, timed
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from proxy import Proxy
+from servers import wait_until
+
+from transports.celery import CeleryTransport
+from transports.celery.subscription import CelerySubscription
+from unstract_core import (
+    Consumer,
+    Delivery,
+    Dispatcher,
+    Settlement,
+    TransportUnavailable,
+    Verdict,
+)
+
+pytestmark = pytest.mark.usefixtures("tidy")
+
+Make: TypeAlias = Callable[..., CeleryTransport]
+
+ACK = b"\x00\x3c\x00\x50"
+"""basic.ack, as it stands in AMQP's frames."""
+ONE = {"x-max-length": 1, "x-overflow": "reject-publish"}
+"""The arguments of a queue that takes one message and refuses the next."""
+QUORUM = {"x-queue-type": "quorum"}
+
+
+class Held:
+    """A task that ends when it is told to. `ran` are the arguments of its runs."""
+
+    def __init__(self) -> None:
+        self.ran: list[Any] = []
+        self.go = threading.Event()
+
+    def __call__(self, value: Any = None) -> Any:
+        self.ran.append(value)
+        assert self.go.wait(ALIVE)
+        return value
+
+    def wait_for(self, runs: int) -> None:
+        wait_until(lambda: len(self.ran) >= runs, timeout=ALIVE, what=f"{runs} runs")
+
+
+def sent(transport: CeleryTransport, queue: str, *ids: str) -> None:
+    """Send a task under each id, with a callback in the queue of its own."""
+    transport.send([message("t", queue, id, task_id=id, on_success=then("done", callbacks(queue))) for id in ids])
+
+
+def arrived(pipe: Pipe, queue: str, number: int, meanwhile: Callable[[], None] = lambda: None) -> Counter[str]:
+    """Wait until the callbacks of that many tasks are there; returns how many each task has, by its id."""
+    found: dict[str, set[str]] = {}
+    count: Counter[str] = Counter()
+    deadline = time.monotonic() + ALIVE
+    while len(count) < number:
+        assert time.monotonic() < deadline, f"only {sorted(count)} were called back"
+        meanwhile()
+        for one in pipe.left(callbacks(queue)):
+            count[one.args[0]] += 1
+            found.setdefault(one.args[0], set()).add(one.headers["id"])
+        time.sleep(0.02)
+    assert all(len(ids) == 1 for ids in found.values()), "the callbacks of one task have different ids"
+    return count
+
+
+@contextlib.contextmanager
+def pipe_to(url: str) -> Iterator[Pipe]:
+    pipe = Pipe(url)
+    try:
+        yield pipe
+    finally:
+        with contextlib.suppress(OSError):
+            pipe._connection.release()
+
+
+# Connections.
+
+
+def test_connections_live_on_although_every_thread_is_busy_for_longer_than_their_heartbeats(
+    through: Make, between: Proxy, queue: str
+) -> None:
+    """Of a busy consumer, an idle one and a blocked caller: not one is made anew, and the task is run once."""
+    heartbeat, other, ran = 2.0, queue_name(), []
+
+    def task(seconds: float) -> str:
+        ran.append(seconds)
+        time.sleep(seconds)
+        return "paid"
+
+    busy, idle, caller = (through(heartbeat=heartbeat) for _ in range(3))
+    call = Dispatcher(caller).call
+    with consuming(Consumer(busy, {"t": task}, [queue])), consuming(Consumer(idle, {"t": task}, [other])):
+        assert call("t", args=[3 * heartbeat + 0.5], queue=queue, timeout=ALIVE) == "paid"
+        assert call("t", args=[0], queue=other, timeout=ALIVE) == "paid"
+        assert between.connections == 4  # the caller has one to send on and one to listen on
+    assert ran == [3 * heartbeat + 0.5, 0]
+
+
+@pytest.mark.parametrize("while_", ["idle", "settling"])
+def test_a_connection_that_has_fallen_silent_is_replaced(
+    through: Make, between: Proxy, make_celery: Make, pipe: Pipe, queue: str, while_: str
+) -> None:
+    """Nothing comes any more and nothing ends it: missed heartbeats do, also where a confirm is waited for."""
+
+    def task(value: str) -> str:
+        if while_ == "settling" and value == "second" and not silenced:
+            silenced.append(value)
+            between.fall_silent()
+        return value
+
+    silenced: list[str] = []
+    consumer, sender = Consumer(through(heartbeat=1), {"t": task}, [queue]), make_celery()
+    with consuming(consumer):
+        sent(sender, queue, "first")
+        wait_until(lambda: consumer.counters["settled"] == 1, timeout=ALIVE, what="the first to be settled")
+        if while_ == "idle":
+            between.fall_silent()
+        with timed() as elapsed:
+            sent(sender, queue, "second")
+            assert set(arrived(pipe, queue, 2)) == {"first", "second"}
+            assert elapsed() < ALIVE / 2  # which is less than a confirm is waited for
+
+
+def test_a_confirm_that_never_comes_is_given_up_although_heartbeats_do(
+    through: Make, between: Proxy, make_celery: Make, pipe: Pipe, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broker that lives and does not answer, as with too little memory: the settlement is made over another one."""
+
+    def task(value: str) -> str:
+        if not ran:
+            between.swallow(ACK)  # which is what a confirm is, the other way round
+        ran.append(value)
+        return value
+
+    ran: list[str] = []
+    with consuming(Consumer(through(heartbeat=2, confirm_timeout=1.5), {"t": task}, [queue])):
+        sent(make_celery(), queue, "id")
+        wait_until(lambda: between.connections == 2, timeout=ALIVE, what="another connection")
+        sent(make_celery(), queue, "next")
+        assert set(arrived(pipe, queue, 2)) == {"id", "next"}
+    assert ran == ["id", "next"]
+    assert "the broker did not answer in time" in caplog.text
+
+
+def test_a_task_whose_message_comes_back_to_its_consumer_is_not_run_again(
+    through: Make, between: Proxy, make_celery: Make, pipe: Pipe, queue: str
+) -> None:
+    """The connection breaks while it runs: its outcome is settled over the next one, once."""
+    task = Held()
+    with consuming(Consumer(through(), {"t": task}, [queue], concurrency=2)):
+        sent(make_celery(), queue, "first", "second")
+        task.wait_for(2)
+        between.cut()
+        time.sleep(0.5)
+        task.go.set()
+        assert arrived(pipe, queue, 2) == {"first": 1, "second": 1}
+    assert sorted(task.ran) == ["first", "second"]
+    assert pipe.count(queue) == 0
+    assert pipe.left(callbacks(queue)) == []
+
+
+@pytest.mark.parametrize("lost", ["callback", "confirm", "acknowledgement"])
+def test_a_settlement_that_is_cut_short_may_double_a_callback_and_never_loses_it(
+    through: Make, between: Proxy, make_celery: Make, pipe: Pipe, queue: str, lost: str
+) -> None:
+    """On its way, before its confirm or before the acknowledgement: every copy has the same id, and all is settled."""
+
+    def task(value: str) -> str:
+        if value == "id" and not cut:
+            cut.append(between.lose_the_answer_to if lost == "confirm" else between.lose)
+            cut[0](ACK if lost == "acknowledgement" else b"done")
+        return value
+
+    cut: list[Callable[[bytes], None]] = []
+    with consuming(Consumer(through(), {"t": task}, [queue])):
+        sent(make_celery(), queue, "id")
+        wait_until(lambda: cut and between.has_lost, timeout=ALIVE, what="the settlement to be cut short")
+        sent(make_celery(), queue, "next")
+        count = arrived(pipe, queue, 2)
+    assert count["id"] in ((1,) if lost == "callback" else (1, 2))
+    assert pipe.count(queue) == 0
+
+
+WORKERS = st.sampled_from([0, 1])
+ACTIONS = st.one_of(
+    st.just(("send", 0)), st.just(("cut", 0)), st.tuples(st.sampled_from(["receive", "settle", "renew"]), WORKERS)
+)
+
+
+@given(actions=st.lists(ACTIONS, min_size=5, max_size=20))
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_cut_and_when_every_message_is_followed_up(
+    through: Make, between: Proxy, transport: CeleryTransport, pipe: Pipe, actions: list[tuple[str, int]]
+) -> None:
+    """Sends, cuts, and what two workers do, in any order: no callback is missing, and all of one task have one id."""
+    queue, ids = queue_name(), list[str]()
+    workers = [Worker(through().subscribe([queue], lease=60), callbacks(queue)) for _ in range(2)]
+    for action, worker in actions:
+        match action:
+            case "send":
+                ids.append(f"id-{len(ids)}")
+                sent(transport, queue, ids[-1])
+            case "cut":
+                between.cut()
+            case _:
+                getattr(workers[worker], action)()
+
+    def work_on() -> None:
+        for one in workers:
+            one.receive()
+            one.settle()
+
+    assert set(arrived(pipe, queue, len(ids), work_on)) == set(ids)
+    for one in workers:
+        one.subscription.close()
+
+
+class Worker:
+    """A consumer by hand: what it holds, it tries to settle until that succeeds."""
+
+    def __init__(self, subscription: CelerySubscription, queue: str) -> None:
+        self.subscription = subscription
+        self.held: list[Delivery] = []
+        self._queue = queue
+
+    def receive(self) -> None:
+        with contextlib.suppress(TransportUnavailable):
+            self.held += self.subscription.receive(limit=3, wait=0.05)
+
+    def renew(self) -> None:
+        self.subscription.renew(self.held)
+
+    def settle(self) -> None:
+        with contextlib.suppress(TransportUnavailable):
+            self.subscription.settle([_followed_up(one, self._queue) for one in self.held])
+            self.held.clear()
+
+
+# What comes before the acknowledgement.
+
+
+def test_a_message_is_not_acknowledged_before_its_callback_is_confirmed(
+    make_celery: Make, pipe: Pipe, queue: str
+) -> None:
+    """A callback that is refused keeps it ours, and it is the queue's again when the connection ends."""
+    full = pipe.declare(callbacks(queue), **ONE)
+    pipe.put(full, b"in the way")
+    transport = make_celery(queue_arguments={full: ONE})
+    sent(transport, queue, "id")
+    subscription = transport.subscribe([queue], lease=60)
+    (delivery,) = subscription.receive(limit=1, wait=ALIVE)
+    with pytest.raises(TransportUnavailable, match="was refused by the broker"):
+        subscription.settle([_followed_up(delivery, full)])
+    assert subscription.renew([delivery]) == [True]
+    assert pipe.count(queue) == 0
+    subscription.close()
+    wait_until(lambda: pipe.count(queue) == 1, timeout=ALIVE, what="the message to be back")
+
+
+def test_a_callback_that_is_refused_is_tried_again_until_there_is_room(
+    make_celery: Make, pipe: Pipe, queue: str
+) -> None:
+    """The task is not run again for it, and other messages go on being run meanwhile."""
+    full = pipe.declare(callbacks(queue), **ONE)
+    pipe.put(full, b"in the way")
+    task = Held()
+    task.go.set()
+    transport = make_celery(queue_arguments={full: ONE})
+    with consuming(Consumer(transport, {"t": task}, [queue])):
+        sent(transport, queue, "id")
+        task.wait_for(1)
+        transport.send([message("t", queue, "other")])
+        task.wait_for(2)
+        assert pipe.one(full).body == b"in the way"
+        assert arrived(pipe, queue, 1) == {"id": 1}
+    assert task.ran == ["id", "other"]
+    assert pipe.count(queue) == 0
+
+
+@pytest.mark.parametrize("arguments", [{}, QUORUM], ids=["classic", "quorum"])
+def test_what_was_settled_before_a_subscription_is_closed_does_not_come_again(
+    make_celery: Make, pipe: Pipe, arguments: dict[str, Any]
+) -> None:
+    """RabbitMQ takes acknowledgements in by and by, and forgets those that it has not when the connection ends."""
+    queue, transport = pipe.declare(queue_name(), **arguments), make_celery(queue_arguments=arguments)
+    transport.send([message("t", queue)] * 500)
+    held: list[tuple[CelerySubscription, list[Delivery]]] = []
+    for _ in range(10):
+        held.append((transport.subscribe([queue], lease=60), []))
+        subscription, deliveries = held[-1]
+        while len(deliveries) < 50:
+            deliveries += subscription.receive(limit=50 - len(deliveries), wait=ALIVE)
+
+    def settle_and_close(subscription: CelerySubscription, deliveries: list[Delivery]) -> None:
+        assert all(subscription.settle([Settlement(one, Verdict.ACK) for one in deliveries]))
+        subscription.close()
+
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(settle_and_close, *zip(*held, strict=True)))
+    wait_until(lambda: not pipe.consumers(queue), timeout=ALIVE, what="the consumers to be gone")
+    time.sleep(0.2)
+    assert pipe.count(queue) == 0
+
+
+# Queues that are deleted.
+
+
+@pytest.mark.parametrize("arguments", [{}, QUORUM], ids=["classic", "quorum"])
+def test_a_queue_that_is_deleted_under_its_consumer_is_declared_anew(
+    make_celery: Make, pipe: Pipe, arguments: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A WARNING says so; what was running is settled, and later messages are run."""
+    queue, task = pipe.declare(queue_name(), **arguments), Held()
+    transport = make_celery(queue_arguments={queue: arguments})
+    with consuming(Consumer(transport, {"t": task}, [queue])):
+        sent(transport, queue, "running")
+        task.wait_for(1)
+        pipe.delete(queue)
+        told = f"wire.queue_deleted queue={queue}"
+        wait_until(lambda: told in caplog.messages, timeout=ALIVE, what="the warning")
+        task.go.set()
+        assert arrived(pipe, queue, 1) == {"running": 1}
+        wait_until(lambda: pipe.consumers(pipe.declare(queue, **arguments)), timeout=ALIVE, what="a consumer")
+        sent(make_celery(queue_arguments={queue: arguments}), queue, "later")
+        assert arrived(pipe, queue, 1) == {"later": 1}
+    assert caplog.messages.count(told) == 1
+
+
+def test_a_deleted_queue_that_is_not_ours_to_declare_is_found_again_and_others_go_on(
+    make_celery: Make, pipe: Pipe, queue: str
+) -> None:
+    """declare=False: its messages are run when somebody has made it again, and those of other queues all the while."""
+    gone, task = pipe.declare(queue_name()), Held()
+    task.go.set()
+    transport = make_celery(declare=False)
+    pipe.declare(callbacks(queue))
+    pipe.declare(callbacks(gone))
+    with consuming(Consumer(transport, {"t": task}, [queue, gone])):
+        sent(transport, queue, "before")
+        assert arrived(pipe, queue, 1) == {"before": 1}
+        pipe.delete(gone)
+        for n in range(3):
+            sent(transport, queue, f"meanwhile-{n}")
+            arrived(pipe, queue, 1)
+            time.sleep(0.1)
+        pipe.declare(gone)
+        sent(transport, gone, "again")
+        assert arrived(pipe, gone, 1) == {"again": 1}
+    assert Counter(task.ran) == Counter(["before", "again", *(f"meanwhile-{n}" for n in range(3))])
+
+
+# Brokers that go away.
+
+
+def test_a_consumer_of_a_broker_that_is_not_there_does_not_start(make_celery: Make) -> None:
+    """TransportUnavailable at once: what cannot work now is told at the start, and not waited for."""
+    consumer = Consumer(make_celery("amqp://guest:guest@127.0.0.1:1//"), {"t": print}, ["q"])
+    with timed() as elapsed, pytest.raises(TransportUnavailable, match="nothing was done"):
+        consumer.run()
+    assert elapsed() < 1.0
+
+
+def test_an_idle_consumer_stops_although_the_broker_is_away(
+    through: Make, between: Proxy, pipe: Pipe, queue: str
+) -> None:
+    """It holds nothing that would have to be settled: `run` returns."""
+    consumer = Consumer(through(), {"t": print}, [queue])
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(consumer.run)
+        wait_until(lambda: pipe.consumers(queue), timeout=ALIVE, what="the consumer to be there")
+        between.away = True
+        between.cut()
+        time.sleep(0.3)
+        consumer.stop()
+        run.result(timeout=ALIVE)
+
+
+def test_a_consumer_that_is_stopped_while_the_broker_is_away_settles_when_it_is_back(
+    through: Make, between: Proxy, make_celery: Make, pipe: Pipe, queue: str
+) -> None:
+    """What was run is not thrown away: `run` stays until it is settled, and returns then."""
+    task = Held()
+    consumer = Consumer(through(), {"t": task}, [queue])
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(consumer.run)
+        sent(make_celery(), queue, "id")
+        task.wait_for(1)
+        between.away = True
+        between.cut()
+        consumer.stop()
+        task.go.set()
+        time.sleep(0.5)
+        assert not run.done()
+        between.away = False
+        run.result(timeout=ALIVE)
+    assert arrived(pipe, queue, 1) == {"id": 1}
+    assert task.ran == ["id"]
+
+
+def test_a_task_that_the_broker_finds_too_long_goes_on_and_so_does_its_consumer(
+    make_celery: Make, private: PrivateBroker
+) -> None:
+    """RabbitMQ takes its message back and closes the channel: it is not run beside itself, and later ones are run."""
+    queue, task = queue_name(), Held()
+    transport = make_celery(private.url)
+    with consuming(Consumer(transport, {"t": task}, [queue], concurrency=2)), pipe_to(private.url) as pipe:
+        sent(transport, queue, "long")
+        task.wait_for(1)
+        time.sleep(LONGEST_HELD + 1.5)
+        sent(transport, queue, "later")
+        task.wait_for(2)
+        task.go.set()
+        assert set(arrived(pipe, queue, 2)) == {"long", "later"}
+    assert sorted(task.ran) == ["later", "long"]
+
+
+def test_a_consumer_outlives_a_broker_that_was_frozen_for_longer_than_its_heartbeats(
+    make_celery: Make, private: PrivateBroker
+) -> None:
+    """With a task running, one waiting, and an outcome to settle: every callback comes when the broker goes on."""
+    queue, task = queue_name(), Held()
+    transport = make_celery(private.url, heartbeat=1.0, connect_timeout=1.0, confirm_timeout=1.0)
+    with consuming(Consumer(transport, {"t": task}, [queue])), pipe_to(private.url) as pipe:
+        sent(transport, queue, "running", "waiting")
+        task.wait_for(1)
+        private.freeze()
+        time.sleep(0.5)
+        task.go.set()
+        time.sleep(2.5)
+        private.thaw()
+        sent(transport, queue, "later")
+        assert set(arrived(pipe, queue, 3)) == {"running", "waiting", "later"}
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_consumer_caller_and_sender_heal_after_the_broker_was_started_again(
+    make_celery: Make, private: PrivateBroker, end: str
+) -> None:
+    """In order or killed, with tasks running and messages waiting: every callback comes, the caller gets its answer."""
+    queue, answered = queue_name(), queue_name()
+    transport, task = make_celery(private.url, connect_timeout=2.0), Held()
+    consumer = Consumer(transport, {"t": task}, [queue, answered], concurrency=3)
+    ids = [f"{queue}-{n}" for n in range(10)]
+    with consuming(consumer), ThreadPoolExecutor() as pool:
+        answer = pool.submit(lambda: Dispatcher(transport).call("t", args=["answer"], queue=answered, timeout=ALIVE))
+        task.wait_for(1)
+        sent(transport, queue, *ids)
+        task.wait_for(3)
+        getattr(private, end)()
+        private.start()
+        task.go.set()
+        transport.send([message("t", queue, "later")])
+        with pipe_to(private.url) as pipe:
+            assert set(arrived(pipe, queue, 10)) == set(ids)
+            assert answer.result(ALIVE) == "answer"
+            wait_until(lambda: "later" in task.ran, timeout=ALIVE, what="what was sent afterwards")
+
+
+def _followed_up(delivery: Delivery, queue: str) -> Settlement:
+    """Return the settlement of a task that returned: its callback goes to a queue, with its id for the result."""
+    follow_up = message("done", queue, delivery.id, task_id=f"{delivery.id}-cb")
+    return Settlement(delivery, Verdict.ACK, follow_up=follow_up)

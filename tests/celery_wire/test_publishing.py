@@ -1,0 +1,440 @@
+"""What a send promises: it is confirmed in time or raises, and what it raises says whether the message was sent."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import socket
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+import pytest
+from brokers import PrivateBroker
+from celery_wire.support import ALIVE, Pipe, consuming
+from harness import message, queue_name, timed
+from proxy import Proxy
+from servers import wait_until
+
+from transports.celery import CeleryTransport
+from transports.celery.protocol import task_message
+from unstract_core import (
+    Consumer,
+    Dispatcher,
+    TransportNotReady,
+    TransportUnavailable,
+)
+
+pytestmark = pytest.mark.usefixtures("tidy")
+
+Make: TypeAlias = Callable[..., CeleryTransport]
+
+SLACK = 3.0
+"""Seconds that may be lost on a busy machine."""
+FULL = {"x-max-length": 0, "x-overflow": "reject-publish"}
+"""The arguments of a queue that takes nothing."""
+
+
+def used(make: Make, **options: Any) -> CeleryTransport:
+    """Return a transport that has an open connection to publish on."""
+    transport = make(**options)
+    with transport._publishers.broker("test"):
+        return transport
+
+
+@contextlib.contextmanager
+def frozen(broker: PrivateBroker) -> Iterator[None]:
+    broker.freeze()
+    try:
+        yield
+    finally:
+        broker.thaw()
+
+
+# Queues that are not there, or not as they should be.
+
+
+def test_a_message_that_no_queue_takes_is_not_ready_and_says_which(make_celery: Make, pipe: Pipe) -> None:
+    """TransportNotReady names the message and the queue; nothing was sent, and it works when the queue is there."""
+    transport, queue = make_celery(declare=False), queue_name()
+    with timed() as elapsed, pytest.raises(TransportNotReady, match=f"message an-id to queue '{queue}'"):
+        transport.send([message("t", queue, task_id="an-id")])
+    assert elapsed() < SLACK
+    pipe.declare(queue)
+    assert pipe.left(queue) == []
+    transport.send([message("t", queue, task_id="an-id")])
+    assert pipe.one(queue).headers["id"] == "an-id"
+
+
+def test_a_queue_that_was_deleted_is_missed_once_and_declared_anew(transport: CeleryTransport, pipe: Pipe) -> None:
+    """Whoever deletes a queue costs its senders one refused message; later ones arrive."""
+    queue = queue_name()
+    transport.send([message("t", queue)])
+    pipe.delete(queue)
+    with pytest.raises(TransportNotReady, match=f"message an-id to queue '{queue}'"):
+        transport.send([message("t", queue, task_id="an-id")])
+    transport.send([message("t", queue, "later")])
+    assert pipe.one(queue).args == ["later"]
+    assert pipe.left(queue) == []
+
+
+INEQUIVALENT: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "classic": ({}, {"x-queue-type": "quorum"}, "x-queue-type is none there, and 'quorum' was asked for"),
+    "quorum": ({"x-queue-type": "quorum"}, {}, "x-queue-type is 'quorum' there, and none was asked for"),
+    "ranked": ({"x-max-priority": 10}, {}, "x-max-priority is '10' there, and none was asked for"),
+    "unranked": ({}, {"x-max-priority": 10}, "x-max-priority is none there, and '10' was asked for"),
+}
+
+
+@pytest.mark.parametrize("theirs", INEQUIVALENT)
+def test_a_queue_with_other_arguments_is_explained(make_celery: Make, pipe: Pipe, theirs: str) -> None:
+    """Sending and subscribing raise TransportNotReady with the argument and both values; other queues go on."""
+    there, asked, told = INEQUIVALENT[theirs]
+    queue, other = pipe.declare(queue_name(), **there), pipe.declare(queue_name())
+    transport = make_celery(queue_arguments={**asked, other: {}})
+    for _ in range(2):
+        with pytest.raises(TransportNotReady, match=told):
+            transport.send([message("t", queue)])
+    with pytest.raises(TransportNotReady, match=told):
+        transport.subscribe([other, queue], lease=5)
+    transport.send([message("t", other, "fine")])
+    assert pipe.one(other).args == ["fine"]
+    assert pipe.left(queue) == []
+
+
+# What the broker refuses.
+
+
+def test_a_message_that_the_broker_refuses_was_not_sent(make_celery: Make, pipe: Pipe) -> None:
+    """A queue that is full nacks: that is told, with the message and the queue, and the fate is known."""
+    queue = pipe.declare(queue_name(), **FULL)
+    transport = make_celery(queue_arguments={queue: FULL})
+    for _ in range(2):
+        with pytest.raises(TransportUnavailable, match=f"an-id to queue '{queue}' was refused by the broker") as caught:
+            transport.send([message("t", queue, task_id="an-id")])
+        assert not caught.value.fate_unknown
+    transport.send([message("t", pipe.declare(queue_name()))])
+
+
+@pytest.mark.parametrize("refused", ["full", "absent"])
+def test_a_batch_of_which_some_were_refused_says_that_others_were_sent(
+    make_celery: Make, pipe: Pipe, refused: str
+) -> None:
+    """The error tells how many; its fate is unknown, because sending the whole batch again doubles those."""
+    good, bad = pipe.declare(queue_name()), queue_name()
+    if refused == "full":
+        pipe.declare(bad, **FULL)
+    transport = make_celery(declare=False)
+    with pytest.raises(TransportUnavailable, match=f"'{bad}'.*2 of the 3 messages were sent") as caught:
+        transport.send([message("t", good, 1), message("t", bad, 2), message("t", good, 3)])
+    assert caught.value.fate_unknown
+    assert [one.args for one in pipe.take(good, 2)] == [[1], [3]]
+
+
+def test_a_batch_of_which_one_is_in_doubt_says_so_although_others_were_refused(
+    through: Make, between: Proxy, pipe: Pipe, queue: str
+) -> None:
+    """Many that found no queue and one whose confirm was lost: that it may have arrived is what has to be told."""
+    transport = used(through, declare=False)
+    between.lose_the_answer_to(b"in-doubt")
+    with pytest.raises(TransportUnavailable, match="in-doubt to queue") as caught:
+        transport.send([message("t", queue_name())] * 500 + [message("t", queue, task_id="in-doubt")])
+    assert caught.value.fate_unknown
+    assert pipe.one(queue).headers["id"] == "in-doubt"
+
+
+def test_two_messages_under_one_task_id_are_told_apart(make_celery: Make, pipe: Pipe) -> None:
+    """That one of them found no queue says nothing about the other."""
+    good, absent = pipe.declare(queue_name()), queue_name()
+    transport = make_celery(declare=False)
+    with pytest.raises(TransportUnavailable, match="1 of the 2 messages were sent") as caught:
+        transport.send([message("t", good, task_id="same"), message("t", absent, task_id="same")])
+    assert caught.value.fate_unknown
+    assert pipe.one(good).headers["id"] == "same"
+
+
+def test_a_batch_with_a_queue_that_cannot_be_declared_sends_none(make_celery: Make, pipe: Pipe) -> None:
+    """Queues are declared first: where one cannot be, nothing of the batch is sent, and the fate is known."""
+    good, other = pipe.declare(queue_name()), pipe.declare(queue_name(), **{"x-max-priority": 3})
+    transport = make_celery()
+    with pytest.raises(TransportNotReady, match=f"'{other}'"):
+        transport.send([message("t", good), message("t", other), message("t", good)])
+    transport.send([message("t", good, "later")])
+    assert pipe.one(good).args == ["later"]
+    assert pipe.left(good) == []
+
+
+# Brokers that do not answer.
+
+
+def test_a_frozen_broker_is_given_up_in_time_and_the_fate_is_unknown(make_celery: Make, private: PrivateBroker) -> None:
+    """TransportUnavailable within confirm_timeout; when the broker is thawed the same transport sends again."""
+    transport, queue = used(make_celery, url=private.url, confirm_timeout=0.5), queue_name()
+    transport.send([message("t", queue)])
+    with frozen(private), timed() as elapsed:
+        with pytest.raises(TransportUnavailable, match="unknown") as caught:
+            transport.send([message("t", queue)])
+        assert elapsed() < 0.5 + SLACK
+    assert caught.value.fate_unknown
+    transport.send([message("t", queue)])
+
+
+def test_after_a_failure_no_more_of_a_batch_is_handed_over(make_celery: Make, private: PrivateBroker) -> None:
+    """It is published in parts: the fate of the part that failed is unknown, and of later ones it is known."""
+    transport, queue = used(make_celery, url=private.url, confirm_timeout=0.5), queue_name()
+    transport.send([message("t", queue)])
+    batch = [task_message(message("t", queue)) for _ in range(1200)]
+    with frozen(private), transport._publishers.broker("test") as broker:
+        outcomes = broker.publish("test", batch)
+    unknown = [isinstance(one, TransportUnavailable) and one.fate_unknown for one in outcomes]
+    assert unknown == [True] * 500 + [False] * 700
+    assert all(isinstance(one, TransportUnavailable) for one in outcomes)
+
+
+def test_callers_share_one_connection_to_a_frozen_broker_in_bounded_time(
+    make_celery: Make, private: PrivateBroker
+) -> None:
+    """A pool of one: whoever waits for it waits no longer than for a confirm, and a connect to a dead end."""
+    transport = used(make_celery, url=private.url, confirm_timeout=0.5, connect_timeout=0.5, pool_size=1)
+    queue = queue_name()
+    transport.send([message("t", queue)])
+
+    def send(_: int) -> float:
+        with timed() as elapsed, pytest.raises(TransportUnavailable):
+            transport.send([message("t", queue)])
+        return elapsed()
+
+    with frozen(private), ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(send, range(4))) < 1.0 + SLACK
+    transport.send([message("t", queue)])
+
+
+def test_closing_a_transport_of_a_frozen_broker_takes_a_moment(make_celery: Make, private: PrivateBroker) -> None:
+    """It says goodbye and does not wait as long as for a confirm until that is answered."""
+    transport = used(make_celery, url=private.url)
+    subscription = transport.subscribe([queue_name()], lease=5)
+    with frozen(private), timed() as elapsed:
+        subscription.close()
+        transport.close()
+        assert elapsed() < 2.0 + SLACK
+
+
+USES: dict[str, Callable[[CeleryTransport], object]] = {
+    "send": lambda transport: transport.send([message("t", "q")]),
+    "send for a reply": lambda transport: transport.send([message("t", "q", reply_key="k")]),
+    "subscribe": lambda transport: transport.subscribe(["q"], lease=5),
+}
+
+
+@pytest.fixture
+def dumb() -> Iterator[str]:
+    """The URL of a server that accepts connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"amqp://guest:guest@127.0.0.1:{listener.getsockname()[1]}//"
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_server_that_never_answers_is_given_up_within_the_connect_timeout(
+    make_celery: Make, dumb: str, use: str
+) -> None:
+    """TransportUnavailable, and nothing was done."""
+    transport = make_celery(dumb, connect_timeout=0.5)
+    with timed() as elapsed, pytest.raises(TransportUnavailable, match="did not answer in time") as caught:
+        USES[use](transport)
+    assert elapsed() < 0.5 + 1.0
+    assert not caught.value.fate_unknown
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_broker_that_is_not_there_is_told_at_once(make_celery: Make, use: str) -> None:
+    """TransportUnavailable without a wait: nobody listens there, and nothing was done."""
+    transport = make_celery("amqp://guest:guest@127.0.0.1:1//")
+    with timed() as elapsed, pytest.raises(TransportUnavailable, match="nothing was done") as caught:
+        USES[use](transport)
+    assert elapsed() < 1.0
+    assert not caught.value.fate_unknown
+
+
+def test_of_several_urls_one_that_answers_is_enough(make_celery: Make, rabbitmq_url: str, pipe: Pipe) -> None:
+    """kombu's way of naming the nodes of a cluster, with semicolons: each is tried once, and without a pause."""
+    queue = pipe.declare(queue_name())
+    transport = make_celery(f"amqp://guest:guest@127.0.0.1:1//;amqp://127.0.0.1:2//;{rabbitmq_url}")
+    with timed() as elapsed:
+        transport.send([message("t", queue, "here")])
+    assert elapsed() < 1.0
+    assert pipe.one(queue).args == ["here"]
+
+
+STRANGERS = {"wrong password": "amqp://guest:s3cret@{}//", "no such vhost": "amqp://guest:guest@{}/nowhere"}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_who_is_not_let_in_is_told_at_once_and_without_the_password(
+    make_celery: Make, private: PrivateBroker, stranger: str, use: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TransportNotReady with what to check; neither the error, nor its causes, nor a log record holds the password."""
+    caplog.set_level(logging.DEBUG)
+    transport = make_celery(STRANGERS[stranger].format(f"127.0.0.1:{private.port}"))
+    with timed() as elapsed, pytest.raises(TransportNotReady, match="user, password, virtual host") as caught:
+        USES[use](transport)
+    assert elapsed() < SLACK
+    assert "s3cret" not in "".join(traceback.format_exception_only(caught.value))
+    link: BaseException | None = caught.value
+    while link is not None:
+        assert "s3cret" not in repr(link)
+        link = link.__cause__
+    assert "s3cret" not in caplog.text
+
+
+# Connections that break.
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_send_whose_confirm_is_lost_says_that_its_fate_is_unknown(
+    through: Make, between: Proxy, pipe: Pipe, queue: str, arrives: bool
+) -> None:
+    """It is not tried again, because it may have arrived; the next send works, over a new connection."""
+    transport = used(through)
+    transport.send([message("t", queue, "before")])
+    (between.lose_the_answer_to if arrives else between.lose)(b"in-doubt")
+    with pytest.raises(TransportUnavailable, match=r"in-doubt to queue.*unknown") as caught:
+        transport.send([message("t", queue, task_id="in-doubt")])
+    assert between.has_lost
+    assert caught.value.fate_unknown
+    transport.send([message("t", queue, "after")])
+    found = [one.args for one in pipe.take(queue, 3 if arrives else 2)]
+    assert found == [["before"], *([[]] if arrives else []), ["after"]]
+
+
+def test_a_batch_that_is_cut_off_says_that_its_fate_is_unknown(
+    through: Make, between: Proxy, pipe: Pipe, queue: str
+) -> None:
+    """Whatever was confirmed before: some of it is there and some is not."""
+    transport = through()
+    transport.send([message("t", queue)])
+    between.lose(b"in-doubt")
+    with pytest.raises(TransportUnavailable, match="unknown") as caught:
+        transport.send([message("t", queue, task_id=f"{n}" if n < 400 else "in-doubt") for n in range(500)])
+    assert caught.value.fate_unknown
+    assert len(pipe.left(queue)) <= 401
+
+
+def test_idle_connections_that_were_ended_are_replaced_without_an_error(
+    through: Make, between: Proxy, pipe: Pipe, queue: str
+) -> None:
+    """By the broker, a firewall, a restart: each is found out before it is used, and every message arrives once."""
+    transport = through()
+    for n in range(4):
+        transport.send([message("t", queue, n)])
+        between.cut()
+        time.sleep(0.05)
+    assert [one.args for one in pipe.take(queue, 4)] == [[0], [1], [2], [3]]
+    assert between.connections == 4
+    assert pipe.left(queue) == []
+
+
+# Many threads, and processes.
+
+
+def test_what_many_threads_send_arrives_once(make_celery: Make, pipe: Pipe, queue: str) -> None:
+    """More threads than connections, each with its own messages: none is missing, and none is there twice."""
+    transport = make_celery(pool_size=3)
+
+    def send(thread: int) -> None:
+        for n in range(20):
+            transport.send([message("t", queue, thread, n)])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(send, range(8)))
+    found = Counter(tuple(one.args) for one in pipe.take(queue, 160))
+    assert found == Counter((thread, n) for thread in range(8) for n in range(20))
+    assert pipe.left(queue) == []
+    assert len(transport._publishers._idle) <= 3
+
+
+def in_child(function: Callable[[], object]) -> None:
+    """Run a function in a forked child; fails with what it raised."""
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe(duplex=False)
+
+    def main() -> None:
+        try:
+            function()
+        except BaseException:
+            theirs.send(traceback.format_exc())
+        else:
+            theirs.send("")
+
+    child = context.Process(target=main)
+    child.start()
+    try:
+        assert mine.poll(ALIVE), "the child did not answer"
+        assert mine.recv() == ""
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_a_child_sends_and_its_parent_keeps_its_connections(make_celery: Make, pipe: Pipe, queue: str) -> None:
+    """A transport that was used before a fork works in the child, which may close it, and goes on in the parent."""
+    transport = make_celery()
+    answering = make_celery()
+    with consuming(Consumer(answering, {"echo": lambda value: value}, [queue])):
+
+        def use(who: str) -> None:
+            assert Dispatcher(transport).call("echo", args=[who], queue=queue, timeout=ALIVE) == who
+
+        use("before")
+        (before,) = transport._publishers._idle
+        listening = transport._inbox._broker
+
+        def child() -> None:
+            use("child")
+            transport.close()
+
+        in_child(child)
+        in_child(transport.close)
+        use("after")
+    assert transport._publishers._idle == [before]
+    assert transport._inbox._broker is listening
+
+
+# Answers.
+
+
+def test_an_answer_that_came_while_the_connection_was_away_is_found_afterwards(
+    through: Make, between: Proxy, make_celery: Make, queue: str
+) -> None:
+    """Its queue is kept by the broker: a blocked caller gets it as soon as the connection is back."""
+    caller = through()
+    caller.send([message("t", queue, reply_key="k")])
+    between.away = True
+    between.cut()
+    assert Consumer(make_celery(), {"t": lambda: "paid"}, [queue]).drain(timeout=ALIVE) == 1
+    assert caller.reply("k") is None
+    between.away = False
+    answer = caller.reply("k", timeout=ALIVE)
+    assert answer is not None
+    assert answer.result == "paid"
+
+
+def test_a_call_works_as_soon_as_the_broker_is_back(
+    through: Make, between: Proxy, make_celery: Make, queue: str
+) -> None:
+    """What the listener for answers found out a moment ago is not held against a caller: it is looked at again."""
+    caller = through()
+    call = Dispatcher(caller).call
+    with consuming(Consumer(make_celery(), {"t": lambda: "paid"}, [queue])):
+        assert call("t", queue=queue, timeout=ALIVE) == "paid"
+        between.away = True
+        between.cut()
+        wait_until(lambda: caller._inbox._problem, timeout=ALIVE, what="the listener to find out")
+        with pytest.raises(TransportUnavailable, match="nothing was done"):
+            call("t", queue=queue, timeout=ALIVE)
+        between.away = False
+        assert call("t", queue=queue, timeout=ALIVE) == "paid"
