@@ -196,7 +196,7 @@ def _by_rule(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settl
 
 
 def rejection(delivery: Delivery, known: Container[str], policy: RetryPolicy) -> Rejected | None:
-    """Say why a delivery must not be run: unreadable, delivered too often, or not among `known` task names."""
+    """Say why a delivery must not be run: unreadable, delivered too often, not among `known` task names, too late."""
     if delivery.payload is None:
         return Rejected(error_text(MalformedPayload(delivery.problem or "unreadable")))
     if delivery.attempt > policy.most_attempts:
@@ -205,7 +205,14 @@ def rejection(delivery: Delivery, known: Container[str], policy: RetryPolicy) ->
     name = delivery.payload.task_name
     if name not in known:
         return Rejected(error_text(UnknownTask(f"no task {name!r} in the worker of queue {delivery.queue!r}")))
-    return None
+    return expiry(delivery)
+
+
+def expiry(delivery: Delivery) -> Rejected | None:
+    """Say that it is too late to start a delivery, where it is."""
+    if delivery.expires is None or datetime.datetime.now(datetime.UTC) < delivery.expires:
+        return None
+    return Rejected(error_text(MalformedPayload(f"expired: it was to be run before {delivery.expires.isoformat()}")))
 
 
 def fallbacks(settlement: Settlement, refusal: str) -> Iterator[Settlement]:

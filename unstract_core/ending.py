@@ -113,11 +113,13 @@ class Endings:
             return
         (held,) = batch
         now = time.monotonic()
-        if held.answers != self.answers and isinstance(failure, TransportUnavailable):
+        if held.answers != self.answers:
             held.answers = self.answers
             held.failures += 1
             held.failing_since = min(held.failing_since, now)
         held.retry_at = now + min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** min(held.failures, 10))
+        if not isinstance(failure, TransportUnavailable):  # an operator has to give a right, or make a queue
+            return
         worn_out = held.failures > _MOST_FAILURES and now - held.failing_since >= PATIENCE
         if worn_out or (held.fallbacks is not None and held.failures):
             self._fall_back(held, failure)

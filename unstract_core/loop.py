@@ -50,10 +50,12 @@ class Settings:
 
 
 class Loop:
-    """`problem` is why the transport could not be used in the last turn, if it could not."""
+    """`problem` is why the transport could not be used in the last turn, if it could not; `waited` for how many seconds
+    messages were waited for in it."""
 
     def __init__(self, settings: Settings, subscription: Subscription) -> None:
         self.problem: Exception | None = None
+        self.waited = 0.0
         self._settings = settings
         self._subscription = subscription
         self._held: dict[Key, Held] = {}
@@ -103,11 +105,12 @@ class Loop:
         self.problem = None
         self._try(self._renew)
         self._try(self._settle)
-        received = self._try(lambda: self._receive(self._room(limit), patience, deadline))
-        if self.problem is not None:
-            self._wait_longer()
-        else:
+        room = self._room(limit)
+        received = self._try(lambda: self._receive(room, patience, deadline))
+        if self.problem is None or (room and received is not None):  # what alone fails has a pause of its own
             self._pause = 0.0
+        else:
+            self._wait_longer()
         self._tell()
         return received
 
@@ -167,8 +170,10 @@ class Loop:
     def _receive(self, room: int, patience: float, deadline: float) -> int:
         self._runner.asleep = True
         try:
-            wait = max(0.0, self._longest_wait(patience, deadline) - time.monotonic())
+            began = time.monotonic()
+            wait = max(0.0, self._longest_wait(patience, deadline) - began)
             deliveries = self._subscription.receive(limit=room, wait=wait)
+            self.waited = time.monotonic() - began
         finally:
             self._runner.asleep = False
         if room:

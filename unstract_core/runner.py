@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, cast
 
-from unstract_core.continuation import Outcome, Raised, RetryAsked, RetryPolicy, Returned, settle
+from unstract_core.continuation import Outcome, Raised, RetryAsked, RetryPolicy, Returned, expiry, settle
 from unstract_core.current import delivering
 from unstract_core.events import emit
 from unstract_core.holding import Held
@@ -110,7 +110,7 @@ class Runner:
     def _run(self, held: Held) -> None:
         delivery = held.delivery
         try:
-            outcome = self._outcome(delivery)
+            outcome = expiry(delivery) or self._outcome(delivery)  # it may have waited here for long
         except BaseException as exc:  # no rule of ours may cost a message or a thread
             outcome = Raised(error_text(exc))
         held.settlement = settle(delivery, outcome, self._policy_of(delivery))

@@ -76,7 +76,8 @@ class Delivery:
     """A message, held under a lease.
 
     `attempt` starts at 1 and fences: who holds an older attempt, or gave this one back, has lost the message. `payload`
-    is None where the message could not be read; then `problem` says why, and `raw` is what was stored.
+    is None where the message could not be read; then `problem` says why, and `raw` is what was stored. It must not be
+    started after the moment `expires`, where its sender has set one.
     """
 
     id: str
@@ -87,6 +88,7 @@ class Delivery:
     problem: str | None = None
     org_id: str = ""
     priority: int = DEFAULT_PRIORITY
+    expires: datetime.datetime | None = None
 
 
 def write_message(message: Message) -> dict[str, Any]:

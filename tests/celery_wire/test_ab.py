@@ -14,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
@@ -46,7 +47,7 @@ from servers import fresh_schema, wait_until
 from examples.product import DocumentContext
 from transports.celery import CeleryTransport, celery_tasks
 from transports.postgres import PostgresTransport
-from unstract_core import NotSupported
+from unstract_core import NotSupported, RoutingDispatcher
 from unstract_core.execution import QUEUE_PREFIX
 
 QUIET = 0.2
@@ -210,27 +211,38 @@ class Trial:
         return Seen(**{field.name: mask(getattr(seen, field.name)) for field in attrs.fields(Seen)})
 
 
+@pytest.mark.parametrize("way", ROWS["lease lost"].ways)
 @pytest.mark.parametrize("name", ["Postgres", "RabbitMQ", "Celery"])
 def test_a_claim_that_is_lost_meanwhile_shows_what_is_known(
-    sides: dict[str, Side], name: str, rabbitmq_url: str, redis_url: str, tmp_path: Path
+    sides: dict[str, Side], name: str, way: Way, rabbitmq_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     """Another worker runs the task while the first one still does: what is told of it then, on each side."""
-    awaited = expected(name, "lease lost", "callbacks")
+    awaited = expected(name, "lease lost", way)
     side = sides[name].beside()
-    trial = Trial(side, ROWS["lease lost"], "callbacks", tmp_path / "trial")
-    with one_worker(side, rabbitmq_url, redis_url) as claim_taken:
-        trial.dispatch()
+    trial = Trial(side, ROWS["lease lost"], way, tmp_path / "trial")
+    with one_worker(side, rabbitmq_url, redis_url) as claim_taken, in_background(trial.dispatch):
         wait_until(lambda: trial.count_runs() == 1, timeout=ALIVE, what="the task to run")
         with claim_taken():
             wait_until(lambda: trial.count_runs() == awaited.runs, timeout=ALIVE, what="another to run it")
             trial.word.touch()
-            wait_until(lambda: trial.look().callbacks, timeout=ALIVE, what="a callback")
+            wait_until(lambda: trial.look().waiting == 0, timeout=ALIVE, what="one of them to settle")
+            if way != "neither":
+                wait_until(lambda: trial.look().callbacks or trial.told, timeout=ALIVE, what="its end to be told")
         deadline = time.monotonic() + ALIVE
         while trial.look() != awaited and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(QUIET)
         assert trial.look() == awaited
-        assert len({one.id for one in trial.fired}) == 1
+        assert len({one.id for one in trial.fired}) == (way == "callbacks")
+
+
+@contextlib.contextmanager
+def in_background(work: Callable[[], None]) -> Iterator[None]:
+    """Do it beside the block, for it may wait for what the block does; what it raises is raised at the end."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work)
+        yield
+        done.result(ALIVE)
 
 
 Taken: TypeAlias = Callable[[], contextlib.AbstractContextManager[None]]
@@ -299,7 +311,7 @@ def test_a_call_site_of_the_product_shows_its_user_the_same(
     time.sleep(QUIET)
     found = events()
     known = found["Postgres"][0].get("error")
-    if deed == "raise_one":  # UNTOLD: here the result backend knew, and it keeps the message without the type
+    if deed == "raise_one":  # known: a callback of Celery's asks the result backend, which has no type
         assert known == "ValueError: it does not add up"
         found["Celery"] = [{**event, "error": f"ValueError: {event['error']}"} for event in found["Celery"]]
     assert {len(found[name]) for name in found} == {1}
@@ -363,6 +375,32 @@ def read_room(room: Path, task_id: str) -> list[Any]:
     events = [json.loads(line) for line in room.read_text().splitlines()] if room.exists() else []
     assert {event.pop("task_id") for event in events} <= {task_id}
     return events
+
+
+@pytest.mark.parametrize("deed", ["succeed", "raise_one"])
+@pytest.mark.parametrize("on", [True, False])
+def test_a_status_is_found_after_the_flag_was_flipped(
+    sides: dict[str, Side], on: bool, deed: str, tmp_path: Path
+) -> None:
+    """Work in flight keeps its transport: whichever way the flag points now, both are asked."""
+    flag = on
+    router = RoutingDispatcher(
+        gate=lambda context: flag, on=sides["Postgres"].methods, off=sides["Celery"].methods, gate_timeout=None
+    )
+    trial = Trial(sides["Postgres" if on else "Celery"], Row(deed), "callbacks", tmp_path)
+    queue = trial.queue
+    handle = router.dispatch_with_callback(
+        trial.context(),
+        on_success=signature("complete", kwargs=KWARGS, queue=queue),
+        on_error=signature("error", kwargs=KWARGS, queue=queue),
+    )
+    flag = not on
+    wait_until(lambda: router.status(handle.id), timeout=ALIVE, what="the status of a dispatch before the flip")
+    reply = router.status(handle.id)
+    assert reply is not None
+    assert (reply.status, reply.error) == (
+        ("completed", "") if deed == "succeed" else ("failed", "ValueError: it does not add up")
+    )
 
 
 def test_a_caller_that_nobody_answers_is_told_so_on_every_side(sides: dict[str, Side], pipe: Pipe) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 
+import pytest
 import strategies as some
 from celery.backends.base import Backend
 from hypothesis import given
@@ -45,6 +46,16 @@ def test_celery_makes_the_same_exception_of_our_answer(kind: type[Exception], te
     found = Backend.exception_to_python(Backend.__new__(Backend), body["result"])
     assert type(found) is getattr(builtins, kind.__name__)
     assert str(found) == str(kind(text))
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException])
+def test_what_ends_a_process_does_not_end_the_client(kind: type[BaseException]) -> None:
+    """A task that left with SystemExit is an ordinary exception of that name to a real client."""
+    reply = Reply("k", "failed", error=error_text(kind(3)))
+    body = json.loads(dumps(write_answer(reply, task_id="t", correlation_id="k", reply_to="i").body))
+    found = Backend.exception_to_python(Backend.__new__(Backend), body["result"])
+    assert isinstance(found, Exception)
+    assert (type(found).__name__, str(found)) == (kind.__name__, "3")
 
 
 @given(st.sampled_from(BUILTIN), st.lists(some.texts | some.integers, max_size=3))

@@ -112,7 +112,7 @@ def test_the_same_task_on_several_threads_has_a_request_for_each(place: Stage) -
 @pytest.mark.parametrize(
     "end", [None, ValueError("x"), SystemExit(3), Retry("again"), Ignore(), Reject("no"), KeyboardInterrupt()], ids=repr
 )
-def testnothing_of_a_run_is_left_on_its_thread(end: BaseException | None) -> None:
+def test_nothing_of_a_run_is_left_on_its_thread(end: BaseException | None) -> None:
     """However it ended: the next task on the thread finds the stacks empty but for itself, and nothing pending."""
     seen: list[Any] = []
 
@@ -129,7 +129,7 @@ def testnothing_of_a_run_is_left_on_its_thread(end: BaseException | None) -> Non
     assert current_task._get_current_object() is None
 
 
-def test_what_a_handler_raises_changesnothing(place: Stage, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_handler_raises_changes_nothing(place: Stage, caplog: pytest.LogCaptureFixture) -> None:
     """A task that failed, or asks for a retry, is told of as if its handlers had not raised; each is a WARNING."""
 
     class Careless(Task):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 import strategies as some
 from celery import Celery, chain, group, signature
 from celery.exceptions import NotRegistered, TaskRevokedError
-from celery_wire.support import ALIVE, Pipe, celery_app, consuming
+from celery_wire.support import ALIVE, Bench, Pipe, celery_app, consuming
 from harness import queue_name
 from hypothesis import given, settings
 
@@ -117,6 +119,56 @@ def test_an_expired_task_is_not_run_and_is_revoked(
         found = pipe.one(queue)
         assert (found.headers["task"], found.args) == ("failed", [result.id])
     assert "expired: it was to be run before 2020" in pipe.buried(served, result.id).headers["x-dead-reason"]
+
+
+def test_a_task_that_expires_while_it_waits_behind_others_is_not_run(
+    product: Celery, make_celery: Callable[..., CeleryTransport], queue: str, make_queue: Callable[[], str], pipe: Pipe
+) -> None:
+    """It was in time when it was received, and its thread was free too late: told as expired, and never started."""
+    ran: list[str] = []
+    tasks = Tasks()
+
+    @tasks.register("take")
+    def take(name: str, seconds: float) -> str:
+        ran.append(name)
+        time.sleep(seconds)
+        return name
+
+    told = make_queue()
+    product.send_task("take", args=["long", 2.0], queue=queue)
+    late = product.send_task(
+        "take", args=["late", 0], queue=queue, headers={"expires": in_seconds(1)}, link_error=signature("e", queue=told)
+    )
+    last = product.send_task("take", args=["last", 0], queue=queue)
+    with consuming(Consumer(make_celery(), tasks, [queue], prefetch=5)):
+        assert last.get(timeout=ALIVE) == "last"
+        assert pipe.one(told).args == [late.id]
+    assert ran == ["long", "last"]
+    assert "expired" in pipe.buried(queue, late.id).headers["x-dead-reason"]
+
+
+@pytest.mark.parametrize(("header", "in_time"), [("eta", True), ("expires", False)])
+def test_a_moment_without_a_zone_is_utc(bench: Bench, header: str, in_time: bool) -> None:
+    """As Celery reads it: an eta that has just come is no reason to wait, and what has just expired is not run."""
+    moment = in_seconds(-1).removesuffix("+00:00")
+    bench.put(json.dumps([[header], {}, {}]), {"task": "note", "id": str(uuid.uuid4()), header: moment})
+    bench.the_next_one_runs()
+    assert (header in bench.ran) == in_time
+
+
+@pytest.mark.parametrize(("sent", "received"), [(0, 5), (1, 1), (10, 10), (11, 10), (255, 10)])
+def test_a_priority_is_one_of_ten(
+    make_celery: Callable[..., CeleryTransport], queue: str, pipe: Pipe, sent: int, received: int
+) -> None:
+    """Brokers know 255 of them; what is beyond ours is the highest, and none is the middle."""
+    pipe.put(queue, "[[], {}, {}]", {"task": "t", "id": "i"}, priority=sent)
+    with contextlib.closing(make_celery().subscribe([queue], lease=60)) as subscription:
+        (delivery,) = subscription.receive(limit=1, wait=ALIVE)
+        assert delivery.priority == received
+
+
+def in_seconds(seconds: float) -> str:
+    return (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)).isoformat()
 
 
 def test_a_task_that_has_not_expired_is_run(product: Celery, served: str) -> None:

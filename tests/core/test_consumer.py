@@ -25,6 +25,7 @@ from unstract_core import (
     Reply,
     RetryLater,
     Settlement,
+    TransportNotReady,
     TransportRefused,
     TransportUnavailable,
     Verdict,
@@ -413,6 +414,25 @@ def test_a_settlement_that_always_times_out_holds_up_nobody_else(monkeypatch: py
         reply = transport.reply("k", timeout=30)
         assert reply is not None
         assert reply.error == "result delivery failed: TransportUnavailable: statement timeout; nothing took effect"
+
+
+def test_dead_letters_that_nothing_takes_hold_up_nobody_else() -> None:
+    """Three messages cannot be buried: they are kept, and the others are run as if they were not there."""
+    refusing = [True]
+
+    def refuse(settlements: Sequence[Settlement]) -> None:
+        if refusing and any(one.verdict is Verdict.BURY for one in settlements):
+            raise TransportNotReady("no queue for dead letters")
+
+    transport = Faulty(before=refuse)
+    transport.send([message("nobody has it", QUEUE)] * 3)
+    transport.send([message("t", QUEUE)] * 50)
+    consumer = Consumer(transport, {"t": lambda: time.sleep(0.02)}, [QUEUE])
+    with running(consumer):
+        wait_until(lambda: consumer.counters["settled"] == 50, timeout=6, what="the others to be settled")
+        assert consumer.counters["buried"] == 0
+        refusing.clear()
+        wait_until(lambda: consumer.counters["buried"] == 3, timeout=10, what="the dead letters to be taken")
 
 
 @pytest.mark.parametrize("fails", ["settle", "renew"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -108,6 +109,25 @@ def test_what_fails_alone_is_not_tried_before_its_time() -> None:
         assert settle(made) is None
     assert counters["settled"] == 5
     assert [len(batch) for batch in script.asked] == [1] * 6
+
+
+def test_what_is_not_ready_alone_is_tried_ever_more_seldom() -> None:
+    """A queue that takes no dead letter, say: each try costs the others a pause, so the tries grow apart."""
+    script = Script(failing(TransportNotReady("no such queue"), lambda batch: batch[0].delivery.id == "0"))
+    suspect = finished(0)
+    made, held, counters = endings(script, suspect)
+    gaps = []
+    for number in range(1, 8):
+        suspect.retry_at = min(suspect.retry_at, time.monotonic())
+        assert settle(made) is not None
+        gaps.append(suspect.retry_at - time.monotonic())
+        other = finished(number)
+        held[other.key] = other
+        made.add([other])
+        assert settle(made) is None
+    assert gaps == sorted(gaps)
+    assert gaps[-1] > 1
+    assert counters["settled"] == 7
 
 
 def test_trouble_of_some_seconds_is_no_refusal() -> None:

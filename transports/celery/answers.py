@@ -89,8 +89,9 @@ def _key(message: str) -> str:
 
 
 def _is_builtin(name: str) -> bool:
+    """Whether Celery's client may make it again: what ends a process, such as SystemExit, would end the client's."""
     kind = getattr(builtins, name, None)
-    return isinstance(kind, type) and issubclass(kind, BaseException)
+    return isinstance(kind, type) and issubclass(kind, Exception)
 
 
 def _text(result: Any) -> str:

@@ -104,11 +104,11 @@ class CeleryAppDispatcher:
         process can read; TransportUnavailable when the backend cannot be asked.
         """
         try:
-            result = self.app.AsyncResult(task_id)
+            result = self._result(task_id)
             if _scheme(result) in _UNREADABLE:
                 raise _no_backend(_scheme(result))
             return _reply(task_id, result.state, result)
-        except (NotImplementedError, AttributeError) as exc:
+        except NotImplementedError as exc:
             raise _no_backend("none") from exc
         except NotSupported:
             raise
@@ -116,6 +116,12 @@ class CeleryAppDispatcher:
             raise TransportUnavailable(
                 f"Celery's result backend cannot be asked about task {task_id!r}: {error_text(exc)}"
             ) from exc
+
+    def _result(self, task_id: str) -> Any:
+        try:
+            return self.app.AsyncResult(task_id)
+        except AttributeError as exc:  # which later means that the backend is broken, and not that there is none
+            raise _no_backend("none") from exc
 
     def _send(self, context: ExecutionContext, **options: Any) -> Any:
         given = {name: value for name, value in options.items() if value is not None}

@@ -124,8 +124,6 @@ class _Reading:
         self._refuse_what_cannot_be_honoured()
         self.eta = _moment(headers, "eta")
         self.expires = _moment(headers, "expires")
-        if self.expires is not None and self.expires <= datetime.datetime.now(datetime.UTC):
-            raise _Problem(f"expired: it was to be run before {self.expires.isoformat()}")
         args, kwargs, _ = self.body or ((), {}, {})
         self.raw["args"] = _members(list(args), "$.args")
         self.raw["kwargs"] = _members(kwargs, "$.kwargs")
