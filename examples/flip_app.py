@@ -2,7 +2,8 @@
 
     celery --app examples.flip_app worker --queues ...
 
-The callback tasks are not registered here: a Celery worker would run an errback that it knows in its own process.
+The callback tasks are not registered here: a Celery worker would run an errback that it knows in its own process. And
+the task is not shared, as Celery's are by default, with every other app of the process.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ app = Celery("flip", broker=broker_url(), backend="rpc://")
 app.conf.update(worker_hijack_root_logger=False, broker_connection_retry_on_startup=True)
 
 
-@app.task(name="execute_extraction")  # type: ignore[untyped-decorator]  # Celery has no types
+@app.task(name="execute_extraction", shared=False)  # type: ignore[untyped-decorator]  # Celery has no types
 def execute_extraction(context: dict[str, Any]) -> dict[str, Any]:
     """Return an execution result, or raise, as the context says."""
     params = context["executor_params"]
