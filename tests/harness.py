@@ -170,10 +170,12 @@ issued: list[str] = []
 """Every name that `queue_name` has given out, for whoever has to delete what was made under them."""
 
 
-def queue_name(suffix: str = "") -> str:
-    """Return the name of a queue that nobody else uses."""
-    issued.append(f"q-{uuid.uuid4().hex[:12]}{suffix}")
-    return issued[-1]
+def queue_name(suffix: str = "", *, lasting: bool = False) -> str:
+    """Return the name of a queue that nobody else uses; one that outlasts its module is deleted by whoever made it."""
+    name = f"q-{uuid.uuid4().hex[:12]}{suffix}"
+    if not lasting:
+        issued.append(name)
+    return name
 
 
 def message(task_name: str, queue: str, *args: Any, **options: Any) -> Message:

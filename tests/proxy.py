@@ -47,6 +47,11 @@ class Proxy:
         for line in self._lines:
             line.end()
 
+    def stall_after(self, size: int) -> None:
+        """Fall silent on each connection that there is after so many more bytes of the server's, wherever that is."""
+        for line in self._lines:
+            line.left = size
+
     def fall_silent(self) -> None:
         """Pass nothing on any more over the connections that there are, not even their end; later ones are sound."""
         for line in self._lines:
@@ -98,7 +103,7 @@ class Proxy:
                 if self._swallowed is not None and self._swallowed in data:
                     self._swallowed = None
                 elif not line.silent:
-                    line.client.sendall(_with_another_process(data) if self.hide_the_process else data)
+                    line.pass_on(_with_another_process(data) if self.hide_the_process else data)
         if not line.silent:
             line.end()
 
@@ -109,6 +114,14 @@ class _Line:
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
         self.doomed = self.silent = False
+        self.left: int | None = None
+
+    def pass_on(self, data: bytes) -> None:
+        if self.left is not None:
+            data = data[: self.left]
+            self.left -= len(data)
+            self.silent = not self.left
+        self.client.sendall(data)
 
     def end(self) -> None:
         for one in (self.client, self.server):

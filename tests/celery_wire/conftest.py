@@ -14,7 +14,7 @@ import pytest
 import servers
 from brokers import PrivateBroker
 from celery import Celery
-from celery_wire.support import Bench, Pipe, callbacks, celery_app, consuming, real_worker
+from celery_wire.support import Bench, Pipe, callbacks, celery_app, consuming, delete_queues, real_worker
 from harness import issued, queue_name
 from proxy import Proxy, proxy
 
@@ -22,6 +22,16 @@ from transports.celery import CeleryTransport
 from unstract_core import Consumer, Tasks
 
 Make: TypeAlias = Callable[..., CeleryTransport]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_queue_is_left() -> Iterator[None]:
+    """Deletes every queue that a module's tests have named: RabbitMQ keeps a file handle for each, and has few."""
+    before = len(issued)
+    yield
+    url = servers.machine_broker()
+    if url is not None:
+        delete_queues(url, issued[before:])
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +154,7 @@ def product(rabbitmq_url: str, pipe: Pipe) -> Iterator[Celery]:
 @pytest.fixture(scope="session")
 def worker_queue(rabbitmq_url: str) -> Iterator[str]:
     """The queue of a real Celery prefork worker with the result backend rpc://."""
-    queue = queue_name()
+    queue = queue_name(lasting=True)
     with real_worker(rabbitmq_url, [queue]):
         yield queue
 
@@ -152,6 +162,6 @@ def worker_queue(rabbitmq_url: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def mute_queue(rabbitmq_url: str) -> Iterator[str]:
     """The queue of a real Celery prefork worker without a result backend."""
-    queue = queue_name()
+    queue = queue_name(lasting=True)
     with real_worker(rabbitmq_url, [queue], backend=None):
         yield queue

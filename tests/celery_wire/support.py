@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from amqp.exceptions import NotFound
 from celery import Celery
 
 from unstract_core import Consumer
+from unstract_core.execution import QUEUE_PREFIX
 
 HERE = Path(__file__).parent
 ALIVE = 30.0
@@ -221,6 +222,17 @@ def consuming(consumer: Consumer) -> Iterator[Consumer]:
 def callbacks(queue: str) -> str:
     """Return where the callbacks go of what was sent to a queue."""
     return f"{queue}-cb"
+
+
+def delete_queues(url: str, names: Iterable[str]) -> None:
+    """Delete the queues of these names and of all that are named after them, with their exchanges."""
+    with kombu.Connection(url) as connection, connection.channel() as channel:
+        for name in names:
+            for one in (name, callbacks(name), default_queue(name), QUEUE_PREFIX + name):
+                for queue in (one, f"{one}.dead"):
+                    channel.queue_delete(queue, nowait=True)
+                    channel.exchange_delete(queue, nowait=True)
+        channel.basic_qos(0, 0, False)  # whose answer tells that all of it is done
 
 
 def default_queue(queue: str) -> str:

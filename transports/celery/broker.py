@@ -38,7 +38,7 @@ _GOODBYE = 1.0
 class Settings:
     """How a transport reaches its broker. Seconds throughout; see CeleryTransport."""
 
-    url: str
+    url: str = attrs.field(repr=False)
     queue_arguments: Mapping[str, Any]
     declare: bool
     connect_timeout: float
@@ -213,7 +213,8 @@ class Broker:
             failure = ours
             failure.__cause__ = exc
         self._failed = self._failed or failure is not None  # a confirm that comes too late would be taken for another's
-        return [self._outcome(doing, n, message, published, failure) for n, message in enumerate(messages)]
+        alone = len(messages) == 1
+        return [self._outcome(doing, n, message, published, failure, alone) for n, message in enumerate(messages)]
 
     def _hand_over(self, message: Outgoing) -> None:
         self._producer.publish(
@@ -238,7 +239,7 @@ class Broker:
             self.connection.drain_events(timeout=remaining)
 
     def _outcome(
-        self, doing: str, number: int, message: Outgoing, published: int, failure: TransportError | None
+        self, doing: str, number: int, message: Outgoing, published: int, failure: TransportError | None, alone: bool
     ) -> TransportError | None:
         where = _at(doing, message)
         if (reason := self._confirms.returned.get((message.id, message.queue))) is not None:
@@ -250,9 +251,14 @@ class Broker:
             return nacked
         if number in self._confirms.acked:
             return None
-        if number > published or (number == published and not getattr(failure, "fate_unknown", False)):
+        in_doubt = getattr(failure, "fate_unknown", False)
+        if number > published or (number == published and not in_doubt):
             return _undone(failure, where)
-        return failure
+        if alone or in_doubt:
+            return failure
+        doubtful = TransportUnavailable(f"{where} may have been sent before another one failed", fate_unknown=True)
+        doubtful.__cause__ = failure
+        return doubtful
 
     def _open_channel(self) -> Any:
         channel = self.channel()

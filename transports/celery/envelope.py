@@ -32,6 +32,8 @@ _JSON = frozenset({"application/json"})
 _OPTIONS = {"queue", "task_id", "link", "link_error", "countdown"}
 """The options of a link that are honoured when it is fired."""
 _MOST_RETRIES = 2**31
+COUNT_HEADER = "x-delivery-count"
+"""In which a quorum queue says how often it has delivered a message before."""
 
 
 @attrs.frozen
@@ -100,9 +102,9 @@ class _Reading:
         self.callbacks: tuple[dict[str, Any], ...] = ()
         self.errbacks: tuple[dict[str, Any], ...] = ()
         self.payload: TaskPayload | None = None
-        self.correlation_id = _name(self.properties.get("correlation_id"))
-        self.id = _name(self.headers.get("id"))
-        self.reply_to = _name(self.properties.get("reply_to")) or ""
+        self.correlation_id = name_of(self.properties.get("correlation_id"))
+        self.id = name_of(self.headers.get("id"))
+        self.reply_to = name_of(self.properties.get("reply_to")) or ""
         self.eta: datetime.datetime | None = None
         self.expires: datetime.datetime | None = None
         self.raw: dict[str, Any] = {"queue": queue}
@@ -119,7 +121,7 @@ class _Reading:
             raise _Problem(problems)
         if not self.id:
             raise _Problem("the message has no header 'id'")
-        if not _name(headers.get("task")):
+        if not name_of(headers.get("task")):
             raise _Problem("the message has no header 'task'")
         self._refuse_what_cannot_be_honoured()
         self.eta = _moment(headers, "eta")
@@ -134,9 +136,8 @@ class _Reading:
 
     def envelope(self, problem: str | None) -> Envelope:
         headers = self.headers
-        retries = headers.get("retries")
-        retries = retries if type(retries) is int and 0 <= retries < _MOST_RETRIES else 0
-        crashes = headers.get("x-delivery-count")
+        retries = retries_of(headers)
+        crashes = headers.get(COUNT_HEADER)
         fairness = self.payload.fairness if self.payload is not None else None
         priority = self.properties.get("priority")
         ranked = type(priority) is int and priority > UNSET_PRIORITY
@@ -147,14 +148,14 @@ class _Reading:
             id=self.id,
             correlation_id=self.correlation_id,
             reply_to=self.reply_to,
-            root_id=_name(headers.get("root_id")),
+            root_id=name_of(headers.get("root_id")),
             callbacks=self.callbacks,
             errbacks=self.errbacks,
             retries=retries,
             attempt=1 + retries + (crashes if type(crashes) is int and crashes > 0 else 0),
             eta=self.eta,
             expires=self.expires,
-            org_id=_name(headers.get(ORG_HEADER)) or (fairness.org_id if fairness is not None else None) or "",
+            org_id=name_of(headers.get(ORG_HEADER)) or (fairness.org_id if fairness is not None else None) or "",
             priority=min(priority, HIGHEST_PRIORITY) if ranked and priority is not None else DEFAULT_PRIORITY,
             body=self.body,
         )
@@ -181,7 +182,7 @@ class _Reading:
         except _Problem as exc:
             return str(exc)
         if isinstance(body, dict) and "task" in body:
-            self.id = self.id or _name(body.get("id"))
+            self.id = self.id or name_of(body.get("id"))
             self.errbacks = _links_to_tell(body.get("errbacks"))
             return (
                 "the message is of Celery's protocol version 1; set task_protocol = 2, Celery's default, at its sender"
@@ -256,7 +257,7 @@ def _links(found: Any, path: str) -> tuple[dict[str, Any], ...]:
 
 
 def _check_link(link: Any, path: str) -> None:
-    if not isinstance(link, dict) or not _name(link.get("task")):
+    if not isinstance(link, dict) or not name_of(link.get("task")):
         raise _Problem(f"a link without a task @ {path}")
     if kind := link.get("subtask_type"):
         raise _Problem(f"a link that is a {kind} is not fired here; link single tasks @ {path}")
@@ -309,7 +310,13 @@ def _moment(headers: Mapping[str, Any], name: str) -> datetime.datetime | None:
         raise _Problem(f"the header {name!r} is no ISO 8601 moment") from exc
 
 
-def _name(value: Any) -> str | None:
+def retries_of(headers: Mapping[str, Any]) -> int:
+    """Return how many tries a message has behind it; 0 for what is no number of them."""
+    retries = headers.get("retries")
+    return retries if type(retries) is int and 0 <= retries < _MOST_RETRIES else 0
+
+
+def name_of(value: Any) -> str | None:
     """Return a name or an id that can be used as one, and None for anything else."""
     try:
         check_name(value, "$")

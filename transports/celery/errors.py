@@ -67,7 +67,9 @@ def translate(exc: Exception, doing: str, *, fate_unknown: bool = False) -> Tran
         return TransportNotReady(
             f"{doing}: {_said(exc).rstrip('.')}. Check the user, password, virtual host and permissions"
         )
-    if isinstance(exc, amqp.ContentTooLarge):
+    if isinstance(exc, amqp.ContentTooLarge) or (
+        isinstance(exc, amqp.PreconditionFailed) and "larger than configured max size" in _said(exc)
+    ):
         return TransportRefused(f"{doing}: {_said(exc)}")
     if isinstance(exc, _NOT_READY):
         return TransportNotReady(f"{doing}: {_said(exc)}")

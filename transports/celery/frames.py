@@ -1,17 +1,25 @@
 """What py-amqp cannot read of a message: its properties, where a text is not UTF-8 or a moment beyond its calendar.
 
 Such a message would break every connection that receives it, for ever, because it is delivered again. Here it arrives
-without its properties instead, and with a content type that says so; then it is buried like any other bad one.
+without its properties instead, and with a content type that says so; then it is buried like any other bad one. A
+routing key that is not UTF-8, by which an exchange may have sent it here, is made to be.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from amqp.serialization import decode_properties_basic
 
 UNREADABLE = "unreadable-properties"
 
+_METHOD = 1
+_ADDRESSED: dict[bytes, Callable[[Any], int]] = {
+    b"\x00\x3c\x00\x3c": lambda payload: 4 + 1 + payload[4] + 8 + 1,  # basic.deliver: after tag, number and a flag
+    b"\x00\x3c\x00\x47": lambda payload: 4 + 8 + 1,  # basic.get-ok: after number and a flag
+}
+"""The methods that bring a message, and where the exchange and the routing key stand in them."""
 _HEADER = 2
 """The kind of frame that carries a message's properties, after 12 bytes about its body."""
 _BEFORE = 12
@@ -23,15 +31,29 @@ def tolerate_unreadable_properties(connection: Any) -> None:
     handle = connection.on_inbound_frame
 
     def on_frame(frame: tuple[int, int, Any]) -> Any:
+        kind, channel, payload = frame
+        if kind == _METHOD and (before := _ADDRESSED.get(bytes(payload[:4]))) is not None:
+            frame = (kind, channel, _with_a_readable_key(payload, before(payload)))
         try:
             return handle(frame)
         except Exception:
-            kind, channel, payload = frame
             if kind != _HEADER or _is_readable(payload):
                 raise
             return handle((kind, channel, bytes(payload[:_BEFORE]) + _INSTEAD))
 
     connection.on_inbound_frame = on_frame
+
+
+def _with_a_readable_key(payload: Any, exchange_at: int) -> Any:
+    key_at = exchange_at + 1 + payload[exchange_at]
+    end = key_at + 1 + payload[key_at]
+    key = bytes(payload[key_at + 1 : end])
+    try:
+        key.decode()
+    except UnicodeDecodeError:
+        key = key.decode("ascii", "replace").replace("\ufffd", "?").encode()
+        return bytes(payload[: key_at + 1]) + key + bytes(payload[end:])
+    return payload
 
 
 def _is_readable(payload: Any) -> bool:

@@ -26,6 +26,7 @@ _TICK = 0.5
 _SLICE = 0.02
 """Seconds between two looks at a broker that cannot be waited on."""
 _LONGEST_PAUSE = 2.0
+_CROWD = 1000
 
 
 @attrs.define
@@ -44,6 +45,7 @@ class Inbox:
         self._changed = threading.Condition()
         self._address = ""
         self._awaited: dict[str, _Awaited] = {}
+        self._crowded = _CROWD
         self._thread: threading.Thread | None = None
         self._broker: Broker | None = None
         self._listening = False
@@ -73,7 +75,9 @@ class Inbox:
                 if not self._changed.wait(max(0.0, deadline - time.monotonic())):
                     raise TransportUnavailable("listen for replies: the broker did not answer; nothing was sent")
             now = time.monotonic()
-            self._awaited = {key: one for key, one in self._awaited.items() if one.until > now}
+            if len(self._awaited) >= self._crowded:  # not at every call, for there may be many
+                self._awaited = {key: one for key, one in self._awaited.items() if one.until > now}
+                self._crowded = max(_CROWD, 2 * len(self._awaited))
             for key in keys:
                 self._awaited.setdefault(key, _Awaited(now)).until = now + REPLY_TTL  # the first answer stays
 
@@ -115,6 +119,7 @@ class Inbox:
         self._changed = threading.Condition()
         self._address = str(uuid.uuid4())
         self._awaited = {}
+        self._crowded = _CROWD
         self._thread = None
         self._broker = None
         self._listening = False

@@ -17,7 +17,7 @@ import kombu
 
 from transports.celery.answers import write_answer
 from transports.celery.broker import Settings
-from transports.celery.envelope import Envelope, link_queue, read_message
+from transports.celery.envelope import Envelope, link_queue, name_of, read_message
 from transports.celery.protocol import DEAD_SUFFIX, Lineage, Outgoing, eta_of, task_message, write_task
 from unstract_core.continuation import CONTINUATION_IDS, with_error
 from unstract_core.transport import Message, Reply, Settlement, Verdict
@@ -132,8 +132,8 @@ def _answers(received: Received, reply: Reply) -> Iterator[Outgoing]:
     for link in chain if isinstance(chain, list) else ():
         options = link.get("options") if isinstance(link, dict) else None
         if isinstance(options, dict):
-            later, address = options.get("task_id"), options.get("reply_to")
-            if isinstance(later, str) and isinstance(address, str) and later and address:
+            later, address = name_of(options.get("task_id")), name_of(options.get("reply_to"))
+            if later is not None and address is not None:
                 yield write_answer(reply, task_id=later, correlation_id=later, reply_to=address)
 
 

@@ -20,7 +20,7 @@ from typing import TypeAlias
 import attrs
 
 from transports.celery.broker import Settings
-from transports.celery.envelope import read_message
+from transports.celery.envelope import COUNT_HEADER, read_message
 from transports.celery.errors import Unroutable, mapped
 from transports.celery.link import Link
 from transports.celery.protocol import Outgoing
@@ -42,6 +42,8 @@ _ADOPTION = 3.0
 """Seconds after a new connection in which what was running before may come back to us."""
 _LONGEST_PARKED = 600.0
 """Seconds that a message may wait here for its time: RabbitMQ takes back what is held for half an hour."""
+_MOST_PARKED = 10_000
+"""How many messages may wait here for their time; with so many nothing else is taken."""
 
 
 @attrs.define(eq=False)
@@ -84,13 +86,17 @@ class CelerySubscription:
         deadline = time.monotonic() + wait
         with self._working("receive"):
             while True:
-                self._give_back(self._link.taps.want(limit + self._adoptable()))
+                room = limit if len(self._parked) < _MOST_PARKED else 0
+                self._give_back(self._link.taps.want(room + self._adoptable()))
                 self._link.pump()
                 self._adopt()
+                parked = len(self._parked)
                 deliveries = self._take(limit)
                 remaining = deadline - time.monotonic()
                 if deliveries or remaining <= 0 or self._link.rung():
                     return deliveries
+                if len(self._parked) > parked and room:  # there may be others behind it whose time has come
+                    continue
                 if self._parked:
                     remaining = min(remaining, max(0.0, self._parked[0][0] - time.monotonic()))
                 self._link.wait(remaining)
@@ -176,7 +182,11 @@ class CelerySubscription:
 
     def _is_quorum(self, held: _Held) -> bool:
         """Quorum queues count what is requeued, and drop it in the end: such a message is sent anew instead."""
-        return self._settings.is_quorum(held.delivery.queue)
+        return held.arrived is not None and self._counts_returns(held.arrived)
+
+    def _counts_returns(self, arrived: Arrived) -> bool:
+        """Whether its queue is known for a quorum queue; one that nobody told us of shows it once it has counted."""
+        return self._settings.is_quorum(arrived.queue) or COUNT_HEADER in arrived.message.headers
 
     def _await_orphans(self, plans: Sequence[_Plan]) -> None:
         """Give the broker a moment to deliver again what was running when the connection broke."""
@@ -281,7 +291,7 @@ class CelerySubscription:
 
     def _give_back(self, unwanted: Sequence[Arrived]) -> None:
         """Let others have what nobody here has time for; what is requeued in a quorum queue counts, so not there."""
-        anew = [one for one in unwanted if self._settings.is_quorum(one.queue)]
+        anew = [one for one in unwanted if self._counts_returns(one)]
         for one in unwanted:
             if one not in anew:
                 one.requeue()
@@ -314,7 +324,8 @@ class CelerySubscription:
                 arrived.remove(one)
 
     def _orphans(self) -> dict[tuple[object, int], _Held]:
-        return {one.received.envelope.key: one for one in self._held.values() if one.arrived is None}
+        lost = [one for one in self._held.values() if one.arrived is None]
+        return {one.received.envelope.key: one for one in lost if one.received.envelope.id is not None}
 
     @contextlib.contextmanager
     def _working(self, doing: str, *, fate_unknown: bool = False) -> Iterator[None]:

@@ -21,12 +21,14 @@ import attrs
 import kombu
 
 from transports.celery.broker import Broker, Settings
+from transports.celery.envelope import name_of, retries_of
 from transports.celery.errors import mapped
 from unstract_core.errors import TransportNotReady
 
 _WINDOW = 0.05
 """Seconds after which what nobody wants is given back."""
 _LARGEST_BUFFER = 2000
+_LARGEST_GRANT = 65535
 _ABSENCE = 2.0
 """Seconds between two looks for a queue that is not there."""
 
@@ -56,8 +58,8 @@ class Arrived:
     @property
     def key(self) -> tuple[object, int]:
         """What every delivery of the same message has in common, as `Envelope.key`."""
-        retries = self.message.headers.get("retries")
-        return self.message.headers.get("id"), retries if type(retries) is int else 0
+        headers = self.message.headers
+        return name_of(headers.get("id")), retries_of(headers)
 
     def ack(self) -> None:
         self.tap.unacknowledged -= 1
@@ -113,6 +115,7 @@ class Taps:
 
         Raises TransportNotReady for a queue that is not there any more.
         """
+        limit = min(limit, _LARGEST_GRANT)
         if limit:
             self._unwanted_since = None
             for queue in self._queues:
