@@ -22,7 +22,7 @@ from unstract_core import ContinuationSpec, SignatureError, TaskPayload, signatu
 App = celery.Celery("tests", set_as_current=False)
 
 
-@App.task(name="work")  # type: ignore[untyped-decorator]  # celery has no types
+@App.task(name="work", shared=False)  # type: ignore[untyped-decorator]  # celery has no types
 def work(number: int) -> int:
     return number
 
