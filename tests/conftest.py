@@ -66,7 +66,8 @@ def redis_url() -> str:
 
 
 POSTGRES = ["postgres-embedded", "postgres-server", "postgres-polling"]
-BROKERS = ["celery-rabbitmq", "celery-priority", "celery-quorum", "celery-memory", "celery-redis"]
+BROKERS = ["celery-priority", "celery-quorum", "celery-memory", "celery-redis"]
+"""RabbitMQ's queues without arguments are those of tests/celery_wire."""
 
 
 @pytest.fixture(scope="session", params=["memory", *POSTGRES, *BROKERS])
@@ -80,9 +81,6 @@ def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
                 yield harness
         case "celery-redis":
             with celery_harness(request.getfixturevalue("redis_url"), moment=0.1) as harness:
-                yield harness
-        case "celery-rabbitmq":
-            with celery_harness(request.getfixturevalue("rabbitmq_url"), moment=0.1) as harness:
                 yield harness
         case "celery-priority":
             url, ranked = request.getfixturevalue("rabbitmq_url"), {"x-max-priority": 10}

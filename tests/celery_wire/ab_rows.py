@@ -131,7 +131,7 @@ ROWS: dict[str, Row] = {
     "malformed": Row(injected=Injected(kwargs=None), error=MALFORMED, runs=0, buried=True),
     "unknown task": Row(injected=Injected(task="nobody_has_it"), error=UNKNOWN, runs=0, buried=True),
     "too many attempts": Row(injected=Injected(delivered=4), error=TOO_MANY, runs=0, buried=True),
-    "lease lost": Row("wait_for_word", result=RESULT, runs=2, lost=True, ways=("a reply", "callbacks", "neither")),
+    "lease lost": Row("wait_for_word", result=RESULT, runs=2, lost=True, ways=("a reply", "callbacks")),
     **{
         f"a result with {name}": Row(
             "give", name, result=valued(normalise(VALUES[name], lenient=True)), ways=("a reply", "callbacks")

@@ -120,7 +120,7 @@ def test_what_is_not_ready_alone_is_tried_ever_more_seldom() -> None:
     for number in range(1, 8):
         suspect.retry_at = min(suspect.retry_at, time.monotonic())
         assert settle(made) is not None
-        gaps.append(suspect.retry_at - time.monotonic())
+        gaps.append(round(suspect.retry_at - time.monotonic(), 1))
         other = finished(number)
         held[other.key] = other
         made.add([other])
