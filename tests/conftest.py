@@ -32,10 +32,7 @@ def server_url() -> str:
     url = servers.machine_server()
     if url is None:
         remedy = "start a PostgreSQL there, or point UNSTRACT_WIRE_TEST_POSTGRES at one"
-        message = f"no PostgreSQL answers at {servers.SERVER_URL}: {remedy}"
-        if servers.REQUIRE_SERVICES:
-            pytest.fail(message)
-        pytest.skip(message)
+        servers.miss(f"no PostgreSQL answers at {servers.SERVER_URL}: {remedy}")
     return url
 
 
@@ -45,10 +42,7 @@ def rabbitmq_url() -> str:
     url = servers.machine_broker()
     if url is None:
         remedy = "start a RabbitMQ there (rabbitmq-server -detached), or point UNSTRACT_WIRE_TEST_RABBITMQ at one"
-        message = f"no RabbitMQ answers at {servers.BROKER_URL}: {remedy}"
-        if servers.REQUIRE_SERVICES:
-            pytest.fail(message)
-        pytest.skip(message)
+        servers.miss(f"no RabbitMQ answers at {servers.BROKER_URL}: {remedy}")
     return url
 
 
@@ -58,10 +52,7 @@ def redis_url() -> str:
     url = servers.machine_redis()
     if url is None:
         remedy = "start a Redis there (redis-server --daemonize yes), or point UNSTRACT_WIRE_TEST_REDIS at one"
-        message = f"no Redis answers at {servers.REDIS_URL}: {remedy}"
-        if servers.REQUIRE_SERVICES:
-            pytest.fail(message)
-        pytest.skip(message)
+        servers.miss(f"no Redis answers at {servers.REDIS_URL}: {remedy}")
     return url
 
 

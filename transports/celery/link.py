@@ -63,10 +63,10 @@ class Link:
     def pump(self) -> None:
         """Take in what the broker has sent, without waiting for more."""
         broker, taps = self._connected()
-        while not taps.full and self._readable(broker):
+        while not taps.full:
             try:
                 broker.connection.drain_events(timeout=0)
-            except TimeoutError:  # no whole message was there: a heartbeat, or the beginning of something large
+            except TimeoutError:  # there was nothing, a heartbeat, or the beginning of something large
                 return
             for queue in taps.deleted():
                 emit(logger, logging.WARNING, "queue_deleted", queue=queue)
@@ -133,10 +133,3 @@ class Link:
             if key.fileobj is not self._bell:
                 self._selector.unregister(key.fileobj)
         return broker
-
-    def _readable(self, broker: Broker) -> bool:
-        if not broker.amqp:
-            return True
-        sock = broker.connection.connection.sock
-        pending = getattr(sock, "pending", None)  # what TLS has read already
-        return bool(pending and pending()) or any(key.fileobj is sock for key, _ in self._selector.select(0))
