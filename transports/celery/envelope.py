@@ -61,11 +61,6 @@ class Envelope:
     priority: int
     body: tuple[Any, Any, Any] | None
 
-    @property
-    def key(self) -> tuple[object, int]:
-        """What every delivery of the same message has in common, as `Arrived.key`."""
-        return self.id, self.retries
-
 
 class _Problem(Exception):
     """Why a message cannot be run."""
@@ -314,6 +309,12 @@ def retries_of(headers: Mapping[str, Any]) -> int:
     """Return how many tries a message has behind it; 0 for what is no number of them."""
     retries = headers.get("retries")
     return retries if type(retries) is int and 0 <= retries < _MOST_RETRIES else 0
+
+
+def key_of(message: kombu.Message) -> tuple[str | None, int]:
+    """Return what every delivery of the same message has in common, and no other has; None first where nothing has."""
+    name = name_of(message.headers.get("id")) or name_of(message.properties.get("correlation_id"))
+    return name, retries_of(message.headers)
 
 
 def name_of(value: Any) -> str | None:

@@ -20,7 +20,7 @@ from typing import TypeAlias
 import attrs
 
 from transports.celery.broker import Settings
-from transports.celery.envelope import COUNT_HEADER, read_message
+from transports.celery.envelope import COUNT_HEADER, key_of, read_message
 from transports.celery.errors import Unroutable, mapped
 from transports.celery.link import Link
 from transports.celery.protocol import Outgoing
@@ -323,9 +323,9 @@ class CelerySubscription:
                 orphan.arrived = one
                 arrived.remove(one)
 
-    def _orphans(self) -> dict[tuple[object, int], _Held]:
-        lost = [one for one in self._held.values() if one.arrived is None]
-        return {one.received.envelope.key: one for one in lost if one.received.envelope.id is not None}
+    def _orphans(self) -> dict[tuple[str | None, int], _Held]:
+        lost = {key_of(one.received.message): one for one in self._held.values() if one.arrived is None}
+        return {key: one for key, one in lost.items() if key[0] is not None}
 
     @contextlib.contextmanager
     def _working(self, doing: str, *, fate_unknown: bool = False) -> Iterator[None]:

@@ -21,7 +21,7 @@ import attrs
 import kombu
 
 from transports.celery.broker import Broker, Settings
-from transports.celery.envelope import name_of, retries_of
+from transports.celery.envelope import key_of
 from transports.celery.errors import mapped
 from unstract_core.errors import TransportNotReady
 
@@ -56,10 +56,8 @@ class Arrived:
         return bool((self.message.delivery_info or {}).get("redelivered"))
 
     @property
-    def key(self) -> tuple[object, int]:
-        """What every delivery of the same message has in common, as `Envelope.key`."""
-        headers = self.message.headers
-        return name_of(headers.get("id")), retries_of(headers)
+    def key(self) -> tuple[str | None, int]:
+        return key_of(self.message)
 
     def ack(self) -> None:
         self.tap.unacknowledged -= 1
