@@ -140,7 +140,7 @@ def _mapping(raw: RawMessage) -> Mapping[str, Any]:
 
 def _parse(text: str | bytes) -> Any:
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return json.loads(text if isinstance(text, str) else text.decode(), parse_constant=_no_constant)
     except RecursionError:
         raise _malformed("nested too deep to be read") from None
     except (ValueError, UnicodeError) as exc:

@@ -176,6 +176,6 @@ class Store:
 def _message(text: str) -> JSONValue:
     try:
         message: JSONValue = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return message
