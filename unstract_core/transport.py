@@ -48,12 +48,16 @@ class Capabilities:
     """`Message.delay` and `Settlement.delay` are honoured."""
     priority: bool = False
     """Higher priority first, then first in, first out."""
+    order_across_queues: bool = False
+    """That order holds across all queues of a subscription, and not only in each of them."""
     replies: bool = False
     """`Settlement.reply` reaches `reply(key)`."""
     status: bool = False
     """Replies stay readable until their ttl, from any process: they serve as the status of a dispatch."""
     fencing: bool = False
     """A settlement or renewal of a lost lease changes nothing and answers False."""
+    counts_crashes: bool = False
+    """A delivery that its holder never settled counts as an attempt."""
     dead_letters: bool = False
     """Buried messages are kept: the transport has `dead`, a `DeadLetters`."""
     inspection: bool = False

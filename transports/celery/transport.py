@@ -96,12 +96,17 @@ class CeleryTransport:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What this transport claims. Priorities need queues that keep ten of them (`x-max-priority`)."""
-        ranks = self._settings.queue_arguments.get("x-max-priority")
+        """What this transport claims.
+
+        Priorities need queues that keep ten of them (`x-max-priority`); only quorum queues count what nobody settled.
+        """
+        arguments = self._settings.queue_arguments
+        ranks = arguments.get("x-max-priority")
         return Capabilities(
             delay=True,
             priority=isinstance(ranks, int) and ranks >= HIGHEST_PRIORITY and self._speaks_amqp,
             replies=True,
+            counts_crashes=arguments.get("x-queue-type") == "quorum" and self._speaks_amqp,
             dead_letters=True,
         )
 

@@ -34,9 +34,11 @@ class MemoryTransport:
         atomic_settle=True,
         delay=True,
         priority=True,
+        order_across_queues=True,
         replies=True,
         status=True,
         fencing=True,
+        counts_crashes=True,
         dead_letters=True,
         inspection=True,
     )

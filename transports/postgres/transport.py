@@ -63,9 +63,11 @@ class PostgresTransport:
         transactional_send=True,
         delay=True,
         priority=True,
+        order_across_queues=True,
         replies=True,
         status=True,
         fencing=True,
+        counts_crashes=True,
         dead_letters=True,
         inspection=True,
     )
