@@ -1,0 +1,310 @@
+"""The JSON Schema of the wire: what the types generate and writers write, and but for two lists what readers read."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import jsonschema
+import pytest
+import strategies as some
+from core.wire_schema import (
+    KEYS,
+    ODD_VALUES,
+    TOLERATED,
+    UNSAID,
+    Tolerated,
+    Unsaid,
+    Wire,
+    continuation,
+    fairness,
+    mutated,
+    parts,
+    wire_of,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tools import check_schema
+from tools.check_lock import ROOT
+from unstract_core import (
+    ConfigurationError,
+    FairnessKey,
+    MalformedPayload,
+    PayloadError,
+    TaskPayload,
+    from_wire,
+    to_wire,
+)
+from unstract_core.domain import JSONValue
+from unstract_core.schema import committed_schema, generator, task_payload_schema
+
+SCHEMA = committed_schema()
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+
+
+def valid(wire: Any) -> bool:
+    return bool(VALIDATOR.is_valid(wire))
+
+
+def read(wire: Any) -> TaskPayload | None:
+    """The payload that a reader makes of a message; None where it is malformed."""
+    try:
+        return from_wire(wire)
+    except MalformedPayload:
+        return None
+
+
+def mended(wire: Wire, entries: tuple[Tolerated, ...] = TOLERATED) -> Wire:
+    mended = copy.deepcopy(wire)
+    for entry in entries:
+        entry.mend(mended)
+    return mended
+
+
+def test_the_schema_is_valid_under_its_own_dialect() -> None:
+    """JSON Schema 2020-12, as another implementation sees it."""
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert SCHEMA["$schema"] == jsonschema.Draft202012Validator.META_SCHEMA["$id"]
+
+
+def test_the_committed_schema_is_what_the_types_generate() -> None:
+    """To the byte."""
+    assert task_payload_schema() == SCHEMA
+    assert check_schema.PATH.read_text(encoding="utf-8") == check_schema.written()
+
+
+@pytest.mark.parametrize(("part", "other"), [("255", "256"), ("\n", ""), ("    ", "  ")])
+def test_a_file_that_differs_fails_the_check_and_write_mends_it(
+    part: str, other: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The check names the remedy, and `--write` is it."""
+    path = tmp_path / "task_payload.v1.json"
+    path.write_text(check_schema.written().replace(part, other))
+    assert check_schema.main([], path) == 1
+    assert "make schema" in capsys.readouterr().out
+    assert check_schema.main(["--write"], path) == check_schema.main([], path) == 0
+
+
+def test_a_missing_file_and_unknown_options_fail_the_check(tmp_path: Path) -> None:
+    """A file that is gone is a difference; what is not understood is no green check."""
+    assert check_schema.main([], tmp_path / "absent.json") == 1
+    assert check_schema.main(["--wirte"]) == 2
+
+
+def test_the_properties_are_the_fields_of_the_types() -> None:
+    """In the order of the wire; required is what a bare payload has."""
+    bare = to_wire(TaskPayload(task_name="t", queue="q"))
+    assert list(SCHEMA["properties"]) == [field.name for field in attrs.fields(TaskPayload)]
+    assert SCHEMA["required"] == list(bare) == ["task_name", "args", "kwargs", "queue", "fairness"]
+    assert SCHEMA["$defs"]["ContinuationSpec"]["required"] == ["task_name", "kwargs", "queue"]
+    assert SCHEMA["$defs"]["FairnessKey"]["required"] == [field.name for field in attrs.fields(FairnessKey)]
+
+
+def _schema_with(hint: Any, default: Any) -> dict[str, Any]:
+    """Generate the schema of a class that has one field more than it had."""
+    kind = attrs.make_class(
+        "Grown", {"task_name": attrs.field(type=str), "new": attrs.field(default=default, type=hint)}
+    )
+    return generator.schema_of(kind, lambda grown: {k: v for k, v in attrs.asdict(grown).items() if v is not None})
+
+
+@attrs.frozen
+class Part:
+    """A part of its own."""
+
+    code: Literal["a", "b"] = "a"
+
+
+OPTIONAL_PART: Any = Part | None
+
+
+@pytest.mark.parametrize(
+    ("hint", "default", "expected"),
+    [
+        (str | None, None, {"type": "string"}),
+        (int | None, None, {"type": "integer"}),
+        (Literal["a", "b"], "a", {"enum": ["a", "b"]}),
+        (dict[str, generator._Value], attrs.Factory(dict), {"type": "object"}),
+        (OPTIONAL_PART, None, {"$ref": "#/$defs/Part"}),
+    ],
+    ids=["a string", "an integer", "a choice", "a mapping", "a part"],
+)
+def test_a_new_field_is_in_the_schema_by_itself(hint: Any, default: Any, expected: dict[str, Any]) -> None:
+    """Also one whose values the writer does not look at yet: then the schema promises nothing of them."""
+    grown = _schema_with(hint, default)
+    assert grown["properties"]["new"] == expected
+    assert ("new" in grown["required"]) == (default is not None)
+
+
+@pytest.mark.parametrize("hint", [float, bytes, list[str], str | int, Any, JSONValue], ids=repr)
+def test_a_field_of_an_unknown_kind_is_refused(hint: Any) -> None:
+    """Nothing is guessed: the error names the field and what to teach."""
+    with pytest.raises(ConfigurationError, match=r"Grown\.new: no schema is known for"):
+        _schema_with(hint, None)
+
+
+def test_a_class_that_is_written_in_two_ways_is_refused() -> None:
+    """One definition cannot stand for both."""
+    kind = attrs.make_class("Twice", {name: attrs.field(type=OPTIONAL_PART, default=None) for name in ("one", "two")})
+
+    def write(twice: Any) -> dict[str, Any]:
+        wire = {key: part for key, part in attrs.asdict(twice).items() if part is not None}
+        wire.get("two", {}).clear()
+        return wire
+
+    with pytest.raises(ConfigurationError, match=r"Twice\.two: another Part"):
+        generator.schema_of(kind, write)
+
+
+def test_the_pattern_of_texts_refuses_nul_and_surrogates_and_nothing_else() -> None:
+    """Every code point there is."""
+    search = re.compile(generator.TEXT).search
+    refused = {code for code in range(0x110000) if search(f"a{chr(code)}\n") is None}
+    assert refused == {0, *range(0xD800, 0xE000)}
+    assert search("")
+
+
+@given(some.payloads())
+def test_everything_that_is_written_is_valid(payload: TaskPayload) -> None:
+    """Of every shape and value."""
+    VALIDATOR.validate(to_wire(payload))
+    VALIDATOR.validate(json.loads(json.dumps(to_wire(payload))))
+
+
+@given(some.convertibles)
+def test_every_value_that_is_made_to_fit_is_valid(value: Any) -> None:
+    """Whatever the named rules convert."""
+    VALIDATOR.validate(to_wire(TaskPayload(task_name="t", args=[value], kwargs={"x": value}, queue="q")))
+
+
+odd_texts = st.text(some.UNFIT_CHARACTERS + "\n\x01aé\U0010ffff", max_size=3)
+any_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | odd_texts,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(odd_texts | st.sampled_from(["__type__", "__value__"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(any_json)
+def test_a_value_of_json_is_valid_exactly_where_a_writer_takes_it(value: Any) -> None:
+    """But for depth and size, which are UNSAID."""
+    for wire in (
+        wire_of(args=[value]),
+        wire_of(kwargs={"x": value}),
+        wire_of(on_error=continuation(kwargs={"x": value})),
+    ):
+        written = some.attempt(to_wire, from_wire(wire))
+        assert valid(wire) == (not isinstance(written, PayloadError))
+
+
+def is_float_for_integer(wire: Wire) -> bool:
+    key = wire.get("fairness")
+    return isinstance(key, dict) and type(key.get("pipeline_priority")) is float
+
+
+@given(mutated())
+def test_what_is_invalid_is_refused_unless_it_is_tolerated(wire: Wire) -> None:
+    """A reader reads a message if, and only if, it is valid once everything in TOLERATED is mended; but for 7.0."""
+    assert (read(wire) is not None) == (valid(mended(wire)) and not is_float_for_integer(wire))
+
+
+@pytest.mark.parametrize("key", [None, "fairness", "on_success", "on_error"])
+@pytest.mark.parametrize("value", ODD_VALUES, ids=range(len(ODD_VALUES)))
+def test_any_one_fault_is_refused_unless_it_is_tolerated(key: str | None, value: Any) -> None:
+    """The same, for every odd value at every place of a whole message, and for every key that is dropped."""
+    whole = wire_of(fairness=fairness(), on_success=continuation(), on_error=continuation(), task_id="i")
+    for place in KEYS:
+        wire = copy.deepcopy(whole)
+        target = wire if key is None else wire[key]
+        target[place] = value
+        assert (read(wire) is not None) == (valid(mended(wire)) and not is_float_for_integer(wire)), wire
+        del target[place]
+        assert (read(wire) is not None) == valid(mended(wire)), wire
+
+
+@given(mutated())
+def test_what_is_valid_is_read_and_can_be_written_again(wire: Wire) -> None:
+    """The same keys and values, those that are not known left out; but for what UNSAID lists."""
+    unsaid = is_float_for_integer(wire) or any(len(name.encode(errors="replace")) > 255 for name in names_in(wire))
+    if valid(wire) and not unsaid:
+        payload = read(wire)
+        assert payload is not None
+        assert to_wire(payload) == known_part(wire)
+
+
+def names_in(wire: Wire) -> list[str]:
+    names = (part.get(key) for part in parts(wire) for key in ("task_name", "queue", "reply_key", "task_id"))
+    return [name for name in names if isinstance(name, str)]
+
+
+def known_part(wire: Wire) -> Wire:
+    known = {key: value for key, value in wire.items() if key in SCHEMA["properties"]}
+    for key, kind in (
+        ("fairness", "FairnessKey"),
+        ("on_success", "ContinuationSpec"),
+        ("on_error", "ContinuationSpec"),
+    ):
+        if isinstance(known.get(key), dict):
+            names = SCHEMA["$defs"][kind]["properties"]
+            known[key] = {name: value for name, value in known[key].items() if name in names}
+    return known
+
+
+@pytest.mark.parametrize("entry", TOLERATED, ids=lambda entry: entry.what)
+def test_what_is_tolerated_is_invalid_and_is_read_and_no_other_entry_says_so(entry: Tolerated) -> None:
+    """Each entry has examples; each is no writer's, is read, and is mended by this entry alone."""
+    others = tuple(other for other in TOLERATED if other is not entry)
+    assert entry.examples
+    for wire in entry.examples:
+        assert not valid(wire)
+        assert read(wire) is not None
+        assert valid(mended(wire, (entry,)))
+        assert not valid(mended(wire, others))
+
+
+@given(some.payloads())
+def test_a_mend_changes_only_what_no_writer_writes(payload: TaskPayload) -> None:
+    """But for the values, which are emptied whole: what is valid stays valid, with the same keys."""
+    wire = to_wire(payload)
+    again = mended(wire)
+    assert valid(again)
+    assert again.keys() == wire.keys()
+
+
+@pytest.mark.parametrize("entry", [entry for entry in UNSAID if entry.examples], ids=lambda entry: entry.what)
+def test_what_the_schema_cannot_say_is_refused_by_the_side_that_the_list_names(entry: Unsaid) -> None:
+    """Valid, and yet refused."""
+    for wire in entry.examples:
+        assert valid(wire)
+        payload = read(wire)
+        assert (payload is None) == (entry.refused_by == "readers")
+        if payload is not None:
+            with pytest.raises(PayloadError):
+                to_wire(payload)
+
+
+def test_the_size_of_a_value_is_not_in_the_schema() -> None:
+    """It is valid, and a writer refuses it."""
+    wire = wire_of(args=["x" * 2000])
+    with some.size_limit(1000), pytest.raises(PayloadError, match="larger than"):
+        to_wire(from_wire(wire))
+    assert valid(wire)
+
+
+def test_the_document_lists_what_is_tolerated_and_what_is_unsaid() -> None:
+    """Those entries, in this order and these words."""
+    section = (
+        (ROOT / "docs" / "wire.md").read_text(encoding="utf-8").partition("\n## The schema\n")[2].partition("\n## ")[0]
+    )
+    rows = re.findall(r"^\| (?!tolerated|---)(.+?) \| (.+?) \|$", section, re.MULTILINE)
+    assert rows == [(entry.what, entry.reason) for entry in TOLERATED]
+    listed = re.findall(r"^- (.+?) \((\w+) refuse it\)$", section, re.MULTILINE)
+    assert listed == [(entry.what, entry.refused_by) for entry in UNSAID]

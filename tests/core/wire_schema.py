@@ -1,0 +1,214 @@
+"""What stands between the schema of the wire and those who use it, each as a closed list with examples.
+
+The schema says what a writer writes. A reader takes more: `TOLERATED` is how much more, each entry with a mend that
+turns what is tolerated into what a writer would have written. JSON Schema cannot say all: `UNSAID` is what it leaves
+out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import attrs
+import strategies as some
+from hypothesis import strategies as st
+
+from unstract_core import to_wire
+from unstract_core.schema import committed_schema
+
+Wire: TypeAlias = dict[str, Any]
+
+CONTINUATIONS = ("on_success", "on_error")
+OPTIONAL = ("reply_key", *CONTINUATIONS, "task_id")
+
+
+@attrs.frozen
+class Tolerated:
+    """Something that no writer writes and every reader reads."""
+
+    what: str
+    reason: str
+    mend: Callable[[Wire], None]
+    examples: tuple[Wire, ...]
+
+
+@attrs.frozen
+class Unsaid:
+    """Something that the schema allows although the wire does not, and who refuses it."""
+
+    what: str
+    refused_by: str
+    examples: tuple[Wire, ...]
+
+
+def wire_of(**keys: Any) -> Wire:
+    return {"task_name": "t", "args": [], "kwargs": {}, "queue": "q", "fairness": None, **keys}
+
+
+def continuation(**keys: Any) -> Wire:
+    return {"task_name": "c", "kwargs": {}, "queue": "q", **keys}
+
+
+def fairness(**keys: Any) -> Wire:
+    return {"org_id": "o", "workload_type": "api", "pipeline_priority": 5, **keys}
+
+
+def without(wire: Wire, *keys: str) -> Wire:
+    return {key: value for key, value in wire.items() if key not in keys}
+
+
+def parts(wire: Wire) -> list[Wire]:
+    """The message, and the continuations in it."""
+    return [wire, *(wire[key] for key in CONTINUATIONS if isinstance(wire.get(key), dict))]
+
+
+def _supply(wire: Wire) -> None:
+    supplied: Wire = {"args": [], "kwargs": {}, "fairness": None}
+    for key, value in supplied.items():
+        wire.setdefault(key, value)
+
+
+def _supply_kwargs(wire: Wire) -> None:
+    for part in parts(wire)[1:]:
+        part.setdefault("kwargs", {})
+
+
+def _supply_fairness(wire: Wire) -> None:
+    if isinstance(wire.get("fairness"), dict):
+        wire["fairness"] = {"org_id": None, "workload_type": "non_api", "pipeline_priority": 5, **wire["fairness"]}
+
+
+def _drop_nulls(wire: Wire) -> None:
+    for key in OPTIONAL:
+        if key in wire and wire[key] is None:
+            del wire[key]
+
+
+def _empty_values(wire: Wire) -> None:
+    if isinstance(wire.get("args"), list):
+        wire["args"] = []
+    for part in parts(wire):
+        if isinstance(part.get("kwargs"), dict):
+            part["kwargs"] = {}
+
+
+def _shorten_names(wire: Wire) -> None:
+    for part in parts(wire):
+        for key in ("task_name", "queue", "reply_key", "task_id"):
+            if isinstance(name := part.get(key), str) and (part is wire or key in ("task_name", "queue")):
+                part[key] = name[:255]
+
+
+def _clean_names(wire: Wire) -> None:
+    for part in [*parts(wire), *([wire["fairness"]] if isinstance(wire.get("fairness"), dict) else [])]:
+        for key in ("task_name", "queue", "reply_key", "task_id", "org_id"):
+            if isinstance(name := part.get(key), str):
+                part[key] = "".join("x" if char in some.UNFIT_CHARACTERS else char for char in name)
+
+
+TOLERATED = (
+    Tolerated(
+        "`args`, `kwargs` or `fairness` absent",
+        "rows of earlier writers; they are empty, empty and null",
+        _supply,
+        tuple(without(wire_of(), key) for key in ("args", "kwargs", "fairness")),
+    ),
+    Tolerated(
+        "a continuation without `kwargs`",
+        "the same",
+        _supply_kwargs,
+        tuple(wire_of(**{key: without(continuation(), "kwargs")}) for key in CONTINUATIONS),
+    ),
+    Tolerated(
+        "a fairness object without some of its keys",
+        "the same; each has its default",
+        _supply_fairness,
+        tuple(wire_of(fairness=without(fairness(), key)) for key in fairness()),
+    ),
+    Tolerated(
+        "`reply_key`, `on_success`, `on_error` or `task_id` null",
+        "the same; null counts as absent",
+        _drop_nulls,
+        tuple(wire_of(**{key: None}) for key in OPTIONAL),
+    ),
+    Tolerated(
+        "a value outside the domain in `args` or `kwargs`",
+        "it is the task's to judge; to walk through every value would make each delivery slower",
+        _empty_values,
+        (
+            wire_of(args=[2**63]),
+            wire_of(args=[-(2**63) - 1]),
+            wire_of(args=[1e300]),
+            wire_of(args=[{"x": ["\0"]}]),
+            wire_of(kwargs={"\0": 1}),
+            wire_of(kwargs={"__type__": 1, "__value__": 2}),
+            wire_of(on_success=continuation(kwargs={"x": "\ud800"})),
+            wire_of(on_error=continuation(kwargs={"x": {"__type__": 1, "__value__": 2}})),
+        ),
+    ),
+    Tolerated(
+        "a name of more than 255 bytes",
+        "what has arrived has been carried",
+        _shorten_names,
+        (
+            *(wire_of(**{key: "x" * 256}) for key in ("task_name", "queue", "reply_key", "task_id")),
+            *(wire_of(on_error=continuation(**{key: "x" * 256})) for key in ("task_name", "queue")),
+        ),
+    ),
+    Tolerated(
+        "NUL or a lone surrogate in a name or in `org_id`",
+        "the same",
+        _clean_names,
+        (
+            *(wire_of(**{key: "a\0"}) for key in ("task_name", "queue", "reply_key", "task_id")),
+            *(wire_of(on_success=continuation(**{key: "\udfff"})) for key in ("task_name", "queue")),
+            wire_of(fairness=fairness(org_id="\ud800")),
+        ),
+    ),
+)
+
+UNSAID = (
+    Unsaid(
+        "names have at most 255 **bytes** of UTF-8; the schema counts characters",
+        "writers",
+        (wire_of(queue="é" * 128), wire_of(on_error=continuation(task_name="😀" * 64))),
+    ),
+    Unsaid(
+        "at most 64 arrays and objects stand inside each other",
+        "writers",
+        (wire_of(args=[some.nest(65)]), wire_of(kwargs={"x": some.nest(65, kind=dict)})),
+    ),
+    Unsaid("a value has at most 64 MiB", "writers", ()),
+    Unsaid(
+        "`pipeline_priority` is written `7`, not `7.0`; to JSON Schema both are the same integer",
+        "readers",
+        (wire_of(fairness=fairness(pipeline_priority=7.0)),),
+    ),
+)
+
+ODD_VALUES: list[Any] = [
+    None, True, False, 0, 1, 7, 7.0, 7.5, -1, 10, 11, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 1e15, 1e16, 1e18, 1e19,
+    -1e300, "", "x", "é", "api", "API", "7", "a\0", "\ud800", "\udfff", "x\n", "x" * 255, "x" * 256, "é" * 255,
+    [], [None], [[]], ["\0"], [2**63], [{"__type__": 1, "__value__": 2}], {}, {"\0": 1}, {"x": "\ud800"},
+    {"__type__": 1, "__value__": 2}, {"__type__": 1, "__value__": 2, "x": 3}, {"__type__": 1},
+    continuation(), continuation(kwargs=None), continuation(x=1),
+    fairness(), fairness(org_id=None), fairness(x=1), wire_of(),
+]  # fmt: skip
+KEYS = list(dict.fromkeys([*committed_schema()["properties"], *continuation(), *fairness(), "x-new", "\0"]))
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> Wire:
+    """A message that was written, in which up to three things were dropped, replaced or added."""
+    wire = copy.deepcopy(to_wire(draw(some.payloads())))
+    for _ in range(draw(st.integers(0, 3))):
+        inner = [wire["fairness"]] if isinstance(wire.get("fairness"), dict) else []
+        target = draw(st.sampled_from([wire, *parts(wire)[1:], *inner]))
+        key = draw(st.sampled_from([*target, *KEYS]))
+        if draw(st.booleans()):
+            target.pop(key, None)
+        else:
+            target[key] = copy.deepcopy(draw(st.sampled_from(ODD_VALUES)))
+    return wire

@@ -1,0 +1,181 @@
+"""A schema as a document: whether it is one, where its references lead, and whether two parts say the same.
+
+Only what the comparison reads is checked, and that completely, so that it never meets a keyword of the wrong shape or
+a reference that leads nowhere. References stay inside the document; one that leaves it is refused, since what it
+leads to could change unseen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+from unstract_core.domain import json_path
+from unstract_core.errors import ConfigurationError
+
+Part: TypeAlias = "dict[str, Any] | bool"
+"""A schema inside a schema; `true` allows everything, `false` nothing."""
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
+ONE_SCHEMA = ("additionalProperties", "items", "propertyNames", "not")
+SCHEMAS_BY_NAME = ("properties", "$defs")
+LISTS_OF_SCHEMAS = ("anyOf", "oneOf", "allOf")
+LIMITS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+TEXTS = ("$id", "title", "description", "$comment", "pattern")
+COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+
+
+def checked(document: Any) -> dict[str, Any]:
+    """Return what is a schema of JSON Schema 2020-12; raises ConfigurationError with the place of what is not."""
+    if not isinstance(document, dict):
+        raise ConfigurationError("$: expected a schema, which is a JSON object")
+    if document.get("$schema") != DIALECT:
+        raise ConfigurationError(f"$: expected a schema that says $schema: {DIALECT}")
+    _check(document, document, [])
+    return document
+
+
+def _check(part: Any, document: dict[str, Any], keys: list[str | int]) -> None:
+    if isinstance(part, bool):
+        return
+    _demand(isinstance(part, dict), keys, "a schema, which is an object, true or false")
+    for keyword, value in part.items():
+        here = [*keys, keyword]
+        if keyword in _SHAPES:
+            fits, expected = _SHAPES[keyword]
+            _demand(fits(value), here, expected)
+        if keyword == "$ref":
+            _demand(
+                _leads_to_a_schema(value, document), here, "a reference to a schema of this document (#/$defs/name)"
+            )
+        elif keyword == "$id":
+            _demand(not keys, here, "no identity but that of the whole document")
+        for inner, keys_of_inner in _inner(keyword, value):
+            _check(inner, document, [*here, *keys_of_inner])
+
+
+def _inner(keyword: str, value: Any) -> Iterator[tuple[Any, list[str | int]]]:
+    if keyword in ONE_SCHEMA:
+        yield value, []
+    elif keyword in SCHEMAS_BY_NAME:
+        for name, part in value.items():
+            yield part, [name]
+    elif keyword in LISTS_OF_SCHEMAS:
+        for index, part in enumerate(value):
+            yield part, [index]
+
+
+def _demand(fits: bool, keys: list[str | int], expected: str) -> None:
+    if not fits:
+        raise ConfigurationError(f"{json_path('$', keys)}: expected {expected}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and (
+        isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_types(value: Any) -> bool:
+    return value in TYPES if isinstance(value, str) else _is_names(value) and bool(value) and set(value) <= set(TYPES)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+_SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "type": (_is_types, f"one or several of {', '.join(TYPES)}"),
+    "required": (_is_names, "an array of names"),
+    "enum": (_is_array, "an array"),
+    **dict.fromkeys(TEXTS, (_is_text, "a string")),
+    **dict.fromkeys(LIMITS, (_is_number, "a number")),
+    **dict.fromkeys(COUNTS, (_is_count, "an integer from 0 on")),
+    **dict.fromkeys(SCHEMAS_BY_NAME, (_is_object, "an object of schemas")),
+    **dict.fromkeys(LISTS_OF_SCHEMAS, (lambda value: _is_array(value) and bool(value), "an array of schemas")),
+}
+
+
+def _leads_to_a_schema(ref: Any, document: dict[str, Any]) -> bool:
+    met: set[str] = set()
+    while isinstance(ref, str) and ref not in met:
+        met.add(ref)
+        found = _target(ref, document)
+        if not isinstance(found, dict):
+            return isinstance(found, bool)
+        if "$ref" not in found:
+            return True
+        ref = found["$ref"]
+    return False
+
+
+def _target(ref: str, document: dict[str, Any]) -> Any:
+    """What `#/$defs/name` leads to; None where there is nothing, or where it leads elsewhere."""
+    place, _, name = ref.rpartition("/")
+    definitions = document.get("$defs")
+    if place != "#/$defs" or not isinstance(definitions, dict):
+        return None
+    return definitions.get(name.replace("~1", "/").replace("~0", "~"))
+
+
+def follow(ref: str, document: dict[str, Any]) -> Part:
+    """The schema that a reference of a checked document leads to."""
+    found: Part = _target(ref, document)
+    return found
+
+
+def text(part: Any) -> str:
+    """One spelling for equal JSON, which tells true from 1."""
+    return json.dumps(part, sort_keys=True)
+
+
+def in_any_order(part: Any) -> Any:
+    """The same schema with every list sorted whose order means nothing."""
+    if isinstance(part, list):
+        return [in_any_order(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    unordered = ("required", "type", "enum", *LISTS_OF_SCHEMAS)
+    return {
+        key: sorted(map(in_any_order, value), key=text)
+        if key in unordered and isinstance(value, list)
+        else in_any_order(value)
+        for key, value in part.items()
+    }
+
+
+def reached(part: Any, document: dict[str, Any]) -> dict[str, str]:
+    """Every definition that `part` leads to, in any number of steps, by its reference."""
+    found: dict[str, str] = {}
+    waiting = [part]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            ref = item.get("$ref")
+            if isinstance(ref, str) and ref not in found and (target := _target(ref, document)) is not None:
+                found[ref] = text(target)
+                waiting.append(target)
+            waiting += [value for key, value in item.items() if key != "$defs"]
+        elif isinstance(item, list):
+            waiting += item
+    return found

@@ -1,0 +1,212 @@
+"""The JSON Schema of a task, generated from the types of payload.py and from the writer itself.
+
+Which keys there are, and of what kind, is read from the attrs classes. What types do not say is asked of the writer,
+by letting it write samples: which keys a bare payload has, how long a string may be, how far an integer goes, which
+keys are refused beside each other. So there is no second list of fields or limits that could fall behind.
+
+The schema says what a writer writes. What JSON Schema cannot say stands in it as `$comment`.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from typing import Any, TypeAlias
+
+import attrs
+
+from unstract_core.codec import MAX_NAME_BYTES, to_wire
+from unstract_core.domain import ENVELOPE, FLOAT_LIMIT, INT_MAX, INT_MIN, MAX_DEPTH, MAX_SIZE
+from unstract_core.errors import ConfigurationError, PayloadError
+from unstract_core.payload import HIGHEST_PRIORITY, LOWEST_PRIORITY, TaskPayload
+from unstract_core.schema.document import DIALECT
+
+Schema: TypeAlias = dict[str, Any]
+Write: TypeAlias = Callable[[Any], Mapping[str, Any]]
+Accepts: TypeAlias = Callable[[object], bool]
+
+TEXT = "^[\x01-\ud7ff\ue000-\U0010ffff]*$"
+"""What is left without NUL and surrogates, as plain characters: escapes for them differ between regex dialects."""
+
+_ONLY_INTEGERS = "a schema takes 7.0 for an integer; writers write none such, and readers refuse it"
+
+
+class _Value:
+    """Stands for JSONValue, which is recursive, while hints are resolved."""
+
+
+_MEMBERS = {list[_Value]: ("array", ["\0"]), dict[str, _Value]: ("object", {"\0": None})}
+
+
+def task_payload_schema() -> Schema:
+    """Generate the schema of a message; raises ConfigurationError for a field of a kind that is not known."""
+    return {
+        "$schema": DIALECT,
+        "$id": "urn:unstract-wire:task_payload:v1",
+        "title": "A task as unstract-wire writes it",
+        **schema_of(TaskPayload, to_wire),
+    }
+
+
+def schema_of(kind: type[Any], write: Write) -> Schema:
+    """Generate the schema of what `write` makes of the attrs class `kind`, with all definitions that it needs."""
+    definitions: dict[str, Schema] = {}
+    schema = _object(kind, write, definitions)
+    return {**schema, "$defs": {**definitions, **_domain()}}
+
+
+def _domain() -> dict[str, Schema]:
+    """The definitions that every message shares: names, and the values of domain.py."""
+    text, value = _ref("text"), _ref("value")
+    return {
+        "name": {
+            "$comment": f"at most {MAX_NAME_BYTES} bytes of UTF-8; a schema counts characters",
+            "type": "string",
+            "minLength": 1,
+            "maxLength": MAX_NAME_BYTES,
+            "pattern": TEXT,
+        },
+        "text": {"$comment": "no NUL, no lone surrogates", "type": "string", "pattern": TEXT},
+        "value": {
+            "$comment": f"at most {MAX_DEPTH} arrays and objects inside each other, args and kwargs themselves not "
+            f"counted; at most {MAX_SIZE} bytes in each args and kwargs; never -0.0",
+            "anyOf": [
+                {"type": "null"},
+                {"type": "boolean"},
+                {"type": "integer", "minimum": INT_MIN, "maximum": INT_MAX},
+                {"type": "number", "exclusiveMinimum": -int(FLOAT_LIMIT), "exclusiveMaximum": int(FLOAT_LIMIT)},
+                text,
+                _ref("array"),
+                _ref("object"),
+            ],
+        },
+        "array": {"type": "array", "items": value},
+        "object": {
+            "type": "object",
+            "propertyNames": text,
+            "additionalProperties": value,
+            "not": {"required": sorted(ENVELOPE), "maxProperties": len(ENVELOPE)},
+        },
+    }
+
+
+def _object(kind: type[Any], write: Write, definitions: dict[str, Schema]) -> Schema:
+    bare = _bare(kind)
+    written = write(bare)
+    properties: dict[str, Schema] = {}
+    for name, hint in _hints(kind).items():
+
+        def put(sample: Any, name: str = name) -> Any:
+            return write(attrs.evolve(bare, **{name: sample}))[name]
+
+        kept, nullable = _without_none(hint)
+        schema = _property(kept, put, f"{kind.__name__}.{name}", definitions)
+        properties[name] = {"anyOf": [schema, {"type": "null"}]} if nullable and name in written else schema
+    schema = {
+        "description": (kind.__doc__ or "").strip().partition("\n")[0],
+        "type": "object",
+        "properties": properties,
+        "required": [name for name in properties if name in written],
+        "additionalProperties": True,
+    }
+    apart = [{"not": {"required": list(pair)}} for pair in _never_together(kind, bare, write, written)]
+    return schema | ({"allOf": apart} if apart else {})
+
+
+def _property(hint: Any, put: Callable[[Any], Any], place: str, definitions: dict[str, Schema]) -> Schema:
+    def accepts(sample: object) -> bool:
+        try:
+            put(sample)
+        except PayloadError:
+            return False
+        return True
+
+    if isinstance(hint, type) and attrs.has(hint):
+        part = _object(hint, put, definitions)
+        if definitions.setdefault(hint.__name__, part) != part:
+            raise ConfigurationError(f"{place}: another {hint.__name__} than elsewhere; give it a class of its own")
+        return _ref(hint.__name__)
+    if typing.get_origin(hint) is typing.Literal:
+        return {"enum": list(typing.get_args(hint))}
+    if hint in _MEMBERS:
+        name, unfit = _MEMBERS[hint]
+        return {"type": name} if accepts(unfit) else _ref(name)
+    schema = _text(accepts) if hint is str else _integer(accepts) if hint is int else None
+    if schema is None:
+        raise _unknown(place, hint)
+    return schema
+
+
+def _text(accepts: Accepts) -> Schema | None:
+    longest = "x" * MAX_NAME_BYTES
+    match accepts(""), accepts(longest), accepts(f"{longest}x"), accepts("\0"):
+        case False, True, False, False:
+            return _ref("name")
+        case True, True, True, False:
+            return _ref("text")
+        case True, True, True, True:
+            return {"type": "string"}
+    return None
+
+
+def _integer(accepts: Accepts) -> Schema | None:
+    for low, high in ((LOWEST_PRIORITY, HIGHEST_PRIORITY), (INT_MIN, INT_MAX)):
+        if [accepts(number) for number in (low - 1, low, high, high + 1)] == [False, True, True, False]:
+            return {"$comment": _ONLY_INTEGERS, "type": "integer", "minimum": low, "maximum": high}
+    return {"type": "integer"} if accepts(INT_MIN - 1) and accepts(INT_MAX + 1) else None
+
+
+def _never_together(kind: type[Any], bare: Any, write: Write, written: Mapping[str, Any]) -> list[tuple[str, str]]:
+    optional = {name: _without_none(hint)[0] for name, hint in _hints(kind).items() if name not in written}
+    found = []
+    for pair in combinations(optional, 2):
+        try:
+            write(attrs.evolve(bare, **{name: _sample(optional[name], name) for name in pair}))
+        except PayloadError:
+            found.append(pair)
+    return found
+
+
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """The type of each field, in order."""
+    hints = typing.get_type_hints(kind, localns={"JSONValue": _Value})
+    return {field.name: hints[field.name] for field in attrs.fields(kind)}
+
+
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint, False
+    kept = [part for part in typing.get_args(hint) if part is not types.NoneType]
+    return (kept[0], True) if len(kept) == 1 else (hint, False)
+
+
+def _bare(kind: type[Any]) -> Any:
+    """An instance of `kind` in which nothing is set but what has to be."""
+    hints = _hints(kind)
+    needed = [field for field in attrs.fields(kind) if field.default is attrs.NOTHING]
+    samples = {
+        field.alias or field.name: _sample(hints[field.name], f"{kind.__name__}.{field.name}") for field in needed
+    }
+    return kind(**samples)
+
+
+def _sample(hint: Any, place: str) -> Any:
+    """A value that fits a field."""
+    if isinstance(hint, type) and attrs.has(hint):
+        return _bare(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return typing.get_args(hint)[0]
+    samples: dict[Any, Any] = {str: "x", int: LOWEST_PRIORITY, list[_Value]: [], dict[str, _Value]: {}}
+    if hint not in samples:
+        raise _unknown(place, hint)
+    return samples[hint]
+
+
+def _unknown(place: str, hint: Any) -> ConfigurationError:
+    return ConfigurationError(f"{place}: no schema is known for {hint}; teach {__name__} what the writer makes of it")
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/$defs/{name}"}
