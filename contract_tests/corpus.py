@@ -1,0 +1,109 @@
+"""The golden corpus: messages of every shape that a reader of the wire must go on reading, with what they read as.
+
+It is append-only: a file is never changed nor removed (tools/check_golden.py), so what was read once is read for ever.
+A file holds one message as it is stored, under "text" (or "base64", where that is no UTF-8), and one sentence about it.
+
+- Readable: "reads_as" is the message as it would be written again. Where a value outside the domain forbids that,
+  "refused_at" is the path of the refusal instead. "args" and "kwargs" are what the task gets, where that is not the
+  same, and can be said in JSON.
+- Unreadable: "problems" are the paths of what is wrong, in the order of the wire; "salvage" is what is found all the
+  same of who waits for it. The words of a problem are left out: they may become better.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Any, TypeAlias
+
+import attrs
+
+from unstract_core.codec import Salvage
+from unstract_core.payload import ContinuationSpec, FairnessKey
+
+FOLDERS = ("rows", "wire")
+
+
+@attrs.frozen(kw_only=True)
+class Readable:
+    """A message that is a task. `args` and `kwargs` are what the task gets; None where JSON cannot say it."""
+
+    name: str
+    about: str
+    raw: str | bytes
+    reads_as: dict[str, Any] | None = None
+    refused_at: str | None = None
+    args: list[Any] | None = None
+    kwargs: dict[str, Any] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Unreadable:
+    """A message that is no task."""
+
+    name: str
+    about: str
+    raw: str | bytes
+    problems: tuple[str, ...]
+    salvage: Salvage
+
+
+WireMessage: TypeAlias = Readable | Unreadable
+
+
+def wire_messages() -> Iterator[WireMessage]:
+    """Yield every message of the corpus in the wire's own JSON, by name: `wire/v1/plain`, `rows/single-pass`."""
+    golden = files("contract_tests").joinpath("golden")
+    for folder in FOLDERS:
+        for name, file in _found(golden.joinpath(folder), folder):
+            yield read(name, json.loads(file.read_text(encoding="utf-8")))
+
+
+def read(name: str, fields: Mapping[str, Any]) -> WireMessage:
+    """Read one file of the corpus. Raises TypeError for a key that it does not have, or lacks one that it must have."""
+    rest = dict(fields)
+    raw = base64.b64decode(rest.pop("base64")) if "base64" in rest else rest.pop("text")
+    if "problems" in rest:
+        problems, salvage = tuple(rest.pop("problems")), _salvage(**rest.pop("salvage"))
+        return Unreadable(name=name, raw=raw, problems=problems, salvage=salvage, **rest)
+    for key in ("args", "kwargs"):
+        if "reads_as" in rest:
+            rest.setdefault(key, rest["reads_as"][key])
+    return Readable(name=name, raw=raw, **rest)
+
+
+def equal(left: object, right: object) -> bool:
+    """Tell whether two values are one JSON value: numbers by value, in whatever notation; true is not 1."""
+    if isinstance(left, bool) or isinstance(right, bool):
+        return left is right
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(equal, left, right))
+    return left == right
+
+
+def _found(folder: Traversable, name: str) -> Iterator[tuple[str, Traversable]]:
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from _found(entry, f"{name}/{entry.name}")
+        elif entry.name.endswith(".json"):
+            yield f"{name}/{entry.name.removesuffix('.json')}", entry
+
+
+def _salvage(
+    *,
+    task_id: str | None,
+    reply_key: str | None,
+    on_error: Mapping[str, Any] | None,
+    fairness: Mapping[str, Any] | None,
+) -> Salvage:
+    return Salvage(
+        task_id=task_id,
+        reply_key=reply_key,
+        on_error=None if on_error is None else ContinuationSpec(**on_error),
+        fairness=None if fairness is None else FairnessKey(**fairness),
+    )

@@ -1,0 +1,251 @@
+"""The golden messages of real Celery clients: each is read as it was when it was captured, and run, for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import kombu
+import pytest
+import strategies as some
+from celery_wire.letters import kit_over
+from celery_wire.support import delete_queues
+from kombu.serialization import dumps
+
+from tools.golden import CORPUS, QUEUE, Golden, add, corpus, read, reading, received
+from transports.celery import CeleryTransport
+from transports.celery.envelope import read_message
+from transports.celery.protocol import Outgoing, task_message
+from unstract_core import (
+    Consumer,
+    Message,
+    Settlement,
+    TaskPayload,
+    TransportUnavailable,
+    Verdict,
+    current_delivery,
+    from_wire,
+    to_wire,
+)
+from unstract_core.codec import to_json
+
+FILES = corpus()
+VERSIONS = sorted({path.parent.name for path in FILES})
+CAPTURED = [version for version in VERSIONS if version[0].isdigit()]
+NEWEST = max(CAPTURED, key=lambda version: [int(part) for part in version.split(".")])
+RELEASES = ["5.3", "5.4", "5.5", "5.6", "5.7"]
+QUEUES = ("ide_callback", "counts", "alarms", "celery")
+"""Where the callbacks of the golden messages go."""
+ADDRESS = read(FILES[0]).properties["reply_to"]
+
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+
+
+def test_every_version_sent_every_shape() -> None:
+    """From Celery 5.3 to 5.7, the same messages."""
+    assert [version.rpartition(".")[0] for version in CAPTURED] == RELEASES
+    shapes = {version: {path.stem for path in FILES if path.parent.name == version} for version in CAPTURED}
+    assert shapes == dict.fromkeys(CAPTURED, shapes[NEWEST])
+    assert len(shapes[NEWEST]) >= 46
+
+
+@every_file
+def test_a_message_is_read_as_it_was_when_it_was_captured(path: Path) -> None:
+    """The payload or the problem, and the delivery's other facts, to the exact value."""
+    golden = read(path)
+    assert some.same(reading(golden), golden.expected)
+    assert golden.text() == path.read_text(encoding="utf-8")
+
+
+@every_file
+def test_what_is_read_is_written_and_read_again_as_the_same_value(path: Path) -> None:
+    """On our wire, and on Celery's as we write it: what has been read once is in normal form."""
+    wire = read(path).expected.get("payload")
+    if wire is None:
+        return
+    payload = from_wire(wire)
+    assert some.same(to_wire(payload), wire)
+    assert some.same(to_wire(from_wire(to_json(payload))), wire)
+    again = read_message(_arrived(_written(payload)), QUEUE, default_queue="celery").payload
+    assert again is not None
+    assert some.same(to_wire(again), wire)
+
+
+def _written(payload: TaskPayload) -> Outgoing:
+    return task_message(Message(payload, payload.queue), reply_to=ADDRESS if payload.reply_key else "")
+
+
+def _arrived(outgoing: Outgoing) -> kombu.Message:
+    content_type, content_encoding, body = dumps(outgoing.body, serializer="json")
+    properties = {**outgoing.properties, "content_type": content_type, "content_encoding": content_encoding}
+    return received(outgoing.headers, properties, body.encode())
+
+
+@attrs.frozen
+class Seen:
+    """What became of messages: the tasks that ran, by id, and what came to each queue."""
+
+    ran: dict[str, tuple[str, list[Any], dict[str, Any]]]
+    came: dict[str, list[kombu.Message]]
+
+
+def play(url: str, goldens: list[Golden], names: Mapping[str, str], *, fails: bool) -> Seen:
+    """Publish messages as they are to the queue that stands for QUEUE, let a Consumer work on it, and look around.
+
+    `names` says which queue stands for which; every one is emptied.
+    """
+    ran: dict[str, tuple[str, list[Any], dict[str, Any]]] = {}
+
+    def work(name: str, *args: Any, **kwargs: Any) -> str:
+        delivery = current_delivery()
+        assert delivery is not None
+        ran[delivery.id] = (name, list(args), kwargs)
+        payload = delivery.payload
+        if fails and payload is not None and (payload.on_success or payload.on_error or payload.reply_key):
+            raise ValueError("bad")
+        return "the result"
+
+    tasks = {name: functools.partial(work, name) for name in ("execute_extraction", "step")}
+    transport = CeleryTransport(url, default_queue=names["celery"])
+    with contextlib.closing(transport), kombu.Connection(url) as connection, connection.channel() as channel:
+        queues = {mine: kombu.Queue(name, kombu.Exchange(name), name)(channel) for mine, name in names.items()}
+        for queue in queues.values():
+            queue.declare()
+        for golden in goldens:
+            _publish(channel, golden, names)
+        Consumer(transport, tasks, [names[QUEUE]]).drain(timeout=15)
+        return Seen(
+            ran, {mine: list(iter(functools.partial(queue.get, no_ack=True), None)) for mine, queue in queues.items()}
+        )
+
+
+def _publish(channel: Any, golden: Golden, names: Mapping[str, str]) -> None:
+    body, properties = golden.body, dict(golden.properties)
+    for mine, name in names.items():
+        body = body.replace(f'"{mine}"'.encode(), f'"{name}"'.encode())
+    if "reply_to" in properties:
+        properties["reply_to"] = names[ADDRESS]
+    known = {name: properties.pop(name, None) for name in ("content_type", "content_encoding", "priority")}
+    message = channel.prepare_message(body, headers=golden.headers, properties=properties, **known)
+    channel.basic_publish(message, exchange="", routing_key=names[QUEUE])
+
+
+def check(goldens: list[Golden], seen: Seen, *, fails: bool) -> None:
+    """What was to be run has run, with its arguments; what follows went where it belongs; the others are buried."""
+    buried = [golden for golden in goldens if is_refused(golden)]
+    ran = {golden.expected["delivery"]["id"]: golden.expected["payload"] for golden in goldens if golden not in buried}
+    assert some.same(
+        {id: list(found) for id, found in seen.ran.items()},
+        {id: [one["task_name"], one["args"], one["kwargs"]] for id, one in ran.items()},
+    )
+    sent = {mine: sorted(map(_told, found)) for mine, found in seen.came.items() if mine in QUEUES}
+    expected: dict[str, list[str]] = {mine: [] for mine in QUEUES}
+    for golden in goldens:
+        for queue, *told in _follow_ups(golden, failed=fails or golden in buried):
+            expected[queue].append(json.dumps(told, sort_keys=True))
+    assert sent == {mine: sorted(told) for mine, told in expected.items()}
+    letters = {one.properties["correlation_id"]: one for one in seen.came[f"{QUEUE}.dead"]}
+    assert letters.keys() == {golden.properties["correlation_id"] for golden in buried}
+    for golden in buried:
+        letter = letters[golden.properties["correlation_id"]]
+        assert golden.expected.get("problem", "expired") in letter.headers["x-dead-reason"]
+    answered = {one.properties["correlation_id"]: json.loads(one.body)["status"] for one in seen.came[ADDRESS]}
+    awaited = [golden for golden in goldens if golden.headers.get("ignore_result") is not True]
+    for golden in awaited:
+        status = answered.pop(golden.properties["correlation_id"])
+        assert (status == "SUCCESS") == (golden not in buried and not fails)
+    assert answered.keys() == {id for golden in buried for id in _later(golden)}
+
+
+def is_refused(golden: Golden) -> bool:
+    """Whether it is buried unrun: it cannot be read or honoured, or has expired."""
+    expires = golden.expected["delivery"]["expires"]
+    return "problem" in golden.expected or (expires is not None and expires < "2021")
+
+
+def _told(message: kombu.Message) -> str:
+    args, kwargs, _ = json.loads(message.body)
+    if "callback_kwargs" in kwargs:
+        kwargs["callback_kwargs"].pop("error", None)
+    return json.dumps([message.headers["parent_id"], message.headers["task"], args, kwargs], sort_keys=True)
+
+
+def _follow_ups(golden: Golden, *, failed: bool) -> Iterator[tuple[Any, ...]]:
+    """What Celery's signatures in the message ask for: where to, and the parent's id, the task and its arguments."""
+    id = golden.expected["delivery"]["id"]
+    for link in _embed(golden).get("errbacks" if failed else "callbacks") or ():
+        first = [] if link["immutable"] else [id if failed else "the result"]
+        yield link["options"].get("queue", "celery"), id, link["task"], [*first, *link["args"]], link["kwargs"]
+
+
+def _embed(golden: Golden) -> Any:
+    """Return the part of a body that has links; of one that is not JSON, and hides none from us, none."""
+    try:
+        body = json.loads(golden.body)
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else body[2]
+
+
+def _later(golden: Golden) -> list[str]:
+    """Return the later tasks of a refused chain, whose senders are told too."""
+    return [link["options"]["task_id"] for link in _embed(golden).get("chain") or () if "task_id" in link["options"]]
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+@pytest.mark.parametrize("version", CAPTURED)
+def test_a_consumer_runs_what_that_version_sent(version: str, fails: bool) -> None:
+    """Headers, properties and body as they are, over kombu's broker in the process; the unreadable stop nobody."""
+    goldens = [read(path) for path in FILES if path.parent.name == version]
+    names = {name: name for name in (QUEUE, f"{QUEUE}.dead", ADDRESS, *QUEUES)}
+    check(goldens, play("memory://golden", goldens, names, fails=fails), fails=fails)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+def test_a_consumer_runs_what_the_newest_version_sent_over_rabbitmq(rabbitmq_url: str, fails: bool) -> None:
+    """As they are, but for the queues of their callbacks and answers, which on a shared broker are the test's own."""
+    goldens = [read(path) for path in FILES if path.parent.name == NEWEST]
+    queue = f"golden-{uuid.uuid4()}"
+    names = {name: f"{queue}-{name}" for name in (ADDRESS, *QUEUES)} | {QUEUE: queue, f"{QUEUE}.dead": f"{queue}.dead"}
+    try:
+        seen = play(rabbitmq_url, goldens, names, fails=fails)
+    finally:
+        delete_queues(rabbitmq_url, [name for name in names.values() if not name.endswith(".dead")])
+    check(goldens, seen, fails=fails)
+
+
+@pytest.mark.parametrize("shape", ["protocol-1", "plain"])
+def test_a_message_whose_connection_broke_is_taken_back_whatever_its_shape(rabbitmq_url: str, shape: str) -> None:
+    """Also one whose headers do not name it: it is buried once, and not delivered to anybody again."""
+    golden = read(CORPUS / NEWEST / f"{shape}.json")
+    with kit_over(rabbitmq_url) as kit, kit.open() as transport, kombu.Connection(rabbitmq_url) as connection:
+        queue, channel = kit.queue(), connection.default_channel
+        with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
+            _publish(channel, golden, {QUEUE: queue, ADDRESS: kit.queue()})
+            delivery = kit.take_one(subscription)
+            kit.expire(transport, queue)
+            settlement, settled = Settlement(delivery, Verdict.BURY, reason="because"), list[bool]()
+            while not settled:
+                with contextlib.suppress(TransportUnavailable):
+                    settled = list(subscription.settle([settlement]))
+            assert settled == [True]
+            assert subscription.receive(limit=1, wait=0.5) == []
+        letters = kombu.Queue(f"{queue}.dead")(channel)
+        assert letters.get(no_ack=True) is not None
+        assert letters.get(no_ack=True) is None
+
+
+def test_a_golden_message_is_only_ever_added(tmp_path: Path) -> None:
+    """The same content again is no change; any other is refused, and the file stays as it is."""
+    golden, path = read(FILES[0]), tmp_path / "new" / "one.json"
+    assert add(path, golden)
+    before = path.read_bytes()
+    assert add(path, golden)
+    assert not add(path, attrs.evolve(golden, headers={**golden.headers, "lang": "odd"}))
+    assert path.read_bytes() == before == FILES[0].read_bytes()

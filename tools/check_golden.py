@@ -1,0 +1,132 @@
+"""Check that the golden corpus is append-only: no file of it is changed, removed or unlisted; `--write` lists new ones.
+
+MANIFEST.sha256 has a line for every file under contract_tests/golden, as `sha256sum` writes it, and `sha256sum -c`
+reads it. A file and its line changed together would pass that, so every line that the manifest has had in any commit
+must still be there, word for word; where git or the history is not at hand, that is said, and not checked. `--write`
+only ever adds lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+GOLDEN = Path(__file__).resolve().parent.parent / "contract_tests" / "golden"
+MANIFEST = "MANIFEST.sha256"
+
+_LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
+
+
+class History(NamedTuple):
+    """Each line that the manifest has had in a commit, with the latest of those commits; what is missing, in `gap`."""
+
+    lines: Mapping[str, str]
+    gap: str = ""
+
+
+def digests(golden: Path) -> dict[str, str]:
+    """The digest of every file of the corpus, by name."""
+    files = sorted(path for path in golden.rglob("*") if path.is_file() and path != golden / MANIFEST)
+    return {path.relative_to(golden).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def listed(golden: Path) -> list[str]:
+    """The lines of the manifest, none where there is none."""
+    manifest = golden / MANIFEST
+    return manifest.read_text(encoding="utf-8").splitlines() if manifest.exists() else []
+
+
+def history(golden: Path) -> History:
+    """Ask git for the manifest as it was in every commit that this one comes from."""
+    try:
+        commits = _git(golden, "rev-list", "--full-history", "HEAD", "--", MANIFEST).split()
+        shallow = _git(golden, "rev-parse", "--is-shallow-repository").strip() == "true"
+    except (OSError, subprocess.CalledProcessError) as exc:
+        told = (getattr(exc, "stderr", None) or str(exc)).strip().partition("\n")[0]
+        return History({}, f"its history is not at hand ({told})")
+    lines: dict[str, str] = {}
+    for commit in commits:
+        try:
+            text = _git(golden, "show", f"{commit}:./{MANIFEST}")
+        except subprocess.CalledProcessError:  # the commit that removed it
+            continue
+        for line in text.splitlines():
+            lines.setdefault(line, commit[:12])
+    return History(lines, "its history is cut off: this is a shallow clone" if shallow else "")
+
+
+def breaches(golden: Path, past: History) -> Iterator[str]:
+    """Say what was changed or dropped of what is listed, or was listed in any commit, and what to do about it."""
+    lines, found = listed(golden), digests(golden)
+    for line in dict.fromkeys([*lines, *past.lines]):
+        commit = past.lines.get(line, "")
+        if (match := _LINE.fullmatch(line)) is None:
+            if line in lines:
+                yield f"{MANIFEST} has a line that is no digest and name: {line!r}; take it out"
+            continue
+        digest, name = match.groups()
+        what = "" if found.get(name) == digest else "has changed" if name in found else "is gone"
+        if what:
+            yield f"{name} {what}: {_remedy(name, commit, past)}"
+        elif line not in lines:
+            yield f"{name} has lost its line in {MANIFEST}, which commit {commit} had: put it back, `make golden` does"
+
+
+def problems(golden: Path, past: History) -> list[str]:
+    """Say everything that is wrong with the corpus and its manifest."""
+    lines = listed(golden)
+    names = [line.partition("  ")[2] for line in lines]
+    wrong = list(breaches(golden, past))
+    wrong += [
+        f"{name} is not listed in {MANIFEST}: `make golden` adds it" for name in digests(golden).keys() - {*names}
+    ]
+    if names != sorted(set(names)):
+        wrong.append(f"{MANIFEST} is not sorted by name, or has a name twice: `make golden` sorts it")
+    return sorted(wrong)
+
+
+def write(golden: Path, past: History) -> list[str]:
+    """Add a line for each file that has none, unless anything that was listed before is not as it was; return what."""
+    if refused := sorted(one for one in breaches(golden, past) if "has lost its line" not in one):
+        return refused
+    lines = sorted((name, digest) for name, digest in digests(golden).items())
+    (golden / MANIFEST).write_text("".join(f"{digest}  {name}\n" for name, digest in lines), encoding="utf-8")
+    return []
+
+
+def main(arguments: Sequence[str], golden: Path = GOLDEN) -> int:
+    if list(arguments) not in ([], ["--write"]):
+        print("usage: check_golden.py [--write]", file=sys.stderr)
+        return 2
+    past = history(golden)
+    wrong = write(golden, past) if arguments else problems(golden, past)
+    for one in wrong:
+        print(f"golden: {one}", file=sys.stderr)
+    if wrong:
+        print("golden: the corpus is append-only: what was readable once is readable for ever", file=sys.stderr)
+        return 1
+    print(f"golden: {len(listed(golden))} files as they were{'; ' + past.gap if past.gap else ''}")
+    return 0
+
+
+def _remedy(name: str, commit: str, past: History) -> str:
+    again = "a shape that is new is a file of its own"
+    if commit:
+        return f"put it back as commit {commit} had it (git show {commit}:./{name}); {again}"
+    if past.gap:
+        return f"put it back as it was; {again}"
+    return f"its line was never committed; take it out of {MANIFEST}, and `make golden` lists what is there"
+
+
+def _git(golden: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(golden), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
