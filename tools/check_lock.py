@@ -55,17 +55,27 @@ def installed_here() -> dict[str, Installed]:
 
 
 def stated(pyproject: Mapping[str, Any]) -> list[Need]:
-    """Every requirement that pyproject.toml states: to build, to run, in each extra, in each group."""
+    """Every requirement that pyproject.toml states: to build, to run, in each extra, in each group that dev has."""
     project = pyproject["project"]
+    groups = pyproject.get("dependency-groups", {})
     tables = {
         "build-system": pyproject["build-system"]["requires"],
         "dependencies": project.get("dependencies", []),
         **{f"extra {name}": texts for name, texts in project.get("optional-dependencies", {}).items()},
-        **{f"group {name}": texts for name, texts in pyproject.get("dependency-groups", {}).items()},
+        **{f"group {name}": groups[name] for name in included(groups, "dev")},
     }
     own = canonicalize_name(project["name"])
     needs = [Need(Requirement(text), of) for of, texts in tables.items() for text in texts if isinstance(text, str)]
     return [need for need in needs if need.name != own]
+
+
+def included(groups: Mapping[str, Any], name: str) -> list[str]:
+    """A group, and those that it includes in turn, in the order of the table; nothing else is installed by make."""
+    found, waiting = set[str](), [name] if name in groups else []
+    while waiting:
+        found.add(one := waiting.pop())
+        waiting += [text["include-group"] for text in groups[one] if isinstance(text, dict)]
+    return [one for one in groups if one in found]
 
 
 def closure(needs: Iterable[Need], installed: Mapping[str, Installed], pythons: Iterable[str]) -> list[Need]:

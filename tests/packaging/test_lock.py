@@ -94,7 +94,10 @@ def test_a_second_pin_of_the_same_name_is_found() -> None:
 
 
 def test_every_table_of_pyproject_states_requirements() -> None:
-    """Build backend, dependencies, extras and groups are read; the project's own extras and included groups are not."""
+    """Build backend, dependencies, extras and the groups of dev are read; the project's own extras are not.
+
+    Neither is a group that dev does not include: it is installed where it is used, and is in no lock.
+    """
     pyproject = {
         "build-system": {"requires": ["backend"]},
         "project": {
@@ -102,7 +105,7 @@ def test_every_table_of_pyproject_states_requirements() -> None:
             "dependencies": ["core>=1"],
             "optional-dependencies": {"x": ["driver[fast]"], "all": ["own-name[x]"]},
         },
-        "dependency-groups": {"test": ["runner"], "dev": [{"include-group": "test"}]},
+        "dependency-groups": {"test": ["runner"], "dev": [{"include-group": "test"}], "fuzz": ["fuzzer"]},
     }
     found = {(str(need.requirement), need.of) for need in stated(pyproject)}
     assert found == {
