@@ -1,0 +1,57 @@
+"""Messages as rows: written for the table, and read from it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from unstract_core import Delivery, MalformedPayload, Message, from_wire
+from unstract_core.domain import JSONValue
+from unstract_core.transport import write_message
+
+from wire_sqlite.statements import statement
+
+Row = dict[str, Any]
+
+
+def written(message: Message) -> Row:
+    """Return a message as the parameters of `send`. Raises PayloadError for whatever the wire refuses."""
+    return {
+        "body": json.dumps(write_message(message), ensure_ascii=False),
+        "queue": message.queue,
+        "org_id": message.org_id,
+        "priority": message.priority,
+        "delay": float(message.delay),
+    }
+
+
+def insert(cursor: sqlite3.Cursor, rows: Iterable[Row]) -> list[str]:
+    """Insert rows in the transaction that is open, and return their ids."""
+    now, ids = time.time(), []
+    for row in rows:
+        cursor.execute(statement("send"), row | {"now": now})
+        ids.append(str(cursor.lastrowid))
+    return ids
+
+
+def delivered(row: Sequence[Any]) -> Delivery:
+    """Return a claimed row as a delivery; one that cannot be read has a problem instead of a payload."""
+    id, queue, attempt, body, org_id, priority = row
+    payload, problem = None, None
+    try:
+        payload = from_wire(body)
+    except MalformedPayload as exc:
+        problem = str(exc)
+    return Delivery(str(id), queue, attempt, payload, body, problem, org_id, priority)
+
+
+def parsed(text: str) -> JSONValue:
+    """Parse what was stored; what is no JSON for Python stays text."""
+    try:
+        value: JSONValue = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value

@@ -1,0 +1,94 @@
+-- Every statement that runs in production. Names and values are parameters; nothing is composed.
+
+-- name: is_ready
+-- Whether the file has what schema.sql makes last, and so all of it.
+SELECT count(*) FROM main.sqlite_schema WHERE name = 'wire_dead_letter_queue';
+
+-- name: send
+INSERT INTO main.wire_message (queue, body, org_id, priority, enqueued_at, state, due)
+VALUES (:queue, :body, :org_id, :priority, :now, iif(:delay > 0, 'delayed', 'ready'), :now + :delay);
+
+-- name: next
+-- Whether anything is ready in a queue, and when the next lease or delay ends. Locks nobody out.
+SELECT EXISTS (SELECT 1 FROM wire_message WHERE queue = :queue AND state = 'ready'),
+       (SELECT min(due) FROM wire_message WHERE queue = :queue AND state <> 'ready');
+
+-- name: bring_back
+-- Leases and delays that are over. The attempt stays, and with it the last holder's right, until somebody claims.
+UPDATE wire_message SET state = 'ready' WHERE queue = :queue AND state <> 'ready' AND due <= :now;
+
+-- name: first
+-- What one queue would give: no more than can be taken, so that a long queue is not read to its end.
+SELECT -priority, id FROM wire_message WHERE queue = :queue AND state = 'ready'
+ORDER BY priority DESC, id LIMIT :limit;
+
+-- name: claim
+UPDATE wire_message SET state = 'held', due = :due, attempt = attempt + 1 WHERE id = :id
+RETURNING id, queue, attempt, body, org_id, priority;
+
+-- name: renew
+-- One whose lease is over, but that nobody has claimed, is taken back.
+UPDATE wire_message SET state = 'held', due = :due WHERE id = :id AND attempt = :attempt;
+
+-- name: retry
+UPDATE wire_message
+SET state = iif(:delay > 0, 'delayed', 'ready'), due = :now + :delay, attempt = attempt - iif(:counted, 0, 1)
+WHERE id = :id AND attempt = :attempt;
+
+-- name: bury
+INSERT INTO wire_dead_letter (queue, body, reason, attempts, result, org_id, priority, enqueued_at, buried_at)
+SELECT queue, body, :reason, attempt, :result, org_id, priority, enqueued_at, :now
+FROM wire_message WHERE id = :id AND attempt = :attempt;
+
+-- name: remove
+DELETE FROM wire_message WHERE id = :id AND attempt = :attempt;
+
+-- name: answer
+-- The first reply under a key wins, for as long as it is kept.
+INSERT INTO wire_reply (key, status, result, error, ttl, expires_at)
+VALUES (:key, :status, :result, :error, :ttl, :now + :ttl)
+ON CONFLICT (key) DO UPDATE
+SET status = excluded.status, result = excluded.result, error = excluded.error, ttl = excluded.ttl,
+    expires_at = excluded.expires_at
+WHERE wire_reply.expires_at <= :now;
+
+-- name: sweep
+-- Expired replies, a few with every settlement that answers: more than it adds, and nobody waits long for it.
+DELETE FROM wire_reply WHERE key IN (
+    SELECT key FROM wire_reply WHERE expires_at <= :now ORDER BY expires_at LIMIT 100
+);
+
+-- name: reply
+SELECT status, result, error, ttl FROM wire_reply WHERE key = :key AND expires_at > :now;
+
+-- name: clear
+UPDATE wire_reply SET result = 'null', error = '' WHERE key = :key;
+
+-- name: queue_names
+SELECT queue FROM wire_message UNION SELECT queue FROM wire_dead_letter ORDER BY queue;
+
+-- name: queue_state
+SELECT count(*) FILTER (WHERE state = 'ready' OR due <= :now),
+       count(*) FILTER (WHERE state = 'held' AND due > :now),
+       count(*) FILTER (WHERE state = 'delayed' AND due > :now),
+       max(0.0, :now - min(enqueued_at) FILTER (WHERE state = 'ready' OR due <= :now)),
+       (SELECT count(*) FROM wire_dead_letter WHERE queue = :queue)
+FROM wire_message WHERE queue = :queue;
+
+-- name: find_dead
+SELECT id, queue, body, reason, attempts, result, org_id, priority, enqueued_at, buried_at
+FROM wire_dead_letter WHERE :queue IS NULL OR queue = :queue ORDER BY id DESC LIMIT :limit;
+
+-- name: get_dead
+SELECT id, queue, body, reason, attempts, result, org_id, priority, enqueued_at, buried_at
+FROM wire_dead_letter WHERE id = :id;
+
+-- name: dead_ids
+SELECT id FROM wire_dead_letter WHERE (:queue IS NULL OR queue = :queue) AND buried_at <= :until ORDER BY id;
+
+-- name: replay_dead
+INSERT INTO wire_message (queue, body, org_id, priority, enqueued_at)
+SELECT queue, body, org_id, priority, :now FROM wire_dead_letter WHERE id = :id;
+
+-- name: remove_dead
+DELETE FROM wire_dead_letter WHERE id = :id;
