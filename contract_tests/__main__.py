@@ -1,0 +1,35 @@
+"""`python -m contract_tests --transport module:factory`: the whole kit; further arguments are pytest's.
+
+Runs outside any project: no conftest, no ini file and no cache of the directory that it is started in.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    for needed in ("pytest", "hypothesis"):
+        if importlib.util.find_spec(needed) is None:
+            sys.stderr.write(f"contract_tests needs {needed}: pip install 'unstract-wire[testing]'\n")
+            return 2
+    pytest = importlib.import_module("pytest")
+    kit = Path(__file__).parent
+    own = [
+        "-c",
+        str(kit / "pytest.ini"),
+        "--rootdir",
+        str(kit),
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "contract_tests.plugin",
+    ]
+    return int(pytest.main([*own, str(kit), *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""For `pytest --pyargs contract_tests`: the fixtures, and a refusal to run without the plugin."""
+
+from __future__ import annotations
+
+import pytest
+
+from contract_tests.fixtures import in_time, kit, queue, subscribe, table, transport
+
+__all__ = ["in_time", "kit", "queue", "subscribe", "table", "transport"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config) -> None:
+    if not config.pluginmanager.has_plugin("contract_tests.plugin"):
+        raise pytest.UsageError(
+            "the conformance kit needs a transport: pytest -p contract_tests.plugin --pyargs contract_tests"
+            " --transport module:factory (or python -m contract_tests --transport module:factory)"
+        )

@@ -1,0 +1,86 @@
+"""The fixtures of every test here, over the one that an author gives: `harness`."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+import pytest
+
+from contract_tests import limits, profiles
+from contract_tests.checked import CheckedSubscription, CheckedTransport
+from contract_tests.harness import Harness
+from contract_tests.kit import Kit
+from contract_tests.needs import skip_unclaimed
+from contract_tests.table import Table
+
+Subscribe: TypeAlias = Callable[..., CheckedSubscription]
+
+MOST_HANGING = 3
+"""After so many tests that came to no end, the others of that transport are not run."""
+
+_hanging: defaultdict[str, set[str]] = defaultdict(set)
+
+
+@pytest.fixture(scope="session")
+def kit(harness: Harness) -> Kit:
+    return Kit(harness)
+
+
+@pytest.fixture(autouse=True)
+def in_time(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Skip what is not claimed; end what does not end by itself."""
+    if not request.function.__module__.startswith("contract_tests."):
+        yield  # an author's own test, beside the imported ones
+        return
+    kit: Kit = request.getfixturevalue("kit")
+    skip_unclaimed(request.function, kit.harness)
+    name = kit.harness.name
+    if len(_hanging[name]) >= MOST_HANGING:
+        pytest.fail(f"not run: {MOST_HANGING} tests of {name} have come to no end before", pytrace=False)
+
+    def doing() -> str:
+        _hanging[name].add(request.node.nodeid)
+        return f"{kit.calls}"
+
+    kit.calls.wrong.clear()
+    with limits.limited(profiles.limit(), doing):
+        yield
+        kit.clean()
+    kit.calls.running.clear()
+    if hasattr(sys, "last_value"):  # the test has failed already
+        kit.calls.wrong.clear()
+    kit.calls.blame()
+
+
+@pytest.fixture
+def transport(in_time: None, kit: Kit) -> Iterator[CheckedTransport]:
+    with kit.open() as transport:
+        yield transport
+
+
+@pytest.fixture
+def queue(kit: Kit) -> str:
+    return kit.queue()
+
+
+@pytest.fixture
+def subscribe(transport: CheckedTransport) -> Iterator[Subscribe]:
+    """A factory of subscriptions to some queues, closed at the end."""
+    made: list[CheckedSubscription] = []
+
+    def make(*queues: str, lease: float = 60.0) -> CheckedSubscription:
+        made.append(transport.subscribe(list(queues), lease=lease))
+        return made[-1]
+
+    yield make
+    for subscription in made:
+        subscription.close()
+
+
+@pytest.fixture
+def table(transport: CheckedTransport, kit: Kit) -> Table:
+    """A consumer's two queues, and tasks that do what their message says."""
+    return Table(kit, transport, kit.queue(), kit.queue())

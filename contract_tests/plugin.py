@@ -1,0 +1,126 @@
+"""The pytest plugin: `-p contract_tests.plugin --pyargs contract_tests --transport ...`.
+
+It is loaded by name and registers itself nowhere: an option of a plugin that every project gets by itself would break
+each one whose own conftest has the same option.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from contract_tests import profiles
+from contract_tests.checked import Calls
+from contract_tests.harness import Harness, load_harness
+from contract_tests.limits import limited
+from contract_tests.report import Report
+from unstract_core.errors import ConfigurationError
+
+_HARNESSES = pytest.StashKey[list[Harness]]()
+_REPORT = pytest.StashKey[Report]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("contract_tests", "conformance kit of unstract-wire")
+    group.addoption(
+        "--transport",
+        action="append",
+        default=[],
+        metavar="TRANSPORT",
+        dest="kit_transports",
+        help="the transport to test: module:factory of its harness, an entry point's name, or a URL; repeatable",
+    )
+    group.addoption(
+        "--kit-profile",
+        choices=sorted(profiles.PROFILES),
+        dest="kit_profile",
+        help="how many examples: dev (fast), ci (the same ones each time), nightly (many, random, for hours)",
+    )
+    group.addoption(
+        "--kit-time-limit",
+        metavar="SECONDS",
+        dest="kit_time_limit",
+        help="after how many seconds a test, and the opening and closing of a harness, is ended as one that hangs"
+        " (CONTRACT_TESTS_TIME_LIMIT; 60, and 3600 for a nightly test)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.kit_profile:
+        os.environ["CONTRACT_TESTS_PROFILE"] = config.option.kit_profile
+    if config.option.kit_time_limit:
+        os.environ["CONTRACT_TESTS_TIME_LIMIT"] = config.option.kit_time_limit
+    try:
+        profiles.chosen()
+        profiles.limit()
+    except ValueError as exc:
+        raise pytest.UsageError(f"--kit-time-limit: {exc}") from None
+    except KeyError as exc:
+        raise pytest.UsageError(f"CONTRACT_TESTS_PROFILE is one of {', '.join(profiles.PROFILES)}, not {exc}") from None
+    try:
+        harnesses = [load_harness(spec) for spec in config.option.kit_transports]
+    except ConfigurationError as exc:
+        raise pytest.UsageError(f"--transport: {exc}") from exc
+    names = [harness.name for harness in harnesses]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise pytest.UsageError(f"--transport: two harnesses are named {', '.join(twice)}; each test names its own")
+    config.stash[_HARNESSES] = harnesses
+    config.stash[_REPORT] = Report(harnesses)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if _is_ours(metafunc.module.__name__) and "harness" in metafunc.fixturenames:
+        harnesses = metafunc.config.stash[_HARNESSES]
+        metafunc.parametrize(
+            "harness", harnesses, ids=[harness.name for harness in harnesses], indirect=True, scope="session"
+        )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ours = [item for item in items if isinstance(item, pytest.Function) and _is_ours(item.module.__name__)]
+    if ours and not config.stash[_HARNESSES]:
+        raise pytest.UsageError(
+            "the conformance kit tests nothing without a transport: give --transport module:factory (or an entry"
+            " point's name, or a URL)"
+        )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[_REPORT].collected(
+        [item for item in session.items if isinstance(item, pytest.Function) and _is_ours(item.module.__name__)]
+    )
+
+
+@pytest.fixture(scope="session")
+def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
+    """Each harness of `--transport`, opened."""
+    found: Harness = request.param
+    calls = Calls(found.name)
+
+    def limit(what: str) -> str:
+        return f" of {what}, by the harness of {found.name}"
+
+    with calls.call("the harness's __enter__()"), limited(profiles.limit(60.0), lambda: limit("__enter__()")):
+        opened = found.__enter__()
+    yield opened
+    with calls.call("the harness's __exit__()"), limited(profiles.limit(60.0), lambda: limit("__exit__()")):
+        found.__exit__(None, None, None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report: pytest.TestReport = yield  # type: ignore[assignment]
+    item.config.stash[_REPORT].ended(item, report)
+    return report  # type: ignore[return-value]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash[_REPORT].lines():
+        terminalreporter.write_line(line)
+
+
+def _is_ours(module: str) -> bool:
+    return module.startswith("contract_tests.")

@@ -1,0 +1,98 @@
+"""What a run says at its end about each transport: what it claims, what was skipped and why, and the verdict.
+
+A verdict is only given for the whole kit: a selection of it (`-k`, a single file) shows nothing about conformance.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+
+import attrs
+import pytest
+
+from contract_tests import KIT_VERSION, WIRE_VERSION
+from contract_tests.harness import Harness
+from contract_tests.needs import CLAIMED, NOT_CLAIMED
+from unstract_core import Capabilities
+
+
+@attrs.define
+class Tally:
+    """What became of the tests of one transport."""
+
+    tests: set[str] = attrs.field(factory=set)
+    passed: int = 0
+    failed: set[str] = attrs.field(factory=set)
+    unclaimed: Counter[str] = attrs.field(factory=Counter)
+    skipped: Counter[str] = attrs.field(factory=Counter)
+
+
+class Report:
+    def __init__(self, harnesses: Sequence[Harness]) -> None:
+        self._harnesses = list(harnesses)
+        self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
+
+    def collected(self, items: Sequence[pytest.Function]) -> None:
+        for item in items:
+            if (name := _transport_of(item)) is not None:
+                self._tallies[name].tests.add(item.function.__name__)
+
+    def ended(self, item: pytest.Item, report: pytest.TestReport) -> None:
+        if (name := _transport_of(item)) is None:
+            return
+        tally = self._tallies[name]
+        if report.failed:
+            tally.failed.add(item.nodeid)
+        elif report.skipped:
+            reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+            reason = reason.removeprefix("Skipped: ")
+            if reason.startswith(CLAIMED):
+                return
+            if reason.startswith(NOT_CLAIMED):
+                tally.unclaimed[reason.removeprefix(NOT_CLAIMED)] += 1
+            else:
+                tally.skipped[reason] += 1
+        elif report.when == "call":
+            tally.passed += 1
+
+    def lines(self) -> Iterator[str]:
+        from contract_tests.suite import TESTS
+
+        for harness in self._harnesses:
+            tally = self._tallies[harness.name]
+            yield ""
+            claims = [name for name, claimed in attrs.asdict(harness.capabilities).items() if claimed]
+            yield f"{harness.name} claims: {', '.join(claims) or 'nothing'}"
+            for what, count in sorted(tally.unclaimed.items()):
+                yield f"  not run, {count:3}: {_reason(what)}"
+            for what, count in sorted(tally.skipped.items()):
+                yield f"  SKIPPED, {count:3}: {what}"
+            yield f"{harness.name}: {_verdict(tally, set(TESTS))}"
+
+
+def _verdict(tally: Tally, whole: set[str]) -> str:
+    counts = f"{tally.passed} passed, {tally.unclaimed.total()} not claimed"
+    kit = f"wire v{WIRE_VERSION}, kit {KIT_VERSION}"
+    if tally.failed:
+        return f"NOT conformant with {kit}: {len(tally.failed)} failed, {counts}"
+    if missing := len(whole - tally.tests):
+        return f"nothing is said about conformance with {kit}, {missing} of its tests were left out: {counts}"
+    if tally.skipped:
+        return f"nothing is said about conformance with {kit}, {tally.skipped.total()} were skipped: {counts}"
+    if not tally.passed:
+        return f"nothing is said about conformance with {kit}: no test was run"
+    return f"conformant with {kit}: {counts}"
+
+
+def _reason(what: str) -> str:
+    known = {field.name for field in attrs.fields(Capabilities)}
+    return f"{what} is not claimed" if what in known else what
+
+
+def _transport_of(item: pytest.Item) -> str | None:
+    """Return the name of the transport that a test of the kit is run over; None for any other test."""
+    if not isinstance(item, pytest.Function) or not item.module.__name__.startswith("contract_tests."):
+        return None
+    harness = item.callspec.params.get("harness") if hasattr(item, "callspec") else None
+    return getattr(harness, "name", None)

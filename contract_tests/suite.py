@@ -1,0 +1,48 @@
+"""Every test and fixture of the kit, for a suite of one's own: `from contract_tests.suite import *`.
+
+Beside it stands one fixture, session-scoped, that yields an opened Harness: `harness`. The suite cannot be had in
+parts: `TESTS` names all of it, and the kit's plugin says who ran less.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import contract_tests
+from contract_tests.fixtures import in_time, kit, queue, subscribe, table, transport
+
+TESTS: dict[str, Callable[..., Any]] = {}
+"""Every test by its name."""
+
+_FIXTURES = {
+    "in_time": in_time,
+    "kit": kit,
+    "queue": queue,
+    "subscribe": subscribe,
+    "table": table,
+    "transport": transport,
+}
+
+
+def _gather() -> None:
+    for module in pkgutil.iter_modules(contract_tests.__path__, "contract_tests."):
+        if module.name.startswith("contract_tests.test_"):
+            if module.name not in sys.modules:
+                pytest.register_assert_rewrite(module.name)
+            found = importlib.import_module(module.name)
+            tests = {name: test for name, test in vars(found).items() if name.startswith("test_")}
+            if twice := TESTS.keys() & tests.keys():
+                raise RuntimeError(f"two tests of the kit are named {', '.join(sorted(twice))}")
+            TESTS.update(tests)
+
+
+_gather()
+globals().update(TESTS)
+
+__all__ = [*_FIXTURES, *TESTS]

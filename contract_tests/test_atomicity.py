@@ -1,0 +1,88 @@
+"""What a settlement holds takes effect together where that is claimed; elsewhere a follow-up comes before its ack."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+
+from contract_tests.checked import CheckedSubscription, CheckedTransport
+from contract_tests.fixtures import Subscribe
+from contract_tests.kit import Kit
+from contract_tests.messages import first, message
+from contract_tests.needs import needs
+from unstract_core import Reply, Settlement, TransportError, Verdict
+
+
+@needs("atomic_settle", "replies")
+def test_who_sees_the_reply_sees_the_follow_up_and_the_end(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """Together means: as soon as a reply can be read, its follow-up is there, and its message is no longer held."""
+    for _ in range(10):
+        key, elsewhere = kit.queue(), kit.queue()
+        transport.send([message("t", queue, reply_key=key)])
+        holder = subscribe(queue)
+        settlement = Settlement(
+            kit.take_one(holder), Verdict.ACK, follow_up=message("f", elsewhere), reply=Reply(key, "completed")
+        )
+        follower, heir = subscribe(elsewhere), subscribe(queue)
+        settling = kit.in_background(lambda held=holder, one=settlement: held.settle([one]))  # type: ignore[misc]
+        assert transport.reply(key, timeout=20) is not None
+        assert len(follower.receive(limit=5, wait=0)) == 1
+        kit.expire(transport, queue)
+        assert not heir.receive(limit=5, wait=0)
+        assert settling(20) == [True]
+
+
+@needs("atomic_settle", "replies")
+def test_who_sees_the_follow_up_sees_the_reply(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """And the other way round: a callback that runs finds the status of what it follows."""
+    for _ in range(10):
+        key, elsewhere = kit.queue(), kit.queue()
+        transport.send([message("t", queue, reply_key=key)])
+        holder, follower = subscribe(queue), subscribe(elsewhere)
+        settlement = Settlement(
+            kit.take_one(holder), Verdict.ACK, follow_up=message("f", elsewhere), reply=Reply(key, "completed")
+        )
+        settling = kit.in_background(lambda held=holder, one=settlement: held.settle([one]))  # type: ignore[misc]
+        assert len(follower.receive(limit=5, wait=20)) == 1
+        assert transport.reply(key) is not None
+        settling(20)
+
+
+def settled(subscription: CheckedSubscription, batch: Sequence[Settlement]) -> Sequence[bool] | None:
+    """Settle; None when the connection was cut meanwhile and nothing is known."""
+    try:
+        return subscription.settle(batch)
+    except TransportError:
+        return None
+
+
+def test_a_cut_while_settling_loses_no_follow_up(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
+    """Whenever a connection is cut: a message comes back, or its follow-up is there; both only where not atomic."""
+    chance = random.Random(4)
+    for _ in range(12):
+        queue, elsewhere = kit.queue(), kit.queue()
+        transport.send([message("t", queue, n) for n in range(20)])
+        holder = subscribe(queue)
+        held = kit.take(holder, 20)
+        batch = [Settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, first(one))) for one in held]
+        settling = kit.in_background(lambda one=holder, all=batch: settled(one, all))  # type: ignore[misc]
+        time.sleep(chance.uniform(0, 0.01))
+        kit.sever(transport)
+        settling(40)
+        holder.close()
+        back = {first(one) for one in again(kit, transport, queue)}
+        followed = [first(one) for one in again(kit, transport, elsewhere)]
+        assert back | set(followed) == set(range(20))
+        if kit.capabilities.atomic_settle:
+            assert sorted([*back, *followed]) == list(range(20))
+            assert not back or not followed
+
+
+def again(kit: Kit, transport: CheckedTransport, queue: str) -> list:  # type: ignore[type-arg]
+    """Return everything that is left in a queue, when the transport has connected again."""
+    return kit.remaining(transport, queue)

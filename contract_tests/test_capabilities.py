@@ -1,0 +1,150 @@
+"""Honesty, both ways: what is claimed is there, and what is not claimed is refused instead of being half done."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from contract_tests.checked import CheckedTransport
+from contract_tests.fixtures import Subscribe
+from contract_tests.kit import Kit
+from contract_tests.messages import message
+from contract_tests.needs import needs, skip_claimed
+from unstract_core import NotSupported, Reply, Settlement, Verdict
+
+
+def test_the_transport_claims_what_its_harness_says(kit: Kit, transport: CheckedTransport) -> None:
+    """`transport.capabilities` and `harness.capabilities` are the same, before and after the transport was used."""
+    assert attrs.asdict(transport.capabilities) == attrs.asdict(kit.capabilities)
+    queue = kit.queue()
+    transport.send([message("t", queue)])
+    assert attrs.asdict(transport.capabilities) == attrs.asdict(kit.capabilities)
+    kit.remaining(transport, queue, count=1)
+
+
+def test_every_flag_is_true_or_false(kit: Kit) -> None:
+    """Capabilities are plain booleans: data that can be printed and compared."""
+    assert all(type(claimed) is bool for claimed in attrs.asdict(kit.capabilities).values())
+
+
+def test_what_is_claimed_is_possible(kit: Kit) -> None:
+    """A claim that rests on another one is made with it: a status is a reply, order across queues is by priority."""
+    claims = kit.capabilities
+    assert claims.replies or not claims.status
+    assert claims.priority or not claims.order_across_queues
+    assert claims.counts_crashes or not claims.fencing, "without a count of deliveries nothing can fence"
+
+
+def test_within_is_refused_where_it_is_not_claimed(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """NotSupported for `within`, and nothing is sent: the caller believes that it belongs to a transaction."""
+    skip_claimed(kit.harness, "transactional_send")
+    with pytest.raises(NotSupported):
+        transport.send([message("t", queue)], within=object())
+    assert kit.nothing(subscribe(queue))
+
+
+def test_a_delay_is_refused_where_it_is_not_claimed(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """NotSupported for a message with a delay, and nothing of its batch is sent."""
+    skip_claimed(kit.harness, "delay")
+    with pytest.raises(NotSupported):
+        transport.send([message("t", queue), message("t", queue, delay=1.0)])
+    assert kit.nothing(subscribe(queue))
+
+
+def test_a_delayed_retry_is_refused_where_no_delay_is_claimed(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """NotSupported for RETRY with a delay; the message is still held, and is retried without one."""
+    skip_claimed(kit.harness, "delay")
+    transport.send([message("t", queue)])
+    holder = subscribe(queue)
+    delivery = kit.take_one(holder)
+    with pytest.raises(NotSupported):
+        holder.settle([Settlement(delivery, Verdict.RETRY, delay=1.0)])
+    assert list(holder.settle([Settlement(delivery, Verdict.RETRY)])) == [True]
+
+
+def test_a_question_is_refused_where_no_replies_are_claimed(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """NotSupported for a message with reply_key, and for `reply`: nobody is left to wait for what never comes."""
+    skip_claimed(kit.harness, "replies")
+    with pytest.raises(NotSupported):
+        transport.send([message("t", queue, reply_key=queue)])
+    with pytest.raises(NotSupported):
+        transport.reply(queue)
+    assert kit.nothing(subscribe(queue))
+
+
+def test_a_status_is_refused_where_it_is_not_claimed(kit: Kit, transport: CheckedTransport) -> None:
+    """NotSupported for `reply` under a key that nothing was sent with: "not yet" would be waited for, for ever."""
+    skip_claimed(kit.harness, "status")
+    with pytest.raises(NotSupported):
+        transport.reply(kit.queue())
+
+
+def test_a_status_that_cannot_be_kept_stops_no_settlement(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A settlement with the status of a dispatch takes effect, with its follow-up, although nobody can read it."""
+    skip_claimed(kit.harness, "status")
+    transport.send([message("t", queue, task_id=queue)])
+    holder, elsewhere = subscribe(queue), kit.queue()
+    settlement = Settlement(
+        kit.take_one(holder), Verdict.ACK, follow_up=message("f", elsewhere), reply=Reply(queue, "completed")
+    )
+    assert list(holder.settle([settlement])) == [True]
+    assert len(kit.take(subscribe(elsewhere), 1)) == 1
+
+
+def test_a_burial_ends_a_message_where_dead_letters_are_not_claimed(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """BURY is a verdict for every transport: where nothing is kept, the message is gone; there is no `dead`."""
+    skip_claimed(kit.harness, "dead_letters")
+    transport.send([message("t", queue)])
+    holder = subscribe(queue)
+    assert list(holder.settle([Settlement(kit.take_one(holder), Verdict.BURY, reason="r")])) == [True]
+    kit.expire(transport, queue)
+    assert kit.nothing(subscribe(queue))
+    with pytest.raises((NotSupported, AttributeError)):
+        _ = transport.unchecked.dead.find
+
+
+def test_queues_are_not_told_where_it_is_not_claimed(kit: Kit, transport: CheckedTransport) -> None:
+    """Without `inspection` there is no `queues()`, or it raises NotSupported: 0 would read as "empty"."""
+    skip_claimed(kit.harness, "inspection")
+    with pytest.raises((NotSupported, AttributeError)):
+        transport.unchecked.queues([kit.queue()])
+
+
+@needs("inspection")
+def test_the_state_of_a_queue_is_told(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+    """`queues` counts what is ready, held and delayed, and how long the oldest waits; an empty queue has nothing."""
+    transport.send([message("t", queue) for _ in range(4)])
+    if kit.capabilities.delay:
+        transport.send([message("t", queue, delay=60)])
+    kit.take(subscribe(queue), 2)
+    empty = kit.queue()
+    states = {state.queue: state for state in transport.queues([queue, empty])}
+    state = states[queue]
+    assert (state.ready, state.in_flight, state.delayed) == (2, 2, int(kit.capabilities.delay))
+    assert state.oldest is not None
+    assert 0 <= state.oldest < 60
+    assert (states[empty].ready, states[empty].oldest) == (0, None)
+    assert queue in {state.queue for state in transport.queues()}
+
+
+@needs("inspection", "dead_letters")
+def test_the_dead_letters_of_a_queue_are_counted(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+    """`queues` counts what was buried, also where nothing else is left."""
+    transport.send([message("t", queue), message("t", queue)])
+    kit.bury(transport, queue)
+    kit.bury(transport, queue)
+    (state,) = transport.queues([queue])
+    assert (state.ready, state.in_flight, state.dead) == (0, 0, 2)
+    assert queue in {state.queue for state in transport.queues()}

@@ -1,0 +1,127 @@
+"""Claims are exclusive: a message that somebody holds is nobody else's."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from contract_tests.checked import CheckedTransport
+from contract_tests.fixtures import Subscribe
+from contract_tests.kit import Kit
+from contract_tests.limits import together
+from contract_tests.messages import message
+from unstract_core import ConfigurationError, PayloadError, Settlement, Verdict
+
+
+@pytest.mark.parametrize("queues", [1, 3])
+def test_concurrent_claimers_never_share_a_message(kit: Kit, transport: CheckedTransport, queues: int) -> None:
+    """Of many claimers at once each message goes to one, all are had, and nobody exceeds its limit."""
+    names = [kit.queue() for _ in range(queues)]
+    sent = [id for name in names for id in transport.send([message("t", name) for _ in range(120)])]
+    ready = threading.Barrier(4)
+    seen: list[str] = []
+
+    def claim(number: int) -> list[str]:
+        subscription = transport.subscribe(names, lease=60)
+        ready.wait(20)
+        mine: list[str] = []
+        empty, until = 0, time.monotonic() + kit.patience
+        while empty < 3 or (len(seen) < len(sent) and time.monotonic() < until):
+            batch = subscription.receive(limit=number + 3, wait=0.01)
+            mine += [delivery.id for delivery in batch]
+            seen.extend(delivery.id for delivery in batch)
+            empty = 0 if batch else empty + 1
+        ready.wait(20)
+        subscription.close()
+        return mine
+
+    claimed = Counter(id for mine in together(*(lambda n=n: claim(n) for n in range(4))) for id in mine)
+    assert claimed == Counter(sent)
+
+
+def test_what_one_holds_another_does_not_get(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A held message is delivered to no other subscription, nor again to its holder."""
+    transport.send([message("t", queue)])
+    holder, other = subscribe(queue), subscribe(queue)
+    kit.take_one(holder)
+    assert kit.nothing(other)
+    assert kit.nothing(holder)
+
+
+def test_a_subscription_takes_only_from_its_queues(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
+    """A message of another queue is left where it is."""
+    mine, other = kit.queue(), kit.queue()
+    transport.send([message("t", other)])
+    assert kit.nothing(subscribe(mine))
+    assert len(kit.take(subscribe(other), 1, limit=10)) == 1
+
+
+def test_a_limit_is_a_limit(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+    """`receive` takes `limit` messages at most, and leaves the others to others."""
+    transport.send([message("t", queue, n) for n in range(5)])
+    holder, other = subscribe(queue), subscribe(queue)
+    assert len(kit.take(holder, 2)) == 2
+    assert len(kit.take(other, 3, limit=10)) == 3
+
+
+def test_a_limit_of_zero_only_waits(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+    """`limit=0` takes nothing, whatever is there."""
+    transport.send([message("t", queue)])
+    subscription = subscribe(queue)
+    assert not subscription.receive(limit=0, wait=0.05)
+    assert len(kit.take(subscription, 1)) == 1
+
+
+def test_what_was_acknowledged_does_not_come_back(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """An acknowledged message is gone, also after its lease."""
+    transport.send([message("t", queue)])
+    subscription = subscribe(queue)
+    delivery = kit.take_one(subscription)
+    assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
+    kit.expire(transport, queue)
+    time.sleep(0.01)
+    assert kit.nothing(subscribe(queue))
+
+
+def test_what_its_holder_left_comes_back_to_others(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A message whose holder closed its subscription without a settlement is delivered to somebody else."""
+    (id,) = transport.send([message("t", queue, 1)])
+    holder = subscribe(queue)
+    held = kit.take_one(holder)
+    holder.close()
+    kit.expire(transport, queue)
+    again = kit.take_one(subscribe(queue))
+    assert (held.id, again.id) == (id, id)
+    assert again.payload == held.payload
+
+
+def test_the_same_queue_twice_is_one_queue(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A subscription that names a queue twice gets its messages once."""
+    transport.send([message("t", queue)])
+    assert len(kit.take(subscribe(queue, queue), 1, limit=5)) == 1
+
+
+@pytest.mark.parametrize("lease", [0, -1, float("nan"), float("inf")])
+def test_a_lease_that_makes_no_sense_is_refused(transport: CheckedTransport, queue: str, lease: float) -> None:
+    """`subscribe` raises ConfigurationError for a lease that is not a positive, finite number of seconds."""
+    with pytest.raises(ConfigurationError):
+        transport.subscribe([queue], lease=lease)
+
+
+def test_a_subscription_to_nothing_is_refused(transport: CheckedTransport) -> None:
+    """`subscribe` raises ConfigurationError where there is no queue, PayloadError for a name that none can have."""
+    with pytest.raises(ConfigurationError):
+        transport.subscribe([], lease=60)
+    with pytest.raises(PayloadError):
+        transport.subscribe([""], lease=60)

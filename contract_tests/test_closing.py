@@ -1,0 +1,139 @@
+"""close(): whoever waits is told at once, whoever comes later as well, and a second time does no harm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from contract_tests.checked import CheckedTransport
+from contract_tests.kit import Kit
+from contract_tests.limits import start, together
+from contract_tests.messages import message
+from contract_tests.needs import needs
+from unstract_core import Consumer, Dispatcher, Settlement, TransportClosed, Verdict
+
+USES: dict[str, Callable[[CheckedTransport, str], object]] = {
+    "send": lambda transport, name: transport.send([message("t", name)]),
+    "subscribe": lambda transport, name: transport.subscribe([name], lease=1),
+    "dispatch": lambda transport, name: Dispatcher(transport).send("t", queue=name),
+}
+"""What every transport offers."""
+
+MORE_USES: dict[str, tuple[str, Callable[[CheckedTransport, str], object]]] = {
+    "reply": ("replies", lambda transport, name: transport.reply(name)),
+    "waiting reply": ("replies", lambda transport, name: transport.reply(name, timeout=1)),
+    "call": ("replies", lambda transport, name: Dispatcher(transport).call("t", queue=name, timeout=1)),
+    "queues": ("inspection", lambda transport, name: transport.queues()),
+    "find dead letters": ("dead_letters", lambda transport, name: transport.dead.find()),
+    "get dead letters": ("dead_letters", lambda transport, name: transport.dead.get(["1"])),
+    "replay": ("dead_letters", lambda transport, name: transport.dead.replay(["1"])),
+    "purge": ("dead_letters", lambda transport, name: transport.dead.purge()),
+}
+"""What is offered where it is claimed."""
+
+
+def ended_by_closing(transport: CheckedTransport, waiting: Callable[[], object]) -> float:
+    """Close the transport while another thread waits in `waiting`; return the seconds until that raised."""
+
+    def wait() -> float:
+        with pytest.raises(TransportClosed):
+            waiting()
+        return time.monotonic()
+
+    ended = start(wait)
+    time.sleep(0.3)
+    closed = time.monotonic()
+    transport.close()
+    return ended(20) - closed
+
+
+@pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
+def test_closing_twice_is_allowed(kit: Kit, used: bool) -> None:
+    """One after the other or at once."""
+    with kit.open() as transport:
+        if used:
+            queue = kit.queue()
+            transport.send([message("t", queue)])
+            kit.remaining(transport, queue, count=1)
+        together(*[transport.close] * 4)
+        transport.close()
+
+
+@pytest.mark.parametrize("use", [*USES, *MORE_USES])
+@pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
+def test_a_closed_transport_says_so(kit: Kit, use: str, used: bool) -> None:
+    """After close() every call raises TransportClosed."""
+    if use in MORE_USES and not getattr(kit.capabilities, MORE_USES[use][0]):
+        pytest.skip(f"not claimed: {MORE_USES[use][0]}")
+    call = USES[use] if use in USES else MORE_USES[use][1]
+    with kit.open() as transport:
+        if used:
+            queue = kit.queue()
+            transport.send([message("t", queue)])
+            kit.remaining(transport, queue, count=1)
+        transport.close()
+        with pytest.raises(TransportClosed):
+            call(transport, kit.queue())
+
+
+def test_a_closed_subscription_says_so(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+    """After its close(), which may be called twice, a subscription raises TransportClosed; its transport works on."""
+    subscription = transport.subscribe([queue], lease=60)
+    subscription.close()
+    subscription.close()
+    with pytest.raises(TransportClosed):
+        subscription.receive(limit=1, wait=0)
+    transport.send([message("t", queue)])
+    assert len(kit.remaining(transport, queue, count=1)) == 1
+
+
+def test_a_subscription_of_a_closed_transport_says_so(kit: Kit) -> None:
+    """Receive, renew and settle raise TransportClosed; wake and close do no harm."""
+    with kit.open() as transport:
+        queue = kit.queue()
+        transport.send([message("t", queue)])
+        subscription = transport.subscribe([queue], lease=60)
+        held = kit.take_one(subscription)
+        transport.close()
+        calls: list[Callable[[], Any]] = [
+            lambda: subscription.receive(limit=1, wait=0),
+            lambda: subscription.renew([held]),
+            lambda: subscription.settle([Settlement(held, Verdict.ACK)]),
+        ]
+        for call in calls:
+            with pytest.raises(TransportClosed):
+                call()
+        subscription.wake()
+        subscription.close()
+
+
+@needs("replies")
+def test_a_waiting_reply_ends_with_transport_closed(kit: Kit) -> None:
+    """A blocked caller is told at once, not at its timeout."""
+    with kit.open() as transport:
+        kit.ask(transport, key := kit.queue())
+        assert ended_by_closing(transport, lambda: transport.reply(key, timeout=30)) < 10
+
+
+def test_a_waiting_receive_ends_with_transport_closed(kit: Kit) -> None:
+    """A subscription that waits when its transport is closed is told at once."""
+    with kit.open() as transport:
+        queue = kit.queue()
+        made: list[Any] = []
+
+        def wait() -> object:
+            made.append(transport.subscribe([queue], lease=60))
+            return made[0].receive(limit=1, wait=30)
+
+        assert ended_by_closing(transport, wait) < 10
+        made[0].close()
+
+
+def test_a_running_consumer_ends_with_transport_closed(kit: Kit) -> None:
+    """A closed transport is no outage to be waited out: `run` raises."""
+    with kit.open() as transport:
+        consumer = Consumer(transport, {"t": print}, [kit.queue()])
+        assert ended_by_closing(transport, consumer.run) < 15

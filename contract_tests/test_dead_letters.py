@@ -1,0 +1,160 @@
+"""Dead letters: what is buried is kept with its reason, can be looked at, sent again, and removed."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+
+from contract_tests.checked import CheckedTransport
+from contract_tests.fixtures import Subscribe
+from contract_tests.kit import Kit
+from contract_tests.messages import first, message, parsed
+from contract_tests.needs import needs
+from unstract_core import Settlement, Verdict
+
+
+@needs("dead_letters")
+def test_a_buried_message_is_kept_with_what_is_known_of_it(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+    """A dead letter has the message as it was stored, its queue, reason, attempts, result, owner and times."""
+    transport.send([message("t", queue, "dead", org_id="o", task_id="id")])
+    delivery = kit.bury(transport, queue, "ValueError: why", result={"paid": 1})
+    (letter,) = transport.dead.find(queue=queue)
+    assert (letter.queue, letter.reason, letter.result, letter.attempts) == (queue, "ValueError: why", {"paid": 1}, 1)
+    assert (letter.message, letter.task_name, letter.org_id) == (parsed(delivery.raw), "t", "o")
+    assert letter.enqueued_at <= letter.buried_at
+    assert abs(letter.buried_at - datetime.datetime.now(datetime.UTC)) < datetime.timedelta(minutes=10)
+    assert list(transport.dead.get([letter.id, "999999999", "nonsense"])) == [letter]
+
+
+@needs("dead_letters")
+def test_what_is_buried_is_delivered_to_nobody(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A dead letter is no message any more."""
+    transport.send([message("t", queue)])
+    kit.bury(transport, queue)
+    kit.expire(transport, queue)
+    assert kit.nothing(subscribe(queue))
+
+
+@needs("dead_letters")
+@pytest.mark.parametrize("text", ['"x"', "{}", '{"task_name": 1, "queue": "q"}'])
+def test_what_cannot_be_read_can_be_buried(kit: Kit, transport: CheckedTransport, queue: str, text: str) -> None:
+    """An unreadable message is kept as a dead letter like any other."""
+    kit.inject(transport, queue, text)
+    assert kit.bury(transport, queue, "MalformedPayload: x").payload is None
+    (letter,) = transport.dead.find(queue=queue)
+    assert (letter.reason, letter.task_name) == ("MalformedPayload: x", None)
+
+
+@needs("dead_letters")
+def test_a_dead_letter_is_replayed_as_new(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """Replay sends the stored message again: attempt 1, behind what waits already, and no longer a dead letter."""
+    transport.send([message("t", queue, "dead", org_id="o", priority=3)])
+    kit.bury(transport, queue)
+    (letter,) = transport.dead.find(queue=queue)
+    transport.send([message("t", queue, "waiting", priority=3)])
+    assert list(transport.dead.replay([letter.id, "999999999", "nonsense"])) == [letter.id]
+    assert not transport.dead.find(queue=queue)
+    assert not transport.dead.get([letter.id])
+    waiting, replayed = kit.take(subscribe(queue), 2, limit=5)
+    assert (first(waiting), first(replayed)) == ("waiting", "dead")
+    assert (replayed.attempt, replayed.org_id) == (1, "o")
+    if kit.capabilities.priority:
+        assert replayed.priority == 3
+
+
+@needs("dead_letters")
+def test_a_whole_queue_is_replayed_oldest_first(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """Replaying a queue sends all of its letters in the order of their burial, and none of another queue's."""
+    other, holder = kit.queue(), subscribe(queue)
+    transport.send([*(message("t", queue, n) for n in range(4)), message("t", other)])
+    for delivery in kit.take(holder, 4):
+        assert list(holder.settle([Settlement(delivery, Verdict.BURY, reason="r")])) == [True]
+    kit.bury(transport, other)
+    assert len(transport.dead.replay(queue=queue)) == 4
+    assert list(map(first, kit.take(holder, 4, limit=10))) == [0, 1, 2, 3]
+    assert len(transport.dead.find(queue=other)) == 1
+
+
+@needs("dead_letters")
+@pytest.mark.parametrize("by", ["ids", "queue"])
+def test_a_great_many_are_replayed_each_once_in_the_order_of_their_burial(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, by: str
+) -> None:
+    """Seven hundred letters, by their ids or by their queue: the oldest first, at attempt 1, and then no letters."""
+    count = 700
+    transport.send([message("t", queue, n) for n in range(count)])
+    holder = subscribe(queue)
+    batch = [Settlement(one, Verdict.BURY, reason="r") for one in kit.take(holder, count)]
+    assert list(holder.settle(batch)) == [True] * count
+    ids = [letter.id for letter in reversed(transport.dead.find(queue=queue, limit=2 * count))]
+    assert len(ids) == count
+    replayed = transport.dead.replay(ids) if by == "ids" else transport.dead.replay(queue=queue)
+    assert list(replayed) == ids
+    again = kit.take(holder, count, limit=count + 10)
+    assert [(first(one), one.attempt) for one in again] == [(n, 1) for n in range(count)]
+    assert not transport.dead.find(queue=queue)
+    assert list(transport.dead.replay(ids)) == []
+
+
+@needs("dead_letters")
+def test_what_is_replayed_or_purged_by_its_id_leaves_its_neighbours(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """An id names one letter: those before and behind it stay, and what was not there is not counted."""
+    transport.send([message("t", queue, n) for n in range(4)])
+    holder = subscribe(queue)
+    batch = [Settlement(one, Verdict.BURY, reason="r") for one in kit.take(holder, 4)]
+    assert list(holder.settle(batch)) == [True] * 4
+    last, third, second, head = transport.dead.find(queue=queue)
+    assert list(transport.dead.replay([second.id])) == [second.id]
+    assert transport.dead.purge(ids=[third.id, second.id, "999999999", "nonsense"]) == 1
+    assert list(transport.dead.find(queue=queue)) == [last, head]
+    assert list(map(first, kit.take(holder, 1, limit=5))) == [1]
+
+
+@needs("dead_letters")
+def test_what_is_replayed_can_be_settled_like_any_message(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A replayed message is run, and may be buried again."""
+    transport.send([message("t", queue)])
+    kit.bury(transport, queue, "first")
+    (letter,) = transport.dead.find(queue=queue)
+    transport.dead.replay([letter.id])
+    kit.bury(transport, queue, "second")
+    (letter,) = transport.dead.find(queue=queue)
+    assert (letter.reason, letter.attempts) == ("second", 1)
+    transport.dead.replay([letter.id])
+    holder = subscribe(queue)
+    assert list(holder.settle([Settlement(kit.take_one(holder), Verdict.ACK)])) == [True]
+
+
+@needs("dead_letters")
+def test_the_newest_dead_letters_are_found_first(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+    """`find` begins with what was buried last, and returns `limit` at most."""
+    transport.send([message("t", queue, n) for n in range(4)])
+    for n in range(4):
+        kit.bury(transport, queue, f"reason {n}")
+    assert [one.reason for one in transport.dead.find(queue=queue)] == ["reason 3", "reason 2", "reason 1", "reason 0"]
+    assert [one.reason for one in transport.dead.find(queue=queue, limit=2)] == ["reason 3", "reason 2"]
+
+
+@needs("dead_letters")
+def test_purging_takes_what_was_asked_for_and_nothing_else(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+    """Dead letters are purged by id, by queue and by age."""
+    other = kit.queue()
+    transport.send([message("t", queue), message("t", queue), message("t", other)])
+    for name in (queue, queue, other):
+        kit.bury(transport, name)
+    _, oldest = transport.dead.find(queue=queue)
+    assert transport.dead.purge(queue=queue, older_than=3600) == 0
+    assert transport.dead.purge(ids=[oldest.id]) == 1
+    assert transport.dead.purge(queue=queue) == 1
+    assert len(transport.dead.find(queue=other)) == 1

@@ -1,0 +1,193 @@
+"""The fence: who has lost a message can change nothing about it, and who has settled one has let go of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+from contract_tests.checked import CheckedSubscription, CheckedTransport
+from contract_tests.fixtures import Subscribe
+from contract_tests.kit import Kit, timed
+from contract_tests.messages import first, message
+from contract_tests.needs import needs
+from unstract_core import Delivery, Reply, Settlement, Verdict
+
+
+class Lost(NamedTuple):
+    """A message whose first holder let its lease expire, and that a second one holds now."""
+
+    late: CheckedSubscription
+    old: Delivery
+    heir: CheckedSubscription
+    new: Delivery
+
+
+def lose(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, *, lease: float = 60.0) -> Lost:
+    """Let a message be lost to an heir, whose lease is `lease`."""
+    transport.send([message("t", queue)])
+    late, heir = subscribe(queue), subscribe(queue, lease=lease)
+    old = kit.take_one(late)
+    kit.expire(transport, queue)
+    (new,) = heir.receive(limit=1, wait=10)
+    assert (old.id, old.attempt, new.attempt) == (new.id, 1, 2)
+    return Lost(late, old, heir, new)
+
+
+@needs("fencing")
+@pytest.mark.parametrize("verdict", Verdict)
+def test_a_late_settlement_of_a_lost_lease_changes_nothing(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict
+) -> None:
+    """A settlement by who lost the lease answers False, and its heir still holds the message and settles it."""
+    late, old, heir, new = lose(kit, transport, queue, subscribe)
+    assert list(late.settle([Settlement(old, verdict, reason="late")])) == [False]
+    assert kit.nothing(subscribe(queue))
+    if kit.capabilities.dead_letters:
+        assert not transport.dead.find(queue=queue)
+    assert list(heir.renew([new])) == [True]
+    assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
+    assert not kit.remaining(transport, queue)
+
+
+@needs("fencing")
+@pytest.mark.parametrize("verdict", Verdict)
+def test_a_late_settlement_of_a_lost_lease_sends_no_follow_up(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict
+) -> None:
+    """What would follow from a task whose message another holds is not sent: its heir will send it."""
+    late, old, _, _ = lose(kit, transport, queue, subscribe)
+    elsewhere = kit.queue()
+    assert list(late.settle([Settlement(old, verdict, follow_up=message("f", elsewhere))])) == [False]
+    assert kit.nothing(subscribe(elsewhere))
+
+
+@needs("fencing", "replies")
+@pytest.mark.parametrize("verdict", Verdict)
+def test_a_late_settlement_of_a_lost_lease_writes_no_reply(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict
+) -> None:
+    """The answer of a worker that lost its lease is not written: it would win over its heir's."""
+    late, old, heir, new = lose(kit, transport, queue, subscribe)
+    kit.ask(transport, key := kit.queue())
+    assert list(late.settle([Settlement(old, verdict, reply=Reply(key, "failed", error="late"))])) == [False]
+    assert transport.reply(key) is None
+    assert list(heir.settle([Settlement(new, Verdict.ACK, reply=Reply(key, "completed", result=1))])) == [True]
+    assert kit.answered(transport, key).result == 1
+
+
+@needs("fencing")
+def test_a_late_renewal_of_a_lost_lease_changes_nothing(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A renewal by who lost the lease answers False, and the heir keeps the message."""
+    late, old, heir, new = lose(kit, transport, queue, subscribe)
+    assert list(late.renew([old])) == [False]
+    assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
+
+
+@needs("fencing")
+def test_a_late_renewal_does_not_lengthen_its_heirs_lease(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """When the heir's lease ends, the message comes back, however often the one before renews."""
+    late, old, heir, _ = lose(kit, transport, queue, subscribe, lease=0.6)
+    heir.close()
+    third = subscribe(queue)
+    with timed() as elapsed:
+        while not (found := third.receive(limit=1, wait=0.1)):
+            assert elapsed() < 20, "a late renewal has lengthened its heir's lease"
+            assert list(late.renew([old])) == [False]
+    assert found[0].attempt == 3
+
+
+@needs("fencing")
+def test_who_settled_while_nobody_else_held_it_has_won(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """After the heir's settlement the one before can settle no more than during it."""
+    late, old, heir, new = lose(kit, transport, queue, subscribe)
+    assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
+    elsewhere = kit.queue()
+    assert list(late.settle([Settlement(old, Verdict.ACK, follow_up=message("f", elsewhere))])) == [False]
+    assert list(late.renew([old])) == [False]
+    assert kit.nothing(subscribe(elsewhere))
+
+
+@needs("fencing")
+def test_of_a_batch_only_what_is_still_held_is_settled(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """In one batch, nothing of the lost ones takes effect and everything of the others does."""
+    transport.send([message("t", queue, n) for n in range(4)])
+    late, heir = subscribe(queue), subscribe(queue)
+    held = kit.take(late, 4)
+    kit.expire(transport, queue)
+    taken = {delivery.id for delivery in heir.receive(limit=2, wait=10)}
+    elsewhere = kit.queue()
+    settlements = [Settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, one.id)) for one in held]
+    assert list(late.settle(settlements)) == [one.id not in taken for one in held]
+    kept = [one.id for one in held if one.id not in taken]
+    assert sorted(map(first, kit.take(subscribe(elsewhere), len(kept), limit=10))) == sorted(kept)
+
+
+@needs("fencing")
+def test_the_fence_holds_between_two_attempts_of_one_holder(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """Who lost a message and received it again holds its latest attempt alone, also inside one batch."""
+    transport.send([message("t", queue)])
+    holder, elsewhere = subscribe(queue), kit.queue()
+    old = kit.take_one(holder)
+    kit.expire(transport, queue)
+    (new,) = holder.receive(limit=1, wait=10)
+    assert list(holder.renew([old, new])) == [False, True]
+    both = [Settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, one.attempt)) for one in (old, new)]
+    assert list(holder.settle(both)) == [False, True]
+    assert list(map(first, kit.take(subscribe(elsewhere), 1, limit=5))) == [2]
+
+
+@needs("fencing")
+def test_a_delivery_of_another_subscription_cannot_be_settled(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """Who gave a message back uncounted cannot settle it when another holds it as the same attempt."""
+    transport.send([message("t", queue)])
+    early, heir = subscribe(queue), subscribe(queue)
+    old = kit.take_one(early)
+    assert list(early.settle([Settlement(old, Verdict.RETRY, counted=False)])) == [True]
+    new = kit.take_one(heir)
+    assert (new.id, new.attempt) == (old.id, old.attempt)
+    assert list(early.settle([Settlement(old, Verdict.ACK)])) == [False]
+    assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
+
+
+@pytest.mark.parametrize("delay", [0.0, 30.0])
+@pytest.mark.parametrize("verdict", Verdict)
+def test_a_delivery_is_settled_once(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict, delay: float
+) -> None:
+    """Who has settled a message has let go of it: settling or renewing it again answers False and does nothing."""
+    transport.send([message("t", queue)])
+    holder = subscribe(queue)
+    delivery = kit.take_one(holder)
+    elsewhere = kit.queue()
+    delay = delay if kit.capabilities.delay and verdict is Verdict.RETRY else 0.0
+    assert list(holder.settle([Settlement(delivery, verdict, delay=delay, reason="r")])) == [True]
+    again = Settlement(delivery, Verdict.ACK, follow_up=message("f", elsewhere))
+    assert list(holder.settle([again])) == [False]
+    assert list(holder.renew([delivery])) == [False]
+    assert kit.nothing(subscribe(elsewhere))
+
+
+def test_the_same_delivery_twice_in_a_batch_is_settled_once(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """Of two settlements of one delivery in a batch the first counts."""
+    transport.send([message("t", queue)])
+    holder = subscribe(queue)
+    delivery = kit.take_one(holder)
+    elsewhere = kit.queue()
+    twice = [Settlement(delivery, Verdict.ACK, follow_up=message("f", elsewhere, n)) for n in range(2)]
+    assert list(holder.settle(twice)) == [True, False]
+    assert list(map(first, kit.take(subscribe(elsewhere), 1, limit=5))) == [0]

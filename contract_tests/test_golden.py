@@ -1,0 +1,62 @@
+"""The golden corpus over the transport: every message that was ever written is delivered as what it says.
+
+What follows from one is not sent: its continuations name queues that may be somebody's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from contract_tests.checked import CheckedTransport
+from contract_tests.corpus import Readable, equal, wire_messages
+from contract_tests.fixtures import Subscribe
+from contract_tests.kit import Kit
+from unstract_core import Consumer, Settlement, Verdict, to_wire
+
+GOLDEN = [
+    one
+    for one in wire_messages()
+    if isinstance(one, Readable) and isinstance(one.raw, str) and one.reads_as is not None and "\\u" not in one.raw
+]
+"""What can be read and written again. NUL and surrogates, which are written as escapes, cannot be stored everywhere."""
+
+
+def test_every_message_of_the_golden_corpus_is_delivered_as_it_reads(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """Each shape that was ever written, stored as it was written, arrives with its task, values and addresses."""
+    chosen = [one for one in GOLDEN if kit.capabilities.replies or "reply_key" not in (one.reads_as or {})]
+    for one in chosen:
+        kit.inject(transport, queue, str(one.raw))
+    subscription = subscribe(queue)
+    for one, delivery in zip(chosen, kit.take(subscription, len(chosen)), strict=True):
+        assert delivery.problem is None, (one.name, delivery.problem)
+        assert delivery.payload is not None
+        expected: dict[str, Any] = dict(one.reads_as or {})
+        found = to_wire(delivery.payload)
+        for wire in (expected, found):
+            del wire["queue"]  # some wires do not carry it, and tell where the message was found
+        if "task_id" not in expected:
+            found.pop("task_id", None)  # some give an id to what has none
+        assert equal(found, expected), one.name
+        assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
+
+
+def test_the_golden_corpus_runs_through_the_consumer(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+    """Each message that nobody waits for is run once, with the args and kwargs that it says."""
+    awaited = ("on_success", "on_error", "reply_key")
+    chosen = [one for one in GOLDEN if not any(key in (one.reads_as or {}) for key in awaited)]
+    ran: list[tuple[str, list[Any], dict[str, Any]]] = []
+    tasks = {
+        name: lambda *args, name=name, **kwargs: ran.append((name, list(args), kwargs))
+        for name in {str((one.reads_as or {})["task_name"]) for one in chosen}
+    }
+    for one in chosen:
+        kit.inject(transport, queue, str(one.raw))
+    consumer = Consumer(transport, tasks, [queue])
+    consumer.drain(timeout=30)
+    assert len(ran) == len(chosen)
+    for one, (name, args, kwargs) in zip(chosen, ran, strict=True):
+        assert (name, equal(args, one.args), equal(kwargs, one.kwargs)) == (one.reads_as["task_name"], True, True), (  # type: ignore[index]
+            one.name
+        )

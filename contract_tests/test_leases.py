@@ -1,0 +1,109 @@
+"""Leases: what is held comes back when its lease ends, and not while it is renewed; each delivery counts."""
+
+from __future__ import annotations
+
+import pytest
+
+from contract_tests.checked import CheckedTransport
+from contract_tests.fixtures import Subscribe
+from contract_tests.kit import Kit
+from contract_tests.messages import message
+from contract_tests.needs import needs
+from unstract_core import Settlement, Verdict
+
+
+@needs("fencing")
+def test_a_lease_ends_by_itself(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+    """Nothing but time is needed: a message whose holder is silent comes back after its lease, and not before."""
+    transport.send([message("t", queue)])
+    kit.take_one(subscribe(queue, lease=0.4))
+    heir = subscribe(queue)
+    assert not heir.receive(limit=1, wait=0.05)
+    (delivery,) = heir.receive(limit=1, wait=10)
+    assert delivery.attempt == 2
+
+
+@needs("counts_crashes")
+def test_every_delivery_counts_as_an_attempt(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A message that its holders never settle comes as attempt 1, 2, 3 and 4, under one id."""
+    (id,) = transport.send([message("t", queue)])
+    for attempt in range(1, 5):
+        holder = subscribe(queue)
+        delivery = kit.take_one(holder)
+        assert (delivery.id, delivery.attempt) == (id, attempt)
+        holder.close()
+        kit.expire(transport, queue)
+
+
+def test_a_retried_message_counts_its_attempts(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """Each RETRY is followed by the next attempt: 1, 2, 3, 4."""
+    transport.send([message("t", queue)])
+    holder = subscribe(queue)
+    for attempt in range(1, 5):
+        delivery = kit.take_one(holder)
+        assert delivery.attempt == attempt
+        assert list(holder.settle([Settlement(delivery, Verdict.RETRY)])) == [True]
+
+
+def test_what_was_given_back_unstarted_has_used_no_attempt(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """RETRY with counted=False takes the attempt back, so that a restart of workers uses up nobody's attempts."""
+    transport.send([message("t", queue)])
+    holder = subscribe(queue)
+    for attempt in (1, 1, 1):
+        delivery = kit.take_one(holder)
+        assert delivery.attempt == attempt
+        assert list(holder.settle([Settlement(delivery, Verdict.RETRY, counted=False)])) == [True]
+
+
+def test_a_renewed_message_is_not_delivered_again(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A renewal extends the lease by its full length from now."""
+    transport.send([message("t", queue)])
+    holder, other = subscribe(queue, lease=1.0), subscribe(queue)
+    delivery = kit.take_one(holder)
+    for _ in range(4):
+        assert not other.receive(limit=1, wait=0.4)
+        assert list(holder.renew([delivery])) == [True]
+    assert list(holder.settle([Settlement(delivery, Verdict.ACK)])) == [True]
+    assert kit.nothing(other)
+
+
+def test_one_renewal_serves_everything_that_is_held(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """`renew` of many extends each of them; nothing is had by others beyond the first lease."""
+    transport.send([message("t", queue, n) for n in range(5)])
+    holder, other = subscribe(queue, lease=1.0), subscribe(queue)
+    held = kit.take(holder, 5)
+    for _ in range(3):
+        assert not other.receive(limit=5, wait=0.5)
+        assert list(holder.renew(held)) == [True] * 5
+
+
+@needs("fencing")
+def test_an_expired_lease_that_nobody_took_still_counts(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """Work is not thrown away: until somebody else holds the message, its last holder may renew and settle it."""
+    transport.send([message("t", queue)])
+    holder = subscribe(queue)
+    delivery = kit.take_one(holder)
+    kit.expire(transport, queue)
+    assert list(holder.renew([delivery])) == [True]
+    assert kit.nothing(subscribe(queue))
+    kit.expire(transport, queue)
+    assert list(holder.settle([Settlement(delivery, Verdict.ACK)])) == [True]
+    assert kit.nothing(subscribe(queue))
+
+
+@pytest.mark.parametrize("call", ["settle", "renew"])
+def test_settling_and_renewing_nothing_is_no_error(queue: str, subscribe: Subscribe, call: str) -> None:
+    """Empty batches are allowed."""
+    assert list(getattr(subscribe(queue), call)([])) == []

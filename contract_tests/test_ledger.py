@@ -1,0 +1,160 @@
+"""What every transport must keep to, whatever it claims: a ledger of what may come, and of what must.
+
+Two workers receive, settle, crash and lose what they hold, in any order. Where nothing was lost to its holder, each
+message ends once. Where something was, it may come again, as the design allows; but what nobody has ended is always
+there in the end, and so is every follow-up of a settlement that was told to have taken effect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import attrs
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from contract_tests.checked import CheckedSubscription
+from contract_tests.kit import Kit, insist
+from contract_tests.messages import first, message
+from contract_tests.profiles import examples
+from unstract_core import Delivery, Settlement, TransportError, Verdict
+
+T = TypeVar("T")
+
+WORKERS = st.integers(0, 1)
+
+
+@attrs.define
+class Entry:
+    """A message: how often it came, whether a settlement has ended it, and whether it may have been lost by a holder.
+
+    `doubtful` is what may come again although it was ended, or be there twice.
+    """
+
+    came: int = 0
+    wanted: int = 1
+    ended: bool = False
+    doubtful: bool = False
+
+
+class Ledger(RuleBasedStateMachine):
+    def __init__(self, kit: Kit) -> None:
+        super().__init__()
+        self.kit = kit
+        self.stack = contextlib.ExitStack()
+        self.transport = self.stack.enter_context(kit.open())
+        self.queue = kit.queue()
+        self.numbers = itertools.count()
+        self.entries: dict[int, Entry] = {}
+        self.held: list[tuple[int, Delivery]] = []
+        self.workers: list[CheckedSubscription] = []
+        self.cut: set[int] = set()
+
+    @initialize()
+    def open(self) -> None:
+        self.workers = [self.transport.subscribe([self.queue], lease=600) for _ in range(2)]
+
+    def teardown(self) -> None:
+        try:
+            self.close_the_books()
+        finally:
+            for worker in self.workers:
+                worker.close()
+            self.stack.close()
+
+    def new(self) -> int:
+        number = next(self.numbers)
+        self.entries[number] = Entry()
+        return number
+
+    @rule(count=st.integers(1, 4))
+    def send(self, count: int) -> None:
+        self.transport.send([message("t", self.queue, self.new()) for _ in range(count)])
+
+    @rule(worker=WORKERS, limit=st.integers(1, 4))
+    def receive(self, worker: int, limit: int) -> None:
+        for delivery in self.told(worker, lambda: self.workers[worker].receive(limit=limit, wait=self.kit.moment)):
+            self.comes(delivery)
+            self.held.append((worker, delivery))
+
+    def comes(self, delivery: Delivery) -> None:
+        entry = self.entries[first(delivery)]
+        entry.came += 1
+        if not entry.doubtful:
+            assert not entry.ended, f"{first(delivery)} was ended, and has come again"
+            assert entry.came <= entry.wanted, f"{first(delivery)} has come to two holders"
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), verdict=st.sampled_from(Verdict), follows=st.booleans())
+    def settle(self, data: st.DataObject, verdict: Verdict, follows: bool) -> None:
+        place = data.draw(st.integers(0, len(self.held) - 1), label="of what is held, number")
+        worker, delivery = self.held.pop(place)
+        entry = self.entries[first(delivery)]
+        number = self.new() if follows else None
+        follow_up = message("t", self.queue, number) if number is not None else None
+        settlement = Settlement(delivery, verdict, follow_up=follow_up, reason="r")
+        (took_effect,) = self.told(worker, lambda: self.workers[worker].settle([settlement]))
+        if not took_effect:
+            assert entry.doubtful, f"{first(delivery)} was its holder's, and could not be settled"
+            if number is not None:
+                self.entries[number] = Entry(wanted=0, ended=True, doubtful=not self.kit.capabilities.atomic_settle)
+        elif verdict is Verdict.RETRY:
+            entry.wanted += 1
+        else:
+            entry.ended = True
+
+    @rule(worker=WORKERS)
+    def crash(self, worker: int) -> None:
+        """A worker leaves without a word: what it held may be had again."""
+        self.workers[worker].close()
+        self.lost(worker)
+        self.cut.discard(worker)
+        self.workers[worker] = self.transport.subscribe([self.queue], lease=600)
+
+    @rule()
+    def expire(self) -> None:
+        """Every lease ends, or whatever else a claim ends with; the holders still believe in theirs."""
+        self.kit.expire(self.transport, self.queue)
+        self.cut = set() if self.kit.capabilities.fencing else {0, 1}
+        for _, delivery in self.held:
+            self.entries[first(delivery)].doubtful = True
+
+    def told(self, worker: int, call: Callable[[], Sequence[T]]) -> Sequence[T]:
+        """Call; a worker whose claims ended with its connection may be told of the outage first."""
+        try:
+            return call()
+        except TransportError:
+            assert worker in self.cut
+            return insist(call)
+        finally:
+            self.cut.discard(worker)
+
+    def lost(self, worker: int) -> None:
+        for owner, delivery in self.held:
+            if owner == worker:
+                self.entries[first(delivery)].doubtful = True
+        self.held = [one for one in self.held if one[0] != worker]
+
+    def close_the_books(self) -> None:
+        """Everything that nobody has ended is there, once more than what is held by nobody can explain is not."""
+        for worker in self.workers:
+            worker.close()
+        self.lost(0)
+        self.lost(1)
+        missing = {number for number, entry in self.entries.items() if not entry.ended}
+        for delivery in self.kit.remaining(self.transport, self.queue, count=len(missing)):
+            self.comes(delivery)
+            missing.discard(first(delivery))
+        assert not missing, f"lost: {sorted(missing)}"
+
+
+def test_nothing_is_lost_and_nothing_comes_twice_without_a_reason(kit: Kit) -> None:
+    """At least once, and exactly once where no holder lost anything; follow-ups of what took effect always come."""
+    count = 20 if kit.moment == 0 else 8
+    run_state_machine_as_test(
+        lambda: Ledger(kit),  # type: ignore[arg-type]  # whatever makes a machine will do
+        settings=examples(count, stateful_step_count=15),
+    )

@@ -1,0 +1,96 @@
+"""A connection that is cut: the transport connects again by itself, and what was accepted is not lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from contract_tests.checked import CheckedTransport
+from contract_tests.fixtures import Subscribe
+from contract_tests.kit import RECOVERY, Kit, insist
+from contract_tests.messages import first, message
+from contract_tests.needs import needs
+from unstract_core import TransportError
+
+
+def test_a_cut_connection_is_opened_again_for_sending(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+    """After a cut `send` works again by itself; whatever it accepted before and after arrives."""
+    accepted = list(transport.send([message("t", queue, 1)]))
+    kit.sever(transport)
+    accepted += insist(lambda: transport.send([message("t", queue, 2)]))
+    received = {one.id for one in kit.remaining(transport, queue, count=len(accepted))}
+    assert received >= set(accepted)
+
+
+def test_a_cut_connection_is_opened_again_for_receiving(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A subscription whose connection was cut receives again, what was sent before and after."""
+    subscription = subscribe(queue)
+    assert kit.nothing(subscription)
+    transport.send([message("t", queue, 1)])
+    kit.sever(transport)
+    insist(lambda: transport.send([message("t", queue, 2)]))
+    received: set[object] = set()
+    until = time.monotonic() + RECOVERY
+    while received != {1, 2} and time.monotonic() < until:
+        received |= {first(one) for one in insist(lambda: subscription.receive(limit=5, wait=0.5))}
+    assert received == {1, 2}
+
+
+def test_what_was_held_when_the_connection_was_cut_comes_back(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A held message is not lost with the connection of its holder."""
+    transport.send([message("t", queue, 1)])
+    holder = subscribe(queue)
+    kit.take_one(holder)
+    kit.sever(transport)
+    holder.close()
+    kit.expire(transport, queue)
+    heir = insist(lambda: subscribe(queue))
+    found: list[object] = []
+    until = time.monotonic() + RECOVERY
+    while not found and time.monotonic() < until:
+        found = [first(one) for one in insist(lambda: heir.receive(limit=5, wait=0.5))]
+    assert found == [1]
+
+
+def test_a_consumer_lives_through_a_cut(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+    """A worker whose connection was cut goes on: what is sent afterwards is run."""
+    ran: list[int] = []
+    with kit.running(transport, {"t": ran.append}, queue):
+        transport.send([message("t", queue, 1)])
+        _until(lambda: 1 in ran)
+        kit.sever(transport)
+        insist(lambda: transport.send([message("t", queue, 2)]))
+        _until(lambda: 2 in ran)
+
+
+@needs("replies")
+def test_a_blocked_caller_lives_through_a_cut(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+    """Who waits for a reply while the connection is cut gets what is answered afterwards, or hears of the outage."""
+    key = kit.queue()
+    transport.send([message("t", queue, 5, reply_key=key)])
+
+    def wait() -> object:
+        try:
+            return transport.reply(key, timeout=30)
+        except TransportError as exc:
+            return exc
+
+    waiting = kit.in_background(wait)
+    time.sleep(0.3)
+    kit.sever(transport)
+    with kit.running(transport, {"t": lambda n: n}, queue):
+        found = waiting(40)
+        if kit.capabilities.status and found is None:
+            found = transport.reply(key, timeout=20)
+    assert isinstance(found, TransportError) or (found is not None and getattr(found, "result", None) == 5)
+
+
+def _until(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + 2 * RECOVERY
+    while not condition():
+        assert time.monotonic() < until, f"the consumer has not recovered within {2 * RECOVERY:g} s"
+        time.sleep(0.02)

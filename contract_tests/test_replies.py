@@ -1,0 +1,169 @@
+"""What `reply` promises: the first answer wins, is waited for, can be consumed, and ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from contract_tests.checked import CheckedTransport
+from contract_tests.kit import Kit, timed, wait_until
+from contract_tests.limits import together
+from contract_tests.messages import message
+from contract_tests.needs import needs
+from contract_tests.profiles import examples
+from contract_tests.strategies import json_values
+from unstract_core import Reply, Settlement, Verdict
+from unstract_core.values import normalise
+
+
+@needs("replies")
+def test_a_result_arrives_as_it_was_written(kit: Kit) -> None:
+    """A completed reply carries its result, equal for every JSON value of the domain; null and {} are results too."""
+    with kit.open() as transport:
+
+        @examples(20)
+        @given(result=json_values)
+        def property_(result: Any) -> None:
+            key = kit.queue()
+            kit.answer(transport, Reply(key, "completed", result=result))
+            found = kit.answered(transport, key)
+            assert (found.status, found.result, found.error) == ("completed", normalise(result), "")
+
+        property_()
+
+
+@needs("replies")
+def test_an_error_text_arrives_as_it_was_written(kit: Kit, transport: CheckedTransport) -> None:
+    """A failed reply carries its text, whatever stands in it."""
+    for error in ("ValueError: why", "KeyError: 'x'", 'E: \U0001f4dd "quoted" 100%\n\ttwo lines', "E: " + "x" * 3900):
+        key = kit.queue()
+        kit.answer(transport, Reply(key, "failed", error=error))
+        found = kit.answered(transport, key)
+        assert (found.status, found.result, found.error) == ("failed", None, error)
+
+
+@needs("replies")
+def test_no_reply_is_none_at_once(kit: Kit, transport: CheckedTransport) -> None:
+    """Without a timeout `reply` does not wait."""
+    kit.ask(transport, key := kit.queue())
+    with timed() as elapsed:
+        assert transport.reply(key) is None
+        assert elapsed() < 5
+
+
+@needs("replies", "status")
+def test_no_status_is_none_at_once(kit: Kit, transport: CheckedTransport) -> None:
+    """Nor under a key that was never sent."""
+    with timed() as elapsed:
+        assert transport.reply(kit.queue()) is None
+        assert elapsed() < 5
+
+
+@needs("replies")
+def test_a_timeout_ends_the_wait(kit: Kit, transport: CheckedTransport) -> None:
+    """`reply` returns None when its time is up, and not before."""
+    kit.ask(transport, key := kit.queue())
+    with timed() as elapsed:
+        assert transport.reply(key, timeout=0.3) is None
+        assert 0.25 < elapsed() < 10
+
+
+@needs("replies")
+def test_a_waiting_caller_is_answered_when_the_reply_is_written(kit: Kit, transport: CheckedTransport) -> None:
+    """`reply` returns as soon as there is an answer, long before its timeout."""
+    key, queue = kit.queue(), kit.queue()
+    transport.send([message("t", queue, reply_key=key)])
+    waiting = kit.in_background(lambda: transport.reply(key, timeout=40))
+    time.sleep(0.2)
+    subscription = transport.subscribe([queue], lease=60)
+    with timed() as elapsed:
+        subscription.settle([Settlement(kit.take_one(subscription), Verdict.ACK, reply=Reply(key, "completed"))])
+        assert waiting(40) == Reply(key, "completed")
+        assert elapsed() < 15
+    subscription.close()
+
+
+@needs("replies")
+def test_the_first_reply_wins(kit: Kit, transport: CheckedTransport) -> None:
+    """A key is answered once: later replies change nothing."""
+    key, last = kit.queue(), kit.queue()
+    kit.answer(transport, Reply(key, "failed", error="first"), Reply(key, "completed", result="second"))
+    kit.answer(transport, Reply(last, "completed"))
+    assert kit.answered(transport, last) == Reply(last, "completed")
+    found = kit.answered(transport, key)
+    assert (found.status, found.error, found.result) == ("failed", "first", None)
+
+
+@needs("replies")
+def test_a_consumed_reply_keeps_its_status_alone(kit: Kit, transport: CheckedTransport) -> None:
+    """`consume` returns the reply and clears its result and error; the key stays answered, and later writes lose."""
+    key, failed, last = kit.queue(), kit.queue(), kit.queue()
+    kit.answer(transport, Reply(key, "completed", result={"secret": 1}), Reply(failed, "failed", error="E: x"))
+    assert kit.answered(transport, failed) == Reply(failed, "failed", error="E: x")
+    consumed = transport.reply(key, timeout=kit.patience, consume=True)
+    assert consumed is not None
+    assert consumed.result == {"secret": 1}
+    consumed = transport.reply(failed, consume=True)
+    assert consumed is not None
+    assert consumed.error == "E: x"
+    kit.answer(transport, Reply(key, "completed", result="again"), Reply(last, "completed"))
+    assert kit.answered(transport, last) == Reply(last, "completed")
+    assert transport.reply(key) == Reply(key, "completed", result=None)
+    assert transport.reply(failed, consume=True) == Reply(failed, "failed", error="")
+
+
+@needs("replies")
+def test_of_many_that_consume_one_reply_one_reads_it(kit: Kit, transport: CheckedTransport) -> None:
+    """A result is consumed once: of readers at the same time one gets it, the others its status."""
+    key = kit.queue()
+    kit.answer(transport, Reply(key, "completed", result="secret"))
+    kit.answered(transport, key)
+    found = together(*[lambda: transport.reply(key, timeout=10, consume=True)] * 6)
+    assert sorted(str(one and one.result) for one in found) == ["None"] * 5 + ["secret"]
+
+
+@needs("replies", "status")
+def test_a_status_ends_with_its_time_to_live(kit: Kit, transport: CheckedTransport) -> None:
+    """A reply is kept for its ttl, and then it is no reply; the key can be answered again."""
+    key, kept = kit.queue(), kit.queue()
+    kit.answer(transport, Reply(kept, "completed", result=1, ttl=60), Reply(key, "completed", result=1, ttl=0.5))
+    wait_until(lambda: transport.reply(key) is None, timeout=20, what="the end of a reply's time to live")
+    assert kit.answered(transport, kept).result == 1
+    kit.answer(transport, Reply(key, "completed", result=2))
+    assert kit.answered(transport, key).result == 2
+
+
+@needs("replies")
+def test_waiting_callers_are_all_answered(kit: Kit, transport: CheckedTransport) -> None:
+    """Any number of threads may wait, for different keys and for the same one."""
+    keys = [kit.queue() for _ in range(8)]
+    kit.ask(transport, *keys)
+    ready = threading.Barrier(17)
+
+    def wait(key: str) -> Any:
+        ready.wait(20)
+        return transport.reply(key, timeout=30)
+
+    waiting = [kit.in_background(lambda key=key: wait(key)) for key in [*keys, *keys]]  # type: ignore[misc]
+    ready.wait(20)
+    kit.answer(transport, *(Reply(key, "completed", result=key) for key in keys))
+    found: list[Any] = [one(40) for one in waiting]
+    assert [one and one.result for one in found] == [*keys, *keys]
+
+
+@needs("replies")
+@pytest.mark.parametrize("status", ["completed", "failed"])
+def test_a_burial_may_answer(kit: Kit, transport: CheckedTransport, queue: str, status: Any) -> None:
+    """A message that is given up can still tell whoever waits for it."""
+    key = kit.queue()
+    transport.send([message("t", queue, reply_key=key)])
+    subscription = transport.subscribe([queue], lease=60)
+    reply = Reply(key, status, error="E: why" if status == "failed" else "")
+    settlement = Settlement(kit.take_one(subscription), Verdict.BURY, reply=reply, reason="E: why")
+    assert list(subscription.settle([settlement])) == [True]
+    assert kit.answered(transport, key) == reply
+    subscription.close()

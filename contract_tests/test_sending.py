@@ -1,0 +1,142 @@
+"""What `send` promises: one id each, in order, all or nothing, and only what can be honoured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract_tests.checked import CheckedTransport
+from contract_tests.fixtures import Subscribe
+from contract_tests.kit import Kit
+from contract_tests.messages import first, message
+from contract_tests.needs import needs
+from contract_tests.profiles import examples
+from unstract_core import PayloadError
+
+
+def test_a_batch_gives_one_id_each_and_arrives_whole(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """`send` returns one distinct id for each message, in order, and every one of them arrives under its id."""
+    ids = transport.send([message("t", queue, number) for number in range(50)])
+    received = kit.take(subscribe(queue), 50, limit=100)
+    assert {one.id: first(one) for one in received} == dict(zip(ids, range(50), strict=True))
+    assert len(received) == 50
+
+
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_one_bad_message_keeps_the_whole_batch_back(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, broken: int
+) -> None:
+    """A message that the wire refuses raises PayloadError with its path, and none of its batch is sent."""
+    batch = [message("t", queue, object() if n == broken else n) for n in range(3)]
+    with pytest.raises(PayloadError, match=r"\$\.args\[0\]"):
+        transport.send(batch)
+    assert kit.nothing(subscribe(queue))
+
+
+@needs("atomic_send")
+def test_a_batch_is_seen_whole_or_not_at_all(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
+    """All or nothing: whoever receives while a batch is sent never finds a part of it.
+
+    The last of a batch has the highest priority or its own queue: seen at all, it is seen with the others.
+    """
+    for _ in range(10):
+        early, late = kit.queue(), kit.queue()
+        sending = kit.in_background(
+            lambda early=early, late=late: transport.send(  # type: ignore[misc]
+                [*(message("t", early, n) for n in range(60)), message("t", late)]
+            )
+        )
+        assert len(subscribe(late).receive(limit=10, wait=20)) == 1
+        assert len(kit.take(subscribe(early), 60, limit=100)) == 60
+        sending(20)
+
+
+@needs("atomic_send")
+def test_the_first_of_a_batch_is_never_seen_alone(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
+    """All or nothing, from the other end: when the first message of a batch has come, its last one is there."""
+    for _ in range(10):
+        early, late = kit.queue(), kit.queue()
+        sending = kit.in_background(
+            lambda early=early, late=late: transport.send(  # type: ignore[misc]
+                [message("t", early), *(message("t", late, n) for n in range(60))]
+            )
+        )
+        assert len(subscribe(early).receive(limit=10, wait=20)) == 1
+        assert len(kit.take(subscribe(late), 60, limit=100)) == 60
+        sending(20)
+
+
+def test_an_empty_batch_sends_nothing(transport: CheckedTransport) -> None:
+    """Sending no messages is no error."""
+    assert list(transport.send([])) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"priority": 0}, {"priority": 11}, {"priority": True}, {"delay": -1}, {"delay": float("nan")}, {"delay": 1e300}],
+    ids=str,
+)
+def test_a_priority_or_delay_that_nobody_honours_is_refused(
+    transport: CheckedTransport, queue: str, options: Any
+) -> None:
+    """A priority outside 1..10, and a delay that is negative or not finite, raise PayloadError."""
+    with pytest.raises(PayloadError):
+        transport.send([message("t", queue, **options)])
+
+
+@needs("delay")
+def test_a_delayed_message_waits_for_its_time(transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+    """A message with a delay is not delivered before it, is delivered soon after it, and as attempt 1."""
+    transport.send([message("t", queue, delay=0.4)])
+    subscription = subscribe(queue)
+    assert not subscription.receive(limit=1, wait=0.1)
+    (delivery,) = subscription.receive(limit=1, wait=10)
+    assert delivery.attempt == 1
+
+
+@needs("delay")
+def test_a_delay_holds_up_no_other_message(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A delayed message does not stand in the way of those behind it."""
+    transport.send([message("t", queue, "late", delay=60), message("t", queue, "now")])
+    assert first(kit.take_one(subscribe(queue))) == "now"
+
+
+PLAIN = {"plain", "celery_executor_legacy", "ide-callback", "a.b-c_d.9", "x" * 200}
+
+
+@examples(20)
+@given(names=st.lists(st.sampled_from(sorted(PLAIN)) | st.text(min_size=1, max_size=60), min_size=1, max_size=3))
+def test_any_name_that_the_wire_allows_is_a_queue(kit: Kit, names: list[str]) -> None:
+    """Queue names are text: quotes, spaces, percent signs and every script work alike, or are refused on sending.
+
+    Letters, digits, and `.`, `-`, `_` between them are never refused, up to 200 characters.
+    """
+    with kit.open() as transport:
+        accepted = []
+        for name in dict.fromkeys(names):
+            queue = kit.queue(name)
+            if _sent(transport, queue):
+                accepted.append(queue)
+            else:
+                assert name not in PLAIN
+        if accepted:
+            subscription = transport.subscribe(accepted, lease=60)
+            received = kit.take(subscription, len(accepted), limit=10)
+            subscription.close()
+            assert sorted((one.queue, first(one)) for one in received) == sorted((one, one) for one in accepted)
+
+
+def _sent(transport: CheckedTransport, queue: str) -> bool:
+    """Send to a queue of this name; False where none can have it."""
+    try:
+        transport.send([message("t", queue, queue)])
+    except PayloadError:
+        return False
+    return True

@@ -1,0 +1,177 @@
+"""What `settle` promises: every verdict, with every combination of follow-up and reply; all of it, or nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract_tests.checked import CheckedTransport
+from contract_tests.fixtures import Subscribe
+from contract_tests.kit import Kit
+from contract_tests.messages import first, message, parsed
+from contract_tests.needs import needs
+from contract_tests.profiles import examples
+from unstract_core import ContractError, Delivery, Message, PayloadError, Reply, Settlement, Verdict
+
+Kind = tuple[Verdict, bool, bool]
+KINDS: list[Kind] = list(itertools.product(Verdict, [False, True], [False, True]))
+
+
+def test_everything_in_a_mixed_batch_takes_effect(kit: Kit) -> None:
+    """Acks, retries and burials, with and without follow-ups and replies, in one batch: each does all of its own."""
+    replies, letters = kit.capabilities.replies, kit.capabilities.dead_letters
+    with kit.open() as transport:
+
+        @examples(20)
+        @given(kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=12))
+        def property_(kinds: list[Kind]) -> None:
+            queue, elsewhere = kit.queue(), kit.queue()
+            keys = [f"{queue}-{n}" if replies else None for n in range(len(kinds))]
+            transport.send([message("t", queue, n, reply_key=key) for n, key in enumerate(keys)])
+            subscription = transport.subscribe([queue], lease=60)
+            held = kit.take(subscription, len(kinds))
+            batch = [
+                Settlement(
+                    delivery,
+                    verdict,
+                    follow_up=message("f", elsewhere, n, org_id="o", priority=7) if follow_up else None,
+                    reply=Reply(key, "completed", result={"n": n}) if reply and key else None,
+                    reason=f"reason {n}",
+                    result=[n],
+                )
+                for n, (delivery, key, (verdict, follow_up, reply)) in enumerate(zip(held, keys, kinds, strict=True))
+            ]
+            assert list(subscription.settle(batch)) == [True] * len(kinds)
+
+            retried = {n for n, kind in enumerate(kinds) if kind[0] is Verdict.RETRY}
+            again = kit.take(subscription, len(retried), limit=100)
+            assert {first(delivery): delivery.attempt for delivery in again} == dict.fromkeys(retried, 2)
+            assert len(again) == len(retried)
+            follower = transport.subscribe([elsewhere], lease=60)
+            followed = [n for n, kind in enumerate(kinds) if kind[1]]
+            follow_ups = kit.take(follower, len(followed), limit=100)
+            assert list(map(first, follow_ups)) == followed
+            assert all((one.org_id, one.attempt) == ("o", 1) for one in follow_ups)
+            assert all(one.priority == 7 for one in follow_ups) or not kit.capabilities.priority
+            for n, (key, kind) in enumerate(zip(keys, kinds, strict=True)):
+                if key and kind[2]:
+                    assert kit.answered(transport, key).result == {"n": n}
+                elif key:
+                    assert transport.reply(key) is None
+            if letters:
+                buried = {letter.reason: letter for letter in transport.dead.find(queue=queue)}
+                assert set(buried) == {f"reason {n}" for n, kind in enumerate(kinds) if kind[0] is Verdict.BURY}
+                for n, delivery in enumerate(held):
+                    if kinds[n][0] is Verdict.BURY:
+                        letter = buried[f"reason {n}"]
+                        assert (letter.attempts, letter.result, letter.message) == (1, [n], parsed(delivery.raw))
+            subscription.close()
+            follower.close()
+
+        property_()
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_a_follow_up_is_never_lost(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict
+) -> None:
+    """Of every settlement that answers True the follow-up arrives, once, whatever the verdict."""
+    transport.send([message("t", queue)])
+    holder, elsewhere = subscribe(queue), kit.queue()
+    settlement = Settlement(kit.take_one(holder), verdict, follow_up=message("f", elsewhere, "next"), reason="r")
+    assert list(holder.settle([settlement])) == [True]
+    assert list(map(first, kit.take(subscribe(elsewhere), 1, limit=5))) == ["next"]
+
+
+@needs("delay")
+def test_a_retry_with_delay_waits(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+    """RETRY brings the message back after `delay` seconds, with the next attempt."""
+    transport.send([message("t", queue)])
+    subscription = subscribe(queue)
+    delivery = kit.take_one(subscription)
+    subscription.settle([Settlement(delivery, Verdict.RETRY, delay=0.4)])
+    assert not subscription.receive(limit=1, wait=0.1)
+    (again,) = subscription.receive(limit=1, wait=10)
+    assert (again.id, again.attempt) == (delivery.id, 2)
+
+
+BROKEN: dict[str, Callable[[str], Message]] = {
+    "a value that is none of JSON's": lambda queue: message("f", queue, object()),
+    "a name that is empty": lambda queue: message("", queue),
+    "a priority that nobody honours": lambda queue: message("f", queue, priority=99),
+    "an organisation with NUL": lambda queue: message("f", queue, org_id="a\0b"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_a_settlement_that_the_wire_refuses_has_no_effect(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, broken: Callable[[str], Message]
+) -> None:
+    """PayloadError before anything is changed: the messages of the batch are still held, and can be settled."""
+    transport.send([message("t", queue, 1), message("t", queue, 2)])
+    subscription, elsewhere = subscribe(queue), kit.queue()
+    held = kit.take(subscription, 2)
+    batch = [
+        Settlement(held[0], Verdict.ACK, follow_up=message("f", elsewhere)),
+        Settlement(held[1], Verdict.ACK, follow_up=broken(elsewhere)),
+    ]
+    with pytest.raises(PayloadError):
+        subscription.settle(batch)
+    assert kit.nothing(subscribe(elsewhere))
+    assert list(subscription.settle([Settlement(one, Verdict.ACK) for one in held])) == [True, True]
+
+
+def test_a_follow_up_that_is_refused_leaves_its_message_held(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """What comes next is confirmed before what was done is let go of: a refusal loses neither."""
+    transport.send([message("t", queue)])
+    subscription = subscribe(queue)
+    delivery = kit.take_one(subscription)
+    with pytest.raises(ContractError):
+        subscription.settle([Settlement(delivery, Verdict.ACK, follow_up=message("f", "", 1))])
+    assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
+
+
+@pytest.mark.parametrize("delay", [-1, float("nan"), float("inf")])
+def test_a_delay_that_makes_no_sense_is_refused(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, delay: float
+) -> None:
+    """A RETRY with a delay that is negative or not finite raises PayloadError, and the message stays held."""
+    transport.send([message("t", queue)])
+    subscription = subscribe(queue)
+    delivery = kit.take_one(subscription)
+    with pytest.raises(PayloadError):
+        subscription.settle([Settlement(delivery, Verdict.RETRY, delay=delay)])
+    assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
+
+
+def test_the_parts_of_a_settlement_are_left_as_they_are(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """`settle` copies: later changes to a follow-up's objects do not reach the message."""
+    transport.send([message("t", queue)])
+    subscription, elsewhere = subscribe(queue), kit.queue()
+    argument = {"list": [1]}
+    settlement = Settlement(kit.take_one(subscription), Verdict.ACK, follow_up=message("f", elsewhere, argument))
+    assert list(subscription.settle([settlement])) == [True]
+    assert argument == {"list": [1]}
+    argument["list"].append(2)
+    assert first(kit.take_one(subscribe(elsewhere))) == {"list": [1]}
+
+
+def test_large_batches_are_settled_whole(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """Three hundred settlements with follow-ups in one call: each answers, each follow-up arrives in order."""
+    count = 300
+    transport.send([message("t", queue, n) for n in range(count)])
+    holder, elsewhere = subscribe(queue), kit.queue()
+    held: list[Delivery] = kit.take(holder, count)
+    batch = [Settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, first(one))) for one in held]
+    assert list(holder.settle(batch)) == [True] * count
+    assert list(map(first, kit.take(subscribe(elsewhere), count))) == list(map(first, held))

@@ -1,0 +1,93 @@
+"""Two transports on what is stored in one place: as two processes are, or as one that was started again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from contract_tests.checked import CheckedTransport
+from contract_tests.kit import Kit
+from contract_tests.messages import first, message
+from contract_tests.needs import needs, not_claimed
+from unstract_core import Reply, Settlement, Verdict
+
+
+@contextlib.contextmanager
+def two(kit: Kit) -> Iterator[tuple[CheckedTransport, CheckedTransport]]:
+    """Open two transports; skip where what one sends is not there for the other, as in a store of one process."""
+    with kit.open() as one, kit.open() as other:
+        if not kit.cached("shared", lambda: _shared(kit, one, other)):
+            not_claimed("what is sent stays with the transport that sent it")
+        yield one, other
+
+
+def _shared(kit: Kit, one: CheckedTransport, other: CheckedTransport) -> bool:
+    queue = kit.queue()
+    one.send([message("t", queue)])
+    subscription = other.subscribe([queue], lease=60)
+    shared = bool(subscription.receive(limit=1, wait=2.0))
+    subscription.close()
+    return shared
+
+
+def test_what_one_sends_the_other_runs_and_follows_up(kit: Kit) -> None:
+    """Producer, worker and callback worker may be three: nothing depends on the sender's being there."""
+    with two(kit) as (one, other):
+        queue, elsewhere = kit.queue(), kit.queue()
+        one.send([message("t", queue, 1)])
+        one.close()
+        subscription = other.subscribe([queue], lease=60)
+        settlement = Settlement(kit.take_one(subscription), Verdict.ACK, follow_up=message("f", elsewhere, 2))
+        assert list(subscription.settle([settlement])) == [True]
+        other.close()
+        with kit.open() as third:
+            assert [first(found) for found in kit.remaining(third, elsewhere, count=1)] == [2]
+
+
+def test_claims_are_exclusive_between_transports(kit: Kit) -> None:
+    """What the one holds, the other does not get."""
+    with two(kit) as (one, other):
+        queue = kit.queue()
+        one.send([message("t", queue, n) for n in range(10)])
+        mine, theirs = one.subscribe([queue], lease=60), other.subscribe([queue], lease=60)
+        held = kit.take(mine, 5)
+        rest = kit.take(theirs, 10 - len(held), limit=20)
+        assert sorted(map(first, [*held, *rest])) == list(range(10))
+        mine.close()
+        theirs.close()
+
+
+@needs("fencing")
+def test_the_fence_holds_between_transports(kit: Kit) -> None:
+    """A settlement by a process that lost its lease to another changes nothing."""
+    with two(kit) as (one, other):
+        queue = kit.queue()
+        one.send([message("t", queue)])
+        late, heir = one.subscribe([queue], lease=60), other.subscribe([queue], lease=60)
+        old = kit.take_one(late)
+        kit.expire(one, queue)
+        new = kit.take_one(heir)
+        assert list(late.settle([Settlement(old, Verdict.ACK)])) == [False]
+        assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
+        late.close()
+        heir.close()
+
+
+@needs("status")
+def test_a_status_is_read_from_anywhere(kit: Kit) -> None:
+    """Who polls for the outcome of a dispatch need not be who dispatched it."""
+    with two(kit) as (one, other):
+        key = kit.queue()
+        kit.answer(one, Reply(key, "completed", result={"n": 1}))
+        assert other.reply(key, timeout=20) == Reply(key, "completed", result={"n": 1})
+
+
+def test_a_waiting_receive_is_woken_by_another_transport(kit: Kit) -> None:
+    """A message sent elsewhere ends the wait long before its time."""
+    with two(kit) as (one, other):
+        queue = kit.queue()
+        subscription = one.subscribe([queue], lease=60)
+        waiting = kit.in_background(lambda: other.send([message("t", queue)]))
+        assert len(subscription.receive(limit=1, wait=20)) == 1
+        waiting(20)
+        subscription.close()

@@ -1,0 +1,78 @@
+"""`send` and `reply` are for any number of threads at once; each subscription is for the thread that owns it."""
+
+from __future__ import annotations
+
+from contract_tests.checked import CheckedTransport
+from contract_tests.fixtures import Subscribe
+from contract_tests.kit import Kit
+from contract_tests.limits import together
+from contract_tests.messages import first, message
+from contract_tests.needs import needs
+from unstract_core import Reply, Settlement, Verdict
+
+
+def test_many_threads_send_at_once(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+    """Whatever was accepted arrives, once, and each sender's messages in its order."""
+
+    def send(number: int) -> list[str]:
+        return [id for n in range(20) for id in transport.send([message("t", queue, number, n)])]
+
+    sent = [id for ids in together(*(lambda n=n: send(n) for n in range(6))) for id in ids]
+    received = kit.take(subscribe(queue), 120, limit=1000)
+    assert sorted(delivery.id for delivery in received) == sorted(sent)
+    for number in range(6):
+        mine = [one.payload.args[1] for one in received if one.payload and first(one) == number]
+        assert mine == list(range(20))
+
+
+@needs("replies")
+def test_many_threads_ask_and_are_answered_at_once(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+    """Threads that send a question and wait for its answer each get their own, while a worker answers."""
+
+    def ask(number: int) -> object:
+        key = f"{queue}-{number}"
+        transport.send([message("echo", queue, number, reply_key=key)])
+        reply = transport.reply(key, timeout=40)
+        return reply and reply.result
+
+    with kit.running(transport, {"echo": lambda number: number}, queue, concurrency=2):
+        assert together(*(lambda n=n: ask(n) for n in range(8))) == list(range(8))
+
+
+def test_subscriptions_on_threads_of_their_own_settle_side_by_side(
+    kit: Kit, transport: CheckedTransport, queue: str
+) -> None:
+    """Each thread receives, settles and follows up with a subscription of its own: every message ends once."""
+    elsewhere = kit.queue()
+    transport.send([message("t", queue, n) for n in range(60)])
+    ended: list[object] = []
+
+    def work() -> None:
+        subscription = transport.subscribe([queue], lease=60)
+        while len(ended) < 60 and (batch := subscription.receive(limit=5, wait=max(0.2, kit.moment))):
+            settled = subscription.settle(
+                [Settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, first(one))) for one in batch]
+            )
+            assert all(settled)
+            ended.extend(map(first, batch))
+        subscription.close()
+
+    together(work, work, work)
+    assert sorted(map(first, kit.remaining(transport, queue, elsewhere, count=60))) == list(range(60))
+
+
+@needs("replies")
+def test_a_reply_is_read_while_others_send(kit: Kit, transport: CheckedTransport) -> None:
+    """Neither waits for the other."""
+    key, queue = kit.queue(), kit.queue()
+    kit.answer(transport, Reply(key, "completed", result=1))
+    kit.answered(transport, key)
+
+    def send() -> int:
+        return len([transport.send([message("t", queue, n)]) for n in range(30)])
+
+    def read() -> int:
+        return sum(transport.reply(key) == Reply(key, "completed", result=1) for _ in range(30))
+
+    assert together(send, read, send, read) == [30, 30, 30, 30]
+    assert len(kit.remaining(transport, queue, count=60)) == 60

@@ -1,0 +1,100 @@
+"""Sending within the caller's own transaction: the message commits and vanishes with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract_tests.checked import CheckedTransport
+from contract_tests.fixtures import Subscribe
+from contract_tests.kit import Kit
+from contract_tests.messages import first, message
+from contract_tests.needs import needs
+from contract_tests.profiles import examples
+from unstract_core import ContractError, PayloadError
+
+
+@needs("transactional_send")
+def test_what_the_caller_commits_is_sent(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """Nothing is seen before the commit, everything after it, under the ids that `send` returned."""
+    subscription = subscribe(queue)
+    with kit.caller(transport) as connection:
+        ids = transport.send([message("t", queue, n) for n in range(3)], within=begun(connection))
+        assert kit.nothing(subscription)
+        connection.commit()
+    received = kit.take(subscription, 3, limit=10)
+    assert {one.id: first(one) for one in received} == dict(zip(ids, range(3), strict=True))
+
+
+@needs("transactional_send")
+def test_what_the_caller_rolls_back_was_never_sent(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """After a rollback nothing is there, and the connection is the caller's as before."""
+    with kit.caller(transport) as connection:
+        transport.send([message("t", queue, "rolled back")], within=begun(connection))
+        connection.rollback()
+        transport.send([message("t", queue, "committed")], within=begun(connection))
+        connection.commit()
+    assert list(map(first, kit.take(subscribe(queue), 1, limit=10))) == ["committed"]
+
+
+@needs("transactional_send")
+def test_a_refused_message_leaves_the_callers_transaction_whole(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """PayloadError is raised before anything is sent: what the caller has done besides can still be committed."""
+    with kit.caller(transport) as connection:
+        cursor = begun(connection)
+        transport.send([message("t", queue, 1)], within=cursor)
+        with pytest.raises(PayloadError):
+            transport.send([message("t", queue, 2), message("t", queue, object())], within=cursor)
+        transport.send([message("t", queue, 3)], within=cursor)
+        connection.commit()
+    assert list(map(first, kit.take(subscribe(queue), 2, limit=10))) == [1, 3]
+
+
+@needs("transactional_send")
+def test_whatever_is_no_cursor_is_refused(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+    """`within` is a DB-API cursor: for anything else an error says so, and nothing is sent."""
+    for thing in (object(), "cursor", 7):
+        with pytest.raises(ContractError, match="cursor"):
+            transport.send([message("t", queue)], within=thing)
+    assert not kit.remaining(transport, queue)
+
+
+@needs("transactional_send")
+def test_transactions_of_any_shape_send_what_they_commit(kit: Kit) -> None:
+    """Of any number of transactions exactly those messages arrive that were committed, in order within each."""
+    with kit.open() as transport:
+
+        @examples(10)
+        @given(st.lists(st.tuples(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.booleans()), max_size=5))
+        def property_(transactions: list[tuple[list[int], bool]]) -> None:
+            queue, expected, number = kit.queue(), [], 0
+            with kit.caller(transport) as connection:
+                for sizes, commits in transactions:
+                    cursor = begun(connection)
+                    for size in sizes:
+                        sent = list(range(number, number + size))
+                        number += size
+                        transport.send([message("t", queue, n) for n in sent], within=cursor)
+                        expected += sent if commits else []
+                    connection.commit() if commits else connection.rollback()
+            received = kit.remaining(transport, queue, count=len(expected))
+            assert list(map(first, received)) == expected
+
+        property_()
+
+
+def begun(connection: Any) -> Any:
+    """Return a cursor in an open transaction: where the driver begins one by itself, at the first statement."""
+    cursor = connection.cursor()
+    cursor.execute("SELECT 1")
+    cursor.fetchall()
+    return cursor

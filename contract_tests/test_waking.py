@@ -1,0 +1,133 @@
+"""Waiting and waking: a message wakes whoever waits for it, `wake` ends a wait, time ends it too."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from contract_tests.checked import CheckedTransport
+from contract_tests.fixtures import Subscribe
+from contract_tests.kit import Kit, timed
+from contract_tests.messages import message
+from contract_tests.needs import needs
+from unstract_core import Settlement, Verdict
+
+SOON = 10.0
+"""Seconds within which a wait has ended that would have lasted three times as long."""
+
+LONG = 30.0
+
+
+def test_a_waiting_receive_gets_what_is_sent_meanwhile(
+    transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """`receive` waits up to `wait` seconds, and returns as soon as there is a message."""
+    subscription = subscribe(queue)
+    sender = threading.Timer(0.2, lambda: transport.send([message("t", queue)]))
+    sender.start()
+    with timed() as elapsed:
+        assert len(subscription.receive(limit=1, wait=LONG)) == 1
+        assert elapsed() < SOON
+    sender.join()
+
+
+def test_a_waiting_receive_gets_what_is_given_back_meanwhile(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """What another holder gives back wakes a waiting one too."""
+    transport.send([message("t", queue)])
+    holder, other = subscribe(queue), subscribe(queue)
+    delivery = kit.take_one(holder)
+    waiting = kit.in_background(lambda: other.receive(limit=1, wait=LONG))
+    with timed() as elapsed:
+        assert list(holder.settle([Settlement(delivery, Verdict.RETRY)])) == [True]
+        assert len(waiting(LONG)) == 1  # type: ignore[arg-type]
+        assert elapsed() < SOON
+
+
+@needs("delay")
+def test_a_waiting_receive_gets_what_falls_due_meanwhile(
+    transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A delayed message ends the wait when its time has come, without anybody's doing."""
+    transport.send([message("t", queue, delay=0.5)])
+    with timed() as elapsed:
+        assert len(subscribe(queue).receive(limit=1, wait=LONG)) == 1
+        assert elapsed() < SOON
+
+
+def test_an_empty_receive_returns_when_its_time_is_up(queue: str, subscribe: Subscribe) -> None:
+    """Nothing there: an empty sequence, after `wait` seconds and not before."""
+    subscription = subscribe(queue)
+    with timed() as elapsed:
+        assert not subscription.receive(limit=1, wait=0.3)
+        assert 0.25 < elapsed() < SOON
+
+
+def test_a_receive_without_a_wait_returns_at_once(queue: str, subscribe: Subscribe) -> None:
+    """`wait=0` looks, and does not wait."""
+    subscription = subscribe(queue)
+    with timed() as elapsed:
+        for _ in range(5):
+            assert not subscription.receive(limit=1, wait=0)
+        assert elapsed() < SOON
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_wake_ends_a_wait(queue: str, subscribe: Subscribe, limit: int) -> None:
+    """`wake` from another thread makes a waiting receive return at once."""
+    subscription = subscribe(queue)
+    waker = threading.Timer(0.2, subscription.wake)
+    waker.start()
+    with timed() as elapsed:
+        assert not subscription.receive(limit=limit, wait=LONG)
+        assert elapsed() < SOON
+    waker.join()
+
+
+def test_a_wake_before_the_wait_is_not_lost(queue: str, subscribe: Subscribe) -> None:
+    """`wake` called while nobody waits ends the next wait."""
+    subscription = subscribe(queue)
+    subscription.wake()
+    with timed() as elapsed:
+        assert not subscription.receive(limit=1, wait=LONG)
+        assert elapsed() < SOON
+
+
+def test_many_wakes_end_one_wait(queue: str, subscribe: Subscribe) -> None:
+    """However often `wake` was called, the wait after the next is a wait again."""
+    subscription = subscribe(queue)
+    for _ in range(5):
+        subscription.wake()
+    subscription.receive(limit=1, wait=LONG)
+    with timed() as elapsed:
+        assert not subscription.receive(limit=1, wait=0.3)
+        assert elapsed() > 0.25
+
+
+def test_wake_wakes_its_own_subscription_alone(queue: str, subscribe: Subscribe) -> None:
+    """Another subscription waits on."""
+    subscription, other = subscribe(queue), subscribe(queue)
+    other.wake()
+    with timed() as elapsed:
+        assert not subscription.receive(limit=1, wait=0.3)
+        assert elapsed() > 0.25
+
+
+def test_a_signal_handler_may_wake(queue: str, subscribe: Subscribe) -> None:
+    """`wake` is safe in a handler that interrupts the very receive that it ends: so a worker is stopped."""
+    subscription = subscribe(queue)
+    previous = signal.signal(signal.SIGUSR1, lambda number, frame: subscription.wake())
+    main = threading.main_thread().ident
+    assert main is not None
+    waker = threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGUSR1))
+    try:
+        waker.start()
+        with timed() as elapsed:
+            assert not subscription.receive(limit=1, wait=LONG)
+            assert elapsed() < SOON
+        waker.join()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)

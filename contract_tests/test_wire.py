@@ -1,0 +1,202 @@
+"""What is sent is what arrives: the wire's round trip, its normal form, and what is refused or cannot be read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract_tests.checked import CheckedTransport
+from contract_tests.fixtures import Subscribe
+from contract_tests.kit import Kit
+from contract_tests.messages import message, parsed
+from contract_tests.needs import needs
+from contract_tests.profiles import examples
+from contract_tests.strategies import json_values, payloads
+from unstract_core import Dispatcher, Message, PayloadError, TaskPayload, to_wire
+
+
+def normal(sent: TaskPayload, arrived: TaskPayload | None, id: str) -> dict[str, Any]:
+    """Return what must arrive: what was sent, but for an id where it had none and the transport gave it one.
+
+    On some wires every task has an id: that is the one which `send` returned, or the reply's key.
+    """
+    given = sent.task_id or (arrived.task_id if arrived is not None else None)
+    assert sent.task_id or given in (None, id, sent.reply_key)
+    return to_wire(attrs.evolve(sent, task_id=given))
+
+
+def test_what_is_sent_is_what_arrives(kit: Kit) -> None:
+    """A received payload equals the one sent, for every payload of the wire, as attempt 1 of its queue."""
+    with kit.open() as transport:
+        queue = kit.queue()
+        subscription = transport.subscribe([queue], lease=60)
+
+        @examples(40)
+        @given(payloads(queue=queue))
+        def property_(payload: TaskPayload) -> None:
+            if payload.reply_key is not None and not kit.capabilities.replies:
+                payload = attrs.evolve(payload, reply_key=None)
+            (id,) = transport.send([Message(payload, queue)])
+            delivery = kit.take_away(subscription)
+            assert delivery.problem is None
+            wire = normal(payload, delivery.payload, id)
+            assert delivery.payload is not None
+            assert exact(to_wire(delivery.payload)) == exact(wire)
+            assert (delivery.id, delivery.queue, delivery.attempt) == (id, queue, 1)
+
+        property_()
+        subscription.close()
+
+
+def test_every_json_value_arrives_with_its_type(kit: Kit) -> None:
+    """Ints stay ints and floats stay floats, to the last bit; strings and keys keep every character, dicts all keys."""
+    with kit.open() as transport:
+        queue = kit.queue()
+        subscription = transport.subscribe([queue], lease=60)
+
+        @examples(60)
+        @given(json_values)
+        def property_(value: Any) -> None:
+            transport.send([message("t", queue, value, kwargs={"keyword": value})])
+            payload = kit.take_away(subscription).payload
+            assert payload is not None
+            assert exact(payload.args) == exact([value])
+            assert exact(payload.kwargs) == exact({"keyword": value})
+
+        property_()
+        subscription.close()
+
+
+def exact(value: Any) -> Any:
+    """Return a value as text that tells 1 from 1.0 and from True, whatever the order of the keys."""
+    return json.dumps(value, sort_keys=True)
+
+
+def test_what_is_stored_is_the_wires_own_json(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """Behind the transport's back each message is the wire's JSON object: other programs read it too."""
+    sent = [
+        message("t", queue, {"n": n}, reply_key=f"{queue}{n}" if kit.capabilities.replies else None) for n in range(3)
+    ]
+    transport.send(sent)
+    assert [parsed(raw) for raw in kit.stored(transport, queue)] == [to_wire(one.payload) for one in sent]
+    received = kit.take(subscribe(queue), 3)
+    assert [parsed(one.raw) for one in received] == [to_wire(one.payload) for one in sent]
+
+
+def test_a_message_comes_back_as_it_came_first(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A redelivery carries the same id, payload, raw message, organisation and priority; keys of a newer writer too."""
+    wire = {
+        "task_name": "t",
+        "args": [1],
+        "kwargs": {},
+        "queue": queue,
+        "fairness": None,
+        "task_id": "i",
+        "new": {"x": 1},
+    }
+    kit.inject(transport, queue, json.dumps(wire))
+    holder = subscribe(queue)
+    first = kit.take_one(holder)
+    holder.close()
+    kit.expire(transport, queue)
+    again = kit.take_one(subscribe(queue))
+    assert (again.id, again.payload, again.org_id, again.priority) == (
+        first.id,
+        first.payload,
+        first.org_id,
+        first.priority,
+    )
+    assert parsed(again.raw) == parsed(first.raw)
+    assert (again.problem, first.problem) == (None, None)
+
+
+def test_keys_of_a_newer_writer_are_ignored(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """Unknown keys do not keep a message from being read."""
+    wire: dict[str, Any] = {"task_name": "t", "args": [], "kwargs": {}, "queue": queue, "new": {"x": 1}}
+    wire["fairness"] = None
+    kit.inject(transport, queue, json.dumps(wire))
+    assert kit.take_one(subscribe(queue)).problem is None
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "null", '"x"', "{}", '{"task_name": "t", "queue": "q", "kwargs": null}', '{"task_name": 1}']
+)
+def test_a_message_that_cannot_be_read_is_delivered_with_its_problem(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, text: str
+) -> None:
+    """Malformed JSON shapes arrive with `payload` None and a `problem`; their neighbours arrive as ever."""
+    transport.send([message("t", queue, 1)])
+    kit.inject(transport, queue, text)
+    transport.send([message("t", queue, 2)])
+    first, broken, last = kit.take(subscribe(queue), 3, limit=10)
+    assert (broken.payload, bool(broken.problem)) == (None, True)
+    assert first.payload is not None
+    assert last.payload is not None
+
+
+def test_later_changes_to_the_callers_objects_do_not_reach_the_message(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """What was sent is a copy."""
+    argument: dict[str, Any] = {"list": [1]}
+    transport.send([message("t", queue, argument)])
+    argument["list"].append(2)
+    payload = kit.take_one(subscribe(queue)).payload
+    assert payload is not None
+    assert payload.args == [{"list": [1]}]
+
+
+def test_the_callers_objects_are_left_as_they_are(kit: Kit) -> None:
+    """`send` changes nothing of what it is given: the same dict may serve in the next message."""
+    with kit.open() as transport:
+        queue = kit.queue()
+
+        @examples(15)
+        @given(st.lists(payloads(awaits="both", queue=queue), min_size=1, max_size=3))
+        def property_(sent: list[TaskPayload]) -> None:
+            before = [json.dumps(to_wire(payload)) for payload in sent]
+            transport.send([Message(payload, queue) for payload in sent])
+            assert [json.dumps(to_wire(payload)) for payload in sent] == before
+
+        property_()
+        kit.remaining(transport, queue)
+
+
+@needs("priority")
+def test_org_and_priority_travel_with_the_message(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A delivery tells the organisation and the priority that the message was sent with."""
+    transport.send([message("t", queue, org_id="org-1", priority=9), message("t", queue)])
+    received = kit.take(subscribe(queue), 2)
+    assert [(one.org_id, one.priority) for one in received] == [("org-1", 9), ("", 5)]
+
+
+def test_a_message_of_a_megabyte_is_carried(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A large message arrives whole."""
+    text = "0123456789abcdeé" * 65536
+    transport.send([message("t", queue, text)])
+    payload = kit.take_one(subscribe(queue)).payload
+    assert payload is not None
+    assert payload.args == [text]
+
+
+def test_a_string_of_300_megabytes_is_refused_by_its_path(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+    """What is too large to be carried raises PayloadError that says where it stands; nothing is sent."""
+    with pytest.raises(PayloadError, match="larger than") as caught:
+        Dispatcher(transport).send("t", kwargs={"doc": {"pages": ["fits", "x" * 300_000_000]}}, queue=queue)
+    assert caught.value.path == "$.kwargs.doc.pages[1]"
+    assert not kit.remaining(transport, queue)

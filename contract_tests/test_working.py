@@ -1,0 +1,158 @@
+"""A consumer at work over the transport: long tasks, shutdown, drains that end in their time, many workers at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from contract_tests.checked import CheckedSubscription, CheckedTransport
+from contract_tests.fixtures import Subscribe
+from contract_tests.kit import Kit, timed, wait_until
+from contract_tests.limits import start, together
+from contract_tests.messages import first, message
+from contract_tests.needs import needs
+from unstract_core import Consumer, Delivery
+
+
+def test_a_long_task_keeps_its_message(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+    """While a task runs for more than two leases nobody else gets its message; it runs once, and is done."""
+    lease = 0.6
+    started, finish, runs = threading.Event(), threading.Event(), []
+
+    def slow() -> None:
+        runs.append(1)
+        started.set()
+        finish.wait(20)
+
+    transport.send([message("slow", queue)])
+    with kit.running(transport, {"slow": slow}, queue, lease=lease) as consumer:
+        assert started.wait(20)
+        assert not subscribe(queue).receive(limit=3, wait=2.5 * lease)
+        finish.set()
+        wait_until(lambda: consumer.counters["settled"] == 1, what="the settlement")
+    assert runs == [1]
+    assert not kit.remaining(transport, queue)
+
+
+def test_a_stopping_worker_finishes_what_runs_and_gives_back_the_rest(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """stop(): the running task ends and is settled; what waits behind it is delivered to another, long before that."""
+    started, finish, runs = threading.Event(), threading.Event(), []
+
+    def slow(number: int) -> None:
+        runs.append(number)
+        started.set()
+        finish.wait(30)
+
+    transport.send([message("slow", queue, n) for n in range(3)])
+    consumer = Consumer(transport, {"slow": slow}, [queue], prefetch=3)
+    ended = start(consumer.run)
+    try:
+        assert started.wait(20)
+        other = subscribe(queue)
+        if not kit.capabilities.inspection:
+            time.sleep(5 * kit.moment)
+        consumer.stop()
+        given_back: list[Delivery] = []
+        with timed() as elapsed:
+            while len(given_back) < 2 and elapsed() < 20:
+                given_back += other.receive(limit=3, wait=5)
+    finally:
+        consumer.stop()
+        finish.set()
+        ended(30)
+    assert sorted(map(first, given_back)) == [1, 2]
+    assert runs == [0]
+    assert consumer.counters["settled"] == 1
+
+
+def test_a_drain_ends_with_its_time_although_there_is_always_more(
+    kit: Kit, transport: CheckedTransport, queue: str
+) -> None:
+    """drain(timeout=0.5) on a queue that keeps refilling returns about then, with the number of tasks run."""
+    ran: list[int] = []
+
+    def again(number: int) -> None:
+        ran.append(number)
+        transport.send([message("again", queue, number + 1)])
+
+    transport.send([message("again", queue, 0)])
+    with timed() as elapsed:
+        assert Consumer(transport, {"again": again}, [queue]).drain(timeout=0.5) == len(ran)
+        assert 0.5 <= elapsed() < 10
+    assert ran == list(range(len(ran)))
+    assert len(ran) > 1
+    assert list(map(first, kit.remaining(transport, queue, count=1))) == [len(ran)]
+
+
+@needs("delay")
+def test_a_drain_ends_with_its_time_although_a_message_is_not_due_yet(
+    kit: Kit, transport: CheckedTransport, queue: str
+) -> None:
+    """drain(timeout=0.5) does not wait for what is delayed for longer: it returns about then, with 0."""
+    transport.send([message("t", queue, "late", delay=60)])
+    with timed() as elapsed:
+        assert Consumer(transport, {"t": print}, [queue]).drain(timeout=0.5) == 0
+        assert elapsed() < 10
+    if kit.capabilities.fencing:
+        assert list(map(first, kit.remaining(transport, queue, count=1))) == ["late"]
+
+
+def test_a_drain_whose_time_is_up_finishes_and_settles_what_runs(
+    kit: Kit, transport: CheckedTransport, queue: str
+) -> None:
+    """A task that takes longer than drain(timeout=) is settled and counted before it returns; the next is not run."""
+    ran: list[str] = []
+
+    def slow() -> None:
+        time.sleep(0.8)
+        ran.append("slow")
+
+    transport.send([message("slow", queue), message("next", queue, "next")])
+    consumer = Consumer(transport, {"slow": slow, "next": ran.append}, [queue])
+    with timed() as elapsed:
+        assert consumer.drain(timeout=0.3) == 1
+        assert 0.8 <= elapsed() < 10
+    assert ran == ["slow"]
+    assert consumer.counters["settled"] == 1
+    assert list(map(first, kit.remaining(transport, queue, count=1))) == ["next"]
+
+
+@attrs.frozen
+class Woken:
+    """A transport whose subscriptions have been woken before they were used."""
+
+    transport: CheckedTransport
+
+    def subscribe(self, queues: Sequence[str], *, lease: float) -> CheckedSubscription:
+        subscription = self.transport.subscribe(queues, lease=lease)
+        subscription.wake()
+        return subscription
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
+
+
+@needs("delay")
+def test_a_wake_that_comes_too_late_does_not_end_a_drain(transport: CheckedTransport, queue: str) -> None:
+    """Whoever was woken and came back empty-handed has not looked for long: what arrives a moment later is run."""
+    transport.send([message("t", queue, 1, delay=0.1)])
+    assert Consumer(Woken(transport), {"t": lambda _: None}, [queue]).drain(timeout=20) == 1
+
+
+def test_every_message_is_run_and_settled_once_by_many_workers(
+    kit: Kit, transport: CheckedTransport, queue: str
+) -> None:
+    """Several consumers with several threads each drain one queue: every message once."""
+    counted: list[int] = []
+    transport.send([message("count", queue, n) for n in range(300)])
+    consumers = [Consumer(transport, {"count": counted.append}, [queue], concurrency=3) for _ in range(3)]
+    together(*(lambda one=one: one.drain(timeout=30) for one in consumers))
+    assert sorted(counted) == list(range(300))
+    assert sum(consumer.counters["settled"] for consumer in consumers) == 300
+    assert not kit.remaining(transport, queue)

@@ -1,0 +1,149 @@
+"""The Celery transport under the conformance kit: over RabbitMQ, Redis, or kombu's broker inside the process.
+
+What goes behind its back here is plain kombu, which knows nothing of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import uuid
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+import kombu
+
+from contract_tests.harness import Harness
+from transports.celery.broker import Broker
+from transports.celery.subscription import CelerySubscription
+from transports.celery.transport import CeleryTransport, from_url
+from unstract_core.payload import DEFAULT_PRIORITY
+
+_KNOWN = {"task_name", "args", "kwargs", "queue", "fairness", "reply_key", "task_id", "on_success", "on_error"}
+_VARIANTS = {"x-queue-type=quorum": "-quorum", "x-max-priority": "-priority"}
+
+
+class CeleryHarness(Harness):
+    """`url` may say what queues are like, as the transport's own does: `?x-queue-type=quorum`, `?x-max-priority=10`."""
+
+    moment = 0.1
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.name = url.partition("://")[0] + "".join(name for part, name in _VARIANTS.items() if part in url)
+        with contextlib.closing(from_url(url)) as transport:
+            self.capabilities = transport.capabilities
+            self._settings = transport._settings
+        self._connection: kombu.Connection | None = None
+        self._subscriptions: dict[int, list[CelerySubscription]] = {}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._connection is not None:
+            self._connection.release()
+
+    @contextlib.contextmanager
+    def transport(self) -> Any:
+        """Open a transport whose subscriptions are remembered, so that their connections can be cut."""
+        with contextlib.closing(from_url(self._url)) as transport:
+            subscribe = transport.subscribe
+            opened = self._subscriptions[id(transport)] = []
+
+            def remembering(queues: Sequence[str], *, lease: float) -> CelerySubscription:
+                opened.append(subscribe(queues, lease=lease))
+                return opened[-1]
+
+            transport.subscribe = remembering  # type: ignore[method-assign]  # this one alone
+            try:
+                yield transport
+            finally:
+                del self._subscriptions[id(transport)]
+
+    def inject(self, transport: CeleryTransport, queue: str, text: str) -> None:
+        """Publish the wire's JSON as Celery would say it; what is no object is the whole body."""
+        wire = json.loads(text)
+        headers: dict[str, Any] = {}
+        properties: dict[str, Any] = {}
+        body = wire
+        if isinstance(wire, dict):
+            headers, properties, body = _as_celery_says_it(wire)
+        if properties.get("correlation_id"):
+            transport._inbox.expect([properties["correlation_id"]])
+            properties["reply_to"] = transport._inbox.address
+        if self._settings.keeps_priorities(queue):
+            properties["priority"] = DEFAULT_PRIORITY
+        producer = kombu.Producer(self._behind().default_channel, serializer="json")
+        producer.publish(
+            body, exchange="", routing_key=queue, headers=headers, declare=[self._settings.queue(queue)], **properties
+        )
+
+    def expire(self, transport: CeleryTransport, queue: str) -> None:
+        """Cut the connection of everyone who may hold a message of the queue: that is what ends a claim on AMQP."""
+        _cut(
+            subscription._link._live[0]
+            for subscription in self._subscriptions[id(transport)]
+            if queue in subscription._queues and subscription._link._live is not None
+        )
+
+    def sever(self, transport: CeleryTransport) -> bool:
+        opened = self._subscriptions[id(transport)]
+        receiving = [subscription._link._live[0] for subscription in opened if subscription._link._live is not None]
+        answered = [transport._inbox._broker] if transport._inbox._broker is not None else []
+        return _cut([*receiving, *answered, *transport._publishers._idle])
+
+    def clean(self, queues: Sequence[str]) -> None:
+        channel = self._behind().channel()
+        for name in [queue + suffix for queue in queues for suffix in ("", ".dead")]:
+            with contextlib.suppress(KeyError):  # kombu's own brokers know no queue that was never declared
+                channel.queue_delete(name)
+                channel.exchange_delete(name)
+        channel.close()
+
+    def _behind(self) -> Any:
+        """A connection of the harness' own, opened when it is first needed, and again when the broker ended it."""
+        if self._connection is None or not self._connection.connected:
+            self._connection = kombu.Connection(self._settings.url, transport_options={"confirm_publish": True})
+        return self._connection
+
+
+def _cut(brokers: Iterable[Broker]) -> bool:
+    """Shut down the sockets; False where kombu plays the broker itself, and there is nothing to cut."""
+    found = [broker for broker in brokers if broker.amqp]
+    for broker in found:
+        with contextlib.suppress(OSError, AttributeError):  # cut already
+            broker.connection.connection.sock.shutdown(socket.SHUT_RDWR)
+    return bool(found)
+
+
+def _as_celery_says_it(wire: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    headers = {f"x-{name}": value for name, value in wire.items() if name not in _KNOWN}  # none that Celery knows
+    headers |= {"lang": "py", "id": wire.get("task_id") or wire.get("reply_key") or str(uuid.uuid4())}
+    if "task_name" in wire:
+        headers["task"] = wire["task_name"]
+    if wire.get("fairness") is not None:
+        headers["x-fairness-key"] = wire["fairness"]
+    embed = {
+        name: [_signature(wire[ours])] if wire.get(ours) else None
+        for name, ours in (("callbacks", "on_success"), ("errbacks", "on_error"))
+    }
+    properties = {"correlation_id": wire["reply_key"]} if wire.get("reply_key") else {}
+    return headers, properties, [wire.get("args", []), wire.get("kwargs", {}), {**embed, "chain": None, "chord": None}]
+
+
+def _signature(continuation: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "task": continuation["task_name"],
+        "args": [],
+        "kwargs": continuation.get("kwargs", {}),
+        "options": {"queue": continuation["queue"]},
+        "subtask_type": None,
+        "immutable": False,
+    }
+
+
+def harness(url: str | None = None) -> CeleryHarness:
+    """Return the harness of a broker's URL; without one, of kombu's broker inside the process."""
+    return CeleryHarness("celery+memory://kit" if url is None else url)

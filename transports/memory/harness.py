@@ -1,0 +1,40 @@
+"""The memory transport under the conformance kit: the sample of a harness."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from contract_tests.harness import Harness
+from transports.memory.transport import MemoryTransport
+from unstract_core.payload import TaskPayload
+from unstract_core.transport import Message
+
+
+class MemoryHarness(Harness):
+    name = "memory"
+    capabilities = MemoryTransport.capabilities
+
+    def transport(self) -> contextlib.closing[MemoryTransport]:
+        return contextlib.closing(MemoryTransport())
+
+    def inject(self, transport: MemoryTransport, queue: str, text: str) -> None:
+        with transport._store.using():
+            transport._store.add(Message(TaskPayload(task_name="injected", queue=queue), queue), text)
+            transport._store.changed.notify_all()
+
+    def expire(self, transport: MemoryTransport, queue: str) -> None:
+        with transport._store.using():
+            for row in transport._store.rows.values():
+                if row.queue == queue and row.state != "ready":
+                    row.due = 0.0
+            transport._store.changed.notify_all()
+
+    def stored(self, transport: MemoryTransport, queue: str) -> Sequence[str]:
+        with transport._store.using():
+            return [row.text for row in transport._store.rows.values() if row.queue == queue]
+
+
+def harness(url: str = "memory://") -> MemoryHarness:
+    """Return the harness of `--transport memory`."""
+    return MemoryHarness()
