@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from servers import free_port, wait_until
+from servers import free_port
+
+from contract_tests.kit import wait_until
 
 _STARTS = 60.0
 """Seconds that a start may take: it loads a thousand modules, and the machine may be busy."""

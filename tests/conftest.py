@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 import servers
-from celery_harness import QUORUM, celery_harness
-from harness import Harness, memory_harness, postgres_harness
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("dev", deadline=None, max_examples=50)
@@ -54,34 +52,3 @@ def redis_url() -> str:
         remedy = "start a Redis there (redis-server --daemonize yes), or point UNSTRACT_WIRE_TEST_REDIS at one"
         servers.miss(f"no Redis answers at {servers.REDIS_URL}: {remedy}")
     return url
-
-
-POSTGRES = ["postgres-embedded", "postgres-server", "postgres-polling"]
-BROKERS = ["celery-priority", "celery-quorum", "celery-memory", "celery-redis"]
-"""RabbitMQ's queues without arguments are those of tests/celery_wire."""
-
-
-@pytest.fixture(scope="session", params=["memory", *POSTGRES, *BROKERS])
-def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
-    """Each transport in turn, behind what the shared tests need of it."""
-    match request.param:
-        case "memory":
-            yield memory_harness()
-        case "celery-memory":
-            with celery_harness("memory://shared-tests", moment=0.1) as harness:
-                yield harness
-        case "celery-redis":
-            with celery_harness(request.getfixturevalue("redis_url"), moment=0.1) as harness:
-                yield harness
-        case "celery-priority":
-            url, ranked = request.getfixturevalue("rabbitmq_url"), {"x-max-priority": 10}
-            with celery_harness(url, queue_arguments=ranked, moment=0.1) as harness:
-                yield harness
-        case "celery-quorum":
-            url, quorum = request.getfixturevalue("rabbitmq_url"), {"x-queue-type": "quorum"}
-            with celery_harness(url, queue_arguments=quorum, lacks=QUORUM, moment=0.1) as harness:
-                yield harness
-        case postgres:
-            url = request.getfixturevalue("server_url" if postgres == "postgres-server" else "embedded_url")
-            with servers.fresh_schema(url) as schema:
-                yield postgres_harness(url, schema, listen=postgres != "postgres-polling")

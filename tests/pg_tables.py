@@ -9,7 +9,8 @@ from typing import Any
 import attrs
 import psycopg
 from psycopg import sql
-from servers import wait_until
+
+from contract_tests.kit import wait_until
 
 
 @attrs.frozen

@@ -10,10 +10,9 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +20,8 @@ import kombu
 import psycopg
 import pytest
 from psycopg import sql
+
+from contract_tests.kit import wait_until
 
 REQUIRE_SERVICES = os.environ.get("UNSTRACT_WIRE_REQUIRE_SERVICES") == "1"
 SERVER_URL = os.environ.get("UNSTRACT_WIRE_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
@@ -165,15 +166,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def wait_until(condition: Callable[[], object], *, timeout: float = 10.0, what: str = "condition") -> None:
-    """Poll `condition` until it is true; fail with `what` after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout} s: {what}")
-        time.sleep(0.01)
 
 
 def _unprivileged_user(bin_path: Path | None) -> str | None:

@@ -1,7 +1,8 @@
 """What the tests generate, and an independent statement of what the wire carries.
 
-The strategies make values of the domain, values that the named rules convert, payloads and deliveries. `outside` and
-`same` are oracles: they are written from the design's words and share no code with the package.
+The strategies make values that the named rules convert, values that do not fit, and deliveries; values of the domain
+and payloads are those of the kit, to be had from here too. `outside` and `same` are oracles: they are written from the
+design's words and share no code with the package.
 """
 
 from __future__ import annotations
@@ -23,73 +24,32 @@ from typing import Any, NamedTuple
 import attrs
 from hypothesis import strategies as st
 
-from unstract_core import ContinuationSpec, Delivery, FairnessKey, PayloadError, TaskPayload, domain, to_wire
+from contract_tests.strategies import AWAITS as AWAITS  # each with its name twice, for whoever imports it from here
+from contract_tests.strategies import continuations as continuations
+from contract_tests.strategies import fairness_keys as fairness_keys
+from contract_tests.strategies import floats as floats
+from contract_tests.strategies import integers as integers
+from contract_tests.strategies import json_arrays as json_arrays
+from contract_tests.strategies import json_objects as json_objects
+from contract_tests.strategies import json_values as json_values
+from contract_tests.strategies import keys as keys
+from contract_tests.strategies import names as names
+from contract_tests.strategies import objects
+from contract_tests.strategies import payloads as payloads
+from contract_tests.strategies import scalars as scalars
+from contract_tests.strategies import texts as texts
+from unstract_core import Delivery, PayloadError, domain, to_wire
 
 ENVELOPE = {"__type__", "__value__"}
 UNFIT_CHARACTERS = "\x00\ud800\udbff\udc00\udfff"
 UNFIT_KEYS: list[Any] = [None, True, 1.5, (1,), b"k", 2**63, -(2**63) - 1, "a\x00", "\ud800", "é\udfff"]
 
-texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=12)
 unfit_texts = st.builds(lambda a, bad, b: a + bad + b, texts, st.sampled_from(UNFIT_CHARACTERS), texts)
-integers = st.integers(-(2**63), 2**63 - 1)
-floats = st.floats(-1e16, 1e16, exclude_min=True, exclude_max=True).map(lambda number: number or 0.0)
-scalars = st.none() | st.booleans() | integers | floats | texts
-keys = texts | st.text(string.ascii_letters + "_", min_size=1, max_size=6)
 
-
-def _objects(members: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    return st.dictionaries(keys, members, max_size=4).filter(lambda found: found.keys() != ENVELOPE)
-
-
-json_values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | _objects(inner), max_leaves=12)
-json_objects = _objects(json_values)
-json_arrays = st.lists(json_values, max_size=4)
-
-_small_values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=2) | _objects(inner), max_leaves=3)
-_members = st.dictionaries(keys, _small_values, max_size=2)
-
-names = st.text(string.ascii_letters + string.digits + "_-.é", min_size=1, max_size=12)
-fairness_keys = st.builds(
-    FairnessKey,
-    org_id=st.none() | names,
-    workload_type=st.sampled_from(["api", "non_api"]),
-    pipeline_priority=st.integers(1, 10),
-)
-continuations = st.builds(
-    ContinuationSpec,
-    task_name=names,
-    kwargs=_members | st.fixed_dictionaries({"callback_kwargs": _members}),
-    queue=names,
-)
-
-_flags = st.booleans()
-_arguments = st.lists(_small_values, max_size=2)
-_fairness = st.none() | fairness_keys
 _row_ids = st.integers(1, 10**6).map(str)
 _attempts = st.integers(1, 9)
 _organisations = st.just("") | names
 _priorities = st.integers(1, 10)
-
-AWAITS = ("reply", "both", "on_success", "on_error", "nothing")
-_ways = st.sampled_from(AWAITS)
-
-
-@st.composite
-def payloads(draw: st.DrawFn, awaits: str | None = None, task_id: bool | None = None) -> TaskPayload:
-    """A payload that somebody awaits in the way of `awaits`, one of `AWAITS`; any way when None."""
-    way = awaits or draw(_ways)
-    has_id = draw(_flags) if task_id is None else task_id
-    return TaskPayload(
-        task_name=draw(names),
-        args=draw(_arguments),
-        kwargs=draw(_members),
-        queue=draw(names),
-        fairness=draw(_fairness),
-        reply_key=draw(names) if way == "reply" else None,
-        on_success=draw(continuations) if way in ("both", "on_success") else None,
-        on_error=draw(continuations) if way in ("both", "on_error") else None,
-        task_id=draw(names) if has_id else None,
-    )
 
 
 @st.composite
@@ -209,8 +169,8 @@ def _convertible_containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[
         st.lists(inner, max_size=3),
         st.lists(inner, max_size=3).map(tuple),
         st.lists(inner, max_size=3).map(Rows),
-        _objects(inner),
-        _objects(inner).map(Row),
+        objects(inner),
+        objects(inner).map(Row),
         st.dictionaries(integers, inner, max_size=3),
         st.sets(integers | texts | st.uuids() | st.dates(), max_size=4),
         st.frozensets(integers | texts, max_size=4),

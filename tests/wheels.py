@@ -44,9 +44,10 @@ class Environment(NamedTuple):
     def site_packages(self) -> Path:
         return self.root / "lib" / f"python{PYTHON_VERSION}" / "site-packages"
 
-    def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, program: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run one of the environment's own programs, without this process's settings of Python or of the package."""
-        settings = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "UNSTRACT"))}
+        foreign = ("PYTHON", "UNSTRACT", "PYTEST")
+        settings = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         return subprocess.run(
             [str(self.root / "bin" / program), *arguments],
             cwd=self.work,
@@ -54,9 +55,15 @@ class Environment(NamedTuple):
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=timeout,
             check=False,
         )
+
+    def install(self, wheel: Wheel) -> None:
+        """Install a wheel by pip, and nothing that it requires."""
+        pip = [sys.executable, "-m", "pip", "--python", str(self.root / "bin" / "python")]
+        command = [*pip, "install", "-qq", "--no-index", "--no-deps", str(wheel.path)]
+        subprocess.run(command, cwd=self.work, check=True)
 
     def python(self, code: str) -> str:
         """Run `code` in isolation; returns what it prints, and fails with what it raises."""
@@ -85,8 +92,7 @@ def make_environment(wheel: Wheel, root: Path, work: Path, extras: Sequence[str]
     """Install `wheel` by pip into a new environment; what it requires there is linked from the running one."""
     environment = Environment(root, work)
     venv.create(root, symlinks=True)
-    pip = [sys.executable, "-m", "pip", "--python", str(root / "bin" / "python")]
-    subprocess.run([*pip, "install", "-qq", "--no-index", "--no-deps", str(wheel.path)], cwd=work, check=True)
+    environment.install(wheel)
     for name in _required(wheel, extras):
         _link(name, environment.site_packages)
     return environment

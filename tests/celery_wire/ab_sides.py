@@ -16,9 +16,9 @@ import attrs
 from celery import Celery
 from celery_wire import ab_product
 from celery_wire.support import Pipe, celery_app, consuming, real_worker
-from harness import queue_name
 from kombu.serialization import loads
 from pg_tables import Tables
+from queues import queue_name
 
 from transports.celery import CeleryAppDispatcher, CeleryTransport, celery_tasks
 from transports.postgres import PostgresTransport

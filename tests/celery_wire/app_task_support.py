@@ -12,9 +12,10 @@ import pytest
 import servers
 from celery import Celery
 from celery_wire.observed_app import SEEN
-from harness import message, queue_name, receive_all, then
 from pg_tables import Tables
+from queues import queue_name, receive_all
 
+from contract_tests.messages import message, then
 from transports.celery import celery_tasks
 from transports.memory import MemoryTransport
 from transports.postgres import PostgresTransport

@@ -15,8 +15,8 @@ import servers
 from brokers import PrivateBroker
 from celery import Celery
 from celery_wire.support import Bench, Pipe, callbacks, celery_app, consuming, delete_queues, real_worker
-from harness import issued, queue_name
 from proxy import Proxy, proxy
+from queues import issued, queue_name
 
 from transports.celery import CeleryTransport
 from unstract_core import Consumer, Tasks

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import kombu
-import servers
 from amqp.exceptions import NotFound
 from celery_wire.support import ALIVE, Pipe
-from harness import message
 
+from contract_tests.checked import CheckedTransport
+from contract_tests.harness import load_harness
+from contract_tests.kit import Kit, wait_until
+from contract_tests.messages import message
 from transports.celery import CeleryTransport
 from unstract_core import Delivery, Settlement, Verdict
 from unstract_core.domain import JSONValue
@@ -22,9 +24,21 @@ from unstract_core.domain import JSONValue
 Put: TypeAlias = tuple[bytes | str, dict[str, Any] | None, str]
 """A message to put: its body, headers and content type."""
 JSON = "application/json"
+AnyTransport: TypeAlias = CeleryTransport | CheckedTransport
 
 
-def bury(transport: CeleryTransport, queue: str, *args: Any, reason: str = "r", result: JSONValue = None) -> list[str]:
+@contextlib.contextmanager
+def kit_over(url: str) -> Iterator[Kit]:
+    """Yield the kit over a broker; its queues are deleted afterwards."""
+    with load_harness(url) as harness:
+        kit = Kit(harness)
+        try:
+            yield kit
+        finally:
+            kit.clean()
+
+
+def bury(transport: AnyTransport, queue: str, *args: Any, reason: str = "r", result: JSONValue = None) -> list[str]:
     """Send a task for each argument and bury them, one after the other; returns the ids of the letters, in order."""
     transport.send([message("t", queue, arg) for arg in args])
     bury_next(transport, queue, len(args), reason=reason, result=result)
@@ -32,7 +46,7 @@ def bury(transport: CeleryTransport, queue: str, *args: Any, reason: str = "r", 
 
 
 def bury_next(
-    transport: CeleryTransport, queue: str, number: int, *, reason: str = "r", result: JSONValue = None
+    transport: AnyTransport, queue: str, number: int, *, reason: str = "r", result: JSONValue = None
 ) -> list[Delivery]:
     """Bury the next messages of a queue, which must be there or come; returns them."""
     buried: list[Delivery] = []
@@ -44,7 +58,7 @@ def bury_next(
     return buried
 
 
-def arguments(transport: CeleryTransport, queue: str) -> list[Any]:
+def arguments(transport: AnyTransport, queue: str) -> list[Any]:
     """Return the first argument of each letter of a queue, the oldest first."""
     wires: list[Any] = [letter.message for letter in reversed(transport.dead.find(queue=queue, limit=10_000))]
     return [wire["args"][0] for wire in wires]
@@ -67,7 +81,7 @@ def put_letters(pipe: Pipe, queue: str, *letters: Put) -> None:
     """Put messages into the queue of the dead letters of `queue`, and wait until they are there."""
     for body, headers, content_type in letters:
         pipe.put(f"{queue}.dead", body, headers, content_type=content_type)
-    servers.wait_until(lambda: pipe.count(f"{queue}.dead") >= len(letters), timeout=ALIVE, what="the letters to come")
+    wait_until(lambda: pipe.count(f"{queue}.dead") >= len(letters), timeout=ALIVE, what="the letters to come")
 
 
 def numbered(*numbers: int) -> Iterator[Put]:

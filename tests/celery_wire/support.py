@@ -18,10 +18,10 @@ from typing import Any
 import amqp
 import attrs
 import kombu
-import servers
 from amqp.exceptions import NotFound
 from celery import Celery
 
+from contract_tests.kit import wait_until
 from unstract_core import Consumer
 from unstract_core.execution import QUEUE_PREFIX
 
@@ -180,7 +180,7 @@ class Bench:
         """Send a good message behind the others, and wait until it has been run."""
         mark = str(uuid.uuid4())
         self.put(json.dumps([[mark], {}, {}]), {"task": "note", "id": mark})
-        servers.wait_until(lambda: mark in self.ran, timeout=ALIVE, what="the next message to be run")
+        wait_until(lambda: mark in self.ran, timeout=ALIVE, what="the next message to be run")
 
     def reason(self) -> str:
         """Take out the one dead letter there is, and return why it was buried."""
@@ -277,7 +277,7 @@ def real_worker(
             return all(pipe.consumers(pipe.declare(queue)) for queue in queues)
 
         try:
-            servers.wait_until(listens, timeout=60, what="a real worker to listen")
+            wait_until(listens, timeout=60, what="a real worker to listen")
             yield
         finally:
             process.terminate()

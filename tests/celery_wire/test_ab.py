@@ -39,11 +39,12 @@ from celery_wire.ab_sides import (
     three_sides,
 )
 from celery_wire.support import ALIVE, Pipe, consuming, real_worker
-from harness import queue_name
 from pg_tables import Tables
 from proxy import proxy
-from servers import fresh_schema, wait_until
+from queues import queue_name
+from servers import fresh_schema
 
+from contract_tests.kit import wait_until
 from examples.product import DocumentContext
 from transports.celery import CeleryTransport, celery_tasks
 from transports.postgres import PostgresTransport

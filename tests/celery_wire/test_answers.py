@@ -1,4 +1,4 @@
-"""Answers as Celery's result backends write them, there and back."""
+"""Answers as Celery's result backends write them, there and back; and how long they are kept."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import json
 import pytest
 import strategies as some
 from celery.backends.base import Backend
+from celery_wire.letters import kit_over
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu.message import Message
 from kombu.utils.json import dumps
 
 from transports.celery.answers import read_answer, write_answer
-from unstract_core import Reply
+from unstract_core import NotSupported, Reply
 from unstract_core.values import error_text
 
 BUILTIN = [ValueError, KeyError, RuntimeError, ConnectionError, TimeoutError, ZeroDivisionError, LookupError]
@@ -79,3 +80,18 @@ def test_what_is_no_answer_is_none(body: object) -> None:
     """Whatever arrives in the reply queue, the one who waits lives on."""
     assert read_answer(as_message(body), "k") is None
     assert read_answer(Message(body=b"\xff", content_type="application/x-python-serialize"), "k") is None
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq", "redis", "memory"])
+def test_an_answer_ends_with_its_time_to_live(request: pytest.FixtureRequest, broker: str) -> None:
+    """An expired reply is no reply: nothing is known of its key any more, as of one that was never asked for."""
+    url = "celery+memory://answers" if broker == "memory" else request.getfixturevalue(f"{broker}_url")
+    with kit_over(url) as kit, kit.open() as transport:
+        key = kit.queue()
+        kit.answer(transport, Reply(key, "completed", result=1))
+        assert kit.answered(transport, key) == Reply(key, "completed", result=1)
+        inbox = transport.unchecked._inbox
+        with inbox._changed:
+            inbox._awaited[key].until = 0.0
+        with pytest.raises(NotSupported):
+            transport.reply(key)

@@ -186,7 +186,8 @@ def look():
     return open_before
 
 from celery import current_app
-from harness import message, then, receive_all
+from contract_tests.messages import message, then
+from queues import receive_all
 from transports.celery import celery_tasks
 from transports.memory import MemoryTransport
 from unstract_core import Consumer

@@ -18,11 +18,11 @@ from celery.exceptions import Reject
 from celery_wire.app_task_support import Awaits, Stage, declared, stage, told
 from celery_wire.observed_app import AWAY, DECLARATIONS, FAILURES, LIMITS, real_runs, task_name
 from celery_wire.observed_tasks import tasks
-from harness import queue_name
 from hypothesis import given
 from hypothesis import strategies as st
-from servers import wait_until
+from queues import queue_name
 
+from contract_tests.kit import wait_until
 from unstract_core import Delivery, RetryLater, TaskPayload
 from unstract_core.current import delivering
 

@@ -14,7 +14,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery_wire.app_task_support import Awaits, Stage, app_with_a_broker, declared, nothing, sent, stage
 from celery_wire.observed_app import AWAY, FAIRNESS, SINGLE, real_runs
 from celery_wire.observed_tasks import tasks
-from harness import queue_name, receive_all
+from queues import queue_name, receive_all
 
 from transports.celery import celery_tasks
 from transports.memory import MemoryTransport

@@ -12,10 +12,11 @@ import kombu
 import pytest
 from amqp.exceptions import PreconditionFailed
 from celery_wire.support import ALIVE, Bench, Pipe
-from harness import message, queue_name
 from kombu.message import Message as Raw
 from proxy import Proxy
+from queues import queue_name
 
+from contract_tests.messages import message
 from transports.celery import CeleryTransport
 from transports.celery.errors import translate
 from transports.celery.taps import Arrived, Tap

@@ -20,9 +20,9 @@ import pytest
 import strategies as some
 from celery import Celery, signature
 from celery_wire.support import Pipe, Raw, consuming, default_queue
-from harness import queue_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from queues import queue_name
 
 from transports.celery import CeleryTransport
 from unstract_core import Consumer, Tasks

@@ -16,12 +16,12 @@ import brokers
 import pytest
 import servers
 from celery import Celery, signature
-from celery_harness import celery_harness
 from celery_wire.letters import (
     JSON,
     arguments,
     bury,
     bury_next,
+    kit_over,
     letter_headers,
     letter_id,
     numbered,
@@ -31,7 +31,7 @@ from celery_wire.letters import (
 from celery_wire.support import ALIVE, Pipe, consuming
 from cli.outcomes import Ended, the_one_line
 from click.testing import CliRunner, Result
-from harness import queue_name
+from queues import queue_name
 
 from transports.celery import CeleryTransport
 from unstract_core import Consumer, Tasks
@@ -92,8 +92,8 @@ def test_letters_are_listed_shown_replayed_and_purged(request: pytest.FixtureReq
         ours = f"celery+{kombus}"
     else:
         ours = kombus = request.getfixturevalue(f"{broker}_url")
-    with celery_harness(kombus, moment=0.1) as harness, harness.transport() as transport:
-        queue = harness.queue()
+    with kit_over(ours) as kit, kit.open() as transport:
+        queue = kit.queue()
         for n, reason in enumerate(("first", "second", "third")):
             bury(transport, queue, {"n": n}, reason=f"{reason} reason", result={"paid": n})
         listed = rows(run("dead", "list", "--queue", queue, "--json", url=ours))

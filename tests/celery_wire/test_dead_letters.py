@@ -16,15 +16,14 @@ from typing import Any
 import attrs
 import kombu
 import pytest
-import servers
 from celery import Celery, signature
-from celery_harness import QUORUM, celery_harness
 from celery_wire.letters import (
     JSON,
     Put,
     arguments,
     bury,
     bury_next,
+    kit_over,
     letter_headers,
     letter_id,
     numbered,
@@ -33,9 +32,12 @@ from celery_wire.letters import (
     to_publish,
 )
 from celery_wire.support import ALIVE, Bench, Pipe, consuming
-from harness import Harness, message, queue_name, then
 from proxy import Proxy
+from queues import queue_name
 
+from contract_tests.checked import CheckedTransport
+from contract_tests.kit import Kit, wait_until
+from contract_tests.messages import message, then
 from transports.celery import CeleryTransport
 from transports.celery.broker import Broker
 from unstract_core import Consumer, Tasks, TransportNotReady, TransportUnavailable
@@ -49,7 +51,7 @@ class Over:
     """A broker, the way to its transports, and to what stands behind them."""
 
     url: str
-    harness: Harness
+    kit: Kit
 
     def standing(self, queue: str) -> list[Any]:
         return standing(self.url, queue)
@@ -58,18 +60,19 @@ class Over:
 @pytest.fixture(params=["rabbitmq", "quorum", "redis", "memory"])
 def over(request: pytest.FixtureRequest) -> Iterator[Over]:
     """Each broker in turn; its queues are deleted afterwards."""
-    url = "memory://dead-letters"
+    url, ours = "memory://dead-letters", "celery+memory://dead-letters"
     if request.param != "memory":
-        url = request.getfixturevalue("redis_url" if request.param == "redis" else "rabbitmq_url")
-    options: dict[str, Any] = {"queue_arguments": QUORUM_QUEUES, "lacks": QUORUM} if request.param == "quorum" else {}
-    with celery_harness(url, moment=0.1, **options) as harness:
-        yield Over(url, harness)
+        url = ours = request.getfixturevalue("redis_url" if request.param == "redis" else "rabbitmq_url")
+    if request.param == "quorum":
+        ours += "?x-queue-type=quorum"
+    with kit_over(ours) as kit:
+        yield Over(url, kit)
 
 
 @pytest.fixture
-def letters(over: Over) -> Iterator[CeleryTransport]:
+def letters(over: Over) -> Iterator[CheckedTransport]:
     """A transport over that broker."""
-    with over.harness.transport() as transport:
+    with over.kit.open() as transport:
         yield transport
 
 
@@ -108,13 +111,13 @@ BODIES: dict[str, tuple[bytes, str, str]] = {
 
 
 @pytest.mark.parametrize("what", BODIES)
-def test_the_body_of_a_letter_and_of_its_replay_is_as_it_came(over: Over, letters: CeleryTransport, what: str) -> None:
+def test_the_body_of_a_letter_and_of_its_replay_is_as_it_came(over: Over, letters: CheckedTransport, what: str) -> None:
     """To the byte, with its content type and encoding, readable or not."""
-    queue = over.harness.queue()
+    queue = over.kit.queue()
     body, content_type, encoding = BODIES[what]
     with to_publish(over.url) as connection:
         channel = connection.channel()
-        letters._settings.queue(queue).bind(channel).declare()
+        letters.unchecked._settings.queue(queue).bind(channel).declare()
         producer = kombu.Producer(channel)
         for task_id in ("kept", "replayed"):
             producer.publish(
@@ -158,9 +161,9 @@ def test_a_letter_that_is_no_task_is_shown_as_far_as_it_can_be_read(
     assert letter.message == {"queue": queue, "task_id": "task-0", "task_name": "t", "fairness": None, **shown}
 
 
-def test_a_letter_keeps_the_result_of_a_task_that_ran(letters: CeleryTransport, over: Over) -> None:
+def test_a_letter_keeps_the_result_of_a_task_that_ran(letters: CheckedTransport, over: Over) -> None:
     """In the body's third part, beside the callbacks, and `find` and `get` tell it."""
-    queue = over.harness.queue()
+    queue = over.kit.queue()
     letters.send([message("t", queue, 1, on_success=then("saved", "elsewhere"))])
     bury_next(letters, queue, 1, reason="result delivery failed", result={"paid": [5, None]})
     (letter,) = letters.dead.find(queue=queue)
@@ -283,9 +286,9 @@ def test_headers_that_fill_a_frame_leave_room_for_the_reason(
     assert {"task": "t", "id": "the-id"}.items() <= found.headers.items()
 
 
-def test_looking_leaves_every_letter_in_its_place(over: Over, letters: CeleryTransport) -> None:
+def test_looking_leaves_every_letter_in_its_place(over: Over, letters: CheckedTransport) -> None:
     """However often they are looked at, all are still there, in the order of their burial, for whoever takes them."""
-    queue = over.harness.queue()
+    queue = over.kit.queue()
     ids = bury(letters, queue, *range(5))
     for _ in range(3):
         assert [letter.id for letter in letters.dead.find(queue=queue)] == ids[::-1]
@@ -295,9 +298,9 @@ def test_looking_leaves_every_letter_in_its_place(over: Over, letters: CeleryTra
     assert [found.decode()[0] for found in over.standing(f"{queue}.dead")] == [[n] for n in range(5)]
 
 
-def test_the_newest_are_found_first_and_no_more_than_asked_for(letters: CeleryTransport, over: Over) -> None:
+def test_the_newest_are_found_first_and_no_more_than_asked_for(letters: CheckedTransport, over: Over) -> None:
     """Within a queue, up to the limit; a queue is named, and one that is not there has none."""
-    queue, other = over.harness.queue(), over.harness.queue()
+    queue, other = over.kit.queue(), over.kit.queue()
     ids = bury(letters, queue, *range(4))
     bury(letters, other, 9)
     assert [letter.id for letter in letters.dead.find(queue=queue, limit=3)] == ids[:0:-1]
@@ -328,9 +331,9 @@ def _fresh_channel(pipe: Pipe) -> Any:
     return pipe._connection.channel()
 
 
-def test_an_id_is_of_its_own_queue_alone(letters: CeleryTransport, over: Over) -> None:
+def test_an_id_is_of_its_own_queue_alone(letters: CheckedTransport, over: Over) -> None:
     """Together with another queue's name it is of nothing."""
-    queue, other = over.harness.queue(), over.harness.queue()
+    queue, other = over.kit.queue(), over.kit.queue()
     (id,) = bury(letters, queue, 1)
     bury(letters, other, 9)
     assert letters.dead.replay([id], queue=other) == []
@@ -339,19 +342,19 @@ def test_an_id_is_of_its_own_queue_alone(letters: CeleryTransport, over: Over) -
     assert (arguments(letters, queue), arguments(letters, other)) == ([1], [9])
 
 
-def test_two_who_look_at_once_neither_lose_nor_double_a_letter(over: Over, letters: CeleryTransport) -> None:
+def test_two_who_look_at_once_neither_lose_nor_double_a_letter(over: Over, letters: CheckedTransport) -> None:
     """Each sees some of them, none twice; afterwards all are there."""
-    queue = over.harness.queue()
+    queue = over.kit.queue()
     ids = bury(letters, queue, *range(20))
     seen: list[list[str]] = []
 
-    def look(transport: CeleryTransport) -> None:
+    def look(transport: CheckedTransport) -> None:
         for _ in range(4):
             seen.append([letter.id for letter in transport.dead.find(queue=queue)])
             seen.append([letter.id for letter in transport.dead.get(ids[::2])])
 
     with contextlib.ExitStack() as stack:
-        others = [stack.enter_context(over.harness.transport()) for _ in range(2)]
+        others = [stack.enter_context(over.kit.open()) for _ in range(2)]
         threads = [threading.Thread(target=look, args=(one,)) for one in (letters, *others)]
         for thread in threads:
             thread.start()
@@ -365,12 +368,12 @@ def test_two_who_look_at_once_neither_lose_nor_double_a_letter(over: Over, lette
     assert len(over.standing(f"{queue}.dead")) == 20
 
 
-def test_two_who_replay_at_once_replay_each_letter_once(over: Over, letters: CeleryTransport) -> None:
+def test_two_who_replay_at_once_replay_each_letter_once(over: Over, letters: CheckedTransport) -> None:
     """What one has taken out the other does not see, and what is replayed is gone for both."""
-    queue = over.harness.queue()
+    queue = over.kit.queue()
     ids = bury(letters, queue, *range(20))
     replayed: list[str] = []
-    with over.harness.transport() as other:
+    with over.kit.open() as other:
         threads = [
             threading.Thread(target=lambda one=one: replayed.extend(one.dead.replay(queue=queue)))
             for one in (letters, other, letters, other)
@@ -411,7 +414,7 @@ def test_a_quorum_queue_forgets_no_removal_and_doubles_no_letter(make_celery: Ma
     transport = make_celery(declare=False)
     for _ in range(4):
         assert arguments(transport, queue) == list(range(200))
-    servers.wait_until(lambda: pipe.count(dead) == 200, what="the letters to be back")
+    wait_until(lambda: pipe.count(dead) == 200, what="the letters to be back")
     assert [one.args[0] for one in pipe.take(dead, 3)] == [0, 1, 2]
     assert transport.dead.purge(ids=[letter_id(queue, n) for n in range(3, 143)]) == 140
     assert arguments(transport, queue) == list(range(143, 200))
@@ -421,10 +424,10 @@ def test_a_quorum_queue_forgets_no_removal_and_doubles_no_letter(make_celery: Ma
 
 
 def test_a_look_that_is_interrupted_leaves_every_letter(
-    over: Over, letters: CeleryTransport, monkeypatch: pytest.MonkeyPatch
+    over: Over, letters: CheckedTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C while they are out puts them back, whatever was meant to become of them."""
-    queue = over.harness.queue()
+    queue = over.kit.queue()
     ids = bury(letters, queue, *range(3))
 
     def interrupted(*args: Any) -> None:
@@ -450,7 +453,7 @@ def test_a_look_that_is_cut_short_leaves_every_letter(
     with pytest.raises(TransportUnavailable) as caught:
         looking.dead.find(queue=queue)
     assert not caught.value.fate_unknown
-    servers.wait_until(lambda: len(transport.dead.find(queue=queue)) == 2, what="the letters to be back")
+    wait_until(lambda: len(transport.dead.find(queue=queue)) == 2, what="the letters to be back")
     assert [letter.id for letter in looking.dead.find(queue=queue)] == ids[::-1]
 
 
@@ -476,9 +479,9 @@ def test_a_replay_is_the_message_as_it_was_sent(
     assert after.properties == before.properties
 
 
-def test_a_replay_is_delivered_at_attempt_one_whatever_its_times_were(letters: CeleryTransport, over: Over) -> None:
+def test_a_replay_is_delivered_at_attempt_one_whatever_its_times_were(letters: CheckedTransport, over: Over) -> None:
     """It neither waits for the eta of the first nor has it expired, and its tries are counted anew."""
-    queue = over.harness.queue()
+    queue = over.kit.queue()
     letters.send([message("t", queue, 1, task_id="the-id")])
     headers = {"retries": 4, "eta": "2020-01-01T00:00:00", "expires": "2020-01-01T00:00:00"}
     (found,) = over.standing(queue)
@@ -488,7 +491,7 @@ def test_a_replay_is_delivered_at_attempt_one_whatever_its_times_were(letters: C
     bury_next(letters, queue, 1)
     assert len(letters.dead.replay(queue=queue)) == 1
     with contextlib.closing(letters.subscribe([queue], lease=60)) as subscription:
-        (delivery,) = over.harness.take(subscription, 1)
+        delivery = over.kit.take_one(subscription)
     assert (delivery.id, delivery.attempt, delivery.problem) == ("the-id", 1, None)
 
 
@@ -523,9 +526,9 @@ def test_a_replay_answers_the_caller_that_waits_for_a_reply(transport: CeleryTra
     assert reply.result == 42
 
 
-def test_several_are_replayed_in_the_order_of_their_burial(letters: CeleryTransport, over: Over) -> None:
+def test_several_are_replayed_in_the_order_of_their_burial(letters: CheckedTransport, over: Over) -> None:
     """Whatever order their ids are given in, each once, behind what waits already."""
-    queue = over.harness.queue()
+    queue = over.kit.queue()
     ids = bury(letters, queue, *range(6))
     letters.send([message("t", queue, "waiting")])
     chosen = [ids[4], ids[0], f"{queue}/nothing", ids[2], ids[0]]
@@ -578,7 +581,7 @@ def test_a_crash_between_confirm_and_removal_may_double_and_never_lose(
     with pytest.raises(TransportUnavailable) as caught:
         replaying.dead.replay(queue=queue)
     assert caught.value.fate_unknown
-    servers.wait_until(lambda: len(transport.dead.find(queue=queue)) == 2, what="the letters to be back")
+    wait_until(lambda: len(transport.dead.find(queue=queue)) == 2, what="the letters to be back")
     assert arguments(transport, queue) == ["the-marker", "after"]
     assert len(replaying.dead.replay(queue=queue)) == 2
     found = pipe.take(queue, 4)
@@ -638,7 +641,7 @@ def test_what_cannot_be_buried_is_kept_and_asked_for_again_at_leisure(
     tasks.register("t")(lambda: None)
     with consuming(Consumer(make_celery(declare=why == "has other arguments"), tasks, [queue])):
         pipe.put(queue, "[[], {}, {}]", {"task": "nobody", "id": "the-id"})
-        servers.wait_until(lambda: len(tries) >= 3, what="the burial to be tried again")
+        wait_until(lambda: len(tries) >= 3, what="the burial to be tried again")
         threading.Event().wait(1)
         assert len(tries) <= 15
         (away,) = [record for record in caplog.records if "transport_away" in record.getMessage()]

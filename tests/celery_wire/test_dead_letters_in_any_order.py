@@ -10,14 +10,15 @@ from typing import Any
 
 import attrs
 import pytest
-import servers
-from celery_harness import celery_harness
-from celery_wire.letters import Put, bury_next, put_letters, standing
+from celery_wire.letters import Put, bury_next, kit_over, put_letters, standing
 from celery_wire.support import Pipe
-from harness import message, queue_name
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from queues import queue_name
 
+from contract_tests.checked import CheckedTransport
+from contract_tests.kit import Kit, wait_until
+from contract_tests.messages import message
 from transports.celery import CeleryTransport
 
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)
@@ -102,8 +103,8 @@ class Model:
         return [self.dead[place] for place in sorted(set(chosen)) if place < len(self.dead)]
 
 
-def check_against_the_model(transport: CeleryTransport, url: str, steps: list[tuple[str, Any]]) -> None:
-    queue, model, ids = queue_name(), Model(), dict[int, str]()
+def check_against_the_model(kit: Kit, transport: CheckedTransport, url: str, steps: list[tuple[str, Any]]) -> None:
+    queue, model, ids = kit.queue(), Model(), dict[int, str]()
     for step, number in steps:
         if step == "send":
             new = list(range(model.sent, model.sent + number))
@@ -139,7 +140,7 @@ def check_against_the_model(transport: CeleryTransport, url: str, steps: list[tu
         left.extend(found.decode()[0][0] for found in standing(url, queue))
         return len(left) >= len(model.queue)
 
-    servers.wait_until(all_are_there, what="the messages to be back in their queue")
+    wait_until(all_are_there, what="the messages to be back in their queue")
     assert sorted(left) == sorted(model.queue)
     assert [found.decode()[0][0] for found in standing(url, f"{queue}.dead")] == model.dead
 
@@ -152,21 +153,18 @@ def _number(wire: Any) -> int:
 @given(steps=steps)
 def test_every_message_is_in_its_queue_or_a_letter(steps: list[tuple[str, Any]]) -> None:
     """Exactly once, the letters in order, whatever was sent, buried, looked at, replayed and purged before."""
-    with contextlib.closing(CeleryTransport("memory://model")) as transport:
-        check_against_the_model(transport, "memory://model", steps)
+    with kit_over("celery+memory://model") as kit, kit.open() as transport:
+        check_against_the_model(kit, transport, "memory://model", steps)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"])
-def test_every_message_is_in_its_queue_or_a_letter_on_rabbitmq_too(
-    rabbitmq_url: str, arguments: dict[str, str]
-) -> None:
+@pytest.mark.parametrize("query", ["", "?x-queue-type=quorum"], ids=["classic", "quorum"])
+def test_every_message_is_in_its_queue_or_a_letter_on_rabbitmq_too(rabbitmq_url: str, query: str) -> None:
     """The same on the real broker, in fewer examples."""
 
     @settings(max_examples=8, phases=UNSHRUNK)
     @given(steps=steps)
     def check(steps: list[tuple[str, Any]]) -> None:
-        over = celery_harness(rabbitmq_url, moment=0.1, queue_arguments=arguments)  # which deletes the queues
-        with over as harness, harness.transport() as transport:
-            check_against_the_model(transport, rabbitmq_url, steps)
+        with kit_over(rabbitmq_url + query) as kit, kit.open() as transport:
+            check_against_the_model(kit, transport, rabbitmq_url, steps)
 
     check()

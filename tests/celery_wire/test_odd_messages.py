@@ -11,9 +11,9 @@ from typing import Any
 import kombu
 import pytest
 from celery_wire.support import Bench
-from harness import queue_name
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from queues import queue_name
 
 from transports.celery import CeleryTransport
 from unstract_core import Consumer, Tasks

@@ -13,12 +13,13 @@ from typing import Any, TypeAlias
 import pytest
 from brokers import LONGEST_HELD, PrivateBroker
 from celery_wire.support import ALIVE, Pipe, callbacks, consuming
-from harness import message, queue_name, then, timed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from proxy import Proxy
-from servers import wait_until
+from queues import queue_name
 
+from contract_tests.kit import timed, wait_until
+from contract_tests.messages import message, then
 from transports.celery import CeleryTransport
 from transports.celery.subscription import CelerySubscription
 from unstract_core import (

@@ -16,10 +16,11 @@ from typing import Any, TypeAlias
 import pytest
 from brokers import PrivateBroker
 from celery_wire.support import ALIVE, Pipe, consuming
-from harness import message, queue_name, timed
 from proxy import Proxy
-from servers import wait_until
+from queues import queue_name
 
+from contract_tests.kit import timed, wait_until
+from contract_tests.messages import message
 from transports.celery import CeleryTransport
 from transports.celery.protocol import task_message
 from unstract_core import (

@@ -16,8 +16,8 @@ import strategies as some
 from celery import Celery, chain, group, signature
 from celery.exceptions import NotRegistered, TaskRevokedError
 from celery_wire.support import ALIVE, Bench, Pipe, celery_app, consuming
-from harness import queue_name
 from hypothesis import given, settings
+from queues import queue_name
 
 from transports.celery import CeleryTransport
 from unstract_core import Consumer, RetryLater, Tasks, current_delivery

@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 from urllib.parse import unquote, urlsplit
 
-from harness import bury, message
+from queues import bury
 
+from contract_tests.messages import message
 from transports.memory import MemoryTransport
 from unstract_core import Capabilities, ConfigurationError, NotSupported, Tasks
 

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from cli.outcomes import Ended
 from cli.shared import Lasting
-from harness import bury, message
+from queues import bury
 from rich.cells import cell_len
+
+from contract_tests.messages import message
 
 IDS = ("4711001", "4711000")
 NAMES = ("celery_executor_legacy", "execute_extraction", "ide_callback", "ide_prompt_complete")

@@ -14,8 +14,9 @@ import attrs
 import pytest
 import servers
 from cli.outcomes import Ended, the_one_line
-from harness import bury, message, receive_all
+from queues import bury, receive_all
 
+from contract_tests.messages import message
 from transports.postgres import PostgresTransport
 from unstract_core import Dispatcher
 

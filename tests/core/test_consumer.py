@@ -13,9 +13,9 @@ from typing import Any
 import attrs
 import pytest
 from core.faulty import Faulty
-from harness import message, then
-from servers import wait_until
 
+from contract_tests.kit import wait_until
+from contract_tests.messages import message, then
 from transports.memory import MemoryTransport
 from unstract_core import (
     ConfigurationError,
@@ -679,6 +679,7 @@ SENSELESS: dict[str, dict[str, Any]] = {
     "tasks empty": {"tasks": {}},
     "tasks None": {"tasks": None},
     "tasks a list": {"tasks": ["t"]},
+    "task of no callable": {"tasks": {"t": 7}},
     "queues empty": {"queues": []},
     "queues a str": {"queues": "q"},
 }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 
 import pytest
-from harness import message, queue_name
+from queues import queue_name
 
+from contract_tests.messages import message
 from transports.memory import MemoryTransport
 from unstract_core import Consumer, Delivery, RetryLater, Tasks, current_delivery
 

@@ -20,6 +20,7 @@ import psycopg
 import pytest
 import servers
 
+from contract_tests.kit import wait_until
 from examples.demo import BROKEN, CALLED, DOCUMENTS
 from examples.extraction import extract
 from examples.processes import ROOT
@@ -295,7 +296,7 @@ def test_ctrl_c_leaves_nothing_running_on_postgres(start: Starter, moment: str, 
         commands = " ".join(run.processes().values())
         return "unstract_core worker" in commands and "bin/postgres" in commands
 
-    servers.wait_until(up, what="a worker and the server to run")
+    wait_until(up, what="a worker and the server to run")
     to(run.process.pid, signal.SIGINT)
     assert run.end() == 130, run.text
     assert (run.processes(), run.left_behind()) == ({}, [])

@@ -11,12 +11,13 @@ from typing import Any
 import kombu
 import pytest
 from celery_wire.ab_differences import DIFFERENCES
-from harness import queue_name
+from queues import queue_name
 
 from tools.check_lock import ROOT
 from unstract_core import from_wire, to_wire
 
 TEXT = (ROOT / "docs" / "wire.md").read_text()
+CONFORMANCE = (ROOT / "docs" / "conformance.md").read_text()
 MESSAGES: list[dict[str, Any]] = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)]
 
 
@@ -72,3 +73,11 @@ def test_the_document_lists_the_known_differences_and_no_others(side: str, headi
     assert shown is not None
     listed = [line.removeprefix("- ") for line in shown[1].splitlines()]
     assert listed == list(dict.fromkeys(one.reason for one in DIFFERENCES if one.side == side))
+
+
+def test_the_document_on_conformance_lists_every_concern_of_the_kit() -> None:
+    """Each file of the kit with the first line of its docstring, and no other."""
+    listed = re.findall(r"^\| \[(test_\w+\.py)\]\(\.\./contract_tests/\1\) \| (.*) \|$", CONFORMANCE, re.MULTILINE)
+    files = sorted((ROOT / "contract_tests").glob("test_*.py"))
+    concerns = {file.name: str(ast.get_docstring(ast.parse(file.read_text()))).partition("\n")[0] for file in files}
+    assert dict(listed) == concerns

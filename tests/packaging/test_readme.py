@@ -119,7 +119,7 @@ def test_what_a_document_links_to_is_there(document: str) -> None:
     assert [link for link in links if not (ROOT / document).parent.joinpath(link).is_file()] == []
 
 
-GUARANTEES = re.findall(r"\[`(test_\w+)`\]\((tests/[\w/]+\.py)\)", TEXT)
+GUARANTEES = re.findall(r"\[`(test_\w+)`\]\(((?:contract_)?tests/[\w/]+\.py)\)", TEXT)
 
 
 @pytest.mark.parametrize(("name", "path"), GUARANTEES, ids=[name for name, _ in GUARANTEES])

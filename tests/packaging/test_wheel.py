@@ -13,8 +13,12 @@ from wheels import Environment, Wheel
 from tools.check_lock import ROOT
 from unstract_core import __version__
 
-PACKAGES = (ROOT / "unstract_core", *sorted(path.parent for path in ROOT.glob("transports/*/__init__.py")))
-PACKED = {".py", ".sql", ".typed"}
+PACKAGES = (
+    ROOT / "unstract_core",
+    ROOT / "contract_tests",
+    *sorted(path.parent for path in ROOT.glob("transports/*/__init__.py")),
+)
+PACKED = {".py", ".sql", ".typed", ".json", ".ini", ".sha256"}
 INFO = f"unstract_wire-{__version__}.dist-info"
 
 

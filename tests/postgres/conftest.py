@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import servers
-from harness import queue_name
 from pg_tables import Tables
 from postgres.support import application, named
 from psycopg.conninfo import make_conninfo
+from queues import queue_name
 
 from transports.postgres import PostgresTransport
 from transports.postgres.session import Session

@@ -43,8 +43,8 @@ def configure(driver: str, url: str) -> None:
 def main(driver: str, url: str, schema: str, queue: str) -> dict[str, Any]:
     configure(driver, url)
     from django.db import connection, transaction
-    from harness import message
 
+    from contract_tests.messages import message
     from transports.postgres import PostgresTransport
     from unstract_core import ConfigurationError, TransportError, TransportNotReady
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from harness import message
 from pg_tables import Tables
 from postgres.support import on_one_server, transport_on
 from psycopg.conninfo import make_conninfo
 from servers import free_port
 
+from contract_tests.messages import message
 from transports.postgres import PostgresTransport, from_url
 from unstract_core import (
     ConfigurationError,

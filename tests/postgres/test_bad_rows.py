@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from harness import message, queue_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pg_tables import Tables
 from postgres.support import running
-from servers import wait_until
+from queues import queue_name
 
+from contract_tests.kit import wait_until
+from contract_tests.messages import message
 from transports.postgres import PostgresTransport
 from unstract_core import Consumer, Reply
 from unstract_core.transport import DeadLetter

@@ -7,13 +7,13 @@ import time
 from collections import Counter
 
 import pytest
-from harness import message, then
 from pg_tables import Tables
 from postgres import product
 from postgres.product import Product
 from postgres.support import in_background, on_one_server, running, transport_on
-from servers import wait_until
 
+from contract_tests.kit import wait_until
+from contract_tests.messages import message, then
 from transports.postgres import PostgresTransport
 from unstract_core import Consumer, RetryLater, Settlement, Verdict, from_wire
 

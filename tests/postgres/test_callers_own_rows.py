@@ -8,10 +8,10 @@ from typing import Any
 import psycopg
 import psycopg2
 import pytest
-from harness import message
 from pg_tables import Tables
 from postgres.callers import CALLERS, Open
 
+from contract_tests.messages import message
 from transports.postgres import PostgresTransport
 from unstract_core import ConfigurationError
 

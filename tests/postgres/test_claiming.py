@@ -7,13 +7,14 @@ import time
 from collections import Counter
 
 import pytest
-import servers
-from harness import message, queue_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pg_tables import Tables
 from postgres.support import in_background, on_one_server
+from queues import queue_name
 
+from contract_tests.kit import wait_until
+from contract_tests.messages import message
 from transports.postgres import PostgresTransport
 from transports.postgres.statements import Statements
 from unstract_core import Delivery, Settlement, Verdict
@@ -161,7 +162,7 @@ def test_what_was_sent_while_a_claim_ran_is_not_lost(shared: Shared, queue: str)
     with in_background(claimer, claimer):
         with in_background(sender, sender):
             pass
-        servers.wait_until(lambda: tables.count(queue) == 0, what="the queue to be empty")
+        wait_until(lambda: tables.count(queue) == 0, what="the queue to be empty")
         done.set()
     assert taken == Counter(sent)
 
@@ -188,5 +189,5 @@ def test_a_column_type_that_changes_under_a_running_consumer_does_not_stop_it(
             return False
         return len(received) == 3
 
-    servers.wait_until(take, timeout=3, what="messages to be received again")
+    wait_until(take, timeout=3, what="messages to be received again")
     subscription.close()

@@ -8,15 +8,23 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from harness import USES, message
 from pg_tables import Tables
 from postgres.support import LONG_POLL, in_background
-from servers import wait_until
 
+from contract_tests.kit import wait_until
+from contract_tests.messages import message
+from contract_tests.test_closing import MORE_USES, USES
 from transports.postgres import PostgresTransport
 from unstract_core import Consumer, TransportClosed
 
 Make = Callable[..., PostgresTransport]
+Use = Callable[[Any, str], object]
+
+EVERY_USE: dict[str, Use] = {
+    **USES,
+    **{name: use for name, (_, use) in MORE_USES.items()},
+    "migrate": lambda transport, name: transport.migrate(),
+}
 
 
 def own_threads() -> set[threading.Thread]:
@@ -73,10 +81,10 @@ def test_a_waiting_call_ends_with_transport_closed(make_postgres: Make) -> None:
     assert time.monotonic() - closed < 2
 
 
-@pytest.mark.parametrize("use", [*USES.values(), PostgresTransport.migrate], ids=[*USES.keys(), "migrate"])
+@pytest.mark.parametrize("use", EVERY_USE.values(), ids=EVERY_USE)
 @pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
 def test_a_closed_transport_says_so_and_connects_no_more(
-    make_named: Make, tables: Tables, name: str, use: Callable[[PostgresTransport], Any], used: bool
+    make_named: Make, tables: Tables, name: str, use: Use, used: bool
 ) -> None:
     """Whatever is asked of it raises TransportClosed, and no connection comes back to life."""
     transport = make_named()
@@ -84,7 +92,7 @@ def test_a_closed_transport_says_so_and_connects_no_more(
         transport.send([message("t", "q")])
     transport.close()
     with pytest.raises(TransportClosed):
-        use(transport)
+        use(transport, "q")
     wait_until(lambda: not tables.backends(name), timeout=3, what="no connection to be there")
 
 

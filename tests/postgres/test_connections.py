@@ -11,13 +11,15 @@ from typing import Any
 
 import psycopg
 import pytest
-from harness import message, queue_name, then
 from pg_tables import Tables
 from postgres.support import LONG_POLL, application, in_background, on_one_server, running
 from proxy import Proxy, proxy
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from servers import PrivateServer, wait_until
+from queues import queue_name
+from servers import PrivateServer
 
+from contract_tests.kit import wait_until
+from contract_tests.messages import message, then
 from transports.postgres import PostgresTransport, from_url
 from unstract_core import (
     ConfigurationError,

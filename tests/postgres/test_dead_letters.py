@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime
 
 import pytest
-from harness import bury, message, receive_all, then
 from pg_tables import Tables
+from queues import bury, receive_all
 
+from contract_tests.messages import message, then
 from transports.postgres import PostgresTransport
 from unstract_core import Consumer, Settlement, Verdict, to_wire
 from unstract_core.transport import DeadLetter

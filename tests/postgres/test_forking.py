@@ -9,11 +9,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from harness import message
 from pg_tables import Tables
 from postgres.support import AT_ONCE, LONG_POLL, in_background, on_one_server, running
-from servers import wait_until
 
+from contract_tests.kit import wait_until
+from contract_tests.messages import message
 from transports.postgres import PostgresTransport
 from unstract_core import Consumer, Dispatcher, Settlement, Verdict
 

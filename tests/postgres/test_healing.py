@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import servers
-from harness import answer, message, queue_name, then
 from pg_tables import Tables
 from postgres.support import AT_ONCE, LONG_POLL, in_background, named, on_one_server, running, transport_on
-from servers import PrivateServer, wait_until
+from queues import answer, queue_name
+from servers import PrivateServer
 
+from contract_tests.kit import wait_until
+from contract_tests.messages import message, then
 from transports.postgres import PostgresTransport
 from unstract_core import Consumer, Dispatcher, Reply, TransportUnavailable
 

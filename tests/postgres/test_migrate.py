@@ -11,14 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 import servers
-from harness import message, queue_name, receive_all, then
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pg_tables import Tables
 from postgres import product
 from postgres.support import on_one_server, transport_on
 from psycopg import sql
+from queues import queue_name, receive_all
 
+from contract_tests.messages import message, then
 from transports.postgres import PostgresTransport
 from unstract_core import (
     ConfigurationError,

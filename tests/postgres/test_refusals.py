@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from harness import message, queue_name, then
 from pg_tables import Tables
 from postgres.support import named, on_one_server, running, transport_on
 from psycopg import sql
-from servers import wait_until
+from queues import queue_name
 
+from contract_tests.kit import wait_until
+from contract_tests.messages import message, then
 from transports.postgres import PostgresTransport
 from unstract_core import (
     Consumer,

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 
 import pytest
-from harness import answer, message
 from pg_tables import Tables
 from postgres.support import LONG_POLL, in_background, on_one_server
-from servers import wait_until
+from queues import answer
 
+from contract_tests.kit import wait_until
+from contract_tests.messages import message
 from transports.postgres import PostgresTransport
 from transports.postgres.subscription import PostgresSubscription
 from unstract_core import Consumer, Dispatcher, PayloadError, Reply

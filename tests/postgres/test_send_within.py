@@ -13,11 +13,11 @@ from typing import Any
 import psycopg
 import psycopg2
 import pytest
-from harness import message
 from pg_tables import Tables
 from postgres.callers import CALLERS, Open
 from postgres.support import AT_ONCE, LONG_POLL, in_background
 
+from contract_tests.messages import message
 from transports.postgres import PostgresTransport
 from unstract_core import (
     ConfigurationError,

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 
 import pytest
-from harness import message
 from pg_tables import Tables
 from postgres.support import in_background
 
+from contract_tests.messages import message
 from transports.postgres import PostgresTransport
 from unstract_core import Delivery, Reply, Settlement, Subscription, TransportUnavailable, Verdict
 

@@ -11,11 +11,11 @@ from typing import Any
 import psycopg
 import pytest
 import servers
-from harness import message, then
 from pg_tables import Tables
 from postgres.support import LONG_POLL, in_background, on_one_server, running, transport_on
-from servers import wait_until
 
+from contract_tests.kit import wait_until
+from contract_tests.messages import message, then
 from transports.postgres import PostgresTransport
 from unstract_core import Consumer, TransportNotReady
 

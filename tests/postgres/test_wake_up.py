@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import servers
-from harness import bury, message, then
 from pg_tables import Tables
 from postgres.support import AT_ONCE, LONG_POLL, application, in_background, named, on_one_server, running, transport_on
 from psycopg import sql
-from servers import wait_until
+from queues import bury
 
+from contract_tests.kit import wait_until
+from contract_tests.messages import message, then
 from transports.postgres import PostgresTransport
 from transports.postgres.notifier import Channels
 from unstract_core import Consumer, Delivery, Dispatcher, RetryLater, Settlement, Subscription, Verdict

@@ -6,11 +6,11 @@ import re
 import signal
 import time
 
-from harness import message, then
 from pg_tables import Tables
 from postgres.support import on_one_server, worker
-from servers import wait_until
 
+from contract_tests.kit import wait_until
+from contract_tests.messages import message, then
 from transports.postgres import PostgresTransport
 
 pytestmark = on_one_server

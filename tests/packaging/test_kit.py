@@ -1,0 +1,136 @@
+"""The conformance kit as an author of transports has it: the wheel with its extra [testing], and no sources."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import wheels
+from wheels import Environment, Wheel
+
+from contract_tests.suite import TESTS
+from tools.check_lock import ROOT
+
+KIT = ("-m", "contract_tests")
+PYTEST = ("-m", "pytest", "-p", "contract_tests.plugin", "--pyargs", "contract_tests")
+CONFORMANT = r"^(\S+): conformant with wire v1, kit 1\.0: (\d+) passed, (\d+) not claimed$"
+
+
+@pytest.fixture(scope="module")
+def author(request: pytest.FixtureRequest) -> Environment:
+    """The wheel with what the kit needs, and no driver of any transport."""
+    environment: Environment = request.getfixturevalue("make_environment")("testing")
+    return environment
+
+
+@pytest.fixture(scope="module")
+def example(author: Environment, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """The example transport, built and installed beside the wheel, in a copy of its own directory."""
+    root = tmp_path_factory.mktemp("author")
+    shutil.copytree(ROOT / "docs", root / "docs")  # the tutorial, whose code is the example's
+    directory = root / "examples" / "sqlite_transport"
+    shutil.copytree(ROOT / "examples" / "sqlite_transport", directory, ignore=shutil.ignore_patterns("__pycache__"))
+    built: Wheel = wheels.read_wheel(wheels.build(directory, tmp_path_factory.mktemp("built"), "wheel"))
+    author.install(built)
+    return author._replace(work=directory)
+
+
+def verdicts(output: str) -> dict[str, tuple[int, int]]:
+    """Return, for each conformant transport, how many tests passed and how many were not claimed."""
+    found = re.findall(CONFORMANT, output, flags=re.MULTILINE)
+    return {name: (int(passed), int(unclaimed)) for name, passed, unclaimed in found}
+
+
+@pytest.mark.timeout(300)
+def test_the_kit_runs_from_the_wheel_alone(author: Environment) -> None:
+    """`python -m contract_tests` runs the whole kit, names each test by its transport, and ends with the verdict."""
+    ended = author.run("python", "-I", *KIT, "--transport", "memory", "-v", timeout=200)
+    assert ended.returncode == 0, ended.stdout[-3000:]
+    assert "test_fencing.py::test_a_late_renewal_of_a_lost_lease_changes_nothing[memory] PASSED" in ended.stdout
+    passed, unclaimed = verdicts(ended.stdout)["memory"]
+    assert passed >= len(TESTS) - unclaimed
+    assert "transactional_send is not claimed" in ended.stdout
+
+
+def test_the_kit_runs_under_pytest_by_the_name_of_its_package(author: Environment) -> None:
+    """`-p contract_tests.plugin --pyargs contract_tests`, with any selection that pytest can make."""
+    ended = author.run("python", "-I", *PYTEST, "--transport", "memory", "-k", "test_wake", "-v")
+    assert ended.returncode == 0, ended.stdout[-3000:]
+    assert "test_waking.py::test_wake_ends_a_wait[memory-1] PASSED" in ended.stdout
+    assert "memory: nothing is said about conformance" in ended.stdout
+
+
+@pytest.mark.parametrize("command", [KIT, PYTEST], ids=["python -m contract_tests", "pytest"])
+def test_without_a_transport_nothing_is_green(author: Environment, command: tuple[str, ...]) -> None:
+    """A usage error, exit code 4, that says what to give."""
+    ended = author.run("python", "-I", *command)
+    assert ended.returncode == 4
+    assert "--transport" in ended.stderr
+
+
+def test_without_its_extra_the_kit_says_what_to_install(bare: Environment) -> None:
+    """One line, exit code 2."""
+    ended = bare.run("python", "-I", *KIT, "--transport", "memory")
+    assert ended.returncode == 2
+    assert "pip install 'unstract-wire[testing]'" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_the_plugin_is_registered_nowhere(author: Environment) -> None:
+    """A project with an option of the same name is not broken by the kit's being installed."""
+    work = author.work / "project"
+    work.mkdir()
+    (work / "conftest.py").write_text("def pytest_addoption(parser):\n    parser.addoption('--transport')\n")
+    (work / "test_it.py").write_text("def test_it(request):\n    assert request.config.option.transport == 'mine'\n")
+    ended = author._replace(work=work).run("python", "-m", "pytest", "--transport", "mine")
+    assert ended.returncode == 0, ended.stdout
+
+
+def test_one_import_and_one_fixture_make_an_own_suite(author: Environment, tmp_path: Path) -> None:
+    """Beside an author's own tests, in strict pytest, with their own fixtures of the same file."""
+    (tmp_path / "test_mine.py").write_text(
+        "import pytest\n"
+        "from contract_tests.suite import *\n"
+        "from transports.memory.harness import MemoryHarness\n\n"
+        "@pytest.fixture(scope='session')\n"
+        "def harness():\n"
+        "    with MemoryHarness() as harness:\n"
+        "        yield harness\n\n"
+        "def test_of_my_own():\n"
+        "    pass\n"
+    )
+    arguments = ("--strict-markers", "--strict-config", "-k", "own or claim or replies", "test_mine.py")
+    ended = author._replace(work=tmp_path).run("python", "-m", "pytest", "-p", "no:cacheprovider", *arguments)
+    assert ended.returncode == 0, ended.stdout
+    assert re.search(r"(\d+) passed", ended.stdout)
+    assert int(re.search(r"(\d+) passed", ended.stdout)[1]) > 10  # type: ignore[index]
+
+
+@pytest.mark.timeout(300)
+def test_the_example_passes_the_whole_kit(example: Environment) -> None:
+    """The transport of docs/writing-a-transport.md is conformant, against the wheel, by its entry point's name."""
+    ended = example.run("python", "-I", *KIT, "--transport", "sqlite", timeout=200)
+    assert ended.returncode == 0, ended.stdout[-3000:]
+    assert verdicts(ended.stdout)["sqlite"][1] == 0 or "not claimed" in ended.stdout
+
+
+@pytest.mark.timeout(300)
+def test_the_examples_own_suite_passes(example: Environment) -> None:
+    """Its own tests, from its own directory, as its author runs them."""
+    ended = example.run("python", "-m", "pytest", "-q", "-k", "not test_conformance", timeout=200)
+    assert ended.returncode == 0, ended.stdout[-3000:]
+
+
+def test_the_example_is_a_transport_by_its_url(example: Environment, tmp_path: Path) -> None:
+    """`sqlite:///...` is known to load_transport, and what one process sends another runs."""
+    url = f"sqlite:///{tmp_path}/tasks.db"
+    example.python(
+        f"from unstract_core import *\nDispatcher(load_transport({url!r})).send('greet', args=['you'], queue='q')"
+    )
+    code = (
+        "from unstract_core import *\n"
+        f"Consumer(load_transport({url!r}), {{'greet': lambda name: print('hello', name)}}, ['q']).drain(timeout=10)"
+    )
+    assert example.python(code) == "hello you"
