@@ -10,15 +10,20 @@ READY := $(VENV)/.ready
 LOCK := requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo flip test check check-lint check-types check-imports check-lock bench lock clean
+.PHONY: help demo flip test kit fuzz check check-lint check-types check-imports check-lock check-schema check-golden check-faults bench lock schema golden faults clean
 
 help:
 	@echo "make demo    documents through PostgreSQL (ARGS='--transport celery': RabbitMQ): dispatched, executed, continued, saved"
 	@echo "make flip    one flag, flipped under load between Celery and PostgreSQL, and a tally (needs RabbitMQ)"
 	@echo "make test    the tests; ARGS='-k codec' is handed to pytest"
-	@echo "make check   linter, formatter, types, import contracts, lock"
+	@echo "make check   linter, formatter, types, import contracts, lock, the wire's schema, golden files, table of faults"
 	@echo "make bench   the benchmarks"
+	@echo "make kit     the conformance kit; ARGS='--transport memory', or a URL, or module:factory of your harness"
+	@echo "make fuzz    the readers of the wire, fuzzed for four minutes; ARGS=600 for so many seconds"
+	@echo "make schema  write the JSON Schema of the wire from the types"
 	@echo "make lock    resolve the newest versions and write $(LOCK)"
+	@echo "make golden  list new files of contract_tests/golden in its manifest; what is listed is never changed"
+	@echo "make faults  write the table of the faults that the conformance kit catches into docs/conformance.md"
 	@echo "make clean   remove $(VENV), caches, and what the demo saved"
 	@echo "PYTHON=python3.12 chooses the interpreter for a new $(VENV); 'make clean' first where there is one."
 
@@ -36,7 +41,16 @@ bench: $(READY)
 	@echo
 	@$(BIN)/python benchmarks/celery_bench.py $(ARGS)
 
-check: check-lint check-types check-imports check-lock
+kit: $(READY)
+	@$(BIN)/python -m contract_tests $(ARGS)
+
+# Not in the lock, nor in dev: not every Python that is supported has it.
+fuzz: $(READY)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install -qq --group fuzz || { \
+		echo "atheris cannot be installed for $$($(BIN)/python --version), so nothing was fuzzed." >&2; exit 1; }
+	@$(BIN)/python -m fuzz $(ARGS)
+
+check: check-lint check-types check-imports check-lock check-schema check-golden check-faults
 
 check-lint: $(READY)
 	$(BIN)/ruff check
@@ -50,6 +64,22 @@ check-imports: $(READY)
 
 check-lock: $(READY)
 	$(BIN)/python tools/check_lock.py
+
+check-schema: $(READY)
+	$(BIN)/python tools/check_schema.py
+	$(BIN)/unstract-wire schema --check-against tests/releases/task_payload.v1.json
+
+check-golden: $(READY)
+	$(BIN)/python tools/check_golden.py
+
+golden: $(READY)
+	@$(BIN)/python tools/check_golden.py --write
+
+check-faults: $(READY)
+	$(BIN)/python tools/check_faults.py
+
+faults: $(READY)
+	@$(BIN)/python tools/check_faults.py --write
 
 # $(1): the environment; $(2): options for pip. The build backend comes from the group, so that it is locked as well.
 define install
@@ -69,6 +99,9 @@ $(READY): pyproject.toml $(LOCK)
 	$(call install,$(VENV),--constraint $(LOCK))
 	@touch $@
 
+schema: $(READY)
+	@$(BIN)/python tools/check_schema.py --write
+
 lock:
 	@rm -rf $(VENV)-lock
 	$(call install,$(VENV)-lock,)
@@ -76,5 +109,5 @@ lock:
 	@rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) $(VENV)-lock dist demo-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lock .fuzz dist demo-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
+import threading
 from pathlib import Path
 
 
@@ -28,7 +30,13 @@ def main() -> int:
         "-p",
         "contract_tests.plugin",
     ]
-    return int(pytest.main([*own, str(kit), *sys.argv[1:]]))
+    code = int(pytest.main([*own, str(kit), *sys.argv[1:]]))
+    if left := [thread.name for thread in threading.enumerate()[1:] if not thread.daemon]:
+        sys.stderr.write(f"threads that were left behind still run, so the process is ended: {', '.join(left)}\n")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ class Misbehaviour(AssertionError):
     """A transport or its harness does not keep to the protocol's types."""
 
 
+_REMEDY = "; what a transport lets out is an error of unstract_core.errors, with the driver's as its __cause__"
+
+
 @attrs.define
 class Calls:
     """The calls that are under way, by thread, whose they are, and what was wrong with those that have ended.
@@ -54,8 +57,7 @@ class Calls:
         except Exception as exc:
             self.wrong.append(
                 Misbehaviour(
-                    f"{self.owner}: {what} raised {type(exc).__name__}: {exc}; what a transport lets out is an error of"
-                    " unstract_core.errors, with the driver's as its __cause__"
+                    f"{self.owner}: {what} raised {type(exc).__name__}: {exc}" + ("" if "harness" in what else _REMEDY)
                 )
             )
             raise self.wrong[-1] from exc

@@ -48,7 +48,8 @@ def in_time(request: pytest.FixtureRequest) -> Iterator[None]:
     kit.calls.wrong.clear()
     with limits.limited(profiles.limit(), doing):
         yield
-        kit.clean()
+        with limits.told():
+            kit.clean()
     kit.calls.running.clear()
     if hasattr(sys, "last_value"):  # the test has failed already
         kit.calls.wrong.clear()
@@ -57,7 +58,7 @@ def in_time(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def transport(in_time: None, kit: Kit) -> Iterator[CheckedTransport]:
-    with kit.open() as transport:
+    with limits.told(), kit.open() as transport:
         yield transport
 
 
@@ -76,8 +77,9 @@ def subscribe(transport: CheckedTransport) -> Iterator[Subscribe]:
         return made[-1]
 
     yield make
-    for subscription in made:
-        subscription.close()
+    with limits.told():
+        for subscription in made:
+            subscription.close()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from contract_tests.checked import Calls, CheckedSubscription, CheckedTransport, Misbehaviour
@@ -57,9 +57,7 @@ class Kit:
     @contextlib.contextmanager
     def open(self) -> Iterator[CheckedTransport]:
         """Open a transport of the harness, every call of which is checked."""
-        with contextlib.ExitStack() as stack:
-            with self.calls.call("the opening of a transport by its harness"):
-                transport = stack.enter_context(self.harness.transport())
+        with self._entered("transport()", self.harness.transport) as transport:
             missing = [name for name in ("send", "reply", "subscribe", "close") if not hasattr(transport, name)]
             self.calls.check(transport, not missing, "the harness", f"a Transport (it has no {', '.join(missing)})")
             yield CheckedTransport(transport, self.calls)
@@ -86,6 +84,7 @@ class Kit:
         found = self._hook("stored", transport, queue)
         if found is None:
             not_claimed("the harness tells nothing of what is stored")
+        self.calls.check(found, isinstance(found, Sequence), "the harness's stored()", "a sequence, or None")
         return list(found)
 
     def sever(self, transport: CheckedTransport) -> None:
@@ -96,9 +95,7 @@ class Kit:
     @contextlib.contextmanager
     def caller(self, transport: CheckedTransport) -> Iterator[Any]:
         """Open a DB-API connection of the application's own."""
-        with contextlib.ExitStack() as stack:
-            with self.calls.call("the harness's caller()"):
-                connection = stack.enter_context(self.harness.caller(transport.unchecked))
+        with self._entered("caller()", lambda: self.harness.caller(transport.unchecked)) as connection:
             yield connection
 
     def take(self, subscription: CheckedSubscription, count: int, *, limit: int = 0) -> list[Delivery]:
@@ -186,6 +183,18 @@ class Kit:
     def in_background(self, call: Callable[[], object]) -> Callable[[float], object]:
         """Run a call on a thread; return what waits for its end, so many seconds at most, and gives its outcome."""
         return start(call)
+
+    @contextlib.contextmanager
+    def _entered(self, what: str, make: Callable[[], contextlib.AbstractContextManager[Any]]) -> Iterator[Any]:
+        """Enter what a hook of the harness gives, and leave it; both are calls that can be told of."""
+        with contextlib.ExitStack() as stack:
+            with self.calls.call(f"the harness's {what}"):
+                found = stack.enter_context(make())
+            try:
+                yield found
+            finally:
+                with self.calls.call(f"the end of the harness's {what}"):
+                    stack.close()
 
     def _hook(self, name: str, transport: CheckedTransport, *args: Any) -> Any:
         what = f"the harness's {name}()"

@@ -2,12 +2,14 @@
 
 The limit reaches the main thread as a signal, because a thread that hangs in a lock or in a system call sees nothing
 else. What is raised there is no Exception, so that neither a transport nor hypothesis (which would run the example
-again, to shrink it) can catch it and go on. pytest-timeout raises what hypothesis catches.
+again, to shrink it) can catch it and go on. pytest-timeout raises what hypothesis catches. Who catches that too, time
+after time, leaves nothing but to end the whole run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -21,6 +23,11 @@ T = TypeVar("T")
 
 _SIGNAL = signal.SIGUSR2
 _AGAIN = 5.0
+_OFTEN_ENOUGH = 8
+"""How often a test is told to end before the run is ended."""
+
+last_words: Callable[[str], object] = print
+"""How it is told that the run is ended."""
 
 
 class TimeLimit(BaseException):
@@ -42,9 +49,14 @@ def limited(seconds: float, doing: Callable[[], str]) -> Iterator[None]:
 
     def watch() -> None:
         wait = seconds
-        while not over.wait(wait):
+        for _ in range(_OFTEN_ENOUGH):
+            if over.wait(wait):
+                return
             signal.pthread_kill(main, _SIGNAL)
-            wait = _AGAIN
+            wait = min(_AGAIN, seconds)
+        if not over.wait(wait):
+            last_words(f"no end after {time.monotonic() - started:.3g} s{doing()}; it cannot be ended, so the run is")
+            os._exit(1)
 
     main = threading.get_ident()
     previous = signal.signal(_SIGNAL, handle)
@@ -56,6 +68,15 @@ def limited(seconds: float, doing: Callable[[], str]) -> Iterator[None]:
         over.set()
         watcher.join()
         signal.signal(_SIGNAL, signal.SIG_DFL if previous is None else previous)
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Make a TimeLimit a failure like any other: for what else a fixture raises, pytest leaves the others unended."""
+    try:
+        yield
+    except TimeLimit as exc:
+        pytest.fail(str(exc), pytrace=False)
 
 
 def together(*calls: Callable[[], T], limit: float = 45.0) -> list[T]:

@@ -6,15 +6,16 @@ each one whose own conftest has the same option.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
 
-from contract_tests import profiles
+from contract_tests import limits, profiles
 from contract_tests.checked import Calls
 from contract_tests.harness import Harness, load_harness
-from contract_tests.limits import limited
 from contract_tests.report import Report
 from unstract_core.errors import ConfigurationError
 
@@ -59,13 +60,11 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--kit-time-limit: {exc}") from None
     except KeyError as exc:
         raise pytest.UsageError(f"CONTRACT_TESTS_PROFILE is one of {', '.join(profiles.PROFILES)}, not {exc}") from None
-    try:
-        harnesses = [load_harness(spec) for spec in config.option.kit_transports]
-    except ConfigurationError as exc:
-        raise pytest.UsageError(f"--transport: {exc}") from exc
+    harnesses = [_loaded(spec) for spec in config.option.kit_transports]
     names = [harness.name for harness in harnesses]
     if twice := {name for name in names if names.count(name) > 1}:
         raise pytest.UsageError(f"--transport: two harnesses are named {', '.join(twice)}; each test names its own")
+    limits.last_words = lambda words: _written(config, words)
     config.stash[_HARNESSES] = harnesses
     config.stash[_REPORT] = Report(harnesses)
 
@@ -103,10 +102,18 @@ def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
     def limit(what: str) -> str:
         return f" of {what}, by the harness of {found.name}"
 
-    with calls.call("the harness's __enter__()"), limited(profiles.limit(60.0), lambda: limit("__enter__()")):
+    with (
+        limits.told(),
+        calls.call("the harness's __enter__()"),
+        limits.limited(profiles.limit(60.0), lambda: limit("__enter__()")),
+    ):
         opened = found.__enter__()
     yield opened
-    with calls.call("the harness's __exit__()"), limited(profiles.limit(60.0), lambda: limit("__exit__()")):
+    with (
+        limits.told(),
+        calls.call("the harness's __exit__()"),
+        limits.limited(profiles.limit(60.0), lambda: limit("__exit__()")),
+    ):
         found.__exit__(None, None, None)
 
 
@@ -120,6 +127,30 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for line in config.stash[_REPORT].lines():
         terminalreporter.write_line(line)
+
+
+def _written(config: pytest.Config, words: str) -> None:
+    """Write past pytest's capture."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    if terminal is not None and capture is not None:
+        capture.suspend_global_capture(in_=True)
+        terminal.ensure_newline()
+        terminal.write_line(words)
+        terminal.flush()
+
+
+def _loaded(spec: str) -> Harness:
+    try:
+        return load_harness(spec)
+    except ConfigurationError as exc:
+        told = str(exc)
+    except (Exception, SystemExit) as exc:  # the author's module may do anything when it is imported
+        told = f"{spec} could not be loaded: {type(exc).__name__}: {exc}"
+    with contextlib.suppress(ValueError):
+        if password := urlsplit(spec).password:
+            told = told.replace(password, "***")
+    raise pytest.UsageError(f"--transport: {told}")
 
 
 def _is_ours(module: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from contract_tests.checked import CheckedSubscription, CheckedTransport
 from contract_tests.fixtures import Subscribe
-from contract_tests.kit import Kit
+from contract_tests.kit import Kit, insist
 from contract_tests.messages import first, message
 from contract_tests.needs import needs
 from unstract_core import Reply, Settlement, TransportError, Verdict
@@ -66,8 +66,8 @@ def test_a_cut_while_settling_loses_no_follow_up(kit: Kit, transport: CheckedTra
     chance = random.Random(4)
     for _ in range(12):
         queue, elsewhere = kit.queue(), kit.queue()
-        transport.send([message("t", queue, n) for n in range(20)])
-        holder = subscribe(queue)
+        insist(lambda queue=queue: transport.send([message("t", queue, n) for n in range(20)]))  # type: ignore[misc]
+        holder = insist(lambda queue=queue: subscribe(queue))  # type: ignore[misc]
         held = kit.take(holder, 20)
         batch = [Settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, first(one))) for one in held]
         settling = kit.in_background(lambda one=holder, all=batch: settled(one, all))  # type: ignore[misc]
@@ -85,4 +85,4 @@ def test_a_cut_while_settling_loses_no_follow_up(kit: Kit, transport: CheckedTra
 
 def again(kit: Kit, transport: CheckedTransport, queue: str) -> list:  # type: ignore[type-arg]
     """Return everything that is left in a queue, when the transport has connected again."""
-    return kit.remaining(transport, queue)
+    return insist(lambda: kit.remaining(transport, queue))

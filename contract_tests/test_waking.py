@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
 
 from contract_tests.checked import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit, timed
+from contract_tests.limits import start
 from contract_tests.messages import message
 from contract_tests.needs import needs
 from unstract_core import Settlement, Verdict
@@ -20,17 +23,26 @@ SOON = 10.0
 LONG = 30.0
 
 
+def soon(call: Callable[[], object]) -> Callable[[float], object]:
+    """Make a call in a moment, on a thread of its own."""
+
+    def later() -> object:
+        time.sleep(0.2)
+        return call()
+
+    return start(later)
+
+
 def test_a_waiting_receive_gets_what_is_sent_meanwhile(
     transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """`receive` waits up to `wait` seconds, and returns as soon as there is a message."""
     subscription = subscribe(queue)
-    sender = threading.Timer(0.2, lambda: transport.send([message("t", queue)]))
-    sender.start()
+    sent = soon(lambda: transport.send([message("t", queue)]))
     with timed() as elapsed:
         assert len(subscription.receive(limit=1, wait=LONG)) == 1
         assert elapsed() < SOON
-    sender.join()
+    sent(SOON)
 
 
 def test_a_waiting_receive_gets_what_is_given_back_meanwhile(
@@ -79,12 +91,11 @@ def test_a_receive_without_a_wait_returns_at_once(queue: str, subscribe: Subscri
 def test_wake_ends_a_wait(queue: str, subscribe: Subscribe, limit: int) -> None:
     """`wake` from another thread makes a waiting receive return at once."""
     subscription = subscribe(queue)
-    waker = threading.Timer(0.2, subscription.wake)
-    waker.start()
+    woken = soon(subscription.wake)
     with timed() as elapsed:
         assert not subscription.receive(limit=limit, wait=LONG)
         assert elapsed() < SOON
-    waker.join()
+    woken(SOON)
 
 
 def test_a_wake_before_the_wait_is_not_lost(queue: str, subscribe: Subscribe) -> None:
@@ -122,12 +133,11 @@ def test_a_signal_handler_may_wake(queue: str, subscribe: Subscribe) -> None:
     previous = signal.signal(signal.SIGUSR1, lambda number, frame: subscription.wake())
     main = threading.main_thread().ident
     assert main is not None
-    waker = threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGUSR1))
     try:
-        waker.start()
+        interrupted = soon(lambda: signal.pthread_kill(main, signal.SIGUSR1))
         with timed() as elapsed:
             assert not subscription.receive(limit=1, wait=LONG)
             assert elapsed() < SOON
-        waker.join()
+        interrupted(SOON)
     finally:
         signal.signal(signal.SIGUSR1, previous)
