@@ -1,0 +1,108 @@
+"""Runs of the kit over harnesses that are bad in some way: each in a subprocess, several at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import attrs
+
+TESTS_DIRECTORY = Path(__file__).resolve().parent.parent
+USAGE = 4
+"""The exit code of pytest for what it was called with."""
+
+HEAD = """
+import contextlib, sqlite3, subprocess, threading, time
+from kit.planting import Composed, ComposedHarness
+from transports.memory import MemoryTransport
+from transports.memory.subscription import MemorySubscription
+from transports.memory.transport import MemoryDeadLetters
+
+class Bad(ComposedHarness):
+    def __init__(self, name="bad"):
+        super().__init__(name)
+
+def hang(*given, **options):
+    threading.Event().wait()
+
+def planted(kind, name, member):
+    part = type(kind.__name__, (kind,), {name: member})
+    if issubclass(kind, Composed):
+        return part
+    where = "subscription_type" if issubclass(kind, MemorySubscription) else "letters_type"
+    return type("Planted", (Composed,), {where: part})
+
+"""
+
+
+@attrs.frozen(kw_only=True)
+class Case:
+    """A run of the kit: the code of `bad_harness.py`, pytest's arguments, and what must be among what is printed."""
+
+    code: str = ""
+    arguments: tuple[str, ...] = ("--transport", "bad_harness:Bad")
+    only: str = "test_harness or test_capabilities or test_what_is_stored or test_settling_and"
+    limit: str = "1"
+    told: str = ""
+
+
+@attrs.frozen
+class Ended:
+    """A run that has ended: its exit code, all that it printed, and the seconds that it took."""
+
+    code: int
+    text: str
+    seconds: float
+
+    @property
+    def reported(self) -> int:
+        """How many tests were reported."""
+        return sum(map(int, re.findall(r"(\d+) (?:passed|failed|skipped|errors?)\b", self.text.splitlines()[-1])))
+
+
+def run(case: Case, directory: Path) -> Ended:
+    directory.mkdir()
+    (directory / "bad_harness.py").write_text(HEAD + textwrap.dedent(case.code), encoding="utf-8")
+    options = ["-q", "--tb=line", f"--kit-time-limit={case.limit}", *(["-k", case.only] if case.only else [])]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(directory), str(TESTS_DIRECTORY)]),
+        "CONTRACT_TESTS_PROFILE": "dev",
+    }
+    started = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-m", "contract_tests", *options, *case.arguments],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=80,
+        check=False,
+    )
+    return Ended(ended.returncode, ended.stdout + ended.stderr, time.monotonic() - started)
+
+
+class Runs:
+    """Every case, begun at once and run a few at a time: most of them wait."""
+
+    def __init__(self, cases: Mapping[str, Case], directory: Path) -> None:
+        self._pool = ThreadPoolExecutor(4)
+        self._runs: dict[str, Future[Ended]] = {
+            name: self._pool.submit(run, case, directory / str(number))
+            for number, (name, case) in enumerate(cases.items())
+        }
+
+    def __getitem__(self, name: str) -> Ended:
+        ended = self._runs[name].result(timeout=110)
+        assert "INTERNALERROR" not in ended.text, ended.text[-3000:]
+        return ended
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)

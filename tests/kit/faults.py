@@ -1,0 +1,21 @@
+"""Every planted fault, and each as a transport for the kit: `--transport kit.faults:loses_the_follow_up`."""
+
+from __future__ import annotations
+
+import importlib
+
+from kit.planting import FAULTS, ComposedHarness, Fault
+
+__all__ = ["FAULTS", "Fault"]
+
+PARTS = ("sending", "claiming", "waiting", "settling", "fencing", "replies", "claims")
+
+for part in PARTS:
+    importlib.import_module(f"kit.faults_in_{part}")
+
+
+def __getattr__(name: str) -> ComposedHarness:
+    """Return the harness of the fault of this name."""
+    if name not in FAULTS:
+        raise AttributeError(f"there is no fault {name!r}")
+    return FAULTS[name].harness()

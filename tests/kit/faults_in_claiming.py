@@ -1,0 +1,222 @@
+"""Faults in who gets which message, and for how long: claims, order across queues, leases, attempts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import attrs
+from kit.planting import Composed, ComposedHarness, fault
+
+from transports.memory.store import Row, Store
+from transports.memory.subscription import MemorySubscription
+from transports.memory.transport import MemoryTransport
+from unstract_core.errors import ConfigurationError
+from unstract_core.transport import Delivery, Settlement, Verdict
+
+
+@fault("test_what_one_holds_another_does_not_get", "assert kit.nothing(other)")
+class ClaimsTwice(Store):
+    """A message that is held is ready for everybody else."""
+
+    def take(self, queues: Sequence[str], holder: object, lease: float) -> Row | None:
+        row = super().take(queues, holder, lease)
+        if row is None or row.attempt > 1:
+            return row
+        self.postpone(row, 0)
+        row.state = "ready"
+        return row
+
+
+@fault("test_concurrent_claimers_never_share_a_message", "assert claimed == Counter(sent)")
+class ClaimsInTwoSteps(MemorySubscription):
+    """What is ready is looked at first and claimed a moment later: two claimers at once get the same."""
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        found = list(super().receive(limit=limit, wait=wait))
+        with self._store.changed:
+            for one in found:
+                row = self._store.rows[int(one.id)]
+                row.attempt -= 1
+                self._store.postpone(row, 0)
+        time.sleep(0.001)
+        with self._store.changed:
+            for one in found:
+                row = self._store.rows[int(one.id)]
+                row.state, row.attempt, row.due = "held", one.attempt, self._store.clock() + self._lease
+        return found
+
+
+@fault("test_a_subscription_takes_only_from_its_queues", "up to `limit` deliveries of its queues")
+class TakesFromEveryQueue(MemorySubscription):
+    """A subscription receives what was sent to other queues as well."""
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        with self._store.using():
+            self._queues = tuple({row.queue for row in self._store.rows.values()} | {*self._queues})
+        return super().receive(limit=limit, wait=wait)
+
+
+@fault("test_a_limit_is_a_limit", "up to `limit` deliveries of its queues")
+class ReturnsMoreThanTheLimit(MemorySubscription):
+    """`receive` returns one message more than it was asked for."""
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        return super().receive(limit=limit + 1, wait=wait)
+
+
+@fault("test_a_limit_of_zero_only_waits", "receive(limit=0")
+class TakesOneAtLeast(MemorySubscription):
+    """`receive(limit=0)` takes a message."""
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        return super().receive(limit=max(limit, 1), wait=wait)
+
+
+@fault("test_the_same_queue_twice_is_one_queue", "more than one queue of a name")
+class ChokesOnAQueueThatIsNamedTwice(Composed):
+    """A queue that is named twice is subscribed to twice."""
+
+    def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
+        if len(set(queues)) < len(queues):
+            raise ConfigurationError("more than one queue of a name")
+        return super().subscribe(queues, lease=lease)
+
+
+@fault("test_a_lease_that_makes_no_sense_is_refused", "DID NOT RAISE")
+class TakesAnyLease(Composed):
+    """A lease that is negative or no number is taken for a minute."""
+
+    def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
+        return super().subscribe(queues, lease=lease if 0 < lease < 1e6 else 60.0)
+
+
+@fault("test_a_subscription_to_nothing_is_refused", "DID NOT RAISE")
+class SubscribesToNothing(Composed):
+    """A subscription to no queue is given, and waits for ever."""
+
+    def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
+        return super().subscribe(queues or ["nothing"], lease=lease)
+
+
+@fault("test_priority_counts_across_the_queues_of_a_subscription", "assert received == sorted")
+class EmptiesOneQueueAfterTheOther(Store):
+    """A subscription takes from its first queue while there is anything, whatever waits in the others."""
+
+    def take(self, queues: Sequence[str], holder: object, lease: float) -> Row | None:
+        found = (super(EmptiesOneQueueAfterTheOther, self).take([queue], holder, lease) for queue in queues)
+        return next((row for row in found if row is not None), None)
+
+
+@fault("test_a_queue_full_of_work_does_not_starve_another", 'assert "lone" in map(first, received)')
+class KnowsTheFirstQueueOnly(MemorySubscription):
+    """Of several queues only the first is ever looked at."""
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        self._queues = self._queues[:1]
+        return super().receive(limit=limit, wait=wait)
+
+
+@fault("test_what_was_acknowledged_does_not_come_back", "assert kit.nothing(subscribe(queue))")
+class ForgetsAnAcknowledgement(MemorySubscription):
+    """ACK answers True, and the message comes back when its lease ends."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        acks = [one.verdict is Verdict.ACK for one in settlements]
+        rest = [one for one, ack in zip(settlements, acks, strict=True) if not ack]
+        answers = iter(super().settle(rest))
+        return [True if ack else next(answers) for ack in acks]
+
+
+@fault("test_what_its_holder_left_comes_back_to_others", "a message that must be there was not received")
+class LosesWhatItsHolderLeft(MemorySubscription):
+    """What is held by a subscription that is closed is gone."""
+
+    def close(self) -> None:
+        with self._store.changed:
+            held = [row.id for row in self._store.rows.values() if row.holders.get(row.attempt) is self]
+            for id in held:
+                del self._store.rows[id]
+        super().close()
+
+
+@fault("test_a_lease_ends_by_itself", "is in receive(limit=1, wait=10)")
+class NeverEndsALease(Composed):
+    """What is held stays held until somebody ends it from outside."""
+
+    def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
+        subscription = super().subscribe(queues, lease=lease)
+        subscription._lease = 1e6
+        return subscription
+
+
+@fault("test_a_renewed_message_is_not_delivered_again", "assert not other.receive(limit=1, wait=0.4)")
+class RenewsNothing(MemorySubscription):
+    """`renew` answers True, and the lease ends as it would have."""
+
+    def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
+        with self._store.using():
+            return [self._store.held(one.id, one.attempt, self) is not None for one in deliveries]
+
+
+@fault("test_one_renewal_serves_everything_that_is_held", "assert not other.receive(limit=5, wait=0.5)")
+class RenewsTheFirstOnly(MemorySubscription):
+    """Of many renewals in one call one lease is extended."""
+
+    def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
+        return [*super().renew(deliveries[:1]), *(True for _ in deliveries[1:])]
+
+
+@fault("test_an_expired_lease_that_nobody_took_still_counts", "assert [False] == [True]")
+class RefusesALapsedHolder(Store):
+    """Whose lease has ended cannot settle any more, although nobody else has the message."""
+
+    def held(self, id: str, attempt: int, holder: object) -> Row | None:
+        row = super().held(id, attempt, holder)
+        return row if row is not None and row.due > self.clock() else None
+
+
+@fault("test_every_delivery_counts_as_an_attempt", "(delivery.id, delivery.attempt) == (id, attempt)")
+class CountsNoCrash(Store):
+    """A message that comes back from a holder who never settled it comes as its first attempt."""
+
+    def take(self, queues: Sequence[str], holder: object, lease: float) -> Row | None:
+        row = super().take(queues, holder, lease)
+        if row is not None and len(row.holders) > 1:
+            row.attempt, row.holders = 1, {1: holder}
+        return row
+
+
+@fault("test_a_retried_message_counts_its_attempts", "assert 1 == 2")
+class CountsNoRetry(MemorySubscription):
+    """Every RETRY takes its attempt back."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        again = [attrs.evolve(one, counted=one.verdict is not Verdict.RETRY) for one in settlements]
+        return super().settle(again)
+
+
+@fault("test_what_was_given_back_unstarted_has_used_no_attempt", "assert 2 == 1")
+class CountsWhatWasNotStarted(MemorySubscription):
+    """RETRY with counted=False uses up an attempt."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        return super().settle([attrs.evolve(one, counted=True) for one in settlements])
+
+
+@fault("test_settling_and_renewing_nothing_is_no_error", "ZeroDivisionError")
+class CannotSettleNothing(MemorySubscription):
+    """An empty batch of settlements or renewals raises an error of Python's."""
+
+    def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
+        _ = 1 / len(deliveries)
+        return super().renew(deliveries)
+
+
+@fault("test_the_harness_makes_held_messages_come_back", "assert kit.nothing(subscribe(other))")
+class ExpiresEveryQueue(ComposedHarness):
+    """The harness ends the leases of every queue, instead of those of the one that it was given."""
+
+    def expire(self, transport: MemoryTransport, queue: str) -> None:
+        for name in {row.queue for row in transport._store.rows.values()}:
+            super().expire(transport, name)

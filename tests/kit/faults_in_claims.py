@@ -1,0 +1,271 @@
+"""Faults in what a transport says of itself, what it returns and raises, and how it reads what others have stored."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import attrs
+from kit.planting import Composed, ComposedHarness, fault, without
+
+from contract_tests.messages import parsed
+from transports.memory.subscription import MemorySubscription
+from transports.memory.transport import MemoryTransport
+from unstract_core.errors import MalformedPayload, NotSupported
+from unstract_core.transport import Delivery, Message, QueueState, Reply, Settlement, Verdict
+
+CLAIMS = MemoryTransport.capabilities
+
+
+@fault("test_the_transport_claims_what_its_harness_says", "attrs.asdict(kit.capabilities)")
+class ClaimsSomethingElseThanItsHarness(ComposedHarness):
+    """The harness claims less than its transport, so that the tests of it are left out."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.capabilities = without("fencing")
+
+
+@fault(
+    "test_every_flag_is_true_or_false",
+    "type(claimed) is bool",
+    claims=attrs.evolve(CLAIMS, delay=cast(bool, "if asked nicely")),
+)
+class ClaimsInWords(Composed):
+    """A capability is a text, which is true whatever it says."""
+
+
+@fault("test_what_is_claimed_is_possible", "claims.replies or not claims.status", claims=without("replies"))
+class ClaimsAStatusWithoutReplies(Composed):
+    """A status is claimed, and replies are not."""
+
+
+@fault("test_a_delayed_retry_is_refused_where_no_delay_is_claimed", "DID NOT RAISE", claims=without("delay"))
+class DelaysARetryThatItDoesNotClaim(Composed):
+    """Delays are not claimed, and a RETRY with one is taken."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        if any(one.delay for one in messages):
+            raise NotSupported("no delays")
+        return super().send(messages, within=within)
+
+
+@fault("test_a_status_is_refused_where_it_is_not_claimed", "DID NOT RAISE", claims=without("status"))
+class PromisesAStatusThatItDoesNotClaim(Composed):
+    """A status is not claimed, and "not yet" is what is told of it, for ever."""
+
+
+@fault("test_a_status_that_cannot_be_kept_stops_no_settlement", "no status", claims=without("status"))
+class RefusesToSettleWithAStatus(MemorySubscription):
+    """Where no status is kept, a settlement that has one is refused."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        if any(one.reply is not None for one in settlements):
+            raise NotSupported("no status is kept")
+        return super().settle(settlements)
+
+
+@fault(
+    "test_a_burial_ends_a_message_where_dead_letters_are_not_claimed",
+    "no dead letters",
+    claims=without("dead_letters"),
+)
+class RefusesToBury(MemorySubscription):
+    """Where no dead letters are kept, a burial is refused."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        if any(one.verdict is Verdict.BURY for one in settlements):
+            raise NotSupported("no dead letters are kept")
+        return super().settle(settlements)
+
+
+@fault("test_queues_are_not_told_where_it_is_not_claimed", "DID NOT RAISE", claims=without("inspection"))
+class TellsOfEmptyQueuesThatItCannotSee(Composed):
+    """Inspection is not claimed, and every queue is told to be empty."""
+
+    def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueState]:
+        return [QueueState(name, 0, 0, 0, None, 0) for name in names or ()]
+
+
+class Tells(Composed):
+    """Tells another state of its queues."""
+
+    def tell(self, state: QueueState) -> QueueState:
+        raise NotImplementedError
+
+    def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueState]:
+        return [self.tell(state) for state in super().queues(names)]
+
+
+@fault("test_the_state_of_a_queue_is_told", "(state.ready, state.in_flight, state.delayed)")
+class CountsWhatIsHeldAsReady(Tells):
+    """`queues` counts a held message as one that can be taken."""
+
+    def tell(self, state: QueueState) -> QueueState:
+        return attrs.evolve(state, ready=state.ready + state.in_flight)
+
+
+@fault("test_the_dead_letters_of_a_queue_are_counted", "assert (0, 0, 0) == (0, 0, 2)")
+class CountsNoDeadLetters(Tells):
+    """`queues` does not count what was buried."""
+
+    def tell(self, state: QueueState) -> QueueState:
+        return attrs.evolve(state, dead=0)
+
+
+class Within(ComposedHarness):
+    """Claims to send within the caller's transaction, which is SQLite's."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.capabilities = attrs.evolve(CLAIMS, transactional_send=True)
+
+    def transport(self) -> contextlib.closing[Any]:
+        transport: Any = Composed()
+        transport.capabilities = self.capabilities
+        transport.send = lambda messages, *, within=None: self.send(transport, messages, within)
+        return contextlib.closing(transport)
+
+    @contextlib.contextmanager
+    def caller(self, transport: Any) -> Iterator[sqlite3.Connection]:
+        with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+            yield connection
+
+    def send(self, transport: Any, messages: Sequence[Message], within: object) -> Sequence[str]:
+        if within is not None and not isinstance(within, sqlite3.Cursor):
+            raise NotSupported("within= is a cursor")
+        return MemoryTransport.send(transport, messages)
+
+
+@fault("test_what_the_caller_commits_is_sent", "assert kit.nothing(subscription)")
+class SendsBeforeTheCommit(Within):
+    """A message that belongs to the caller's transaction is there before that is committed."""
+
+
+@fault("test_what_the_caller_rolls_back_was_never_sent", "== ['committed']")
+class SendsWhatIsRolledBack(Within):
+    """A message stays although the caller's transaction is rolled back."""
+
+
+@fault("test_whatever_is_no_cursor_is_refused", "DID NOT RAISE")
+class TakesAnythingForACursor(Within):
+    """`within` may be anything."""
+
+    def send(self, transport: Any, messages: Sequence[Message], within: object) -> Sequence[str]:
+        return MemoryTransport.send(transport, messages)
+
+
+class Changes(MemorySubscription):
+    """Delivers something else than was stored."""
+
+    def change(self, delivery: Delivery) -> Any:
+        raise NotImplementedError
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        return [self.change(one) for one in super().receive(limit=limit, wait=wait)]
+
+
+@fault("test_a_message_comes_back_as_it_came_first", "assert parsed(again.raw) == parsed(first.raw)")
+class DropsUnknownKeysOnRedelivery(Changes):
+    """What comes again lacks the keys that this version does not know."""
+
+    def change(self, delivery: Delivery) -> Delivery:
+        wire = parsed(delivery.raw)
+        if delivery.attempt > 1 and isinstance(wire, dict):
+            wire.pop("new", None)
+        return attrs.evolve(delivery, raw=json.dumps(wire))
+
+
+@fault("test_keys_of_a_newer_writer_are_ignored", "is None")
+class RefusesKeysOfANewerWriter(Changes):
+    """A message with a key that this version does not know counts as unreadable."""
+
+    def change(self, delivery: Delivery) -> Delivery:
+        wire = parsed(delivery.raw)
+        return attrs.evolve(delivery, payload=None, problem="unknown") if "new" in wire else delivery
+
+
+@fault("test_every_message_of_the_golden_corpus_is_delivered_as_it_reads", "no such key: fairness")
+class InsistsOnTheFairness(Changes):
+    """A message that an early writer stored without the key `fairness` counts as unreadable."""
+
+    def change(self, delivery: Delivery) -> Delivery:
+        wire = parsed(delivery.raw)
+        if isinstance(wire, dict) and "fairness" not in wire:
+            return attrs.evolve(delivery, payload=None, problem="no such key: fairness")
+        return delivery
+
+
+@fault("test_a_message_that_cannot_be_read_is_delivered_with_its_problem", "MalformedPayload")
+class RaisesOverWhatCannotBeRead(Changes):
+    """One unreadable message, and `receive` raises."""
+
+    def change(self, delivery: Delivery) -> Delivery:
+        if delivery.problem is not None:
+            raise MalformedPayload(delivery.problem)
+        return delivery
+
+
+@fault("test_a_malformed_message_tells_its_sender_and_is_buried", "assert [('ok'")
+class DropsWhatCannotBeRead(MemorySubscription):
+    """An unreadable message is thrown away, and whoever waits for it is not told."""
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        found = super().receive(limit=limit, wait=wait)
+        self.settle([Settlement(one, Verdict.ACK) for one in found if one.problem is not None])
+        return [one for one in found if one.problem is None]
+
+
+@fault("test_what_is_stored_is_the_wires_own_json", "parsed(raw) for raw in kit.stored")
+class WrapsWhatItStores(ComposedHarness):
+    """What is stored is no message of the wire, but something of the transport's own around one."""
+
+    def stored(self, transport: MemoryTransport, queue: str) -> Sequence[str]:
+        return [json.dumps({"payload": text}) for text in super().stored(transport, queue)]
+
+
+@fault("test_the_harness_injects_what_can_be_read", "{'k': None}")
+class InjectsWithoutKwargs(ComposedHarness):
+    """What the harness injects loses its kwargs."""
+
+    def inject(self, transport: MemoryTransport, queue: str, text: str) -> None:
+        wire = json.loads(text)
+        if isinstance(wire, dict):
+            wire["kwargs"] = {}
+        super().inject(transport, queue, json.dumps(wire))
+
+
+@fault("test_a_return_that_nobody_waits_for_is_done", "raised OperationalError: database is locked")
+class RaisesAForeignError(MemorySubscription):
+    """What the driver raises comes out of `receive` as it is."""
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        raise sqlite3.OperationalError("database is locked")
+
+
+@fault("test_a_return_is_continued_with_its_result", "each with a payload or a problem")
+class ReturnsDicts(Changes):
+    """`receive` returns rows of its store instead of deliveries."""
+
+    def change(self, delivery: Delivery) -> Any:
+        return attrs.asdict(delivery)
+
+
+@fault("test_a_return_is_answered_where_a_reply_is_awaited", "the Reply under that key, or None")
+class ReturnsABareResult(Composed):
+    """`reply` returns the result alone."""
+
+    def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
+        found = super().reply(key, timeout=timeout, consume=consume)
+        return cast(Reply, found.result) if found else None
+
+
+@fault("test_a_failure_that_nobody_waits_for_is_retried_then_buried", "one bool for each of them")
+class AnswersInOneWord(MemorySubscription):
+    """`settle` returns one answer for a whole batch."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        return cast(Sequence[bool], all(super().settle(settlements)))

@@ -1,0 +1,153 @@
+"""Faults in the fence: who has lost a message, or has let go of it, and can change something all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+from kit.faults_in_settling import InSteps
+from kit.planting import fault
+
+from transports.memory.store import Row, Store
+from transports.memory.subscription import MemorySubscription
+from unstract_core.codec import value_to_json
+from unstract_core.transport import Delivery, Settlement
+
+
+class Unfenced(MemorySubscription):
+    """Settles as whoever holds the message now."""
+
+    def settle_unfenced(self, one: Settlement) -> bool:
+        with self._store.using():
+            row = self._store.rows.get(int(one.delivery.id))
+            if row is not None:
+                row.holders[row.attempt] = self
+                one = attrs.evolve(one, delivery=attrs.evolve(one.delivery, attempt=row.attempt))
+        (answer,) = MemorySubscription.settle(self, [one])
+        return answer
+
+    def is_late(self, one: Settlement) -> bool:
+        with self._store.using():
+            return self._store.held(one.delivery.id, one.delivery.attempt, self) is None
+
+
+@fault("test_a_late_settlement_of_a_lost_lease_changes_nothing", "assert [True] == [False]")
+class IgnoresTheFence(Unfenced):
+    """Whoever once had a message settles it, whoever has it now."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        return [self.settle_unfenced(one) for one in settlements]
+
+
+@fault("test_a_late_settlement_of_a_lost_lease_sends_no_follow_up", "assert kit.nothing(subscribe(elsewhere))")
+class SendsALateFollowUp(InSteps):
+    """The follow-up of a settlement that came too late is sent, although the answer is False."""
+
+    def settle_one(self, one: Settlement) -> bool:
+        if MemorySubscription.settle(self, [one]) == [True]:
+            return True
+        self.send_next(one)
+        return False
+
+
+@fault("test_a_late_settlement_of_a_lost_lease_writes_no_reply", "assert transport.reply(key) is None")
+class WritesALateReply(MemorySubscription):
+    """The reply of a settlement that came too late is written, although the answer is False."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        answers = super().settle(settlements)
+        with self._store.using():
+            for one in settlements:
+                if one.reply is not None:
+                    self._store.write_reply(one.reply, value_to_json(one.reply.result))
+        return answers
+
+
+@fault("test_a_late_renewal_of_a_lost_lease_changes_nothing", "assert [True] == [False]")
+class RenewsALostLease(MemorySubscription):
+    """Who lost a message is told that it is still theirs."""
+
+    def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
+        super().renew(deliveries)
+        return [True] * len(deliveries)
+
+
+@fault("test_a_late_renewal_does_not_lengthen_its_heirs_lease", "third.receive(limit=1, wait=0.1)")
+class LengthensALostLease(MemorySubscription):
+    """A late renewal answers False, and lengthens the lease of whoever has the message now."""
+
+    def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
+        with self._store.using():
+            for one in deliveries:
+                if (row := self._store.rows.get(int(one.id))) is not None and row.state == "held":
+                    row.due = self._store.clock() + self._lease
+        return super().renew(deliveries)
+
+
+@fault("test_who_settled_while_nobody_else_held_it_has_won", "assert [True] == [False]")
+class SettlesWhatIsGone(InSteps):
+    """A settlement of a message that is gone answers True: there is nothing to be undone."""
+
+    def settle_one(self, one: Settlement) -> bool:
+        if int(one.delivery.id) not in self._store.rows:
+            return True
+        return list(MemorySubscription.settle(self, [one])) == [True]
+
+
+@fault("test_of_a_batch_only_what_is_still_held_is_settled", "one.id not in taken for one in held")
+class GivesUpABatchForOneThatIsLost(Unfenced):
+    """One lost message in a batch, and nothing of the batch takes effect."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        if any(map(self.is_late, settlements)):
+            return [False] * len(settlements)
+        return super().settle(settlements)
+
+
+@fault("test_the_fence_holds_between_two_attempts_of_one_holder", "assert [True, True] == [False, True]")
+class FencesByHolderAlone(Store):
+    """The fence asks who settles, and not which attempt."""
+
+    def held(self, id: str, attempt: int, holder: object) -> Row | None:
+        row = self.rows.get(int(id))
+        return row if row is not None and row.holders.get(row.attempt) is holder else None
+
+
+@fault("test_a_delivery_of_another_subscription_cannot_be_settled", "assert [True] == [False]")
+class FencesByAttemptAlone(Store):
+    """The fence asks which attempt is settled, and not by whom."""
+
+    def held(self, id: str, attempt: int, holder: object) -> Row | None:
+        row = self.rows.get(int(id))
+        return row if row is not None and row.attempt == attempt and attempt in row.holders else None
+
+
+@fault("test_a_delivery_is_settled_once", "assert [True] == [False]")
+class HoldsOnToWhatWasGivenBack(MemorySubscription):
+    """Who has given a message back can settle it once more."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        answers = super().settle(settlements)
+        with self._store.using():
+            for one in settlements:
+                if (row := self._store.rows.get(int(one.delivery.id))) is not None:
+                    row.holders.setdefault(row.attempt, self)
+        return answers
+
+
+@fault("test_the_same_delivery_twice_in_a_batch_is_settled_once", "assert [True, True] == [True, False]")
+class AsksTheFenceOnce(Unfenced):
+    """The fence is asked for a batch as a whole, before any of it takes effect."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        late = [self.is_late(one) for one in settlements]
+        super().settle(settlements)
+        return [not one for one in late]
+
+
+@fault("test_who_lost_the_lease_writes_nothing", "lost")
+class TellsALoserThatItWon(MemorySubscription):
+    """A late settlement changes nothing, and yet answers True."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        return [True for _ in super().settle(settlements)]

@@ -1,0 +1,243 @@
+"""Faults in replies and in dead letters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+from kit.planting import Composed, fault
+
+from transports.memory.store import Store
+from transports.memory.subscription import MemorySubscription
+from transports.memory.transport import MemoryDeadLetters
+from unstract_core.transport import DeadLetter, Reply, Settlement, Verdict
+
+
+class Rewrites(MemorySubscription):
+    """Settles with another reply than it was given."""
+
+    def rewrite(self, reply: Reply) -> Reply | None:
+        raise NotImplementedError
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        return super().settle([attrs.evolve(one, reply=one.reply and self.rewrite(one.reply)) for one in settlements])
+
+
+@fault("test_a_result_arrives_as_it_was_written", '("completed", normalise(result), "")')
+class TakesAnEmptyResultForNone(Rewrites):
+    """A result that is empty arrives as null."""
+
+    def rewrite(self, reply: Reply) -> Reply:
+        return attrs.evolve(reply, result=reply.result or None)
+
+
+@fault("test_an_error_text_arrives_as_it_was_written", '("failed", None, error)')
+class CutsAnErrorShort(Rewrites):
+    """Of an error's text the first 255 characters are kept."""
+
+    def rewrite(self, reply: Reply) -> Reply:
+        return attrs.evolve(reply, error=reply.error[:255])
+
+
+@fault("test_a_status_ends_with_its_time_to_live", "the end of a reply's time to live")
+class KeepsAReplyForEver(Rewrites):
+    """A reply never ends."""
+
+    def rewrite(self, reply: Reply) -> Reply:
+        return attrs.evolve(reply, ttl=1e9)
+
+
+@fault("test_a_burial_may_answer", "a reply that must be there was not found")
+class AnswersNoBurial(MemorySubscription):
+    """The reply of a burial is not written."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        buried = [one.verdict is Verdict.BURY for one in settlements]
+        return super().settle(
+            [attrs.evolve(one, reply=None) if bury else one for one, bury in zip(settlements, buried, strict=True)]
+        )
+
+
+@fault("test_the_first_reply_wins", "('failed', 'first', None)")
+class LetsTheLastReplyWin(Store):
+    """A later reply replaces an earlier one."""
+
+    def write_reply(self, reply: Reply, result: str) -> None:
+        self._replies.pop(reply.key, None)
+        super().write_reply(reply, result)
+
+
+@fault("test_a_consumed_reply_keeps_its_status_alone", 'Reply(key, "completed", result=None)')
+class ConsumesNothing(Composed):
+    """`consume` reads a reply like any other read, and leaves its secret there."""
+
+    def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
+        return super().reply(key, timeout=timeout)
+
+
+@fault("test_of_many_that_consume_one_reply_one_reads_it", '["None"] * 5 + ["secret"]')
+class ConsumesInTwoSteps(Composed):
+    """A reply is read first and cleared a moment later: two readers at once both get it."""
+
+    def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
+        found = super().reply(key, timeout=timeout)
+        if consume and found is not None:
+            time.sleep(0.01)
+            super().reply(key, consume=True)
+        return found
+
+
+@fault("test_no_reply_is_none_at_once", "is in reply(timeout=0")
+class AlwaysWaitsForAReply(Composed):
+    """`reply` without a timeout waits for half a minute."""
+
+    def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
+        return super().reply(key, timeout=timeout or 30, consume=consume)
+
+
+@fault("test_no_status_is_none_at_once", "raised KeyError")
+class KnowsEveryKey(Composed):
+    """`reply` under a key that nothing was written under raises an error of Python's."""
+
+    def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
+        if not timeout:
+            with self._store.using():
+                _ = self._store._replies[key]
+        return super().reply(key, timeout=timeout, consume=consume)
+
+
+@fault("test_a_timeout_ends_the_wait", "assert 0.25 < ")
+class ReturnsBeforeItsTimeout(Composed):
+    """`reply` does not wait at all."""
+
+    def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
+        return super().reply(key, consume=consume)
+
+
+@fault("test_a_waiting_caller_is_answered_when_the_reply_is_written", "is in reply(timeout=40")
+class NoticesAnAnswerLate(Composed):
+    """A caller who waits notices an answer only when its timeout is over."""
+
+    def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
+        found = super().reply(key, consume=consume)
+        if found is None and timeout:
+            time.sleep(timeout)
+            found = super().reply(key, consume=consume)
+        return found
+
+
+@fault("test_waiting_callers_are_all_answered", "is in reply(timeout=30")
+class AnswersOneOfSeveralCallers(Composed):
+    """Of several threads that wait under one key one is told."""
+
+    def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
+        waiting: list[str] = vars(self).setdefault("waiting", [])
+        waiting.append(key)
+        if timeout and waiting.count(key) > 1:
+            time.sleep(timeout)
+        return super().reply(key, timeout=timeout, consume=consume)
+
+
+@fault("test_many_threads_ask_and_are_answered_at_once", "assert [")
+class MixesUpItsCallers(Composed):
+    """Of several threads that wait at once each gets whichever answer comes first, under its own key."""
+
+    def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
+        found = super().reply(key, timeout=timeout, consume=consume)
+        newest = next(iter(self._store._replies.values()), None)
+        return found and newest and attrs.evolve(found, result=newest[0].result)
+
+
+class Buries(Store):
+    """Keeps another dead letter than it was given."""
+
+    def change(self, letter: DeadLetter) -> DeadLetter:
+        raise NotImplementedError
+
+    def bury(self, row: Any, settlement: Settlement, result: str) -> None:
+        super().bury(row, settlement, result)
+        self.dead[str(row.id)] = self.change(self.dead[str(row.id)])
+
+
+@fault("test_a_buried_message_is_kept_with_what_is_known_of_it", "'ValueError: why'")
+class BuriesWithoutAReason(Buries):
+    """A dead letter does not say why it was buried."""
+
+    def change(self, letter: DeadLetter) -> DeadLetter:
+        return attrs.evolve(letter, reason="")
+
+
+@fault("test_everything_in_a_mixed_batch_takes_effect", "(1, [n], parsed(delivery.raw))")
+class BuriesWithoutTheResult(Buries):
+    """What a task has made of a message before it was buried is lost."""
+
+    def change(self, letter: DeadLetter) -> DeadLetter:
+        return attrs.evolve(letter, result=None)
+
+
+@fault("test_what_is_buried_is_delivered_to_nobody", "assert kit.nothing(subscribe(queue))")
+class BuriesACopy(Store):
+    """A buried message is kept as a dead letter, and stays in its queue as well."""
+
+    def bury(self, row: Any, settlement: Settlement, result: str) -> None:
+        super().bury(row, settlement, result)
+        self.rows[row.id] = row
+
+
+@fault(
+    "test_what_cannot_be_read_can_be_buried",
+    "Settlement(delivery, Verdict.BURY, reason=reason, result=result)])) == [True]",
+)
+class BuriesOnlyWhatCanBeRead(MemorySubscription):
+    """A message that cannot be read cannot be buried: it comes again, for ever."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        rest = iter(super().settle([one for one in settlements if one.delivery.payload is not None]))
+        return [one.delivery.payload is not None and next(rest) for one in settlements]
+
+
+@fault("test_a_dead_letter_is_replayed_as_new", "assert (2, 'o') == (1, 'o')")
+class ReplaysAnOldAttempt(Store):
+    """A replayed message goes on counting where it was buried."""
+
+    def replay(self, letter: DeadLetter) -> None:
+        super().replay(letter)
+        self.rows[max(self.rows)].attempt = letter.attempts
+
+
+@fault("test_a_whole_queue_is_replayed_oldest_first", "== [0, 1, 2, 3]")
+class ReplaysTheNewestFirst(MemoryDeadLetters):
+    """The letters of a queue are replayed from the last to the first."""
+
+    def replay(self, ids: Sequence[str] | None = None, *, queue: str | None = None) -> Sequence[str]:
+        with self._store.using():
+            chosen = [letter.id for letter in self._chosen(ids, queue)][::-1]
+        return [id for one in chosen for id in super(ReplaysTheNewestFirst, self).replay([one])]
+
+
+@fault("test_what_is_replayed_can_be_settled_like_any_message", "assert ('first', 1) == ('second', 1)")
+class BuriesForTheFirstReasonForEver(Store):
+    """A message that is buried again keeps the reason of the first time."""
+
+    def bury(self, row: Any, settlement: Settlement, result: str) -> None:
+        reasons: dict[str, str] = vars(self).setdefault("reasons", {})
+        reason = reasons.setdefault(row.text, settlement.reason)
+        super().bury(row, attrs.evolve(settlement, reason=reason), result)
+
+
+@fault("test_the_newest_dead_letters_are_found_first", "At index 0 diff: 'reason 0' != 'reason 3'")
+class FindsTheOldestFirst(MemoryDeadLetters):
+    """`find` begins with what was buried first."""
+
+    def find(self, *, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
+        return list(super().find(queue=queue, limit=1_000_000))[::-1][:limit]
+
+
+@fault("test_purging_takes_what_was_asked_for_and_nothing_else", "older_than=3600")
+class PurgesTooMuch(MemoryDeadLetters):
+    """`older_than` is ignored."""
+
+    def purge(self, *, ids: Sequence[str] | None = None, queue: str | None = None, older_than: float = 0.0) -> int:
+        return super().purge(ids=ids, queue=queue)

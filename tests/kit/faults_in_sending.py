@@ -1,0 +1,265 @@
+"""Faults in what `send` does: batches, values, the caller's objects, order, delays."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import attrs
+from kit.planting import Composed, fault, without
+
+from transports.memory.store import Row, Store
+from transports.memory.subscription import MemorySubscription
+from unstract_core.codec import to_wire
+from unstract_core.errors import PayloadError
+from unstract_core.payload import TaskPayload
+from unstract_core.transport import Delivery, Message
+
+
+@fault("test_one_bad_message_keeps_the_whole_batch_back", "DID NOT RAISE")
+class SwallowsASendError(Composed):
+    """`send` returns ids for messages that the wire has refused."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        try:
+            return super().send(messages, within=within)
+        except PayloadError:
+            return [f"lost-{n}" for n in range(len(messages))]
+
+
+@fault("test_one_bad_message_keeps_the_whole_batch_back", "assert kit.nothing(subscribe(queue))")
+class SendsHalfOfABatch(Composed):
+    """What stands before a bad message in a batch is sent, although the batch is refused."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        return [id for one in messages for id in super(SendsHalfOfABatch, self).send([one], within=within)]
+
+
+@fault("test_the_first_of_a_batch_is_never_seen_alone", "limit=100)) == 60")
+class SendsABatchInParts(Composed):
+    """A batch is checked as a whole and then sent message by message, to be seen in parts."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        ids: list[str] = []
+        for one in messages:
+            ids += super().send([one], within=within)
+            time.sleep(0.002)
+        return ids
+
+
+@fault("test_a_batch_is_seen_whole_or_not_at_all", "limit=100")
+class SendsTheLastOfABatchFirst(Composed):
+    """The last message of a batch is there before the others are."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        if len(messages) < 2:
+            return super().send(messages, within=within)
+        last = super().send(messages[-1:], within=within)
+        time.sleep(0.02)
+        return [*super().send(messages[:-1], within=within), *last]
+
+
+@fault("test_a_batch_gives_one_id_each_and_arrives_whole", "one.id: first(one)")
+class ReturnsIdsInTheWrongOrder(Composed):
+    """The ids of a batch come in another order than its messages."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        return list(super().send(messages, within=within))[::-1]
+
+
+@fault("test_an_empty_batch_sends_nothing", "IndexError")
+class CannotSendNothing(Composed):
+    """Sending no messages raises an error of Python's."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        _ = messages[0]
+        return super().send(messages, within=within)
+
+
+@fault("test_equal_priorities_come_first_in_first_out", "received == list(range(sent))")
+class ReversesABatch(Composed):
+    """The messages of a batch are stored last first, each under its own id."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        return list(super().send(messages[::-1], within=within))[::-1]
+
+
+@fault("test_higher_priority_first_then_first_in_first_out", "assert received == sorted")
+class IgnoresPriority(Store):
+    """Every message waits in one line, whatever its priority."""
+
+    def postpone(self, row: Row, delay: float) -> None:
+        priority, row.priority = row.priority, 5
+        super().postpone(row, delay)
+        row.priority = priority
+
+
+@fault("test_a_priority_or_delay_that_nobody_honours_is_refused", "DID NOT RAISE")
+class BendsAPriority(Composed):
+    """A priority outside of the range is taken for the nearest inside."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        return super().send([attrs.evolve(one, priority=min(10, max(1, one.priority))) for one in messages])
+
+
+@fault("test_a_delayed_message_waits_for_its_time", "assert not subscription.receive(limit=1, wait=0.1)")
+class DeliversADelayedMessageAtOnce(Composed):
+    """`Message.delay` is claimed and forgotten."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        return super().send([attrs.evolve(one, delay=0.0) for one in messages], within=within)
+
+
+@fault("test_a_delay_holds_up_no_other_message", "a message that must be there was not received")
+class WaitsBehindADelay(Store):
+    """A delayed message holds up every one that was sent after it."""
+
+    def take(self, queues: Sequence[str], holder: object, lease: float) -> Row | None:
+        if any(row.state == "delayed" and row.queue in queues for row in self.rows.values()):
+            return None
+        return super().take(queues, holder, lease)
+
+
+@fault("test_any_name_that_the_wire_allows_is_a_queue", "assert name not in PLAIN")
+class RefusesADotInAName(Composed):
+    """Queues whose names have a dot are refused."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        if any("." in one.queue for one in messages):
+            raise PayloadError("no dots", path="$.queue")
+        return super().send(messages, within=within)
+
+
+@fault("test_what_is_sent_is_what_arrives", "assert exact(to_wire(delivery.payload)) == exact(wire)")
+class ForgetsTheFairness(Composed):
+    """The fairness key of a payload is not sent."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        bare = [attrs.evolve(one, payload=attrs.evolve(one.payload, fairness=None)) for one in messages]
+        return super().send(bare, within=within)
+
+
+def with_numbers(value: Any, change: Any) -> Any:
+    """Return a value with every number changed."""
+    if isinstance(value, dict):
+        return {key: with_numbers(one, change) for key, one in value.items()}
+    if isinstance(value, list):
+        return [with_numbers(one, change) for one in value]
+    return change(value) if type(value) in (int, float) else value
+
+
+class Renumbers(Store):
+    """Stores numbers as another notation has them."""
+
+    def change(self, number: Any) -> Any:
+        raise NotImplementedError
+
+    def add(self, message: Message, text: str) -> str:
+        wire = json.loads(text)
+        if "args" in wire:
+            wire["args"] = with_numbers(wire["args"], self.change)
+        return super().add(message, json.dumps(wire))
+
+
+@fault("test_every_json_value_arrives_with_its_type", "assert exact(payload.args) == exact([value])")
+class TurnsWholeFloatsIntoInts(Renumbers):
+    """3.0 arrives as 3, as from a store that keeps the shortest notation."""
+
+    def change(self, number: Any) -> Any:
+        return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+@fault("test_every_json_value_arrives_with_its_type", "assert exact(payload.args) == exact([value])")
+class TurnsLargeIntsIntoFloats(Renumbers):
+    """Integers beyond 2^53 arrive as the nearest float."""
+
+    def change(self, number: Any) -> Any:
+        return float(number) if isinstance(number, int) and abs(number) > 2**53 else number
+
+
+@fault("test_the_callers_objects_are_left_as_they_are", "for payload in sent] == before")
+class ChangesTheCallersObjects(Composed):
+    """`send` writes its own notes into the kwargs that it was given."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        ids = super().send(messages, within=within)
+        for one in messages:
+            one.payload.kwargs["sent"] = True
+        return ids
+
+
+class Keeping(MemorySubscription):
+    """Hands out the objects that were sent."""
+
+    kept: ClassVar[dict[tuple[str, str], TaskPayload]] = {}
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        found = super().receive(limit=limit, wait=wait)
+        return [attrs.evolve(one, payload=self.kept.get((one.queue, one.id), one.payload)) for one in found]
+
+
+@fault("test_later_changes_to_the_callers_objects_do_not_reach_the_message", "{'list': [1, 2]}")
+class KeepsTheCallersObjects(Composed):
+    """What is delivered is the very objects that were sent, whatever has become of them."""
+
+    subscription_type = Keeping
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        ids = super().send(messages, within=within)
+        Keeping.kept.update({(one.queue, id): one.payload for one, id in zip(messages, ids, strict=True)})
+        return ids
+
+
+@fault("test_org_and_priority_travel_with_the_message", "('org-1', 9)")
+class LosesTheOrganisation(Composed):
+    """A delivery does not say whose it is."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        return super().send([attrs.evolve(one, org_id="") for one in messages], within=within)
+
+
+@fault("test_a_message_of_a_megabyte_is_carried", "too large for a row")
+class RefusesAMegabyte(Composed):
+    """A message has to fit into 64 KiB."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        if any(len(json.dumps(to_wire(one.payload))) > 65536 for one in messages):
+            raise PayloadError("too large for a row", path="$")
+        return super().send(messages, within=within)
+
+
+@fault("test_many_threads_send_at_once", "assert sorted(delivery.id for delivery in received) == sorted(sent)")
+class SendsOnOneThreadOnly(Composed):
+    """Two threads that send at once are given the same place, and one of their messages is overwritten."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        ids = super().send(messages, within=within)
+        newest = max(self._store.rows, default=0)
+        time.sleep(0.001)
+        if ids and self._store.rows and max(self._store.rows) != newest:
+            with self._store.using():
+                self._store.rows.pop(int(ids[-1]), None)
+        return ids
+
+
+@fault("test_within_is_refused_where_it_is_not_claimed", "DID NOT RAISE")
+class IgnoresWithin(Composed):
+    """`within` is taken and forgotten: the message is sent whatever becomes of the caller's transaction."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        return super().send(messages)
+
+
+@fault("test_a_delay_is_refused_where_it_is_not_claimed", "DID NOT RAISE", claims=without("delay"))
+class ForgetsADelayThatItDoesNotClaim(Composed):
+    """A delay is not claimed, and yet taken: the message is delivered at once."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        return super().send([attrs.evolve(one, delay=0.0) for one in messages], within=within)
+
+
+@fault("test_a_question_is_refused_where_no_replies_are_claimed", "DID NOT RAISE", claims=without("replies", "status"))
+class TakesAQuestionThatNobodyAnswers(Composed):
+    """Replies are not claimed, and a message that asks for one is sent all the same."""

@@ -1,0 +1,197 @@
+"""Faults in what `settle` does: follow-ups, verdicts, and what has to happen together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import attrs
+from kit.planting import Composed, fault
+
+from transports.memory.subscription import MemorySubscription
+from unstract_core.codec import value_to_json
+from unstract_core.errors import PayloadError
+from unstract_core.transport import Settlement, Verdict, check_subscription, write_message
+
+
+@fault("test_a_follow_up_is_never_lost", "['next']")
+class LosesTheFollowUp(MemorySubscription):
+    """A settlement takes effect, and its follow-up is not sent."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        return super().settle([attrs.evolve(one, follow_up=None) for one in settlements])
+
+
+@fault("test_everything_in_a_mixed_batch_takes_effect", "list(map(first, follow_ups)) == followed")
+class LosesTheFollowUpOfALaterBurial(MemorySubscription):
+    """In a batch the follow-up of a burial is not sent, but for the first."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        rest = [attrs.evolve(one, follow_up=None) if one.verdict is Verdict.BURY else one for one in settlements[1:]]
+        return super().settle([*settlements[:1], *rest])
+
+
+class InSteps(MemorySubscription):
+    """Settles in two transactions, a moment apart."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        return [self.settle_one(one) for one in settlements]
+
+    def settle_one(self, one: Settlement) -> bool:
+        raise NotImplementedError
+
+    def send_next(self, one: Settlement) -> None:
+        if one.follow_up is not None:
+            text = value_to_json(write_message(one.follow_up))
+            with self._store.using():
+                self._store.add(one.follow_up, text)
+                self._store.changed.notify_all()
+        time.sleep(0.02)
+
+
+@fault("test_a_follow_up_that_is_refused_leaves_its_message_held", "assert [False] == [True]")
+class AcknowledgesFirst(InSteps):
+    """A message is acknowledged before its follow-up is sent: when that is refused, both are lost."""
+
+    def settle_one(self, one: Settlement) -> bool:
+        (answer,) = MemorySubscription.settle(self, [attrs.evolve(one, follow_up=None)])
+        self.send_next(one)
+        return answer
+
+
+@fault("test_who_sees_the_reply_sees_the_follow_up_and_the_end", "follower.receive(limit=5, wait=0)")
+class AnswersBeforeItSends(InSteps):
+    """The reply is written first, and what else belongs to it a moment later."""
+
+    def settle_one(self, one: Settlement) -> bool:
+        if one.reply is not None:
+            with self._store.using():
+                self._store.write_reply(one.reply, value_to_json(one.reply.result))
+                self._store.changed.notify_all()
+            time.sleep(0.02)
+        (answer,) = MemorySubscription.settle(self, [one])
+        return answer
+
+
+@fault("test_who_sees_the_follow_up_sees_the_reply", "assert None is not None")
+class SendsBeforeItAcknowledges(InSteps):
+    """A follow-up is sent first, and its message acknowledged and answered a moment later; atomicity is claimed."""
+
+    def settle_one(self, one: Settlement) -> bool:
+        self.send_next(one)
+        (answer,) = MemorySubscription.settle(self, [attrs.evolve(one, follow_up=None)])
+        return answer
+
+
+@fault("test_a_settlement_that_the_wire_refuses_has_no_effect", "assert kit.nothing(subscribe(elsewhere))")
+class SettlesHalfOfABatch(MemorySubscription):
+    """What stands before a settlement that the wire refuses takes effect."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        return [answer for one in settlements for answer in super(SettlesHalfOfABatch, self).settle([one])]
+
+
+@fault("test_large_batches_are_settled_whole", "Right contains 200 more items")
+class SettlesAHundredAtMost(MemorySubscription):
+    """Of a large batch the first hundred take effect; the answer is True for all."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        return [*super().settle(settlements[:100]), *(True for _ in settlements[100:])]
+
+
+@fault("test_a_retry_with_delay_waits", "assert not subscription.receive(limit=1, wait=0.1)")
+class DropsTheDelayOfARetry(MemorySubscription):
+    """RETRY brings its message back at once."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        return super().settle([attrs.evolve(one, delay=0.0) for one in settlements])
+
+
+@fault("test_a_delay_that_makes_no_sense_is_refused", "DID NOT RAISE")
+class TakesAnyDelay(MemorySubscription):
+    """A delay that is negative or no number is taken for none."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        try:
+            return super().settle(settlements)
+        except PayloadError:
+            return super().settle([attrs.evolve(one, delay=0.0) for one in settlements])
+
+
+@fault("test_the_callback_carries_the_parents_org_fairness_and_priority", "delivery.priority == 8")
+class LosesThePriorityOfAFollowUp(MemorySubscription):
+    """A follow-up is sent with the default priority."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        return super().settle(
+            [
+                attrs.evolve(one, follow_up=one.follow_up and attrs.evolve(one.follow_up, priority=5))
+                for one in settlements
+            ]
+        )
+
+
+@fault("test_the_parts_of_a_settlement_are_left_as_they_are", 'assert argument == {"list": [1]}')
+class ChangesTheFollowUp(MemorySubscription):
+    """`settle` writes its own notes into the follow-up that it was given."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        answers = super().settle(settlements)
+        for one in settlements:
+            for argument in one.follow_up.payload.args if one.follow_up else ():
+                if isinstance(argument, dict):
+                    argument["sent"] = True
+        return answers
+
+
+@fault("test_nothing_is_lost_and_nothing_comes_twice_without_a_reason", "lost: [")
+class LosesWhatIsRetriedWithAFollowUp(MemorySubscription):
+    """RETRY with a follow-up sends the follow-up, and its message is gone."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        lost = [one.verdict is Verdict.RETRY and one.follow_up is not None for one in settlements]
+        verdicts = [Verdict.ACK if gone else one.verdict for one, gone in zip(settlements, lost, strict=True)]
+        return super().settle([attrs.evolve(one, verdict=to) for one, to in zip(settlements, verdicts, strict=True)])
+
+
+@fault("test_whatever_two_workers_do_each_message_is_where_the_model_says", "one.state in ")
+class DropsTheDelayOfARetryInABatch(MemorySubscription):
+    """In a batch of several RETRY brings its message back at once."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        several = len(settlements) > 1
+        return super().settle([attrs.evolve(one, delay=0.0 if several else one.delay) for one in settlements])
+
+
+@fault("test_subscriptions_on_threads_of_their_own_settle_side_by_side", "assert all(settled)")
+class SettlesForOneThreadOnly(Composed):
+    """While one subscription settles, the settlements of others are turned away."""
+
+    def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
+        busy: list[object] = vars(self).setdefault("busy", [])
+
+        class Alone(MemorySubscription):
+            def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+                busy.append(self)
+                try:
+                    alone = busy[0] is self
+                    time.sleep(0.002)
+                    return super().settle(settlements) if alone else [False] * len(settlements)
+                finally:
+                    busy.remove(self)
+
+        return Alone(self._store, check_subscription(queues, lease), lease)
+
+
+@fault("test_every_message_is_run_and_settled_once_by_many_workers", "is in receive(limit=3")
+class DropsASettlementInARow(MemorySubscription):
+    """Every hundredth settlement of a subscription is told to have taken effect, and has not."""
+
+    settled = 0
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        answers: list[bool] = []
+        for one in settlements:
+            self.settled += 1
+            answers += [True] if self.settled % 100 == 0 else super().settle([one])
+        return answers

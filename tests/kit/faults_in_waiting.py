@@ -1,0 +1,233 @@
+"""Faults in how `receive` waits and is woken, and in how everything ends."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from kit.planting import Composed, ComposedHarness, fault
+
+from transports.memory.store import Store
+from transports.memory.subscription import MemorySubscription
+from unstract_core.errors import TransportClosed, TransportUnavailable
+from unstract_core.transport import Delivery, Message, Settlement, Verdict
+
+
+@fault("test_a_waiting_receive_gets_what_is_sent_meanwhile", "is in receive(limit=1, wait=30)")
+class LooksOnceAndThenSleeps(MemorySubscription):
+    """A `receive` that found nothing sleeps for all of its time, and looks again only then."""
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        if not (found := super().receive(limit=limit, wait=0)):
+            time.sleep(wait)
+            found = super().receive(limit=limit, wait=0)
+        return found
+
+
+@fault("test_a_waiting_receive_gets_what_is_given_back_meanwhile", "is in receive(limit=1, wait=30)")
+class WakesNobodyForWhatIsGivenBack(MemorySubscription):
+    """RETRY makes a message ready, and tells nobody who waits."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        store, quiet = self._store, threading.Condition()
+        told, store.changed = store.changed, quiet
+        try:
+            with told:
+                return super().settle(settlements)
+        finally:
+            store.changed = told
+
+
+@fault("test_a_waiting_receive_gets_what_falls_due_meanwhile", "is in receive(limit=1, wait=30)")
+class OversleepsADelay(Store):
+    """Who waits is not told when a delayed message falls due."""
+
+    def bring_back(self) -> float | None:
+        super().bring_back()
+        return None
+
+
+@fault("test_an_empty_receive_returns_when_its_time_is_up", "assert 0.25 < ")
+class DoesNotWait(MemorySubscription):
+    """An empty `receive` returns at once, whatever its `wait`: its worker would spin."""
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        return super().receive(limit=limit, wait=0)
+
+
+@fault("test_a_receive_without_a_wait_returns_at_once", "is in receive(limit=1, wait=0)")
+class AlwaysWaits(MemorySubscription):
+    """`receive(wait=0)` waits for seconds."""
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        return super().receive(limit=limit, wait=max(wait, 5))
+
+
+@fault("test_wake_ends_a_wait", "is in receive(limit=0, wait=30)")
+class CannotBeWoken(MemorySubscription):
+    """`wake` does nothing."""
+
+    def wake(self) -> None:
+        return
+
+
+@fault("test_a_wake_before_the_wait_is_not_lost", "is in receive(limit=1, wait=30)")
+class ForgetsAnEarlyWake(MemorySubscription):
+    """`wake` ends a wait that is under way, and no later one."""
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        self._woken = False
+        return super().receive(limit=limit, wait=wait)
+
+
+@fault("test_many_wakes_end_one_wait", "assert elapsed() > 0.25")
+class CountsItsWakes(MemorySubscription):
+    """Each of several wakes ends a wait of its own."""
+
+    wakes = 0
+
+    def wake(self) -> None:
+        self.wakes += 1
+        super().wake()
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        found = super().receive(limit=limit, wait=wait)
+        self.wakes = max(0, self.wakes - 1)
+        self._woken = self.wakes > 0
+        return found
+
+
+@fault("test_wake_wakes_its_own_subscription_alone", "assert elapsed() > 0.25")
+class WakesEverybody(Composed):
+    """`wake` ends the wait of every subscription of its transport."""
+
+    def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
+        made = super().subscribe(queues, lease=lease)
+        everybody: list[MemorySubscription] = vars(self).setdefault("everybody", [])
+        everybody.append(made)
+
+        def wake() -> None:
+            for one in everybody:
+                MemorySubscription.wake(one)
+
+        made.wake = wake  # type: ignore[method-assign]  # of this one
+        return made
+
+
+@fault("test_a_signal_handler_may_wake", "is in wake()")
+class LocksAgainstItself(MemorySubscription):
+    """`wake` waits for a lock that the interrupted `receive` holds."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._busy = threading.Lock()
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        with self._busy:
+            return super().receive(limit=limit, wait=wait)
+
+    def wake(self) -> None:
+        with self._busy:
+            super().wake()
+
+
+@fault("test_closing_twice_is_allowed", "closed already")
+class ClosesOnce(Composed):
+    """The second close() raises."""
+
+    def close(self) -> None:
+        if self._store.closed:
+            raise TransportClosed("closed already")
+        super().close()
+
+
+@fault("test_a_closed_transport_says_so", "DID NOT RAISE")
+class SendsAfterItsClose(Composed):
+    """A closed transport takes messages, which nobody will ever get."""
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        try:
+            return super().send(messages, within=within)
+        except TransportClosed:
+            return [f"late-{n}" for n in range(len(messages))]
+
+
+@fault("test_a_closed_subscription_says_so", "memory transport was closed")
+class ClosesItsTransportToo(MemorySubscription):
+    """The close() of a subscription closes its transport."""
+
+    def close(self) -> None:
+        super().close()
+        with self._store.changed:
+            self._store.closed = True
+
+
+@fault("test_a_subscription_of_a_closed_transport_says_so", "DID NOT RAISE")
+class SettlesAfterTheClose(MemorySubscription):
+    """`settle` on a closed transport answers False, as if the lease were lost."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        return [False] * len(settlements) if self._store.closed else super().settle(settlements)
+
+
+class ClosesInSilence(Composed):
+    """close() tells nobody who waits."""
+
+    def close(self) -> None:
+        self._store.closed = True
+
+
+@fault("test_a_waiting_receive_ends_with_transport_closed", "is in receive(limit=1, wait=30)")
+class LetsAReceiveWaitOn(ClosesInSilence):
+    """A `receive` that waits when its transport is closed waits on."""
+
+
+@fault("test_a_waiting_reply_ends_with_transport_closed", "is in reply(timeout=30")
+class LetsACallerWaitOn(ClosesInSilence):
+    """A `reply` that waits when its transport is closed waits on."""
+
+
+@fault("test_a_running_consumer_ends_with_transport_closed", "return ended(20) - closed")
+class TellsOfItsCloseAsOfAnOutage(MemorySubscription):
+    """A receive on a closed transport raises TransportUnavailable, which its worker waits out."""
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        try:
+            return super().receive(limit=limit, wait=wait)
+        except TransportClosed as exc:
+            raise TransportUnavailable("away") from exc
+
+
+@fault("test_the_harness_closes_the_transport_that_it_opened", "DID NOT RAISE")
+class LeavesItsTransportOpen(ComposedHarness):
+    """The harness does not close the transports that it has opened."""
+
+    def transport(self) -> contextlib.closing[Any]:
+        class Left(contextlib.closing[Any]):
+            def __exit__(self, *raised: object) -> None:
+                return
+
+        return Left(Composed())
+
+
+@fault("test_a_closed_transport_leaves_no_thread_behind", "wait_until(lambda: not left()")
+class LeavesAThread(Composed):
+    """A thread that a subscription started lives on after everything was closed."""
+
+    def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
+        threading.Thread(target=time.sleep, args=[40], daemon=True, name="left-behind").start()
+        return super().subscribe(queues, lease=lease)
+
+
+@fault("test_a_stopping_worker_finishes_what_runs_and_gives_back_the_rest", "is in receive(limit=3, wait=5)")
+class KeepsWhatWasNotStarted(MemorySubscription):
+    """RETRY with counted=False is left to the end of the lease."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        kept = [one.verdict is Verdict.RETRY and not one.counted for one in settlements]
+        rest = [one for one, keep in zip(settlements, kept, strict=True) if not keep]
+        answers = iter(super().settle(rest))
+        return [True if keep else next(answers) for keep in kept]

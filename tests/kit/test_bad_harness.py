@@ -1,0 +1,272 @@
+"""Whatever a harness or a transport does, the kit ends in a failure that names it, the call and the remedy."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from kit.bad_runs import USAGE, Case, Runs
+
+SLOWEST = 40.0
+"""Seconds that a run may take beside three others; what hangs in it has a second each time."""
+
+
+def given(*arguments: str, told: str = "", only: str = "", limit: str = "30") -> Case:
+    return Case(arguments=arguments, told=told, only=only, limit=limit)
+
+
+FACTORIES = {
+    "raises": Case(code="def Bad(): raise ValueError('no tables')", told="could not be made: ValueError: no tables"),
+    "exits": Case(code="def Bad(): raise SystemExit(7)", told="could not be loaded: SystemExit: 7"),
+    "gives a transport": Case(code="Bad = MemoryTransport", told="is it a transport? a harness goes with it"),
+    "gives nothing": Case(code="def Bad(): return None", told="gave a NoneType, which is no harness: it has no name"),
+    "is a number": Case(code="Bad = 7", told="names a int, which is no harness and makes none"),
+    "has no name": Case(code="def Bad(): return ComposedHarness('')", told="is a non-empty string, not ''"),
+    "claims a dict": Case(
+        code="Bad = ComposedHarness('bad'); Bad.capabilities = {'delay': True}",
+        told="the capabilities of a harness are a Capabilities, not a dict",
+    ),
+    "claims what raises": Case(
+        code="class Bad(Bad):\n    def __init__(self): pass\n    name = property(lambda self: 1 / 0)",
+        told="ZeroDivisionError",
+    ),
+    "fails on import": Case(code="raise RuntimeError('half')", told="could not be loaded: RuntimeError: half"),
+    "is no Python": Case(code="def (", told="could not be loaded: SyntaxError"),
+    "exits on import": Case(code="raise SystemExit('not today')", told="could not be loaded: SystemExit: not today"),
+    "misses a module": Case(code="import no_such_driver", told="no_such_driver"),
+}
+
+USES = {
+    "no transport": given(told="give --transport module:factory"),
+    "a missing module": given("--transport=no_such_module:harness", told="no_such_module"),
+    "a missing factory": given("--transport=bad_harness:Nobody", told="has no 'Nobody'"),
+    "half a name": given("--transport=bad_harness:", told="is not of the form module:name"),
+    "an unknown name": given("--transport=oracle", told="is installed for 'oracle' (there are: "),
+    "an unknown scheme": given("--transport=oracle://u:hush-hush@h/db", told="for 'oracle' (there are: "),
+    "an empty name": given("--transport=", told="no harness is installed for ''"),
+    "two of a name": given("--transport=memory", "--transport=memory", told="two harnesses are named memory"),
+    "an unknown profile": given("--transport=memory", "--kit-profile=weekly", told="invalid choice: 'weekly'"),
+    "a limit in words": given("--transport=memory", limit="soon", told="--kit-time-limit: a time limit is a number"),
+    "a negative limit": given("--transport=memory", limit="-1", told="more than 0, and not '-1'"),
+    "no limit": given("--transport=memory", limit="inf", told="more than 0, and not 'inf'"),
+}
+
+
+def hook(member: str, told: str, limit: str = "10") -> Case:
+    return Case(code=f"class Bad(Bad):\n    {member}", told=told, limit=limit)
+
+
+HOOKS = {
+    "__enter__ raises": hook("def __enter__(self): raise OSError('no')", "bad: the harness's __enter__() raised"),
+    "__exit__ raises": hook("def __exit__(self, *raised): raise OSError('no')", "bad: the harness's __exit__() raised"),
+    "transport raises": hook("def transport(self): raise OSError('no')", "bad: the harness's transport() raised"),
+    "transport gives None": hook("def transport(self): return None", "bad: the harness's transport() raised TypeError"),
+    "transport gives a number": hook(
+        "def transport(self): return contextlib.nullcontext(7)", "a Transport (it has no send"
+    ),
+    "clean raises": hook("def clean(self, queues): raise OSError('no')", "bad: the harness's clean() raised"),
+    "inject raises": hook("def inject(self, *given): raise OSError('no')", "bad: the harness's inject() raised"),
+    "inject is missing": hook("def inject(self, *given): raise NotImplementedError", "does not implement inject()"),
+    "expire takes nothing": hook("def expire(self): pass", "bad: the harness's expire() raised TypeError"),
+    "stored gives a number": hook("def stored(self, *given): return 7", "the harness's stored() returned 7"),
+    "leaves its transports open": hook(
+        "def transport(self): return contextlib.nullcontext(Composed())",
+        "test_the_harness_closes_the_transport_that_it_opened",
+    ),
+}
+
+
+def hanging(kind: str, name: str, told: str, how: str = "hang", only: str = "") -> Case:
+    case = Case(code=f"Bad.transport_type = planted({kind}, {name!r}, {how})", told=told)
+    return Case(code=case.code, told=told, only=only or case.only)
+
+
+RECEIVES = "bad is in receive(limit=1"
+HANGS = {
+    "send": hanging("Composed", "send", "bad is in send() of 1"),
+    "reply": hanging("Composed", "reply", "bad is in reply("),
+    "subscribe": hanging("Composed", "subscribe", "bad is in subscribe(lease=60"),
+    "capabilities": Case(
+        code="""
+            T = planted(Composed, "capabilities", property(hang))
+            class Bad(Bad):
+                transport_type = T
+                def __init__(self):
+                    self.name, self.capabilities = "bad", MemoryTransport.capabilities
+        """,
+        told="bad is in capabilities",
+        only="test_the_transport_claims or test_a_limit",
+    ),
+    "queues": hanging("Composed", "queues", "bad is in queues()"),
+    "close": hanging("Composed", "close", "bad is in the end of the harness's transport()"),
+    "receive": hanging("MemorySubscription", "receive", RECEIVES),
+    "receive in a sleep": hanging("MemorySubscription", "receive", RECEIVES, "lambda *a, **k: time.sleep(1e6)"),
+    "receive in a loop": hanging(
+        "MemorySubscription", "receive", RECEIVES, "lambda *a, **k: [0 for _ in iter(int, 1)]"
+    ),
+    "receive in a child": hanging(
+        "MemorySubscription", "receive", RECEIVES, "lambda *a, **k: subprocess.run(['sleep', '300'])"
+    ),
+    "renew": hanging("MemorySubscription", "renew", "bad is in renew() of 0"),
+    "settle": hanging("MemorySubscription", "settle", "bad is in settle() of 0"),
+    "wake": hanging("MemorySubscription", "wake", "bad is in wake()", only="test_waking"),
+    "close of a subscription": hanging("MemorySubscription", "close", "bad is in close() of a subscription"),
+    "inside hypothesis": hanging("MemorySubscription", "receive", "bad is in receive(", only="test_ordering"),
+    "on a consumer's thread": hanging("MemorySubscription", "settle", "bad is in settle() of 1", only="test_working"),
+    "__enter__": hook("__enter__ = hang", "of __enter__(), by the harness of bad", "1"),
+    "__exit__": hook("__exit__ = hang", "of __exit__(), by the harness of bad", "1"),
+    "transport": hook("transport = hang", "bad is in the harness's transport()", "1"),
+    "expire": hook("expire = hang", "bad is in the harness's expire()", "1"),
+    "clean": hook("clean = hang", "bad is in the harness's clean()", "1"),
+}
+
+WRONG = {
+    "send": ("Composed", "['send']"),
+    "reply": ("Composed", "{'result': 1}"),
+    "subscribe": ("Composed", "None"),
+    "queues": ("Composed", "[{}]"),
+    "receive": ("MemorySubscription", "[{}]"),
+    "renew": ("MemorySubscription", "None"),
+    "settle": ("MemorySubscription", "True"),
+    "find": ("MemoryDeadLetters", "[{}]"),
+    "get": ("MemoryDeadLetters", "[None]"),
+    "replay": ("MemoryDeadLetters", "[1]"),
+    "purge": ("MemoryDeadLetters", "'1'"),
+}
+"""The wrong type that a method returns. Where `capabilities` is one, the harness is none."""
+
+RAISES = {name: kind for name, (kind, _) in WRONG.items()} | {"wake": "MemorySubscription"}
+PLACES = (
+    "test_the_state_of or test_purging or test_a_buried_message or test_a_whole_queue or test_no_status"
+    " or test_many_wakes or test_settling_and or test_what_one_holds"
+)
+
+
+def each(how: Mapping[str, str]) -> Case:
+    """A harness for each method, in one run."""
+    lines = [f"{name} = Bad({name!r}); {name}.transport_type = {code}" for name, code in how.items()]
+    names = [part for name in how for part in ("--transport", f"bad_harness:{name}")]
+    return Case(code="\n".join(lines), arguments=tuple(names), only=PLACES, limit="2")
+
+
+OTHERS = {
+    "wrong types": each(
+        {name: f"planted({kind}, {name!r}, lambda *a, **k: {value})" for name, (kind, value) in WRONG.items()}
+    ),
+    "foreign errors": each(
+        {name: f"planted({kind}, {name!r}, lambda *a, **k: sqlite3.connect('/'))" for name, kind in RAISES.items()}
+    ),
+    "a password": given("--transport=postgresql://u:hush-hush@127.0.0.1:1/db", only="test_every_flag"),
+    "a selection": given("--transport=memory", only="test_wake"),
+    "deaf": Case(
+        code="""
+            def deaf(*given, **options):
+                while True:
+                    try:
+                        time.sleep(1000)
+                    except BaseException:
+                        pass
+            Bad.transport_type = planted(MemorySubscription, "receive", deaf)
+        """,
+        told="it cannot be ended, so the run is",
+        only="test_a_limit",
+    ),
+}
+
+CASES = {
+    f"{kind}: {name}": case
+    for kind, cases in {"other": OTHERS, "hang": HANGS, "hook": HOOKS, "use": USES, "factory": FACTORIES}.items()
+    for name, case in cases.items()
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    begun = Runs(CASES, tmp_path_factory.mktemp("bad"))
+    yield begun
+    begun.close()
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_factory_that_gives_no_harness_is_a_usage_error(runs: Runs, name: str) -> None:
+    """It says what was given and what that lacks, before any test; exit code 4."""
+    ended = runs[f"factory: {name}"]
+    assert (ended.code, FACTORIES[name].told in ended.text) == (USAGE, True), ended.text[-2000:]
+    assert "bad_harness" in ended.text
+    assert "Traceback" not in ended.text
+
+
+@pytest.mark.parametrize("name", USES)
+def test_arguments_that_make_no_sense_are_a_usage_error(runs: Runs, name: str) -> None:
+    """Nothing is green without having been run, and what is missing is told, with what there is; exit code 4."""
+    ended = runs[f"use: {name}"]
+    assert (ended.code, USES[name].told in ended.text) == (USAGE, True), ended.text[-2000:]
+    assert "hush-hush" not in ended.text
+
+
+def test_pytest_without_the_plugin_is_a_usage_error(tmp_path: Path) -> None:
+    """`--pyargs contract_tests` says what it needs, instead of many fixtures that are not found."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--pyargs", "contract_tests"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == USAGE
+    assert "pytest -p contract_tests.plugin --pyargs contract_tests" in ended.stdout + ended.stderr
+
+
+def test_a_selection_says_nothing_about_conformance(runs: Runs) -> None:
+    """A few green tests are no verdict."""
+    assert "memory: nothing is said about conformance" in runs["other: a selection"].text
+    assert runs["other: a selection"].code == 0
+
+
+def test_a_password_is_not_shown_where_nothing_answers(runs: Runs) -> None:
+    """The transport's errors are its own, and have no secrets; the tests are named without the URL."""
+    ended = runs["other: a password"]
+    assert ended.code == 1
+    assert "hush-hush" not in ended.text
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_harness_that_is_wrong_is_named_with_its_hook(runs: Runs, name: str) -> None:
+    """Tests that need the hook fail by its name and the transport's; every test is reported, and the verdict."""
+    ended = runs[f"hook: {name}"]
+    assert (ended.code, HOOKS[name].told in ended.text) == (1, True), ended.text[-3000:]
+    assert "bad: NOT conformant" in ended.text
+    assert ended.reported >= 20
+
+
+@pytest.mark.parametrize("name", HANGS)
+def test_what_hangs_is_ended_and_named(runs: Runs, name: str) -> None:
+    """Each hanging test fails after its limit, saying in which call; after three of them the rest is not run."""
+    ended = runs[f"hang: {name}"]
+    assert (ended.code, HANGS[name].told in ended.text) == (1, True), ended.text[-3000:]
+    assert "no end after " in ended.text
+    assert "bad: NOT conformant" in ended.text
+    assert ended.seconds < SLOWEST
+    assert ended.reported >= 3
+
+
+def test_what_cannot_be_ended_ends_the_run(runs: Runs) -> None:
+    """A transport that catches whatever is raised in it is named, and the process ends."""
+    ended = runs["other: deaf"]
+    assert (ended.code, OTHERS["deaf"].told in ended.text) == (1, True), ended.text[-3000:]
+    assert "bad is in receive(limit=" in ended.text
+    assert ended.seconds < SLOWEST
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_method_that_returns_a_wrong_type_is_named(runs: Runs, name: str) -> None:
+    """The failure has the transport, the call, what it returned, and what the protocol says."""
+    text = runs["other: wrong types"].text
+    assert re.search(rf"\b{name}: (dead\.)?{name}\(.*\).* returned .*, where the protocol says ", text), text[-3000:]
+
+
+@pytest.mark.parametrize("name", RAISES)
+def test_a_method_that_raises_a_foreign_error_is_named(runs: Runs, name: str) -> None:
+    """The failure has the transport, the call, the driver's error, and the remedy."""
+    text = runs["other: foreign errors"].text
+    told = rf"\b{name}: (dead\.)?{name}\(.*\).* raised OperationalError: .*; what a transport lets out is an error of "
+    assert re.search(told, text), text[-3000:]

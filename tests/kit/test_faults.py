@@ -1,0 +1,86 @@
+"""The kit is tested by failing: each planted fault is caught by the test that is named for it, and for its reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+from kit.faults import FAULTS
+
+from contract_tests.suite import TESTS
+
+TESTS_DIRECTORY = Path(__file__).resolve().parent.parent
+PROCESSES = 4
+"""A test of a fault mostly waits for what does not come, so several runs of the kit share a processor well."""
+
+Results: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def run(transports: Sequence[str], directory: Path) -> str:
+    """Run over these transports the tests that are named for faults; return what was printed."""
+    directory.mkdir()
+    command = [sys.executable, "-m", "contract_tests", "-q", "--tb=short", "-p", "kit.named_alone"]
+    for transport in transports:
+        command += ["--transport", transport if transport == "memory" else f"kit.faults:{transport}"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(TESTS_DIRECTORY),
+        "CONTRACT_TESTS_PROFILE": "ci",
+        "KIT_RESULTS": str(directory / "results"),
+    }
+    ended = subprocess.run(
+        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=110, check=False
+    )
+    return ended.stdout + ended.stderr
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, str]:
+    """What became of every test of every transport, and all that was printed."""
+    directory = tmp_path_factory.mktemp("faults")
+    shares = [["memory"], *(list(FAULTS)[n :: PROCESSES - 1] for n in range(PROCESSES - 1))]
+    places = [directory / str(n) for n in range(PROCESSES)]
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        printed = list(pool.map(run, shares, places))
+    results = defaultdict(list)
+    for place in places:
+        for line in (place / "results").read_text(encoding="utf-8").splitlines():
+            result = json.loads(line)
+            results[result["transport"]].append(result)
+    return results, "\n".join(printed)
+
+
+def test_every_fault_names_a_test_of_the_kit() -> None:
+    """The tests that faults are named for exist."""
+    assert {fault.caught_by for fault in FAULTS.values()} <= set(TESTS)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_caught_by_the_test_that_is_named_for_it(ran: tuple[Results, str], name: str) -> None:
+    """The named test fails over the faulty transport, while it runs, and its failure has the fault's own words."""
+    results = ran[0][name]
+    assert {one["test"] for one in results} == {FAULTS[name].caught_by}
+    failed = [one for one in results if one["outcome"] == "failed"]
+    assert [one["when"] for one in failed if one["when"] != "teardown"] == ["call"]
+    assert FAULTS[name].because in failed[0]["text"]
+
+
+def test_a_sound_transport_passes_every_test_that_a_fault_is_named_for(ran: tuple[Results, str]) -> None:
+    """What fails over a faulty transport does not fail over memory, of which it is made."""
+    assert [one["test"] for one in ran[0]["memory"] if one["outcome"] == "failed"] == []
+    passed = {one["test"] for one in ran[0]["memory"] if one["when"] == "call" and one["outcome"] == "passed"}
+    assert len(passed) > len(FAULTS) // 2
+
+
+def test_no_fault_brings_the_kit_down(ran: tuple[Results, str]) -> None:
+    """Whatever a transport does, it ends in failures of tests; every fault is reported in the summary."""
+    assert "INTERNALERROR" not in ran[1]
+    assert all(f"{name}: NOT conformant" in ran[1] for name in FAULTS)

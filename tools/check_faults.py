@@ -1,0 +1,88 @@
+"""Check that docs/conformance.md lists every fault that the kit catches; `--write` writes the table anew.
+
+The table stands between two markers, and everything around it is left alone. It is made from the faults that are
+planted in tests/kit; that each is caught by the test which it names is what tests/kit/test_faults.py shows.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from kit.faults import FAULTS  # noqa: E402 - the faults are no installed package
+
+from contract_tests.suite import TESTS  # noqa: E402
+
+if TYPE_CHECKING:
+    from kit.planting import Fault
+
+PAGE = ROOT / "docs" / "conformance.md"
+BEGIN, END = "<!-- faults -->\n", "<!-- /faults -->\n"
+
+
+def lines(faults: Mapping[str, Fault]) -> Iterator[str]:
+    """The table: in the order of the kit's files, and of the tests in each."""
+    yield "| fault | caught by | what is wrong |"
+    yield "| --- | --- | --- |"
+    order = {test: place for place, test in enumerate(TESTS)}
+    for fault in sorted(faults.values(), key=lambda one: order.get(one.caught_by, -1)):
+        test = TESTS.get(fault.caught_by)
+        file = test.__module__.removeprefix("contract_tests.") if test else "missing"
+        caught_by = f"[`{fault.caught_by}`](../contract_tests/{file}.py)"
+        yield f"| {fault.name.replace('_', ' ')} | {caught_by} | {fault.about.replace('|', '&#124;')} |"
+
+
+def table(faults: Mapping[str, Fault]) -> str:
+    return "".join(f"{line}\n" for line in lines(faults))
+
+
+def parts(page: str) -> tuple[str, str, str]:
+    """What stands before the table, in its place, and after it. Raises ValueError where the markers are not there."""
+    before, begin, rest = page.partition(BEGIN)
+    found, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{BEGIN.strip()} and {END.strip()} do not stand on lines of their own")
+    return before + begin, found, end + after
+
+
+def problems(page: str, faults: Mapping[str, Fault]) -> list[str]:
+    """What is wrong with the page; empty when all is well."""
+    found = [
+        f"{one.name} names a test that the kit does not have: {one.caught_by}"
+        for one in faults.values()
+        if one.caught_by not in TESTS
+    ]
+    try:
+        before, old, after = parts(page)
+    except ValueError as exc:
+        return [*found, str(exc)]
+    wanted, there = set(lines(faults)), set(old.splitlines())
+    found += [f"missing: {line}" for line in wanted - there] + [f"not so: {line}" for line in there - wanted]
+    if not found and page != before + table(faults) + after:
+        found.append("the lines are in another order")
+    return sorted(found)
+
+
+def main(arguments: list[str]) -> int:
+    if arguments not in ([], ["--write"]):
+        print("usage: check_faults.py [--write]", file=sys.stderr)
+        return 2
+    page = PAGE.read_text(encoding="utf-8")
+    if arguments:
+        before, _, after = parts(page)
+        page = before + table(FAULTS) + after
+        PAGE.write_text(page, encoding="utf-8")
+    found = problems(page, FAULTS)
+    for problem in found:
+        print(f"{PAGE.name}: {problem}")
+    print(f"{PAGE.name}: {f'{len(found)} problems; `make faults` writes it' if found else f'{len(FAULTS)} faults'}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
