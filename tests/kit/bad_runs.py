@@ -83,7 +83,7 @@ def run(case: Case, directory: Path) -> Ended:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=80,
+        timeout=120,
         check=False,
     )
     return Ended(ended.returncode, ended.stdout + ended.stderr, time.monotonic() - started)
@@ -100,7 +100,7 @@ class Runs:
         }
 
     def __getitem__(self, name: str) -> Ended:
-        ended = self._runs[name].result(timeout=110)
+        ended = self._runs[name].result(timeout=380)
         assert "INTERNALERROR" not in ended.text, ended.text[-3000:]
         return ended
 

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from kit.bad_runs import USAGE, Case, Runs
 
+pytestmark = pytest.mark.timeout(400)
+"""Seconds: the first test waits for runs of the whole kit, and this machine may be busy."""
+
 SLOWEST = 40.0
 """Seconds that a run may take beside three others; what hangs in it has a second each time."""
 

@@ -17,6 +17,9 @@ from kit.faults import FAULTS
 
 from contract_tests.suite import TESTS
 
+pytestmark = pytest.mark.timeout(400)
+"""Seconds: the first test waits for runs of the whole kit, and this machine may be busy."""
+
 TESTS_DIRECTORY = Path(__file__).resolve().parent.parent
 PROCESSES = 4
 """A test of a fault mostly waits for what does not come, so several runs of the kit share a processor well."""
@@ -37,7 +40,7 @@ def run(transports: Sequence[str], directory: Path) -> str:
         "KIT_RESULTS": str(directory / "results"),
     }
     ended = subprocess.run(
-        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=110, check=False
+        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=380, check=False
     )
     return ended.stdout + ended.stderr
 

@@ -15,6 +15,9 @@ import pytest
 
 from unstract_core import Capabilities
 
+pytestmark = pytest.mark.timeout(400)
+"""Seconds: the first test waits for runs of the whole kit, and this machine may be busy."""
+
 TESTS_DIRECTORY = Path(__file__).resolve().parent.parent
 CLAIMS = {field.name for field in attrs.fields(Capabilities)}
 
@@ -43,7 +46,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Ran]:
         )
         for name, spec in TRANSPORTS.items()
     }
-    texts = {name: process.communicate(timeout=110)[0] for name, process in begun.items()}
+    texts = {name: process.communicate(timeout=380)[0] for name, process in begun.items()}
     return {name: Ran(process.returncode, texts[name]) for name, process in begun.items()}
 
 
