@@ -21,7 +21,7 @@ from unstract_core.transport import Capabilities, Transport
 GROUP = "contract_tests.harnesses"
 """The entry points at which a harness is found, keyed by a name that is also the scheme of a transport's URLs."""
 
-_DATA = ("name", "capabilities", "moment")
+_DATA = ("name", "capabilities", "moment", "shared")
 _HOOKS = ("__enter__", "__exit__", "transport", "inject", "expire", "stored", "sever", "clean", "caller")
 
 
@@ -42,6 +42,10 @@ class Harness:
     """Seconds of silence after which nothing more is expected. 0 for a store, which shows at once what was done to it;
     what a broker sends arrives a moment later."""
 
+    shared: bool = True
+    """Whether two transports that are open at once work on the same messages, as two processes do; not so in a store
+    that lives in the transport itself."""
+
     def __enter__(self) -> Self:
         return self
 
@@ -51,10 +55,7 @@ class Harness:
         return None
 
     def transport(self) -> contextlib.AbstractContextManager[Transport]:
-        """Return a context manager that opens a transport, and closes it with everything that it started.
-
-        Two that are open at once may share what is stored, as two processes would, or share nothing.
-        """
+        """Return a context manager that opens a transport, and closes it with everything that it started."""
         raise NotImplementedError
 
     def inject(self, transport: Any, queue: str, text: str) -> None:

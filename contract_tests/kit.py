@@ -34,7 +34,6 @@ class Kit:
         self.harness = harness
         self.calls = Calls(harness.name)
         self._issued: list[str] = []
-        self._found: dict[str, bool] = {}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -48,12 +47,6 @@ class Kit:
     def patience(self) -> float:
         return PATIENCE if self.moment else 0.0
 
-    def cached(self, what: str, find: Callable[[], bool]) -> bool:
-        """Return what was found out about the transport once, and holds for all tests of it."""
-        if what not in self._found:
-            self._found[what] = find()
-        return self._found[what]
-
     @contextlib.contextmanager
     def open(self) -> Iterator[CheckedTransport]:
         """Open a transport of the harness, every call of which is checked."""
@@ -66,6 +59,10 @@ class Kit:
         """Return the name of a queue, or of a reply, that nothing else uses."""
         self._issued.append(f"q-{uuid.uuid4().hex[:12]}{suffix}")
         return self._issued[-1]
+
+    def use(self, *queues: str) -> None:
+        """Let these queues, whose names are the test's own, be removed with the others."""
+        self._issued += queues
 
     def clean(self) -> None:
         """Let the harness remove the queues whose names were given out since this was last called."""

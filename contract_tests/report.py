@@ -22,6 +22,8 @@ class Tally:
     """What became of the tests of one transport."""
 
     tests: set[str] = attrs.field(factory=set)
+    open: set[str] = attrs.field(factory=set)
+    deselected: int = 0
     passed: int = 0
     failed: set[str] = attrs.field(factory=set)
     unclaimed: Counter[str] = attrs.field(factory=Counter)
@@ -37,11 +39,19 @@ class Report:
         for item in items:
             if (name := _transport_of(item)) is not None:
                 self._tallies[name].tests.add(item.function.__name__)
+                self._tallies[name].open.add(item.nodeid)
+
+    def deselected(self, items: Sequence[pytest.Item]) -> None:
+        for item in items:
+            if (name := _transport_of(item)) is not None:
+                self._tallies[name].deselected += 1
 
     def ended(self, item: pytest.Item, report: pytest.TestReport) -> None:
         if (name := _transport_of(item)) is None:
             return
         tally = self._tallies[name]
+        if report.when == "teardown":
+            tally.open.discard(item.nodeid)
         if report.failed:
             tally.failed.add(item.nodeid)
         elif report.skipped:
@@ -56,6 +66,11 @@ class Report:
         elif report.when == "call":
             tally.passed += 1
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was shown of a transport whose tests were to be run."""
+        return any(tally.tests and not tally.passed and not tally.failed for tally in self._tallies.values())
+
     def lines(self) -> Iterator[str]:
         from contract_tests.suite import TESTS
 
@@ -68,15 +83,15 @@ class Report:
                 yield f"  not run, {count:3}: {_reason(what)}"
             for what, count in sorted(tally.skipped.items()):
                 yield f"  SKIPPED, {count:3}: {what}"
-            yield f"{harness.name}: {_verdict(tally, set(TESTS))}"
+            yield f"{harness.name}: {verdict(tally, set(TESTS))}"
 
 
-def _verdict(tally: Tally, whole: set[str]) -> str:
+def verdict(tally: Tally, whole: set[str]) -> str:
     counts = f"{tally.passed} passed, {tally.unclaimed.total()} not claimed"
     kit = f"wire v{WIRE_VERSION}, kit {KIT_VERSION}"
     if tally.failed:
         return f"NOT conformant with {kit}: {len(tally.failed)} failed, {counts}"
-    if missing := len(whole - tally.tests):
+    if missing := max(len(whole - tally.tests), tally.deselected) + len(tally.open):
         return f"nothing is said about conformance with {kit}, {missing} of its tests were left out: {counts}"
     if tally.skipped:
         return f"nothing is said about conformance with {kit}, {tally.skipped.total()} were skipped: {counts}"

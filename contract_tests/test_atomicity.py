@@ -53,6 +53,24 @@ def test_who_sees_the_follow_up_sees_the_reply(
         settling(20)
 
 
+@needs("atomic_settle", "dead_letters")
+def test_who_sees_what_follows_a_burial_sees_the_dead_letter(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A callback that tells of a failure finds the message among the dead letters, where its operator looks."""
+    for n in range(10):
+        elsewhere = kit.queue()
+        transport.send([message("t", queue, n)])
+        holder, follower = subscribe(queue), subscribe(elsewhere)
+        settlement = Settlement(
+            kit.take_one(holder), Verdict.BURY, follow_up=message("f", elsewhere), reason=f"reason {n}"
+        )
+        settling = kit.in_background(lambda held=holder, one=settlement: held.settle([one]))  # type: ignore[misc]
+        assert len(follower.receive(limit=5, wait=20)) == 1
+        assert f"reason {n}" in [letter.reason for letter in transport.dead.find(queue=queue)]
+        settling(20)
+
+
 def settled(subscription: CheckedSubscription, batch: Sequence[Settlement]) -> Sequence[bool] | None:
     """Settle; None when the connection was cut meanwhile and nothing is known."""
     try:

@@ -10,7 +10,7 @@ import pytest
 
 from contract_tests.checked import CheckedTransport
 from contract_tests.fixtures import Subscribe
-from contract_tests.kit import Kit
+from contract_tests.kit import Kit, timed
 from contract_tests.limits import together
 from contract_tests.messages import message
 from unstract_core import ConfigurationError, PayloadError, Settlement, Verdict
@@ -73,8 +73,18 @@ def test_a_limit_of_zero_only_waits(kit: Kit, transport: CheckedTransport, queue
     """`limit=0` takes nothing, whatever is there."""
     transport.send([message("t", queue)])
     subscription = subscribe(queue)
-    assert not subscription.receive(limit=0, wait=0.05)
+    with timed() as elapsed:
+        assert not subscription.receive(limit=0, wait=0.3)
+        assert elapsed() > 0.25
     assert len(kit.take(subscription, 1)) == 1
+
+
+def test_a_limit_may_be_as_large_as_one_likes(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A consumer of no-op tasks asks for many at once, and gets what is there."""
+    transport.send([message("t", queue, n) for n in range(3)])
+    assert len(kit.take(subscribe(queue), 3, limit=100_000)) == 3
 
 
 def test_what_was_acknowledged_does_not_come_back(

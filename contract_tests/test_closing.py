@@ -90,6 +90,19 @@ def test_a_closed_subscription_says_so(kit: Kit, transport: CheckedTransport, qu
     assert len(kit.remaining(transport, queue, count=1)) == 1
 
 
+def test_a_closed_subscription_settles_nothing(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+    """Whoever has closed a subscription has left its messages to others: settle and renew raise TransportClosed."""
+    transport.send([message("t", queue)])
+    subscription = transport.subscribe([queue], lease=60)
+    held = kit.take_one(subscription)
+    subscription.close()
+    with pytest.raises(TransportClosed):
+        subscription.settle([Settlement(held, Verdict.ACK)])
+    with pytest.raises(TransportClosed):
+        subscription.renew([held])
+    assert len(kit.remaining(transport, queue, count=1)) == 1
+
+
 def test_a_subscription_of_a_closed_transport_says_so(kit: Kit) -> None:
     """Receive, renew and settle raise TransportClosed; wake and close do no harm."""
     with kit.open() as transport:

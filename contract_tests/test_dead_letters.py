@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import datetime
+import json
+import time
+from typing import Any
 
 import pytest
 
 from contract_tests.checked import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit
+from contract_tests.limits import together
 from contract_tests.messages import first, message, parsed
 from contract_tests.needs import needs
 from unstract_core import Settlement, Verdict
@@ -158,3 +162,68 @@ def test_purging_takes_what_was_asked_for_and_nothing_else(kit: Kit, transport: 
     assert transport.dead.purge(ids=[oldest.id]) == 1
     assert transport.dead.purge(queue=queue) == 1
     assert len(transport.dead.find(queue=other)) == 1
+
+
+@needs("dead_letters")
+def test_a_dead_letter_tells_how_often_it_was_delivered(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """`attempts` is the attempt at which it was buried."""
+    transport.send([message("t", queue)])
+    holder = subscribe(queue)
+    for _ in range(2):
+        assert list(holder.settle([Settlement(kit.take_one(holder), Verdict.RETRY)])) == [True]
+    assert list(holder.settle([Settlement(kit.take_one(holder), Verdict.BURY, reason="r")])) == [True]
+    (letter,) = transport.dead.find(queue=queue)
+    assert letter.attempts == 3
+
+
+@needs("dead_letters")
+def test_what_could_not_be_read_is_replayed_as_it_was_stored(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A message that a mended worker may be able to read goes back whole."""
+    kit.inject(transport, queue, '{"task_name": 1, "queue": "q"}')
+    buried = kit.bury(transport, queue)
+    assert len(transport.dead.replay(queue=queue)) == 1
+    again = kit.take_one(subscribe(queue))
+    assert (again.payload, bool(again.problem)) == (None, True)
+    assert parsed(again.raw) == parsed(buried.raw)
+
+
+@needs("dead_letters")
+def test_a_replayed_message_is_whole(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+    """With its id, its addresses and whatever a newer writer put into it."""
+    told = {"task_name": "f", "kwargs": {"x": 1}, "queue": kit.queue()}
+    wire: dict[str, Any] = {"task_name": "t", "args": [1], "kwargs": {}, "queue": queue, "fairness": None}
+    kit.inject(transport, queue, json.dumps({**wire, "on_success": told, "task_id": queue, "new": [1]}))
+    buried = kit.bury(transport, queue)
+    assert len(transport.dead.replay(queue=queue)) == 1
+    again = kit.take_one(subscribe(queue))
+    assert again.payload == buried.payload
+    assert parsed(again.raw) == parsed(buried.raw)
+
+
+@needs("dead_letters")
+def test_two_replays_at_once_send_a_letter_once(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+    """Each letter is sent by one of those that replay it, and reported by that one."""
+    transport.send([message("t", queue, n) for n in range(6)])
+    for _ in range(6):
+        kit.bury(transport, queue)
+    ids = [letter.id for letter in transport.dead.find(queue=queue)]
+    replayed = [id for one in together(*[lambda: transport.dead.replay(ids)] * 3) for id in one]
+    assert sorted(replayed) == sorted(ids)
+    assert sorted(map(first, kit.remaining(transport, queue, count=6))) == list(range(6))
+
+
+@needs("dead_letters")
+def test_letters_are_purged_by_their_age_since_burial(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+    """`older_than` is in seconds, counted from the burial, also where ids are named."""
+    transport.send([message("t", queue)])
+    time.sleep(1.2)
+    kit.bury(transport, queue)
+    (letter,) = transport.dead.find(queue=queue)
+    assert transport.dead.purge(queue=queue, older_than=30.0) == 0
+    assert transport.dead.purge(ids=[letter.id], older_than=30.0) == 0
+    time.sleep(1.2)
+    assert transport.dead.purge(ids=[letter.id], older_than=1.0) == 1

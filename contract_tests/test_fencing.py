@@ -191,3 +191,17 @@ def test_the_same_delivery_twice_in_a_batch_is_settled_once(
     twice = [Settlement(delivery, Verdict.ACK, follow_up=message("f", elsewhere, n)) for n in range(2)]
     assert list(holder.settle(twice)) == [True, False]
     assert list(map(first, kit.take(subscribe(elsewhere), 1, limit=5))) == [0]
+
+
+@needs("fencing")
+def test_of_a_renewal_what_is_still_held_is_renewed(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A lost message among those renewed keeps none of the others from being renewed."""
+    transport.send([message("t", queue, n) for n in range(3)])
+    holder, heir = subscribe(queue), subscribe(queue)
+    held = kit.take(holder, 3)
+    kit.expire(transport, queue)
+    (taken,) = heir.receive(limit=1, wait=10)
+    assert list(holder.renew(held)) == [one.id != taken.id for one in held]
+    assert kit.nothing(subscribe(queue))

@@ -6,7 +6,7 @@ import pytest
 
 from contract_tests.checked import CheckedTransport
 from contract_tests.fixtures import Subscribe
-from contract_tests.kit import Kit
+from contract_tests.kit import Kit, timed
 from contract_tests.messages import message
 from contract_tests.needs import needs
 from unstract_core import Settlement, Verdict
@@ -19,8 +19,25 @@ def test_a_lease_ends_by_itself(kit: Kit, transport: CheckedTransport, queue: st
     kit.take_one(subscribe(queue, lease=0.4))
     heir = subscribe(queue)
     assert not heir.receive(limit=1, wait=0.05)
-    (delivery,) = heir.receive(limit=1, wait=10)
+    with timed() as elapsed:
+        (delivery,) = heir.receive(limit=1, wait=30)
+        assert elapsed() < 3.5
     assert delivery.attempt == 2
+
+
+@needs("fencing")
+def test_a_renewed_lease_ends_by_itself_too(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """However often it was renewed, a lease ends its full length after the last time: renewals do not add up."""
+    transport.send([message("t", queue)])
+    holder = subscribe(queue, lease=0.5)
+    delivery = kit.take_one(holder)
+    for _ in range(12):
+        assert list(holder.renew([delivery])) == [True]
+    with timed() as elapsed:
+        assert len(subscribe(queue).receive(limit=1, wait=30)) == 1
+        assert elapsed() < 4
 
 
 @needs("counts_crashes")
@@ -59,6 +76,12 @@ def test_what_was_given_back_unstarted_has_used_no_attempt(
         delivery = kit.take_one(holder)
         assert delivery.attempt == attempt
         assert list(holder.settle([Settlement(delivery, Verdict.RETRY, counted=False)])) == [True]
+    for attempt in (1, 2, 3):
+        delivery = kit.take_one(holder)
+        assert delivery.attempt == attempt
+        assert list(holder.settle([Settlement(delivery, Verdict.RETRY)])) == [True]
+    assert list(holder.settle([Settlement(kit.take_one(holder), Verdict.RETRY, counted=False)])) == [True]
+    assert kit.take_one(holder).attempt == 4
 
 
 def test_a_renewed_message_is_not_delivered_again(
@@ -79,12 +102,12 @@ def test_one_renewal_serves_everything_that_is_held(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """`renew` of many extends each of them; nothing is had by others beyond the first lease."""
-    transport.send([message("t", queue, n) for n in range(5)])
-    holder, other = subscribe(queue, lease=1.0), subscribe(queue)
-    held = kit.take(holder, 5)
+    transport.send([message("t", queue, n) for n in range(150)])
+    holder, other = subscribe(queue, lease=1.5), subscribe(queue)
+    held = kit.take(holder, 150)
     for _ in range(3):
-        assert not other.receive(limit=5, wait=0.5)
-        assert list(holder.renew(held)) == [True] * 5
+        assert not other.receive(limit=5, wait=0.7)
+        assert list(holder.renew(held)) == [True] * 150
 
 
 @needs("fencing")

@@ -125,9 +125,10 @@ class QueueMachine(RuleBasedStateMachine):
         picked = data.draw(st.lists(st.sampled_from(range(len(mine))), min_size=1, max_size=4, unique=True))
         batch, expected = [], []
         for delivery, one in (mine[index] for index in picked):
-            verdict, delay = data.draw(VERDICTS), data.draw(st.sampled_from([0.0, 600.0]))
-            key = f"{self.queue}/{one.number % 3}" if data.draw(st.booleans()) else None
-            follow = data.draw(st.booleans())
+            verdict = data.draw(VERDICTS, label="verdict")
+            delay = data.draw(st.sampled_from([0.0, 600.0]), label="delay")
+            key = f"{self.queue}/{one.number % 3}" if data.draw(st.booleans(), label="replies") else None
+            follow = data.draw(st.booleans(), label="follows")
             valid = one.is_held_by(worker, delivery)
             expected.append(valid)
             following = None
@@ -135,7 +136,7 @@ class QueueMachine(RuleBasedStateMachine):
                 following = message("t", self.queue, next(self.numbers), priority=one.priority)
             answer = Reply(key, "completed", result=one.number) if key else None
             again = verdict is Verdict.RETRY
-            counted = data.draw(st.booleans()) if again else True
+            counted = data.draw(st.booleans(), label="counted") if again else True
             batch.append(
                 Settlement(delivery, verdict, following, answer, delay if again else 0.0, "why", counted=counted)
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -167,3 +168,48 @@ def test_a_burial_may_answer(kit: Kit, transport: CheckedTransport, queue: str, 
     assert list(subscription.settle([settlement])) == [True]
     assert kit.answered(transport, key) == reply
     subscription.close()
+
+
+@needs("replies")
+def test_keys_that_are_nearly_the_same_are_different_keys(kit: Kit, transport: CheckedTransport) -> None:
+    """Case, length and what stands at the end all count: nobody reads another's answer."""
+    key = kit.queue("-" + "x" * 80)
+    keys = [key, key.upper(), key + "y", key + ".", key[:60]]
+    kit.answer(transport, *(Reply(one, "completed", result=one) for one in keys))
+    assert [kit.answered(transport, one).result for one in keys] == keys
+
+
+@needs("replies")
+def test_a_waiting_caller_may_consume(kit: Kit, transport: CheckedTransport) -> None:
+    """What was waited for is consumed as what was there: read once, then its status alone is left."""
+    kit.ask(transport, key := kit.queue())
+    waiting = kit.in_background(lambda: transport.reply(key, timeout=40, consume=True))
+    time.sleep(0.2)
+    kit.answer(transport, Reply(key, "completed", result="secret"))
+    assert waiting(40) == Reply(key, "completed", result="secret")
+    assert transport.reply(key) == Reply(key, "completed")
+
+
+@needs("replies")
+def test_of_many_that_wait_to_consume_one_reads_the_reply(kit: Kit, transport: CheckedTransport) -> None:
+    """Woken all at once, one of them reads the result, time after time."""
+    for _ in range(5):
+        kit.ask(transport, key := kit.queue())
+        read = partial(transport.reply, key, timeout=40, consume=True)
+        waiting = [kit.in_background(read) for _ in range(4)]
+        time.sleep(0.1)
+        kit.answer(transport, Reply(key, "completed", result="secret"))
+        found: list[Any] = [one(40) for one in waiting]
+        assert sorted(str(one and one.result) for one in found) == ["None"] * 3 + ["secret"]
+
+
+@needs("replies", "status")
+def test_nothing_lengthens_a_replys_time_to_live(kit: Kit, transport: CheckedTransport) -> None:
+    """Neither who consumes it nor an answer that comes too late and loses."""
+    key = kit.queue()
+    kit.answer(transport, Reply(key, "completed", result=1, ttl=3.0))
+    transport.reply(key, consume=True)
+    kit.answer(transport, Reply(key, "completed", result=2, ttl=3600.0))
+    found = transport.reply(key)
+    assert found is None or (found.status, found.result) == ("completed", None)
+    wait_until(lambda: transport.reply(key) is None, timeout=15, what="the end of a reply's time to live")

@@ -14,7 +14,7 @@ from contract_tests.kit import Kit
 from contract_tests.messages import first, message
 from contract_tests.needs import needs
 from contract_tests.profiles import examples
-from unstract_core import PayloadError
+from unstract_core import Message, PayloadError
 
 
 def test_a_batch_gives_one_id_each_and_arrives_whole(
@@ -92,9 +92,9 @@ def test_a_priority_or_delay_that_nobody_honours_is_refused(
 @needs("delay")
 def test_a_delayed_message_waits_for_its_time(transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """A message with a delay is not delivered before it, is delivered soon after it, and as attempt 1."""
-    transport.send([message("t", queue, delay=0.4)])
+    transport.send([message("t", queue, delay=1.6)])
     subscription = subscribe(queue)
-    assert not subscription.receive(limit=1, wait=0.1)
+    assert not subscription.receive(limit=1, wait=1.2)
     (delivery,) = subscription.receive(limit=1, wait=10)
     assert delivery.attempt == 1
 
@@ -140,3 +140,35 @@ def _sent(transport: CheckedTransport, queue: str) -> bool:
     except PayloadError:
         return False
     return True
+
+
+def test_equal_messages_are_two_messages(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """Nothing is taken for a repetition: neither in a batch nor from one send to the next."""
+    same = message("t", queue, 1)
+    ids = [*transport.send([same, same]), *transport.send([same])]
+    assert len(ids) == 3
+    assert list(map(first, kit.take(subscribe(queue), 3, limit=10))) == [1, 1, 1]
+
+
+def test_a_message_goes_to_its_own_queue_whatever_its_payload_says(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """Where a message is sent is its `queue`; what the payload says of it is the sender's business."""
+    other = kit.queue()
+    transport.send([Message(message("t", other, 1).payload, queue)])
+    assert first(kit.take_one(subscribe(queue))) == 1
+    assert kit.nothing(subscribe(other))
+
+
+def test_queues_whose_names_are_nearly_the_same_are_different_queues(
+    kit: Kit, transport: CheckedTransport, subscribe: Subscribe
+) -> None:
+    """Case, length and what stands at the end all count."""
+    name = kit.queue("-" + "x" * 100)
+    names = [name, name.upper(), name + "y", name + ".", name[:70]]
+    transport.send([message("t", one, one) for one in names])
+    for one in names:
+        assert list(map(first, kit.take(subscribe(one), 1, limit=5))) == [one]
+    kit.use(*names)

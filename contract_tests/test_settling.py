@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,6 +107,72 @@ BROKEN: dict[str, Callable[[str], Message]] = {
     "a priority that nobody honours": lambda queue: message("f", queue, priority=99),
     "an organisation with NUL": lambda queue: message("f", queue, org_id="a\0b"),
 }
+
+
+@needs("dead_letters", "replies")
+@pytest.mark.parametrize("part", ["reply", "result"])
+def test_a_result_that_the_wire_refuses_has_no_effect(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, part: str
+) -> None:
+    """A reply or a dead letter's result with a value that is none of JSON's: PayloadError, and the message is held."""
+    transport.send([message("t", queue, reply_key=queue)])
+    subscription, elsewhere = subscribe(queue), kit.queue()
+    delivery = kit.take_one(subscription)
+    broken: Any = object()
+    settlement = Settlement(delivery, Verdict.BURY, follow_up=message("f", elsewhere), reason="r")
+    if part == "reply":
+        settlement = attrs.evolve(settlement, reply=Reply(queue, "completed", result=broken))
+    else:
+        settlement = attrs.evolve(settlement, result=broken)
+    with pytest.raises(PayloadError):
+        subscription.settle([settlement])
+    assert kit.nothing(subscribe(elsewhere))
+    assert not transport.dead.find(queue=queue)
+    assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
+
+
+def test_a_follow_up_is_its_own_message(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """It has the organisation, priority and queue that it says, whatever its parent's are, and is attempt 1."""
+    transport.send([message("t", queue, org_id="parent", priority=2)])
+    holder, elsewhere = subscribe(queue), kit.queue()
+    parent = kit.take_one(holder)
+    assert list(holder.settle([Settlement(parent, Verdict.RETRY)])) == [True]
+    follow_up = message("f", elsewhere, "next", org_id="child", priority=9)
+    assert list(holder.settle([Settlement(kit.take_one(holder), Verdict.ACK, follow_up=follow_up)])) == [True]
+    child = kit.take_one(subscribe(elsewhere))
+    assert (first(child), child.org_id, child.attempt) == ("next", "child", 1)
+    if kit.capabilities.priority:
+        assert child.priority == 9
+
+
+@needs("delay")
+def test_the_delay_of_a_follow_up_is_kept(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """What follows may follow later."""
+    transport.send([message("t", queue)])
+    holder, elsewhere = subscribe(queue), kit.queue()
+    settlement = Settlement(kit.take_one(holder), Verdict.ACK, follow_up=message("f", elsewhere, delay=0.6))
+    assert list(holder.settle([settlement])) == [True]
+    follower = subscribe(elsewhere)
+    assert not follower.receive(limit=1, wait=0.2)
+    assert len(follower.receive(limit=1, wait=20)) == 1
+
+
+@needs("status")
+def test_a_reply_stands_under_its_own_key(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """The key of a settlement's reply is what counts, whatever its message asked for."""
+    key, other = kit.queue(), kit.queue()
+    transport.send([message("t", queue, reply_key=other)])
+    holder = subscribe(queue)
+    settlement = Settlement(kit.take_one(holder), Verdict.ACK, reply=Reply(key, "completed", result=1))
+    assert list(holder.settle([settlement])) == [True]
+    assert kit.answered(transport, key).result == 1
+    assert transport.reply(other) is None
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -17,7 +18,7 @@ from contract_tests.messages import message
 from contract_tests.needs import needs
 from unstract_core import Settlement, Verdict
 
-SOON = 10.0
+SOON = 6.0
 """Seconds within which a wait has ended that would have lasted three times as long."""
 
 LONG = 30.0
@@ -107,6 +108,16 @@ def test_a_wake_before_the_wait_is_not_lost(queue: str, subscribe: Subscribe) ->
         assert elapsed() < SOON
 
 
+def test_a_look_uses_up_no_wake(queue: str, subscribe: Subscribe) -> None:
+    """`wake` ends the next receive that waits: one that only looks is none."""
+    subscription = subscribe(queue)
+    subscription.wake()
+    assert not subscription.receive(limit=1, wait=0)
+    with timed() as elapsed:
+        assert not subscription.receive(limit=1, wait=LONG)
+        assert elapsed() < SOON
+
+
 def test_many_wakes_end_one_wait(queue: str, subscribe: Subscribe) -> None:
     """However often `wake` was called, the wait after the next is a wait again."""
     subscription = subscribe(queue)
@@ -141,3 +152,73 @@ def test_a_signal_handler_may_wake(queue: str, subscribe: Subscribe) -> None:
         interrupted(SOON)
     finally:
         signal.signal(signal.SIGUSR1, previous)
+
+
+def test_a_waiting_receive_gets_what_follows_meanwhile(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A callback worker is woken by the settlement that sends its message."""
+    transport.send([message("t", queue)])
+    holder, elsewhere = subscribe(queue), kit.queue()
+    delivery, follower = kit.take_one(holder), subscribe(elsewhere)
+    waiting = kit.in_background(lambda: follower.receive(limit=1, wait=LONG))
+    time.sleep(0.2)
+    with timed() as elapsed:
+        assert list(holder.settle([Settlement(delivery, Verdict.ACK, follow_up=message("f", elsewhere))])) == [True]
+        assert len(waiting(LONG)) == 1  # type: ignore[arg-type]
+        assert elapsed() < SOON
+
+
+@needs("dead_letters")
+def test_a_waiting_receive_gets_what_is_replayed_meanwhile(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """An operator's replay reaches workers that wait."""
+    transport.send([message("t", queue)])
+    kit.bury(transport, queue)
+    subscription = subscribe(queue)
+    waiting = kit.in_background(lambda: subscription.receive(limit=1, wait=LONG))
+    time.sleep(0.2)
+    with timed() as elapsed:
+        assert len(transport.dead.replay(queue=queue)) == 1
+        assert len(waiting(LONG)) == 1  # type: ignore[arg-type]
+        assert elapsed() < SOON
+
+
+@needs("fencing")
+def test_a_waiting_receive_gets_what_a_lease_lets_go_meanwhile(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """The end of somebody's lease ends the wait of somebody else."""
+    transport.send([message("t", queue)])
+    kit.take_one(subscribe(queue, lease=0.5))
+    with timed() as elapsed:
+        assert len(subscribe(queue).receive(limit=1, wait=LONG)) == 1
+        assert elapsed() < SOON
+
+
+@needs("delay")
+def test_a_waiting_receive_gets_what_is_retried_in_time(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A retry falls due while somebody waits, and is had then."""
+    transport.send([message("t", queue)])
+    holder = subscribe(queue)
+    assert list(holder.settle([Settlement(kit.take_one(holder), Verdict.RETRY, delay=0.5)])) == [True]
+    with timed() as elapsed:
+        assert len(holder.receive(limit=1, wait=LONG)) == 1
+        assert elapsed() < SOON
+
+
+def test_every_waiting_receive_is_woken_for_its_message(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """Three wait, three messages come one after the other: each gets one, and none waits for its time to be up."""
+    waiting = [kit.in_background(partial(subscribe(queue).receive, limit=1, wait=LONG)) for _ in range(3)]
+    time.sleep(0.3)
+    with timed() as elapsed:
+        for n in range(3):
+            transport.send([message("t", queue, n)])
+        received = [one(LONG) for one in waiting]
+        assert elapsed() < 2 * SOON
+    assert [len(batch) for batch in received] == [1, 1, 1]  # type: ignore[arg-type]

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from contract_tests.checked import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit
-from contract_tests.messages import message, parsed
+from contract_tests.messages import first, message, parsed
 from contract_tests.needs import needs
 from contract_tests.profiles import examples
 from contract_tests.strategies import json_values, payloads
-from unstract_core import Dispatcher, Message, PayloadError, TaskPayload, to_wire
+from unstract_core import Dispatcher, Message, PayloadError, Settlement, TaskPayload, Verdict, to_wire
 
 
 def normal(sent: TaskPayload, arrived: TaskPayload | None, id: str) -> dict[str, Any]:
@@ -88,6 +88,16 @@ def test_what_is_stored_is_the_wires_own_json(
     assert [parsed(raw) for raw in kit.stored(transport, queue)] == [to_wire(one.payload) for one in sent]
     received = kit.take(subscribe(queue), 3)
     assert [parsed(one.raw) for one in received] == [to_wire(one.payload) for one in sent]
+    foreign: dict[str, Any] = {
+        "task_name": "t",
+        "args": [],
+        "kwargs": {},
+        "queue": queue,
+        "fairness": None,
+        "new": {"x": None},
+    }
+    kit.inject(transport, queue, json.dumps(foreign))
+    assert parsed(kit.take_one(subscribe(queue)).raw) == foreign
 
 
 def test_a_message_comes_back_as_it_came_first(
@@ -105,18 +115,18 @@ def test_a_message_comes_back_as_it_came_first(
     }
     kit.inject(transport, queue, json.dumps(wire))
     holder = subscribe(queue)
-    first = kit.take_one(holder)
+    before = kit.take_one(holder)
     holder.close()
     kit.expire(transport, queue)
     again = kit.take_one(subscribe(queue))
     assert (again.id, again.payload, again.org_id, again.priority) == (
-        first.id,
-        first.payload,
-        first.org_id,
-        first.priority,
+        before.id,
+        before.payload,
+        before.org_id,
+        before.priority,
     )
-    assert parsed(again.raw) == parsed(first.raw)
-    assert (again.problem, first.problem) == (None, None)
+    assert parsed(again.raw) == parsed(before.raw)
+    assert (again.problem, before.problem) == (None, None)
 
 
 def test_keys_of_a_newer_writer_are_ignored(
@@ -139,10 +149,10 @@ def test_a_message_that_cannot_be_read_is_delivered_with_its_problem(
     transport.send([message("t", queue, 1)])
     kit.inject(transport, queue, text)
     transport.send([message("t", queue, 2)])
-    first, broken, last = kit.take(subscribe(queue), 3, limit=10)
+    before, broken, after = kit.take(subscribe(queue), 3, limit=10)
     assert (broken.payload, bool(broken.problem)) == (None, True)
-    assert first.payload is not None
-    assert last.payload is not None
+    assert before.payload is not None
+    assert after.payload is not None
 
 
 def test_later_changes_to_the_callers_objects_do_not_reach_the_message(
@@ -183,11 +193,11 @@ def test_org_and_priority_travel_with_the_message(
     assert [(one.org_id, one.priority) for one in received] == [("org-1", 9), ("", 5)]
 
 
-def test_a_message_of_a_megabyte_is_carried(
+def test_a_message_of_megabytes_is_carried(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A large message arrives whole."""
-    text = "0123456789abcdeé" * 65536
+    text = "0123456789abcdeé" * 262144
     transport.send([message("t", queue, text)])
     payload = kit.take_one(subscribe(queue)).payload
     assert payload is not None
@@ -200,3 +210,33 @@ def test_a_string_of_300_megabytes_is_refused_by_its_path(kit: Kit, transport: C
         Dispatcher(transport).send("t", kwargs={"doc": {"pages": ["fits", "x" * 300_000_000]}}, queue=queue)
     assert caught.value.path == "$.kwargs.doc.pages[1]"
     assert not kit.remaining(transport, queue)
+
+
+@pytest.mark.parametrize("how", ["lost", "given back", "retried"])
+def test_whose_a_message_is_and_how_urgent_outlasts_its_holder(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, how: str
+) -> None:
+    """Organisation, priority, id and payload are the same at every delivery, however the last one ended."""
+    transport.send([message("t", queue, {"n": 1}, org_id="org-1", priority=8, task_id=queue)])
+    holder = subscribe(queue)
+    before = kit.take_one(holder)
+    if how == "lost":
+        holder.close()
+        kit.expire(transport, queue)
+    else:
+        settlement = Settlement(before, Verdict.RETRY, counted=how == "retried")
+        assert list(holder.settle([settlement])) == [True]
+    again = kit.take_one(subscribe(queue) if how == "lost" else holder)
+    assert (again.id, again.org_id, again.payload) == (before.id, "org-1", before.payload)
+    if kit.capabilities.priority:
+        assert again.priority == 8
+
+
+@needs("delay")
+def test_a_delayed_message_is_as_it_was_sent(transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+    """A delay changes nothing of a message but its time."""
+    transport.send([message("t", queue, 1, org_id="org-1", priority=8, delay=0.2)])
+    (delivery,) = subscribe(queue).receive(limit=1, wait=20)
+    assert (first(delivery), delivery.org_id) == (1, "org-1")
+    if transport.capabilities.priority:
+        assert delivery.priority == 8

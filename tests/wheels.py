@@ -46,7 +46,7 @@ class Environment(NamedTuple):
 
     def run(self, program: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run one of the environment's own programs, without this process's settings of Python or of the package."""
-        foreign = ("PYTHON", "UNSTRACT", "PYTEST")
+        foreign = ("PYTHON", "UNSTRACT")
         settings = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         return subprocess.run(
             [str(self.root / "bin" / program), *arguments],

@@ -125,6 +125,7 @@ class Brokerlike(Bare):
 class BrokerlikeHarness(ComposedHarness):
     transport_type: type[Any] = Brokerlike
     moment = 0.03
+    shared = True
 
     def __enter__(self) -> Self:
         self.broker = BareStore(time.monotonic)

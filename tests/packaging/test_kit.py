@@ -113,13 +113,14 @@ def test_the_example_passes_the_whole_kit(example: Environment) -> None:
     """The transport of docs/writing-a-transport.md is conformant, against the wheel, by its entry point's name."""
     ended = example.run("python", "-I", *KIT, "--transport", "sqlite", timeout=200)
     assert ended.returncode == 0, ended.stdout[-3000:]
-    assert verdicts(ended.stdout)["sqlite"][1] == 0 or "not claimed" in ended.stdout
+    passed, unclaimed = verdicts(ended.stdout)["sqlite"]
+    assert passed >= len(TESTS) - unclaimed > 0
 
 
 @pytest.mark.timeout(300)
 def test_the_examples_own_suite_passes(example: Environment) -> None:
     """Its own tests, from its own directory, as its author runs them."""
-    ended = example.run("python", "-m", "pytest", "-q", "-k", "not test_conformance", timeout=200)
+    ended = example.run("python", "-m", "pytest", "-q", timeout=280)
     assert ended.returncode == 0, ended.stdout[-3000:]
 
 

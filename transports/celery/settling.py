@@ -21,7 +21,7 @@ from transports.celery.envelope import Envelope, link_queue, name_of, read_messa
 from transports.celery.protocol import DEAD_SUFFIX, Lineage, Outgoing, eta_of, task_message, write_task
 from unstract_core.continuation import CONTINUATION_IDS, with_error
 from unstract_core.transport import Message, Reply, Settlement, Verdict
-from unstract_core.values import normalise_members
+from unstract_core.values import normalise, normalise_members
 
 DEAD_HEADERS = ("x-dead-id", "x-dead-queue", "x-dead-reason", "x-dead-attempts", "x-dead-at")
 DEAD_RESULT = "x-dead-result"
@@ -49,6 +49,9 @@ def outgoing(received: Received, settlement: Settlement, settings: Settings, def
 
     Raises PayloadError for what the wire cannot carry.
     """
+    normalise(settlement.result, path="$.result")
+    if settlement.reply is not None:
+        normalise(settlement.reply.result, path="$.reply.result")
     found: list[tuple[str, Outgoing]] = []
     if settlement.follow_up is not None:
         follow_ups = list(_follow_ups(received.envelope, settlement, settlement.follow_up, settings, default_queue))

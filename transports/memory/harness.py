@@ -14,6 +14,7 @@ from unstract_core.transport import Message
 class MemoryHarness(Harness):
     name = "memory"
     capabilities = MemoryTransport.capabilities
+    shared = False
 
     def transport(self) -> contextlib.closing[MemoryTransport]:
         return contextlib.closing(MemoryTransport())

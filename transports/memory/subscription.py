@@ -30,7 +30,7 @@ class MemorySubscription:
                 rows = self._take(limit)
                 remaining = deadline - time.monotonic()
                 if rows or self._woken or remaining <= 0:
-                    self._woken = self._woken and bool(rows)
+                    self._woken = self._woken and (bool(rows) or wait <= 0)
                     return [_delivery(row) for row in rows]
                 self._store.changed.wait(min(remaining, threading.TIMEOUT_MAX if due is None else due))
 

@@ -1,0 +1,56 @@
+"""The verdict on a run: given for the whole kit that has ended, and for nothing less."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from kit.bad_runs import Case, run
+
+from contract_tests.report import Tally, verdict
+
+WHOLE = {"test_a", "test_b"}
+
+
+def tally(**other: object) -> Tally:
+    return Tally(**{"tests": set(WHOLE), "passed": 2, **other})  # type: ignore[arg-type]
+
+
+def test_a_whole_run_gets_its_verdict() -> None:
+    """Everything was run and ended, and nothing has failed."""
+    assert verdict(tally(), WHOLE) == "conformant with wire v1, kit 1.0: 2 passed, 0 not claimed"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        tally(tests={"test_a"}),
+        tally(open={"test_b[memory]"}),
+        tally(deselected=1),
+        tally(passed=0),
+    ],
+    ids=["a test is missing", "a test has not ended", "a case was deselected", "nothing passed"],
+)
+def test_a_part_of_a_run_gets_none(part: Tally) -> None:
+    """Whatever was left out: a test, one case of a test, or what came after an interruption."""
+    assert verdict(part, WHOLE).startswith("nothing is said about conformance")
+
+
+def test_one_failure_is_told_before_anything_else() -> None:
+    """Also where other tests were left out."""
+    assert verdict(tally(failed={"x"}, open={"y"}), WHOLE).startswith("NOT conformant with wire v1, kit 1.0: 1 failed")
+
+
+def test_a_run_in_which_every_test_was_skipped_is_no_success(tmp_path: Path) -> None:
+    """A harness that skips, because its server is away, shows nothing: the exit code says so."""
+    code = """
+        import pytest
+        class Away(Bad):
+            def __enter__(self):
+                pytest.skip("no server")
+    """
+    ended = run(Case(code=code, arguments=("--transport", "bad_harness:Away")), tmp_path / "run")
+    assert ended.code == 1, sys.stderr.write(ended.text)
+    assert "no server" in ended.text
+    assert "nothing is said about conformance" in ended.text
