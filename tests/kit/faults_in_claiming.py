@@ -140,7 +140,7 @@ class LosesWhatItsHolderLeft(MemorySubscription):
         super().close()
 
 
-@fault("test_a_lease_ends_by_itself", "is in receive(limit=1, wait=10)")
+@fault("test_a_lease_ends_by_itself", "is in receive(limit=1, wait=30)")
 class NeverEndsALease(Composed):
     """What is held stays held until somebody ends it from outside."""
 
@@ -159,7 +159,7 @@ class RenewsNothing(MemorySubscription):
             return [self._store.held(one.id, one.attempt, self) is not None for one in deliveries]
 
 
-@fault("test_one_renewal_serves_everything_that_is_held", "assert not other.receive(limit=5, wait=0.5)")
+@fault("test_one_renewal_serves_everything_that_is_held", "assert not other.receive(limit=5, wait=0.7)")
 class RenewsTheFirstOnly(MemorySubscription):
     """Of many renewals in one call one lease is extended."""
 

@@ -104,7 +104,7 @@ class BendsAPriority(Composed):
         return super().send([attrs.evolve(one, priority=min(10, max(1, one.priority))) for one in messages])
 
 
-@fault("test_a_delayed_message_waits_for_its_time", "assert not subscription.receive(limit=1, wait=0.1)")
+@fault("test_a_delayed_message_waits_for_its_time", "assert not subscription.receive(limit=1, wait=1.2)")
 class DeliversADelayedMessageAtOnce(Composed):
     """`Message.delay` is claimed and forgotten."""
 
@@ -220,7 +220,7 @@ class LosesTheOrganisation(Composed):
         return super().send([attrs.evolve(one, org_id="") for one in messages], within=within)
 
 
-@fault("test_a_message_of_a_megabyte_is_carried", "too large for a row")
+@fault("test_a_message_of_megabytes_is_carried", "too large for a row")
 class RefusesAMegabyte(Composed):
     """A message has to fit into 64 KiB."""
 
