@@ -145,7 +145,7 @@ class Bench:
         finally:
             os.close(words)
             process.terminate()
-            process.wait(20)
+            process.wait(60)
 
     def await_consumers(self, queues: list[str]) -> None:
         deadline = time.monotonic() + PATIENCE

@@ -153,7 +153,7 @@ class Ledger(RuleBasedStateMachine):
 
 def test_nothing_is_lost_and_nothing_comes_twice_without_a_reason(kit: Kit) -> None:
     """At least once, and exactly once where no holder lost anything; follow-ups of what took effect always come."""
-    count = 20 if kit.moment == 0 else 8
+    count = 20 if kit.moment == 0 else 6
     run_state_machine_as_test(
         lambda: Ledger(kit),  # type: ignore[arg-type]  # whatever makes a machine will do
         settings=examples(count, stateful_step_count=15),

@@ -28,7 +28,7 @@ def test_everything_in_a_mixed_batch_takes_effect(kit: Kit) -> None:
     replies, letters = kit.capabilities.replies, kit.capabilities.dead_letters
     with kit.open() as transport:
 
-        @examples(20)
+        @examples(20 if kit.moment == 0 else 10)
         @given(kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=12))
         def property_(kinds: list[Kind]) -> None:
             queue, elsewhere = kit.queue(), kit.queue()
