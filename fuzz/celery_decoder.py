@@ -100,6 +100,8 @@ def check(headers: dict[str, Any], properties: dict[str, Any], body: bytes) -> N
 def _delivery(envelope: Envelope) -> Delivery:
     if (envelope.payload is None) == (envelope.problem is None):
         raise AssertionError("a message is a payload or a problem")
+    if (envelope.problem or "").startswith("unreadable ("):
+        raise AssertionError(f"the decoder raised what it does not foresee: {envelope.problem}")
     with contextlib.suppress(PayloadError):  # of the fairness or the names, which are read as they are
         if envelope.payload is not None and from_wire(to_wire(envelope.payload)) != envelope.payload:
             raise AssertionError("the payload reads back as something else")

@@ -105,6 +105,8 @@ def main(arguments: Sequence[str], golden: Path = GOLDEN) -> int:
         return 2
     past = history(golden)
     wrong = write(golden, past) if arguments else problems(golden, past)
+    if not wrong and not listed(golden):
+        wrong = [f"no file is listed in {golden}: the corpus is gone"]
     for one in wrong:
         print(f"golden: {one}", file=sys.stderr)
     if wrong:

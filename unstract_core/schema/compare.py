@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 from unstract_core.domain import json_path
-from unstract_core.schema.changes import ONLY_WHAT_WAS, OPTIONAL, STILL_WRITE, UNDECIDED, Change, Changes
+from unstract_core.schema.changes import ONLY_WHAT_WAS, OPTIONAL, STILL_READ, STILL_WRITE, UNDECIDED, Change, Changes
 from unstract_core.schema.document import Part, checked, follow, in_any_order, reached, text
 from unstract_core.schema.keywords import LIMITING, named, shown, told, types_of, verdicts
 
@@ -216,8 +216,8 @@ class _Walk:
             self.changes.widened(place, "a required key is gone", STILL_WRITE)
         if not _allows_all(now):
             self.parts(was, now, place)
-        elif not required:
-            self.changes.fine(place, "an optional key is gone; what old rows say under it is ignored")
+        else:
+            self.changes.narrowed(place, "a key is gone, and what old rows say under it is ignored", STILL_READ)
 
     def come(self, was: Part, now: Part, required: bool, place: str) -> None:
         if required:
