@@ -55,12 +55,9 @@ class Calls:
         except (ContractError, AssertionError):
             raise
         except Exception as exc:
-            self.wrong.append(
-                Misbehaviour(
-                    f"{self.owner}: {what} raised {type(exc).__name__}: {exc}" + ("" if "harness" in what else _REMEDY)
-                )
-            )
-            raise self.wrong[-1] from exc
+            raise self._noted(
+                f"{what} raised {type(exc).__name__}: {exc}" + ("" if "harness" in what else _REMEDY)
+            ) from exc
         finally:
             if outer is None:
                 self.running.pop(thread, None)
@@ -70,13 +67,13 @@ class Calls:
     def check(self, found: object, fine: object, what: str, promised: str) -> None:
         if not fine:
             shown = repr(found)
-            self.wrong.append(
-                Misbehaviour(
-                    f"{self.owner}: {what} returned {shown if len(shown) <= 300 else shown[:300] + '...'},"
-                    f" where the protocol says {promised}"
-                )
-            )
-            raise self.wrong[-1]
+            shown = shown if len(shown) <= 300 else shown[:300] + "..."
+            raise self._noted(f"{what} returned {shown}, where the protocol says {promised}")
+
+    def _noted(self, problem: str) -> Misbehaviour:
+        """Return what is to be raised, and keep it for `blame`."""
+        self.wrong.append(Misbehaviour(f"{self.owner}: {problem}"))
+        return self.wrong[-1]
 
 
 class CheckedTransport:

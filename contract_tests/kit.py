@@ -177,10 +177,6 @@ class Kit:
             ended(30)
         self.calls.blame()
 
-    def in_background(self, call: Callable[[], object]) -> Callable[[float], object]:
-        """Run a call on a thread; return what waits for its end, so many seconds at most, and gives its outcome."""
-        return start(call)
-
     @contextlib.contextmanager
     def _entered(self, what: str, make: Callable[[], contextlib.AbstractContextManager[Any]]) -> Iterator[Any]:
         """Enter what a hook of the harness gives, and leave it; both are calls that can be told of."""

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -82,9 +83,16 @@ def told() -> Iterator[None]:
 def together(*calls: Callable[[], T], limit: float = 45.0) -> list[T]:
     """Run calls at once, each on a thread of its own; return what they return, or raise what the first of them raised.
 
-    The threads are daemons: one that hangs keeps neither the test nor the interpreter from ending.
+    None begins before all of their threads run. The threads are daemons: one that hangs keeps neither the test nor the
+    interpreter from ending.
     """
-    running = [start(call) for call in calls]
+    ready = threading.Barrier(len(calls))
+
+    def begin(call: Callable[[], T]) -> T:
+        ready.wait(limit)
+        return call()
+
+    running = [start(partial(begin, call)) for call in calls]
     return [one(limit) for one in running]
 
 

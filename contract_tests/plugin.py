@@ -79,7 +79,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    ours = [item for item in items if isinstance(item, pytest.Function) and _is_ours(item.module.__name__)]
+    ours = any(isinstance(item, pytest.Function) and _is_ours(item.module.__name__) for item in items)
     if ours and not config.stash[_HARNESSES]:
         raise pytest.UsageError(
             "the conformance kit tests nothing without a transport: give --transport module:factory (or an entry"
@@ -104,32 +104,17 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    session.config.stash[_REPORT].collected(
-        [item for item in session.items if isinstance(item, pytest.Function) and _is_ours(item.module.__name__)]
-    )
+    session.config.stash[_REPORT].collected(session.items)
 
 
 @pytest.fixture(scope="session")
 def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
     """Each harness of `--transport`, opened."""
     found: Harness = request.param
-    calls = Calls(found.name)
-
-    def limit(what: str) -> str:
-        return f" of {what}, by the harness of {found.name}"
-
-    with (
-        limits.told(),
-        calls.call("the harness's __enter__()"),
-        limits.limited(profiles.limit(60.0), lambda: limit("__enter__()")),
-    ):
+    with _in_time(found, "__enter__()"):
         opened = found.__enter__()
     yield opened
-    with (
-        limits.told(),
-        calls.call("the harness's __exit__()"),
-        limits.limited(profiles.limit(60.0), lambda: limit("__exit__()")),
-    ):
+    with _in_time(found, "__exit__()"):
         found.__exit__(None, None, None)
 
 
@@ -143,6 +128,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for line in config.stash[_REPORT].lines():
         terminalreporter.write_line(line)
+
+
+@contextlib.contextmanager
+def _in_time(harness: Harness, what: str) -> Iterator[None]:
+    """End a call of the harness that does not end by itself, and say whose it is, whatever becomes of it."""
+    with (
+        limits.told(),
+        Calls(harness.name).call(f"the harness's {what}"),
+        limits.limited(profiles.limit(60.0), lambda: f" of {what}, by the harness of {harness.name}"),
+    ):
+        yield
 
 
 def _written(config: pytest.Config, words: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import attrs
 import pytest
@@ -35,10 +36,10 @@ class Report:
         self._harnesses = list(harnesses)
         self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
 
-    def collected(self, items: Sequence[pytest.Function]) -> None:
+    def collected(self, items: Sequence[pytest.Item]) -> None:
         for item in items:
             if (name := _transport_of(item)) is not None:
-                self._tallies[name].tests.add(item.function.__name__)
+                self._tallies[name].tests.add(cast(pytest.Function, item).function.__name__)
                 self._tallies[name].open.add(item.nodeid)
 
     def deselected(self, items: Sequence[pytest.Item]) -> None:
@@ -72,7 +73,7 @@ class Report:
         return any(tally.tests and not tally.passed and not tally.failed for tally in self._tallies.values())
 
     def lines(self) -> Iterator[str]:
-        from contract_tests.suite import TESTS
+        from contract_tests.suite import TESTS  # here: the tests are imported when pytest has chosen a profile for them
 
         for harness in self._harnesses:
             tally = self._tallies[harness.name]

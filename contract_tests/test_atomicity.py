@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from contract_tests.checked import CheckedSubscription, CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit, insist
+from contract_tests.limits import start
 from contract_tests.messages import first, message
 from contract_tests.needs import needs
 from unstract_core import Reply, Settlement, TransportError, Verdict
@@ -27,7 +29,7 @@ def test_who_sees_the_reply_sees_the_follow_up_and_the_end(
             kit.take_one(holder), Verdict.ACK, follow_up=message("f", elsewhere), reply=Reply(key, "completed")
         )
         follower, heir = subscribe(elsewhere), subscribe(queue)
-        settling = kit.in_background(lambda held=holder, one=settlement: held.settle([one]))  # type: ignore[misc]
+        settling = start(partial(holder.settle, [settlement]))
         assert transport.reply(key, timeout=20) is not None
         assert len(follower.receive(limit=5, wait=0)) == 1
         kit.expire(transport, queue)
@@ -47,7 +49,7 @@ def test_who_sees_the_follow_up_sees_the_reply(
         settlement = Settlement(
             kit.take_one(holder), Verdict.ACK, follow_up=message("f", elsewhere), reply=Reply(key, "completed")
         )
-        settling = kit.in_background(lambda held=holder, one=settlement: held.settle([one]))  # type: ignore[misc]
+        settling = start(partial(holder.settle, [settlement]))
         assert len(follower.receive(limit=5, wait=20)) == 1
         assert transport.reply(key) is not None
         settling(20)
@@ -65,7 +67,7 @@ def test_who_sees_what_follows_a_burial_sees_the_dead_letter(
         settlement = Settlement(
             kit.take_one(holder), Verdict.BURY, follow_up=message("f", elsewhere), reason=f"reason {n}"
         )
-        settling = kit.in_background(lambda held=holder, one=settlement: held.settle([one]))  # type: ignore[misc]
+        settling = start(partial(holder.settle, [settlement]))
         assert len(follower.receive(limit=5, wait=20)) == 1
         assert f"reason {n}" in [letter.reason for letter in transport.dead.find(queue=queue)]
         settling(20)
@@ -88,7 +90,7 @@ def test_a_cut_while_settling_loses_no_follow_up(kit: Kit, transport: CheckedTra
         holder = insist(lambda queue=queue: subscribe(queue))  # type: ignore[misc]
         held = kit.take(holder, 20)
         batch = [Settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, first(one))) for one in held]
-        settling = kit.in_background(lambda one=holder, all=batch: settled(one, all))  # type: ignore[misc]
+        settling = start(partial(settled, holder, batch))
         time.sleep(chance.uniform(0, 0.01))
         kit.sever(transport)
         settling(40)

@@ -12,7 +12,7 @@ from contract_tests.checked import CheckedTransport
 from contract_tests.kit import Kit
 from contract_tests.limits import start, together
 from contract_tests.messages import message
-from contract_tests.needs import needs
+from contract_tests.needs import needs, not_claimed
 from unstract_core import Consumer, Dispatcher, Settlement, TransportClosed, Verdict
 
 USES: dict[str, Callable[[CheckedTransport, str], object]] = {
@@ -67,7 +67,7 @@ def test_closing_twice_is_allowed(kit: Kit, used: bool) -> None:
 def test_a_closed_transport_says_so(kit: Kit, use: str, used: bool) -> None:
     """After close() every call raises TransportClosed."""
     if use in MORE_USES and not getattr(kit.capabilities, MORE_USES[use][0]):
-        pytest.skip(f"not claimed: {MORE_USES[use][0]}")
+        not_claimed(MORE_USES[use][0])
     call = USES[use] if use in USES else MORE_USES[use][1]
     with kit.open() as transport:
         if used:

@@ -16,7 +16,7 @@ import pytest
 
 from contract_tests.limits import start
 from contract_tests.messages import message, then
-from contract_tests.needs import needs
+from contract_tests.needs import needs, not_claimed
 from contract_tests.table import FAILURES, ODD_RESULTS, Table, tasks
 from unstract_core import Consumer, Dispatcher, FairnessKey, Reply, ReplyTimeout, TaskFailed
 
@@ -179,7 +179,7 @@ def test_a_message_that_kills_its_workers_is_given_up(table: Table, awaited: str
     """After max_attempts deliveries without a settlement the sender is told, and the message is buried unrun."""
     kit, queue = table.kit, table.queue
     if awaited == "reply" and not kit.capabilities.replies:
-        pytest.skip("not claimed: replies")
+        not_claimed("replies")
     match awaited:
         case "continuations":
             table.send("return", 1, task_id="k" + queue, **table.callbacks_to())
@@ -228,7 +228,7 @@ def test_who_lost_the_lease_writes_nothing(
     """A task that ended after another had taken its message: no reply, no continuation, no burial; one WARNING."""
     kit, queue = table.kit, table.queue
     if awaited == "reply" and not kit.capabilities.replies:
-        pytest.skip("not claimed: replies")
+        not_claimed("replies")
     kept = table.transport.subscribe([queue], lease=60)
 
     def steal(*args: object) -> object:

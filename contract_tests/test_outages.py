@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from contract_tests.checked import CheckedTransport
 from contract_tests.fixtures import Subscribe
-from contract_tests.kit import RECOVERY, Kit, insist
+from contract_tests.kit import RECOVERY, Kit, insist, wait_until
+from contract_tests.limits import start
 from contract_tests.messages import first, message
 from contract_tests.needs import needs
 from unstract_core import TransportError
@@ -61,10 +61,10 @@ def test_a_consumer_lives_through_a_cut(kit: Kit, transport: CheckedTransport, q
     ran: list[int] = []
     with kit.running(transport, {"t": ran.append}, queue):
         transport.send([message("t", queue, 1)])
-        _until(lambda: 1 in ran)
+        wait_until(lambda: 1 in ran, timeout=2 * RECOVERY, what="the first task")
         kit.sever(transport)
         insist(lambda: transport.send([message("t", queue, 2)]))
-        _until(lambda: 2 in ran)
+        wait_until(lambda: 2 in ran, timeout=2 * RECOVERY, what="the consumer's recovery")
 
 
 @needs("replies")
@@ -79,7 +79,7 @@ def test_a_blocked_caller_lives_through_a_cut(kit: Kit, transport: CheckedTransp
         except TransportError as exc:
             return exc
 
-    waiting = kit.in_background(wait)
+    waiting = start(wait)
     time.sleep(0.3)
     kit.sever(transport)
     with kit.running(transport, {"t": lambda n: n}, queue):
@@ -87,10 +87,3 @@ def test_a_blocked_caller_lives_through_a_cut(kit: Kit, transport: CheckedTransp
         if kit.capabilities.status and found is None:
             found = transport.reply(key, timeout=20)
     assert isinstance(found, TransportError) or (found is not None and getattr(found, "result", None) == 5)
-
-
-def _until(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 2 * RECOVERY
-    while not condition():
-        assert time.monotonic() < until, f"the consumer has not recovered within {2 * RECOVERY:g} s"
-        time.sleep(0.02)

@@ -12,7 +12,7 @@ from hypothesis import given
 
 from contract_tests.checked import CheckedTransport
 from contract_tests.kit import Kit, timed, wait_until
-from contract_tests.limits import together
+from contract_tests.limits import start, together
 from contract_tests.messages import message
 from contract_tests.needs import needs
 from contract_tests.profiles import examples
@@ -78,7 +78,7 @@ def test_a_waiting_caller_is_answered_when_the_reply_is_written(kit: Kit, transp
     """`reply` returns as soon as there is an answer, long before its timeout."""
     key, queue = kit.queue(), kit.queue()
     transport.send([message("t", queue, reply_key=key)])
-    waiting = kit.in_background(lambda: transport.reply(key, timeout=40))
+    waiting = start(lambda: transport.reply(key, timeout=40))
     time.sleep(0.2)
     subscription = transport.subscribe([queue], lease=60)
     with timed() as elapsed:
@@ -149,7 +149,7 @@ def test_waiting_callers_are_all_answered(kit: Kit, transport: CheckedTransport)
         ready.wait(20)
         return transport.reply(key, timeout=30)
 
-    waiting = [kit.in_background(lambda key=key: wait(key)) for key in [*keys, *keys]]  # type: ignore[misc]
+    waiting = [start(partial(wait, key)) for key in [*keys, *keys]]
     ready.wait(20)
     kit.answer(transport, *(Reply(key, "completed", result=key) for key in keys))
     found: list[Any] = [one(40) for one in waiting]
@@ -183,7 +183,7 @@ def test_keys_that_are_nearly_the_same_are_different_keys(kit: Kit, transport: C
 def test_a_waiting_caller_may_consume(kit: Kit, transport: CheckedTransport) -> None:
     """What was waited for is consumed as what was there: read once, then its status alone is left."""
     kit.ask(transport, key := kit.queue())
-    waiting = kit.in_background(lambda: transport.reply(key, timeout=40, consume=True))
+    waiting = start(lambda: transport.reply(key, timeout=40, consume=True))
     time.sleep(0.2)
     kit.answer(transport, Reply(key, "completed", result="secret"))
     assert waiting(40) == Reply(key, "completed", result="secret")
@@ -196,7 +196,7 @@ def test_of_many_that_wait_to_consume_one_reads_the_reply(kit: Kit, transport: C
     for _ in range(5):
         kit.ask(transport, key := kit.queue())
         read = partial(transport.reply, key, timeout=40, consume=True)
-        waiting = [kit.in_background(read) for _ in range(4)]
+        waiting = [start(read) for _ in range(4)]
         time.sleep(0.1)
         kit.answer(transport, Reply(key, "completed", result="secret"))
         found: list[Any] = [one(40) for one in waiting]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from contract_tests.checked import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit
+from contract_tests.limits import start
 from contract_tests.messages import first, message
 from contract_tests.needs import needs
 from contract_tests.profiles import examples
@@ -40,17 +42,11 @@ def test_one_bad_message_keeps_the_whole_batch_back(
 
 @needs("atomic_send")
 def test_a_batch_is_seen_whole_or_not_at_all(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
-    """All or nothing: whoever receives while a batch is sent never finds a part of it.
-
-    The last of a batch has the highest priority or its own queue: seen at all, it is seen with the others.
-    """
+    """All or nothing: when the last message of a batch, in a queue of its own, has come, all the others are there."""
     for _ in range(10):
         early, late = kit.queue(), kit.queue()
-        sending = kit.in_background(
-            lambda early=early, late=late: transport.send(  # type: ignore[misc]
-                [*(message("t", early, n) for n in range(60)), message("t", late)]
-            )
-        )
+        batch = [*(message("t", early, n) for n in range(60)), message("t", late)]
+        sending = start(partial(transport.send, batch))
         assert len(subscribe(late).receive(limit=10, wait=20)) == 1
         assert len(kit.take(subscribe(early), 60, limit=100)) == 60
         sending(20)
@@ -61,11 +57,8 @@ def test_the_first_of_a_batch_is_never_seen_alone(kit: Kit, transport: CheckedTr
     """All or nothing, from the other end: when the first message of a batch has come, its last one is there."""
     for _ in range(10):
         early, late = kit.queue(), kit.queue()
-        sending = kit.in_background(
-            lambda early=early, late=late: transport.send(  # type: ignore[misc]
-                [message("t", early), *(message("t", late, n) for n in range(60))]
-            )
-        )
+        batch = [message("t", early), *(message("t", late, n) for n in range(60))]
+        sending = start(partial(transport.send, batch))
         assert len(subscribe(early).receive(limit=10, wait=20)) == 1
         assert len(kit.take(subscribe(late), 60, limit=100)) == 60
         sending(20)

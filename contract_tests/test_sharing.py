@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from contract_tests.checked import CheckedTransport
 from contract_tests.kit import Kit
+from contract_tests.limits import start
 from contract_tests.messages import first, message
 from contract_tests.needs import needs, not_claimed
 from unstract_core import Reply, Settlement, Verdict
@@ -78,7 +79,7 @@ def test_a_waiting_receive_is_woken_by_another_transport(kit: Kit) -> None:
     with two(kit) as (one, other):
         queue = kit.queue()
         subscription = one.subscribe([queue], lease=60)
-        waiting = kit.in_background(lambda: other.send([message("t", queue)]))
+        waiting = start(lambda: other.send([message("t", queue)]))
         assert len(subscription.receive(limit=1, wait=20)) == 1
         waiting(20)
         subscription.close()

@@ -53,10 +53,10 @@ def test_a_waiting_receive_gets_what_is_given_back_meanwhile(
     transport.send([message("t", queue)])
     holder, other = subscribe(queue), subscribe(queue)
     delivery = kit.take_one(holder)
-    waiting = kit.in_background(lambda: other.receive(limit=1, wait=LONG))
+    waiting = start(lambda: other.receive(limit=1, wait=LONG))
     with timed() as elapsed:
         assert list(holder.settle([Settlement(delivery, Verdict.RETRY)])) == [True]
-        assert len(waiting(LONG)) == 1  # type: ignore[arg-type]
+        assert len(waiting(LONG)) == 1
         assert elapsed() < SOON
 
 
@@ -161,11 +161,11 @@ def test_a_waiting_receive_gets_what_follows_meanwhile(
     transport.send([message("t", queue)])
     holder, elsewhere = subscribe(queue), kit.queue()
     delivery, follower = kit.take_one(holder), subscribe(elsewhere)
-    waiting = kit.in_background(lambda: follower.receive(limit=1, wait=LONG))
+    waiting = start(lambda: follower.receive(limit=1, wait=LONG))
     time.sleep(0.2)
     with timed() as elapsed:
         assert list(holder.settle([Settlement(delivery, Verdict.ACK, follow_up=message("f", elsewhere))])) == [True]
-        assert len(waiting(LONG)) == 1  # type: ignore[arg-type]
+        assert len(waiting(LONG)) == 1
         assert elapsed() < SOON
 
 
@@ -177,11 +177,11 @@ def test_a_waiting_receive_gets_what_is_replayed_meanwhile(
     transport.send([message("t", queue)])
     kit.bury(transport, queue)
     subscription = subscribe(queue)
-    waiting = kit.in_background(lambda: subscription.receive(limit=1, wait=LONG))
+    waiting = start(lambda: subscription.receive(limit=1, wait=LONG))
     time.sleep(0.2)
     with timed() as elapsed:
         assert len(transport.dead.replay(queue=queue)) == 1
-        assert len(waiting(LONG)) == 1  # type: ignore[arg-type]
+        assert len(waiting(LONG)) == 1
         assert elapsed() < SOON
 
 
@@ -214,11 +214,11 @@ def test_every_waiting_receive_is_woken_for_its_message(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """Three wait, three messages come one after the other: each gets one, and none waits for its time to be up."""
-    waiting = [kit.in_background(partial(subscribe(queue).receive, limit=1, wait=LONG)) for _ in range(3)]
+    waiting = [start(partial(subscribe(queue).receive, limit=1, wait=LONG)) for _ in range(3)]
     time.sleep(0.3)
     with timed() as elapsed:
         for n in range(3):
             transport.send([message("t", queue, n)])
         received = [one(LONG) for one in waiting]
         assert elapsed() < 2 * SOON
-    assert [len(batch) for batch in received] == [1, 1, 1]  # type: ignore[arg-type]
+    assert [len(batch) for batch in received] == [1, 1, 1]

@@ -111,17 +111,7 @@ def _delivery(envelope: Envelope) -> Delivery:
     for moment in (envelope.eta, envelope.expires):
         if moment is not None:
             moment.timestamp()
-    return Delivery(
-        envelope.id or "q/1",
-        QUEUE,
-        envelope.attempt,
-        envelope.payload,
-        envelope.raw,
-        envelope.problem,
-        envelope.org_id,
-        envelope.priority,
-        envelope.expires,
-    )
+    return envelope.delivery(envelope.id or "q/1", QUEUE)
 
 
 def _outcomes(delivery: Delivery) -> list[Outcome]:

@@ -63,6 +63,8 @@ def history(golden: Path) -> History:
 def breaches(golden: Path, past: History) -> Iterator[str]:
     """Say what was changed or dropped of what is listed, or was listed in any commit, and what to do about it."""
     lines, found = listed(golden), digests(golden)
+    if not found:
+        yield f"no file is there, and none is listed in {MANIFEST}: the corpus is gone"
     for line in dict.fromkeys([*lines, *past.lines]):
         commit = past.lines.get(line, "")
         if (match := _LINE.fullmatch(line)) is None:
@@ -105,8 +107,6 @@ def main(arguments: Sequence[str], golden: Path = GOLDEN) -> int:
         return 2
     past = history(golden)
     wrong = write(golden, past) if arguments else problems(golden, past)
-    if not wrong and not listed(golden):
-        wrong = [f"no file is listed in {golden}: the corpus is gone"]
     for one in wrong:
         print(f"golden: {one}", file=sys.stderr)
     if wrong:

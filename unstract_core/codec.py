@@ -140,14 +140,15 @@ def _mapping(raw: RawMessage) -> Mapping[str, Any]:
 
 def _parse(text: str | bytes) -> Any:
     try:
-        return json.loads(text if isinstance(text, str) else text.decode(), parse_constant=_no_constant)
+        return json.loads(text if isinstance(text, str) else text.decode(), parse_constant=refuse_constant)
     except RecursionError:
         raise _malformed("nested too deep to be read") from None
     except (ValueError, UnicodeError) as exc:
         raise _malformed(f"not JSON: {exc}") from exc
 
 
-def _no_constant(name: str) -> NoReturn:
+def refuse_constant(name: str) -> NoReturn:
+    """Raise ValueError for NaN and the infinities, as `parse_constant` of `json.loads`."""
     raise ValueError(f"{name} is not JSON")
 
 

@@ -84,7 +84,7 @@ class ConsumesInTwoSteps(Composed):
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
         found = super().reply(key, timeout=timeout)
         if consume and found is not None:
-            time.sleep(0.01)
+            time.sleep(0.1)
             super().reply(key, consume=True)
         return found
 

@@ -229,3 +229,10 @@ def test_where_the_history_is_missing_it_is_said(golden: Path, git: Git, capsys:
     cut_off, missing = capsys.readouterr().out.splitlines()[-2:]
     assert cut_off == "golden: 3 files as they were; its history is cut off: this is a shallow clone"
     assert missing.startswith("golden: 3 files as they were; its history is not at hand (fatal: not a git repository")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--write"]])
+def test_a_corpus_that_is_gone_is_found(golden: Path, arguments: list[str]) -> None:
+    """Also without a history that would name its files: nothing is no corpus, and is not listed as one."""
+    shutil.rmtree(golden)
+    assert check_golden.main(arguments, golden) == 1

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from contract_tests.limits import start
 from transports.postgres import PostgresTransport
 from unstract_core import Consumer
 
@@ -49,24 +50,10 @@ def transport_on(url: str, schema: str, **options: Any) -> Iterator[PostgresTran
 @contextlib.contextmanager
 def in_background(*functions: Callable[[], object], timeout: float = 15.0) -> Iterator[None]:
     """Run functions on threads of their own; at the end, wait for them and raise what they raised."""
-    failed: list[BaseException] = []
-
-    def guarded(function: Callable[[], object]) -> None:
-        try:
-            function()
-        except BaseException as exc:
-            failed.append(exc)
-
-    threads = [threading.Thread(target=guarded, args=(function,), daemon=True) for function in functions]
-    for thread in threads:
-        thread.start()
+    begun = [start(function) for function in functions]
     yield
-    for thread in threads:
-        thread.join(timeout)
-    if any(thread.is_alive() for thread in threads):
-        raise AssertionError(f"a background thread did not end within {timeout} s")
-    if failed:
-        raise failed[0]
+    for ended in begun:
+        ended(timeout)
 
 
 @contextlib.contextmanager

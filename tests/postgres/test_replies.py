@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from pg_tables import Tables
-from postgres.support import LONG_POLL, in_background, on_one_server
+from postgres.support import LONG_POLL, in_background, on_one_server, running
 from queues import answer
 
 from contract_tests.kit import wait_until
@@ -170,7 +170,7 @@ def test_a_key_that_no_text_column_can_hold_is_refused(postgres: PostgresTranspo
 
 def test_a_caller_may_wait_without_end(postgres: PostgresTransport, queue: str) -> None:
     """An infinite timeout is a timeout: the reply comes."""
-    with in_background(Consumer(postgres, {"t": lambda: "answer"}, [queue]).drain):
+    with running(Consumer(postgres, {"t": lambda: "answer"}, [queue])):
         assert Dispatcher(postgres).call("t", queue=queue, timeout=float("inf")) == "answer"
 
 

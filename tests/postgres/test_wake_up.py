@@ -240,6 +240,7 @@ def test_with_the_listening_connection_killed_delivery_goes_on(
     """The next message comes within the poll interval, and the one after that at once again."""
     producer, transport, timer = make_postgres(), make_named(poll_interval=1.0), Timer()
     with running(Consumer(transport, {"t": timer}, [queue])):
+        wait_until(lambda: tables.backends(name), what="the connection of the consumer")
         settle_down()
         assert tables.terminate(name) >= 1
         sent = time.monotonic()

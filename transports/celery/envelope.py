@@ -25,7 +25,7 @@ from unstract_core.codec import check_name, from_wire
 from unstract_core.errors import MalformedPayload, PayloadError
 from unstract_core.execution import FAIRNESS_HEADER
 from unstract_core.payload import DEFAULT_PRIORITY, HIGHEST_PRIORITY, TaskPayload
-from unstract_core.transport import LONGEST_DELAY
+from unstract_core.transport import LONGEST_DELAY, Delivery
 from unstract_core.values import normalise, normalise_members
 
 _JSON = frozenset({"application/json"})
@@ -60,6 +60,20 @@ class Envelope:
     org_id: str
     priority: int
     body: tuple[Any, Any, Any] | None
+
+    def delivery(self, id: str, queue: str) -> Delivery:
+        """Return it as a delivery of `queue`, under this id."""
+        return Delivery(
+            id,
+            queue,
+            self.attempt,
+            self.payload,
+            self.raw,
+            self.problem,
+            self.org_id,
+            self.priority,
+            self.expires,
+        )
 
 
 class _Problem(Exception):

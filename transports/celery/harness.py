@@ -17,6 +17,7 @@ import kombu
 
 from contract_tests.harness import Harness
 from transports.celery.broker import Broker
+from transports.celery.protocol import DEAD_SUFFIX
 from transports.celery.subscription import CelerySubscription
 from transports.celery.transport import CeleryTransport, from_url
 from unstract_core.payload import DEFAULT_PRIORITY
@@ -82,21 +83,16 @@ class CeleryHarness(Harness):
 
     def expire(self, transport: CeleryTransport, queue: str) -> None:
         """Cut the connection of everyone who may hold a message of the queue: that is what ends a claim on AMQP."""
-        _cut(
-            subscription._link._live[0]
-            for subscription in self._subscriptions[id(transport)]
-            if queue in subscription._queues and subscription._link._live is not None
-        )
+        _cut(_receiving(one for one in self._subscriptions[id(transport)] if queue in one._queues))
 
     def sever(self, transport: CeleryTransport) -> bool:
-        opened = self._subscriptions[id(transport)]
-        receiving = [subscription._link._live[0] for subscription in opened if subscription._link._live is not None]
+        receiving = _receiving(self._subscriptions[id(transport)])
         answered = [transport._inbox._broker] if transport._inbox._broker is not None else []
         return _cut([*receiving, *answered, *transport._publishers._idle])
 
     def clean(self, queues: Sequence[str]) -> None:
         channel = self._behind().channel()
-        for name in [queue + suffix for queue in queues for suffix in ("", ".dead")]:
+        for name in [queue + suffix for queue in queues for suffix in ("", DEAD_SUFFIX)]:
             with contextlib.suppress(KeyError):  # kombu's own brokers know no queue that was never declared
                 channel.queue_delete(name)
                 channel.exchange_delete(name)
@@ -107,6 +103,10 @@ class CeleryHarness(Harness):
         if self._connection is None or not self._connection.connected:
             self._connection = kombu.Connection(self._settings.url, transport_options={"confirm_publish": True})
         return self._connection
+
+
+def _receiving(subscriptions: Iterable[CelerySubscription]) -> list[Broker]:
+    return [one._link._live[0] for one in subscriptions if one._link._live is not None]
 
 
 def _cut(brokers: Iterable[Broker]) -> bool:

@@ -49,9 +49,7 @@ def outgoing(received: Received, settlement: Settlement, settings: Settings, def
 
     Raises PayloadError for what the wire cannot carry.
     """
-    normalise(settlement.result, path="$.result")
-    if settlement.reply is not None:
-        normalise(settlement.reply.result, path="$.reply.result")
+    settlement = _fit(settlement)
     found: list[tuple[str, Outgoing]] = []
     if settlement.follow_up is not None:
         follow_ups = list(_follow_ups(received.envelope, settlement, settlement.follow_up, settings, default_queue))
@@ -63,6 +61,14 @@ def outgoing(received: Received, settlement: Settlement, settings: Settings, def
     if settlement.verdict is Verdict.BURY:
         found.append(("dead letter", _dead_letter(received, settlement)))
     return {f"{kind} {one.id}": one for kind, one in found}
+
+
+def _fit(settlement: Settlement) -> Settlement:
+    """Return a settlement whose results are values of the wire; raises PayloadError for what is none."""
+    reply = settlement.reply
+    if reply is not None:
+        reply = attrs.evolve(reply, result=normalise(reply.result, path="$.reply.result"))
+    return attrs.evolve(settlement, reply=reply, result=normalise(settlement.result, path="$.result"))
 
 
 def again(received: Received, *, retries: int, delay: float = 0.0) -> Outgoing:

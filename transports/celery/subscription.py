@@ -264,17 +264,7 @@ class CelerySubscription:
         name = envelope.id or f"{arrived.queue}/{next(self._numbers)}"
         if (name, envelope.attempt) in self._held:  # the same task was sent twice
             name = f"{name}/{next(self._numbers)}"
-        delivery = Delivery(
-            name,
-            arrived.queue,
-            envelope.attempt,
-            envelope.payload,
-            envelope.raw,
-            envelope.problem,
-            envelope.org_id,
-            envelope.priority,
-            envelope.expires,
-        )
+        delivery = envelope.delivery(name, arrived.queue)
         self._held[_key(delivery)] = _Held(delivery, received, arrived)
         return delivery
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 import click
 
 from unstract_core.cli.output import print_json, printable, write
 from unstract_core.cli.session import Session, common, json_option
+from unstract_core.codec import refuse_constant
 from unstract_core.errors import ConfigurationError
 from unstract_core.schema import committed_schema
 from unstract_core.schema.changes import Change
@@ -49,7 +50,7 @@ def schema(session: Session, old: BinaryIO | None, as_json: bool) -> None:
 
 def _changes(file: BinaryIO) -> Sequence[Change]:
     try:
-        return compare(json.loads(file.read(), parse_constant=_no_constant), committed_schema())
+        return compare(json.loads(file.read(), parse_constant=refuse_constant), committed_schema())
     except OSError as exc:
         problem = f"cannot be read: {exc.strerror}"
     except ConfigurationError as exc:
@@ -60,10 +61,6 @@ def _changes(file: BinaryIO) -> Sequence[Change]:
         problem = f"is not JSON: {exc}"
     name = getattr(file, "name", "<stdin>")
     raise ConfigurationError(f"{'standard input' if name == '<stdin>' else name} {problem}")
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _breaking(changes: Sequence[Change]) -> bool:

@@ -2,7 +2,7 @@
 
 A schema says what a writer writes. Where the new one allows more, old readers may meet what they cannot read; where it
 allows less, new readers may meet old rows that they refuse. Beside that stand the rules of docs/wire.md: a key that a
-reader does not know is ignored, so a new optional key is fine, and so is one that is no longer there.
+reader does not know is ignored. So a new optional key is fine, and one that is gone is no longer read in old rows.
 
 What may stand at one place is compared keyword by keyword, references followed. Whatever cannot be judged breaks both
 sides. The rest is judged with caution: a break may be reported that is none, never the other way round.
