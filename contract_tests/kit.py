@@ -213,12 +213,17 @@ def timed() -> Iterator[Callable[[], float]]:
     yield lambda: time.monotonic() - started
 
 
-def insist(call: Callable[[], T]) -> T:
-    """Call until it raises no TransportError any more: an outage may be told, once or for a moment."""
+def insist(call: Callable[[], T], *, once: bool = False) -> T:
+    """Call until it raises no TransportError any more: an outage may be told, once or for a moment.
+
+    What must be done `once` is not tried again where its fate is unknown.
+    """
     until = time.monotonic() + RECOVERY
     while True:
         try:
             return call()
-        except TransportError:
+        except TransportError as exc:
+            if once and getattr(exc, "fate_unknown", True):
+                raise
             assert time.monotonic() < until, f"the transport has not recovered within {RECOVERY:g} s"
             time.sleep(0.1)
