@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 
 from unstract_core import ConfigurationError
 from unstract_core.schema import committed_schema
-from unstract_core.schema.changes import NEW_READERS, OLD_READERS, Change
+from unstract_core.schema.changes import (
+    KEEP_READING,
+    NEW_READERS,
+    OLD_READERS,
+    ONLY_WHAT_WAS,
+    OPTIONAL,
+    STILL_READ,
+    STILL_WRITE,
+    UNDECIDED,
+    Change,
+)
 from unstract_core.schema.compare import compare
 from unstract_core.schema.document import DIALECT
 
@@ -50,6 +60,24 @@ def told(old: Any, new: Any) -> Broken:
 def broken(old: Any, new: Any, path: str = "$") -> set[tuple[str, ...]]:
     """The sides that are broken at a place or inside it."""
     return {sides for at, found in told(old, new).items() if at.startswith(path) for sides in found} - {FINE}
+
+
+def remedies(old: Any, new: Any) -> dict[str, str]:
+    """What to do instead, by the path of each change that breaks somebody."""
+    return {change.path: change.remedy for change in compare(old, new) if change.breaks}
+
+
+def test_the_remedy_is_that_of_the_change() -> None:
+    """Who narrowed a limit is told to read what was written before, who dropped a key to keep it, and so on."""
+    limited = message(properties={"x": {"type": "string", "maxLength": 64}, "y": {}}, required=["x"])
+    wider = message(properties={"x": {"type": "string", "maxLength": 255}, "y": {}}, required=["x"])
+    assert remedies(wider, limited) == {"$.x": STILL_READ}
+    assert remedies(limited, wider) == {"$.x": ONLY_WHAT_WAS}
+    assert remedies(wider, message(properties={"x": wider["properties"]["x"]}, required=["x"])) == {"$.y": KEEP_READING}
+    assert remedies(wider, {**wider, "required": []}) == {"$.x": STILL_WRITE}
+    assert remedies(wider, {**wider, "required": ["x", "y"]}) == {"$.y": OPTIONAL}
+    assert len({STILL_READ, ONLY_WHAT_WAS, KEEP_READING, STILL_WRITE, OPTIONAL, UNDECIDED}) == 6
+    assert STILL_READ.startswith("go on reading whatever was written before")
 
 
 STRING, NUMBER, INTEGER, NULL = ({"type": name} for name in ("string", "number", "integer", "null"))

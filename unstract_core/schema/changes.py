@@ -10,7 +10,7 @@ NEW_READERS = "new readers of old rows"
 ONLY_WHAT_WAS = "write only what was written before, or put what is new under a new optional key"
 STILL_READ = "go on reading whatever was written before; put what is new under a new optional key"
 STILL_WRITE = "go on writing it always"
-STILL_READ = "keep the key, and go on reading it"
+KEEP_READING = "keep the key, and go on reading it"
 OPTIONAL = "make it optional"
 UNDECIDED = "this cannot be judged here: take it back, or prove by hand that both sides can live with it"
 

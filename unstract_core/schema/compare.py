@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 from unstract_core.domain import json_path
-from unstract_core.schema.changes import ONLY_WHAT_WAS, OPTIONAL, STILL_READ, STILL_WRITE, UNDECIDED, Change, Changes
+from unstract_core.schema.changes import KEEP_READING, ONLY_WHAT_WAS, OPTIONAL, STILL_WRITE, UNDECIDED, Change, Changes
 from unstract_core.schema.document import Part, checked, follow, in_any_order, reached, text
 from unstract_core.schema.keywords import LIMITING, named, shown, told, types_of, verdicts
 
@@ -217,7 +217,7 @@ class _Walk:
         if not _allows_all(now):
             self.parts(was, now, place)
         else:
-            self.changes.narrowed(place, "a key is gone, and what old rows say under it is ignored", STILL_READ)
+            self.changes.narrowed(place, "a key is gone, and what old rows say under it is ignored", KEEP_READING)
 
     def come(self, was: Part, now: Part, required: bool, place: str) -> None:
         if required:
