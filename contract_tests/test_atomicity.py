@@ -86,8 +86,8 @@ def test_a_cut_while_settling_loses_no_follow_up(kit: Kit, transport: CheckedTra
     chance = random.Random(4)
     for _ in range(12):
         queue, elsewhere = kit.queue(), kit.queue()
-        insist(lambda queue=queue: transport.send([message("t", queue, n) for n in range(20)]))  # type: ignore[misc]
-        holder = insist(lambda queue=queue: subscribe(queue))  # type: ignore[misc]
+        insist(partial(transport.send, [message("t", queue, n) for n in range(20)]))
+        holder = insist(partial(subscribe, queue))
         held = kit.take(holder, 20)
         batch = [Settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, first(one))) for one in held]
         settling = start(partial(settled, holder, batch))

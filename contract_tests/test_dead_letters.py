@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import json
 import time
-from typing import Any
 
 import pytest
 
@@ -13,7 +11,7 @@ from contract_tests.checked import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit
 from contract_tests.limits import together
-from contract_tests.messages import first, message, parsed
+from contract_tests.messages import first, message, newer, parsed
 from contract_tests.needs import needs
 from unstract_core import Settlement, Verdict
 
@@ -195,8 +193,7 @@ def test_what_could_not_be_read_is_replayed_as_it_was_stored(
 def test_a_replayed_message_is_whole(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """With its id, its addresses and whatever a newer writer put into it."""
     told = {"task_name": "f", "kwargs": {"x": 1}, "queue": kit.queue()}
-    wire: dict[str, Any] = {"task_name": "t", "args": [1], "kwargs": {}, "queue": queue, "fairness": None}
-    kit.inject(transport, queue, json.dumps({**wire, "on_success": told, "task_id": queue, "new": [1]}))
+    kit.inject(transport, queue, newer(queue, 1, on_success=told, task_id=queue, new=[1]))
     buried = kit.bury(transport, queue)
     assert len(transport.dead.replay(queue=queue)) == 1
     again = kit.take_one(subscribe(queue))

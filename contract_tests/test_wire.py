@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from contract_tests.checked import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit
-from contract_tests.messages import first, message, parsed
+from contract_tests.messages import first, message, newer, parsed
 from contract_tests.needs import needs
 from contract_tests.profiles import examples
 from contract_tests.strategies import json_values, payloads
@@ -88,32 +88,16 @@ def test_what_is_stored_is_the_wires_own_json(
     assert [parsed(raw) for raw in kit.stored(transport, queue)] == [to_wire(one.payload) for one in sent]
     received = kit.take(subscribe(queue), 3)
     assert [parsed(one.raw) for one in received] == [to_wire(one.payload) for one in sent]
-    foreign: dict[str, Any] = {
-        "task_name": "t",
-        "args": [],
-        "kwargs": {},
-        "queue": queue,
-        "fairness": None,
-        "new": {"x": None},
-    }
-    kit.inject(transport, queue, json.dumps(foreign))
-    assert parsed(kit.take_one(subscribe(queue)).raw) == foreign
+    foreign = newer(queue, new={"x": None})
+    kit.inject(transport, queue, foreign)
+    assert parsed(kit.take_one(subscribe(queue)).raw) == parsed(foreign)
 
 
 def test_a_message_comes_back_as_it_came_first(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A redelivery carries the same id, payload, raw message, organisation and priority; keys of a newer writer too."""
-    wire = {
-        "task_name": "t",
-        "args": [1],
-        "kwargs": {},
-        "queue": queue,
-        "fairness": None,
-        "task_id": "i",
-        "new": {"x": 1},
-    }
-    kit.inject(transport, queue, json.dumps(wire))
+    kit.inject(transport, queue, newer(queue, 1, task_id="i", new={"x": 1}))
     holder = subscribe(queue)
     before = kit.take_one(holder)
     holder.close()
@@ -133,9 +117,7 @@ def test_keys_of_a_newer_writer_are_ignored(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """Unknown keys do not keep a message from being read."""
-    wire: dict[str, Any] = {"task_name": "t", "args": [], "kwargs": {}, "queue": queue, "new": {"x": 1}}
-    wire["fairness"] = None
-    kit.inject(transport, queue, json.dumps(wire))
+    kit.inject(transport, queue, newer(queue, new={"x": 1}))
     assert kit.take_one(subscribe(queue)).problem is None
 
 

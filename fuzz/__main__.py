@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from tools.golden import ROOT, corpus, read
 
@@ -67,7 +66,7 @@ def main(arguments: list[str]) -> int:
         well = well and ended_well
         print(f"{target}: {executions:,} executions in {time.monotonic() - started:.0f} s")
     new = sorted(set(FINDINGS.iterdir()) - before)
-    print(f"{len(new)} files of findings", *(str(Path(path).relative_to(ROOT)) for path in new), sep="\n  ")
+    print(f"{len(new)} files of findings", *(str(path.relative_to(ROOT)) for path in new), sep="\n  ")
     return 0 if well else 1
 
 

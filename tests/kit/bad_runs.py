@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 import textwrap
-import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import attrs
+from kit.runs import Ended, run
 
-TESTS_DIRECTORY = Path(__file__).resolve().parent.parent
 USAGE = 4
 """The exit code of pytest for what it was called with."""
 
@@ -53,40 +48,11 @@ class Case:
     told: str = ""
 
 
-@attrs.frozen
-class Ended:
-    """A run that has ended: its exit code, all that it printed, and the seconds that it took."""
-
-    code: int
-    text: str
-    seconds: float
-
-    @property
-    def reported(self) -> int:
-        """How many tests were reported."""
-        return sum(map(int, re.findall(r"(\d+) (?:passed|failed|skipped|errors?)\b", self.text.splitlines()[-1])))
-
-
-def run(case: Case, directory: Path) -> Ended:
+def run_case(case: Case, directory: Path) -> Ended:
     directory.mkdir()
     (directory / "bad_harness.py").write_text(HEAD + textwrap.dedent(case.code), encoding="utf-8")
-    options = ["-q", "--tb=line", f"--kit-time-limit={case.limit}", *(["-k", case.only] if case.only else [])]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(directory), str(TESTS_DIRECTORY)]),
-        "CONTRACT_TESTS_PROFILE": "dev",
-    }
-    started = time.monotonic()
-    ended = subprocess.run(
-        [sys.executable, "-m", "contract_tests", *options, *case.arguments],
-        cwd=directory,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return Ended(ended.returncode, ended.stdout + ended.stderr, time.monotonic() - started)
+    options = ["--tb=line", f"--kit-time-limit={case.limit}", *(["-k", case.only] if case.only else [])]
+    return run([*options, *case.arguments], directory, limit=120)
 
 
 class Runs:
@@ -95,7 +61,7 @@ class Runs:
     def __init__(self, cases: Mapping[str, Case], directory: Path) -> None:
         self._pool = ThreadPoolExecutor(4)
         self._runs: dict[str, Future[Ended]] = {
-            name: self._pool.submit(run, case, directory / str(number))
+            name: self._pool.submit(run_case, case, directory / str(number))
             for number, (name, case) in enumerate(cases.items())
         }
 

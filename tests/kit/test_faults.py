@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,35 +11,26 @@ from typing import Any, TypeAlias
 
 import pytest
 from kit.faults import FAULTS
+from kit.runs import run
 
 from contract_tests.suite import TESTS
 
 pytestmark = pytest.mark.timeout(400)
 """Seconds: the first test waits for runs of the whole kit, and this machine may be busy."""
 
-TESTS_DIRECTORY = Path(__file__).resolve().parent.parent
 PROCESSES = 4
 """A test of a fault mostly waits for what does not come, so several runs of the kit share a processor well."""
 
 Results: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def run(transports: Sequence[str], directory: Path) -> str:
+def run_named(transports: Sequence[str], directory: Path) -> str:
     """Run over these transports the tests that are named for faults; return what was printed."""
     directory.mkdir()
-    command = [sys.executable, "-m", "contract_tests", "-q", "--tb=short", "-p", "kit.named_alone"]
+    arguments = ["--tb=short", "-p", "kit.named_alone"]
     for transport in transports:
-        command += ["--transport", transport if transport == "memory" else f"kit.faults:{transport}"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(TESTS_DIRECTORY),
-        "CONTRACT_TESTS_PROFILE": "ci",
-        "KIT_RESULTS": str(directory / "results"),
-    }
-    ended = subprocess.run(
-        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=380, check=False
-    )
-    return ended.stdout + ended.stderr
+        arguments += ["--transport", transport if transport == "memory" else f"kit.faults:{transport}"]
+    return run(arguments, directory, profile="ci", KIT_RESULTS=str(directory / "results")).text
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +40,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, str]:
     shares = [["memory"], *(list(FAULTS)[n :: PROCESSES - 1] for n in range(PROCESSES - 1))]
     places = [directory / str(n) for n in range(PROCESSES)]
     with ThreadPoolExecutor(PROCESSES) as pool:
-        printed = list(pool.map(run, shares, places))
+        printed = list(pool.map(run_named, shares, places))
     results = defaultdict(list)
     for place in places:
         for line in (place / "results").read_text(encoding="utf-8").splitlines():

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kit.bad_runs import Case, run
+from kit.bad_runs import Case, run_case
 
 from contract_tests.report import Tally, verdict
 
@@ -50,7 +50,7 @@ def test_a_run_in_which_every_test_was_skipped_is_no_success(tmp_path: Path) -> 
             def __enter__(self):
                 pytest.skip("no server")
     """
-    ended = run(Case(code=code, arguments=("--transport", "bad_harness:Away")), tmp_path / "run")
+    ended = run_case(Case(code=code, arguments=("--transport", "bad_harness:Away")), tmp_path / "run")
     assert ended.code == 1, sys.stderr.write(ended.text)
     assert "no server" in ended.text
     assert "nothing is said about conformance" in ended.text
