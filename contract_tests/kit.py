@@ -22,8 +22,14 @@ from unstract_core.domain import JSONValue
 
 T = TypeVar("T")
 
-PATIENCE = 20.0
+PATIENCE = 30.0
 """Seconds to wait for what must come, over a transport that takes a moment."""
+
+LONG = 30.0
+"""Seconds of a wait that something is to end."""
+
+SOON = 10.0
+"""Seconds within which it has ended then, also on a machine that is busy with something else."""
 
 RECOVERY = 20.0
 """Seconds within which a transport whose connections were cut works again."""
@@ -198,7 +204,7 @@ class Kit:
                 raise Misbehaviour(f"{self.calls.owner}: its harness does not implement {name}()") from exc
 
 
-def wait_until(condition: Callable[[], object], *, timeout: float = 10.0, what: str = "condition") -> None:
+def wait_until(condition: Callable[[], object], *, timeout: float = PATIENCE, what: str = "condition") -> None:
     """Poll `condition` until it is true; fail with `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -72,7 +72,7 @@ class RenewsALostLease(MemorySubscription):
         return [True] * len(deliveries)
 
 
-@fault("test_a_late_renewal_does_not_lengthen_its_heirs_lease", "third.receive(limit=1, wait=0.1)")
+@fault("test_a_late_renewal_does_not_lengthen_its_heirs_lease", "a late renewal has lengthened its heir's lease")
 class LengthensALostLease(MemorySubscription):
     """A late renewal answers False, and lengthens the lease of whoever has the message now."""
 
