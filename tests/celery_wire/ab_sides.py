@@ -15,7 +15,8 @@ from typing import Any, Protocol, Self
 import attrs
 from celery import Celery
 from celery_wire import ab_product
-from celery_wire.support import Pipe, celery_app, consuming, real_worker
+from celery_wire.support import Pipe, celery_app, real_worker
+from consumers import running
 from kombu.serialization import loads
 from pg_tables import Tables
 from queues import queue_name
@@ -235,7 +236,7 @@ def three_sides(postgres: PostgresTransport, tables: Tables, broker: str, backen
                 (celery_tasks(ab_product.executor), one.queue),
                 (celery_tasks(ab_product.callbacks), one.callbacks),
             ):
-                cleanup.enter_context(consuming(consumer_of(one.transport, tasks, queue)))
+                cleanup.enter_context(running(consumer_of(one.transport, tasks, queue)))
         for tasks_of, queue in (("executor", celery.queue), ("callbacks", celery.callbacks)):
             cleanup.enter_context(real_worker(broker, [queue], app=f"ab_product:{tasks_of}", backend=backend))
         yield {"Postgres": ours[0], "RabbitMQ": ours[1], "Celery": celery}

@@ -14,7 +14,8 @@ import pytest
 import servers
 from brokers import PrivateBroker
 from celery import Celery
-from celery_wire.support import Bench, Pipe, callbacks, celery_app, consuming, delete_queues, real_worker
+from celery_wire.support import Bench, Pipe, callbacks, celery_app, delete_queues, real_worker
+from consumers import running
 from proxy import Proxy, proxy
 from queues import issued, queue_name
 
@@ -128,7 +129,7 @@ def at_work(rabbitmq_url: str, pipe: Pipe) -> Iterator[Bench]:
         return "noted"
 
     transport = CeleryTransport(rabbitmq_url)
-    with contextlib.closing(transport), consuming(Consumer(transport, tasks, [found.queue])):
+    with contextlib.closing(transport), running(Consumer(transport, tasks, [found.queue])):
         yield found
 
 

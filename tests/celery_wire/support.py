@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,11 +21,10 @@ from amqp.exceptions import NotFound
 from celery import Celery
 
 from contract_tests.kit import wait_until
-from unstract_core import Consumer
 from unstract_core.execution import QUEUE_PREFIX
 
 HERE = Path(__file__).parent
-ALIVE = 30.0
+ALIVE = 60.0
 """Seconds after which something that ought to happen has not: the machine may be busy."""
 
 
@@ -194,29 +192,6 @@ def celery_app(url: str, *, backend: str | None = "rpc://", **conf: Any) -> Cele
     app = Celery("product", broker=url, backend=backend, set_as_current=False)
     app.conf.update(broker_connection_retry_on_startup=True, **conf)
     return app
-
-
-@contextlib.contextmanager
-def consuming(consumer: Consumer) -> Iterator[Consumer]:
-    """Run a consumer beside the test, and stop it afterwards; what ended it before is raised."""
-    problems: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            consumer.run()
-        except BaseException as exc:
-            problems.append(exc)
-
-    thread = threading.Thread(target=run, name="consumer")
-    thread.start()
-    try:
-        yield consumer
-        assert thread.is_alive(), f"the consumer has ended: {problems}"
-    finally:
-        consumer.stop()
-        thread.join(timeout=ALIVE)
-    assert not problems
-    assert not thread.is_alive()
 
 
 def callbacks(queue: str) -> str:

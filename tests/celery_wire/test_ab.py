@@ -38,7 +38,8 @@ from celery_wire.ab_sides import (
     fresh_id,
     three_sides,
 )
-from celery_wire.support import ALIVE, Pipe, consuming, real_worker
+from celery_wire.support import ALIVE, Pipe, real_worker
+from consumers import running
 from pg_tables import Tables
 from proxy import proxy
 from queues import queue_name
@@ -261,14 +262,14 @@ def one_worker(side: Side, broker: str, backend: str) -> Iterator[Taken]:
         @contextlib.contextmanager
         def expired() -> Iterator[None]:
             assert isinstance(side, OnPostgres)
-            with consuming(consumer_of(side.transport, tasks, side.queue)):
+            with running(consumer_of(side.transport, tasks, side.queue)):
                 side.tables.execute("UPDATE {messages} SET vt = now() WHERE queue_name = %s", side.queue)
                 yield
 
         @contextlib.contextmanager
         def cut_off() -> Iterator[None]:
             assert isinstance(side, OnRabbitMQ)
-            with consuming(consumer_of(side.transport, tasks, side.queue)):
+            with running(consumer_of(side.transport, tasks, side.queue)):
                 between.away = True
                 between.cut()
                 yield
@@ -282,12 +283,12 @@ def one_worker(side: Side, broker: str, backend: str) -> Iterator[Taken]:
 
         match side:
             case OnPostgres():
-                cleanup.enter_context(consuming(consumer_of(side.transport, tasks, side.queue)))
+                cleanup.enter_context(running(consumer_of(side.transport, tasks, side.queue)))
                 yield expired
             case OnRabbitMQ():
                 transport = cleanup.enter_context(contextlib.closing(CeleryTransport(far)))
                 side.pipe.declare(side.queue)
-                cleanup.enter_context(consuming(consumer_of(transport, tasks, side.queue)))
+                cleanup.enter_context(running(consumer_of(transport, tasks, side.queue)))
                 yield cut_off
             case OnCelery():
                 side.pipe.declare(side.queue)

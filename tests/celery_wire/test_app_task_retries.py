@@ -101,7 +101,7 @@ def test_the_products_executor_is_tried_four_times_spread_by_its_backoff(
     row = "SELECT state, read_ct, extract(epoch FROM vt - now()) FROM {messages} WHERE queue_name = %s"
     found = []
     while tables.count(queue):
-        consumer.drain(timeout=0.2)
+        wait_until(lambda: consumer.drain(timeout=0.2), what="the task to be run")
         for state, attempts, wait in tables.rows(row, queue):
             longest = backoff * 2 ** (attempts - 1)
             assert (state, wait <= longest, jitter or wait > longest - 8) == ("claimed", True, True)
@@ -121,13 +121,13 @@ def test_a_retry_outlives_its_worker_and_is_run_by_another_process(on_postgres: 
     assert tables is not None
     id = place.send("again in a second", queue=queue)
     started = time.monotonic()
-    assert place.consumer(tasks, queue).drain(timeout=0.1) == 1
+    wait_until(lambda: place.consumer(tasks, queue).drain(timeout=0.1) == 1, what="the first run")
     command = [sys.executable, "-m", "unstract_core", "worker", "--app", "celery_wire.observed_tasks:tasks"]
     url = f"{tables.url}?schema={tables.schema}"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with subprocess.Popen([*command, "--queue", queue, "--url", url], env=environment) as worker:
         try:
-            wait_until(lambda: tables.count(told(queue)) == 1, timeout=30, what="the callback")
+            wait_until(lambda: tables.count(told(queue)) == 1, timeout=60, what="the callback")
             assert time.monotonic() - started >= 1
         finally:
             worker.send_signal(signal.SIGTERM)

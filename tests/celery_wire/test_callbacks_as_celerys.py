@@ -19,7 +19,8 @@ import attrs
 import pytest
 import strategies as some
 from celery import Celery, signature
-from celery_wire.support import Pipe, Raw, consuming, default_queue
+from celery_wire.support import Pipe, Raw, default_queue
+from consumers import running
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from queues import queue_name
@@ -59,7 +60,7 @@ def queues(rabbitmq_url: str, worker_queue: str, pipe: Pipe) -> Iterator[Queues]
     """A real worker and our Consumer, with the same default queue."""
     found = Queues(worker_queue, pipe.declare(queue_name()), pipe.declare(queue_name()))
     transport = CeleryTransport(rabbitmq_url, default_queue=found.default)
-    with contextlib.closing(transport), consuming(Consumer(transport, tasks, [found.ours])):
+    with contextlib.closing(transport), running(Consumer(transport, tasks, [found.ours])):
         yield found
 
 

@@ -28,9 +28,10 @@ from celery_wire.letters import (
     put_letters,
     standing,
 )
-from celery_wire.support import ALIVE, Pipe, consuming
+from celery_wire.support import ALIVE, Pipe
 from cli.outcomes import Ended, the_one_line
 from click.testing import CliRunner, Result
+from consumers import running
 from queues import queue_name
 
 from transports.celery import CeleryTransport
@@ -183,7 +184,7 @@ def test_a_real_client_is_answered_by_a_replay_from_the_command(
     bury_next(transport, queue, 2)
     tasks = Tasks()
     tasks.register("double")(lambda n: 2 * n)
-    with consuming(Consumer(transport, tasks, [queue])):
+    with running(Consumer(transport, tasks, [queue])):
         assert len(rows(run("dead", "replay", "--queue", queue, "--all", "--json"))["replayed"]) == 2
         assert asked_too.get(timeout=ALIVE) == 8
         found = pipe.one(told)

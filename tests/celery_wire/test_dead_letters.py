@@ -31,7 +31,8 @@ from celery_wire.letters import (
     standing,
     to_publish,
 )
-from celery_wire.support import ALIVE, Bench, Pipe, consuming
+from celery_wire.support import ALIVE, Bench, Pipe
+from consumers import running
 from proxy import Proxy
 from queues import queue_name
 
@@ -507,7 +508,7 @@ def test_a_replay_runs_fires_its_callbacks_and_answers_a_real_client(
     tasks = Tasks()
     tasks.register("double")(lambda n: 2 * n)
     tasks.register("fail")(lambda: 1 / 0)
-    with consuming(Consumer(transport, tasks, [queue])):
+    with running(Consumer(transport, tasks, [queue])):
         assert len(transport.dead.replay(queue=queue)) == 3
         assert asked.get(timeout=ALIVE) == 42
         saved, failed = sorted(pipe.take(told, 2), key=lambda one: str(one.headers["task"]), reverse=True)
@@ -639,7 +640,7 @@ def test_what_cannot_be_buried_is_kept_and_asked_for_again_at_leisure(
     monkeypatch.setattr(Broker, "publish", counted)
     tasks = Tasks()
     tasks.register("t")(lambda: None)
-    with consuming(Consumer(make_celery(declare=why == "has other arguments"), tasks, [queue])):
+    with running(Consumer(make_celery(declare=why == "has other arguments"), tasks, [queue])):
         pipe.put(queue, "[[], {}, {}]", {"task": "nobody", "id": "the-id"})
         wait_until(lambda: len(tries) >= 3, what="the burial to be tried again")
         threading.Event().wait(1)

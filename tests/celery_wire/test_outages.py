@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 
 import pytest
 from brokers import LONGEST_HELD, PrivateBroker
-from celery_wire.support import ALIVE, Pipe, callbacks, consuming
+from celery_wire.support import ALIVE, Pipe, callbacks
+from consumers import running
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from proxy import Proxy
@@ -105,7 +106,7 @@ def test_connections_live_on_although_every_thread_is_busy_for_longer_than_their
 
     busy, idle, caller = (through(heartbeat=heartbeat) for _ in range(3))
     call = Dispatcher(caller).call
-    with consuming(Consumer(busy, {"t": task}, [queue])), consuming(Consumer(idle, {"t": task}, [other])):
+    with running(Consumer(busy, {"t": task}, [queue])), running(Consumer(idle, {"t": task}, [other])):
         assert call("t", args=[3 * heartbeat + 0.5], queue=queue, timeout=ALIVE) == "paid"
         assert call("t", args=[0], queue=other, timeout=ALIVE) == "paid"
         assert between.connections == 4  # the caller has one to send on and one to listen on
@@ -126,7 +127,7 @@ def test_a_connection_that_has_fallen_silent_is_replaced(
 
     silenced: list[str] = []
     consumer, sender = Consumer(through(heartbeat=1), {"t": task}, [queue]), make_celery()
-    with consuming(consumer):
+    with running(consumer):
         sent(sender, queue, "first")
         wait_until(lambda: consumer.counters["settled"] == 1, timeout=ALIVE, what="the first to be settled")
         if while_ == "idle":
@@ -134,7 +135,7 @@ def test_a_connection_that_has_fallen_silent_is_replaced(
         with timed() as elapsed:
             sent(sender, queue, "second")
             assert set(arrived(pipe, queue, 2)) == {"first", "second"}
-            assert elapsed() < ALIVE / 2  # which is less than a confirm is waited for
+            assert elapsed() < 20  # and a confirm would be waited for for 30 seconds
 
 
 def test_a_confirm_that_never_comes_is_given_up_although_heartbeats_do(
@@ -149,7 +150,7 @@ def test_a_confirm_that_never_comes_is_given_up_although_heartbeats_do(
         return value
 
     ran: list[str] = []
-    with consuming(Consumer(through(heartbeat=2, confirm_timeout=1.5), {"t": task}, [queue])):
+    with running(Consumer(through(heartbeat=2, confirm_timeout=1.5), {"t": task}, [queue])):
         sent(make_celery(), queue, "id")
         wait_until(lambda: between.connections == 2, timeout=ALIVE, what="another connection")
         sent(make_celery(), queue, "next")
@@ -163,7 +164,7 @@ def test_a_task_whose_message_comes_back_to_its_consumer_is_not_run_again(
 ) -> None:
     """The connection breaks while it runs: its outcome is settled over the next one, once."""
     task = Held()
-    with consuming(Consumer(through(), {"t": task}, [queue], concurrency=2)):
+    with running(Consumer(through(), {"t": task}, [queue], concurrency=2)):
         sent(make_celery(), queue, "first", "second")
         task.wait_for(2)
         between.cut()
@@ -188,7 +189,7 @@ def test_a_settlement_that_is_cut_short_may_double_a_callback_and_never_loses_it
         return value
 
     cut: list[Callable[[bytes], None]] = []
-    with consuming(Consumer(through(), {"t": task}, [queue])):
+    with running(Consumer(through(), {"t": task}, [queue])):
         sent(make_celery(), queue, "id")
         wait_until(lambda: cut and between.has_lost, timeout=ALIVE, what="the settlement to be cut short")
         sent(make_celery(), queue, "next")
@@ -282,7 +283,7 @@ def test_a_callback_that_is_refused_is_tried_again_until_there_is_room(
     task = Held()
     task.go.set()
     transport = make_celery(queue_arguments={full: ONE})
-    with consuming(Consumer(transport, {"t": task}, [queue])):
+    with running(Consumer(transport, {"t": task}, [queue])):
         sent(transport, queue, "id")
         task.wait_for(1)
         transport.send([message("t", queue, "other")])
@@ -328,7 +329,7 @@ def test_a_queue_that_is_deleted_under_its_consumer_is_declared_anew(
     """A WARNING says so; what was running is settled, and later messages are run."""
     queue, task = pipe.declare(queue_name(), **arguments), Held()
     transport = make_celery(queue_arguments={queue: arguments})
-    with consuming(Consumer(transport, {"t": task}, [queue])):
+    with running(Consumer(transport, {"t": task}, [queue])):
         sent(transport, queue, "running")
         task.wait_for(1)
         pipe.delete(queue)
@@ -351,7 +352,7 @@ def test_a_deleted_queue_that_is_not_ours_to_declare_is_found_again_and_others_g
     transport = make_celery(declare=False)
     pipe.declare(callbacks(queue))
     pipe.declare(callbacks(gone))
-    with consuming(Consumer(transport, {"t": task}, [queue, gone])):
+    with running(Consumer(transport, {"t": task}, [queue, gone])):
         sent(transport, queue, "before")
         assert arrived(pipe, queue, 1) == {"before": 1}
         pipe.delete(gone)
@@ -373,7 +374,7 @@ def test_a_consumer_of_a_broker_that_is_not_there_does_not_start(make_celery: Ma
     consumer = Consumer(make_celery("amqp://guest:guest@127.0.0.1:1//"), {"t": print}, ["q"])
     with timed() as elapsed, pytest.raises(TransportUnavailable, match="nothing was done"):
         consumer.run()
-    assert elapsed() < 1.0
+    assert elapsed() < 2.0  # kombu's own pause before another try
 
 
 def test_an_idle_consumer_stops_although_the_broker_is_away(
@@ -419,7 +420,7 @@ def test_a_task_that_the_broker_finds_too_long_goes_on_and_so_does_its_consumer(
     """RabbitMQ takes its message back and closes the channel: it is not run beside itself, and later ones are run."""
     queue, task = queue_name(), Held()
     transport = make_celery(private.url)
-    with consuming(Consumer(transport, {"t": task}, [queue], concurrency=2)), pipe_to(private.url) as pipe:
+    with running(Consumer(transport, {"t": task}, [queue], concurrency=2)), pipe_to(private.url) as pipe:
         sent(transport, queue, "long")
         task.wait_for(1)
         time.sleep(LONGEST_HELD + 1.5)
@@ -436,7 +437,7 @@ def test_a_consumer_outlives_a_broker_that_was_frozen_for_longer_than_its_heartb
     """With a task running, one waiting, and an outcome to settle: every callback comes when the broker goes on."""
     queue, task = queue_name(), Held()
     transport = make_celery(private.url, heartbeat=1.0, connect_timeout=1.0, confirm_timeout=1.0)
-    with consuming(Consumer(transport, {"t": task}, [queue])), pipe_to(private.url) as pipe:
+    with running(Consumer(transport, {"t": task}, [queue])), pipe_to(private.url) as pipe:
         sent(transport, queue, "running", "waiting")
         task.wait_for(1)
         private.freeze()
@@ -457,7 +458,7 @@ def test_consumer_caller_and_sender_heal_after_the_broker_was_started_again(
     transport, task = make_celery(private.url, connect_timeout=2.0), Held()
     consumer = Consumer(transport, {"t": task}, [queue, answered], concurrency=3)
     ids = [f"{queue}-{n}" for n in range(10)]
-    with consuming(consumer), ThreadPoolExecutor() as pool:
+    with running(consumer), ThreadPoolExecutor() as pool:
         answer = pool.submit(lambda: Dispatcher(transport).call("t", args=["answer"], queue=answered, timeout=ALIVE))
         task.wait_for(1)
         sent(transport, queue, *ids)

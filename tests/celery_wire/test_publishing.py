@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 
 import pytest
 from brokers import PrivateBroker
-from celery_wire.support import ALIVE, Pipe, consuming
+from celery_wire.support import ALIVE, Pipe
+from consumers import running
 from proxy import Proxy
 from queues import queue_name
 
@@ -34,8 +35,10 @@ pytestmark = pytest.mark.usefixtures("tidy")
 
 Make: TypeAlias = Callable[..., CeleryTransport]
 
-SLACK = 3.0
+SLACK = 8.0
 """Seconds that may be lost on a busy machine."""
+KOMBUS_PAUSE = 2.0
+"""Seconds for which kombu would wait before it tries again what has failed at once."""
 FULL = {"x-max-length": 0, "x-overflow": "reject-publish"}
 """The arguments of a queue that takes nothing."""
 
@@ -246,7 +249,7 @@ def test_a_server_that_never_answers_is_given_up_within_the_connect_timeout(
     transport = make_celery(dumb, connect_timeout=0.5)
     with timed() as elapsed, pytest.raises(TransportUnavailable, match="did not answer in time") as caught:
         USES[use](transport)
-    assert elapsed() < 0.5 + 1.0
+    assert elapsed() < 0.5 + SLACK
     assert not caught.value.fate_unknown
 
 
@@ -256,7 +259,7 @@ def test_a_broker_that_is_not_there_is_told_at_once(make_celery: Make, use: str)
     transport = make_celery("amqp://guest:guest@127.0.0.1:1//")
     with timed() as elapsed, pytest.raises(TransportUnavailable, match="nothing was done") as caught:
         USES[use](transport)
-    assert elapsed() < 1.0
+    assert elapsed() < KOMBUS_PAUSE
     assert not caught.value.fate_unknown
 
 
@@ -266,7 +269,7 @@ def test_of_several_urls_one_that_answers_is_enough(make_celery: Make, rabbitmq_
     transport = make_celery(f"amqp://guest:guest@127.0.0.1:1//;amqp://127.0.0.1:2//;{rabbitmq_url}")
     with timed() as elapsed:
         transport.send([message("t", queue, "here")])
-    assert elapsed() < 1.0
+    assert elapsed() < KOMBUS_PAUSE
     assert pipe.one(queue).args == ["here"]
 
 
@@ -385,7 +388,7 @@ def test_a_child_sends_and_its_parent_keeps_its_connections(make_celery: Make, p
     """A transport that was used before a fork works in the child, which may close it, and goes on in the parent."""
     transport = make_celery()
     answering = make_celery()
-    with consuming(Consumer(answering, {"echo": lambda value: value}, [queue])):
+    with running(Consumer(answering, {"echo": lambda value: value}, [queue])):
 
         def use(who: str) -> None:
             assert Dispatcher(transport).call("echo", args=[who], queue=queue, timeout=ALIVE) == who
@@ -430,7 +433,7 @@ def test_a_call_works_as_soon_as_the_broker_is_back(
     """What the listener for answers found out a moment ago is not held against a caller: it is looked at again."""
     caller = through()
     call = Dispatcher(caller).call
-    with consuming(Consumer(make_celery(), {"t": lambda: "paid"}, [queue])):
+    with running(Consumer(make_celery(), {"t": lambda: "paid"}, [queue])):
         assert call("t", queue=queue, timeout=ALIVE) == "paid"
         between.away = True
         between.cut()

@@ -15,7 +15,8 @@ import pytest
 import strategies as some
 from celery import Celery, chain, group, signature
 from celery.exceptions import NotRegistered, TaskRevokedError
-from celery_wire.support import ALIVE, Bench, Pipe, celery_app, consuming
+from celery_wire.support import ALIVE, Bench, Pipe, celery_app
+from consumers import running
 from hypothesis import given, settings
 from queues import queue_name
 
@@ -62,7 +63,7 @@ def attempt(at_least: int = 1) -> dict[str, Any]:
 def served(rabbitmq_url: str, pipe: Pipe) -> Iterator[str]:
     """The queue of a consumer of ours."""
     queue = pipe.declare(queue_name())
-    with contextlib.closing(CeleryTransport(rabbitmq_url)) as transport, consuming(Consumer(transport, tasks, [queue])):
+    with contextlib.closing(CeleryTransport(rabbitmq_url)) as transport, running(Consumer(transport, tasks, [queue])):
         yield queue
 
 
@@ -140,7 +141,7 @@ def test_a_task_that_expires_while_it_waits_behind_others_is_not_run(
         "take", args=["late", 0], queue=queue, headers={"expires": in_seconds(1)}, link_error=signature("e", queue=told)
     )
     last = product.send_task("take", args=["last", 0], queue=queue)
-    with consuming(Consumer(make_celery(), tasks, [queue], prefetch=5)):
+    with running(Consumer(make_celery(), tasks, [queue], prefetch=5)):
         assert last.get(timeout=ALIVE) == "last"
         assert pipe.one(told).args == [late.id]
     assert ran == ["long", "last"]
@@ -274,5 +275,5 @@ def test_time_limits_are_accepted_where_the_operator_says_so(
 ) -> None:
     """`ignore_time_limits=True` runs the task, and nothing enforces its limits."""
     transport = CeleryTransport(rabbitmq_url, ignore_time_limits=True)
-    with contextlib.closing(transport), consuming(Consumer(transport, tasks, [queue])):
+    with contextlib.closing(transport), running(Consumer(transport, tasks, [queue])):
         assert product.send_task("echo", queue=queue, time_limit=9).get(timeout=ALIVE)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from consumers import running
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pg_tables import Tables
-from postgres.support import running
 from queues import queue_name
 
 from contract_tests.kit import wait_until

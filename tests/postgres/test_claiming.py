@@ -131,9 +131,9 @@ def test_a_row_that_somebody_keeps_locked_neither_stops_nor_spins_a_worker(
         asked.clear()
         started = time.monotonic()
         assert subscription.receive(limit=1, wait=0.4) == ()
-        assert 0.4 <= time.monotonic() - started < 1
+        assert 0.4 <= time.monotonic() - started < 2
         assert len(asked) <= 100
-        with in_background(lambda: subscription.receive(limit=1, wait=8), timeout=3):
+        with in_background(lambda: subscription.receive(limit=1, wait=30), timeout=10):
             time.sleep(0.1)
             subscription.wake()
     assert [one.id for one in subscription.receive(limit=1, wait=2)] == [locked]
@@ -189,5 +189,5 @@ def test_a_column_type_that_changes_under_a_running_consumer_does_not_stop_it(
             return False
         return len(received) == 3
 
-    wait_until(take, timeout=3, what="messages to be received again")
+    wait_until(take, what="messages to be received again")
     subscription.close()

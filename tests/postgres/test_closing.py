@@ -46,8 +46,8 @@ def test_after_close_no_connection_and_no_thread_is_left(
     assert Consumer(transport, {"t": lambda n: n}, [queue]).drain(timeout=10) == 23
     assert tables.backends(name)
     transport.close()
-    wait_until(lambda: not tables.backends(name), timeout=3, what="every connection to be gone")
-    wait_until(lambda: own_threads() <= before, timeout=3, what="every thread to be gone")
+    wait_until(lambda: not tables.backends(name), what="every connection to be gone")
+    wait_until(lambda: own_threads() <= before, what="every thread to be gone")
 
 
 def test_a_closed_subscription_leaves_no_connection(make_named: Make, tables: Tables, name: str, queue: str) -> None:
@@ -77,8 +77,8 @@ def test_a_waiting_call_ends_with_transport_closed(make_postgres: Make) -> None:
         wait_until(lambda: len(transport._waiter._waiting) == 3, what="three callers to wait")
         closed = time.monotonic()
         transport.close()
-        wait_until(lambda: len(ended) == 3, timeout=2, what="the callers to be told")
-    assert time.monotonic() - closed < 2
+        wait_until(lambda: len(ended) == 3, what="the callers to be told")
+    assert time.monotonic() - closed < 10
 
 
 @pytest.mark.parametrize("use", EVERY_USE.values(), ids=EVERY_USE)
@@ -93,7 +93,7 @@ def test_a_closed_transport_says_so_and_connects_no_more(
     transport.close()
     with pytest.raises(TransportClosed):
         use(transport, "q")
-    wait_until(lambda: not tables.backends(name), timeout=3, what="no connection to be there")
+    wait_until(lambda: not tables.backends(name), what="no connection to be there")
 
 
 def test_close_beside_busy_senders_leaves_no_connection(
@@ -111,9 +111,9 @@ def test_close_beside_busy_senders_leaves_no_connection(
                 except TransportClosed:
                     return
 
-        with in_background(*[send_on] * 4, timeout=8):
+        with in_background(*[send_on] * 4):
             time.sleep(0.05)
             transport.close()
-        wait_until(lambda: not tables.backends(name), timeout=3, what="every connection to be gone")
+        wait_until(lambda: not tables.backends(name), what="every connection to be gone")
         tables.execute("DELETE FROM {messages} WHERE msg_id = ANY (%s)", [int(id) for id in sent])
         assert tables.count(queue) == 0

@@ -11,8 +11,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from consumers import running
 from pg_tables import Tables
-from postgres.support import LONG_POLL, application, in_background, on_one_server, running
+from postgres.support import AT_ONCE, LONG_POLL, application, in_background, on_one_server
 from proxy import Proxy, proxy
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from queues import queue_name
@@ -168,11 +169,11 @@ def test_a_server_that_never_answers_is_given_up(private: PrivateServer, queue: 
             with pytest.raises(TransportUnavailable, match=r"unknown|nothing was (sent|done)") as caught:
                 transport.send([message("t", queue)])
             assert caught.value.fate_unknown == ("unknown" in str(caught.value))
-            assert time.monotonic() - began < 8
+            assert time.monotonic() - began < 20
             began = time.monotonic()
             with pytest.raises(TransportUnavailable):
                 transport.reply("k", timeout=1.0)
-            assert time.monotonic() - began < 8
+            assert time.monotonic() - began < 20
         finally:
             private.thaw()
         transport.send([message("t", queue)])
@@ -254,7 +255,7 @@ def test_a_send_that_a_lock_holds_up_is_cancelled_and_says_so(
             with pytest.raises(TransportUnavailable, match="nothing took effect") as caught:
                 transport.send([message("t", queue)])
             assert not caught.value.fate_unknown
-        wait_until(lambda: not [pid for pid, event, _ in tables.backends(name) if event == "Lock"], timeout=3)
+        wait_until(lambda: not [pid for pid, event, _ in tables.backends(name) if event == "Lock"], timeout=30)
     time.sleep(0.3)
     assert tables.count(queue) == stored
     transport.send([message("t", queue)])
@@ -415,7 +416,7 @@ def test_without_a_thread_to_be_had_everything_is_polled(
             assert Dispatcher(transport).call("t", queue=queue, timeout=10) == "paid"
         began = time.monotonic()
         assert Dispatcher(transport).call("t", queue=queue, timeout=10) == "paid"
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < AT_ONCE
 
 
 def test_what_a_process_sends_before_it_closes_is_announced(make_postgres: Make, queue: str) -> None:

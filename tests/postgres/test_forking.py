@@ -9,8 +9,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from consumers import running
 from pg_tables import Tables
-from postgres.support import AT_ONCE, LONG_POLL, in_background, on_one_server, running
+from postgres.support import AT_ONCE, LONG_POLL, in_background, on_one_server
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message

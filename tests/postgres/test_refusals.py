@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from consumers import running
 from pg_tables import Tables
-from postgres.support import named, on_one_server, running, transport_on
+from postgres.support import named, on_one_server, transport_on
 from psycopg import sql
 from queues import queue_name
 
@@ -85,7 +86,7 @@ def test_a_refused_follow_up_ends_in_on_error_and_a_dead_letter_with_the_result(
     )
     consumer = Consumer(postgres, tasks, [queue], prefetch=20, lease=5)
     with running(consumer):
-        wait_until(lambda: len(told) == 15 and tables.count(queue) == 0, timeout=5, what="every sender to be told")
+        wait_until(lambda: len(told) == 15 and tables.count(queue) == 0, what="every sender to be told")
     assert sorted(ran) == list(range(15))
     assert sorted(result["paid"] for kind, result, _ in told if kind == "done") == [n for n in range(15) if n != 7]
     ((_, id, kwargs),) = [one for one in told if one[0] == "failed"]
@@ -109,7 +110,7 @@ def test_where_on_error_is_refused_too_the_message_is_buried_with_its_result(
     postgres.send([payload])
     consumer = Consumer(postgres, {"pay": lambda: {"paid": 1}}, [queue], lease=5)
     with running(consumer):
-        wait_until(lambda: postgres.dead.find(), timeout=5, what="the burial")
+        wait_until(lambda: postgres.dead.find(), what="the burial")
     (letter,) = postgres.dead.find()
     assert letter.result == {"paid": 1}
     assert letter.reason.startswith("result delivery failed: ")

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 
 import pytest
+from consumers import running
 from pg_tables import Tables
-from postgres.support import LONG_POLL, in_background, on_one_server, running
+from postgres.support import LONG_POLL, in_background, on_one_server
 from queues import answer
 
 from contract_tests.kit import wait_until

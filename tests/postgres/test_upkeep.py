@@ -11,8 +11,9 @@ from typing import Any
 import psycopg
 import pytest
 import servers
+from consumers import running
 from pg_tables import Tables
-from postgres.support import LONG_POLL, in_background, on_one_server, running, transport_on
+from postgres.support import LONG_POLL, in_background, on_one_server, transport_on
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message, then
@@ -123,7 +124,7 @@ def test_rights_on_the_columns_alone_are_enough(limited: tuple[str, str], tables
     tables.execute(f"GRANT INSERT ({columns}) ON {{messages}} TO {role}")
     with transport_on(conninfo, tables.schema) as transport:
         transport.send([message("t", queue)])
-        assert Consumer(transport, {"t": print}, [queue]).drain(timeout=5) == 1
+        assert Consumer(transport, {"t": print}, [queue]).drain(timeout=30) == 1
 
 
 def test_an_idle_worker_does_not_mind_another_queues_traffic(make_postgres: Make, queue: str, asked: list[str]) -> None:
@@ -162,5 +163,5 @@ def test_a_thread_that_waits_for_replies_and_dies_is_replaced(
         wait_until(lambda: bool(died), what="the thread to die")
         worker.send([message("t", queue, reply_key=queue)])
         with running(Consumer(worker, {"t": lambda: "paid"}, [queue])):
-            wait_until(lambda: bool(replies), timeout=5, what="the reply")
+            wait_until(lambda: bool(replies), what="the reply")
     assert replies[0].result == "paid"

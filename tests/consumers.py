@@ -1,0 +1,46 @@
+"""Consumers that run beside a test."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from contract_tests.kit import wait_until
+from unstract_core import Consumer
+
+_LONGEST = 60.0
+
+
+@contextlib.contextmanager
+def running(*consumers: Consumer) -> Iterator[list[threading.Thread]]:
+    """Run consumers on threads of their own until the block ends, and raise what ended one of them.
+
+    The block begins when each has subscribed: a consumer that finds its transport away at the start does not run at
+    all, and what a block disturbs is to be one that does.
+    """
+    problems: list[BaseException] = []
+
+    def run(consumer: Consumer) -> None:
+        try:
+            consumer.run()
+        except BaseException as exc:  # raised below, on the thread of the test
+            problems.append(exc)
+
+    threads = [threading.Thread(target=run, args=[consumer], name="consumer", daemon=True) for consumer in consumers]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_until(
+            lambda: problems or all(one._running is not None for one in consumers), what="the consumers to subscribe"
+        )
+        if not problems:
+            yield threads
+    finally:
+        for consumer in consumers:
+            consumer.stop()
+        for thread in threads:
+            thread.join(_LONGEST)
+        if problems:
+            raise problems[0]
+        assert not any(thread.is_alive() for thread in threads), "a consumer was stopped and has not ended"
