@@ -39,7 +39,7 @@ def run_celerys(url: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "UNSTRACT_WIRE_TEST_RABBITMQ": url},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
 
@@ -52,7 +52,7 @@ def test_the_benchmark_prints_every_figure_with_its_ratio() -> None:
         env={name: value for name, value in os.environ.items() if name != "XDG_RUNTIME_DIR"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=280,
         check=False,
     )
     assert (ended.returncode, ended.stderr) == (0, "")

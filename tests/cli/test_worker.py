@@ -71,7 +71,7 @@ def line_of(process: subprocess.Popen[str]) -> str:
 
 
 def finish(process: subprocess.Popen[str], typed: str = "") -> Ended:
-    out, err = process.communicate(typed, timeout=20)
+    out, err = process.communicate(typed, timeout=60)
     return Ended(process.returncode, out, err)
 
 

@@ -177,9 +177,9 @@ def test_a_shared_structure_that_would_explode_is_cut_off() -> None:
 def test_a_string_of_300_mb_becomes_a_stub_and_its_siblings_survive() -> None:
     """What is too large alone is replaced alone: what stands beside it, before and after, is kept."""
     huge = "x" * HUGE
-    started = time.monotonic()
+    used = time.process_time()
     normal, replaced = made_to_fit({"before": [1], "text": huge, "rows": [huge, 2], "after": {"paid": True}})
-    assert time.monotonic() - started < 5
+    assert time.process_time() - used < 5
     assert normal["before"] == [1]
     assert normal["after"] == {"paid": True}
     assert normal["rows"][1] == 2
@@ -253,9 +253,9 @@ def test_what_follows_a_value_too_large_is_cut_with_a_mark() -> None:
 def test_thousands_of_colliding_keys_are_told_apart_at_once() -> None:
     """Telling colliding keys apart takes time in proportion to their number."""
     value = {float("nan"): position for position in range(5_000)}
-    started = time.monotonic()
+    used = time.process_time()
     normal, _ = made_to_fit(value)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - used < 1
     assert list(normal.values()) == list(range(5_000))
 
 

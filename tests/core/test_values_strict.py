@@ -118,9 +118,9 @@ def test_a_shared_structure_that_would_explode_is_refused() -> None:
 def test_a_string_of_300_mb_is_refused_without_being_read() -> None:
     """A huge string is refused by its length, in far less time than a copy of it takes; its path is named."""
     huge = "x" * HUGE
-    started = time.monotonic()
+    used = time.process_time()
     assert refusal({"args": [1, huge]}).path == "$.args[1]"
-    assert time.monotonic() - started < 1
+    assert time.process_time() - used < 1
 
 
 @pytest.mark.parametrize("character", ["x", "\x7f", "é", "€", "😀"])

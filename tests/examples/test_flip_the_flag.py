@@ -21,7 +21,7 @@ def run(url: str, *options: str, **environment: str) -> subprocess.CompletedProc
         env={**settings, "UNSTRACT_WIRE_BROKER": url, **environment},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
 

@@ -110,9 +110,9 @@ def dispatch(url: str, name: str) -> None:
     }
     say(
         ids={f"plain {task}": id for task, id in sent.items()},
-        returned=outcome(lambda: dispatcher.call("returns", args=["blocking"], queue=name, timeout=20)),
-        raised=outcome(lambda: dispatcher.call("raises", queue=name, timeout=20)),
-        unknown=outcome(lambda: dispatcher.call("nobody knows this", queue=name, timeout=20)),
+        returned=outcome(lambda: dispatcher.call("returns", args=["blocking"], queue=name, timeout=60)),
+        raised=outcome(lambda: dispatcher.call("raises", queue=name, timeout=60)),
+        unknown=outcome(lambda: dispatcher.call("nobody knows this", queue=name, timeout=60)),
         statuses={
             id: wait_for(dispatcher, id)
             for id in (f"{name}/returns", f"{name}/raises", f"{name}/nobody knows this", sent["raises"])
@@ -125,7 +125,7 @@ def flood(url: str, name: str, first: str, last: str) -> None:
     """Send one task for each number, every third with callbacks, after a consumer on each side has answered."""
     dispatcher = Dispatcher(load_transport(url))
     for side in ("old", "new"):
-        dispatcher.call("returns", queue=f"{name}-{side}", timeout=20)
+        dispatcher.call("returns", queue=f"{name}-{side}", timeout=60)
     for number in range(int(first), int(last)):
         calls = {kind: callback(kind, name) for kind in ("done", "failed")} if number % 3 == 0 else {}
         dispatcher.send_with_callback(
@@ -146,7 +146,7 @@ def outcome(call: Callable[[], Any]) -> Any:
 
 
 def wait_for(dispatcher: Dispatcher, id: str) -> Any:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     status: Reply | None = None
     while (status := dispatcher.status(id)) is None and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -39,7 +39,7 @@ def git(golden: Path, monkeypatch: pytest.MonkeyPatch) -> Git:
             run("add", "--all")
             arguments = ("-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "--quiet", "-m", "A change")
         command = ["git", "-C", str(golden.parents[1]), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=280).stdout
 
     run("init", "--quiet")
     run("commit")

@@ -23,7 +23,7 @@ def directory(tmp_path: Path) -> Path:
 def _make(directory: Path, python: str) -> subprocess.CompletedProcess[str]:
     command = ["make", "demo", f"PYTHON={python}"]
     own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of an outer make
-    return subprocess.run(command, cwd=directory, env=own, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, cwd=directory, env=own, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_a_python_that_is_too_old_is_named_with_the_remedy(directory: Path) -> None:

@@ -86,7 +86,7 @@ def test_what_readme_dispatches_is_run_and_called_back_by_the_worker_that_it_sta
     names = dispatch(tmp_path, url)
     dispatcher, transport = names["dispatcher"], names["dispatcher"].transport
     try:
-        reply = transport.reply(names["handle"].id, timeout=20)
+        reply = transport.reply(names["handle"].id, timeout=60)
         assert (reply.status, reply.result) == ("completed", {"document": "d-1", "total": "118.40"})
         assert dispatcher.status(names["handle"].id) == reply
         shell.read_until("d-1 saved: 118.40")
@@ -107,7 +107,7 @@ def test_the_test_that_readme_shows_passes(tmp_path: Path) -> None:
     (tmp_path / "test_tasks.py").write_text(TEST)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "1 passed" in ended.stdout
 

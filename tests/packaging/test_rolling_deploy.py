@@ -34,7 +34,7 @@ RELEASES = ROOT / "tests" / "releases"
 RELEASED = sorted(RELEASES.glob("*.whl"), key=lambda path: parse_wheel_filename(path.name)[1])
 SIDES = ("old", "new")
 PAIRS = list(itertools.product(SIDES, SIDES))
-PATIENCE = 25.0
+PATIENCE = 60.0
 SCRIPT = Path(__file__).with_name("rolling.py")
 
 

@@ -83,7 +83,7 @@ def test_many_that_make_the_same_file_at_once_all_succeed(open_transport: Open) 
 
     def send() -> str:
         together.wait()
-        return open_transport().send([message()])[0]
+        return open_transport(timeout=60).send([message()])[0]
 
     with ThreadPoolExecutor(12) as threads:
         sent = [threads.submit(send) for _ in range(12)]
