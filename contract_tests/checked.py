@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
 
 from unstract_core import Capabilities, ContractError, DeadLetter, Delivery, QueueState, Reply
-from unstract_core.transport import Message, Settlement
+from unstract_core.transport import Message, Settlement, Verdict
 
 
 class Misbehaviour(AssertionError):
@@ -29,11 +30,13 @@ class Calls:
     """The calls that are under way, by thread, whose they are, and what was wrong with those that have ended.
 
     A consumer takes what its transport raises for an outage, and goes on. So what was wrong is kept until it was told.
+    `alive` counts by queue what was sent there, or follows there, and has not been settled for good.
     """
 
     owner: str
     running: dict[int, str] = attrs.field(factory=dict)
     wrong: list[Misbehaviour] = attrs.field(factory=list)
+    alive: Counter[str] = attrs.field(factory=Counter)
 
     def __str__(self) -> str:
         calls = "".join(f"; {self.owner} is in {call}" for call in dict(self.running).values())
@@ -94,6 +97,7 @@ class CheckedTransport:
             found = self.unchecked.send(messages) if within is None else self.unchecked.send(messages, within=within)
         fine = _many(found, str) and len(found) == len(messages) == len(set(found))
         self._calls.check(found, fine, what, "one id (str) for each message")
+        self._calls.alive.update(one.queue for one in messages)
         return found  # type: ignore[no-any-return]
 
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
@@ -145,7 +149,11 @@ class CheckedSubscription:
         return self._answers(f"renew() of {len(deliveries)}", self.unchecked.renew, deliveries)
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
-        return self._answers(f"settle() of {len(settlements)}", self.unchecked.settle, settlements)
+        answers = self._answers(f"settle() of {len(settlements)}", self.unchecked.settle, settlements)
+        effective = [one for one, answer in zip(settlements, answers, strict=True) if answer]
+        self._calls.alive.subtract(one.delivery.queue for one in effective if one.verdict is not Verdict.RETRY)
+        self._calls.alive.update(one.follow_up.queue for one in effective if one.follow_up is not None)
+        return answers
 
     def wake(self) -> None:
         with self._calls.call("wake()"):

@@ -93,7 +93,7 @@ class Table:
             registry[name] = lambda *args, name=name, **kwargs: self.seen.append((name, args, kwargs))
         options = {"backoff": 0.01, "max_attempts": 3, **options}
         consumer = Consumer(self.transport, registry, [self.queue, self.callbacks], **options)
-        consumer.drain(timeout=20)
+        self.kit.drain(consumer)
         self.kit.calls.blame()
         return consumer
 

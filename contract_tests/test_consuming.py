@@ -274,7 +274,7 @@ def test_the_callback_carries_the_parents_org_fairness_and_priority(table: Table
     sent = message("behave", table.queue, "return", 1, org_id="org-7", priority=8, fairness=fairness, task_id="p")
     sent = attrs.evolve(sent, payload=attrs.evolve(sent.payload, **table.callbacks_to()))
     table.transport.send([sent])
-    Consumer(table.transport, tasks, [table.queue]).drain(timeout=20)
+    table.kit.drain(Consumer(table.transport, tasks, [table.queue]))
     (delivery,) = table.kit.remaining(table.transport, table.callbacks, count=1)
     assert delivery.payload is not None
     assert (delivery.org_id, delivery.payload.fairness) == ("org-7", fairness)
@@ -287,7 +287,7 @@ def test_the_callbacks_id_is_the_same_on_every_delivery(table: Table) -> None:
     """A callback can tell that it has been called before: its task_id depends on its parent's alone."""
     for _ in range(2):
         table.send("return", 1, task_id="same" + table.queue, **table.callbacks_to())
-    Consumer(table.transport, tasks, [table.queue]).drain(timeout=20)
+    table.kit.drain(Consumer(table.transport, tasks, [table.queue]))
     found = table.kit.remaining(table.transport, table.callbacks, count=2)
     assert len(found) == 2
     assert len({one.payload.task_id for one in found if one.payload}) == 1

@@ -18,6 +18,7 @@ from celery_wire.letters import kit_over
 from celery_wire.support import delete_queues
 from kombu.serialization import dumps
 
+from contract_tests.kit import wait_until
 from tools.golden import CORPUS, QUEUE, Golden, add, corpus, read, reading, received
 from transports.celery import CeleryTransport
 from transports.celery.envelope import read_message
@@ -119,7 +120,13 @@ def play(url: str, goldens: list[Golden], names: Mapping[str, str], *, fails: bo
             queue.declare()
         for golden in goldens:
             _publish(channel, golden, names)
-        Consumer(transport, tasks, [names[QUEUE]]).drain(timeout=15)
+        consumer = Consumer(transport, tasks, [names[QUEUE]])
+
+        def ended() -> bool:
+            consumer.drain(timeout=15)
+            return consumer.counters["settled"] + consumer.counters["buried"] >= len(goldens)
+
+        wait_until(ended, timeout=60, what="the end of every message")
         return Seen(
             ran, {mine: list(iter(functools.partial(queue.get, no_ack=True), None)) for mine, queue in queues.items()}
         )
