@@ -22,7 +22,7 @@ from unstract_core.domain import JSONValue
 
 T = TypeVar("T")
 
-PATIENCE = 30.0
+PATIENCE = 20.0
 """Seconds to wait for what must come, over a transport that takes a moment."""
 
 LONG = 30.0
@@ -218,7 +218,7 @@ class Kit:
                 raise Misbehaviour(f"{self.calls.owner}: its harness does not implement {name}()") from exc
 
 
-def wait_until(condition: Callable[[], object], *, timeout: float = PATIENCE, what: str = "condition") -> None:
+def wait_until(condition: Callable[[], object], *, timeout: float = 30.0, what: str = "condition") -> None:
     """Poll `condition` until it is true; fail with `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -135,14 +135,9 @@ def test_a_waiting_receive_ends_with_transport_closed(kit: Kit) -> None:
     """A subscription that waits when its transport is closed is told at once."""
     with kit.open() as transport:
         queue = kit.queue()
-        made: list[Any] = []
-
-        def wait() -> object:
-            made.append(transport.subscribe([queue], lease=60))
-            return made[0].receive(limit=1, wait=30)
-
-        assert ended_by_closing(transport, wait) < 10
-        made[0].close()
+        subscription = transport.subscribe([queue], lease=60)
+        assert ended_by_closing(transport, lambda: subscription.receive(limit=1, wait=30)) < 10
+        subscription.close()
 
 
 def test_a_running_consumer_ends_with_transport_closed(kit: Kit) -> None:

@@ -207,9 +207,9 @@ def test_of_many_that_wait_to_consume_one_reads_the_reply(kit: Kit, transport: C
 def test_nothing_lengthens_a_replys_time_to_live(kit: Kit, transport: CheckedTransport) -> None:
     """Neither who consumes it nor an answer that comes too late and loses."""
     key = kit.queue()
-    kit.answer(transport, Reply(key, "completed", result=1, ttl=3.0))
+    kit.answer(transport, Reply(key, "completed", result=1, ttl=6.0))
     transport.reply(key, consume=True)
     kit.answer(transport, Reply(key, "completed", result=2, ttl=3600.0))
     found = transport.reply(key)
     assert found is None or (found.status, found.result) == ("completed", None)
-    wait_until(lambda: transport.reply(key) is None, timeout=15, what="the end of a reply's time to live")
+    wait_until(lambda: transport.reply(key) is None, timeout=30, what="the end of a reply's time to live")

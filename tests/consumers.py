@@ -13,11 +13,11 @@ _LONGEST = 60.0
 
 
 @contextlib.contextmanager
-def running(*consumers: Consumer) -> Iterator[list[threading.Thread]]:
+def running(*consumers: Consumer, ends: bool = False) -> Iterator[list[threading.Thread]]:
     """Run consumers on threads of their own until the block ends, and raise what ended one of them.
 
     The block begins when each has subscribed: a consumer that finds its transport away at the start does not run at
-    all, and what a block disturbs is to be one that does.
+    all, and what a block disturbs is to be one that does. None may end by itself, unless the block `ends` it.
     """
     problems: list[BaseException] = []
 
@@ -27,20 +27,27 @@ def running(*consumers: Consumer) -> Iterator[list[threading.Thread]]:
         except BaseException as exc:  # raised below, on the thread of the test
             problems.append(exc)
 
+    def subscribed() -> bool:
+        alive = [thread.is_alive() for thread in threads]
+        return not all(alive) or all(consumer._running is not None for consumer in consumers)
+
     threads = [threading.Thread(target=run, args=[consumer], name="consumer", daemon=True) for consumer in consumers]
     for thread in threads:
         thread.start()
     try:
-        wait_until(
-            lambda: problems or all(one._running is not None for one in consumers), what="the consumers to subscribe"
-        )
-        if not problems:
+        wait_until(subscribed, what="the consumers to subscribe")
+        if all(thread.is_alive() for thread in threads):
             yield threads
+        assert ends or problems or all(thread.is_alive() for thread in threads), "a consumer has ended by itself"
+    except BaseException as exc:
+        for problem in problems:
+            exc.add_note(f"a consumer of this test has ended before: {problem!r}")
+        raise
     finally:
         for consumer in consumers:
             consumer.stop()
         for thread in threads:
             thread.join(_LONGEST)
-        if problems:
-            raise problems[0]
-        assert not any(thread.is_alive() for thread in threads), "a consumer was stopped and has not ended"
+    for problem in problems:
+        raise problem
+    assert not any(thread.is_alive() for thread in threads), "a consumer was stopped and has not ended"

@@ -152,7 +152,7 @@ def test_a_confirm_that_never_comes_is_given_up_although_heartbeats_do(
     ran: list[str] = []
     with running(Consumer(through(heartbeat=2, confirm_timeout=1.5), {"t": task}, [queue])):
         sent(make_celery(), queue, "id")
-        wait_until(lambda: between.connections == 2, timeout=ALIVE, what="another connection")
+        wait_until(lambda: between.connections == 2, timeout=20, what="another connection")
         sent(make_celery(), queue, "next")
         assert set(arrived(pipe, queue, 2)) == {"id", "next"}
     assert ran == ["id", "next"]

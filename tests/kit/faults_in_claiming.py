@@ -150,7 +150,7 @@ class NeverEndsALease(Composed):
         return subscription
 
 
-@fault("test_a_renewed_message_is_not_delivered_again", "assert not other.receive(limit=1, wait=0.8)")
+@fault("test_a_renewed_message_is_not_delivered_again", "assert not other.receive(limit=1, wait=0.4 * lease)")
 class RenewsNothing(MemorySubscription):
     """`renew` answers True, and the lease ends as it would have."""
 
@@ -159,7 +159,7 @@ class RenewsNothing(MemorySubscription):
             return [self._store.held(one.id, one.attempt, self) is not None for one in deliveries]
 
 
-@fault("test_one_renewal_serves_everything_that_is_held", "assert not other.receive(limit=5, wait=0.9)")
+@fault("test_one_renewal_serves_everything_that_is_held", "assert not other.receive(limit=5, wait=0.4 * lease)")
 class RenewsTheFirstOnly(MemorySubscription):
     """Of many renewals in one call one lease is extended."""
 

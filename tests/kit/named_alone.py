@@ -18,7 +18,7 @@ from kit.faults import FAULTS
 
 from contract_tests.harness import Harness
 
-HASTE, TIME_ENOUGH = "3", "60"
+HASTE, TIME_ENOUGH = "8", "60"
 """Seconds after which a test is ended: of a fault that is told by a call without an end, and of any other."""
 
 settings.register_profile("caught is enough", phases=[Phase.explicit, Phase.generate], database=None)

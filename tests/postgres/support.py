@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 from contract_tests.limits import start
 from transports.postgres import PostgresTransport
 
-LONG_POLL = 30.0
+LONG_POLL = 150.0
 """A poll interval (seconds) with which polling delivers nothing in the time of a test."""
 
 on_one_server = pytest.mark.parametrize("postgres_url", ["embedded"], indirect=True)

@@ -72,8 +72,8 @@ def test_a_delayed_message_is_not_visible_to_the_product_before_its_time(
 ) -> None:
     """Neither its claim nor its reaper touches a message of ours that waits; afterwards they get it."""
     sent = time.monotonic()
-    transport.send([message("t", queue, delay=1.0)])
-    assert_invisible_until(beside, queue, sent + 1.0)
+    transport.send([message("t", queue, delay=3.0)])
+    assert_invisible_until(beside, queue, sent + 3.0)
     (claimed,) = beside.claim(queue)
     assert claimed[1] == 1
 
@@ -87,8 +87,8 @@ def test_a_retried_message_is_not_visible_to_the_product_before_its_time(
     subscription = transport.subscribe([queue], lease=60)
     (delivery,) = subscription.receive(limit=1, wait=0)
     asked = time.monotonic()
-    assert subscription.settle([Settlement(delivery, Verdict.RETRY, delay=1.0)]) == [True]
-    assert_invisible_until(beside, queue, asked + 1.0)
+    assert subscription.settle([Settlement(delivery, Verdict.RETRY, delay=3.0)]) == [True]
+    assert_invisible_until(beside, queue, asked + 3.0)
     (claimed,) = beside.claim(queue)
     assert claimed[1] == 2
     subscription.close()

@@ -25,6 +25,7 @@ from transports.postgres import PostgresTransport, from_url
 from unstract_core import (
     ConfigurationError,
     Consumer,
+    Delivery,
     Dispatcher,
     Reply,
     Settlement,
@@ -158,7 +159,7 @@ def test_a_pooler_is_found_out_and_nothing_is_prepared_or_listened_to_through_it
 def test_a_server_that_never_answers_is_given_up(private: PrivateServer, queue: str) -> None:
     """A send ends after statement_timeout, and a reply with its own timeout; a send that says that nothing was sent,
     as on a connection that has prepared nothing yet, has sent nothing."""
-    transport = PostgresTransport(private.url, queue, statement_timeout=1.0, timeout=2.0)
+    transport = PostgresTransport(private.url, queue, statement_timeout=2.0, timeout=4.0)
     with contextlib.closing(transport):
         transport.migrate()
         transport.send([message("t", queue)])
@@ -189,16 +190,15 @@ def test_a_settlement_that_is_held_up_holds_up_no_renewal(make_postgres: Make, t
 
     def long() -> None:
         ran.append("long")
-        time.sleep(5)
+        time.sleep(9)
 
     tasks: dict[str, Any] = {"long": long, "answered": lambda: ran.append("answered")}
-    consumers = [Consumer(transport, tasks, [queue], lease=3, concurrency=2) for transport in (first, second)]
+    consumers = [Consumer(transport, tasks, [queue], lease=5, concurrency=2) for transport in (first, second)]
     with running(*consumers):
-        wait_until(lambda: len(first._subscriptions) == len(second._subscriptions) == 1, what="both to subscribe")
         with tables.locked("LOCK TABLE {results} IN SHARE MODE"):
             first.send([message("long", queue), message("answered", queue, reply_key=queue)])
-            time.sleep(6)
-        assert first.reply(queue, timeout=10) is not None
+            time.sleep(10)
+        assert first.reply(queue, timeout=60) is not None
         wait_until(lambda: tables.count(queue) == 0, what="everything to be settled")
     assert sorted(ran) == ["answered", "long"]
 
@@ -226,14 +226,14 @@ def test_a_row_that_somebody_has_locked_costs_no_other_its_lease(
 
     def task(number: int) -> None:
         ran.append(number)
-        time.sleep(5)
+        time.sleep(9)
 
     first.send([message("t", queue, 0), message("t", queue, 1)])
-    with running(Consumer(first, {"t": task}, [queue], lease=2, concurrency=2)):
+    with running(Consumer(first, {"t": task}, [queue], lease=4, concurrency=2)):
         wait_until(lambda: sorted(ran) == [0, 1], what="both tasks to run")
-        with running(Consumer(second, {"t": task}, [queue], lease=2, concurrency=2)):
+        with running(Consumer(second, {"t": task}, [queue], lease=4, concurrency=2)):
             with tables.locked("SELECT * FROM {messages} WHERE message -> 'args' ->> 0 = '0' FOR UPDATE"):
-                time.sleep(4)
+                time.sleep(7)
             wait_until(lambda: tables.count(queue) == 0, what="both to be settled")
     assert ran.count(1) == 1  # the locked one's lease cannot be written: it goes to whoever is first when the lock goes
 
@@ -244,7 +244,7 @@ def test_a_send_that_a_lock_holds_up_is_cancelled_and_says_so(
     make_named: Make, tables: Tables, name: str, queue: str, prepared: bool
 ) -> None:
     """Its fate is known: nothing took effect, then or later, and no statement of it stays behind on the server."""
-    transport = make_named(statement_timeout=0.5)
+    transport = make_named(statement_timeout=1.0)
     transport.send([message("t", queue)])
     if prepared:
         transport.send([message("t", queue)])
@@ -425,14 +425,17 @@ def test_what_a_process_sends_before_it_closes_is_announced(make_postgres: Make,
     subscription = worker.subscribe([queue], lease=60)
     for _ in range(5):
         assert subscription.receive(limit=10, wait=0) == ()
-        producer = make_postgres()
-        producer.send([message("t", queue)])
-        producer.send([message("t", queue)])
-        producer.close()
-        received = list(subscription.receive(limit=10, wait=2))
-        if len(received) < 2:
-            received += subscription.receive(limit=10, wait=2)
-        assert len(received) == 2
+        producer, received = make_postgres(), list[Delivery]()
+
+        def take(received: list[Delivery] = received) -> None:
+            while len(received) < 2:
+                received.extend(subscription.receive(limit=10, wait=LONG_POLL))
+
+        with in_background(take):
+            time.sleep(0.1)
+            producer.send([message("t", queue)])
+            producer.send([message("t", queue)])
+            producer.close()
     subscription.close()
 
 

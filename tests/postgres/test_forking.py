@@ -23,7 +23,7 @@ pytestmark = on_one_server
 Make = Callable[..., PostgresTransport]
 
 
-def in_child(function: Callable[[], Any], *, timeout: float = 6.0) -> Any:
+def in_child(function: Callable[[], Any], *, timeout: float = 60.0) -> Any:
     """Run a function in a forked child and return its result; raise AssertionError with what it raised."""
     context = multiprocessing.get_context("fork")
     mine, theirs = context.Pipe(duplex=False)
@@ -41,7 +41,7 @@ def in_child(function: Callable[[], Any], *, timeout: float = 6.0) -> Any:
         fine, answer = mine.recv()
         assert fine, answer
     finally:
-        child.join(2)
+        child.join(30)
         if child.is_alive():
             child.kill()
             child.join()

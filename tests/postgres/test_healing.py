@@ -38,13 +38,13 @@ def test_a_producer_does_not_notice_that_its_idle_connections_were_killed(
 
 
 def test_a_pool_full_of_dead_connections_costs_no_wait(make_named: Make, tables: Tables, name: str, queue: str) -> None:
-    """Eight idle connections that the server has dropped: the next send does not pay for each of them."""
-    transport = make_named(pool_size=8)
-    sends = [lambda: transport.send([message("t", queue)])] * 8
+    """Twenty idle connections that the server has dropped: the next send does not pay for each of them."""
+    transport = make_named(pool_size=20)
+    sends = [lambda: transport.send([message("t", queue)])] * 20
     with tables.locked("LOCK TABLE {messages}") as lock, in_background(*sends):
-        wait_until(lambda: sum(event == "Lock" for _, event, _ in tables.backends(name)) == 8, what="eight sends")
+        wait_until(lambda: sum(event == "Lock" for _, event, _ in tables.backends(name)) == 20, what="twenty sends")
         lock.rollback()
-    assert tables.terminate(name) >= 8
+    assert tables.terminate(name) >= 20
     started = time.monotonic()
     transport.send([message("t", queue)])
     assert time.monotonic() - started < AT_ONCE
@@ -183,7 +183,7 @@ def away(private: PrivateServer, name: str) -> Iterator[tuple[PostgresTransport,
     """A transport, and its tables, on the server that goes away; nothing but new connections is to be relied on."""
     with (
         servers.fresh_schema(private.url) as schema,
-        transport_on(named(private.url, name), schema, timeout=8.0) as transport,
+        transport_on(named(private.url, name), schema, timeout=30.0) as transport,
     ):
         transport.migrate()
         yield transport, Tables(private.url, schema)
@@ -207,7 +207,7 @@ def test_producer_caller_and_consumer_heal_after_a_restart(
     consumer = Consumer(transport, {"t": lambda: ran.append("sent"), "held": held}, [queue], concurrency=2, lease=5)
     with running(consumer):
         call = Dispatcher(transport)
-        with in_background(lambda: replies.append(call.call("held", args=["called"], queue=queue, timeout=12))):
+        with in_background(lambda: replies.append(call.call("held", args=["called"], queue=queue, timeout=60))):
             wait_until(lambda: transport.queues([queue])[0].in_flight == 1, what="the call to be taken")
             private.stop(mode)
             private.start()
@@ -262,7 +262,7 @@ def test_a_dispatch_while_the_server_is_away_was_not_sent_and_says_so(
             started = time.monotonic()
             with pytest.raises(TransportUnavailable, match="nothing was done") as caught:
                 transport.send([message("t", queue)])
-            assert time.monotonic() - started < 2.0 + 0.7
+            assert time.monotonic() - started < 2.0 + 6
             assert not caught.value.fate_unknown
             assert caught.value.__cause__ is not None
         finally:
@@ -299,7 +299,7 @@ def test_a_commit_whose_answer_never_comes_is_not_tried_again(
     private.freeze()
     try:
         with in_background(send):
-            time.sleep(0.2)
+            time.sleep(1.0)
             private.kill()
     finally:
         private.start()

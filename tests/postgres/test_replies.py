@@ -29,7 +29,7 @@ def test_fifty_waiting_threads_use_one_waiting_connection(
     replies: dict[int, Reply | None] = {}
 
     def wait(number: int) -> None:
-        replies[number] = caller.reply(f"{queue}-{number}", timeout=20, consume=True)
+        replies[number] = caller.reply(f"{queue}-{number}", timeout=LONG_POLL, consume=True)
 
     waiting = [lambda number=number: wait(number) for number in range(50)]
     with in_background(*waiting):
@@ -44,7 +44,7 @@ def test_several_callers_of_one_key_are_all_told(make_postgres: Make, queue: str
     """A reply that nobody consumes is read by everyone who waits for it."""
     caller = make_postgres(poll_interval=LONG_POLL)
     replies: list[Reply | None] = []
-    with in_background(*[lambda: replies.append(caller.reply(queue, timeout=10)) for _ in range(5)]):
+    with in_background(*[lambda: replies.append(caller.reply(queue, timeout=LONG_POLL)) for _ in range(5)]):
         wait_until(lambda: sum(map(len, caller._waiter._waiting.values())) == 5, what="five callers to wait")
         answer(caller, Reply(queue, "completed", result=1))
     assert replies == [Reply(queue, "completed", result=1)] * 5

@@ -133,7 +133,7 @@ def test_an_idle_worker_does_not_mind_another_queues_traffic(make_postgres: Make
     subscription = transport.subscribe([queue], lease=60)
     received: list[Any] = []
     asked.clear()
-    with in_background(lambda: received.extend(subscription.receive(limit=1, wait=20))):
+    with in_background(lambda: received.extend(subscription.receive(limit=1, wait=LONG_POLL))):
         for _ in range(30):
             producer.send([message("t", queue + "-other")])
             time.sleep(0.02)
@@ -159,7 +159,7 @@ def test_a_thread_that_waits_for_replies_and_dies_is_replaced(
 
     monkeypatch.setattr(transport._waiter, "_tell", die_once)
     replies: list[Any] = []
-    with in_background(lambda: replies.append(transport.reply(queue, timeout=20))):
+    with in_background(lambda: replies.append(transport.reply(queue, timeout=LONG_POLL))):
         wait_until(lambda: bool(died), what="the thread to die")
         worker.send([message("t", queue, reply_key=queue)])
         with running(Consumer(worker, {"t": lambda: "paid"}, [queue])):

@@ -1,4 +1,4 @@
-"""Wake-ups: LISTEN/NOTIFY in milliseconds, debounced; and polling, which nothing depends on but everything can."""
+"""Wake-ups: LISTEN/NOTIFY at once, debounced; and polling, which nothing depends on but everything can."""
 
 from __future__ import annotations
 
@@ -168,20 +168,22 @@ def test_a_replayed_dead_letter_reaches_an_idle_worker_at_once(make_postgres: Ma
 @on_one_server
 @pytest.mark.parametrize("listen", [True, False])
 def test_polling_delivers_within_its_interval(make_postgres: Make, tables: Tables, queue: str, listen: bool) -> None:
-    """What nobody announced is found within the poll interval, with `listen=False` and without it."""
-    transport, timer = make_postgres(listen=listen, poll_interval=0.4), Timer()
+    """What nobody announced is found by polling, with `listen=False` and without it, and as often as it was told."""
+    transport, timer, delays = make_postgres(listen=listen, poll_interval=0.4), Timer(), []
     with running(Consumer(transport, {"t": timer}, [queue])):
-        for _ in range(3):
+        for _ in range(5):
             settle_down()
             stored = time.monotonic()
             tables.inject(queue, '{"task_name": "t", "queue": "q"}')
-            assert timer.wait() - stored < 0.4 + AT_ONCE
+            delays.append(timer.wait() - stored)
+    assert min(delays) < 0.4 + 0.3
+    assert max(delays) < 0.4 + AT_ONCE
 
 
 def test_without_listening_a_dispatch_its_follow_up_and_a_reply_come_by_polling(
     make_postgres: Make, queue: str
 ) -> None:
-    """`listen=False`: the whole way of a blocking call, within a poll interval for each of its steps."""
+    """`listen=False`: the whole way of a blocking call, each of its steps found by polling."""
     transport = make_postgres(listen=False, poll_interval=0.3)
     with running(Consumer(transport, {"t": lambda: "answer"}, [queue])):
         sent = time.monotonic()
@@ -225,27 +227,35 @@ def test_without_listening_nothing_is_prepared_on_the_server(statements: dict[bo
 
 @on_one_server
 def test_by_default_a_message_is_found_within_a_second(make_postgres: Make, queue: str) -> None:
-    """Nobody has to set a poll interval: without listening, a message comes within the default one."""
-    transport, timer = make_postgres(listen=False), Timer()
-    with running(Consumer(transport, {"t": timer}, [queue])):
+    """Nobody has to set a poll interval: without listening, a message comes by the default one, which is a second."""
+    transport = make_postgres(listen=False)
+    subscription = transport.subscribe([queue], lease=60)
+    came: list[float] = []
+
+    def take() -> None:
+        assert len(subscription.receive(limit=1, wait=LONG_POLL)) == 1
+        came.append(time.monotonic())
+
+    with in_background(take):
         settle_down()
         sent = time.monotonic()
         transport.send([message("t", queue)])
-        assert timer.wait() - sent < 1.0 + AT_ONCE
+    assert came[0] - sent < 1.0 + AT_ONCE
+    subscription.close()
 
 
 def test_with_the_listening_connection_killed_delivery_goes_on(
     make_named: Make, make_postgres: Make, tables: Tables, name: str, queue: str
 ) -> None:
-    """The next message comes within the poll interval, and the one after that at once again."""
-    producer, transport, timer = make_postgres(), make_named(poll_interval=1.0), Timer()
+    """The next message comes at once, over another connection, and so does the one after that."""
+    producer, transport, timer = make_postgres(), make_named(poll_interval=LONG_POLL), Timer()
     with running(Consumer(transport, {"t": timer}, [queue])):
         wait_until(lambda: tables.backends(name), what="the connection of the consumer")
         settle_down()
         assert tables.terminate(name) >= 1
         sent = time.monotonic()
         producer.send([message("t", queue)])
-        assert timer.wait() - sent < 1.0 + AT_ONCE
+        assert timer.wait() - sent < AT_ONCE
         settle_down()
         sent = time.monotonic()
         producer.send([message("t", queue)])
@@ -373,5 +383,5 @@ def test_an_idle_worker_asks_about_once_a_poll_interval(
     postgres.send([message("t", queue, delay=3600)])
     asked.clear()
     assert subscription.receive(limit=1, wait=1.0) == ()
-    assert 4 <= len(asked) <= 16
+    assert 2 <= len(asked) <= 16
     subscription.close()

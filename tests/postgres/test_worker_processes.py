@@ -49,10 +49,10 @@ def test_a_task_longer_than_its_lease_is_run_once_under_a_living_worker(
 ) -> None:
     """A living worker renews: nobody else gets its message, however long the task takes."""
     with (
-        worker(tables.url, tables.schema, queue, lease=0.6) as first,
-        worker(tables.url, tables.schema, queue, lease=0.6) as second,
+        worker(tables.url, tables.schema, queue, lease=2.5) as first,
+        worker(tables.url, tables.schema, queue, lease=2.5) as second,
     ):
-        postgres.send([message("sleep", queue, 2.0, on_success=then("done", queue + "-cb"))])
+        postgres.send([message("sleep", queue, 7.0, on_success=then("done", queue + "-cb"))])
         wait_until(lambda: tables.count(queue) == 0, what="the task to be settled")
         assert tables.count(queue + "-cb") == 1
         said = []

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def patient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONTRACT_TESTS_TIME_LIMIT", "200")

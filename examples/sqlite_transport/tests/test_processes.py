@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from unstract_core import Consumer, Message, Settlement, TaskPayload, Verdict, current_delivery
+from unstract_core import Consumer, Delivery, Message, Settlement, TaskPayload, Verdict, current_delivery
 
 from wire_sqlite import SqliteTransport
 
@@ -136,6 +136,7 @@ def test_what_was_stored_is_there_after_a_restart(open_transport: Open) -> None:
     transport = open_transport()
     assert [(letter.reason, letter.result, letter.attempts) for letter in transport.dead.find()] == [("r", [1], 1)]
     subscription = transport.subscribe(["q"], lease=60)
-    (ready,) = subscription.receive(limit=1, wait=0)
-    (again,) = subscription.receive(limit=5, wait=5)
-    assert (ready.attempt, again.id, again.attempt) == (1, held.id, 2)
+    found: list[Delivery] = []
+    while len(found) < 2:  # what was held may have come back already
+        found += subscription.receive(limit=5, wait=30)
+    assert sorted((one.attempt, one.id == held.id) for one in found) == [(1, False), (2, True)]
