@@ -374,7 +374,7 @@ def test_a_consumer_of_a_broker_that_is_not_there_does_not_start(make_celery: Ma
     consumer = Consumer(make_celery("amqp://guest:guest@127.0.0.1:1//"), {"t": print}, ["q"])
     with timed() as elapsed, pytest.raises(TransportUnavailable, match="nothing was done"):
         consumer.run()
-    assert elapsed() < 2.0  # kombu's own pause before another try
+    assert elapsed() < 4.5  # which is less than a connection is waited for
 
 
 def test_an_idle_consumer_stops_although_the_broker_is_away(
@@ -437,15 +437,16 @@ def test_a_consumer_outlives_a_broker_that_was_frozen_for_longer_than_its_heartb
     """With a task running, one waiting, and an outcome to settle: every callback comes when the broker goes on."""
     queue, task = queue_name(), Held()
     transport = make_celery(private.url, heartbeat=1.0, connect_timeout=1.0, confirm_timeout=1.0)
+    sender = make_celery(private.url)
     with running(Consumer(transport, {"t": task}, [queue])), pipe_to(private.url) as pipe:
-        sent(transport, queue, "running", "waiting")
+        sent(sender, queue, "running", "waiting")
         task.wait_for(1)
         private.freeze()
         time.sleep(0.5)
         task.go.set()
         time.sleep(2.5)
         private.thaw()
-        sent(transport, queue, "later")
+        sent(sender, queue, "later")
         assert set(arrived(pipe, queue, 3)) == {"running", "waiting", "later"}
 
 
