@@ -30,7 +30,7 @@ class Calls:
     """The calls that are under way, by thread, whose they are, and what was wrong with those that have ended.
 
     A consumer takes what its transport raises for an outage, and goes on. So what was wrong is kept until it was told.
-    `alive` counts by queue what was sent there, or follows there, and has not been settled for good.
+    `alive` counts by queue what was sent there, or follows there, and is not settled for good; replays are left out.
     """
 
     owner: str

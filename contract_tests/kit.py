@@ -150,10 +150,9 @@ class Kit:
         machine that proves nothing: it is asked again for as long as something must be there.
         """
         ran, until = consumer.drain(timeout=timeout), time.monotonic() + self.patience
-        while not self.capabilities.inspection and time.monotonic() < until:
-            if not any(self.calls.alive[queue] > 0 for queue in consumer.queues):
-                break
-            ran += consumer.drain(timeout=timeout)
+        if not self.capabilities.inspection:
+            while any(self.calls.alive[queue] > 0 for queue in consumer.queues) and time.monotonic() < until:
+                ran += consumer.drain(timeout=timeout)
         return ran
 
     def answered(self, transport: CheckedTransport, key: str) -> Reply:

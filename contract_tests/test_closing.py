@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from contract_tests.checked import CheckedTransport
-from contract_tests.kit import Kit
+from contract_tests.kit import LONG, SOON, Kit
 from contract_tests.limits import start, together
 from contract_tests.messages import message
 from contract_tests.needs import needs, not_claimed
@@ -128,7 +128,7 @@ def test_a_waiting_reply_ends_with_transport_closed(kit: Kit) -> None:
     """A blocked caller is told at once, not at its timeout."""
     with kit.open() as transport:
         kit.ask(transport, key := kit.queue())
-        assert ended_by_closing(transport, lambda: transport.reply(key, timeout=30)) < 10
+        assert ended_by_closing(transport, lambda: transport.reply(key, timeout=LONG)) < SOON
 
 
 def test_a_waiting_receive_ends_with_transport_closed(kit: Kit) -> None:
@@ -136,7 +136,7 @@ def test_a_waiting_receive_ends_with_transport_closed(kit: Kit) -> None:
     with kit.open() as transport:
         queue = kit.queue()
         subscription = transport.subscribe([queue], lease=60)
-        assert ended_by_closing(transport, lambda: subscription.receive(limit=1, wait=30)) < 10
+        assert ended_by_closing(transport, lambda: subscription.receive(limit=1, wait=LONG)) < SOON
         subscription.close()
 
 

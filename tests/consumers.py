@@ -10,6 +10,7 @@ from contract_tests.kit import wait_until
 from unstract_core import Consumer
 
 _LONGEST = 60.0
+"""Seconds within which a consumer that was stopped has ended."""
 
 
 @contextlib.contextmanager
@@ -27,18 +28,20 @@ def running(*consumers: Consumer, ends: bool = False) -> Iterator[list[threading
         except BaseException as exc:  # raised below, on the thread of the test
             problems.append(exc)
 
+    def alive() -> bool:
+        return all(thread.is_alive() for thread in threads)
+
     def subscribed() -> bool:
-        alive = [thread.is_alive() for thread in threads]
-        return not all(alive) or all(consumer._running is not None for consumer in consumers)
+        return all(consumer._running is not None for consumer in consumers)
 
     threads = [threading.Thread(target=run, args=[consumer], name="consumer", daemon=True) for consumer in consumers]
     for thread in threads:
         thread.start()
     try:
-        wait_until(subscribed, what="the consumers to subscribe")
-        if all(thread.is_alive() for thread in threads):
+        wait_until(lambda: subscribed() or not alive(), what="the consumers to subscribe")
+        if alive():
             yield threads
-        assert ends or problems or all(thread.is_alive() for thread in threads), "a consumer has ended by itself"
+        assert ends or problems or alive(), "a consumer has ended by itself"
     except BaseException as exc:
         for problem in problems:
             exc.add_note(f"a consumer of this test has ended before: {problem!r}")
@@ -48,6 +51,6 @@ def running(*consumers: Consumer, ends: bool = False) -> Iterator[list[threading
             consumer.stop()
         for thread in threads:
             thread.join(_LONGEST)
-    for problem in problems:
-        raise problem
+    if problems:
+        raise problems[0]
     assert not any(thread.is_alive() for thread in threads), "a consumer was stopped and has not ended"

@@ -163,3 +163,11 @@ def mute_queue(rabbitmq_url: str) -> Iterator[str]:
     queue = queue_name(lasting=True)
     with real_worker(rabbitmq_url, [queue], backend=None):
         yield queue
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that kombu would have made before another try."""
+    found: list[float] = []
+    monkeypatch.setattr("kombu.utils.functional.sleep", found.append)
+    return found

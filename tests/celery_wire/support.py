@@ -26,6 +26,8 @@ from unstract_core.execution import QUEUE_PREFIX
 HERE = Path(__file__).parent
 ALIVE = 60.0
 """Seconds after which something that ought to happen has not: the machine may be busy."""
+AT_ONCE = 4.5
+"""Seconds within which something is told, also on a busy machine, that no connect_timeout has ended."""
 
 
 @attrs.frozen

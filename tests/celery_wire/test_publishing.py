@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import pytest
 from brokers import PrivateBroker
-from celery_wire.support import ALIVE, Pipe
+from celery_wire.support import ALIVE, AT_ONCE, Pipe
 from consumers import running
 from proxy import Proxy
 from queues import queue_name
@@ -37,8 +37,6 @@ Make: TypeAlias = Callable[..., CeleryTransport]
 
 SLACK = 8.0
 """Seconds that may be lost on a busy machine."""
-AT_ONCE = 4.5
-"""Seconds within which something is told, also on a busy machine, that no connect_timeout has ended."""
 FULL = {"x-max-length": 0, "x-overflow": "reject-publish"}
 """The arguments of a queue that takes nothing."""
 
@@ -253,14 +251,6 @@ def test_a_server_that_never_answers_is_given_up_within_the_connect_timeout(
     assert not caught.value.fate_unknown
 
 
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that kombu would have made before another try."""
-    found: list[float] = []
-    monkeypatch.setattr("kombu.utils.functional.sleep", found.append)
-    return found
-
-
 @pytest.mark.parametrize("use", USES)
 def test_a_broker_that_is_not_there_is_told_at_once(make_celery: Make, pauses: list[float], use: str) -> None:
     """TransportUnavailable without a wait: nobody listens there, and nothing was done."""
@@ -291,7 +281,12 @@ STRANGERS = {"wrong password": "amqp://guest:s3cret@{}//", "no such vhost": "amq
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("stranger", STRANGERS)
 def test_who_is_not_let_in_is_told_at_once_and_without_the_password(
-    make_celery: Make, private: PrivateBroker, stranger: str, use: str, caplog: pytest.LogCaptureFixture
+    make_celery: Make,
+    private: PrivateBroker,
+    pauses: list[float],
+    stranger: str,
+    use: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """TransportNotReady with what to check; neither the error, nor its causes, nor a log record holds the password."""
     caplog.set_level(logging.DEBUG)
@@ -299,6 +294,7 @@ def test_who_is_not_let_in_is_told_at_once_and_without_the_password(
     with timed() as elapsed, pytest.raises(TransportNotReady, match="user, password, virtual host") as caught:
         USES[use](transport)
     assert elapsed() < AT_ONCE
+    assert not pauses
     assert "s3cret" not in "".join(traceback.format_exception_only(caught.value))
     link: BaseException | None = caught.value
     while link is not None:

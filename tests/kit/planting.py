@@ -64,6 +64,11 @@ class Fault:
     because: str
     make: Callable[[str], ComposedHarness]
 
+    @property
+    def hangs(self) -> bool:
+        """Whether it is told by a call that does not end."""
+        return self.because.startswith("is in ")
+
     def harness(self) -> ComposedHarness:
         return self.make(self.name)
 

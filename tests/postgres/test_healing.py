@@ -137,13 +137,11 @@ def test_a_settlement_whose_connection_is_killed_in_the_middle_takes_effect_once
     consumer_side, producer = make_named(), make_postgres()
     ran: list[int] = []
     consumer = Consumer(consumer_side, {"t": lambda: ran.append(1)}, [queue], lease=5)
-    with running(consumer):
-        wait_until(lambda: len(consumer_side._subscriptions) == 1, what="the consumer to subscribe")
-        with tables.locked("LOCK TABLE {results} IN EXCLUSIVE MODE") as lock:
-            producer.send([message("t", queue, task_id=queue, on_success=then("done", queue + "-cb"))])
-            tables.rows("SELECT pg_terminate_backend(%s, 5000)", tables.wait_for_lock(name))
-            lock.rollback()
-            wait_until(lambda: tables.count(queue) == 0, what="the settlement")
+    with running(consumer), tables.locked("LOCK TABLE {results} IN EXCLUSIVE MODE") as lock:
+        producer.send([message("t", queue, task_id=queue, on_success=then("done", queue + "-cb"))])
+        tables.rows("SELECT pg_terminate_backend(%s, 5000)", tables.wait_for_lock(name))
+        lock.rollback()
+        wait_until(lambda: tables.count(queue) == 0, what="the settlement")
     assert (ran, tables.count(queue + "-cb")) == ([1], 1)
     assert consumer.counters["lost"] == 0
 
