@@ -100,10 +100,12 @@ def _salvage(
     reply_key: str | None,
     on_error: Mapping[str, Any] | None,
     fairness: Mapping[str, Any] | None,
+    headers: dict[str, str] | None = None,
 ) -> Salvage:
     return Salvage(
         task_id=task_id,
         reply_key=reply_key,
         on_error=None if on_error is None else ContinuationSpec(**on_error),
         fairness=None if fairness is None else FairnessKey(**fairness),
+        headers=headers,
     )

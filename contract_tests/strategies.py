@@ -65,10 +65,14 @@ continuations = st.builds(
     queue=names,
 )
 
+headers = st.dictionaries(names | st.sampled_from(["traceparent", "tracestate", "task", "id"]), texts, max_size=3)
+"""Also by names that another wire has for something else."""
+
 AWAITS = ("reply", "both", "on_success", "on_error", "nothing")
 _ways = st.sampled_from(AWAITS)
 _flags = st.booleans()
 _fairness = st.none() | fairness_keys
+_headers = st.none() | headers
 
 
 @st.composite
@@ -88,4 +92,5 @@ def payloads(
         on_success=draw(continuations) if way in ("both", "on_success") else None,
         on_error=draw(continuations) if way in ("both", "on_error") else None,
         task_id=draw(names) if has_id else None,
+        headers=draw(_headers),
     )

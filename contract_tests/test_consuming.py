@@ -18,7 +18,7 @@ from contract_tests.limits import start
 from contract_tests.messages import message, then
 from contract_tests.needs import needs, not_claimed
 from contract_tests.table import FAILURES, ODD_RESULTS, Table, tasks
-from unstract_core import Consumer, Dispatcher, FairnessKey, Reply, ReplyTimeout, TaskFailed
+from unstract_core import Consumer, Dispatcher, FairnessKey, Reply, ReplyTimeout, TaskFailed, current_delivery
 
 
 def test_a_return_is_continued_with_its_result(table: Table) -> None:
@@ -29,6 +29,27 @@ def test_a_return_is_continued_with_its_result(table: Table) -> None:
     assert table.status_is("i" + table.queue, "completed", result={"n": 1})
     assert table.empty()
     assert table.buried()
+
+
+def test_a_continuation_carries_the_headers_on_and_has_none_unasked(table: Table) -> None:
+    """What a message has in `headers`, and nothing else, is in those of its continuation, whichever it is."""
+    found: list[tuple[Any, Any]] = []
+
+    def remember(first: Any, **_: Any) -> None:
+        delivery = current_delivery()
+        assert delivery is not None
+        assert delivery.payload is not None
+        found.append((first, delivery.payload.headers))
+
+    trace = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "task": "é"}
+    for number, headers in enumerate((trace, None)):
+        table.send("return", f"r{number}", task_id=f"r{number}{table.queue}", headers=headers, **table.callbacks_to())
+        table.send("raise", task_id=f"e{number}{table.queue}", headers=headers, **table.callbacks_to())
+    registry = {**tasks, "ok": remember, "err": remember}
+    table.kit.drain(Consumer(table.transport, registry, [table.queue, table.callbacks]))
+    assert sorted(found, key=str) == sorted(
+        [("r0", trace), (f"e0{table.queue}", trace), ("r1", None), (f"e1{table.queue}", None)], key=str
+    )
 
 
 @needs("replies")

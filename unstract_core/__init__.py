@@ -13,6 +13,7 @@ from unstract_core.dispatch import Dispatcher, DispatchHandle
 from unstract_core.errors import (
     ConfigurationError,
     ContractError,
+    DeadlineExceeded,
     GateFailed,
     MalformedPayload,
     NotSupported,
@@ -27,9 +28,11 @@ from unstract_core.errors import (
     TransportRefused,
     TransportUnavailable,
     UnknownTask,
+    WorkerLost,
 )
 from unstract_core.execution import ExecutionContext, ExecutionResult, ExecutorDispatcher
 from unstract_core.gates import OpenFeatureGate
+from unstract_core.observer import Observer
 from unstract_core.payload import ContinuationSpec, FairnessKey, TaskPayload
 from unstract_core.registry import Tasks
 from unstract_core.routing import Gate, RoutingDispatcher
@@ -61,6 +64,7 @@ __all__ = [
     "ContractError",
     "DeadLetter",
     "DeadLetters",
+    "DeadlineExceeded",
     "Delivery",
     "DispatchHandle",
     "Dispatcher",
@@ -74,6 +78,7 @@ __all__ = [
     "MalformedPayload",
     "Message",
     "NotSupported",
+    "Observer",
     "OpenFeatureGate",
     "PayloadError",
     "QueueState",
@@ -96,6 +101,7 @@ __all__ = [
     "TransportUnavailable",
     "UnknownTask",
     "Verdict",
+    "WorkerLost",
     "current_delivery",
     "from_wire",
     "load_transport",

@@ -17,6 +17,7 @@ from cattrs import Converter, transform_error
 from cattrs.errors import ClassValidationError
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
+from unstract_core.domain import json_path
 from unstract_core.errors import MalformedPayload, PayloadError
 from unstract_core.payload import HIGHEST_PRIORITY, LOWEST_PRIORITY, ContinuationSpec, FairnessKey, TaskPayload
 from unstract_core.values import normalise, normalise_members
@@ -33,6 +34,9 @@ _NESTED: dict[str, type] = {
     "on_error": ContinuationSpec,
 }
 _WORKLOAD_TYPES = ("api", "non_api")
+
+MAX_HEADERS_BYTES = 8192
+"""Bytes of all names and values of `headers` in UTF-8: a broker has to find room for them in one frame."""
 
 
 def to_wire(payload: TaskPayload) -> dict[str, Any]:
@@ -59,6 +63,8 @@ def to_wire(payload: TaskPayload) -> dict[str, Any]:
     for key in ("on_success", "on_error"):
         if key in wire:
             _write_continuation(wire[key], f"$.{key}")
+    if "headers" in wire:
+        wire["headers"] = check_headers(wire["headers"], "$.headers")
     return wire
 
 
@@ -92,6 +98,7 @@ class Salvage:
     reply_key: str | None = None
     on_error: ContinuationSpec | None = None
     fairness: FairnessKey | None = None
+    headers: dict[str, str] | None = None
 
 
 def salvage(raw: RawMessage) -> Salvage:
@@ -105,6 +112,7 @@ def salvage(raw: RawMessage) -> Salvage:
         reply_key=_readable(wire, "reply_key", str),
         on_error=_readable(wire, "on_error", ContinuationSpec),
         fairness=_readable(wire, "fairness", FairnessKey),
+        headers=_read_headers(wire.get("headers"), None),
     )
 
 
@@ -119,6 +127,22 @@ def check_name(name: Any, path: str) -> None:
     normalise(name, path=path)
     if len(name.encode()) > MAX_NAME_BYTES:
         raise PayloadError(f"longer than {MAX_NAME_BYTES} bytes of UTF-8", path=path)
+
+
+def check_headers(headers: Any, path: str) -> dict[str, str]:
+    """Return a copy; raises PayloadError at `path` unless names map to texts that every transport can carry."""
+    if not isinstance(headers, Mapping):
+        raise PayloadError(f"expected a dict, got {_kind(headers)}", path=path)
+    size = 0
+    for name, value in headers.items():
+        check_name(name, path)
+        if type(value) is not str:
+            raise PayloadError(f"expected str, got {_kind(value)}", path=json_path(path, [name]))
+        normalise(value, path=json_path(path, [name]))
+        size += len(name.encode()) + len(value.encode())
+    if size > MAX_HEADERS_BYTES:
+        raise PayloadError(f"names and values have {size} bytes of UTF-8; {MAX_HEADERS_BYTES} at most", path=path)
+    return dict(headers)
 
 
 def _readable(wire: Mapping[str, Any], key: str, kind: type[Any]) -> Any:
@@ -219,6 +243,13 @@ def _read_priority(value: Any, _: Any) -> int:
     return value
 
 
+def _read_headers(value: Any, _: Any) -> dict[str, str] | None:
+    """Read what no task depends on: whatever is no object of texts counts as absent."""
+    if type(value) is not dict or not all(type(name) is str and type(text) is str for name, text in value.items()):
+        return None
+    return dict(value)
+
+
 def _read_optional(read: Any) -> Any:
     return lambda value, kind: None if value is None else read(value, kind)
 
@@ -260,6 +291,7 @@ def _make_converter() -> Converter:
             on_success=override(struct_hook=_read_optional(continuation)),
             on_error=override(struct_hook=_read_optional(continuation)),
             task_id=optional_name,
+            headers=override(struct_hook=_read_headers),
         ),
     )
     as_it_is = override(unstruct_hook=lambda value: value)
@@ -278,6 +310,7 @@ def _make_converter() -> Converter:
             on_success=unless_unset,
             on_error=unless_unset,
             task_id=unless_unset,
+            headers=override(unstruct_hook=lambda value: value, omit_if_default=True),
         ),
     )
     return converter

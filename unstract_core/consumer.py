@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from unstract_core.continuation import RetryPolicy
-from unstract_core.errors import ConfigurationError, TransportError, TransportUnavailable
+from unstract_core.errors import ConfigurationError, NotSupported, TransportError, TransportUnavailable
 from unstract_core.loop import LONGEST_WAIT, Loop, Settings
+from unstract_core.observer import Observer, Observers
 from unstract_core.registry import runnable
 from unstract_core.transport import LONGEST_DELAY, Inspection, Transport
 
@@ -39,11 +40,18 @@ class Consumer:
     seconds. `prefetch` fixes how many messages are held at once, running ones included; by default it adapts, and what
     waits behind long tasks is given back.
 
-    `counters` counts what has happened: ran, replaced, settled, retried, buried, given_back, lost, refused.
+    A task that runs for longer than `task_deadline` seconds is given up (never, by default): it counts as failed with
+    "deadline of ... s exceeded", and another thread takes the place of its own, which cannot be stopped. With
+    `never_rerun` a task is started once, whatever happens: it is not retried, and when its worker was lost its sender
+    is told so; messages are then taken one for each free thread, so that few are lost that were not started.
+    `observers` look on.
+
+    `counters` counts what has happened: ran, replaced, settled, retried, buried, given_back, lost, refused, overdue.
 
     Guarantee: at least once. Each message is run, continued and answered by the table of continuation.py, and whatever
-    a task does or a message holds, the consumer lives on and no other message is lost. Raises ConfigurationError for
-    settings that cannot work.
+    a task does or a message holds, the consumer lives on and no other message is lost. With `never_rerun`: at most one
+    start. Raises ConfigurationError for settings that cannot work, NotSupported for `never_rerun` over a transport that
+    does not count the deliveries which nobody settled.
     """
 
     def __init__(
@@ -58,6 +66,9 @@ class Consumer:
         backoff: float = 1.0,
         backoff_max: float = 300.0,
         prefetch: int | None = None,
+        task_deadline: float | None = None,
+        never_rerun: bool = False,
+        observers: Sequence[Observer] = (),
     ) -> None:
         if isinstance(queues, str) or not queues or not all(isinstance(queue, str) and queue for queue in queues):
             raise ConfigurationError("queues must be a list of one or more non-empty names")
@@ -70,8 +81,17 @@ class Consumer:
         _check_seconds("backoff_max", backoff_max, zero=True)
         if prefetch is not None:
             _check_count("prefetch", prefetch)
+            if never_rerun and prefetch != concurrency:
+                raise ConfigurationError("with never_rerun nothing is prefetched: leave prefetch out")
             if prefetch < concurrency:
                 raise ConfigurationError("prefetch counts running messages too: it must be at least the concurrency")
+        if task_deadline is not None:
+            _check_seconds("task_deadline", task_deadline)
+        if never_rerun and not transport.capabilities.counts_crashes:
+            raise NotSupported(
+                "never_rerun needs a transport that counts the deliveries which nobody settled (counts_crashes): "
+                "PostgreSQL, or RabbitMQ with quorum queues"
+            )
         self.tasks = {name: runnable(name, task) for name, task in tasks.items()}
         if not self.tasks:
             raise ConfigurationError("no tasks are registered; a consumer without tasks would bury every message")
@@ -79,8 +99,10 @@ class Consumer:
         self.queues = list(dict.fromkeys(queues))
         self.concurrency = concurrency
         self.lease = lease
-        self.policy = RetryPolicy(max_attempts, backoff, backoff_max)
-        self.prefetch = prefetch
+        self.policy = RetryPolicy(max_attempts, backoff, backoff_max, never_rerun=never_rerun)
+        self.prefetch = concurrency if never_rerun else prefetch
+        self.task_deadline = math.inf if task_deadline is None else task_deadline
+        self.observers = Observers(observers)
         self.counters: Counter[str] = Counter()
         self._stopping = False
         self._running: Loop | None = None
@@ -154,6 +176,8 @@ class Consumer:
             self.prefetch,
             self.counters,
             lambda: self._stopping,
+            self.observers,
+            self.task_deadline,
         )
         if self._running is not None:
             raise ConfigurationError("this consumer runs already; make another one to run beside it")

@@ -18,9 +18,17 @@ from typing import TypeAlias, cast
 
 import attrs
 
-from unstract_core.codec import Salvage, check_name, salvage
+from unstract_core.codec import Salvage, check_headers, check_name, salvage
 from unstract_core.domain import JSONValue
-from unstract_core.errors import ConfigurationError, MalformedPayload, PayloadError, TooManyAttempts, UnknownTask
+from unstract_core.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    MalformedPayload,
+    PayloadError,
+    TooManyAttempts,
+    UnknownTask,
+    WorkerLost,
+)
 from unstract_core.payload import ContinuationSpec, FairnessKey, TaskPayload
 from unstract_core.transport import LONGEST_DELAY, REPLY_TTL, STATUS_TTL, Delivery, Message, Reply, Settlement, Verdict
 from unstract_core.values import cut, error_text, normalise, normalise_members
@@ -52,13 +60,16 @@ class RetryLater(Exception):
 class RetryPolicy:
     """How often a task may be delivered, and how long to wait before it is run again (seconds).
 
-    `asked_attempts` counts instead of `max_attempts`, where it is more, for a task that asks to be run again.
+    `asked_attempts` counts instead of `max_attempts`, where it is more, for a task that asks to be run again. With
+    `never_rerun` a task is started once, whatever happens: it is not retried, and a message that a worker took and
+    never settled is given up.
     """
 
     max_attempts: int = 5
     backoff: float = 1.0
     backoff_max: float = 300.0
     asked_attempts: int = 0
+    never_rerun: bool = False
 
     def of(self, task: object) -> RetryPolicy:
         """Return the policy for a task that may carry `asked_attempts` of its own, as those of a Celery app do."""
@@ -67,7 +78,7 @@ class RetryPolicy:
 
     @property
     def most_attempts(self) -> int:
-        return max(self.max_attempts, self.asked_attempts)
+        return 1 if self.never_rerun else max(self.max_attempts, self.asked_attempts)
 
     def delay(self, delivery: Delivery) -> float:
         """Double the wait with each attempt, less up to a quarter: spread, yet the same for the same delivery."""
@@ -141,6 +152,11 @@ def _delay(seconds: object) -> float | None:
     return min(max(0.0, seconds), LONGEST_DELAY)
 
 
+def overdue(deadline: float) -> Raised:
+    """Return the outcome of a task that ran for longer than `deadline` seconds."""
+    return Raised(error_text(DeadlineExceeded(f"deadline of {deadline:g} s exceeded")))
+
+
 @attrs.frozen
 class RetryAsked:
     """The task asked to be run again, in `delay` seconds or after the policy's backoff."""
@@ -188,7 +204,7 @@ def _by_rule(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settl
         case Raised(error) | RetryAsked(_, error):
             if _awaited(_sender(delivery)):
                 return _failed(delivery, error, Verdict.ACK)
-            if delivery.attempt < policy.max_attempts:
+            if delivery.attempt < policy.max_attempts and not policy.never_rerun:
                 return _again(delivery, error, policy.delay(delivery))
             return _failed(delivery, error, Verdict.BURY)
         case Rejected(error):
@@ -199,6 +215,9 @@ def rejection(delivery: Delivery, known: Container[str], policy: RetryPolicy) ->
     """Say why a delivery must not be run: unreadable, delivered too often, not among `known` task names, too late."""
     if delivery.payload is None:
         return Rejected(error_text(MalformedPayload(delivery.problem or "unreadable")))
+    if policy.never_rerun and delivery.attempt > 1:
+        lost = "the worker that took this task never settled it; it may have run, and is not run again"
+        return Rejected(error_text(WorkerLost(lost)))
     if delivery.attempt > policy.most_attempts:
         times = f"delivered {delivery.attempt} times and never settled; the limit is {policy.most_attempts}"
         return Rejected(error_text(TooManyAttempts(times)))
@@ -213,6 +232,16 @@ def expiry(delivery: Delivery) -> Rejected | None:
     if delivery.expires is None or datetime.datetime.now(datetime.UTC) < delivery.expires:
         return None
     return Rejected(error_text(MalformedPayload(f"expired: it was to be run before {delivery.expires.isoformat()}")))
+
+
+def with_headers(settlement: Settlement, headers: dict[str, str]) -> Settlement:
+    """Return a settlement whose continuation carries these headers instead of its parent's."""
+    follow_up = settlement.follow_up
+    if follow_up is None:
+        return settlement
+    return attrs.evolve(
+        settlement, follow_up=attrs.evolve(follow_up, payload=attrs.evolve(follow_up.payload, headers=headers))
+    )
 
 
 def fallbacks(settlement: Settlement, refusal: str) -> Iterator[Settlement]:
@@ -313,12 +342,20 @@ def _follow_up(
         queue=spec.queue,
         fairness=_fit_fairness(sender.fairness),
         task_id=str(uuid.uuid5(CONTINUATION_IDS, f"{parent}/{kind}")),
+        headers=_fit_headers(sender.headers),
     )
     return Message(payload, spec.queue, org_id=_fit_owner(delivery.org_id) or "", priority=delivery.priority)
 
 
 def _fit_fairness(fairness: FairnessKey | None) -> FairnessKey | None:
     return attrs.evolve(fairness, org_id=_fit_owner(fairness.org_id)) if fairness is not None else None
+
+
+def _fit_headers(headers: dict[str, str] | None) -> dict[str, str] | None:
+    try:
+        return None if headers is None else check_headers(headers, "$.headers")
+    except PayloadError:
+        return None
 
 
 def _fit_owner(org_id: str | None) -> str | None:

@@ -6,6 +6,7 @@ and nothing here decides between transports.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import attrs
 
 from unstract_core.domain import JSONValue
 from unstract_core.errors import ConfigurationError, PayloadError, ReplyTimeout, SignatureError, TaskFailed
+from unstract_core.observer import Observer, Observers
 from unstract_core.payload import DEFAULT_PRIORITY, ContinuationSpec, FairnessKey, TaskPayload
 from unstract_core.signature import Callback, signature_to_continuation
 from unstract_core.transport import Message, Reply, Transport
@@ -27,10 +29,14 @@ class DispatchHandle:
 
 
 class Dispatcher:
-    """Sends tasks over one transport. Thread-safe where the transport is, and cheap to build."""
+    """Sends tasks over one transport. Thread-safe where the transport is, and cheap to build.
 
-    def __init__(self, transport: Transport) -> None:
+    `observers` look on at each send; they may add `headers` to a message, and decide nothing.
+    """
+
+    def __init__(self, transport: Transport, *, observers: Sequence[Observer] = ()) -> None:
         self.transport = transport
+        self._observers = Observers(observers)
 
     def send(
         self,
@@ -140,7 +146,8 @@ class Dispatcher:
             priority=DEFAULT_PRIORITY if fairness is None else fairness.pipeline_priority,
             delay=delay,
         )
-        (message_id,) = self.transport.send([message], within=within)
+        with self._observers.sending(message) if self._observers else contextlib.nullcontext(message) as observed:
+            (message_id,) = self.transport.send([observed], within=within)
         return DispatchHandle(payload.task_id or payload.reply_key or message_id)
 
 

@@ -18,6 +18,7 @@ from unstract_core.continuation import fallbacks
 from unstract_core.errors import TransportClosed, TransportError, TransportRefused, TransportUnavailable
 from unstract_core.events import emit
 from unstract_core.holding import Held, Key
+from unstract_core.observer import Observers
 from unstract_core.runner import ids
 from unstract_core.transport import Settlement, Subscription, Verdict
 from unstract_core.values import error_text
@@ -37,11 +38,14 @@ class Endings:
     `answers` is counted up by the owner whenever the transport has answered something else.
     """
 
-    def __init__(self, subscription: Subscription, held: dict[Key, Held], counters: Counter[str]) -> None:
+    def __init__(
+        self, subscription: Subscription, held: dict[Key, Held], counters: Counter[str], observers: Observers
+    ) -> None:
         self.answers = 0
         self._subscription = subscription
         self._held = held
         self._counters = counters
+        self._observers = observers
         self._finished: dict[Key, Held] = {}
         self._largest_batch = _LARGEST_BATCH
 
@@ -73,6 +77,7 @@ class Endings:
             held.until = 0.0
             self._counters["lost"] += 1
             emit(logger, logging.WARNING, "lease_lost", **ids(held.delivery))
+            self._observers.lost(held.delivery)
 
     def _settle(self, batch: Sequence[Held]) -> None:
         try:
@@ -156,6 +161,8 @@ class Endings:
         if effective:
             settlement = _settlement(held)
             self._counters[_COUNTED_AS[settlement.verdict] if settlement.counted else "given_back"] += 1
+            if self._observers:
+                self._observers.settled(settlement, time.monotonic() - held.finished)
         elif held.doubtful:
             emit(logger, logging.INFO, "settled_or_lost", **ids(held.delivery))
         else:

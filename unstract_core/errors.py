@@ -8,6 +8,8 @@
      +-- NotSupported                     asked of a transport that does not claim the capability
      +-- UnknownTask                      a message names a task that this worker does not have
      +-- TooManyAttempts                  a message was delivered too often without ever being settled
+     +-- WorkerLost                       a task that is never run twice was lost with the worker that had it
+     +-- DeadlineExceeded                 a task ran for longer than its worker lets it
      +-- TaskFailed                       a blocking call's task raised, or could not be run
      +-- ReplyTimeout (TimeoutError)      a blocking call's deadline passed without an answer
      +-- GateFailed                       a gate cannot tell which way a dispatch is to go
@@ -70,6 +72,14 @@ class UnknownTask(ContractError):
 
 class TooManyAttempts(ContractError):
     """The message has cost a worker its life too often to be given to another."""
+
+
+class WorkerLost(ContractError):
+    """The worker that had taken the task never settled it; it may have run, and is never run twice."""
+
+
+class DeadlineExceeded(ContractError):
+    """The task ran for longer than its worker lets it; it may be running still."""
 
 
 class TaskFailed(ContractError):

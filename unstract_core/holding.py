@@ -17,6 +17,7 @@ Key: TypeAlias = tuple[str, int]
 class Held:
     """A delivery of ours. It is waiting until a thread takes it, and finished when it has a `settlement`.
 
+    `finished` is when its outcome was known, on the monotonic clock.
     `until` is when its lease ends, on the monotonic clock and with a margin: after that it is not started any more.
     The other fields say how settling it went: `doubtful` if it may have taken effect; `failures` of it alone, since
     `failing_since`, while the transport answered others; `retry_at` the earliest moment of the next try; `original`
@@ -26,6 +27,7 @@ class Held:
     delivery: Delivery
     until: float = math.inf
     lost: bool = False
+    finished: float = 0.0
     settlement: Settlement | None = None
     doubtful: bool = False
     failures: int = 0

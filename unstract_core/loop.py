@@ -21,6 +21,7 @@ from unstract_core.ending import LONGEST_PAUSE, SHORTEST_PAUSE, Endings
 from unstract_core.errors import ContractError, TransportClosed, TransportError
 from unstract_core.events import emit
 from unstract_core.holding import Held, Key
+from unstract_core.observer import Observers, Turn
 from unstract_core.prefetch import WINDOW, AdaptivePrefetch, FixedPrefetch
 from unstract_core.runner import Runner, ids
 from unstract_core.transport import Delivery, Subscription
@@ -47,6 +48,8 @@ class Settings:
     prefetch: int | None
     counters: Counter[str]
     stopping: Callable[[], bool]
+    observers: Observers
+    deadline: float = math.inf
 
 
 class Loop:
@@ -60,9 +63,16 @@ class Loop:
         self._subscription = subscription
         self._held: dict[Key, Held] = {}
         self._runner = Runner(
-            settings.tasks, settings.concurrency, settings.policy, settings.counters, settings.stopping, self.ring
+            settings.tasks,
+            settings.concurrency,
+            settings.policy,
+            settings.counters,
+            settings.stopping,
+            self.ring,
+            settings.observers,
+            settings.deadline,
         )
-        self._endings = Endings(subscription, self._held, settings.counters)
+        self._endings = Endings(subscription, self._held, settings.counters, settings.observers)
         self._prefetch = (
             AdaptivePrefetch(settings.concurrency) if settings.prefetch is None else FixedPrefetch(settings.prefetch)
         )
@@ -96,6 +106,7 @@ class Loop:
         With nothing held it waits for messages for `patience` seconds; else a finished task ends its wait. It does not
         wait beyond `deadline`, on the monotonic clock. Raises TransportClosed, and what is no TransportError of ours.
         """
+        self._runner.give_up_overdue()
         limit = self._limit()
         if self._gave_back(limit):
             limit = self._settings.concurrency
@@ -112,6 +123,9 @@ class Loop:
         else:
             self._wait_longer()
         self._tell()
+        if self._settings.observers:
+            away = self.problem is not None
+            self._settings.observers.turned(Turn(len(self._held), self._runner.running, away))
         return received
 
     def close(self) -> None:
@@ -201,7 +215,7 @@ class Loop:
             return now
         if not self._held:
             return min(now + patience, deadline)
-        moments = [now + LONGEST_WAIT, deadline, self._renew_at]
+        moments = [now + LONGEST_WAIT, deadline, self._renew_at, self._runner.overdue_at]
         moments += [held.retry_at for held in self._endings.suspects]
         if self._prefetch.adapts and self._runner.waiting:
             moments.append(now + WINDOW)
@@ -216,7 +230,9 @@ class Loop:
             self._runner.submit(held)
             return
         emit(logger, logging.ERROR, "message_rejected", **ids(delivery), reason=rejected.error)
+        self._settings.observers.rejected(delivery, rejected.error.partition(":")[0])
         held.settlement = settle(delivery, rejected, self._settings.policy)
+        held.finished = time.monotonic()
         self._runner.done.append(held)
 
     def _wait_longer(self) -> None:

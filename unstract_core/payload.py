@@ -42,7 +42,8 @@ class TaskPayload:
     """One task as it stands on the wire, in the key order of the wire.
 
     `reply_key` asks for an answer to a blocked caller; `on_success` and `on_error` ask for a continuation; `task_id`
-    is the id of the dispatch, under which its status is kept.
+    is the id of the dispatch, under which its status is kept. `headers` are texts about the dispatch that are no part
+    of the task: what observes it puts a trace's context there, and a continuation carries it on.
 
     Raises PayloadError when `reply_key` meets a continuation: the answer would have two addresses.
     """
@@ -56,6 +57,7 @@ class TaskPayload:
     on_success: ContinuationSpec | None = None
     on_error: ContinuationSpec | None = None
     task_id: str | None = None
+    headers: dict[str, str] | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.reply_key is not None and self.has_continuations:

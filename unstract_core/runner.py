@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -11,12 +13,25 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, cast
 
-from unstract_core.continuation import Outcome, Raised, RetryAsked, RetryPolicy, Returned, expiry, settle
+from unstract_core.continuation import (
+    Ignored,
+    Outcome,
+    Raised,
+    Rejected,
+    RetryAsked,
+    RetryPolicy,
+    Returned,
+    expiry,
+    overdue,
+    settle,
+    with_headers,
+)
 from unstract_core.current import delivering
 from unstract_core.events import emit
 from unstract_core.holding import Held
+from unstract_core.observer import End, Observers
 from unstract_core.payload import TaskPayload
-from unstract_core.transport import Delivery
+from unstract_core.transport import Delivery, Settlement
 from unstract_core.values import error_text, type_name
 
 logger = logging.getLogger(__name__)
@@ -25,9 +40,9 @@ logger = logging.getLogger(__name__)
 class Runner:
     """Runs deliveries on `concurrency` threads, first come first served, and collects what is to be settled.
 
-    `counters` gets "ran" and "replaced", `busy` the seconds in tasks; once `stopping`, nothing more is started. `ring`
-    is called when something was finished while the owner said that it is `asleep`. `moved` is when a delivery was last
-    submitted or finished, on the monotonic clock.
+    `counters` gets "ran", "replaced" and "overdue", `busy` the seconds in tasks; a task may run for `deadline` seconds;
+    once `stopping`, nothing more is started. `ring` is called when something was finished while the owner said that it
+    is `asleep`. `moved` is when a delivery was last submitted or finished, on the monotonic clock.
 
     Guarantee: whatever a task, its result, its exception or a log handler does, its delivery ends in `done` and the
     thread lives on.
@@ -41,6 +56,8 @@ class Runner:
         counters: Counter[str],
         stopping: Callable[[], bool],
         ring: Callable[[], None],
+        observers: Observers,
+        deadline: float = math.inf,
     ) -> None:
         self.done: deque[Held] = deque()
         self.asleep = False
@@ -51,12 +68,12 @@ class Runner:
         self._counters = counters
         self._stopping = stopping
         self._ring = ring
+        self._observers = observers
+        self._deadline = deadline
+        self._started: dict[Held, float] = {}
         self._waiting: SimpleQueue[Held | None] = SimpleQueue()
         self._count = threading.Lock()
-        self._threads = [
-            threading.Thread(target=self._serve, name=f"unstract-wire-task-{number}", daemon=True)
-            for number in range(1, concurrency + 1)
-        ]
+        self._threads = [self._thread(number) for number in range(1, concurrency + 1)]
         try:
             for thread in self._threads:
                 thread.start()
@@ -69,13 +86,42 @@ class Runner:
         """How many deliveries no thread has taken yet."""
         return self._waiting.qsize()
 
+    @property
+    def running(self) -> int:
+        """How many deliveries a thread has taken and not finished."""
+        return len(self._started)
+
+    @property
+    def overdue_at(self) -> float:
+        """When the next running task is overdue, on the monotonic clock."""
+        if self._deadline == math.inf:
+            return math.inf
+        return min(list(self._started.values()), default=math.inf) + self._deadline
+
+    def give_up_overdue(self) -> None:
+        """Finish what has been running for longer than the deadline as failed; its thread is left to itself, and
+        another takes its place. A thread cannot be stopped: whoever owns the process should replace it."""
+        if time.monotonic() < self.overdue_at:
+            return
+        for held, started in list(self._started.items()):
+            if time.monotonic() - started < self._deadline or self._started.pop(held, None) is None:
+                continue
+            self._counters["overdue"] += 1
+            emit(logger, logging.ERROR, "task_overdue", **ids(held.delivery), deadline=self._deadline)
+            held.settlement = settle(held.delivery, overdue(self._deadline), self._policy_of(held.delivery))
+            self.finish(held)
+            with contextlib.suppress(RuntimeError):  # no more threads to be had: one fewer works
+                replacement = self._thread(len(self._threads) + 1)
+                replacement.start()
+                self._threads.append(replacement)
+
     def submit(self, held: Held) -> None:
         self.moved = time.monotonic()
         self._waiting.put(held)
 
     def finish(self, held: Held) -> None:
         """Hand over what has a settlement, and wake the owner if it sleeps: appended first, so nothing is slept on."""
-        self.moved = time.monotonic()
+        self.moved = held.finished = time.monotonic()
         self.done.append(held)
         if self.asleep:
             self.asleep = False
@@ -103,24 +149,39 @@ class Runner:
                 held.give_back("the worker stops")
             elif held.until <= time.monotonic():
                 held.give_back("its lease was over before it was started")
+            elif (late := expiry(held.delivery)) is not None:  # it may have waited here for long
+                self._observers.rejected(held.delivery, late.error.partition(":")[0])
+                held.settlement = settle(held.delivery, late, self._policy_of(held.delivery))
+            elif (settlement := self._run(held)) is not None:
+                held.settlement = settlement
             else:
-                self._run(held)
+                return  # it was given up, and another thread has this one's place
             self.finish(held)
 
-    def _run(self, held: Held) -> None:
+    def _run(self, held: Held) -> Settlement | None:
+        """Run a task and return what follows; None where that was decided meanwhile."""
         delivery = held.delivery
+        self._started[held] = time.monotonic()
+        headers = None
         try:
-            outcome = expiry(delivery) or self._outcome(delivery)  # it may have waited here for long
+            with self._observers.running(delivery) if self._observers else contextlib.nullcontext() as headers:
+                outcome = self._outcome(held)
         except BaseException as exc:  # no rule of ours may cost a message or a thread
             outcome = Raised(error_text(exc))
-        held.settlement = settle(delivery, outcome, self._policy_of(delivery))
+        if self._started.pop(held, None) is None:
+            return None
+        settlement = settle(delivery, outcome, self._policy_of(delivery))
+        return settlement if headers is None else with_headers(settlement, headers)
 
-    def _outcome(self, delivery: Delivery) -> Outcome:
+    def _outcome(self, held: Held) -> Outcome:
+        delivery = held.delivery
         started = time.monotonic()
+        error_type = None
         try:
             outcome: Outcome = Returned.of(self._call(delivery))
         except BaseException as exc:  # a task may call sys.exit; its thread has others to run
             outcome = Raised.of(exc)
+            error_type = type_name(exc)
             self._log_raised(delivery, exc, outcome, time.monotonic() - started)
         seconds = time.monotonic() - started
         replaced = outcome.replaced if isinstance(outcome, Returned) else ()
@@ -131,7 +192,12 @@ class Runner:
         if replaced:
             paths = ", ".join(replaced)
             emit(logger, logging.WARNING, "result_made_to_fit", **ids(delivery), count=len(replaced), paths=paths)
+        if self._observers:
+            self._observers.ran(delivery, _end(outcome), error_type, seconds, len(replaced))
         return outcome
+
+    def _thread(self, number: int) -> threading.Thread:
+        return threading.Thread(target=self._serve, name=f"unstract-wire-task-{number}", daemon=True)
 
     def _task_of(self, delivery: Delivery) -> Callable[..., Any]:
         if delivery.payload is None:
@@ -157,6 +223,20 @@ class Runner:
             where=_where(exc.__traceback__),
             seconds=round(seconds, 3),
         )
+
+
+def _end(outcome: Outcome) -> End:
+    match outcome:
+        case Returned():
+            return "returned"
+        case RetryAsked():
+            return "retry_asked"
+        case Rejected():
+            return "rejected"
+        case Ignored():
+            return "ignored"
+        case Raised():
+            return "raised"
 
 
 def ids(delivery: Delivery) -> dict[str, object]:

@@ -109,6 +109,10 @@ def send_with_celery(app: Celery, message: Message, *, task_id: str, eta: str | 
         headers["x-fairness-key"] = wire["fairness"]
     if message.org_id and message.org_id != (wire["fairness"] or {}).get("org_id"):
         headers["x-org-id"] = message.org_id
+    if payload.headers is not None:
+        headers["x-wire-headers"] = payload.headers
+        trace = ("traceparent", "tracestate", "baggage")
+        headers |= {name: payload.headers[name] for name in trace if name in payload.headers}
     options: dict[str, Any] = {}
     if payload.reply_key is not None:
         options["correlation_id"] = payload.reply_key

@@ -217,6 +217,15 @@ KNOWN: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]], dict[str, tupl
         [{"task": "ok"}],
         {"headers.x-fairness-key": ("absent", FAIRNESS)},
     ),
+    "a continuation is in the trace of its parent": (
+        "double",
+        {"headers": {"traceparent": "00-1-2-01"}},
+        [{"task": "ok"}],
+        {
+            "headers.traceparent": ("absent", "00-1-2-01"),
+            "headers.x-wire-headers": ("absent", {"traceparent": "00-1-2-01"}),
+        },
+    ),
     "the product's callbacks find the error's text where they look for it": (
         "fail",
         {},

@@ -25,7 +25,7 @@ from unstract_core import (
 from unstract_core.codec import MAX_NAME_BYTES, to_json, value_to_json
 
 ALWAYS = ["task_name", "args", "kwargs", "queue", "fairness"]
-WHEN_SET = ["reply_key", "on_success", "on_error", "task_id"]
+WHEN_SET = ["reply_key", "on_success", "on_error", "task_id", "headers"]
 CONTINUATION = ["task_name", "kwargs", "queue"]
 
 
@@ -56,7 +56,7 @@ def test_the_simplest_message_is_the_documented_one_to_the_byte() -> None:
 
 @given(some.payloads())
 def test_keys_stand_in_the_order_of_the_wire_and_unset_ones_are_absent(written: TaskPayload) -> None:
-    """Five keys always; reply_key, on_success, on_error and task_id only when set, never null."""
+    """Five keys always; reply_key, on_success, on_error, task_id and headers only when set, never null."""
     wire = to_wire(written)
     assert list(wire) == ALWAYS + [key for key in WHEN_SET if getattr(written, key) is not None]
     for key in ("on_success", "on_error"):

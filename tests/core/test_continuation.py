@@ -97,6 +97,7 @@ def follow_up(delivery: Delivery, kind: str, first: Any, *, error: str | None = 
         queue=spec.queue,
         fairness=payload.fairness,
         task_id=continuation_id(delivery, kind),
+        headers=payload.headers,
     )
     return Message(sent, spec.queue, org_id=delivery.org_id, priority=delivery.priority)
 

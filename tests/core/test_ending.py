@@ -23,6 +23,7 @@ from unstract_core import (
 )
 from unstract_core.ending import Endings
 from unstract_core.holding import Held
+from unstract_core.observer import Observers
 
 
 @attrs.define
@@ -48,7 +49,7 @@ def finished(number: int, **fields: Any) -> Held:
 def endings(script: Script, *all_held: Held) -> tuple[Endings, dict[Any, Held], Counter[str]]:
     held = {one.key: one for one in all_held}
     counters: Counter[str] = Counter()
-    made = Endings(script, held, counters)  # type: ignore[arg-type]  # the rest of a subscription is not used
+    made = Endings(script, held, counters, Observers([]))  # type: ignore[arg-type]  # the rest of a subscription is not used
     made.add(all_held)
     return made, held, counters
 

@@ -114,6 +114,7 @@ PUBLIC = [
     "Gate",
     "Inspection",
     "Message",
+    "Observer",
     "OpenFeatureGate",
     "QueueState",
     "Reply",

@@ -21,7 +21,7 @@ from unstract_core.schema import committed_schema
 Wire: TypeAlias = dict[str, Any]
 
 CONTINUATIONS = ("on_success", "on_error")
-OPTIONAL = ("reply_key", *CONTINUATIONS, "task_id")
+OPTIONAL = ("reply_key", *CONTINUATIONS, "task_id", "headers")
 
 
 @attrs.frozen
@@ -86,6 +86,25 @@ def _drop_nulls(wire: Wire) -> None:
             del wire[key]
 
 
+def _drop_odd_headers(wire: Wire) -> None:
+    headers = wire.get("headers")
+    if headers is None:
+        return
+    if not isinstance(headers, dict) or not all(type(x) is str for pair in headers.items() for x in pair):
+        del wire["headers"]
+
+
+def _fit_headers(wire: Wire) -> None:
+    headers = wire.get("headers")
+    if isinstance(headers, dict):
+        wire["headers"] = {
+            "".join("x" if char in some.UNFIT_CHARACTERS else char for char in name or "x")[:255]: text
+            if not isinstance(text, str)
+            else "".join("x" if char in some.UNFIT_CHARACTERS else char for char in text)
+            for name, text in headers.items()
+        }
+
+
 def _empty_values(wire: Wire) -> None:
     if isinstance(wire.get("args"), list):
         wire["args"] = []
@@ -108,6 +127,7 @@ def _clean_names(wire: Wire) -> None:
                 part[key] = "".join("x" if char in some.UNFIT_CHARACTERS else char for char in name)
 
 
+ODD_HEADERS: tuple[Any, ...] = (7, "x", [], {"x": 1}, {"x": None}, {"x": "y", "z": []})
 TOLERATED = (
     Tolerated(
         "`args`, `kwargs` or `fairness` absent",
@@ -128,10 +148,22 @@ TOLERATED = (
         tuple(wire_of(fairness=without(fairness(), key)) for key in fairness()),
     ),
     Tolerated(
-        "`reply_key`, `on_success`, `on_error` or `task_id` null",
+        "`reply_key`, `on_success`, `on_error`, `task_id` or `headers` null",
         "the same; null counts as absent",
         _drop_nulls,
         tuple(wire_of(**{key: None}) for key in OPTIONAL),
+    ),
+    Tolerated(
+        "`headers` that are no object of strings",
+        "no task depends on them; they count as absent",
+        _drop_odd_headers,
+        tuple(wire_of(headers=odd) for odd in ODD_HEADERS),
+    ),
+    Tolerated(
+        "NUL, a lone surrogate, or an empty or longer name in `headers`",
+        "what has arrived has been carried; a continuation goes on without them",
+        _fit_headers,
+        tuple(wire_of(headers=odd) for odd in ({"": "x"}, {"x" * 256: "x"}, {"x": "\0"}, {"\ud800": "x"})),
     ),
     Tolerated(
         "a value outside the domain in `args` or `kwargs`",
@@ -181,6 +213,11 @@ UNSAID = (
         (wire_of(args=[some.nest(65)]), wire_of(kwargs={"x": some.nest(65, kind=dict)})),
     ),
     Unsaid("a value has at most 64 MiB", "writers", ()),
+    Unsaid(
+        "`headers` have at most 8192 bytes of UTF-8, names and values together",
+        "writers",
+        (wire_of(headers={"x": "x" * 8192}), wire_of(headers={f"{n}": "é" * 512 for n in range(9)})),
+    ),
     Unsaid(
         "`pipeline_priority` is written `7`, not `7.0`; to JSON Schema both are the same integer",
         "readers",

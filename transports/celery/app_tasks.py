@@ -155,7 +155,9 @@ class _Celery:
         """Return the request that `self.request` is while the task runs."""
         id = request_id(delivery)
         payload = delivery.payload
-        fairness = payload.fairness if payload is not None else None
+        headers: dict[str, Any] = dict((payload.headers if payload is not None else None) or {})
+        if payload is not None and payload.fairness is not None:
+            headers[FAIRNESS_HEADER] = attrs.asdict(payload.fairness)
         return self._context(
             id=id,
             root_id=id,
@@ -164,7 +166,7 @@ class _Celery:
             args=args,
             kwargs=kwargs,
             retries=delivery.attempt - 1,
-            headers={FAIRNESS_HEADER: attrs.asdict(fairness)} if fairness is not None else None,
+            headers=headers or None,
             called_directly=False,
             is_eager=False,
             hostname=socket.gethostname(),

@@ -20,7 +20,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import loads
 
 from transports.celery.frames import UNREADABLE
-from transports.celery.protocol import ORG_HEADER, UNSET_PRIORITY
+from transports.celery.protocol import HEADERS_HEADER, ORG_HEADER, TRACE_HEADERS, UNSET_PRIORITY
 from unstract_core.codec import check_name, from_wire
 from unstract_core.errors import MalformedPayload, PayloadError
 from unstract_core.execution import FAIRNESS_HEADER
@@ -123,6 +123,8 @@ class _Reading:
         headers = self.headers
         fairness = headers.get(FAIRNESS_HEADER)
         self.raw["fairness"] = fairness
+        if (carried := _carried(headers)) is not None:
+            self.raw["headers"] = carried
         self._address()
         if "task" in headers:
             self.raw["task_name"] = headers["task"]
@@ -299,6 +301,13 @@ def _links_to_tell(found: Any) -> tuple[dict[str, Any], ...]:
             continue
         links.append(link)
     return tuple(links)
+
+
+def _carried(headers: Mapping[str, Any]) -> Any:
+    """Return the wire's `headers`; of a message that is not ours, the context of its trace."""
+    if HEADERS_HEADER in headers:
+        return headers[HEADERS_HEADER]
+    return {name: headers[name] for name in TRACE_HEADERS if isinstance(headers.get(name), str)} or None
 
 
 def _members(container: Any, path: str) -> Any:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
+import attrs
 import kombu
 
 from contract_tests.harness import Harness
@@ -20,9 +21,9 @@ from transports.celery.broker import Broker
 from transports.celery.protocol import DEAD_SUFFIX
 from transports.celery.subscription import CelerySubscription
 from transports.celery.transport import CeleryTransport, from_url
-from unstract_core.payload import DEFAULT_PRIORITY
+from unstract_core.payload import DEFAULT_PRIORITY, TaskPayload
 
-_KNOWN = {"task_name", "args", "kwargs", "queue", "fairness", "reply_key", "task_id", "on_success", "on_error"}
+_KNOWN = {field.name for field in attrs.fields(TaskPayload)}
 _VARIANTS = {"x-queue-type=quorum": "-quorum", "x-max-priority": "-priority"}
 
 
@@ -125,6 +126,8 @@ def _as_celery_says_it(wire: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
         headers["task"] = wire["task_name"]
     if wire.get("fairness") is not None:
         headers["x-fairness-key"] = wire["fairness"]
+    if wire.get("headers") is not None:
+        headers["x-wire-headers"] = wire["headers"]
     embed = {
         name: [_signature(wire[ours])] if wire.get(ours) else None
         for name, ours in (("callbacks", "on_success"), ("errbacks", "on_error"))

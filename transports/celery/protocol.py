@@ -3,7 +3,8 @@
 The bytes are those of `app.send_task(task_name, args, kwargs, queue=..., task_id=..., link=..., link_error=...)`, as
 the current Celery writes them (docs.celeryq.dev, "Message Protocol", version 2): a header for each fact about the task,
 and a body of args, kwargs and callbacks. What Celery has no place for travels as a header of its own, after Celery's:
-fairness as `x-fairness-key`, as the product sends it, and an organisation without fairness as `x-org-id`.
+fairness as `x-fairness-key`, as the product sends it, an organisation without fairness as `x-org-id`, and `headers`
+as `x-wire-headers`; those of them that are a trace's context stand beside it as well, where Celery's users look for it.
 
 `reply_to` is the address of an answer where one is wanted, and empty where none is.
 """
@@ -26,6 +27,9 @@ from unstract_core.payload import DEFAULT_PRIORITY
 from unstract_core.transport import Message, write_message
 
 ORG_HEADER = "x-org-id"
+HEADERS_HEADER = "x-wire-headers"
+TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
+"""The names of W3C's trace context and baggage."""
 DEAD_SUFFIX = ".dead"
 LONGEST_QUEUE = 255 - len(DEAD_SUFFIX)
 UNSET_PRIORITY = 0
@@ -81,6 +85,9 @@ def task_message(
         headers[FAIRNESS_HEADER] = wire["fairness"]
     if message.org_id and message.org_id != (wire["fairness"] or {}).get("org_id"):
         headers[ORG_HEADER] = message.org_id
+    if "headers" in wire:
+        headers[HEADERS_HEADER] = wire["headers"]
+        headers |= {name: wire["headers"][name] for name in TRACE_HEADERS if name in wire["headers"]}
     task_id = wire.get("task_id") or wire.get("reply_key") or str(uuid.uuid4())
     return write_task(
         wire["task_name"],

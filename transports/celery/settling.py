@@ -18,7 +18,7 @@ import kombu
 from transports.celery.answers import write_answer
 from transports.celery.broker import Settings
 from transports.celery.envelope import Envelope, link_queue, name_of, read_message
-from transports.celery.protocol import DEAD_SUFFIX, Lineage, Outgoing, eta_of, task_message, write_task
+from transports.celery.protocol import DEAD_SUFFIX, TRACE_HEADERS, Lineage, Outgoing, eta_of, task_message, write_task
 from unstract_core.continuation import CONTINUATION_IDS, with_error
 from unstract_core.transport import Message, Reply, Settlement, Verdict
 from unstract_core.values import normalise, normalise_members
@@ -203,7 +203,9 @@ def _fired(
         priority=follow_up.priority if ranked else plain.properties.get("priority"),
         eta=eta_of(options.get("countdown") or 0),
         lineage=attrs.evolve(lineage, group_index=number) if lineage.group else lineage,
-        headers={name: value for name, value in plain.headers.items() if name.startswith("x-")},
+        headers={
+            name: value for name, value in plain.headers.items() if name.startswith("x-") or name in TRACE_HEADERS
+        },
     )
 
 

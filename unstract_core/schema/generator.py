@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from unstract_core.codec import MAX_NAME_BYTES, to_wire
+from unstract_core.codec import MAX_HEADERS_BYTES, MAX_NAME_BYTES, to_wire
 from unstract_core.domain import ENVELOPE, FLOAT_LIMIT, INT_MAX, INT_MIN, MAX_DEPTH, MAX_SIZE
 from unstract_core.errors import ConfigurationError, PayloadError
 from unstract_core.payload import HIGHEST_PRIORITY, LOWEST_PRIORITY, TaskPayload
@@ -37,6 +37,7 @@ class _Value:
     """Stands for JSONValue, which is recursive, while hints are resolved."""
 
 
+_TEXTS = dict[str, str]
 _MEMBERS = {list[_Value]: ("array", ["\0"]), dict[str, _Value]: ("object", {"\0": None})}
 
 
@@ -133,6 +134,12 @@ def _property(hint: Any, put: Callable[[Any], Any], place: str, definitions: dic
     if hint in _MEMBERS:
         name, unfit = _MEMBERS[hint]
         return {"type": name} if accepts(unfit) else _ref(name)
+    if hint == _TEXTS:
+        names, values = _text(lambda name: accepts({name: ""})), _text(lambda text: accepts({"x": text}))
+        if names is None or values is None:
+            raise _unknown(place, hint)
+        comment = f"at most {MAX_HEADERS_BYTES} bytes of UTF-8, all names and values together"
+        return {"$comment": comment, "type": "object", "propertyNames": names, "additionalProperties": values}
     schema = _text(accepts) if hint is str else _integer(accepts) if hint is int else None
     if schema is None:
         raise _unknown(place, hint)
@@ -198,7 +205,7 @@ def _sample(hint: Any, place: str) -> Any:
         return _bare(hint)
     if typing.get_origin(hint) is typing.Literal:
         return typing.get_args(hint)[0]
-    samples: dict[Any, Any] = {str: "x", int: LOWEST_PRIORITY, list[_Value]: [], dict[str, _Value]: {}}
+    samples: dict[Any, Any] = {str: "x", int: LOWEST_PRIORITY, list[_Value]: [], dict[str, _Value]: {}, _TEXTS: {}}
     if hint not in samples:
         raise _unknown(place, hint)
     return samples[hint]

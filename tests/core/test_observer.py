@@ -1,0 +1,200 @@
+"""Observers: what they are told, and that none of them can do harm."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract_tests.messages import message, then
+from transports.memory import MemoryTransport
+from unstract_core import Consumer, Delivery, Dispatcher, Message, Observer, RetryLater, Settlement, Verdict
+from unstract_core.observer import Turn
+
+QUEUE = "q"
+HOOKS = ("sending", "running", "ran", "rejected", "settled", "lost", "turned")
+
+
+@attrs.define(eq=False)
+class Diary(Observer):
+    """Notes everything."""
+
+    notes: list[tuple[Any, ...]] = attrs.field(factory=list)
+    turns: list[Turn] = attrs.field(factory=list)
+
+    @contextlib.contextmanager
+    def sending(self, message: Message) -> Iterator[Message]:
+        self.notes.append(("sending", message.payload.task_name))
+        yield message
+        self.notes.append(("sent", message.payload.task_name))
+
+    @contextlib.contextmanager
+    def running(self, delivery: Delivery) -> Iterator[None]:
+        self.notes.append(("running", name(delivery)))
+        yield None
+        self.notes.append(("run", name(delivery)))
+
+    def ran(self, delivery: Delivery, end: str, error_type: str | None, seconds: float, replaced: int) -> None:
+        assert seconds >= 0
+        self.notes.append(("ran", name(delivery), end, error_type, replaced))
+
+    def rejected(self, delivery: Delivery, error_type: str) -> None:
+        self.notes.append(("rejected", name(delivery), error_type))
+
+    def settled(self, settlement: Settlement, seconds: float) -> None:
+        assert 0 <= seconds < 60
+        self.notes.append(("settled", name(settlement.delivery), settlement.verdict))
+
+    def turned(self, turn: Turn) -> None:
+        self.turns.append(turn)
+
+
+class Harmful(Observer):
+    """Raises wherever `hooks` says, on entering or on leaving."""
+
+    def __init__(self, hooks: set[str]) -> None:
+        self._hooks = hooks
+
+    def __getattribute__(self, hook: str) -> Any:
+        if hook not in HOOKS or hook not in object.__getattribute__(self, "_hooks"):
+            return object.__getattribute__(self, hook)
+        raise RuntimeError("payload secret")
+
+
+@contextlib.contextmanager
+def leaving_badly(given: Any) -> Iterator[Any]:
+    yield given
+    raise RuntimeError("payload secret")
+
+
+def name(delivery: Delivery) -> str | None:
+    return delivery.payload.task_name if delivery.payload is not None else None
+
+
+def later(_: Any = None) -> None:
+    raise RetryLater(delay=0)
+
+
+def fail() -> None:
+    raise ValueError("no")
+
+
+TASKS: dict[str, Callable[..., Any]] = {
+    "return": lambda *_: float("nan"),
+    "fail": fail,
+    "later": later,
+    "ok": lambda *_: None,
+    "err": lambda *_: None,
+}
+
+
+def test_each_send_run_and_settlement_is_told_in_its_order() -> None:
+    """A send from both sides, a task from both sides with its end inside, a settlement once it took effect."""
+    diary = Diary()
+    transport = MemoryTransport()
+    Dispatcher(transport, observers=[diary]).send("return", queue=QUEUE)
+    Consumer(transport, TASKS, [QUEUE], observers=[diary]).drain()
+    assert diary.notes == [
+        ("sending", "return"),
+        ("sent", "return"),
+        ("running", "return"),
+        ("ran", "return", "returned", None, 1),
+        ("run", "return"),
+        ("settled", "return", Verdict.ACK),
+    ]
+    assert diary.turns[-1] == Turn(held=0, running=0, away=False)
+
+
+def test_every_end_of_a_message_is_told() -> None:
+    """Raised, asked to retry and rejected ones with the type of their error; and every verdict."""
+    diary = Diary()
+    transport = MemoryTransport()
+    transport.send([message("fail", QUEUE, on_error=then("err", QUEUE)), message("later", QUEUE)])
+    transport.send([message("nobody", QUEUE)])
+    Consumer(transport, TASKS, [QUEUE], observers=[diary], max_attempts=2).drain()
+    told = [note for note in diary.notes if note[0] in ("ran", "rejected", "settled")]
+    assert sorted(told, key=str) == sorted(
+        [
+            ("ran", "fail", "raised", "ValueError", 0),
+            ("settled", "fail", Verdict.ACK),
+            ("ran", "err", "returned", None, 0),
+            ("settled", "err", Verdict.ACK),
+            *[("ran", "later", "retry_asked", "RetryLater", 0)] * 2,
+            ("settled", "later", Verdict.RETRY),
+            ("settled", "later", Verdict.BURY),
+            ("rejected", "nobody", "UnknownTask"),
+            ("settled", "nobody", Verdict.BURY),
+        ],
+        key=str,
+    )
+
+
+@given(st.sets(st.sampled_from(HOOKS)))
+def test_an_observer_that_raises_changes_nothing(hooks: set[str]) -> None:
+    """Whatever hooks raise: everything is sent, run and settled as without, and told to the observer beside it."""
+    diary = Diary()
+    transport = MemoryTransport()
+    both = [Harmful(hooks), diary]
+    Dispatcher(transport, observers=both).send("return", queue=QUEUE)
+    consumer = Consumer(transport, TASKS, [QUEUE], observers=both)
+    assert consumer.drain() == 1
+    assert consumer.counters["settled"] == 1
+    assert [note[0] for note in diary.notes] == ["sending", "sent", "running", "ran", "run", "settled"]
+
+
+@pytest.mark.parametrize("hook", ["sending", "running"])
+def test_one_that_raises_on_leaving_changes_nothing_either(hook: str) -> None:
+    """What was sent is sent, and what ran has run."""
+    one = Observer()
+    setattr(one, hook, leaving_badly)
+    transport = MemoryTransport()
+    Dispatcher(transport, observers=[one]).send("ok", queue=QUEUE)
+    consumer = Consumer(transport, TASKS, [QUEUE], observers=[one])
+    consumer.drain()
+    assert (consumer.counters["settled"], consumer.counters["buried"]) == (1, 0)
+
+
+def test_its_failure_is_logged_once_by_type_and_without_a_text(caplog: pytest.LogCaptureFixture) -> None:
+    """One ERROR for each type of error, however often it comes; the text, which may hold a payload, is not in it."""
+    dispatcher = Dispatcher(MemoryTransport(), observers=[Harmful({"sending"})])
+    with caplog.at_level(logging.DEBUG):
+        for _ in range(3):
+            dispatcher.send("ok", queue=QUEUE)
+    assert [vars(record)["wire.event"] for record in caplog.records] == ["observer_failed"]
+    assert "secret" not in caplog.text
+
+
+def test_headers_that_it_sets_travel_and_those_of_a_run_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    """`sending` sets those of the message, `running` those of its continuation; what no wire can carry is left out."""
+    seen: list[tuple[str | None, dict[str, str] | None]] = []
+
+    class Tracer(Observer):
+        def __init__(self, headers: Any) -> None:
+            self.headers = headers
+
+        @contextlib.contextmanager
+        def sending(self, message: Message) -> Iterator[Message]:
+            yield attrs.evolve(message, payload=attrs.evolve(message.payload, headers=self.headers))
+
+        @contextlib.contextmanager
+        def running(self, delivery: Delivery) -> Iterator[Any]:
+            assert delivery.payload is not None
+            seen.append((name(delivery), delivery.payload.headers))
+            yield {"run": "é"} if self.headers == {"sent": "x"} else self.headers
+
+    signature = {"task": "ok", "args": (), "kwargs": {}, "options": {"queue": QUEUE}}
+    for headers in ({"sent": "x"}, {"sent": 7}, {"": "x"}, {"x": "\0"}, {"x": "x" * 9000}, 7):
+        transport = MemoryTransport()
+        tracer = Tracer(headers)
+        Dispatcher(transport, observers=[tracer]).send_with_callback(
+            "return", queue=QUEUE, on_success=type("Signature", (), signature)()
+        )
+        Consumer(transport, TASKS, [QUEUE], observers=[tracer]).drain()
+    assert seen[:2] == [("return", {"sent": "x"}), ("ok", {"run": "é"})]
+    assert seen[2:] == [("return", None), ("ok", None)] * 5
