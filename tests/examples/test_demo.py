@@ -19,6 +19,7 @@ import kombu
 import psycopg
 import pytest
 import servers
+from pgbouncer import private_pgbouncer
 
 from contract_tests.kit import wait_until
 from examples.demo import BROKEN, CALLED, DOCUMENTS
@@ -384,6 +385,17 @@ def test_a_broker_takes_back_what_a_killed_worker_held(start: Starter, rabbitmq_
     assert "missing: the executor worker left with exit code -9" in run.text
     assert re.search(r"^missing: queue celery_executor_legacy\w+ still holds [78]$", run.text, re.MULTILINE)
     assert still_there(rabbitmq_url, run.queues()) == []
+
+
+@pytest.mark.parametrize("options", ["", "?listen=false"], ids=["found", "told"])
+def test_through_a_pgbouncer_it_is_the_same_demo(start: Starter, server_url: str, options: str) -> None:
+    """In transaction mode, told of or not: everything is there in the end, and the schema is gone."""
+    with private_pgbouncer(server_url) as pgbouncer:
+        run = start(UNSTRACT_WIRE_URL=pgbouncer.url + options)
+        assert run.end() == 0, run.text
+        assert COMPLETE.fullmatch(run.text.rstrip().splitlines()[-1]), run.text
+        (own,) = re.findall(r"created in schema (\w+)", run.text)
+        assert own not in schemas(server_url)
 
 
 def test_on_a_given_server_it_works_in_a_schema_of_its_own_and_drops_it(start: Starter, server_url: str) -> None:

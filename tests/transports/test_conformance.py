@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from pgbouncer import PooledHarness, private_pgbouncer
 
 from contract_tests.harness import Harness, load_harness
 from contract_tests.suite import *  # noqa: F403 - the suite is had whole, or not at all
@@ -20,6 +21,8 @@ PRIORITIES, QUORUM = "?x-max-priority=10", "?x-queue-type=quorum"
         "postgres-embedded",
         "postgres-server",
         "postgres-polling",
+        "pgbouncer-told",
+        "pgbouncer-found",
         "celery-priority",
         "celery-quorum",
         "celery-memory",
@@ -28,6 +31,13 @@ PRIORITIES, QUORUM = "?x-max-priority=10", "?x-queue-type=quorum"
 )
 def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
     """Each transport in turn."""
+    if request.param.startswith("pgbouncer-"):
+        with (
+            private_pgbouncer(request.getfixturevalue("server_url")) as pgbouncer,
+            PooledHarness(pgbouncer, told=request.param == "pgbouncer-told") as pooled,
+        ):
+            yield pooled
+        return
     match request.param:
         case "memory":
             spec = "memory"

@@ -33,6 +33,12 @@ _DEFAULTS = {
 _CONNECT_TIMEOUT = 10
 _SHORTEST_CONNECT_TIMEOUT = 2  # libpq's own
 _PREPARE_AFTER = 5
+_REMEDIES = {
+    "unsupported startup parameter": "leave it out of the conninfo and of libpq's environment (PGOPTIONS), or let "
+    "ignore_startup_parameters of pgbouncer.ini name it, and it has no effect",
+    "max_client_conn": "raise it in pgbouncer.ini, or use fewer connections (pool_size, workers)",
+}
+"""What to do where a pooler has said this."""
 CANCEL_TIMEOUT = 2.0
 """Seconds until a cancel, and then its answer, has to be there."""
 
@@ -144,20 +150,30 @@ class Connector:
         conninfo = self.conninfo if timeout is None else make_conninfo(self.conninfo, connect_timeout=timeout)
         try:
             connection = Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
-            connection.limit = limit
             if self._probe:
-                self._look_for_a_pooler(connection)
+                self._look_for_a_pooler(connection, patience, limit)
+            connection.limit = limit
             return connection
         except psycopg.OperationalError as exc:
             said = " ".join(str(exc).split())
-            raise TransportUnavailable(f"cannot connect to PostgreSQL: {said}; nothing was done") from exc
+            remedies = "".join(f". {remedy}" for words, remedy in _REMEDIES.items() if words in said)
+            raise TransportUnavailable(f"cannot connect to PostgreSQL: {said}; nothing was done{remedies}") from exc
         except (psycopg.Error, ValueError) as exc:
             said = " ".join(str(exc).split())
             raise ConfigurationError(f"the PostgreSQL conninfo cannot be used: {said}") from exc
 
-    def _look_for_a_pooler(self, connection: Connection) -> None:
-        """Prepare only where the server itself answers: a pooler gives its clients process ids of its own making."""
-        row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    def _look_for_a_pooler(self, connection: Connection, patience: float | None, limit: float | None) -> None:
+        """Prepare only where the server itself answers: a pooler gives its clients process ids of its own making.
+
+        A pooler takes connections long before it has one to the server: the answer is waited for as a connection is.
+        """
+        limits = [seconds for seconds in (patience, limit) if seconds is not None]
+        connection.limit = max(_SHORTEST_CONNECT_TIMEOUT, min(limits)) if limits else None
+        try:
+            row = connection.execute("SELECT pg_backend_pid()").fetchone()
+        except BaseException:
+            connection.close()
+            raise
         if row == (connection.info.backend_pid,):
             connection.prepare_threshold = _PREPARE_AFTER if self._prepare else None
             return

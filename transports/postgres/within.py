@@ -11,13 +11,20 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
-from psycopg.rows import tuple_row
+from psycopg.rows import TupleRow, tuple_row
 
 from unstract_core.errors import ConfigurationError
+
+
+class _Unprepared(psycopg.Cursor[TupleRow]):
+    """Prepares nothing on the caller's connection, which may lead through a pooler that we know nothing of."""
+
+    def execute(self, query: Any, params: Any = None, **options: Any) -> Self:
+        return super().execute(query, params, **{**options, "prepare": False})
 
 
 @contextlib.contextmanager
@@ -41,7 +48,7 @@ def _beside(cursor: Any, connection: Any) -> Any:
     if _is_djangos(cursor):
         return cursor.db.cursor()
     if isinstance(connection, psycopg.Connection):
-        return psycopg.Cursor(connection, row_factory=tuple_row)
+        return _Unprepared(connection, row_factory=tuple_row)
     return connection.cursor()
 
 
