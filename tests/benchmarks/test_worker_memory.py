@@ -1,0 +1,44 @@
+"""The measurement of a worker's memory works, and would see a leak."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+from tools.check_lock import ROOT
+
+TRANSPORTS = ("memory", "postgresql")
+
+
+def test_the_memory_of_a_worker_is_flat_over_twenty_thousand_tasks() -> None:
+    """Over both transports: after a warm-up it grows by no more than 5 MiB, 300 bytes a task."""
+    ended = measure()
+    assert (ended.returncode, ended.stderr) == (0, "")
+    lines = ended.stdout.splitlines()
+    for name in TRANSPORTS:
+        samples = [line for line in lines if re.fullmatch(rf"{name} +[\d,]+ tasks +[\d.]+ MiB(  warm-up)?", line)]
+        assert len(samples) >= 9
+        grows = rf"{name} +grows by -?[\d.]+ MiB, from [\d.]+ to [\d.]+: flat, for 5.0 MiB are allowed"
+        assert sum(bool(re.fullmatch(grows, line)) for line in lines) == 1
+
+
+def test_a_leak_of_a_kilobyte_a_task_is_found() -> None:
+    """Over both transports, and the benchmark ends with 1."""
+    ended = measure("--leak", "1024")
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert re.findall(r"^(\w+) +grows by .* NOT FLAT", ended.stdout, re.MULTILINE) == list(TRANSPORTS)
+
+
+def measure(*options: str) -> subprocess.CompletedProcess[str]:
+    short = ["--tasks", "20000", "--every", "2000", "--warm-up", "4000", "--bound", "5"]
+    return subprocess.run(
+        [sys.executable, "benchmarks/worker_memory.py", *short, *options],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "XDG_RUNTIME_DIR"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )

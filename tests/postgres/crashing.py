@@ -1,0 +1,240 @@
+"""A worker that dies where it is told to: `python -m postgres.crashing URL SCHEMA QUEUE BATCH`.
+
+For each line `THREAD N` on standard input it forks a worker on the queue, which takes BATCH messages and kills itself
+with SIGKILL when THREAD (`io` or `task`) is about to begin the N-th line of the package after the first task returned.
+For an empty line the worker lives to the end, and its lines are counted. An answer is a line of JSON: an Ending.
+
+The end is where the consumer asks for more messages: then the settlement is known to be committed. A task returns when
+the I/O thread has fallen asleep, and several are settled only when all have returned, so that each thread goes the same
+way every time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import attrs
+
+from transports.postgres import PostgresTransport
+from transports.postgres import transport as postgres_transport
+from unstract_core import Consumer, Delivery, Settlement, Subscription, Tasks
+
+LEASE = 1000.0
+"""Seconds: no lease ends by itself while a test runs."""
+
+BACKOFF = 3000.0
+"""Seconds until a retry, less a quarter at most, so that a message under a lease is told from one that waits."""
+
+MAX_ATTEMPTS = 5
+
+PACKAGES = ("unstract_core.", "transports.postgres.")
+
+
+@attrs.frozen
+class Ending:
+    """How a worker ended: the line at which it was killed, or None and the lines that each thread has gone through."""
+
+    died_at: str | None
+    lines: dict[str, list[str]]
+
+
+class Tracer:
+    """Counts the lines of the package on each thread, once it is `armed`, and kills the process at one of them."""
+
+    def __init__(self, fatal: tuple[str, int] | None, report: int) -> None:
+        self.armed = False
+        self.lines: dict[str, list[str]] = {"io": [], "task": []}
+        self._fatal = fatal
+        self._report = report
+        self._io = threading.get_ident()
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
+        return self._line if str(frame.f_globals.get("__name__")).startswith(PACKAGES) else None
+
+    def tell(self, ending: Ending) -> None:
+        os.write(self._report, json.dumps(attrs.asdict(ending)).encode())
+
+    def _line(self, frame: FrameType, event: str, arg: object) -> Any:
+        if self.armed and event == "line":
+            thread = "io" if threading.get_ident() == self._io else "task"
+            place = f"{frame.f_globals['__name__']}:{frame.f_lineno}"
+            self.lines[thread].append(place)
+            if self._fatal == (thread, len(self.lines[thread])):
+                self.tell(Ending(place, {}))
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self._line
+
+
+class Watched:
+    """A subscription that holds `batch` messages together, and tells the end of their settlement."""
+
+    def __init__(self, subscription: Subscription, worker: CrashingWorker) -> None:
+        self._subscription = subscription
+        self._worker = worker
+        self._settled = 0
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        runner = self._worker.runner
+        if self._settled:
+            self._worker.end()
+        if self._worker.batch > 1 and self._worker.received:
+            self._worker.collects = True
+            while len(runner.done) < self._worker.batch:
+                time.sleep(0.0005)
+            return ()
+        deliveries = self._subscription.receive(limit=limit, wait=wait)
+        self._worker.received += len(deliveries)
+        return deliveries
+
+    def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
+        return self._subscription.renew(deliveries)
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        if len(settlements) != self._worker.batch:
+            raise SystemExit(f"{len(settlements)} were settled together, not {self._worker.batch}")
+        effective = self._subscription.settle(settlements)
+        self._settled += sum(effective)
+        return effective
+
+    def wake(self) -> None:
+        self._subscription.wake()
+
+    def close(self) -> None:
+        self._subscription.close()
+
+
+class CrashingWorker(PostgresTransport):
+    """A transport and the consumer on it, in a process of their own."""
+
+    def __init__(self, url: str, schema: str, queue: str, batch: int, tracer: Tracer) -> None:
+        super().__init__(url, schema)
+        self.batch = batch
+        self.received = 0
+        self.collects = False
+        self._tracer = tracer
+        self._main = threading.get_ident()
+        self._consumer = Consumer(
+            self,
+            self._tasks(),
+            [queue],
+            prefetch=batch,
+            lease=LEASE,
+            max_attempts=MAX_ATTEMPTS,
+            backoff=BACKOFF,
+            backoff_max=BACKOFF,
+        )
+
+    @property
+    def runner(self) -> Any:
+        return self._consumer._running._runner  # type: ignore[union-attr]
+
+    def subscribe(self, queues: Sequence[str], *, lease: float) -> Any:
+        return Watched(super().subscribe(queues, lease=lease), self)
+
+    def run(self) -> None:
+        threading.settrace(self._tracer)
+        sys.settrace(self._tracer)
+        self._consumer.run()
+
+    def end(self) -> None:
+        """Let the task's thread come to its end, tell what was counted, and leave."""
+        self.runner.close()
+        for thread in self.runner._threads:
+            thread.join()
+        self._tracer.tell(Ending(None, self._tracer.lines))
+        os._exit(0)
+
+    def _tasks(self) -> Tasks:
+        tasks = Tasks()
+
+        def returns(label: str) -> object:
+            self._arm()
+            return {"of": label}
+
+        def fails(label: str) -> None:
+            self._arm()
+            raise ValueError(label)
+
+        tasks.register("returns")(returns)
+        tasks.register("raises")(fails)
+        tasks.register("raises once")(fails)
+        return tasks
+
+    def _arm(self) -> None:
+        while not self._waits():
+            time.sleep(0.0005)
+        self._tracer.armed = True
+
+    def _waits(self) -> bool:
+        """Whether the I/O thread does nothing until a task returns, or all of a batch have."""
+        return self.collects if self.batch > 1 else sys._current_frames()[self._main].f_code.co_name == "select"
+
+
+class Crashing:
+    """The process that forks workers, seen from the test."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def __call__(self, fatal: tuple[str, int] | None = None) -> Ending:
+        """Run one worker to its end, which is at the `fatal` line of a thread if one is named."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{fatal[0]} {fatal[1]}\n" if fatal else "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "the process that forks the workers has ended"
+        return Ending(**json.loads(answer))
+
+
+@contextlib.contextmanager
+def crashing(url: str, schema: str, queue: str, batch: int) -> Iterator[Crashing]:
+    """Start the process that forks the workers of one queue, and leave nothing of it behind."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "postgres.crashing", url, schema, queue, str(batch)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    with process:  # closes its standard input, which ends it
+        yield Crashing(process)
+
+
+def main(url: str, schema: str, queue: str, batch: str) -> None:
+    # Half of the time of a worker that lives for milliseconds goes into what comes before its first message.
+    vars(postgres_transport)["look_at_tables"] = lambda execute, statements: None
+    PostgresTransport(url, schema).close()
+    logging.getLogger().addHandler(logging.NullHandler())
+    gc.freeze()
+    for line in sys.stdin:
+        words = line.split()
+        mine, theirs = os.pipe()
+        child = os.fork()
+        if child == 0:
+            tracer = Tracer((words[0], int(words[1])) if words else None, theirs)
+            CrashingWorker(url, schema, queue, int(batch), tracer).run()
+            os._exit(1)
+        os.close(theirs)
+        with open(mine) as report:
+            answer = report.read()
+        _, status = os.waitpid(child, 0)
+        if not answer or os.waitstatus_to_exitcode(status) not in (0, -signal.SIGKILL):
+            raise SystemExit(f"a worker ended otherwise than it was told to: {status}")
+        print(answer, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,96 @@
+"""A proxy that cuts a connection at a byte: of a request, or of the answer to it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Literal, TypeAlias
+
+import attrs
+from proxy import Proxy, _Line
+
+Side: TypeAlias = Literal["client", "server"]
+
+_READY_FOR_QUERY = b"Z\0\0\0\5I"
+"""What an answer ends with, outside a transaction."""
+
+
+@attrs.define
+class Exchange:
+    """What was passed on from either side, from the first byte of a request to the last of its answer.
+
+    `allowed` is how much of one side may be: there the connection is cut. `is_over` tells that it was cut, or that
+    the answer was passed on to its end.
+    """
+
+    marker: bytes
+    allowed: dict[Side, int]
+    passed: dict[Side, bytes] = attrs.field(factory=lambda: {"client": b"", "server": b""})
+    line: _Line | None = None
+    is_cut: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        return self.is_cut or self.passed["server"].endswith(_READY_FOR_QUERY)
+
+    def take(self, side: Side, data: bytes) -> bytes:
+        """Return what may be passed on."""
+        allowed = self.allowed.get(side)
+        if allowed is not None:
+            room = allowed - len(self.passed[side])
+            self.is_cut = self.is_cut or len(data) >= room
+            data = data[:room]
+        self.passed[side] += data
+        return data
+
+
+class CuttingProxy(Proxy):
+    """Cuts one connection at a time, at a byte of an exchange, and otherwise passes everything on."""
+
+    exchange: Exchange | None = None
+
+    def watch(self, marker: bytes, allowed: dict[Side, int]) -> Exchange:
+        """Watch the exchange that begins with the next request that holds `marker`."""
+        self.exchange = Exchange(marker, allowed)
+        return self.exchange
+
+    def _requests(self, line: _Line) -> None:
+        self._pass(line, "client")
+
+    def _answers(self, line: _Line) -> None:
+        self._pass(line, "server")
+
+    def _pass(self, line: _Line, side: Side) -> None:
+        source, target = (line.client, line.server) if side == "client" else (line.server, line.client)
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                exchange = self.exchange
+                if exchange is not None and side == "client" and exchange.marker in data:
+                    exchange.line = line
+                if exchange is not None and exchange.line is line:
+                    data = exchange.take(side, data)
+                    if exchange.is_over:
+                        self.exchange = None
+                target.sendall(data)
+                if exchange is not None and exchange.is_cut and exchange.line is line:
+                    break
+        line.end()
+
+
+def boundaries(stream: bytes) -> Sequence[int]:
+    """Return where each message of PostgreSQL's protocol begins, and one place inside of it, and the end of all."""
+    places, start = [], 0
+    while start < len(stream):
+        length = 1 + int.from_bytes(stream[start + 1 : start + 5])
+        places += [start, start + length // 2]
+        start += length
+    return [*places, start]
+
+
+@contextlib.contextmanager
+def cutting(host: str, port: int) -> Iterator[CuttingProxy]:
+    between = CuttingProxy((host, port))
+    try:
+        yield between
+    finally:
+        between.close()

@@ -1,0 +1,215 @@
+"""One clock, the database's: nothing depends on what the wall clock of a producer, a worker or a caller says."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pg_tables import Tables
+from postgres import wrong_clock_tasks as off
+from postgres.support import Worker, on_one_server, worker
+from postgres.wrong_clock import AHEAD, BEHIND, JUMPING, OFF, WrongClock, starting_wrong, tell, wrong_clock
+from queues import bury
+
+from contract_tests.kit import wait_until
+from contract_tests.messages import message, then
+from tools.check_lock import ROOT
+from transports.postgres import PostgresTransport
+from unstract_core import Reply
+from unstract_core.transport import STATUS_TTL
+
+LEASE = 2.5
+
+ALLOWED = {
+    "unstract_core.continuation:_celerys_retry": "Celery's Retry may name the moment at which to run again",
+    "unstract_core.continuation:expiry": "a Celery message may name the moment at which it expires",
+    "unstract_core.cli.frames:look": "`top` shows what time it is",
+    "unstract_core.cli.screen:Watcher.run": "`top` shows since when it has had no answer",
+    "unstract_core.metrics:Metrics.turned": "a gauge of a moment, which Prometheus compares with its own clock",
+    "unstract_core.tracing:Tracing.settled": "OpenTelemetry's spans begin and end at moments",
+    "transports.postgres.checkup_server:clock": "`doctor` compares this clock with the database's",
+    "transports.memory.store:Store.__init__": "the one look from which moments are told; it counts monotonic seconds",
+}
+"""Who may look at the wall clock, and why. Leases, delays, ages and times to live have no place here."""
+
+CLOCK_OF_TIME = {"time", "time_ns", "localtime", "gmtime", "ctime", "asctime", "strftime", "clock_gettime"}
+CLOCK_OF_DATETIME = {"now", "utcnow", "today"}
+
+
+@pytest.fixture(scope="module", params=[AHEAD, BEHIND, JUMPING], ids=["ahead", "behind", "jumping"])
+def wrong(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WrongClock]:
+    """A process whose clock is wrong."""
+    with wrong_clock(tmp_path_factory.mktemp("clock"), request.param) as process:
+        yield process
+
+
+def the(tables: Tables, what: str, queue: str) -> float:
+    """Return a number of the one message in a queue, reckoned by the database."""
+    statement = "SELECT ({})::float8 FROM {{messages}} WHERE queue_name = %s"
+    ((found,),) = tables.rows(statement.format(what), queue)
+    return float(found)
+
+
+def test_the_clock_of_these_processes_is_wrong(wrong: WrongClock) -> None:
+    """Else the other tests would prove nothing: both of Python's clocks are off by more than a day."""
+    for _ in range(2):
+        assert all(abs(told - time.time()) > OFF - 3600 for told in wrong(tell))
+
+
+@on_one_server
+@pytest.mark.parametrize(
+    ("holders", "heirs"),
+    [(AHEAD, BEHIND), (BEHIND, AHEAD), (JUMPING, JUMPING)],
+    ids=["ahead and behind", "behind and ahead", "jumping"],
+)
+def test_a_lease_ends_when_the_database_says_so(
+    postgres: PostgresTransport, tables: Tables, queue: str, tmp_path: Path, holders: list[float], heirs: list[float]
+) -> None:
+    """However wrong two workers' clocks are: a living one keeps its message, a dead one's is taken over in its time."""
+    with contextlib.ExitStack() as stack:
+
+        def at_work(offsets: list[float]) -> Worker:
+            with starting_wrong(tmp_path, offsets):
+                return stack.enter_context(worker(tables.url, tables.schema, queue, lease=LEASE))
+
+        holder = at_work(holders)
+        postgres.send([message("hold", queue, on_success=then("done", queue + "-cb"))])
+        assert holder.says() == "holding"
+        assert 0 < the(tables, "extract(epoch FROM vt - now())", queue) <= LEASE
+        heir = at_work(heirs)
+        subscribed = the(tables, "extract(epoch FROM now())", queue)
+        wait_until(
+            lambda: the(tables, "extract(epoch FROM now())", queue) > subscribed + LEASE + 0.5, what="a lease to pass"
+        )
+        assert (the(tables, "read_ct", queue), heir.has_said(), holder.log) == (1, False, [])
+        holder.kill()
+        until = the(tables, "extract(epoch FROM vt)", queue)
+        assert heir.says(timeout=60) == "holding"
+        assert the(tables, "read_ct", queue) == 2
+        assert the(tables, f"extract(epoch FROM vt) - {LEASE}", queue) >= until - 0.001
+        heir.tell("go")
+        wait_until(lambda: tables.count(queue) == 0, what="the heir to settle")
+    assert tables.count(queue + "-cb") == 1
+
+
+@on_one_server
+def test_a_delayed_message_waits_by_the_clock_of_the_database(
+    postgres: PostgresTransport, tables: Tables, queue: str, wrong: WrongClock
+) -> None:
+    """Sent by a process whose clock is wrong, and run by one: as long after it was sent as was asked for, or later."""
+    began = tables.rows("SELECT extract(epoch FROM now())::float8")[0][0]
+    wrong(off.send, tables.url, tables.schema, queue, 2.0)
+    assert began <= the(tables, "extract(epoch FROM enqueued_at)", queue)
+    assert 0 <= the(tables, "extract(epoch FROM now() - enqueued_at)", queue) < 600
+    assert the(tables, "extract(epoch FROM vt - enqueued_at)", queue) == pytest.approx(2.0, abs=0.5)
+    due = the(tables, "extract(epoch FROM vt)", queue)
+    assert wrong(off.drain, tables.url, tables.schema, queue, 60.0) == 1
+    assert the(tables, "extract(epoch FROM enqueued_at)", queue + "-cb") >= due
+    assert the(tables, "extract(epoch FROM now() - enqueued_at)", queue + "-cb") < 600
+    kept = "SELECT extract(epoch FROM expires_at - created_at)::float8, created_at <= now() FROM {results}"
+    assert tables.rows(kept) == [(STATUS_TTL, True)]
+
+
+@on_one_server
+def test_a_retry_waits_by_the_clock_of_the_database(
+    postgres: PostgresTransport, tables: Tables, queue: str, wrong: WrongClock
+) -> None:
+    """A task that asks for another try ten minutes later waits ten minutes, and is not run before."""
+    postgres.send([message("again", queue, 600.0)])
+    assert wrong(off.drain, tables.url, tables.schema, queue, 1.0) == 1
+    assert 0 < the(tables, "extract(epoch FROM vt - now())", queue) <= 600
+    assert wrong(off.drain, tables.url, tables.schema, queue, 1.0) == 0
+
+
+@on_one_server
+def test_a_reply_is_kept_by_the_clock_of_the_database(
+    postgres: PostgresTransport, tables: Tables, queue: str, wrong: WrongClock
+) -> None:
+    """Written by one whose clock is wrong it is read by everybody, until the database says that its time is over."""
+    wrong(off.give_reply, tables.url, tables.schema, queue, 3600.0)
+    lasts = "SELECT extract(epoch FROM expires_at - created_at)::float8, created_at <= now() FROM {results}"
+    assert tables.rows(lasts) == [(3600.0, True)]
+    assert postgres.reply(queue) == Reply(queue, "completed", result="here", ttl=3600.0)
+    assert wrong(off.read_reply, tables.url, tables.schema, queue) == "here"
+    tables.execute("UPDATE {results} SET expires_at = now()")
+    assert postgres.reply(queue) is None
+    assert wrong(off.read_reply, tables.url, tables.schema, queue) is None
+
+
+@on_one_server
+def test_a_call_is_answered_whatever_the_time_is(
+    postgres: PostgresTransport, tables: Tables, queue: str, wrong: WrongClock
+) -> None:
+    """A caller and a worker whose clock is wrong, or jumps between any two looks at it: nothing is late or lost."""
+    assert wrong(off.call, tables.url, tables.schema, queue) == "fine"
+
+
+@on_one_server
+def test_ages_are_reckoned_by_the_clock_of_the_database(
+    postgres: PostgresTransport, tables: Tables, queue: str, wrong: WrongClock
+) -> None:
+    """How long a message waits, and how long one has been buried, is the same for everybody who asks."""
+    postgres.send([message("fine", queue)])
+    bury(postgres, queue)
+    assert wrong(off.purge, tables.url, tables.schema, queue, 3600.0) == 0
+    tables.execute("UPDATE {dead} SET buried_at = now() - interval '2 hours'")
+    assert wrong(off.purge, tables.url, tables.schema, queue, 3600.0) == 1
+    postgres.send([message("fine", queue)])
+    tables.execute("UPDATE {messages} SET enqueued_at = now() - interval '2 hours'")
+    age = wrong(off.age, tables.url, tables.schema, queue)
+    assert age is not None
+    assert 7200 <= age < 7200 + 600
+
+
+def test_only_who_has_a_reason_looks_at_the_wall_clock() -> None:
+    """In the core, the memory transport and the PostgreSQL transport: the functions of a list, and no others."""
+    found = set[str]()
+    for package in ("unstract_core", "transports/memory", "transports/postgres"):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+            found.update(f"{module}:{place}" for place in looks_at_the_clock(ast.parse(file.read_text())))
+    assert found == set(ALLOWED), "give a new one its reason in ALLOWED, or use the monotonic clock or the database's"
+
+
+def looks_at_the_clock(tree: ast.AST, place: str = "") -> Iterator[str]:
+    """Yield the name of each function, or of what encloses it, that names a function of Python's wall clock."""
+    for node in ast.iter_child_nodes(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                yield from looks_at_the_clock(node, f"{place}.{name}".lstrip("."))
+                continue
+            case ast.Attribute(value=ast.Name(id="time"), attr=attr) if attr in CLOCK_OF_TIME:
+                yield place
+            case ast.Attribute(attr=attr) if attr in CLOCK_OF_DATETIME:
+                yield place
+            case ast.ImportFrom(module="time", names=names) if CLOCK_OF_TIME.intersection(one.name for one in names):
+                yield place
+        yield from looks_at_the_clock(node, place)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import time\ndef f(): return time.time()",
+        "def f():\n from time import time_ns as clock",
+        "import datetime\ndef f(at=None): return datetime.datetime.now(at)",
+        "from datetime import date\ndef f(): return date.today()",
+        "import datetime as d\ndef f(): return sorted(key=d.datetime.utcnow)",
+    ],
+)
+def test_a_look_at_the_wall_clock_is_found(source: str) -> None:
+    """However it is written, the test above would see it."""
+    assert set(looks_at_the_clock(ast.parse(source))) == {"f"}
+
+
+def test_no_statement_is_told_what_time_it_is() -> None:
+    """Each takes the time from the database, and durations from us."""
+    for file in (ROOT / "transports/postgres/sql").glob("*.sql"):
+        text = re.sub(r"--.*", "", file.read_text())
+        for told in re.findall(r"(?:%\(\w+\)s|\$\d+)::(\w+)", text):
+            assert not re.match("timestamp|date|time|abstime", told), f"{file.name}: a parameter is a {told}"

@@ -1,0 +1,103 @@
+"""Processes whose wall clock is wrong, and what the tests do in them.
+
+The clock is put wrong before anything else is imported, by the `sitecustomize` of the process: time.time and
+datetime.now are hours away from the truth, or jump with each look. The monotonic clock is left alone, as a real change
+of the wall clock leaves it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+from unittest import mock
+
+Result = TypeVar("Result")
+
+RealMoment: TypeAlias = datetime.datetime
+RealDay: TypeAlias = datetime.date
+
+OFF = 30 * 3600.0
+"""Seconds: longer than any time that the package reckons with."""
+
+AHEAD, BEHIND, JUMPING = [OFF], [-OFF], [OFF, -OFF]
+"""How far a clock is off, at each look in turn."""
+
+_SITECUSTOMIZE = "from postgres.wrong_clock import put_wrong\nput_wrong({offsets!r})\n"
+
+
+def put_wrong(offsets: list[float]) -> None:
+    """Put the clock of this process wrong, by these seconds in turn."""
+    told, told_ns = time.time, time.time_ns
+    off = itertools.cycle(offsets)
+
+    class Kind(type):
+        def __instancecheck__(cls, value: object) -> bool:
+            return isinstance(value, cls.__bases__[0])
+
+    class Moment(RealMoment, metaclass=Kind):
+        __slots__ = ()  # modules in C look at the size
+
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+            return RealMoment.now(tz) + datetime.timedelta(seconds=next(off))
+
+        @classmethod
+        def utcnow(cls) -> Any:
+            return cls.now(datetime.UTC).replace(tzinfo=None)
+
+        @classmethod
+        def today(cls) -> Any:
+            return cls.now()
+
+    class Day(RealDay, metaclass=Kind):
+        __slots__ = ()
+
+        @classmethod
+        def today(cls) -> Any:
+            return Moment.now().date()
+
+    time.time = lambda: told() + next(off)
+    time.time_ns = lambda: told_ns() + int(next(off) * 1e9)
+    datetime.datetime = Moment  # type: ignore[misc]
+    datetime.date = Day  # type: ignore[misc]
+
+
+class WrongClock:
+    """Runs functions in a process whose clock is wrong."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
+
+    def __call__(self, function: Callable[..., Result], *args: Any) -> Result:
+        return self._pool.submit(function, *args).result(timeout=120)
+
+
+@contextlib.contextmanager
+def starting_wrong(directory: Path, offsets: list[float]) -> Iterator[None]:
+    """Let the processes that are started in the block have a wrong clock: those that inherit PYTHONPATH or sys.path."""
+    (directory / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(offsets=offsets))
+    path = [str(directory), *filter(None, sys.path)]
+    with mock.patch.object(sys, "path", path), mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(path)):
+        yield
+
+
+@contextlib.contextmanager
+def wrong_clock(directory: Path, offsets: list[float]) -> Iterator[WrongClock]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with starting_wrong(directory, offsets):
+            pool.submit(tell).result(timeout=60)
+        yield WrongClock(pool)
+
+
+def tell() -> tuple[float, float]:
+    """What time it is, by both clocks of Python."""
+    return time.time(), datetime.datetime.now(datetime.UTC).timestamp()
