@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pg_tables import Tables
-from postgres.support import in_background, on_one_server
+from postgres.support import AT_ONCE, LONG_POLL, in_background, on_one_server
 from queues import queue_name
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport
+from transports.postgres.claiming import LONGEST_REST, SHARE, Claims, Extent, Pace
 from transports.postgres.statements import Statements
+from transports.postgres.subscription import PostgresSubscription
 from unstract_core import Delivery, Settlement, Verdict
 
 Shared = tuple[PostgresTransport, Tables]
@@ -190,3 +194,142 @@ def test_a_column_type_that_changes_under_a_running_consumer_does_not_stop_it(
 
     wait_until(take, what="messages to be received again")
     subscription.close()
+
+
+def bounded(transport: PostgresTransport, names: Sequence[str]) -> PostgresSubscription:
+    """Subscribe with claims that never look at the whole index, as while that takes very long."""
+    subscription = transport.subscribe(names, lease=60)
+    for pace in (subscription._claims._paces[Extent.WHOLE], subscription._bring_back_pace):
+        pace.due_at, pace.seconds = math.inf, math.inf
+    return subscription
+
+
+@settings(max_examples=25)
+@given(
+    sent=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 10)), min_size=1, max_size=30),
+    limits=st.lists(st.integers(1, 8), max_size=30),
+    queues=st.integers(1, 3),
+    later=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 10)), max_size=10),
+)
+def test_claims_beyond_what_was_taken_keep_the_order(
+    shared: Shared,
+    sent: list[tuple[int, int]],
+    limits: list[int],
+    queues: int,
+    later: list[tuple[int, int]],
+) -> None:
+    """Bounds are of each queue and priority: what is sent later with a higher priority comes before what waits."""
+    transport, _ = shared
+    names = [queue_name() for _ in range(queues)]
+    waiting: list[tuple[int, int]] = []
+
+    def send(rows: list[tuple[int, int]]) -> None:
+        if rows:
+            ids = transport.send([message("t", names[place % queues], priority=priority) for place, priority in rows])
+            waiting.extend((-priority, int(id)) for id, (_, priority) in zip(ids, rows, strict=True))
+
+    subscription = bounded(transport, names)
+    send(sent)
+    for limit in [*limits, len(sent) + len(later)]:
+        batch = subscription.receive(limit=limit, wait=0)
+        waiting.sort()
+        assert [(-one.priority, int(one.id)) for one in batch] == waiting[:limit]
+        del waiting[: len(batch)]
+        send(later)
+        later = []
+    assert len(subscription.receive(limit=100, wait=0)) == len(waiting)
+    subscription.close()
+
+
+@on_one_server
+@pytest.mark.parametrize("queues", [1, 3], ids=["one queue", "several queues"])
+def test_an_id_that_is_committed_late_is_found_in_about_a_second(
+    make_postgres: Callable[..., PostgresTransport], tables: Tables, queue: str, queues: int
+) -> None:
+    """A message whose sender committed after higher ids were taken waits no longer, however much is dead below."""
+    names = [f"{queue}-{n}" for n in range(queues)]
+    postgres = make_postgres(poll_interval=LONG_POLL)
+    subscription = bounded(postgres, names)
+    with tables.connect(autocommit=False) as slow:
+        (late,) = postgres.send([message("t", names[0])], within=slow.cursor())
+        (early,) = postgres.send([message("t", names[0])])
+        assert int(late) < int(early)
+        assert [one.id for one in subscription.receive(limit=10, wait=10)] == [early]
+        slow.commit()
+    committed = time.monotonic()
+    assert [one.id for one in subscription.receive(limit=10, wait=30)] == [late]
+    assert time.monotonic() - committed < 1.0 + AT_ONCE
+    subscription.close()
+
+
+@on_one_server
+def test_what_a_subscription_gives_back_it_can_take_again_at_once(postgres: PostgresTransport, queue: str) -> None:
+    """A retry without delay lies below what was taken since, and is found by the next claim."""
+    subscription = bounded(postgres, [queue])
+    sent = postgres.send([message("t", queue) for _ in range(5)])
+    first, *others = subscription.receive(limit=5, wait=0)
+    assert all(subscription.settle([Settlement(one, Verdict.ACK) for one in others]))
+    subscription._claims._paces[Extent.RECENT].due_at = math.inf
+    assert subscription.settle([Settlement(first, Verdict.RETRY)]) == [True]
+    assert [(one.id, one.attempt) for one in subscription.receive(limit=5, wait=0)] == [(sent[0], 2)]
+    subscription.close()
+
+
+@on_one_server
+def test_what_a_subscription_brings_back_it_takes_at_once(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """A lease that ended lies below what was taken since, and is found as soon as it is brought back."""
+    subscription = bounded(postgres, [queue])
+    sent = postgres.send([message("t", queue) for _ in range(5)])
+    assert len(subscription.receive(limit=5, wait=0)) == 5
+    subscription._claims._paces[Extent.RECENT].due_at = math.inf
+    tables.execute("UPDATE {messages} SET vt = now() WHERE msg_id = %s", int(sent[1]))
+    assert [(one.id, one.attempt) for one in subscription.receive(limit=5, wait=20)] == [(sent[1], 2)]
+    subscription.close()
+
+
+@on_one_server
+def test_what_others_made_ready_again_is_found_by_a_claim_over_the_whole(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """Nothing that is ready stays unseen: where no bound is lowered for it, it waits for the whole to be looked at."""
+    subscription = bounded(postgres, [queue])
+    (low, _) = postgres.send([message("t", queue), message("t", queue)])
+    assert len(subscription.receive(limit=2, wait=0)) == 2
+    subscription._claims._marks = [({}, 0), (dict(subscription._claims._taken), 0)]
+    tables.execute("UPDATE {messages} SET state = 'ready' WHERE msg_id = %s", int(low))
+    subscription._claims._paces[Extent.RECENT].due_at = math.inf
+    assert subscription.receive(limit=2, wait=0) == ()
+    subscription._claims._paces[Extent.WHOLE].due_at = time.monotonic() + 0.3
+    assert [one.id for one in subscription.receive(limit=2, wait=20)] == [low]
+    subscription.close()
+
+
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=20), st.floats(0, 5))
+def test_what_takes_long_is_done_for_a_small_part_of_the_time(durations: list[float], shortest: float) -> None:
+    """After each time a rest in proportion, half a minute at most; one slow time by itself changes nothing."""
+    pace, now, before = Pace(shortest), 0.0, math.inf
+    for seconds in durations:
+        now = max(now, pace.due_at)
+        pace.took(now, now + seconds)
+        now += seconds
+        rest = pace.due_at - now
+        assert rest == pytest.approx(min(max(min(seconds, before) / SHARE, shortest), LONGEST_REST), abs=1e-6)
+        before = seconds
+
+
+def test_a_priority_from_which_nothing_is_ready_gets_a_bound_without_having_been_taken_from() -> None:
+    """What others have taken from it is dead as well; what may still be committed is not passed over."""
+    claims = Claims(Statements("s"), ["q", "r"])
+    pace = claims._paces[Extent.WHOLE]
+    taken = [Delivery(str(msg_id), "q", 1, None, "", None, "", 5) for msg_id in (70, 90)]
+    for moment in (100.0, 111.0, 122.0):
+        pace.due_at = math.inf
+        claims.made(claims.next(moment), 2, taken, moment, moment)
+    claims.none_ready_above({"q": 5})
+    claims._paces[Extent.RECENT].due_at = math.inf
+    bounds = claims.next(123.0).parameters
+    assert bounds["priorities"] == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+    assert bounds["beyond_0"] == [90] * 6 + [0] * 4
+    assert bounds["beyond_1"] == [90] * 10

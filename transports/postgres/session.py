@@ -92,16 +92,20 @@ class Session:
             return self._connection
         connection = self._connector.connect(limit=self._limit)
         connection.add_notify_handler(lambda notification: self._hear(notification.payload))
-        if self._channel is not None and not connection.pooled:
-            try:
-                with mapped("listen for notifications"):
-                    connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
-            except BaseException:
-                connection.close()
-                raise
+        try:
+            with mapped("set up a connection"):
+                self._set_up(connection)
+        except BaseException:
+            connection.close()
+            raise
         self._selector.register(connection.fileno(), selectors.EVENT_READ)
         self._connection = connection
         return connection
+
+    def _set_up(self, connection: Connection) -> None:
+        if self._channel is not None and not connection.pooled:
+            connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
+        use_indexes(connection)
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -131,3 +135,10 @@ class Session:
             return bool(self._bell.recv(4096))
         except BlockingIOError:
             return False
+
+
+def use_indexes(connection: Connection) -> None:
+    """Let a connection that prepares statements reach rows by an index alone: the plan that it keeps may have been made
+    while the table was empty, when reading all of it looks cheap."""
+    if connection.prepare_threshold is not None:
+        connection.execute(b"SET enable_seqscan = off")

@@ -18,6 +18,9 @@ _NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 _COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)
 _ARRAY = re.compile(r"(%\(\w+\))s(?=::\w+\[\])")
 _TABLES = {"messages": "pg_queue_message", "results": "pg_task_result", "dead": "pg_queue_dead_letter"}
+_PARTS = ("bound", "is_ready", "is_claimed", "claimed", "since", "horizon", "first_ready")
+"""What others are composed of, and of each other in this order."""
+_NEED_MORE = ("candidates", "candidates_beyond", "claim", "claim_beyond", "send_one")
 
 
 class Statements:
@@ -31,11 +34,17 @@ class Statements:
         # A percent sign in an identifier must not be read as a parameter.
         self._identifiers = {name: text.replace("%", "%%") for name, text in _identifiers(schema).items()}
         self._raw = _load("queries.sql")
+        self._parts: dict[str, str] = {}
+        for name in _PARTS:
+            self._parts[name] = self._composed(name)
+        whole = {"since": "", "horizon": "'infinity'"}
         self._texts = {
-            name: _ARRAY.sub(r"\1b", text).format(**self._identifiers).encode()
-            for name, text in self._raw.items()
-            if name not in ("candidates", "claim_many_queues", "send_one")
+            name: self._composed(name, **whole).encode()
+            for name in self._raw
+            if name not in _NEED_MORE and name not in _PARTS
         }
+        self._texts["claim_one_queue"], _ = self.claim([""])
+        self._texts["bring_back_lately"] = self._composed("bring_back", first_ready="NULL").encode()
         self._texts["send_one"] = self._raw["send_one"].format(**_identifiers(schema)).encode()  # libpq's parameters
 
     def __getitem__(self, name: str) -> bytes:
@@ -52,18 +61,38 @@ class Statements:
     def claim(self, queues: Sequence[str], *, bounded: bool = True) -> tuple[bytes, dict[str, str]]:
         """Return the claim for these queues, and the parameters that name them.
 
-        Over several queues it looks at no more rows than it could take, unless `bounded` is False.
+        It looks at little more rows of a queue than it could take, unless `bounded` is False.
         """
-        names = {f"queue_{number}": queue for number, queue in enumerate(queues)}
-        if len(names) == 1:
-            return self["claim_one_queue"], names
-        candidates = " UNION ALL ".join(
-            self._raw["candidates"].format(
-                **self._identifiers, queue=f"%({name})s", bound="LIMIT %(limit)s::bigint" if bounded else ""
-            )
-            for name in names
+        names = _numbered(queues)
+        bound = self._parts["bound"] if bounded else ""
+        candidates = [self._composed("candidates", queue=f"%({name})s", bound=bound) for name in names]
+        return self._composed("claim", candidates=" UNION ALL ".join(candidates)).encode(), names
+
+    def claim_beyond(self, queues: Sequence[str]) -> tuple[bytes, dict[str, str]]:
+        """Return the claim for these queues beyond some ids, and the parameters that name the queues.
+
+        The ids are arrays `beyond_0`, `beyond_1` and so on in the order of `queues`, beside the array `priorities`.
+        """
+        names = _numbered(queues)
+        columns = [f"beyond_{number}" for number in range(len(names))]
+        candidates = [
+            self._composed("candidates_beyond", queue=f"%({name})s", column=column)
+            for name, column in zip(names, columns, strict=True)
+        ]
+        statement = self._composed(
+            "claim_beyond",
+            columns=", ".join(columns),
+            arrays=", ".join(f"%({column})b::bigint[]" for column in columns),
+            candidates=" UNION ALL ".join(candidates),
         )
-        return self._raw["claim_many_queues"].format(**self._identifiers, candidates=candidates).encode(), names
+        return statement.encode(), names
+
+    def _composed(self, name: str, **parts: str) -> str:
+        return _ARRAY.sub(r"\1b", self._raw[name]).format(**{**self._identifiers, **self._parts, **parts})
+
+
+def _numbered(queues: Sequence[str]) -> dict[str, str]:
+    return {f"queue_{number}": queue for number, queue in enumerate(queues)}
 
 
 def definitions(schema: str) -> Mapping[str, str]:

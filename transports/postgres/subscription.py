@@ -1,4 +1,9 @@
-"""The consumer's side: claim, renew, settle, and wait for more."""
+"""The consumer's side: claim, renew, settle, and wait for more.
+
+While any session holds an old snapshot, nothing that was claimed or settled can be vacuumed away. So no statement in
+here walks over what is dead but now and then, for a small part of the time: claiming.py says which claim is made, and
+expired leases are looked for beyond those that were found before.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from transports.postgres.claiming import Claim, Claims, Pace
 from transports.postgres.notifier import Notifier
 from transports.postgres.session import Session
 from transports.postgres.settling import settle_parameters
@@ -22,13 +28,20 @@ logger = logging.getLogger(__name__)
 
 _BRING_BACK_INTERVAL = 0.5
 _BRING_BACK_LIMIT = 500
+_BRING_BACK_MARGIN = 2.0  # seconds that a claim or a settlement may take to be committed
+_LONGEST_UNSEEN = 300.0  # seconds until what became due later than that is looked for, at the longest
 _LOOK_AGAIN = 0.05
 _SWEEP_INTERVAL = 60.0
 _SWEEP_LIMIT = 1000
 
 
 class PostgresSubscription:
-    """Holds one connection of its own, for everything it does. `poll_interval` in seconds."""
+    """Holds one connection of its own, for everything it does. `poll_interval` in seconds.
+
+    Higher priority first, then first in, first out, of what is ready. Only a message that was committed after one with
+    a higher id was taken, or that somebody else made ready again, can be overtaken: for some milliseconds as a rule;
+    while a session holds an old snapshot for a second, or half a minute at the longest (claiming.py).
+    """
 
     def __init__(
         self,
@@ -45,15 +58,17 @@ class PostgresSubscription:
         self._statements = statements
         self._notifier = notifier
         self._queues = list(queues)
-        self._claim, self._queue_names = statements.claim(self._queues)
-        self._thorough_claim, _ = statements.claim(self._queues, bounded=False)
+        self._claims = Claims(statements, self._queues)
         self._lease = lease
         self._poll_interval = poll_interval
         self._transport_closed = closed
         self._closed = False
         self._held: set[tuple[str, int]] = set()
         self._bring_back_at = 0.0
+        self._bring_back_pace = Pace(longest=_LONGEST_UNSEEN)
+        self._brought_until = -math.inf
         self._sweep_at = time.monotonic() + _SWEEP_INTERVAL
+        self._swept_until = -math.inf
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         deadline = time.monotonic() + wait
@@ -62,15 +77,22 @@ class PostgresSubscription:
             self._session.forget_heard()
             next_due = math.inf
             if limit > 0:
-                if deliveries := self._take(limit, self._claim):
+                # Upkeep comes first: if it failed after the claim, what was claimed would be nobody's for a lease.
+                ahead = max(0.0, min(deadline - time.monotonic(), self._poll_interval))
+                found = self._kept_up(ahead)
+                if deliveries := self._claimed(self._claims.next(time.monotonic()), limit):
                     return deliveries
-                brought, next_due, passed_over = self._bring_back()
-                if passed_over:
-                    if deliveries := self._take(limit, self._thorough_claim):
-                        return deliveries
-                    next_due = min(next_due, _LOOK_AGAIN)
+                if (claim := self._claims.otherwise()) and (deliveries := self._claimed(claim, limit)):
+                    return deliveries
+                brought, next_due, passed_over = found or self._bring_back(ahead)
                 if brought:
                     continue
+                if passed_over:
+                    for claim in self._claims.last_resorts():
+                        if deliveries := self._claimed(claim, limit):
+                            return deliveries
+                    next_due = min(next_due, _LOOK_AGAIN)
+                next_due = min(next_due, self._claims.sees_more_in(time.monotonic()))
             remaining = deadline - time.monotonic()
             if remaining <= 0 or self._session.wait(min(remaining, self._poll_interval, next_due)):
                 self._check_open()
@@ -119,6 +141,9 @@ class PostgresSubscription:
         rows = self._notifier.announced(_announced(batch), commit)
         self._held.difference_update(first)
         effective = {id(batch[place - 1]) for place, _ in rows if place is not None}
+        for one in batch:
+            if one.verdict is Verdict.RETRY and not one.delay:
+                self._claims.became_ready(one.delivery.queue, one.delivery.priority, int(one.delivery.id))
         return [id(one) in effective for one in settlements]
 
     def wake(self) -> None:
@@ -129,43 +154,66 @@ class PostgresSubscription:
             self._closed = True
             self._session.close()
 
-    def _take(self, limit: int, claim: bytes) -> list[Delivery]:
-        # Upkeep comes first: if it failed after the claim, what was claimed would be held by nobody for a lease.
+    def _kept_up(self, ahead: float) -> tuple[int, float, bool] | None:
+        """Do what is to be done now and then; return what `_bring_back` has found, if it was its time."""
         now = time.monotonic()
-        if now >= self._bring_back_at:
-            self._bring_back()
+        found = self._bring_back(ahead) if now >= self._bring_back_at else None
         if now >= self._sweep_at:
             self._sweep()
+        return found
+
+    def _claimed(self, claim: Claim, limit: int) -> list[Delivery]:
+        began = time.monotonic()
         rows = self._session.execute(
-            "claim messages", claim, {**self._queue_names, "limit": limit, "lease": self._lease}
+            "claim messages", claim.statement, {**claim.parameters, "limit": limit, "lease": self._lease}
         )
+        ended = time.monotonic()
         deliveries = [_delivery(*row) for row in rows]
         self._held.update(map(_key, deliveries))
+        self._claims.made(claim, limit, deliveries, began, ended)
         return deliveries
 
-    def _bring_back(self) -> tuple[int, float, bool]:
-        """Return how many rows became ready again, the seconds until the next is due, and whether any are ready now."""
+    def _bring_back(self, ahead: float) -> tuple[int, float, bool]:
+        """Return how many rows became ready again, the seconds until more is to be done, and whether any are ready now.
+
+        It looks `ahead` seconds ahead at least. What is dead is not looked at every time, nor then what is ready.
+        """
+        began = time.monotonic()
+        whole = began >= self._bring_back_pace.due_at
+        parameters: dict[str, Any] = {"queues": self._queues, "limit": _BRING_BACK_LIMIT}
+        if not whole:
+            parameters |= {"since": self._brought_until - _BRING_BACK_MARGIN, "ahead": ahead}
         rows = self._session.execute(
-            "bring back expired leases",
-            self._statements["bring_back"],
-            {"queues": self._queues, "limit": _BRING_BACK_LIMIT},
+            "bring back expired leases", self._statements["bring_back" if whole else "bring_back_lately"], parameters
         )
-        ((brought, next_due, passed_over),) = rows
-        self._bring_back_at = time.monotonic() + (0.0 if brought == _BRING_BACK_LIMIT else _BRING_BACK_INTERVAL)
-        return brought, math.inf if next_due is None else max(0.0, next_due), bool(passed_over)
+        ended = time.monotonic()
+        ((brought, next_due, first_ready, now, lowest),) = rows
+        if whole:
+            self._bring_back_pace.took(began, ended)
+            self._claims.none_ready_above(first_ready)
+        for queue, priority, msg_id in lowest or ():
+            self._claims.became_ready(queue, priority, msg_id)
+        if brought < _BRING_BACK_LIMIT:
+            self._brought_until = now
+            self._bring_back_at = ended + _BRING_BACK_INTERVAL
+        else:
+            self._bring_back_at = 0.0
+        again_in = math.inf if whole else self._bring_back_pace.due_at - ended
+        return brought, max(0.0, min(again_in, math.inf if next_due is None else next_due)), bool(first_ready)
 
     def _sweep(self) -> None:
         """Remove expired replies, a bite at a time. Nobody waits for it: when it fails, work is taken all the same."""
         self._sweep_at = time.monotonic() + _SWEEP_INTERVAL
+        parameters = {"limit": _SWEEP_LIMIT, "since": self._swept_until}
+        self._swept_until = -math.inf
         try:
-            rows = self._session.execute(
-                "sweep expired replies", self._statements["sweep_replies"], {"limit": _SWEEP_LIMIT}
-            )
+            rows = self._session.execute("sweep expired replies", self._statements["sweep_replies"], parameters)
         except TransportError as exc:
             emit(logger, logging.WARNING, "sweep_failed", error_type=type(exc).__name__, error=error_text(exc))
             return
         if len(rows) == _SWEEP_LIMIT:
             self._sweep_at = time.monotonic() + 1.0
+            self._swept_until = max(until for (until,) in rows)
 
     def _check_open(self) -> None:
         if self._closed or self._transport_closed():

@@ -2,6 +2,9 @@
 -- are the schema-qualified tables. No statement needs a search_path, session state, an advisory lock or a server-side
 -- prepared statement: all of them work through PgBouncer in transaction mode.
 --
+-- Rows are joined to what was found by `msg_id = ANY (ARRAY[...])`: no plan can turn that round, and read the whole table
+-- to join it to a handful of ids, as it would where the statistics are of a moment at which the table was empty.
+--
 -- A message is `ready`, or `claimed` until vt: under a lease, or waiting for its time (a delayed send or retry).
 -- read_ct counts its deliveries; (msg_id, read_ct) is the fence of a delivery.
 
@@ -27,67 +30,122 @@ SELECT msg_id, NULL FROM sent
 UNION ALL
 SELECT NULL, pg_notify(%(channel)s, w.queue)::text FROM unnest(%(wake)s::text[]) AS w (queue);
 
--- name: claim_one_queue
--- The first ready rows of one queue, in the order of its index; rows that others are claiming are passed over.
-WITH next AS MATERIALIZED (
-    SELECT msg_id FROM {messages}
-    WHERE state = 'ready' AND queue_name = %(queue_0)s
-    ORDER BY priority DESC, msg_id
-    LIMIT %(limit)s::bigint
-    FOR UPDATE SKIP LOCKED
-), claimed AS (
-    UPDATE {messages} AS m
-    SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second', read_ct = least(m.read_ct, 2147483646) + 1
-    FROM next WHERE m.msg_id = next.msg_id
-    RETURNING m.msg_id, m.queue_name, m.read_ct, m.message, m.org_id, m.priority
-)
-SELECT msg_id, queue_name, read_ct, message::text, org_id, priority FROM claimed ORDER BY priority DESC, msg_id;
-
--- name: claim_many_queues
--- The same over several queues: their indexes are merged in order ({candidates}), and each row is locked as it comes.
+-- name: claim
+-- The first ready rows of some queues: their indexes are merged in order ({candidates}), and each row is locked as it
+-- comes; rows that others are claiming are passed over.
 WITH next AS MATERIALIZED (
     SELECT free.msg_id
-    FROM ({candidates}) AS candidate
+    FROM (SELECT * FROM ({candidates}) AS ready ORDER BY priority DESC, msg_id) AS candidate
     CROSS JOIN LATERAL (
         SELECT msg_id FROM {messages} WHERE msg_id = candidate.msg_id AND state = 'ready' FOR UPDATE SKIP LOCKED
     ) AS free
-    ORDER BY candidate.priority DESC, candidate.msg_id
     LIMIT %(limit)s::bigint
-), claimed AS (
+), {claimed};
+
+-- name: candidates
+-- One queue's share of a claim: little more than could be taken, so that a long queue is not read to its end. Where
+-- others hold all of these at the moment, bring_back says that there is more, and {bound} is left out.
+(SELECT msg_id, priority FROM {messages}
+ WHERE queue_name = {queue} AND {is_ready}
+ ORDER BY priority DESC, msg_id {bound});
+
+-- name: claim_beyond
+-- A claim beyond one id for each queue and priority, the highest priority first: it does not walk over what is dead in
+-- the index before, which stays there for as long as any session holds an old snapshot. claiming.py tells what it
+-- misses. {columns} are the queues' ids, {arrays} the parameters that hold them.
+WITH next AS MATERIALIZED (
+    SELECT free.msg_id
+    FROM unnest(%(priorities)s::smallint[], {arrays}) AS taken (priority, {columns})
+    CROSS JOIN LATERAL (
+        SELECT unlocked.msg_id
+        FROM (SELECT * FROM ({candidates}) AS ready ORDER BY msg_id) AS candidate
+        CROSS JOIN LATERAL (
+            SELECT msg_id FROM {messages} WHERE msg_id = candidate.msg_id AND state = 'ready' FOR UPDATE SKIP LOCKED
+        ) AS unlocked
+        LIMIT %(limit)s::bigint
+    ) AS free
+    LIMIT %(limit)s::bigint
+), {claimed};
+
+-- name: candidates_beyond
+-- One queue's share of claim_beyond.
+(SELECT msg_id FROM {messages}
+ WHERE queue_name = {queue} AND priority = taken.priority AND msg_id > taken.{column} AND {is_ready}
+ ORDER BY msg_id {bound});
+
+-- name: bound
+LIMIT %(limit)s::bigint + 100;
+
+-- name: is_ready
+-- The second condition follows from the first, and is never computed. It is free where the index of ready rows is read
+-- in its order, for that index has proven it; every other way to these rows pays for it in the planner's eyes. By its
+-- statistics alone the planner takes others: where those are of an empty table all ways cost the same, and it may read
+-- the whole queue to sort it; and the primary key leads to rows beyond an id as well, through those of all other queues.
+state = 'ready' AND (state = 'ready' OR to_tsvector('pg_catalog.simple', state) IS NOT NULL);
+
+-- name: is_claimed
+-- The same for the index of leases and delays.
+state = 'claimed' AND (state = 'claimed' OR to_tsvector('pg_catalog.simple', state) IS NOT NULL);
+
+-- name: claimed
+-- How each claim ends.
+claimed AS (
     UPDATE {messages} AS m
     SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second', read_ct = least(m.read_ct, 2147483646) + 1
-    FROM next WHERE m.msg_id = next.msg_id
+    FROM next WHERE m.msg_id = ANY (ARRAY[next.msg_id])
     RETURNING m.msg_id, m.queue_name, m.read_ct, m.message, m.org_id, m.priority
 )
 SELECT msg_id, queue_name, read_ct, message::text, org_id, priority FROM claimed ORDER BY priority DESC, msg_id;
 
--- name: candidates
--- One queue's share of claim_many_queues: no more than could be taken, so that a long queue is not read to its end.
--- Where others hold all of these at the moment, bring_back says that there is more, and {bound} is left out.
-(SELECT msg_id, priority FROM {messages} WHERE state = 'ready' AND queue_name = {queue}
- ORDER BY priority DESC, msg_id {bound});
-
 -- name: bring_back
--- Expired leases and delays become ready again, a bounded number at a time; also tells when the next one is due, and
--- whether anything is ready that a claim may have passed over.
+-- Expired leases and delays become ready again, a bounded number at a time; also tells when the next one is due, the
+-- priority of the first ready row of each queue, the time, and the lowest ids that are back, by queue and priority.
 WITH due AS MATERIALIZED (
-    SELECT msg_id FROM {messages}
-    WHERE state = 'claimed' AND queue_name = ANY (%(queues)s::text[]) AND vt <= now()
-    ORDER BY vt
+    SELECT free.msg_id
+    FROM unnest(%(queues)s::text[]) AS q (name)
+    CROSS JOIN LATERAL (
+        SELECT msg_id FROM {messages}
+        WHERE queue_name = q.name AND vt <= now() {since} AND {is_claimed} {bound}
+    ) AS candidate
+    CROSS JOIN LATERAL (
+        SELECT msg_id FROM {messages}
+        WHERE msg_id = candidate.msg_id AND state = 'claimed' AND vt <= now()
+        FOR UPDATE SKIP LOCKED
+    ) AS free
     LIMIT %(limit)s::bigint
-    FOR UPDATE SKIP LOCKED
 ), back AS (
-    UPDATE {messages} AS m SET state = 'ready' FROM due WHERE m.msg_id = due.msg_id RETURNING m.msg_id
+    UPDATE {messages} AS m SET state = 'ready' FROM due WHERE m.msg_id = ANY (ARRAY[due.msg_id])
+    RETURNING m.queue_name, m.priority, m.msg_id
+), lowest AS (
+    SELECT queue_name, priority, min(msg_id) AS msg_id FROM back GROUP BY queue_name, priority
 )
 SELECT (SELECT count(*) FROM back),
        (SELECT extract(epoch FROM min(soonest.vt) - now())::float8
         FROM unnest(%(queues)s::text[]) AS q (name)
         CROSS JOIN LATERAL (
-            SELECT vt FROM {messages} WHERE state = 'claimed' AND queue_name = q.name AND vt > now() AND vt < 'infinity'
+            SELECT vt FROM {messages}
+            WHERE queue_name = q.name AND vt > now() AND vt < {horizon} AND {is_claimed}
             ORDER BY vt LIMIT 1
         ) AS soonest),
-       (SELECT count(*) FROM unnest(%(queues)s::text[]) AS q (name)
-        WHERE EXISTS (SELECT 1 FROM {messages} WHERE state = 'ready' AND queue_name = q.name));
+       {first_ready},
+       extract(epoch FROM now())::float8,
+       (SELECT jsonb_agg(jsonb_build_array(queue_name, priority, msg_id)) FROM lowest);
+
+-- name: first_ready
+-- Counts what others have locked, too: what a claim may have passed over.
+(SELECT coalesce(jsonb_object_agg(q.name, ready.priority), '{{}}')
+ FROM unnest(%(queues)s::text[]) AS q (name)
+ CROSS JOIN LATERAL (
+     SELECT priority FROM {messages} WHERE queue_name = q.name AND {is_ready} ORDER BY priority DESC, msg_id LIMIT 1
+ ) AS ready);
+
+-- name: since
+-- Makes bring_back skip what is dead before `since` (seconds of the epoch).
+AND vt > to_timestamp(%(since)s::float8);
+
+-- name: horizon
+-- Makes it look no more than `ahead` seconds ahead, over what is dead there.
+now() + %(ahead)s::float8 * interval '1 second';
 
 -- name: renew
 -- Fenced: a row that was claimed again since is not touched. One that expired but was not claimed is taken back. One that
@@ -95,14 +153,18 @@ SELECT (SELECT count(*) FROM back),
 WITH held AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::int[]) AS h (msg_id, read_ct)
 ), free AS MATERIALIZED (
-    SELECT m.msg_id FROM {messages} AS m JOIN held AS h ON m.msg_id = h.msg_id AND m.read_ct = h.read_ct
-    ORDER BY m.msg_id
-    FOR UPDATE OF m SKIP LOCKED
+    SELECT m.msg_id FROM (SELECT * FROM held ORDER BY msg_id) AS h
+    CROSS JOIN LATERAL (
+        SELECT msg_id FROM {messages} WHERE msg_id = h.msg_id AND read_ct = h.read_ct FOR UPDATE SKIP LOCKED
+    ) AS m
 ), renewed AS (
     UPDATE {messages} AS m SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second'
-    FROM free WHERE m.msg_id = free.msg_id
+    FROM free WHERE m.msg_id = ANY (ARRAY[free.msg_id])
 )
-SELECT m.msg_id, m.read_ct FROM {messages} AS m JOIN held AS h ON m.msg_id = h.msg_id AND m.read_ct = h.read_ct;
+SELECT m.msg_id, m.read_ct FROM held AS h
+CROSS JOIN LATERAL (
+    SELECT msg_id, read_ct FROM {messages} WHERE msg_id = h.msg_id AND read_ct = h.read_ct LIMIT 1
+) AS m;
 
 -- name: settle
 -- A whole batch in one commit. Only what passes the fence has any effect: `fenced` is the root of everything below it,
@@ -113,16 +175,17 @@ WITH settlement AS MATERIALIZED (
         AS s (msg_id, read_ct, verdict, delay, counted, reason, result, place)
 ), fenced AS MATERIALIZED (
     SELECT m.msg_id, s.place, s.verdict, s.delay, s.counted, s.reason, s.result
-    FROM {messages} AS m JOIN settlement AS s ON m.msg_id = s.msg_id AND m.read_ct = s.read_ct
-    ORDER BY m.msg_id
-    FOR UPDATE OF m
+    FROM (SELECT * FROM settlement ORDER BY msg_id) AS s
+    CROSS JOIN LATERAL (
+        SELECT msg_id FROM {messages} WHERE msg_id = s.msg_id AND read_ct = s.read_ct FOR UPDATE
+    ) AS m
 ), retried AS (
     UPDATE {messages} AS m
     SET state = CASE WHEN f.delay > 0 THEN 'claimed' ELSE 'ready' END, vt = now() + f.delay * interval '1 second',
         read_ct = m.read_ct - CASE WHEN f.counted THEN 0 ELSE 1 END
-    FROM fenced AS f WHERE m.msg_id = f.msg_id AND f.verdict = 'retry'
+    FROM fenced AS f WHERE m.msg_id = ANY (ARRAY[f.msg_id]) AND f.verdict = 'retry'
 ), removed AS (
-    DELETE FROM {messages} AS m USING fenced AS f WHERE m.msg_id = f.msg_id AND f.verdict <> 'retry'
+    DELETE FROM {messages} AS m USING fenced AS f WHERE m.msg_id = ANY (ARRAY[f.msg_id]) AND f.verdict <> 'retry'
     RETURNING m.msg_id, m.queue_name, m.message, m.org_id, m.priority, m.read_ct, m.enqueued_at,
               f.verdict, f.reason, f.result
 ), buried AS (
@@ -176,10 +239,15 @@ SELECT whole FROM found;
 SELECT task_id FROM {results} WHERE task_id = ANY (%(keys)s::text[]) AND expires_at > now();
 
 -- name: sweep_replies
-DELETE FROM {results} WHERE task_id IN (
-    SELECT task_id FROM {results} WHERE expires_at <= now()
-    ORDER BY expires_at LIMIT %(limit)s::bigint FOR UPDATE SKIP LOCKED
-) RETURNING 1;
+-- What expired from `since` on (seconds of the epoch): the next bite does not walk over what the last one removed.
+WITH expired AS MATERIALIZED (
+    SELECT task_id FROM {results} WHERE expires_at >= to_timestamp(%(since)s::float8) AND expires_at <= now()
+    ORDER BY expires_at
+    LIMIT %(limit)s::bigint
+    FOR UPDATE SKIP LOCKED
+)
+DELETE FROM {results} AS r USING expired WHERE r.task_id = ANY (ARRAY[expired.task_id])
+RETURNING extract(epoch FROM r.expires_at)::float8;
 
 -- name: notify
 SELECT pg_notify(w.channel, w.payload) FROM unnest(%(channels)s::text[], %(payloads)s::text[]) AS w (channel, payload);

@@ -1,0 +1,108 @@
+"""Whether the tables and their indexes stay as large as they are while a million tasks go through them.
+
+    .venv/bin/python benchmarks/table_sizes.py      on an embedded server, in a few minutes
+                     --url postgresql://..          on another one, in a schema of its own that is dropped
+
+Tasks are sent, claimed, settled with a follow-up for every tenth, and those settled too, by one subscription. Sizes are
+printed after every tenth part, in kB. The first `--warm-up` parts let autovacuum find its pace; after them nothing may
+be larger than `--slack` times what it was at most until then, or this ends with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.bench import PAYLOAD, server
+from transports.postgres import PostgresTransport
+from unstract_core import Message, Settlement, TaskPayload, Verdict
+
+PARTS = 10
+BATCH = 500
+SMALL = 64
+"""Sizes (kB) below which a page more or less is no growth."""
+SIZES = """
+    SELECT c.relname, pg_relation_size(c.oid) / 1024 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = %s AND c.relkind IN ('r', 'i') AND c.relname ~ '^pg_(queue_message|task_result)'
+    ORDER BY c.relname
+"""
+
+
+def work(transport: PostgresTransport, tasks: int) -> None:
+    """Send, take and settle some tasks, a tenth of which have a follow-up."""
+    payload = TaskPayload(task_name="noop", args=[PAYLOAD], queue="q")
+    subscription = transport.subscribe(["q", "callbacks"], lease=60.0)
+    sent = done = 0
+    while done < tasks:
+        transport.send([Message(payload, "q")] * min(BATCH, tasks - sent))
+        sent += min(BATCH, tasks - sent)
+        while deliveries := subscription.receive(limit=BATCH, wait=0):
+            batch = []
+            for one in deliveries:
+                callback = one.queue == "q" and int(one.id) % 10 == 0
+                batch.append(
+                    Settlement(one, Verdict.ACK, follow_up=Message(payload, "callbacks") if callback else None)
+                )
+            if not all(subscription.settle(batch)):
+                raise SystemExit("a lease was lost: the machine is too slow for this benchmark")
+            done += sum(one.queue == "q" for one in deliveries)
+    subscription.close()
+
+
+def growth(history: list[dict[str, int]], warm_up: int, slack: float) -> list[str]:
+    """Tell what is larger after the warm-up than it may be."""
+    told = []
+    for name in history[0]:
+        most = max(sizes[name] for sizes in history[:warm_up])
+        after = max((sizes[name] for sizes in history[warm_up:]), default=0)
+        if after > max(SMALL, most * slack):
+            told.append(f"{name} was {most} kB at most and is {after} kB")
+    return told
+
+
+def run(
+    connection: psycopg.Connection[Any], schema: str, transport: PostgresTransport, tasks: int
+) -> list[dict[str, int]]:
+    history: list[dict[str, int]] = []
+    started = time.monotonic()
+    for part in range(1, PARTS + 1):
+        work(transport, tasks // PARTS)
+        history.append({name: int(size) for name, size in connection.execute(SIZES, (schema,)).fetchall()})
+        if part == 1:
+            print(f"{'tasks':>10}{'s':>6}" + "".join(f"{name.removeprefix('pg_'):>25}" for name in history[0]))
+        columns = "".join(f"{size:>25,}" for size in history[-1].values())
+        print(f"{part * (tasks // PARTS):>10,}{time.monotonic() - started:>6.0f}{columns}", flush=True)
+    return history
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--url", help="a PostgreSQL to use instead of the embedded one")
+    parser.add_argument("--tasks", type=int, default=1_000_000)
+    parser.add_argument("--warm-up", type=int, default=4, help="tenth parts that do not count")
+    parser.add_argument("--slack", type=float, default=2.0)
+    options = parser.parse_args()
+    schema = f"wire_sizes_{uuid.uuid4().hex[:8]}"
+    with server(options.url) as url, psycopg.connect(url, autocommit=True) as connection:
+        transport = PostgresTransport(url, schema)
+        try:
+            transport.migrate()
+            told = growth(run(connection, schema, transport, options.tasks), options.warm_up, options.slack)
+        finally:
+            transport.close()
+            connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
+    print("\n".join(told) or "flat")
+    sys.exit(bool(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The benchmarks of long nights work. How fast anything is depends on the machine and is asserted nowhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+from tools.check_lock import ROOT
+
+
+def ended(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+def test_a_held_snapshot_is_measured_beside_none_and_beside_claims_without_bounds() -> None:
+    """Each case has a rate in every turn, and its decay; the ratios are of the same run."""
+    done = ended("benchmarks/held_snapshot.py", "--seconds", "2", "--turn", "0.5", "--batch", "20")
+    assert done.returncode == 0, done.stderr
+    headings, *turns = done.stdout.splitlines()
+    assert headings.split() == ["held/s", "settled", "free/s", "settled", "whole/s", "settled"]
+    for line in turns[:4]:
+        assert re.fullmatch(r" +\d+ s( +[\d,]+){6}", line)
+    for name, line in zip(("held", "free", "whole"), turns[4:7], strict=True):
+        assert re.fullmatch(rf"{name} +[\d,]+ -> +[\d,]+ messages/s   decay +-?[\d.]+%", line)
+    assert [line.partition(":")[0] for line in turns[7:]] == [
+        "held beside free",
+        "whole beside free",
+        "held / whole, at the end",
+    ]
+
+
+def test_sizes_that_grow_are_told_and_are_a_failure() -> None:
+    """With no slack at all for what a table may be after its warm-up, a short run is not flat, and says what grew."""
+    done = ended("benchmarks/table_sizes.py", "--tasks", "20000", "--warm-up", "1", "--slack", "0.01")
+    assert done.returncode == 1, done.stderr
+    assert "pg_queue_message was " in done.stdout
+
+
+def test_sizes_that_stay_are_flat() -> None:
+    """A short run with slack enough ends with 0."""
+    done = ended("benchmarks/table_sizes.py", "--tasks", "2000", "--slack", "1000")
+    assert done.returncode == 0, done.stderr
+    headings, *parts, verdict = done.stdout.splitlines()
+    assert "queue_message_ready" in headings
+    assert len(parts) == 10
+    assert verdict == "flat"

@@ -1,0 +1,79 @@
+"""A session that holds an old snapshot: what was taken cannot be vacuumed away, and no statement may walk over it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import servers
+from pg_tables import Tables
+
+from contract_tests.messages import message
+from transports.postgres import PostgresTransport
+from transports.postgres.claiming import PRIORITIES
+from transports.postgres.statements import Statements
+
+SCHEMA = "night"
+DEAD = 200_000
+BUFFERS = 2_000
+"""What a statement may read, in pages: it takes ten messages, and the dead ones fill more than ten thousand."""
+
+
+@pytest.fixture(scope="module")
+def night() -> Iterator[tuple[PostgresTransport, Tables]]:
+    """A queue through which 200,000 messages have gone since a session took its snapshot, and which has ten ready."""
+    with servers.private_server(options="-c fsync=off -c synchronous_commit=off -c shared_buffers=512MB") as server:
+        transport = PostgresTransport(server.url, SCHEMA)
+        transport.migrate()
+        tables = Tables(server.url, SCHEMA)
+        with tables.connect(autocommit=False) as holder:
+            holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            holder.execute(tables.sql("SELECT count(*) FROM {messages}"))
+            tables.execute(
+                "INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)"
+                " SELECT 'q', '{{}}', '', now(), now(), 0, 5, 'ready' FROM generate_series(1, %s)",
+                DEAD,
+            )
+            tables.execute("UPDATE {messages} SET state = 'claimed', vt = now() + interval '1 minute', read_ct = 1")
+            tables.execute("DELETE FROM {messages}")
+            tables.execute("VACUUM {messages}")
+            transport.send([message("t", "q") for _ in range(10)])
+            yield transport, tables
+        transport.close()
+
+
+def buffers(tables: Tables, statement: bytes, parameters: dict[str, Any]) -> int:
+    """How many pages a statement reads."""
+    with tables.connect(autocommit=False) as connection:
+        explain = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement
+        ((found,),) = connection.execute(explain, parameters).fetchall()
+        connection.rollback()
+    plan = found if isinstance(found, list) else json.loads(found)
+    return int(plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"])
+
+
+@pytest.mark.parametrize("queues", [["q"], ["q", "other"]], ids=["one queue", "two queues"])
+def test_a_claim_beyond_what_was_taken_reads_nothing_dead(
+    night: tuple[PostgresTransport, Tables], queues: list[str]
+) -> None:
+    """It reads a few pages at any number of dead rows; a claim over the whole index reads all of them."""
+    _, tables = night
+    statements = Statements(SCHEMA)
+    beyond, names = statements.claim_beyond(queues)
+    whole, _ = statements.claim(queues)
+    more = {**names, "limit": 10, "lease": 60.0}
+    bounds = {f"beyond_{number}": [DEAD] * 10 for number in range(len(queues))}
+    assert buffers(tables, beyond, {**more, **bounds, "priorities": PRIORITIES}) < BUFFERS
+    assert buffers(tables, whole, more) > BUFFERS
+
+
+def test_looking_for_expired_leases_reads_nothing_dead(night: tuple[PostgresTransport, Tables]) -> None:
+    """Neither those that were due before, nor those that would be due later, nor the ready ones."""
+    _, tables = night
+    statements = Statements(SCHEMA)
+    ((now,),) = tables.rows("SELECT extract(epoch FROM now())::float8")
+    bring = {"queues": ["q"], "limit": 500}
+    assert buffers(tables, statements["bring_back_lately"], {**bring, "since": now - 2, "ahead": 1.0}) < BUFFERS
+    assert buffers(tables, statements["bring_back"], bring) > BUFFERS

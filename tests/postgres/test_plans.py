@@ -1,0 +1,228 @@
+"""The plans of the hot statements: each row is reached by an index, whatever the table holds and the statistics say.
+
+EXPLAIN of the statements themselves, with the parameters that production gives them, as custom plans and as the generic
+ones that a connection keeps after it has prepared them. The states of the table follow each other on one server, so
+that a million rows are written twice and no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import servers
+from pg_tables import Tables
+from psycopg import sql
+
+from transports.postgres import PostgresTransport
+from transports.postgres.claiming import PRIORITIES
+from transports.postgres.connections import Connection, Connector
+from transports.postgres.session import use_indexes
+from transports.postgres.settling import settle_parameters
+from transports.postgres.statements import Statements
+from unstract_core import Delivery, Message, Reply, Settlement, TaskPayload, Verdict
+
+SCHEMA = "plans"
+QUEUES = ["q-1", "q-2", "q-3"]
+MILLION = 1_000_000
+FILL = """INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)
+          SELECT 'q-' || n %% 4, '{{}}', '', now(), now() + n %% 60 * interval '1 second', 1, 1 + n %% 10,
+                 CASE WHEN n %% 10 = 0 THEN 'claimed' ELSE 'ready' END
+          FROM generate_series(1, %s) AS n"""
+TABLES = ("pg_queue_message", "pg_task_result", "pg_queue_dead_letter")
+READY, DUE = "pg_queue_message_ready", "pg_queue_message_due"
+
+
+def hot_statements() -> dict[str, tuple[bytes, dict[str, Any], set[str]]]:
+    """Each hot statement, its parameters, and the indexes beside the primary keys that it has to use."""
+    statements = Statements(SCHEMA)
+    found: dict[str, tuple[bytes, dict[str, Any], set[str]]] = {}
+    for name, queues in (("one queue", QUEUES[:1]), ("three queues", QUEUES)):
+        claim, names = statements.claim(queues)
+        beyond, _ = statements.claim_beyond(queues)
+        more = {"limit": 100, "lease": 60.0}
+        bounds = {f"beyond_{number}": [0, *range(9)] for number in range(len(queues))}
+        found[f"claim from {name}"] = claim, {**names, **more}, {READY}
+        found[f"claim beyond, from {name}"] = beyond, {**names, **more, **bounds, "priorities": PRIORITIES}, {READY}
+        bring = {"queues": queues, "limit": 500}
+        found[f"bring back to {name}"] = statements["bring_back"], bring, {READY, DUE}
+        lately = {**bring, "since": 1.7e9, "ahead": 1.0}
+        found[f"bring back lately to {name}"] = statements["bring_back_lately"], lately, {DUE}
+    held = {"ids": list(range(1, 101)), "attempts": [1] * 100, "lease": 60.0}
+    found["renew"] = statements["renew"], held, set()
+    announced = {"channel": "c", "wake": [], "reply_channel": "r", "wake_callers": False}
+    found["settle"] = statements["settle"], {**settle_parameters(settlements()), **announced}, set()
+    found["sweep replies"] = statements["sweep_replies"], {"limit": 1000, "since": 0.0}, {"pg_task_result_expires"}
+    return found
+
+
+def settlements() -> list[Settlement]:
+    """A batch with everything in it."""
+    payload = TaskPayload(task_name="t", queue="q-1")
+    batch = []
+    for n in range(1, 101):
+        delivery = Delivery(str(n), "q-1", 1, payload, "{}", None, "", 5)
+        verdict = Verdict.BURY if n % 10 == 0 else Verdict.RETRY if n % 10 == 1 else Verdict.ACK
+        follow_up = Message(payload, "q-2") if verdict is Verdict.ACK else None
+        reply = Reply(f"key-{n}", "completed", {}, "", 60.0) if n % 10 == 2 else None
+        batch.append(Settlement(delivery, verdict, follow_up=follow_up, reply=reply, reason="r"))
+    return batch
+
+
+def positional(statement: bytes, parameters: dict[str, Any]) -> tuple[str, list[Any]]:
+    """Write a statement with the server's own parameters, as psycopg does when it prepares it."""
+    names: list[str] = []
+
+    def numbered(match: re.Match[str]) -> str:
+        if match[1] not in names:
+            names.append(match[1])
+        return f"${names.index(match[1]) + 1}"
+
+    text = re.sub(r"%\((\w+)\)[sb]", numbered, statement.decode()).replace("%%", "%")
+    return text, [parameters[name] for name in names]
+
+
+def custom_plan(connection: psycopg.Connection[Any], statement: bytes, parameters: dict[str, Any]) -> dict[str, Any]:
+    explain = b"EXPLAIN (FORMAT JSON) " + statement
+    ((plan,),) = connection.execute(explain, parameters, prepare=False).fetchall()
+    return dict(plan[0])
+
+
+def generic_plan(connection: psycopg.Connection[Any], name: str, values: list[Any]) -> dict[str, Any]:
+    execute = sql.SQL("EXPLAIN (FORMAT JSON) EXECUTE {} ({})").format(
+        sql.Identifier(name), sql.SQL(", ").join(map(literal, values))
+    )
+    ((plan,),) = connection.execute(execute).fetchall()
+    return dict(plan[0])
+
+
+def literal(value: Any) -> sql.Composable:
+    """Write a value without a type, as psycopg sends it."""
+    return sql.Literal(value if isinstance(value, list | str | bool) else str(value))
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def inputs(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The nodes whose rows flow through a node: not what a CTE or a subquery has found before."""
+    yield plan
+    for child in plan.get("Plans", []):
+        if child.get("Parent Relationship") not in ("InitPlan", "SubPlan"):
+            yield from inputs(child)
+
+
+def faults(explained: dict[str, Any], wanted: set[str], *, may_sort: bool) -> Iterator[str]:
+    """What is wrong with a plan: a table read as a whole or sorted, an index walked from end to end or not used.
+
+    A plan `may_sort` what it reads by an index where a small table's statistics are right.
+    """
+    used = set()
+    for node in nodes(explained["Plan"]):
+        kind = node["Node Type"]
+        used.add(node.get("Index Name", ""))
+        if kind == "Seq Scan" and node["Relation Name"] in TABLES:
+            yield f"reads all of {node['Relation Name']}"
+        if "Index" in kind and "Index Cond" not in node:
+            yield f"walks all of {node['Index Name']}"
+        if "Sort" in kind and not may_sort and any(one.get("Relation Name") == TABLES[0] for one in inputs(node)):
+            yield f"sorts by {node['Sort Key']} what it has read from a table"
+    if missing := wanted - used:
+        yield f"does not use {sorted(missing)}"
+    if "JIT" in explained:
+        yield "is compiled"
+
+
+class Table:
+    """The messages of one server, filled and emptied; `faults` are those of every plan so far, by kind."""
+
+    def __init__(self, url: str, direct: Connection, pooled: psycopg.Connection[Any]) -> None:
+        self.tables = Tables(url, SCHEMA)
+        self.faults: dict[str, list[str]] = {"custom": [], "generic": [], "kept": [], "pooled": []}
+        self._direct = direct
+        self._pooled = pooled
+        use_indexes(direct)
+        direct.execute(b"SET plan_cache_mode = force_generic_plan")
+        for name, (statement, parameters, _) in hot_statements().items():
+            prepare(direct, name, positional(statement, parameters)[0])
+
+    def fill(self, rows: int) -> None:
+        self.tables.execute(FILL, rows)
+
+    def run(self, statement: str) -> None:
+        self.tables.execute(statement)
+
+    def check(self, state: str, *, may_sort: bool = False) -> None:
+        """Look at each plan that a connection would make now, or has kept since an earlier state."""
+        for name, (statement, parameters, wanted) in hot_statements().items():
+            text, values = positional(statement, parameters)
+            plans = {
+                "custom": custom_plan(self._direct, statement, parameters),
+                "kept": generic_plan(self._direct, name, values),
+                "pooled": custom_plan(self._pooled, statement, parameters),
+            }
+            prepare(self._direct, "anew", text)
+            plans["generic"] = generic_plan(self._direct, "anew", values)
+            self._direct.execute(b"DEALLOCATE anew")
+            for kind, plan in plans.items():
+                self.faults[kind] += [f"{state}: {name} {fault}" for fault in faults(plan, wanted, may_sort=may_sort)]
+
+
+def prepare(connection: psycopg.Connection[Any], name: str, text: str) -> None:
+    connection.execute(sql.SQL("PREPARE {} AS {}").format(sql.Identifier(name), sql.SQL(text)))
+
+
+@pytest.fixture(scope="module")
+def found() -> Iterator[dict[str, dict[str, list[str]]]]:
+    """The faults of all plans, by kind, of a table that holds "some" rows and "none"."""
+    options = "-c fsync=off -c synchronous_commit=off -c autovacuum=off -c max_wal_size=4GB -c shared_buffers=512MB"
+    with servers.private_server(options=options) as server:
+        with contextlib.closing(PostgresTransport(server.url, SCHEMA)) as transport:
+            transport.migrate()
+        with (
+            Connector(server.url, prepare=True).connect() as direct,
+            Connector(server.url, prepare=False).connect() as pooled,
+        ):
+            yield look(Table(server.url, direct, pooled))
+
+
+def look(table: Table) -> dict[str, dict[str, list[str]]]:
+    none: dict[str, list[str]] = {kind: [] for kind in table.faults}
+    some: dict[str, list[str]] = {kind: [] for kind in table.faults}
+    steps: list[tuple[dict[str, list[str]], str, str, int]] = [
+        (none, "no rows, never analysed", "", 0),
+        (none, "no rows", "VACUUM ANALYZE {messages}", 0),
+        (some, "a thousand rows, analysed at none", "", 1000),
+        (some, "a thousand rows", "ANALYZE {messages}", 0),
+        (some, "a million rows, analysed at a thousand", "", MILLION),
+        (some, "a million rows", "ANALYZE {messages}", 0),
+        (some, "no rows, analysed at a million", "DELETE FROM {messages}", 0),
+        (some, "no rows, and the pages of a million", "VACUUM (TRUNCATE off, ANALYZE) {messages}", 0),
+        (some, "a million rows, in pages known as empty", "", MILLION),
+    ]
+    for faults_then, state, statement, rows in steps:
+        if statement:
+            table.run(statement)
+        if rows:
+            table.fill(rows)
+        table.faults = faults_then
+        table.check(state, may_sort=state == "a thousand rows")
+    return {"none": none, "some": some}
+
+
+@pytest.mark.parametrize("kind", ["custom", "generic", "pooled"])
+def test_every_row_is_reached_by_an_index(found: dict[str, dict[str, list[str]]], kind: str) -> None:
+    """At a thousand and a million rows, with fresh and with stale statistics: no table is read or sorted."""
+    assert found["some"][kind] == []
+
+
+def test_no_plan_that_a_connection_keeps_is_made_for_an_empty_table(found: dict[str, dict[str, list[str]]]) -> None:
+    """A table without a single page is cheap to read: the plan is kept, and then there are a million rows in it."""
+    assert [*found["none"]["generic"], *found["none"]["kept"], *found["some"]["kept"]] == []

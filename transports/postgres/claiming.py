@@ -1,0 +1,161 @@
+"""Which claim is made next: over the whole index of ready rows, or only beyond what was taken before.
+
+The index keeps the entries of rows that were taken until a vacuum may remove them, and while any session holds an old
+snapshot none may: a claim over the whole index then walks over every message since. So what has been taken is a lower
+bound, one id for each queue and priority, and the whole is looked at as often as that takes a small part of the time:
+every few milliseconds as a rule, at once where nothing else was found, and every half minute at the longest. What lies
+below a bound:
+
+- An id that was committed after a higher one was taken. Once a second a claim goes back to where the bounds were ten to
+  twenty seconds ago.
+- A row that became ready again. Where this subscription did that, the bound goes back to it at once.
+
+Both are found by a claim over the whole at the latest, and are the only ones that others can overtake. Nothing in here
+talks to the server: it is told what was found, and moments of the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import attrs
+
+from transports.postgres.statements import Statements
+from unstract_core.payload import HIGHEST_PRIORITY, LOWEST_PRIORITY
+from unstract_core.transport import Delivery
+
+SHARE = 1 / 25
+"""The part of the time that may go into looking at what is dead."""
+LONGEST_REST = 30.0
+CHEAP = 0.01
+"""Seconds in which the whole can be looked at without a second thought, when there is nothing else to do."""
+RECENT_INTERVAL = 1.0
+GENERATION = 10.0
+
+PRIORITIES = list(range(HIGHEST_PRIORITY, LOWEST_PRIORITY - 1, -1))
+
+_Bounds = dict[tuple[str, int], int]
+
+
+class Pace:
+    """When something may be done again that takes a while: after a rest in proportion, of `shortest` seconds or more.
+
+    It rests for `longest` at most. One time that took unusually long, on a busy machine, does not count.
+    """
+
+    def __init__(self, shortest: float = 0.0, longest: float = LONGEST_REST) -> None:
+        self.due_at = 0.0
+        self.seconds = 0.0
+        self._shortest = shortest
+        self._longest = longest
+        self._last = math.inf
+
+    def took(self, began: float, ended: float) -> None:
+        self.seconds, self._last = min(ended - began, self._last), ended - began
+        self.due_at = ended + min(max(self.seconds / SHARE, self._shortest), self._longest)
+
+
+class Extent(Enum):
+    """How much of the index a claim looks at."""
+
+    WHOLE = "whole"
+    RECENT = "recent"
+    BEYOND = "beyond"
+
+
+@attrs.frozen
+class Claim:
+    """A statement with those of its parameters that do not change from one worker to the next."""
+
+    extent: Extent
+    statement: bytes
+    parameters: Mapping[str, Any]
+
+
+class Claims:
+    """Chooses the claims of one subscription."""
+
+    def __init__(self, statements: Statements, queues: Sequence[str]) -> None:
+        self._queues = queues
+        whole, self._names = statements.claim(queues)
+        self._over_the_whole = Claim(Extent.WHOLE, whole, self._names)
+        self._thorough, _ = statements.claim(queues, bounded=False)
+        self._beyond, _ = statements.claim_beyond(queues)
+        self._paces = {Extent.WHOLE: Pace(), Extent.RECENT: Pace(RECENT_INTERVAL)}
+        self._last = Extent.WHOLE
+        self._taken: _Bounds = {}
+        self._highest = 0
+        # What is true of the moment at which the last generation began, and the one before.
+        self._marks: list[tuple[_Bounds, int]] = [({}, 0), ({}, 0)]
+        self._marked_at = -math.inf
+
+    def next(self, now: float) -> Claim:
+        """Return the claim over as much as may be looked at now."""
+        if now >= self._paces[Extent.WHOLE].due_at:
+            return self._over_the_whole
+        if now >= self._paces[Extent.RECENT].due_at:
+            earlier, _ = self._marks[0]
+            bounds = {key: min(bound, earlier.get(key, 0)) for key, bound in self._taken.items()}
+            return self._from(Extent.RECENT, bounds)
+        return self._from(Extent.BEYOND, self._taken)
+
+    def otherwise(self) -> Claim | None:
+        """Return what to try at once after a claim that found nothing, if anything."""
+        if self._last is Extent.WHOLE or self._paces[Extent.WHOLE].seconds > CHEAP:
+            return None
+        return self._over_the_whole
+
+    def last_resorts(self) -> tuple[Claim, Claim]:
+        """Return what to try where nothing was found and something is ready: it came meanwhile, or was passed over.
+
+        The second passes over no row because others have locked many before it, and may read a whole queue for that.
+        """
+        return self._over_the_whole, Claim(Extent.WHOLE, self._thorough, self._names)
+
+    def made(self, claim: Claim, limit: int, taken: Sequence[Delivery], began: float, ended: float) -> None:
+        """Learn what a claim has taken, in the order in which it comes."""
+        self._last = claim.extent
+        if claim.extent in self._paces:
+            self._paces[claim.extent].took(began, ended)
+        if ended - self._marked_at >= GENERATION:
+            self._marks = [self._marks[1], (dict(self._taken), self._highest)]
+            self._marked_at = ended
+        # Of the priority at which a full batch ends there may be more that lies below the bound.
+        unfinished = taken[-1].priority if len(taken) == limit else None
+        last = {(one.queue, one.priority): int(one.id) for one in taken}
+        for key, msg_id in last.items():
+            self._taken[key] = msg_id if key[1] == unfinished else max(msg_id, self._taken.get(key, 0))
+            self._highest = max(self._highest, msg_id)
+
+    def became_ready(self, queue: str, priority: int, msg_id: int) -> None:
+        """Go back to a row that is ready again."""
+        key = (queue, priority)
+        self._taken[key] = min(self._taken.get(key, 0), msg_id - 1)
+
+    def none_ready_above(self, first: Mapping[str, int]) -> None:
+        """Learn the priority of the first ready row of each queue: of a higher one, all that is old was taken."""
+        _, seen = self._marks[0]
+        for queue in self._queues:
+            for priority in PRIORITIES:
+                if priority > first.get(queue, 0):
+                    key = (queue, priority)
+                    self._taken[key] = max(self._taken.get(key, 0), seen)
+
+    def sees_more_in(self, now: float) -> float:
+        """Return the seconds until a claim looks at what the last one did not; infinite where that saw the whole."""
+        if self._last is Extent.WHOLE:
+            return math.inf
+        due_at = self._paces[Extent.WHOLE].due_at
+        if self._last is Extent.BEYOND:
+            due_at = min(due_at, self._paces[Extent.RECENT].due_at)
+        return max(0.0, due_at - now)
+
+    def _from(self, extent: Extent, bounds: _Bounds) -> Claim:
+        beyond = {
+            f"beyond_{number}": [bounds.get((queue, priority), 0) for priority in PRIORITIES]
+            for number, queue in enumerate(self._queues)
+        }
+        return Claim(extent, self._beyond, {**self._names, **beyond, "priorities": PRIORITIES})
