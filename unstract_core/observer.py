@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from typing import Literal, TypeAlias, TypeVar
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import attrs
 
@@ -21,10 +22,12 @@ from unstract_core.transport import Delivery, Message, Settlement
 
 logger = logging.getLogger(__name__)
 
-Yielded = TypeVar("Yielded")
+Value = TypeVar("Value")
 
 End: TypeAlias = Literal["returned", "raised", "retry_asked", "rejected", "ignored"]
 """How a task ended; "rejected" also stands for a message that was never started."""
+
+_HOOKS = ("sending", "running", "ran", "rejected", "settled", "lost", "turned")
 
 
 @attrs.frozen
@@ -72,93 +75,112 @@ class Observer:
 
 
 class Observers(Observer):
-    """All of these as one, in their order, none of which can do harm."""
+    """All of these as one, in their order, none of which can do harm; one that overrides no hook costs nothing."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._all = tuple(observers)
+        self._with = {hook: [one for one in self._all if _overrides(one, hook)] for hook in _HOOKS}
         self._told: set[tuple[str, str]] = set()
 
     def __bool__(self) -> bool:
         return bool(self._all)
 
-    @contextlib.contextmanager
-    def sending(self, message: Message) -> Iterator[Message]:
-        with ExitStack() as stack:
-            for one in self._all:
-                observed = stack.enter_context(self._around(one, "sending", message, message))
-                message = self._checked(one, observed, message)
-            yield message
+    def sending(self, message: Message) -> AbstractContextManager[Message]:
+        return _Around(self._with["sending"], lambda one, sent: one.sending(sent), _with_headers, message, self._tell)
 
-    @contextlib.contextmanager
-    def running(self, delivery: Delivery) -> Iterator[dict[str, str] | None]:
-        headers: dict[str, str] | None = None
-        with ExitStack() as stack:
-            for one in self._all:
-                found = stack.enter_context(self._around(one, "running", delivery, None))
-                with self._harmless(one):
-                    headers = headers if found is None else check_headers(found, "$.headers")
-            yield headers
+    def running(self, delivery: Delivery) -> AbstractContextManager[dict[str, str] | None]:
+        return _Around(self._with["running"], lambda one, _: one.running(delivery), _headers, None, self._tell)
 
     def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
-        self._each(lambda one: one.ran(delivery, end, error_type, seconds, replaced))
+        self._each("ran", delivery, end, error_type, seconds, replaced)
 
     def rejected(self, delivery: Delivery, error_type: str) -> None:
-        self._each(lambda one: one.rejected(delivery, error_type))
+        self._each("rejected", delivery, error_type)
 
     def settled(self, settlement: Settlement, seconds: float) -> None:
-        self._each(lambda one: one.settled(settlement, seconds))
+        self._each("settled", settlement, seconds)
 
     def lost(self, delivery: Delivery) -> None:
-        self._each(lambda one: one.lost(delivery))
+        self._each("lost", delivery)
 
     def turned(self, turn: Turn) -> None:
-        self._each(lambda one: one.turned(turn))
+        self._each("turned", turn)
 
-    def _each(self, tell: Callable[[Observer], None]) -> None:
-        for one in self._all:
-            with self._harmless(one):
-                tell(one)
-
-    @contextlib.contextmanager
-    def _around(self, one: Observer, hook: str, given: object, instead: Yielded) -> Iterator[Yielded]:
-        """Enter and leave with one observer; only what is raised inside gets out."""
-        try:
-            manager = getattr(one, hook)(given)
-            value = manager.__enter__()
-        except Exception as exc:
-            self._tell(one, exc)
-            yield instead
-            return
-        try:
-            yield value
-        except BaseException as exc:
-            with self._harmless(one):
-                manager.__exit__(type(exc), exc, exc.__traceback__)
-            raise
-        with self._harmless(one):
-            manager.__exit__(None, None, None)
-
-    def _checked(self, one: Observer, observed: object, message: Message) -> Message:
-        """Take over the headers that an observer has set, where the wire can carry them."""
-        try:
-            if not isinstance(observed, Message):
-                raise PayloadError("expected a Message")
-            headers = observed.payload.headers
-            checked = None if headers is None else check_headers(headers, "$.headers")
-        except Exception as exc:
-            self._tell(one, exc)
-            return message
-        return attrs.evolve(message, payload=attrs.evolve(message.payload, headers=checked))
-
-    @contextlib.contextmanager
-    def _harmless(self, one: Observer) -> Iterator[None]:
-        try:
-            yield
-        except Exception as exc:
-            self._tell(one, exc)
+    def _each(self, hook: str, *told: object) -> None:
+        for one in self._with[hook]:
+            try:
+                getattr(one, hook)(*told)
+            except Exception as exc:
+                self._tell(one, exc)
 
     def _tell(self, one: Observer, exc: Exception) -> None:
         key = type(one).__name__, type(exc).__name__
         if key not in self._told:
             self._told.add(key)
             emit(logger, logging.ERROR, "observer_failed", observer=key[0], error_type=key[1])
+
+
+class _Around(AbstractContextManager[Value]):
+    """Enters one observer after the other, and leaves them in turn; only what is raised inside gets out.
+
+    `take` makes the next value of what an observer yielded and the value so far; it may refuse it.
+    """
+
+    def __init__(
+        self,
+        observers: Sequence[Observer],
+        enter: Callable[[Observer, Value], AbstractContextManager[Any]],
+        take: Callable[[Any, Value], Value],
+        value: Value,
+        tell: Callable[[Observer, Exception], None],
+    ) -> None:
+        self._observers = observers
+        self._enter = enter
+        self._take = take
+        self._value = value
+        self._tell = tell
+        self._entered: list[tuple[Observer, AbstractContextManager[Any]]] = []
+
+    def __enter__(self) -> Value:
+        value = self._value
+        for one in self._observers:
+            try:
+                manager = self._enter(one, value)
+                found = manager.__enter__()
+                self._entered.append((one, manager))
+                value = self._take(found, value)
+            except Exception as exc:
+                self._tell(one, exc)
+        return value
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for one, manager in reversed(self._entered):
+            try:
+                manager.__exit__(kind, exc, trace)
+            except Exception as raised:
+                if raised is not exc:
+                    self._tell(one, raised)
+
+
+def _overrides(one: Observer, hook: str) -> bool:
+    try:
+        return getattr(getattr(one, hook), "__func__", None) is not getattr(Observer, hook)
+    except Exception:  # which is told when it is called
+        return True
+
+
+def _with_headers(observed: object, message: Message) -> Message:
+    """Take over the headers that an observer has set, where the wire can carry them."""
+    if not isinstance(observed, Message):
+        raise PayloadError("expected a Message")
+    headers = observed.payload.headers
+    if headers is message.payload.headers:
+        return message
+    checked = None if headers is None else check_headers(headers, "$.headers")
+    return attrs.evolve(message, payload=attrs.evolve(message.payload, headers=checked))
+
+
+def _headers(found: object, headers: dict[str, str] | None) -> dict[str, str] | None:
+    return headers if found is None else check_headers(found, "$.headers")

@@ -1,0 +1,33 @@
+"""The measurement of what looking on costs works. How much it is depends on the machine and is asserted nowhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+from tools.check_lock import ROOT
+
+
+def test_the_cost_of_each_observer_is_told_as_a_ratio() -> None:
+    """To nobody looking on, in rate and in processor time, for sends, no-op tasks and chains."""
+    ended = subprocess.run(
+        [sys.executable, "benchmarks/observing.py", "--scale", "0.01", "--rounds", "1"],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "XDG_RUNTIME_DIR"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    headings, *lines = ended.stdout.splitlines()
+    assert headings.split() == ["a", "second", "ratio", "of", "medians", "processor", "ratio"]
+    assert [line for line in lines if not line.startswith(" ")] == [
+        "send, one by one",
+        "drain no-op tasks",
+        "drain chains (task + callback)",
+    ]
+    figures = r"  observed by (.+?) +[\d,]+ +\d+\.\d\d +\d+\.\d\d +\d+ us +\d+\.\d\d"
+    observers = [found[1] for line in lines if (found := re.fullmatch(figures, line))]
+    assert observers == ["nobody", "an Observer", "Metrics", "Tracing, no SDK", "Tracing"] * 3

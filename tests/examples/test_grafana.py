@@ -1,0 +1,193 @@
+"""The dashboard, the alert rules and docs/operating.md know the metrics that there are, and no others."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+import pytest
+from prometheus_client import CollectorRegistry
+
+from contract_tests.messages import message, then
+from tools.check_lock import ROOT
+from transports.memory import MemoryTransport
+from unstract_core import Delivery, Reply, Settlement, Verdict
+from unstract_core.cli import main
+from unstract_core.metrics import Metrics, QueueCollector
+from unstract_core.observer import Turn
+
+DOCUMENT = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+DASHBOARD: dict[str, Any] = json.loads((ROOT / "examples/grafana/unstract-wire.json").read_text(encoding="utf-8"))
+RULES = (ROOT / "examples/grafana/alerts.yml").read_text(encoding="utf-8")
+PREFIX = "unstract_wire_"
+
+
+@attrs.frozen
+class Known:
+    """A metric as it is exposed: by the names of its samples."""
+
+    kind: str
+    labels: frozenset[str]
+
+
+@attrs.frozen
+class Rule:
+    name: str
+    expression: str
+    wait: str
+    severity: str
+    summary: str
+
+
+def metrics() -> dict[str, Known]:
+    """Let everything happen that is counted, and return what is exposed then; a histogram by its bare name."""
+    registry = CollectorRegistry()
+    transport = MemoryTransport()
+    transport.send([message("t", "q")])
+    registry.register(QueueCollector(transport, ["q"]))
+    observer = Metrics(registry, {"t"})
+    delivery = Delivery("1", "q", 1, message("t", "q", on_success=then("t", "q")).payload, b"")
+    with observer.sending(message("t", "q")), observer.running(delivery):
+        observer.ran(delivery, "raised", "ValueError", 1.0, 1)
+    with pytest.raises(ValueError, match="no"), observer.sending(message("t", "q")):
+        raise ValueError("no")
+    observer.rejected(delivery, "UnknownTask")
+    observer.settled(Settlement(delivery, Verdict.ACK, reply=Reply("1", "completed")), 1.0)
+    observer.lost(delivery)
+    observer.turned(Turn(1, 1, away=False))
+    found = {}
+    for family in registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        found[name] = Known(family.type, frozenset(labels))
+    return found
+
+
+METRICS = metrics()
+
+
+def used(expression: str) -> Iterator[tuple[str, set[str], bool]]:
+    """Yield each metric of a PromQL expression, the labels that it is selected by, and whether it is one of buckets."""
+    for name, selector in re.findall(rf"\b({PREFIX}\w+)(?:\{{([^}}]*)\}})?", expression):
+        bare = re.sub(r"_(bucket|sum|count)$", "", name)
+        bare = bare if METRICS.get(bare, Known("", frozenset())).kind == "histogram" else name
+        yield bare, set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selector)), name.endswith("_bucket")
+
+
+def grouped(expression: str) -> set[str]:
+    """Return the labels that an expression keeps or matches by."""
+    return {
+        label
+        for labels in re.findall(r"\b(?:by|on|without|ignoring) \(([^)]*)\)", expression)
+        for label in re.split(r",\s*", labels)
+    }
+
+
+def check(expression: str) -> None:
+    """Raise where an expression uses a metric that is not exposed, or a label that it has not."""
+    found = list(used(expression))
+    assert found, expression
+    for name, labels, buckets in found:
+        assert name in METRICS, expression
+        having = METRICS[name].labels | ({"le"} if buckets else set())
+        assert labels <= having, expression
+        assert grouped(expression) <= having, expression
+
+
+def panels() -> Sequence[Mapping[str, Any]]:
+    return [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+
+def rules() -> list[Rule]:
+    form = (
+        r"      - alert: (\w+)\n        expr: (.+)\n(?:        for: (\w+)\n)?"
+        r"        labels: \{severity: (critical|warning|info)\}\n"
+        r"        annotations: \{summary: \"(.+)\"\}\n"
+    )
+    found = [Rule(*one) for one in re.findall(form, RULES)]
+    assert len(found) == RULES.count("- alert:")
+    return found
+
+
+def test_every_metric_is_in_the_document_as_it_is_exposed() -> None:
+    """The table has each, with its type and its labels, and no other."""
+    rows = re.findall(rf"^\| `({PREFIX}\w+)` \| (\w+) \| ([\w, ]*?) ?\| .+ \|$", DOCUMENT, re.MULTILINE)
+    documented = {name: Known(kind, frozenset(filter(None, labels.split(", ")))) for name, kind, labels in rows}
+    assert len(rows) == len(documented) > 20
+    assert documented == METRICS
+
+
+def test_every_metric_is_on_the_dashboard() -> None:
+    """What is exposed is shown."""
+    shown = {name for panel in panels() for target in panel["targets"] for name, _, _ in used(target["expr"])}
+    assert shown == set(METRICS)
+
+
+@pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
+def test_a_panel_asks_for_what_there_is(panel: Mapping[str, Any]) -> None:
+    """Metrics and labels exist, its legend has labels that its query keeps, and it says what it shows."""
+    for target in panel["targets"]:
+        check(target["expr"])
+        legend = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+        assert legend <= grouped(target["expr"]) | {"instance"}
+    assert panel["description"]
+    assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
+    assert panel["datasource"]["uid"] == "${datasource}"
+
+
+def test_the_dashboards_panels_do_not_overlap_and_its_variables_exist() -> None:
+    """Every panel has its place and its id; every `$variable` that is used is defined."""
+    places = [
+        (x, y)
+        for panel in DASHBOARD["panels"]
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+    assert len(places) == len(set(places))
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+    variables = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+    assert set(re.findall(r"\$\{?(\w+)", json.dumps(DASHBOARD))) <= variables | {"__rate_interval", "__all"}
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.name)
+def test_an_alert_asks_for_what_there_is(rule: Rule) -> None:
+    """Metrics and labels exist, and its summary names labels that are left."""
+    check(rule.expression)
+    left = grouped(rule.expression) or {label for name, _, _ in used(rule.expression) for label in METRICS[name].labels}
+    assert set(re.findall(r"\$labels\.(\w+)", rule.summary)) <= left | {"instance"}
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.name)
+def test_an_alert_has_a_runbook(rule: Rule) -> None:
+    """A heading of its name, its severity and expression as they stand in the rules, and what it means, where to look
+    and what to do."""
+    page = DOCUMENT.partition(f"\n### {rule.name}\n")[2].partition("\n##")[0]
+    wait = f", after {rule.wait}" if rule.wait else ""
+    assert f"\n{rule.severity.capitalize()}{wait}:\n" in page
+    assert f"```promql\n{rule.expression}\n```" in page
+    for part in ("Means", "Look", "Do"):
+        assert re.search(rf"^- {part}: \S.{{20,}}", page, re.MULTILINE)
+
+
+def test_there_is_no_runbook_without_its_alert() -> None:
+    """What was renamed in one place was renamed in the other; no two alerts have one name."""
+    headings = re.findall(r"^### (UnstractWire\w+)$", DOCUMENT, re.MULTILINE)
+    assert headings == [rule.name for rule in rules()]
+    assert len(headings) == len(set(headings)) > 10
+
+
+def test_the_document_names_commands_events_and_alerts_that_there_are() -> None:
+    """Every `unstract-wire COMMAND`, every event of the table of those that deserve an alert, every alert that another
+    page points to."""
+    commands = set(re.findall(r"`unstract-wire ([a-z-]+)", DOCUMENT))
+    assert {"doctor", "top", "dead", "queues"} <= commands <= set(main.commands)
+    events = re.findall(r"^\| `(\w+)` \| [A-Z]", DOCUMENT, re.MULTILINE)
+    deserving = DOCUMENT.partition("### Events that deserve an alert")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.+?`) \| ", deserving, re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert len(named) > 5
+    assert set(named) <= set(events)
+    assert set(re.findall(r"`(UnstractWire\w+)`", DOCUMENT)) <= {rule.name for rule in rules()}
