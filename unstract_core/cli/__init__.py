@@ -1,4 +1,4 @@
-"""The `unstract-wire` command: create the tables, run a worker, look at queues, dead letters and the wire's schema.
+"""The `unstract-wire` command: create the tables, run workers, look at queues and dead letters, and find what is wrong.
 
 Standard output carries what was asked for: columns, or with --json one JSON document. Standard error carries the
 worker's log, notes, and where something cannot be done ONE line that says what is wrong and how to mend it; the exit
@@ -13,7 +13,7 @@ from __future__ import annotations
 import click
 
 from unstract_core import __version__
-from unstract_core.cli import dead, migrate, queues, schema, worker
+from unstract_core.cli import dead, doctor, migrate, queues, schema, top, worker
 from unstract_core.cli.session import PROGRAM, Wire, common
 
 
@@ -37,12 +37,20 @@ def main() -> None:
     \b
     Exit codes:
       0        done
-      1        a change of the schema breaks, a purge was declined, or the reader of the output left
+      1        a change of the schema breaks, a purge was declined, doctor found an error, or its reader left
       2        an error, told in one line on standard error
       130      interrupted by Ctrl-C
-      128 + N  a worker was made to leave at once, by signal number N
+      128 + N  a worker was made to leave at once, or top to leave, by signal number N
     """
 
 
-for command in (migrate.migrate, worker.worker, queues.queues, dead.dead, schema.schema):
+for command in (
+    migrate.migrate,
+    worker.worker,
+    queues.queues,
+    dead.dead,
+    top.top,
+    doctor.doctor,
+    schema.schema,
+):
     main.add_command(command)

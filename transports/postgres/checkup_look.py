@@ -1,0 +1,112 @@
+"""What every check of the check-up works with: questions to the server, and from where on an answer is a warning."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from transports.postgres.connections import Connection, Connector, Parameters, run
+from transports.postgres.statements import Statements, _load, definitions
+from unstract_core.errors import TransportNotReady
+
+_ANSWER = 30.0
+_SHOWN = 5
+MIGRATE = "run `unstract-wire migrate`"
+COMPARE = "compare the table with transports/postgres/sql/schema.sql"
+
+
+@attrs.frozen
+class Limits:
+    """From where on something is worth a warning. Times are seconds."""
+
+    transaction: float = 60.0
+    """For how long a transaction is open."""
+    transactions: int = 1_000_000
+    """How many transactions old a snapshot is, where the age of its session is not to be seen."""
+    overdue: float = 60.0
+    """How long ago a lease or delay ended. A worker brings back what has ended within a second."""
+    waiting: float = 300.0
+    """How long the first ready message of a queue has waited."""
+    unswept: float = 3600.0
+    """How long ago a reply expired that is still there."""
+    unvacuumed: float = 600.0
+    """How long ago a table with many dead rows was vacuumed."""
+    dead_rows: int = 10_000
+    """How many dead rows are many."""
+    notification: float = 5.0
+    """How long a notification takes."""
+    notification_queue: float = 0.1
+    """Which part of the server's notification queue is in use."""
+    room: int = 5
+    """For how many more connections there is room."""
+
+
+def questions(statements: Statements) -> Mapping[str, bytes]:
+    """Return the statements of checkup.sql, by name, on the tables of one schema."""
+    tables = {name: statements.table(name).replace("%", "%%") for name in ("messages", "results", "dead")}
+    return {name: text.format(**tables).encode() for name, text in _load("checkup.sql").items()}
+
+
+class Look:
+    """A connection to look through, made anew where it broke; it prepares nothing that outlives it.
+
+    `listens` is what the transport was told. Every method raises errors of ours.
+    """
+
+    def __init__(self, connector: Connector, statements: Statements, *, listens: bool, limits: Limits) -> None:
+        self.connector = connector
+        self.statements = statements
+        self.listens = listens
+        self.limits = limits
+        self._questions = questions(statements)
+        self.definitions = definitions(statements.schema)
+        self.tables = [name for name, text in self.definitions.items() if text.startswith("CREATE TABLE")]
+        self._connection: Connection | None = None
+
+    def ask(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        """Run a statement of checkup.sql, and return its rows."""
+        return self.run(f"check {name}", self._questions[name], parameters)
+
+    def ask_of_tables(self, name: str) -> list[tuple[Any, ...]]:
+        """Run one that is asked of the catalog, about the tables of this schema."""
+        return self.ask(name, schema=self.statements.schema, tables=self.tables)
+
+    def run(self, doing: str, statement: bytes, parameters: Parameters) -> list[tuple[Any, ...]]:
+        connection = self.connected()
+        try:
+            return run(connection, doing, statement, parameters)
+        finally:
+            if not connection.usable:
+                self.close()
+
+    def connected(self) -> Connection:
+        self._connection = self._connection or self.connect()
+        return self._connection
+
+    def connect(self) -> Connection:
+        return self.connector.connect(limit=_ANSWER)
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+def listed(parts: Sequence[str], of: str) -> str:
+    """Join the first few of many."""
+    more = len(parts) - _SHOWN
+    return ", ".join(parts[:_SHOWN]) + (f" and {more} more {of}" if more > 0 else "")
+
+
+def as_options(queues: Iterable[str]) -> str:
+    """Write queues as options of the command, as they are to be typed."""
+    return " ".join(f"--queue {shlex.quote(queue)}" for queue in list(queues)[:_SHOWN])
+
+
+def told(exc: Exception) -> tuple[str, str]:
+    """Split an error of ours into what is wrong and what to do."""
+    what, _, remedy = str(exc).rpartition("; ") if isinstance(exc, TransportNotReady) else (str(exc), "", "")
+    return what, remedy
