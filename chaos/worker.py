@@ -1,0 +1,79 @@
+"""A worker process: a Consumer on one queue, that writes down what it does and stops where it is told to.
+
+`held`, `started`, `finished`, `called`, and `settled` with whether it took effect. Executor and callback workers are
+the same program, on different queues; which tasks they run is told by the messages.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from chaos import pulse, wire
+from chaos.halts import RUNNING, Halts
+from chaos.journal import Journal
+from chaos.plants import PLANTS
+from chaos.watched import WatchedTransport
+from unstract_core import Consumer, Tasks, load_transport
+
+_SHORTEST, _STEP, _STEPS = 0.02, 0.005, 8
+"""Seconds that a task takes: the shortest, and so many steps more."""
+
+
+class Failed(RuntimeError):
+    """What every so many tasks raise."""
+
+
+def tasks(journal: Journal, halts: Halts) -> Tasks:
+    registry = Tasks()
+    turns = threading.local()
+
+    @registry.register(wire.TASK)
+    def work(dispatch: str, fails: bool) -> dict[str, str]:
+        journal.write("started", dispatch)
+        turns.count = getattr(turns, "count", 0) + 1
+        time.sleep(_SHORTEST + _STEP * (turns.count % _STEPS))
+        halts.at(RUNNING, [dispatch])
+        journal.write("finished", dispatch)
+        if fails:
+            raise Failed(dispatch)
+        return {"dispatch": dispatch}
+
+    @registry.register(wire.ON_SUCCESS)
+    def on_success(result: dict[str, str], dispatch: str) -> None:
+        journal.write("called", dispatch, wire.ON_SUCCESS if result == {"dispatch": dispatch} else "another's result")
+        halts.at(RUNNING, [dispatch])
+
+    @registry.register(wire.ON_ERROR)
+    def on_error(task_id: str, dispatch: str) -> None:
+        journal.write("called", dispatch, wire.ON_ERROR if task_id == dispatch else "another's error")
+        halts.at(RUNNING, [dispatch])
+
+    return registry
+
+
+def main() -> None:
+    parser = wire.options(__doc__)
+    parser.add_argument("--queue", required=True)
+    parser.add_argument("--concurrency", type=int, required=True)
+    parser.add_argument("--plant", choices=list(PLANTS))
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    journal = Journal(options.directory, options.name)
+    pulse.start(journal, wire.LEASE / 3)
+    halts = Halts(options.directory, options.name, journal)
+    transport = WatchedTransport(load_transport(options.url), journal, halts, PLANTS.get(options.plant))
+    Consumer(
+        transport,
+        tasks(journal, halts),
+        [options.queue],
+        concurrency=options.concurrency,
+        lease=wire.LEASE,
+        max_attempts=wire.MAX_ATTEMPTS,
+    ).run()
+    transport.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The journals of the chaos run: what a killed process has written is there."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from chaos import halts
+from chaos.journal import SUFFIX, Journal, Journals, Line
+from contract_tests.kit import wait_until
+
+WRITER = """
+import sys, pathlib
+from chaos.journal import Journal
+journal = Journal(pathlib.Path(sys.argv[1]), "writer")
+for number in range(10**9):
+    journal.write("wrote", str(number), "x" * 100)
+    print(number, flush=True)
+"""
+
+
+def test_a_killed_process_loses_nothing_that_it_has_written(tmp_path: Path) -> None:
+    """SIGKILL at any moment: every line that was reported as written is there, whole and in order."""
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        reported = [int(writer.stdout.readline()) for _ in range(500)]
+        writer.send_signal(signal.SIGKILL)
+        reported += [int(line) for line in writer.stdout if line.endswith("\n")]
+    lines = list(Journals(tmp_path).news())
+    assert [line.dispatch for line in lines] == [str(number) for number in range(len(lines))]
+    assert len(lines) > reported[-1]
+
+
+def test_what_was_read_once_is_not_read_again(tmp_path: Path) -> None:
+    """News are new: line by line, of every process, those that begin to write later too."""
+    first, journals = Journal(tmp_path, "one"), Journals(tmp_path)
+    first.write_all("held", ["a", "b"])
+    assert [(line.process, line.event, line.dispatch) for line in journals.news()] == [
+        ("one", "held", "a"),
+        ("one", "held", "b"),
+    ]
+    assert list(journals.news()) == []
+    first.write("settled", "a", "yes")
+    Journal(tmp_path, "two").write("ready")
+    found = list(journals.news())
+    assert [(line.process, line.event, line.detail) for line in found] == [
+        ("one", "settled", "yes"),
+        ("two", "ready", ""),
+    ]
+
+
+def test_a_line_counts_once_its_end_is_written(tmp_path: Path) -> None:
+    """Half a line is waited for, and then read once."""
+    path, journals = tmp_path / f"one{SUFFIX}", Journals(tmp_path)
+    path.write_text("1.5\theld\ta")
+    assert list(journals.news()) == []
+    with path.open("a") as file:
+        file.write("\t\n2.5\theld")
+    assert list(journals.news()) == [Line(1.5, "one", "held", "a")]
+
+
+def test_a_process_stops_at_a_phase_until_it_is_released(tmp_path: Path) -> None:
+    """It stops at the phase that was asked for, at no other, and not without a dispatch; then it goes on."""
+    program = (
+        "import pathlib, sys; from chaos.halts import Halts; from chaos.journal import Journal;"
+        " directory = pathlib.Path(sys.argv[1]); journal = Journal(directory, 'one');"
+        " halts = Halts(directory, 'one', journal); halts.at('claimed', ['a']); halts.at('settled', []);"
+        " journal.write('passed'); halts.at('settled', ['b']); journal.write('went on')"
+    )
+    halts.ask(tmp_path, "one", "settled")
+    seen: list[str] = []
+    journals = Journals(tmp_path)
+
+    def read() -> list[str]:
+        seen.extend(line.event for line in journals.news())
+        return seen
+
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) as process:
+        try:
+            wait_until(lambda: "halted" in read(), what="the process to stop")
+            assert seen == ["passed", "halted"]
+            assert process.poll() is None
+            halts.release(tmp_path, "one")
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+    assert read() == ["passed", "halted", "went on"]

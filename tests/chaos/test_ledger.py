@@ -1,0 +1,192 @@
+"""The ledger of the chaos run: it tells what was lost and doubled, and lets through what a fault explains alone."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chaos.evidence import Evidence, Fault, Rows
+from chaos.history import History
+from chaos.journal import Line
+from chaos.ledger import SLOW_MACHINE, Ledger, take_stock
+
+SOUND = "before accepted held@e started@e finished@e settled@e held@c called@c settled@c"
+AGAIN = "before accepted held@e started@e held@f started@f settled@f held@c called@c settled@c"
+CALLED_AGAIN = SOUND.removesuffix("settled@c") + "held@d called@d settled@d"
+
+KILLED = Fault(1, "kill", 3.5, 3.5, 3.5, frozenset(["e"]), frozenset(["p/1"]))
+"""Comes after the fourth event of a dispatch: the worker `e` had started it."""
+CALLBACK_KILLED = attrs.evolve(KILLED, began=7.5, ended=7.5, victims=frozenset(["c"]))
+
+
+def lines(dispatch: str, events: str) -> list[Line]:
+    """One line for each event, a second apart; `@` names its process."""
+    details = {"before": "on_success", "called": "on_success", "settled": "yes"}
+    found = []
+    for at, event in enumerate(events.split()):
+        name, _, process = event.partition("@")
+        name, _, detail = name.partition("=")
+        found.append(Line(float(at), process or "p", name, dispatch, detail or details.get(name, "")))
+    return found
+
+
+@attrs.frozen
+class Case:
+    """What happened to one dispatch, and what the ledger is to say of it."""
+
+    events: str
+    sent: int = 1
+    follow_ups: int = 1
+    accepted: int = 0
+    unknown: int = 0
+    arrived: int = 0
+    refused: int = 0
+    found: tuple[str, ...] = ()
+    problems: int = 0
+
+
+CASES = (
+    Case(SOUND, accepted=1),
+    Case("before refused", 0, 0, refused=1),
+    Case("before unknown", 0, 0, unknown=1),
+    Case("before", 0, 0, unknown=1),
+    Case(SOUND.replace("accepted", "unknown"), unknown=1, arrived=1),
+    Case(SOUND.replace("accepted ", ""), unknown=1, arrived=1),
+    Case("before accepted", 1, 0, accepted=1, found=("lost",)),
+    Case("before accepted held@e started@e settled@e", 1, 0, accepted=1, found=("lost",)),
+    Case("before accepted held@e started@e settled@e held@c", 1, 1, accepted=1, found=("lost",)),
+    Case("before unknown", 1, 0, unknown=1, arrived=1, found=("lost",)),
+    Case(SOUND, 1, 2, accepted=1, found=("doubled",)),
+    Case(SOUND, 1, 3, accepted=1, found=("doubled", "doubled")),
+    Case(SOUND, 2, 1, accepted=1, problems=1),
+    Case(AGAIN, accepted=1, found=("ran again",)),
+    Case(CALLED_AGAIN, accepted=1, found=("called again",)),
+    Case(SOUND.replace("accepted", "refused"), refused=1, problems=1),
+    Case(SOUND.replace("called", "called=on_error"), accepted=1, problems=1),
+    Case(AGAIN.replace("settled@f", "settled@f settled@e"), accepted=1, found=("ran again",), problems=1),
+    Case(AGAIN.replace("settled@f", "settled@f settled=no@e"), accepted=1, found=("ran again",)),
+)
+
+
+def stock(history: Sequence[Line], faults: Sequence[Fault] = (), rows: Rows | None = None) -> Ledger:
+    return take_stock(Evidence(History(history), faults, rows, {}, []))
+
+
+def one(events: str, *faults: Fault, over_a_broker: bool = False) -> Ledger:
+    rows = None if over_a_broker else Rows(Counter({"p/1": 1}), Counter({"p/1": 1}))
+    return stock(lines("p/1", events), faults, rows)
+
+
+@given(st.lists(st.sampled_from(CASES), max_size=12), st.randoms(use_true_random=False))
+def test_everything_is_counted_whatever_the_order_of_the_journals(cases: list[Case], chance: random.Random) -> None:
+    """Each dispatch counts for itself: the sums are those of the single ones, however their lines are mixed."""
+    found = [line for number, case in enumerate(cases) for line in lines(f"p/{number}", case.events)]
+    chance.shuffle(found)
+    sent = Counter({f"p/{number}": case.sent for number, case in enumerate(cases)})
+    follow_ups = Counter({f"p/{number}": case.follow_ups for number, case in enumerate(cases)})
+    ledger = stock(found, rows=Rows(sent, follow_ups))
+    for name in ("accepted", "unknown", "arrived", "refused"):
+        assert getattr(ledger, name) == sum(getattr(case, name) for case in cases), name
+    expected = Counter(what for case in cases for what in case.found)
+    assert Counter(finding.what for finding in ledger.findings) == expected
+    assert len(ledger.problems) == sum(case.problems for case in cases)
+    assert ledger.holds == (ledger.accepted > 0 and not expected and not ledger.problems)
+
+
+@pytest.mark.parametrize("events", [AGAIN, CALLED_AGAIN])
+def test_what_happened_again_without_a_fault_is_a_failure(events: str) -> None:
+    """Nothing is let through that no fault explains."""
+    ledger = one(events)
+    assert [finding.allowed for finding in ledger.findings] == [False]
+    assert not ledger.holds
+    assert "NOT EXPLAINED" in str(ledger.findings[0])
+
+
+@pytest.mark.parametrize(
+    ("events", "fault"),
+    [
+        (AGAIN, KILLED),
+        (AGAIN, attrs.evolve(KILLED, victims=None, touched=frozenset())),
+        (CALLED_AGAIN, CALLBACK_KILLED),
+    ],
+)
+def test_a_fault_explains_what_it_had_in_its_hands(events: str, fault: Fault) -> None:
+    """Its victim had the dispatch between the two times; or it hit everybody."""
+    ledger = one(events, fault)
+    assert [finding.cause for finding in ledger.findings] == [fault]
+    assert ledger.holds
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"excuses": False},
+        {"touched": frozenset(["p/2"])},
+        {"began": 0.5, "ended": 0.5},
+        {"began": 5.5, "ended": 5.5},
+    ],
+    ids=["is no excuse", "had another", "was over before", "came afterwards"],
+)
+def test_another_fault_explains_nothing(change: dict[str, Any]) -> None:
+    """One that may not do that, that had other dispatches, or that came at another time."""
+    fault = attrs.evolve(KILLED, **change)
+    assert not one(AGAIN, fault).holds
+
+
+def test_of_two_faults_the_one_that_stood_between_explains() -> None:
+    """One that was over a moment before is named only where there is no other: its consequences may come late."""
+    just_before = attrs.evolve(KILLED, number=2, began=1.0, ended=1.5, victims=None)
+    assert one(AGAIN, just_before, KILLED).findings[0].cause == KILLED
+    assert one(AGAIN, just_before).findings[0].cause == just_before
+
+
+def test_no_fault_excuses_a_loss_or_a_second_follow_up() -> None:
+    """What is one commit is one commit, whatever happens; the report tells who had it."""
+    wide = attrs.evolve(KILLED, began=0.0, ended=100.0, victims=None)
+    (lost,) = one("before accepted held@e started@e", wide).findings
+    assert (lost.what, lost.allowed, lost.cause) == ("lost", False, wide)
+    (doubled,) = stock(lines("p/1", SOUND), [wide], Rows(Counter({"p/1": 1}), Counter({"p/1": 2}))).findings
+    assert (doubled.what, doubled.allowed, doubled.cause) == ("doubled", False, wide)
+
+
+def test_over_a_broker_a_second_call_is_doubled_and_has_to_be_explained() -> None:
+    """There it may come of anybody who has had the dispatch before; without a fault it is a failure."""
+    twice = AGAIN.replace("settled@f held@c", "held@c called@c settled@f settled@e held@c")
+    killed = attrs.evolve(KILLED, began=4.2, ended=4.2)
+    (again, doubled) = one(twice, killed, over_a_broker=True).findings
+    assert (again.what, doubled.what) == ("ran again", "doubled")
+    assert (again.cause, doubled.cause) == (killed, killed)
+    assert not one(twice, over_a_broker=True).holds
+
+
+def test_a_machine_that_stood_still_explains_what_its_process_held() -> None:
+    """The process says itself that it was not run; another one's saying so is no excuse."""
+    history = [*lines("p/1", AGAIN), Line(5.0, "e", "late", "", "3.0")]
+    rows = Rows(Counter({"p/1": 1}), Counter({"p/1": 1}))
+    (finding,) = stock(history, rows=rows).findings
+    assert (finding.cause, finding.allowed) == (SLOW_MACHINE, True)
+    assert not stock([*history[:-1], Line(5.0, "f", "late", "", "3.0")], rows=rows).holds
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda sound: attrs.evolve(sound, problems=["a worker has left by itself"]),
+        lambda sound: attrs.evolve(sound, left={"chaos_executor": 1}),
+        lambda sound: attrs.evolve(sound, history=History(), rows=Rows(Counter(), Counter())),
+    ],
+    ids=["a problem", "something left in a queue", "nothing accepted at all"],
+)
+def test_a_ledger_holds_only_where_nothing_is_wrong(change: Callable[[Evidence], Evidence]) -> None:
+    """What the run itself has met, what stands in a queue, and a run of nothing."""
+    rows = Rows(Counter({"p/1": 1}), Counter({"p/1": 1}))
+    sound = Evidence(History(lines("p/1", SOUND)), [], rows, {"chaos_executor": 0}, [])
+    assert take_stock(sound).holds
+    assert not take_stock(change(sound)).holds

@@ -1,0 +1,87 @@
+"""The report of the chaos run: seconds until recovery, and the table by fault."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import attrs
+import pytest
+
+from chaos.evidence import Evidence, Fault, Rows
+from chaos.history import History
+from chaos.journal import Line
+from chaos.ledger import take_stock
+from chaos.recovery import recovery
+from chaos.report import summary, table
+
+
+def sent(dispatch: str, at: float, *calls: float) -> list[Line]:
+    """A dispatch that was accepted at once, and called back at these moments."""
+    found = [Line(at, "producer-1.1", event, dispatch, "on_success") for event in ("before", "accepted")]
+    return found + [
+        Line(call, "callback-1.1", event, dispatch, "on_success") for call in calls for event in ("held", "called")
+    ]
+
+
+FAULT = Fault(1, "server-away", 10.0, 20.0, 20.0)
+HISTORY = History(
+    [*sent("producer-1.1/1", 9.0, 21.5), *sent("producer-1.1/2", 9.5, 22.5), *sent("producer-2.1/1", 20.5, 20.9)]
+)
+
+
+@pytest.mark.parametrize(
+    ("fault", "seconds"),
+    [
+        (attrs.evolve(FAULT, awaited=frozenset(["producer-1.1/1", "producer-1.1/2"])), 2.5),
+        (FAULT, pytest.approx(0.9)),
+        (attrs.evolve(FAULT, victims=frozenset(["producer-2.1"])), pytest.approx(0.9)),
+        (attrs.evolve(FAULT, victims=frozenset(["producer-1.1"])), None),
+        (attrs.evolve(FAULT, awaited=frozenset(["producer-1.1/9"])), None),
+        (attrs.evolve(FAULT, recovers_from=22.0, awaited=frozenset(["producer-1.1/1"])), 0.0),
+        (attrs.evolve(FAULT, recovers_from=22.0, again=frozenset(["producer-1.1/1"])), None),
+        (attrs.evolve(FAULT, recovers_from=21.0, again=frozenset(["producer-1.1/1"])), 0.5),
+    ],
+    ids=[
+        "the last that was open",
+        "a new one where none was",
+        "a new one of the slot that was hit",
+        "none of that slot yet",
+        "one that was never called",
+        "called in time",
+        "to be called again, and not yet",
+        "called again",
+    ],
+)
+def test_a_recovery_ends_with_the_last_callback_that_was_awaited(fault: Fault, seconds: float | None) -> None:
+    """From when the fault ended until everything that it held up was called back; None while it was not."""
+    assert recovery(fault, HISTORY) == seconds
+
+
+def test_the_table_has_a_row_for_each_kind_of_fault_and_their_sum() -> None:
+    """Times, counts, and the median and the greatest of the seconds; what no fault explains has a row of its own."""
+    faults = [
+        attrs.evolve(FAULT, recovers_from=since, awaited=frozenset(["producer-1.1/1"])) for since in (20.0, 20.5, 21.0)
+    ]
+    lost = [*HISTORY.lines["producer-1.1/1"], *sent("producer-2.1/7", 5.0)]
+    calls = [*sent("producer-2.1/8", 1.0, 2.0, 3.0)]
+    evidence = Evidence(History([*lost, *calls]), faults, Rows(Counter(), Counter({"producer-1.1/1": 1})), {}, [])
+    assert [re.split(" {2,}", line) for line in table(evidence, take_stock(evidence))] == [
+        ["fault", "times", "lost", "doubled", "ran again", "called again", "recovery median", "max"],
+        ["server-away", "3", "0", "0", "0", "0", "1.00 s", "1.50 s"],
+        ["(no fault)", "1", "0", "0", "1"],
+        ["all", "3", "1", "0", "0", "1", "1.00 s", "1.50 s"],
+    ]
+
+
+def test_the_summary_names_everything_that_is_wrong() -> None:
+    """Each finding that is not allowed and each problem has a line, and the last line is the verdict."""
+    rows = Rows(Counter({"producer-1.1/3": 1}), Counter())
+    evidence = Evidence(History(sent("producer-1.1/3", 1.0)), [], rows, {"chaos_executor": 2}, ["a worker has left"])
+    text = list(summary(evidence, take_stock(evidence)))
+    wrong = [line for line in text if "WRONG" in line]
+    assert len(wrong) == 3
+    assert any("lost: producer-1.1/3" in line for line in wrong)
+    assert any("a worker has left" in line for line in wrong)
+    assert any("chaos_executor still holds 2" in line for line in wrong)
+    assert text[-1] == "THE LEDGER DOES NOT HOLD"

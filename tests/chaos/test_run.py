@@ -1,0 +1,69 @@
+"""Short runs of chaos: a sound one is found sound, and one with a planted bug is not."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import servers
+
+from chaos.places import what_is_missing
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _a_server_can_be_started() -> None:
+    if missing := what_is_missing("postgresql"):
+        servers.miss(missing)
+
+
+def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it; what it keeps where the ledger does not hold is looked at and removed."""
+    command = [sys.executable, "-m", "chaos", "--seed", "7", "--transport", "postgresql", *arguments]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    if kept := re.search(r"^journals and logs are kept in (.*)$", ended.stdout, re.MULTILINE):
+        assert list(Path(kept[1]).glob("producer-1.*.journal"))
+        shutil.rmtree(kept[1])
+    assert bool(kept) == ("THE LEDGER DOES NOT HOLD" in ended.stdout)
+    return ended
+
+
+def test_a_sound_run_holds_and_names_its_seed_first_and_last() -> None:
+    """Exit code 0, a row for each fault, and the command that does it again."""
+    ended = chaos("--only", "kill-settling,kill-callback")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    said = ended.stdout.splitlines()
+    assert said[0] == "seed 7"
+    assert said[-1].startswith("seed 7: python -m chaos --seed 7 ")
+    assert "the ledger holds" in said
+    for fault in ("kill-settling", "kill-callback"):
+        assert re.search(rf"^{fault} +1 +0 +0 ", ended.stdout, re.MULTILINE)
+
+
+def test_a_settlement_of_two_commits_is_found_to_lose() -> None:
+    """Planted: the follow-up is sent after the acknowledgement. A worker that is killed between loses its callback."""
+    ended = chaos("--only", "kill-settled", "--plant", "two-commits")
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert re.search(r"^kill-settled +1 +[1-9]", ended.stdout, re.MULTILINE)
+    assert "WRONG: lost: " in ended.stdout
+    assert "THE LEDGER DOES NOT HOLD" in ended.stdout
+
+
+def test_a_second_follow_up_is_found() -> None:
+    """Planted: what follows is sent twice. No fault excuses that, and none is needed for it to be seen."""
+    ended = chaos("--only", "sigterm", "--plant", "two-follow-ups")
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert "WRONG: doubled: " in ended.stdout
+    assert "THE LEDGER DOES NOT HOLD" in ended.stdout
+
+
+def test_an_unknown_fault_is_a_usage_error() -> None:
+    """It names those that there are."""
+    ended = chaos("--only", "earthquake")
+    assert ended.returncode == 2
+    assert "no such fault: earthquake; there are " in ended.stderr

@@ -1,0 +1,59 @@
+"""The schedule of the chaos run: a pure function of its seed, with every fault in each round."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chaos.broker_faults import BrokerFaults
+from chaos.postgres_faults import PostgresFaults
+from chaos.schedule import KINDS, SLOTS, TransportName, schedule
+
+TRANSPORTS: tuple[TransportName, ...] = ("postgresql", "amqp")
+
+
+@given(seed=st.integers(), transport=st.sampled_from(TRANSPORTS), seconds=st.floats(0, 2000))
+def test_a_seed_gives_the_same_schedule_again(seed: int, transport: TransportName, seconds: float) -> None:
+    """Order, victims, pauses, frames and all: what was printed can be done again."""
+    assert schedule(seed, transport, seconds=seconds) == schedule(seed, transport, seconds=seconds)
+
+
+@given(seed=st.integers(), transport=st.sampled_from(TRANSPORTS), seconds=st.floats(0, 2000))
+def test_each_round_has_every_fault_of_its_transport_once(seed: int, transport: TransportName, seconds: float) -> None:
+    """Whole rounds only, one at the least; together they take what was asked for."""
+    names = {kind.name for kind in KINDS if transport in kind.transports}
+    planned = schedule(seed, transport, seconds=seconds)
+    assert planned
+    for start in range(0, len(planned), len(names)):
+        assert {one.kind.name for one in planned[start : start + len(names)]} == names
+    assert len(planned) % len(names) == 0
+    assert sum(one.kind.seconds for one in planned) >= seconds
+
+
+@given(seed=st.integers(), transport=st.sampled_from(TRANSPORTS))
+def test_a_fault_hits_only_whom_it_may(seed: int, transport: TransportName) -> None:
+    """Victims are distinct slots of its kind, each with its gap; in the first round every recovery is waited for."""
+    for one in schedule(seed, transport):
+        assert set(one.victims) <= set(one.kind.victims) <= set(SLOTS)
+        assert len(set(one.victims)) == len(one.victims)
+        assert bool(one.victims) == bool(one.kind.victims)
+        assert len(one.gaps) == len(one.victims) + len(one.steps)
+        assert one.waits
+
+
+def test_seeds_differ() -> None:
+    """Another seed, another schedule: of a hundred no two are the same."""
+    assert len({tuple(schedule(seed, "postgresql")) for seed in range(100)}) == 100
+
+
+def test_later_rounds_strike_before_a_recovery_too() -> None:
+    """In a soak some faults come while the one before is being recovered from, and some do not."""
+    assert {one.waits for one in schedule(1, "postgresql", seconds=600)} == {True, False}
+
+
+@pytest.mark.parametrize(("transport", "faults"), [("postgresql", PostgresFaults), ("amqp", BrokerFaults)])
+def test_every_kind_is_carried_out(transport: TransportName, faults: type) -> None:
+    """What a schedule names, there is a way to do."""
+    for one in schedule(1, transport):
+        assert callable(getattr(faults, one.kind.name.replace("-", "_")))
