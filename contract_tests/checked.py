@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -126,6 +126,13 @@ class CheckedTransport:
         self._calls.check(found, _many(found, QueueState), "queues()", "a sequence of QueueState")
         return found  # type: ignore[no-any-return]
 
+    def waiting_tasks(self, queue: str, limit: int = 1000) -> Mapping[str, int]:
+        with self._calls.call("waiting_tasks()"):
+            found = self.unchecked.waiting_tasks(queue, limit)
+        fine = isinstance(found, Mapping) and all(map(_counts, found.items()))
+        self._calls.check(found, fine, "waiting_tasks()", "a mapping of task names (str) to their counts (int)")
+        return found  # type: ignore[no-any-return]
+
     @property
     def dead(self) -> CheckedDeadLetters:
         return CheckedDeadLetters(self.unchecked.dead, self._calls)
@@ -207,3 +214,8 @@ class CheckedDeadLetters:
 
 def _many(found: object, kind: type) -> bool:
     return isinstance(found, Sequence) and not isinstance(found, str) and all(isinstance(one, kind) for one in found)
+
+
+def _counts(entry: tuple[object, object]) -> bool:
+    name, count = entry
+    return isinstance(name, str) and type(count) is int and count >= 1

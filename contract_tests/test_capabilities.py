@@ -139,6 +139,25 @@ def test_the_state_of_a_queue_is_told(kit: Kit, transport: CheckedTransport, que
     assert queue in {state.queue for state in transport.queues()}
 
 
+@needs("inspection")
+def test_the_tasks_that_wait_are_told(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+    """`waiting_tasks` counts the tasks of the first ready messages of one queue, and takes nothing.
+
+    What is held, delayed or elsewhere is left out, and so is what names no task.
+    """
+    transport.send([message("held", queue)])
+    kit.take_one(subscribe(queue))
+    transport.send([message("a", queue), message("b", queue), message("a", queue), message("c", kit.queue())])
+    if kit.capabilities.delay:
+        transport.send([message("delayed", queue, delay=60)])
+    for nameless in ("[]", '{"task_name": 7}', '"a"'):
+        kit.inject(transport, queue, nameless)
+    for _ in range(2):
+        assert dict(transport.waiting_tasks(queue)) == {"a": 2, "b": 1}
+    assert dict(transport.waiting_tasks(queue, limit=2)) == {"a": 1, "b": 1}
+    assert dict(transport.waiting_tasks(kit.queue())) == {}
+
+
 @needs("inspection", "dead_letters")
 def test_the_dead_letters_of_a_queue_are_counted(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """`queues` counts what was buried, also where nothing else is left."""

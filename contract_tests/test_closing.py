@@ -27,6 +27,7 @@ MORE_USES: dict[str, tuple[str, Callable[[CheckedTransport, str], object]]] = {
     "waiting reply": ("replies", lambda transport, name: transport.reply(name, timeout=1)),
     "call": ("replies", lambda transport, name: Dispatcher(transport).call("t", queue=name, timeout=1)),
     "queues": ("inspection", lambda transport, name: transport.queues()),
+    "waiting tasks": ("inspection", lambda transport, name: transport.waiting_tasks(name)),
     "find dead letters": ("dead_letters", lambda transport, name: transport.dead.find()),
     "get dead letters": ("dead_letters", lambda transport, name: transport.dead.get(["1"])),
     "replay": ("dead_letters", lambda transport, name: transport.dead.replay(["1"])),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import datetime
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 import attrs
@@ -61,7 +61,7 @@ class Capabilities:
     dead_letters: bool = False
     """Buried messages are kept: the transport has `dead`, a `DeadLetters`."""
     inspection: bool = False
-    """The transport has `queues()`, and tells what stands in them."""
+    """The transport has `queues()` and `waiting_tasks()`, and tells what stands in its queues."""
 
 
 @attrs.frozen
@@ -267,6 +267,12 @@ class Inspection(Protocol):
 
     def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueState]:
         """The state of each queue of `names` (of all that hold anything, when None), by name."""
+
+    def waiting_tasks(self, queue: str, limit: int = 1000) -> Mapping[str, int]:
+        """How often each task is named by the first `limit` ready messages of `queue`, in their order.
+
+        A message without a task's name is left out. Nothing is taken, and no attempt counted.
+        """
 
 
 class DeadLetters(Protocol):

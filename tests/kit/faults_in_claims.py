@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import attrs
@@ -114,6 +115,17 @@ class CountsNoDeadLetters(Tells):
 
     def tell(self, state: QueueState) -> QueueState:
         return attrs.evolve(state, dead=0)
+
+
+@fault("test_the_tasks_that_wait_are_told", "'held': 1")
+class TellsOfTasksThatDoNotWait(Composed):
+    """`waiting_tasks` counts what is held and what is delayed, too."""
+
+    def waiting_tasks(self, queue: str, limit: int = 1000) -> Mapping[str, int]:
+        with self._store.using():
+            texts = [row.text for row in self._store.rows.values() if row.queue == queue]
+        messages = [parsed(text) for text in texts]
+        return Counter(one["task_name"] for one in messages if isinstance(one, dict) and one["task_name"] != 7)
 
 
 class Within(ComposedHarness):

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import pytest
+import supervised
 from pg_tables import Tables
 from postgres.support import on_one_server, worker
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message, then
 from transports.postgres import PostgresTransport
+from unstract_core import ContinuationSpec, Delivery
 
 pytestmark = on_one_server
 
@@ -114,3 +122,173 @@ def test_a_terminated_worker_settles_what_it_runs_and_gives_back_the_rest(
         assert process.wait() == 0
         rows = tables.rows("SELECT message -> 'args' ->> 0, state FROM {messages} WHERE queue_name = %s", queue)
         assert rows == [("second", "ready")]
+
+
+@pytest.fixture
+def url(tables: Tables, postgres: PostgresTransport) -> str:
+    return f"{tables.url}?schema={tables.schema}"
+
+
+def states(transport: PostgresTransport, queue: str) -> tuple[int, int, int]:
+    """What is ready, in flight, and dead."""
+    (state,) = transport.queues([queue])
+    return state.ready, state.in_flight, state.dead
+
+
+def test_a_killed_child_is_made_good_with_what_it_held(
+    postgres: PostgresTransport, url: str, queue: str, tmp_path: Path
+) -> None:
+    """SIGKILL in mid-task: another child runs the message, as attempt 2, and the place of the dead one is filled."""
+    with supervised.worker(
+        "--processes", "2", "--lease", "1.5", url=url, directory=tmp_path, queues=[queue]
+    ) as command:
+        pids = command.children(2)
+        postgres.send([message("hold", queue, str(tmp_path), "h", on_success=told(tmp_path, queue))])
+        wait_until(lambda: supervised.noted(tmp_path, "h"), what="the task to start")
+        (victim,) = supervised.noted(tmp_path, "h")
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: len(supervised.noted(tmp_path, "h")) == 2, what="another to run it")
+        assert command.event("child_died")["pid"] == str(victim)
+        assert set(command.children(3)) > set(pids)
+        (tmp_path / "h.go").touch()
+        wait_until(lambda: supervised.noted(tmp_path, "told"), what="the callback")
+        wait_until(lambda: states(postgres, queue) == (0, 0, 0), what="everything to be settled")
+        assert len(supervised.noted(tmp_path, "told")) == 1
+
+
+def told(directory: Path, queue: str) -> ContinuationSpec:
+    return then("told", queue, directory=str(directory), name="told")
+
+
+def first(directory: Path) -> object:
+    """What the callback was given."""
+    return json.loads((directory / "told.first").read_text())
+
+
+def test_the_message_of_a_child_that_hung_through_its_grace_comes_back(
+    postgres: PostgresTransport, url: str, queue: str, tmp_path: Path
+) -> None:
+    """SIGKILL after the grace costs no message: it stays under its lease, and runs elsewhere when that is over."""
+    postgres.send([message("hang", queue, str(tmp_path), "hung")])
+    with supervised.worker(
+        "--processes", "1", "--grace", "0.5", "--lease", "2", url=url, directory=tmp_path, queues=[queue]
+    ) as command:
+        wait_until(lambda: supervised.noted(tmp_path, "hung"), what="it to hang")
+        command.signal(signal.SIGTERM)
+        assert command.ends() == 137
+        assert len(command.events("child_killed")) == 1
+    subscription = postgres.subscribe([queue], lease=60)
+    found: list[Delivery] = []
+
+    def came() -> list[Delivery]:
+        found.extend(subscription.receive(limit=1, wait=1))
+        return found
+
+    wait_until(came, what="it to come back")
+    assert found[0].attempt == 2
+    subscription.close()
+
+
+def test_a_child_is_replaced_after_its_number_of_tasks(
+    postgres: PostgresTransport, url: str, queue: str, tmp_path: Path
+) -> None:
+    """--max-tasks 3 and seven messages: three processes ran 3, 3 and 1; each was run once, and no pause is made."""
+    postgres.send([message("mark", queue, str(tmp_path), "m") for _ in range(7)])
+    with supervised.worker("--max-tasks", "3", url=url, directory=tmp_path, queues=[queue]) as command:
+        wait_until(lambda: states(postgres, queue) == (0, 0, 0), what="all to be settled")
+        pids = command.children(3)
+        assert supervised.noted(tmp_path, "m") == [pids[0]] * 3 + [pids[1]] * 3 + [pids[2]]
+        assert [one["reason"] for one in command.events("child_recycled")] == ["max_tasks"] * 2
+        command.signal(signal.SIGTERM)
+        assert command.ends() == 0
+        assert command.events("child_died") == []
+
+
+def test_a_child_is_replaced_when_it_has_taken_too_much_memory(
+    postgres: PostgresTransport, url: str, queue: str, tmp_path: Path
+) -> None:
+    """--max-memory: the task that took it is finished and settled; the next one runs in another process."""
+    postgres.send([message("mark", queue, str(tmp_path), "before")])
+    with supervised.worker("--max-memory", "300", url=url, directory=tmp_path, queues=[queue]) as command:
+        wait_until(lambda: supervised.noted(tmp_path, "before"), what="a small task")
+        postgres.send([message("take_memory", queue, str(tmp_path), "large", 200)])
+        assert command.event("child_recycled")["reason"] == "max_memory"
+        postgres.send([message("mark", queue, str(tmp_path), "after")])
+        wait_until(lambda: states(postgres, queue) == (0, 0, 0), what="all to be settled")
+        pids = command.children(2)
+        assert supervised.noted(tmp_path, "before") == supervised.noted(tmp_path, "large") == pids[:1]
+        assert supervised.noted(tmp_path, "after") == pids[1:]
+
+
+def test_a_task_past_its_deadline_is_told_and_costs_no_other(
+    postgres: PostgresTransport, url: str, queue: str, tmp_path: Path
+) -> None:
+    """on_error and a blocked caller hear of the deadline; what runs beside is finished, and the child is replaced."""
+    text = "DeadlineExceeded: deadline of 8 s exceeded"
+    options = ("--task-deadline", "8", "--concurrency", "4", "--lease", "5")
+    with supervised.worker(*options, url=url, directory=tmp_path, queues=[queue]) as command:
+        command.children()
+        spec = then("told", queue, directory=str(tmp_path), name="told", callback_kwargs={})
+        postgres.send([message("hang", queue, str(tmp_path), "hung", on_error=spec, task_id="the-dispatch")])
+        postgres.send([message("hang", queue, str(tmp_path), "asked", reply_key="the-caller")])
+        wait_until(lambda: supervised.noted(tmp_path, "asked"), what="both to hang")
+        time.sleep(4)
+        postgres.send([message("hold", queue, str(tmp_path), "beside")])
+        wait_until(lambda: supervised.noted(tmp_path, "beside"), what="one beside them")
+        command.event("task_overdue", 2)
+        (tmp_path / "beside.go").touch()
+        assert command.event("child_recycled")["reason"] == "overdue"
+        wait_until(lambda: supervised.noted(tmp_path, "told"), what="the callback")
+        assert first(tmp_path) == "the-dispatch"
+        status, reply = postgres.reply("the-dispatch"), postgres.reply("the-caller", timeout=30)
+        assert status is not None
+        assert reply is not None
+        assert (status.status, status.error) == (reply.status, reply.error) == ("failed", text)
+        wait_until(lambda: states(postgres, queue) == (0, 0, 0), what="everything to be settled")
+        assert len(supervised.noted(tmp_path, "hung")) == len(supervised.noted(tmp_path, "asked")) == 1
+        wait_until(lambda: supervised.noted(tmp_path, "beside.done"), what="what ran beside them to end")
+        busy = len(command.events("task_overdue")) > 2  # so much that it was overdue itself before it was let go
+        assert len(supervised.noted(tmp_path, "beside")) == 1 or busy
+        command.signal(signal.SIGTERM)
+        assert command.ends() == 0
+        assert command.events("child_died") == command.events("child_killed") == []
+
+
+def test_a_wrong_worker_buries_what_it_does_not_know_and_it_can_be_replayed(
+    postgres: PostgresTransport, url: str, queue: str, tmp_path: Path
+) -> None:
+    """Nothing is gone: `dead replay` sends it again, and the right worker runs it."""
+    postgres.send([message("mark", queue, str(tmp_path), "m")])
+    with supervised.worker(url=url, directory=tmp_path, queues=[queue], app="supervised:others") as wrong:
+        wait_until(lambda: states(postgres, queue) == (0, 0, 1), what="it to be buried")
+        assert "no task 'mark'" in wrong.event("message_rejected")["reason"]
+    replay = [sys.executable, "-m", "unstract_core", "dead", "replay", "--queue", queue, "--all", "--url", url]
+    assert subprocess.run(replay, capture_output=True, text=True, cwd=supervised.ROOT).stdout.startswith("replayed 1\n")
+    with supervised.worker(url=url, directory=tmp_path, queues=[queue]):
+        wait_until(lambda: supervised.noted(tmp_path, "m"), what="it to be run")
+        wait_until(lambda: states(postgres, queue) == (0, 0, 0), what="it to be settled")
+
+
+def test_a_strict_worker_refuses_a_queue_of_strange_tasks(
+    postgres: PostgresTransport, url: str, queue: str, tmp_path: Path
+) -> None:
+    """It names the queue, at most five tasks that wait there and those that it has; nothing in the queue is touched.
+
+    An empty queue, and one with a single task that is known, is no reason to refuse.
+    """
+    strange = [message(f"strange{number}", queue) for number in range(7)]
+    postgres.send(strange)
+    empty = f"{queue}-empty"
+    with supervised.worker(
+        "--strict", url=url, directory=tmp_path, queues=[empty, queue], app="supervised:others"
+    ) as command:
+        assert command.ends() == 2
+        (line,) = command.log
+    assert f"'{queue}'" in line
+    assert "(strange0, strange1, strange2, strange3, strange4 and 2 more)" in line
+    assert "(something.else)" in line
+    assert states(postgres, queue) == (7, 0, 0)
+    postgres.send([message("mark", queue, str(tmp_path), "m")])
+    with supervised.worker("--strict", url=url, directory=tmp_path, queues=[empty, queue]):
+        wait_until(lambda: states(postgres, queue) == (0, 0, 7), what="the known to be run, and the others buried")
+        assert supervised.noted(tmp_path, "m")

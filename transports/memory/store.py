@@ -12,7 +12,7 @@ import heapq
 import itertools
 import json
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -150,6 +150,14 @@ class Store:
         if names is None:
             names = {row.queue for row in self.rows.values()} | {letter.queue for letter in letters}  # type: ignore[assignment]
         return [self._state(name, letters) for name in sorted(set(names or ()))]
+
+    def waiting_tasks(self, queue: str, limit: int) -> Counter[str]:
+        self.bring_back()
+        ready = [row for row in self.rows.values() if row.queue == queue and row.state == "ready"]
+        ready.sort(key=lambda row: (-row.priority, row.id))
+        messages = [_message(row.text) for row in ready[:limit]]
+        names = [message.get("task_name") for message in messages if isinstance(message, dict)]
+        return Counter(name for name in names if isinstance(name, str) and name)
 
     def _state(self, name: str, letters: Sequence[DeadLetter]) -> QueueState:
         rows = [row for row in self.rows.values() if row.queue == name]

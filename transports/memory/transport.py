@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from transports.memory.store import Store
@@ -79,6 +79,11 @@ class MemoryTransport:
         """Return the state of each queue of `names`, or of all that hold anything."""
         with self._store.using():
             return self._store.states(names)
+
+    def waiting_tasks(self, queue: str, limit: int = 1000) -> Mapping[str, int]:
+        """Return the names of the tasks of the first `limit` ready messages of `queue`, with their counts."""
+        with self._store.using():
+            return self._store.waiting_tasks(queue, limit)
 
     def close(self) -> None:
         """End every waiting call, and every later one, with TransportClosed. Closing twice is allowed."""

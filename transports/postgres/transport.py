@@ -6,12 +6,14 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
 import attrs
 
+from transports.postgres.checkup import check_up
+from transports.postgres.checkup_look import Limits, questions
 from transports.postgres.connections import Connector
 from transports.postgres.dead_letters import PostgresDeadLetters
 from transports.postgres.errors import mapped
@@ -25,7 +27,9 @@ from transports.postgres.settling import message_columns, message_text, parsed
 from transports.postgres.statements import Statements
 from transports.postgres.straight import straight
 from transports.postgres.subscription import PostgresSubscription
+from transports.postgres.waiting import waiting_tasks
 from transports.postgres.within import cursor_beside
+from unstract_core.checkup import Finding, WorkerState
 from unstract_core.errors import (
     ConfigurationError,
     TransportClosed,
@@ -199,6 +203,22 @@ class PostgresTransport:
         parameters = {"names": list(names or ()), "all": names is None}
         rows = self._pool.execute("look at the queues", self._statements["queues"], parameters, harmless=True)
         return [QueueState(*row) for row in rows]
+
+    def waiting_tasks(self, queue: str, limit: int = 1000) -> Mapping[str, int]:
+        """Return the names of the tasks of the first `limit` ready messages of `queue`, with their counts."""
+        self._check_open()
+        return waiting_tasks(self._pool, self._statements, queue, limit)
+
+    def workers(self) -> Sequence[WorkerState]:
+        """Return this package's sessions in this database; a role that may not read statistics sees its own in full."""
+        self._check_open()
+        rows = self._pool.execute("look at the workers", questions(self._statements)["workers"], {}, harmless=True)
+        return [WorkerState(*row) for row in rows]
+
+    def check_up(self, *, limits: Limits | None = None) -> Iterator[Finding]:
+        """Check everything that this transport stands on, one thing after the other; see checkup.py."""
+        self._check_open()
+        return check_up(self._connector, self._statements, listens=self._listen, limits=limits or Limits())
 
     def close(self) -> None:
         """End waiting calls with TransportClosed, and close every connection but those of subscriptions, which their

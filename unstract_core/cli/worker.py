@@ -1,35 +1,55 @@
-"""`unstract-wire worker`: a consumer in a process of its own, from its first log line to its exit code."""
+"""`unstract-wire worker`: a consumer in a process of its own, from its first log line to its exit code.
+
+With --processes, or an option that needs somebody who starts the worker again, this process is the supervisor
+(supervisor.py), and the consumer is in children of it, which run this same command.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import logging
 import os
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
-import attrs
 import click
 
 from unstract_core import discovery
-from unstract_core.cli.loading import Left, loading, make_here_importable
-from unstract_core.cli.output import printable, utc
+from unstract_core.cli.child import MEGABYTE, Limits, Parent, Pulse
+from unstract_core.cli.exposing import Exposed, Gathered
+from unstract_core.cli.http import Address, Watched, serving
+from unstract_core.cli.loading import loading, make_here_importable
+from unstract_core.cli.logs import log_to_stderr
+from unstract_core.cli.running import run, sigterm_leaves
 from unstract_core.cli.session import Session, common, queue_name
+from unstract_core.cli.supervisor import Supervisor
 from unstract_core.consumer import Consumer
-from unstract_core.errors import ConfigurationError
-from unstract_core.events import emit
-from unstract_core.transport import Subscription, Transport
+from unstract_core.errors import ConfigurationError, NotSupported
+from unstract_core.observer import Observer
+from unstract_core.transport import Inspection, Transport
 
-logger = logging.getLogger(__name__)
+_GRACE = 25.0
+"""Kubernetes kills a container 30 s after its SIGTERM: this leaves some for what comes before and after."""
+_LEASES_OF_SILENCE, _LEAST_SILENCE = 3, 60.0
+_SHOWN = 5
 
-_COUNTERS = ("ran", "settled", "retried", "buried", "given_back", "lost", "refused", "replaced")
+
+def _address(typed: str) -> Address:
+    try:
+        return Address.of(typed)
+    except ValueError as exc:
+        raise click.BadParameter(f"{exc}.") from None
 
 
-@click.command()
+class _Worker(click.Command):
+    """Remembers how it was called, for the children that are to be called so."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[__name__] = tuple(args)
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Worker)
 @click.option("--app", metavar="MODULE:NAME", required=True, help="The tasks: a Tasks(), or any mapping of functions.")
 @click.option(
     "--queue", "queues", type=queue_name, metavar="NAME", multiple=True, required=True, help="A queue; may be repeated."
@@ -60,6 +80,45 @@ _COUNTERS = ("ran", "settled", "retried", "buried", "given_back", "lost", "refus
     help="Messages held at once, running ones too. Default: adaptive.",
 )
 @click.option(
+    "--processes",
+    type=click.IntRange(1, 1000),
+    metavar="P",
+    help="Run P supervised child processes, each with its own --concurrency. Default: this process alone.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0, 1e6),
+    metavar="SECONDS",
+    help=f"How long children have to finish after a first signal, before they are killed. Default: {_GRACE:g}.",
+)
+@click.option(
+    "--max-tasks", type=click.IntRange(1), metavar="N", help="Replace a child that has run N tasks. Default: never."
+)
+@click.option(
+    "--max-memory",
+    type=click.IntRange(1),
+    metavar="MB",
+    help="Replace a child whose peak memory is above that after a task. Default: never.",
+)
+@click.option(
+    "--task-deadline",
+    type=click.FloatRange(0, 1e8, min_open=True),
+    metavar="SECONDS",
+    help="Give up a task that runs for longer, tell its sender, and replace the child. Default: never.",
+)
+@click.option(
+    "--never-rerun", is_flag=True, help="Start no task twice: of one whose worker was lost, its sender is told so."
+)
+@click.option(
+    "--strict", is_flag=True, help="Do not start where none of the tasks that wait in a queue is one of --app's."
+)
+@click.option(
+    "--http",
+    type=_address,
+    metavar="[HOST:]PORT",
+    help="Serve /healthz and /metrics. Host: 127.0.0.1, so say 0.0.0.0:PORT for the probes of a cluster.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], case_sensitive=False),
     metavar="LEVEL",
@@ -68,15 +127,23 @@ _COUNTERS = ("ran", "settled", "retried", "buried", "given_back", "lost", "refus
     help="What is logged to standard error: from DEBUG, INFO, WARNING, ERROR or CRITICAL on.",
 )
 @common()
-@click.pass_obj
+@click.pass_context
 def worker(
-    session: Session,
+    context: click.Context,
     app: str,
     queues: tuple[str, ...],
     concurrency: int,
     lease: float,
     max_attempts: int,
     prefetch: int | None,
+    processes: int | None,
+    grace: float | None,
+    max_tasks: int | None,
+    max_memory: int | None,
+    task_deadline: float | None,
+    never_rerun: bool,
+    strict: bool,
+    http: Address | None,
     log_level: str,
 ) -> None:
     """Run the tasks of some queues until SIGTERM or SIGINT.
@@ -84,71 +151,84 @@ def worker(
     The app is imported, the current directory first: --app myproject.tasks:tasks is `tasks` in myproject/tasks.py.
     On the first signal the worker takes nothing new, finishes what runs, settles it and exits with 0. A second one
     makes it leave at once with 128 + the signal's number; its messages run again when their lease is over.
+
+    With --processes this process only starts children, again when they die, and ends them together: with 0, or with
+    137 if some did not finish in time and were killed. --grace, --max-tasks, --max-memory and --task-deadline imply it.
     """
-    with _log_to_stderr(session, log_level), _sigterm_leaves():
-        tasks = _tasks(app)
-        with session.transport() as transport:
-            consumer = Consumer(
-                transport,
-                tasks,
-                queues,
-                concurrency=concurrency,
-                lease=lease,
-                max_attempts=max_attempts,
-                prefetch=prefetch,
+    session: Session = context.obj
+    silence = max(_LEAST_SILENCE, _LEASES_OF_SILENCE * lease)
+    parent = Parent.of_this_process()
+    supervised = any(option is not None for option in (processes, grace, max_tasks, max_memory, task_deadline))
+    grace = _GRACE if grace is None else grace
+    with log_to_stderr(session, log_level), sigterm_leaves(), contextlib.ExitStack() as stack:
+        if parent is None and supervised:
+            raise click.exceptions.Exit(
+                _supervise(session, context.meta[__name__], queues, processes or 1, grace, silence, http)
             )
-            _run(consumer, session)
-
-
-def _run(consumer: Consumer, session: Session) -> None:
-    code: int | None = None
-    started = 0.0
-
-    def announce() -> None:
-        nonlocal started
-        started = time.monotonic()
-        emit(
-            logger,
-            logging.INFO,
-            "worker_started",
-            transport=session.mask(session.url),
-            queues=",".join(consumer.queues),
-            tasks=",".join(sorted(consumer.tasks)),
-            concurrency=consumer.concurrency,
-            lease=consumer.lease,
-            pid=os.getpid(),
+        if parent is not None:
+            parent.watch(grace)
+        tasks = _tasks(app)
+        transport = stack.enter_context(session.transport())
+        if strict and (parent is None or parent.first):
+            _check_what_waits(transport, queues, tasks)
+        observers: list[Observer] = []
+        pulse = None
+        if parent is not None:
+            pulse = Pulse(parent, Limits(max_tasks, None if max_memory is None else max_memory * MEGABYTE))
+            observers.append(pulse)
+        if http is not None:
+            exposed = Exposed.of(tasks, transport, queues, shared=parent is not None)
+            observers += exposed.observers
+            if parent is None:
+                watched = Watched(silence)
+                observers.append(watched)
+                stack.enter_context(serving(http, watched.health, exposed.exposition))
+        consumer = Consumer(
+            transport,
+            tasks,
+            queues,
+            concurrency=concurrency,
+            lease=lease,
+            max_attempts=max_attempts,
+            prefetch=prefetch,
+            task_deadline=task_deadline,
+            never_rerun=never_rerun,
+            observers=observers,
         )
-
-    consumer.transport = cast(Transport, _Announced(consumer.transport, announce))
-    try:
-        consumer.run()
-    except SystemExit as second_signal:
-        code = int(second_signal.code or 0)
-    finally:
-        if started:
-            counts = {name: consumer.counters[name] for name in _COUNTERS}
-            emit(logger, logging.INFO, "worker_stopped", seconds=round(time.monotonic() - started, 3), **counts)
-    if code is not None:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                stream.flush()
-        os._exit(code)  # a thread that a task has started would hold up a normal exit
+        if pulse is not None:
+            pulse.attend(consumer)
+        run(consumer, session, parent)
 
 
-@attrs.frozen
-class _Announced:
-    """A transport that tells when it was subscribed to: from then on the worker works."""
-
-    transport: Transport
-    announce: Callable[[], None]
-
-    def subscribe(self, queues: Sequence[str], *, lease: float) -> Subscription:
-        subscription = self.transport.subscribe(queues, lease=lease)
-        self.announce()
-        return subscription
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.transport, name)
+def _supervise(
+    session: Session,
+    arguments: Sequence[str],
+    queues: Sequence[str],
+    processes: int,
+    grace: float,
+    silence: float,
+    http: Address | None,
+) -> int:
+    """Run this same command in children; what was told on other levels reaches them as it came to us or more hidden."""
+    environment = {**os.environ, "UNSTRACT_WIRE_URL": session.url}
+    if session.debug:
+        environment["UNSTRACT_WIRE_DEBUG"] = "1"
+    with contextlib.ExitStack() as stack:
+        gathered = None
+        if http is not None:
+            gathered = stack.enter_context(Gathered(session, queues))
+            environment |= gathered.environment
+        supervisor = Supervisor(
+            [sys.executable, "-m", "unstract_core", "worker", *arguments],
+            environment,
+            processes=processes,
+            grace=grace,
+            silence=silence,
+            forget=(lambda pid: None) if gathered is None else gathered.forget,
+        )
+        if http is not None and gathered is not None:
+            stack.enter_context(serving(http, supervisor.health, gathered.exposition))
+        return supervisor.run()
 
 
 def _tasks(app: str) -> Mapping[str, Callable[..., Any]]:
@@ -167,47 +247,21 @@ def _tasks(app: str) -> Mapping[str, Callable[..., Any]]:
     return found
 
 
-@contextlib.contextmanager
-def _sigterm_leaves() -> Iterator[None]:
-    """Let SIGTERM end the process before the consumer minds it: as process 1 of a container it would be ignored."""
-
-    def leave(number: int, frame: object) -> NoReturn:
-        raise Left(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextlib.contextmanager
-def _log_to_stderr(session: Session, level: str) -> Iterator[None]:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_LogLine(session))
-    previous = logging.root.level
-    logging.root.addHandler(handler)
-    logging.root.setLevel(level.upper())
-    try:
-        yield
-    finally:
-        logging.root.setLevel(previous)
-        logging.root.removeHandler(handler)
+def _check_what_waits(transport: Transport, queues: Sequence[str], tasks: Mapping[str, object]) -> None:
+    """Raise ConfigurationError where a queue holds tasks, and none of them is ours: somebody took the wrong one."""
+    if not (transport.capabilities.inspection and hasattr(transport, "waiting_tasks")):
+        raise NotSupported(
+            "--strict needs to see which tasks wait in a queue, and this transport does not tell: start without it"
+        )
+    for queue in dict.fromkeys(queues):
+        waiting = cast(Inspection, transport).waiting_tasks(queue)
+        if waiting and not waiting.keys() & tasks.keys():
+            raise ConfigurationError(
+                f"--strict: none of the tasks that wait in queue {queue!r} ({_few(waiting)}) is one of this worker's"
+                f" ({_few(tasks)}): is it the wrong --queue, or the wrong --app?"
+            )
 
 
-class _LogLine(logging.Formatter):
-    """One line a record (a traceback follows on lines of its own): UTC time, level, logger, message."""
-
-    def __init__(self, session: Session) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
-        self._session = session
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - logging's name
-        return utc(datetime.datetime.fromtimestamp(record.created, datetime.UTC), "milliseconds")
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        record.message = printable(record.message)
-        return super().formatMessage(record)
-
-    def format(self, record: logging.LogRecord) -> str:
-        return self._session.mask(super().format(record))
+def _few(names: Mapping[str, object]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(sorted(names)[:_SHOWN]) + more

@@ -22,6 +22,9 @@ UPDATE wire_message SET state = 'ready' WHERE queue = :queue AND state <> 'ready
 SELECT -priority, id FROM wire_message WHERE queue = :queue AND state = 'ready'
 ORDER BY priority DESC, id LIMIT :limit;
 
+-- name: waiting
+SELECT body FROM wire_message WHERE queue = :queue AND state = 'ready' ORDER BY priority DESC, id LIMIT :limit;
+
 -- name: claim
 UPDATE wire_message SET state = 'held', due = :due, attempt = attempt + 1 WHERE id = :id
 RETURNING id, queue, attempt, body, org_id, priority;

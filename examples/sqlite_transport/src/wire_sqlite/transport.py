@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
@@ -104,6 +105,12 @@ class SqliteTransport:
                 for name in sorted(set(names))
             ]
 
+    def waiting_tasks(self, queue: str, limit: int = 1000) -> Mapping[str, int]:
+        """Return the names of the tasks of the first `limit` ready messages of `queue`, with their counts."""
+        with self._database.reading("look at what waits") as connection:
+            rows = connection.execute(statement("waiting"), {"queue": queue, "limit": limit}).fetchall()
+        return Counter(name for (body,) in rows if (name := _task_name(body)))
+
     @property
     def path(self) -> Path:
         return self._database.path
@@ -150,3 +157,13 @@ def _reply(key: str, row: tuple[ReplyStatus, str, str, float] | None) -> Reply |
         return None
     status, result, error, ttl = row
     return Reply(key, status, json.loads(result), error, ttl)
+
+
+def _task_name(body: str) -> str | None:
+    """Return the task that a stored message names; None where it names none."""
+    try:
+        stored = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    name = stored.get("task_name") if isinstance(stored, dict) else None
+    return name if isinstance(name, str) else None

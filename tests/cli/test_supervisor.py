@@ -1,0 +1,308 @@
+"""A worker with children: who starts again when, who ends whom, and what is told of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from supervised import ask, gone, lives, noted, worker
+
+from contract_tests.kit import wait_until
+from unstract_core.cli.slot import LONGEST_PAUSE, LOOPING, Backoff
+
+HTTP = ("--http", "127.0.0.1:0")
+
+
+def go(directory: Path, name: str = "held") -> None:
+    (directory / f"{name}.go").touch()
+
+
+@given(st.lists(st.floats(0, 59.9), max_size=12))
+def test_each_death_doubles_the_pause_from_a_second_to_a_minute(lives: list[float]) -> None:
+    """A child that dies young is restarted after 1 s, then 2 s, and so on to 60 s; the fifth death is a crash loop."""
+    backoff = Backoff()
+    pauses = [backoff.died(lived) for lived in lives]
+    assert pauses == [min(2.0**number, LONGEST_PAUSE) for number in range(len(lives))]
+    assert backoff.looping == (len(lives) >= LOOPING)
+
+
+@given(st.lists(st.floats(0, 1000), min_size=1, max_size=30))
+def test_a_minute_of_life_ends_a_crash_loop_and_five_end_the_backoff(lives: list[float]) -> None:
+    """A death after a minute is the first in a row; one after five minutes is followed by the shortest pause."""
+    backoff, in_a_row, since = Backoff(), 0, 0
+    for lived in lives:
+        in_a_row = 1 if lived >= 60 else in_a_row + 1
+        since = 1 if lived >= 300 else since + 1
+        assert backoff.died(lived) == min(2.0 ** (since - 1), LONGEST_PAUSE)
+        assert (backoff.deaths, backoff.looping) == (in_a_row, in_a_row >= LOOPING)
+
+
+def test_every_place_has_a_child_of_its_own_and_all_leave_together(tmp_path: Path) -> None:
+    """--processes 3 are three processes; on SIGTERM each finishes what it runs, and the exit code is 0."""
+    with worker("--processes", "3", *HTTP, url="supervised:holding", directory=tmp_path) as command:
+        pids = command.children(3)
+        assert len({*pids, command.process.pid}) == 4
+        wait_until(lambda: len(noted(tmp_path, "held")) == 3, what="each to run its task")
+        health = command.health()
+        assert health["status"] == "ok"
+        shown = [(str(child["slot"]), child["state"], str(child["pid"])) for child in health["children"]]
+        assert shown == sorted((one["slot"], "running", one["pid"]) for one in command.events("child_started"))
+        command.signal(signal.SIGTERM)
+        wait_until(lambda: not command.healthy(), what="it to say that it stops")
+        assert "the worker stops" in command.health()["reasons"]
+        go(tmp_path)
+        assert command.ends() == 0
+        assert sorted(noted(tmp_path, "held.done")) == sorted(pids)
+        assert not any(map(lives, pids))
+        assert command.events("child_died") == command.events("child_killed") == []
+        assert command.events("supervisor_stopped")[0]["killed"] == "0"
+
+
+def test_a_child_that_dies_is_replaced_after_a_pause(tmp_path: Path) -> None:
+    """SIGKILL of a child: it is told with how it went and when another comes, and /healthz is 503 until then."""
+    with worker("--processes", "2", *HTTP, url="memory://", directory=tmp_path) as command:
+        first, _ = command.children(2)
+        assert command.healthy()
+        for number, pause in enumerate(("1.0", "2.0"), start=1):
+            os.kill(first, signal.SIGKILL)
+            died = command.event("child_died", number)
+            assert (died["slot"], died["pid"], died["exit"]) == ("1", str(first), "SIGKILL")
+            assert died["restart_in"] == pause
+            status, body = command.asks("/healthz")
+            assert status == 503 or len(command.events("child_started")) == 2 + number, body
+            first = command.children(2 + number)[-1]
+            wait_until(command.healthy, what="it to be well again")
+        assert [one["slot"] for one in command.events("child_started")] == ["1", "2", "1", "1"]
+        command.signal(signal.SIGINT)
+        assert command.ends() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        pytest.param({"app": "supervised:nothing"}, "has no 'nothing'", id="app"),
+        pytest.param({"url": "nosuch://host"}, "no transport for nosuch:// URLs", id="url"),
+        pytest.param({"url": ""}, "no transport: give --url", id="no-url"),
+        pytest.param({"more": ["--max-memory", "1"]}, "--max-memory 1: the worker has taken", id="memory"),
+        pytest.param({"more": ["--strict"], "app": "supervised:others"}, "--strict: none of the tasks", id="strict"),
+        pytest.param({"more": ["--never-rerun", "--prefetch", "9"]}, "leave prefetch out", id="settings"),
+    ],
+)
+def test_what_cannot_start_at_all_ends_the_supervisor_with_one_line(
+    tmp_path: Path, arguments: dict[str, Any], told: str
+) -> None:
+    """Exit code 2 and the one line of the first child, not a restart for ever nor a line for each child."""
+    options = {"url": "supervised:hanging", **arguments}
+    more = options.pop("more", ())
+    with worker("--processes", "3", *more, directory=tmp_path, **options) as command:
+        assert command.ends() == 2
+    (line,) = [line for line in command.log if " INFO " not in line]
+    assert line.startswith("unstract-wire: ")
+    assert told in line
+
+
+def test_what_cannot_start_any_more_is_a_crash(tmp_path: Path) -> None:
+    """Once a child has started, one that ends with 2 is restarted as any other: a broken deployment can be mended."""
+    app = tmp_path / "deployed.py"
+    app.write_text("tasks = {'t': print}\n")
+    with worker("--processes", "1", url="memory://", directory=tmp_path, app="deployed:tasks") as command:
+        (pid,) = command.children()
+        app.write_text("raise RuntimeError('a broken image, of another size')\n")
+        os.kill(pid, signal.SIGKILL)
+        assert command.event("child_died", 2)["exit"] == "2"
+        app.write_text("tasks = {'t': print}\n")
+        command.children(2)
+        command.signal(signal.SIGTERM)
+        assert command.ends() == 0
+
+
+def test_an_outage_is_waited_out_by_a_child_that_replaces_another(tmp_path: Path) -> None:
+    """A transport that is away is no crash loop, once it has worked: the child starts as soon as it is back."""
+    with worker("--processes", "1", *HTTP, url="supervised:away", directory=tmp_path) as command:
+        (pid,) = command.children()
+        (tmp_path / "away").touch()
+        os.kill(pid, signal.SIGKILL)
+        assert "no answer" in command.event("transport_away")["error"]
+        wait_until(lambda: command.health()["children"][0]["away"], what="it to say that it waits")
+        assert command.healthy()
+        (tmp_path / "away").unlink()
+        command.children(2)
+        os.kill(command.children(2)[-1], signal.SIGKILL)
+        (tmp_path / "away").touch()
+        command.event("transport_away", 2)
+        command.signal(signal.SIGTERM)
+        assert command.ends() == 0
+        assert [one["exit"] for one in command.events("child_died")] == ["SIGKILL"] * 2
+    with worker("--processes", "1", url="supervised:away", directory=tmp_path) as command:
+        assert command.ends() == 2
+        assert "no answer" in command.log[-1] or "no answer" in command.log[-2]
+
+
+def test_a_crash_loop_is_told_in_the_log_and_by_healthz(tmp_path: Path) -> None:
+    """The fifth death in a row is one ERROR, and /healthz is 503 although a child may be starting just then."""
+    with worker("--processes", "1", *HTTP, url="supervised:dying", directory=tmp_path) as command:
+        command.children()
+        (tmp_path / "die").touch()
+        looping = command.event("crash_loop")
+        assert (looping["slot"], looping["deaths"], looping["exit"]) == ("1", "5", "3")
+        assert [one["restart_in"] for one in command.events("child_died")] == ["1.0", "2.0", "4.0", "8.0", "16.0"]
+        assert any(" ERROR " in line and "wire.crash_loop" in line for line in command.log)
+        (tmp_path / "die").unlink()
+        command.event("child_started", 6)
+        status, body = command.asks("/healthz")
+        assert status == 503
+        assert "child 1 has died 5 times in a row" in body
+        command.signal(signal.SIGTERM)
+        assert command.ends() == 0
+
+
+def test_what_does_not_end_in_its_grace_is_killed(tmp_path: Path) -> None:
+    """After --grace seconds, which all children share, SIGKILL, a WARNING for each, and exit code 137."""
+    with worker("--processes", "2", "--grace", "1", url="supervised:hanging", directory=tmp_path) as command:
+        pids = command.children(2)
+        wait_until(lambda: len(noted(tmp_path, "hung")) == 2, what="both to hang")
+        command.signal(signal.SIGTERM)
+        assert command.ends() == 128 + signal.SIGKILL
+        assert [int(one["pid"]) for one in command.events("child_killed")] == pids
+        assert not any(map(lives, pids))
+
+
+def test_a_supervisor_that_waits_costs_nothing(tmp_path: Path) -> None:
+    """While one child finishes, and the place of another is free, the parent sleeps."""
+    with worker("--processes", "2", url="supervised:holding", directory=tmp_path) as command:
+        first, _ = command.children(2)
+        wait_until(lambda: len(noted(tmp_path, "held")) == 2, what="both to run")
+        os.kill(first, signal.SIGKILL)
+        command.event("child_died")
+        command.signal(signal.SIGTERM)
+        command.event("supervisor_stopping")
+        before = processor_seconds(command.process.pid)
+        time.sleep(6)
+        assert processor_seconds(command.process.pid) - before <= 1
+        go(tmp_path)
+        assert command.ends() == 0
+
+
+def processor_seconds(pid: int) -> int:
+    """Return how many whole seconds a process has used a processor."""
+    used = subprocess.run(["ps", "-o", "time=", "-p", str(pid)], capture_output=True, text=True, check=True).stdout
+    minutes, seconds = used.strip().split(":")[-2:]
+    return 60 * int(minutes) + int(float(seconds))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_everything_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    """128 + the signal's number, and no child is left, whatever hangs and whatever grace there was."""
+    with worker("--processes", "2", "--grace", "600", url="supervised:hanging", directory=tmp_path) as command:
+        pids = command.children(2)
+        wait_until(lambda: len(noted(tmp_path, "hung")) == 2, what="both to hang")
+        command.signal(number)
+        assert command.event("supervisor_stopping")["signal"] == number.name
+        command.signal(number)
+        assert command.ends() == 128 + number
+        assert not any(map(lives, pids))
+
+
+def test_ctrl_c_reaches_the_parent_alone(tmp_path: Path) -> None:
+    """SIGINT to the whole process group, as a terminal sends it: children finish what runs, as at any first signal."""
+    with worker("--processes", "2", url="supervised:holding", directory=tmp_path, start_new_session=True) as command:
+        pids = command.children(2)
+        wait_until(lambda: len(noted(tmp_path, "held")) == 2, what="both to run")
+        os.killpg(command.process.pid, signal.SIGINT)
+        command.event("supervisor_stopping")
+        time.sleep(1)  # in which a child that took it for a second signal would leave
+        assert all(map(lives, pids))
+        go(tmp_path)
+        assert command.ends() == 0
+        assert sorted(noted(tmp_path, "held.done")) == sorted(pids)
+        assert len(command.events("worker_stopped")) == 2
+
+
+def test_children_of_a_killed_parent_finish_what_runs_and_go(tmp_path: Path) -> None:
+    """SIGKILL of the parent leaves no orphan that works for ever, and no task unfinished."""
+    with worker("--processes", "2", url="supervised:holding", directory=tmp_path) as command:
+        pids = command.children(2)
+        wait_until(lambda: len(noted(tmp_path, "held")) == 2, what="both to run")
+        command.process.kill()
+        command.process.wait()
+        assert all(map(lives, pids))
+        go(tmp_path)
+        gone(*pids)
+        assert sorted(noted(tmp_path, "held.done")) == sorted(pids)
+
+
+def test_a_task_that_hangs_keeps_no_child_of_a_killed_parent(tmp_path: Path) -> None:
+    """Nobody is left to kill it: after the grace it leaves by itself."""
+    with worker("--processes", "1", "--grace", "1", url="supervised:hanging", directory=tmp_path) as command:
+        (pid,) = command.children()
+        wait_until(lambda: noted(tmp_path, "hung"), what="it to hang")
+        command.process.kill()
+        gone(pid)
+
+
+def test_a_child_that_is_not_heard_of_is_told_and_not_killed(tmp_path: Path) -> None:
+    """SIGSTOP of a child: one ERROR and 503; it comes back, which is told too, and it is the same process."""
+    before = "import unstract_core.cli.worker as w; w._LEAST_SILENCE = 3.0"
+    with worker(
+        "--processes", "1", "--lease", "1", *HTTP, url="memory://", directory=tmp_path, before=before
+    ) as command:
+        (pid,) = command.children()
+        os.kill(pid, signal.SIGSTOP)
+        assert command.event("child_silent")["pid"] == str(pid)
+        status, body = command.asks("/healthz")
+        assert status == 503
+        assert "child 1 has not been heard of for" in body
+        os.kill(pid, signal.SIGCONT)
+        command.event("child_heard_again")
+        wait_until(command.healthy, what="it to be well again")
+        assert command.health()["children"][0]["pid"] == pid
+        assert len(command.events("child_silent")) == 1
+        command.signal(signal.SIGTERM)
+        assert command.ends() == 0
+
+
+def test_nothing_of_the_supervision_reaches_what_a_task_starts(tmp_path: Path) -> None:
+    """A task that starts this very command starts a worker, not a child; nor is a URL in the arguments of a child."""
+    with worker("--processes", "1", url="supervised:looking", directory=tmp_path) as command:
+        (pid,) = command.children()
+        wait_until(lambda: noted(tmp_path, "looked"), what="the task")
+        assert "UNSTRACT_WIRE_CHILD" not in (tmp_path / "looked.env").read_text()
+        arguments = subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True).stdout
+        assert "--app supervised:tasks" in arguments
+        assert "supervised:looking" not in arguments
+        command.signal(signal.SIGTERM)
+        assert command.ends() == 0
+
+
+def test_two_supervisors_on_one_port_both_work(tmp_path: Path) -> None:
+    """The second says so in one WARNING, and runs its tasks all the same."""
+    with worker("--processes", "1", *HTTP, url="memory://", directory=tmp_path) as first:
+        address = first.event("http_listening")["address"]
+        first.children()
+        with worker("--processes", "1", "--http", address, url="supervised:holding", directory=tmp_path) as second:
+            taken = second.event("http_port_taken")
+            assert taken["address"] == address
+            go(tmp_path)
+            wait_until(lambda: noted(tmp_path, "held.done"), what="its task")
+            second.signal(signal.SIGTERM)
+            assert second.ends() == 0
+            assert len(second.events("http_port_taken")) == 1
+        assert ask(address, "/healthz")[0] == 200
+
+
+def test_without_an_option_that_needs_it_nothing_is_supervised(tmp_path: Path) -> None:
+    """A plain worker is one process; each option that a single process cannot keep makes it the parent of one."""
+    with worker(url="supervised:holding", directory=tmp_path) as plain:
+        assert plain.event("worker_started")["pid"] == str(plain.process.pid)
+    for option in ("--max-tasks", "--max-memory", "--task-deadline", "--grace"):
+        with worker(option, "5000", url="memory://", directory=tmp_path) as command:
+            assert command.children()[0] != command.process.pid
+            command.signal(signal.SIGTERM)
+            assert command.ends() == 0

@@ -1,0 +1,217 @@
+"""/healthz and /metrics of a worker: for probes and scrapers, over the standard library's server.
+
+It serves beside the work and never instead of it. A port that is taken is told once and tried again; a request that
+fails or dawdles costs its own thread. Nothing else is served, nothing is read from a request but its path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+from typing import Any
+
+import attrs
+
+from unstract_core.errors import ContractError
+from unstract_core.events import emit
+from unstract_core.observer import Observer, Turn
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_HOST = "127.0.0.1"
+RETRY = 30.0
+_PATIENCE = 5.0
+_LONGEST_REQUEST = 15.0
+_MOST_AT_ONCE = 16
+_TICK = 0.5
+
+Exposition = Callable[[], tuple[bytes, str]]
+"""Returns what /metrics says, and its content type. Raises a ContractError that names the remedy where it cannot."""
+
+
+@attrs.frozen
+class Health:
+    """How a worker is: `reasons` why it is not well, none where it is; and `details` in any case."""
+
+    reasons: Sequence[str]
+    details: Mapping[str, Any]
+
+
+@attrs.frozen
+class Address:
+    """Where to listen."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, typed: str) -> Address:
+        """Read `[HOST:]PORT`, an IPv6 address in brackets. Raises ValueError."""
+        host, _, port = typed.rpartition(":")
+        if not (port.isascii() and port.isdigit()) or int(port) > 65535:
+            raise ValueError(f"{typed!r} is not [HOST:]PORT, such as 8080 or 0.0.0.0:8080")
+        return cls(host.removeprefix("[").removesuffix("]") or DEFAULT_HOST, int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Watched(Observer):
+    """The health of a worker without supervision: whether its consumer still turns."""
+
+    def __init__(self, silence: float) -> None:
+        self._silence = silence
+        self._turned_at = time.monotonic()
+        self._turn: Turn | None = None
+
+    def turned(self, turn: Turn) -> None:
+        self._turned_at, self._turn = time.monotonic(), turn
+
+    def health(self) -> Health:
+        quiet, turn = time.monotonic() - self._turned_at, self._turn
+        reasons = [f"the consumer has done nothing for {quiet:.0f} s"] if quiet >= self._silence else []
+        consumer = {"state": "starting" if turn is None else "running", "turned": round(quiet, 1)}
+        if turn is not None:
+            consumer |= {"held": turn.held, "running": turn.running, "away": turn.away}
+        return Health(reasons, {"consumer": consumer})
+
+
+@contextlib.contextmanager
+def serving(
+    address: Address, health: Callable[[], Health], metrics: Exposition, *, retry: float = RETRY
+) -> Iterator[None]:
+    """Serve on a thread beside the block; where the address cannot be had, try again every `retry` seconds."""
+    ended = threading.Event()
+    thread = threading.Thread(
+        target=_serve, args=[address, health, metrics, retry, ended], name="unstract-wire-http", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(2 * _TICK)
+
+
+def _serve(
+    address: Address, health: Callable[[], Health], metrics: Exposition, retry: float, ended: threading.Event
+) -> None:
+    told = False
+    while not ended.is_set():
+        try:
+            server = _Server(address, health, metrics)
+        except OSError as exc:
+            if not told:
+                told = True
+                error = exc.strerror or type(exc).__name__
+                emit(logger, logging.WARNING, "http_port_taken", address=address, error=error, retry_in=retry)
+            ended.wait(retry)
+            continue
+        told = False
+        with server:
+            emit(logger, logging.INFO, "http_listening", address=server.address)
+            while not ended.is_set():
+                server.handle_request()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    timeout = _TICK
+
+    def __init__(self, address: Address, health: Callable[[], Health], metrics: Exposition) -> None:
+        self.health = health
+        self.metrics = metrics
+        self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        self._free = threading.BoundedSemaphore(_MOST_AT_ONCE)
+        super().__init__((address.host, address.port), _Handler)
+
+    @property
+    def address(self) -> Address:
+        host, port = self.server_address[:2]
+        return Address(str(host), int(port))
+
+    def server_bind(self) -> None:
+        TCPServer.server_bind(self)  # without asking who this host is: that may take long
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(timeout=_PATIENCE):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # there is no thread to be had
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        late = threading.Timer(_LONGEST_REQUEST, _hang_up, [request])
+        late.daemon = True
+        late.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            late.cancel()
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who hangs up in mid-request is no news."""
+
+
+def _hang_up(request: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = _PATIENCE
+    server: _Server
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/healthz":
+            self._tell_health()
+        elif path == "/metrics":
+            self._tell_metrics()
+        else:
+            self._answer(404, b"there are /healthz and /metrics\n")
+
+    do_HEAD = do_GET  # noqa: N815 - http.server's name
+
+    def _tell_health(self) -> None:
+        health = self.server.health()
+        told = {"status": "unhealthy" if health.reasons else "ok", "reasons": list(health.reasons), **health.details}
+        body = json.dumps(told, indent=2).encode() + b"\n"
+        self._answer(503 if health.reasons else 200, body, "application/json")
+
+    def _tell_metrics(self) -> None:
+        try:
+            body, content_type = self.server.metrics()
+        except ContractError as exc:
+            self._answer(501, f"{exc}\n".encode())
+        except Exception as exc:  # whatever a collector raises: it is told without its text
+            self._answer(500, f"the metrics cannot be collected: {type(exc).__name__}\n".encode())
+        else:
+            self._answer(200, body, content_type)
+
+    def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def version_string(self) -> str:
+        return "unstract-wire"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Every probe would be a line."""

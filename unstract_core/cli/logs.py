@@ -1,0 +1,43 @@
+"""The log of a worker, and of what supervises it: whole lines on standard error, without any password."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+from collections.abc import Iterator
+
+from unstract_core.cli.output import printable, utc
+from unstract_core.cli.session import Session
+
+
+@contextlib.contextmanager
+def log_to_stderr(session: Session, level: str) -> Iterator[None]:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LogLine(session))
+    previous = logging.root.level
+    logging.root.addHandler(handler)
+    logging.root.setLevel(level.upper())
+    try:
+        yield
+    finally:
+        logging.root.setLevel(previous)
+        logging.root.removeHandler(handler)
+
+
+class _LogLine(logging.Formatter):
+    """One line a record (a traceback follows on lines of its own): UTC time, level, logger, message."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+        self._session = session
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - logging's name
+        return utc(datetime.datetime.fromtimestamp(record.created, datetime.UTC), "milliseconds")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._session.mask(super().format(record))

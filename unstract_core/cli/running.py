@@ -1,0 +1,120 @@
+"""The run of a worker's consumer, from its first log line to its last, and to the exit code of its process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, cast
+
+import attrs
+
+from unstract_core.cli.child import Parent, Report
+from unstract_core.cli.loading import Left
+from unstract_core.cli.session import Session
+from unstract_core.consumer import Consumer
+from unstract_core.errors import TransportUnavailable
+from unstract_core.events import emit
+from unstract_core.transport import Subscription, Transport
+from unstract_core.values import error_text
+
+logger = logging.getLogger(__name__)
+
+_COUNTERS = ("ran", "settled", "retried", "buried", "given_back", "lost", "refused", "replaced", "overdue")
+_MOMENT = 0.5
+
+
+def run(consumer: Consumer, session: Session, parent: Parent | None) -> None:
+    code: int | None = None
+    started = 0.0
+
+    def announce() -> None:
+        nonlocal started
+        started = time.monotonic()
+        emit(
+            logger,
+            logging.INFO,
+            "worker_started",
+            transport=session.mask(session.url),
+            queues=",".join(consumer.queues),
+            tasks=",".join(sorted(consumer.tasks)),
+            concurrency=consumer.concurrency,
+            lease=consumer.lease,
+            pid=os.getpid(),
+        )
+        if parent is not None:
+            parent.tell(Report.STARTED)
+
+    def wait(away: TransportUnavailable) -> None:
+        """Wait for a moment, where the transport may be waited for: it has worked for a child before this one."""
+        if parent is None or parent.first:
+            raise away
+        parent.tell(Report.AWAY)
+        time.sleep(_MOMENT)
+        if consumer.stopping:
+            raise SystemExit(0)
+
+    consumer.transport = cast(Transport, _Announced(consumer.transport, announce, wait))
+    try:
+        consumer.run()
+    except SystemExit as second_signal:
+        code = int(second_signal.code or 0)
+    finally:
+        if started:
+            counts = {name: consumer.counters[name] for name in _COUNTERS}
+            emit(logger, logging.INFO, "worker_stopped", seconds=round(time.monotonic() - started, 3), **counts)
+    if code is None and consumer.counters["overdue"]:
+        code = 0
+    if code is not None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)  # a thread that a task has started, or that hangs in one, would hold up a normal exit
+
+
+@attrs.frozen
+class _Announced:
+    """A transport that tells when it was subscribed to: from then on the worker works.
+
+    `wait` is called as long as the transport is away, and may raise.
+    """
+
+    transport: Transport
+    announce: Callable[[], None]
+    wait: Callable[[TransportUnavailable], None]
+
+    def subscribe(self, queues: Sequence[str], *, lease: float) -> Subscription:
+        told = False
+        while True:
+            try:
+                subscription = self.transport.subscribe(queues, lease=lease)
+            except TransportUnavailable as away:
+                self.wait(away)
+                if not told:
+                    told = True
+                    why = {"error_type": type(away).__name__, "error": error_text(away)}
+                    emit(logger, logging.WARNING, "transport_away", **why, held=0)
+            else:
+                self.announce()
+                return subscription
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
+
+
+@contextlib.contextmanager
+def sigterm_leaves() -> Iterator[None]:
+    """Let SIGTERM end the process before the consumer minds it: as process 1 of a container it would be ignored."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise Left(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,128 @@
+"""The place of one child: the process that has it now, what is known of it, and when it gets another one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import attrs
+
+from unstract_core.cli.child import VARIABLE, Report
+
+SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+LOOPING = 5
+"""So many deaths in a row, none after a minute of life, are a crash loop."""
+_MINUTE, _FORGOTTEN = 60.0, 300.0
+
+
+@attrs.define
+class Backoff:
+    """How long to wait before the next start: twice as long after each death, until one has lived for five minutes."""
+
+    deaths: int = 0
+    """In a row, none of them after a minute of life."""
+    _pause: float = 0.0
+
+    @property
+    def looping(self) -> bool:
+        return self.deaths >= LOOPING
+
+    def lives(self, seconds: float) -> None:
+        """Note that a child has been at work for so long."""
+        if seconds >= _MINUTE:
+            self.deaths = 0
+        if seconds >= _FORGOTTEN:
+            self._pause = 0.0
+
+    def died(self, lived: float) -> float:
+        """Note a death after so many seconds at work; return the seconds until the next start."""
+        self.lives(lived)
+        self.deaths += 1
+        self._pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, self._pause * 2))
+        return self._pause
+
+
+@attrs.define(eq=False)
+class Slot:
+    """One of the places, numbered from 1. Times are on the monotonic clock."""
+
+    number: int
+    backoff: Backoff = attrs.field(factory=Backoff)
+    process: subprocess.Popen[bytes] | None = None
+    reports: int = -1
+    start_at: float = 0.0
+    started_at: float | None = None
+    """When its process had subscribed."""
+    heard_at: float = 0.0
+    away: bool = False
+    silent: bool = False
+    deaf: bool = False
+    """Its process has closed its end of the pipe, and may live on."""
+    leaves: Report | None = None
+    """Why its process makes room for another."""
+
+    @property
+    def lived(self) -> float:
+        """For how many seconds its process has been at work."""
+        return 0.0 if self.started_at is None else time.monotonic() - self.started_at
+
+    @property
+    def state(self) -> str:
+        if self.process is None:
+            return "dead" if self.backoff.deaths else "waiting"
+        if self.silent:
+            return "silent"
+        if self.leaves is not None:
+            return "recycling"
+        return "starting" if self.started_at is None else "running"
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str], life: int, *, first: bool) -> None:
+        """Start a process, which gets the pipe `life` and one for its reports. Raises OSError.
+
+        It has a session of its own: what is typed at the terminal is for the parent alone.
+        """
+        self.started_at, self.away, self.silent, self.deaf, self.leaves = None, False, False, False, None
+        self.reports, theirs = os.pipe()
+        os.set_blocking(self.reports, False)
+        try:
+            self.process = subprocess.Popen(  # noqa: S603 - the command that this process itself was started by
+                command,
+                env={**environment, VARIABLE: f"{life},{theirs},{int(first)}"},
+                pass_fds=(life, theirs),
+                start_new_session=True,
+            )
+        except OSError:
+            self.close()
+            raise
+        finally:
+            os.close(theirs)
+        self.heard_at = time.monotonic()
+
+    def hear(self) -> Iterator[Report]:
+        """Yield what the process has told since it was last asked."""
+        with contextlib.suppress(BlockingIOError):
+            while said := os.read(self.reports, 4096):
+                self.heard_at = time.monotonic()
+                for kind in said:
+                    yield Report(bytes([kind]))
+            self.deaf = True
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the process; kill it together with whatever its tasks have started."""
+        if self.process is not None and self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                if number == signal.SIGKILL:
+                    os.killpg(self.process.pid, number)
+                else:
+                    os.kill(self.process.pid, number)
+
+    def close(self) -> None:
+        """Let go of a process that has ended."""
+        self.process = None
+        if self.reports >= 0:
+            os.close(self.reports)
+        self.reports = -1

@@ -1,0 +1,280 @@
+"""The parent of a supervised worker: it keeps each place filled with a child, and ends them all together.
+
+It imports neither the app nor a driver, and holds no message: whatever becomes of it, nothing is lost. One thread does
+everything here, woken by signals and by what children tell; `health` is for any thread. The first child is started
+alone, and the others when it has subscribed: what cannot work at all is told once, and ends the supervisor too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from unstract_core.cli.child import Report
+from unstract_core.cli.http import Health
+from unstract_core.cli.session import FAILED
+from unstract_core.cli.slot import Slot
+from unstract_core.events import emit
+
+logger = logging.getLogger(__name__)
+
+KILLED = 128 + signal.SIGKILL
+_LONGEST_WAIT = 5.0
+_TO_BE_REAPED = 5.0
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class Supervisor:
+    """Runs `command` in `processes` children until SIGTERM or SIGINT.
+
+    Then they have `grace` seconds to leave, all together. One that tells nothing for `silence` seconds is reported;
+    `forget` is called with the pid of each that has ended.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        processes: int,
+        grace: float,
+        silence: float,
+        forget: Callable[[int], None] = lambda pid: None,
+    ) -> None:
+        self._command = command
+        self._environment = environment
+        self._grace = grace
+        self._silence = silence
+        self._forget = forget
+        self._slots = [Slot(number) for number in range(1, processes + 1)]
+        self._ever_started = False
+        self._asked: list[int] = []
+        self._told = 0
+        self._kill_at: float | None = None
+        self._killed = 0
+        self._code: int | None = None
+        self._life = -1
+
+    def run(self) -> int:
+        """Supervise, and return the exit code.
+
+        0 when all children have left by themselves, 137 when some had to be killed, 128 + N after a second signal, and
+        that of the first child (2) where it has found that nothing can work.
+        """
+        began = time.monotonic()
+        emit(
+            logger,
+            logging.INFO,
+            "supervisor_started",
+            processes=len(self._slots),
+            grace=self._grace,
+            pid=os.getpid(),
+        )
+        with self._pipes() as selector:
+            while (code := self._ended()) is None:
+                self._start_what_is_due()
+                self._wait(selector)
+                self._obey()
+                self._reap()
+                self._look()
+            self._kill_all()
+        seconds = round(time.monotonic() - began, 3)
+        emit(logger, logging.INFO, "supervisor_stopped", seconds=seconds, killed=self._killed, exit=code)
+        return code
+
+    def health(self) -> Health:
+        """Return how the children are: healthy when each lives, was heard of lately, and none dies again and again."""
+        reasons, children = [], []
+        now = time.monotonic()
+        if self._kill_at is not None:
+            reasons.append("the worker stops")
+        for slot in self._slots:
+            process, state = slot.process, slot.state
+            if state == "dead":
+                reasons.append(f"child {slot.number} has died and is started again")
+            if state == "silent":
+                reasons.append(f"child {slot.number} has not been heard of for {now - slot.heard_at:.0f} s")
+            if slot.backoff.looping:
+                reasons.append(f"child {slot.number} has died {slot.backoff.deaths} times in a row")
+            child = {"slot": slot.number, "state": state, "deaths": slot.backoff.deaths, "away": slot.away}
+            if process is not None:
+                child |= {"pid": process.pid, "heard": round(now - slot.heard_at, 1), "lived": round(slot.lived, 1)}
+            children.append(child)
+        return Health(reasons, {"children": children})
+
+    def _ended(self) -> int | None:
+        if self._code is not None:
+            return self._code
+        if self._kill_at is None or any(slot.process for slot in self._slots):
+            return None
+        return KILLED if self._killed else 0
+
+    def _start_what_is_due(self) -> None:
+        if self._kill_at is not None:
+            return
+        for slot in self._may_start():
+            if slot.process is not None or slot.start_at > time.monotonic():
+                continue
+            try:
+                slot.start(self._command, self._environment, self._life, first=not self._ever_started)
+            except OSError as exc:
+                self._died(slot, type(exc).__name__, None)
+
+    def _may_start(self) -> list[Slot]:
+        return self._slots if self._ever_started else self._slots[:1]
+
+    def _wait(self, selector: selectors.BaseSelector) -> None:
+        """Wait until something is told or due."""
+        moments = [time.monotonic() + _LONGEST_WAIT]
+        if self._kill_at is not None:
+            moments.append(self._kill_at)
+        else:
+            moments += [slot.start_at for slot in self._may_start() if slot.process is None]
+        moments += [slot.heard_at + self._silence for slot in self._slots if slot.process and not slot.silent]
+        with contextlib.ExitStack() as stack:
+            for slot in self._slots:
+                if slot.process is not None and not slot.deaf:
+                    selector.register(slot.reports, selectors.EVENT_READ)
+                    stack.callback(selector.unregister, slot.reports)
+            for key, _ in selector.select(max(0.0, min(moments) - time.monotonic())):
+                if key.data is self:
+                    os.read(key.fd, 4096)
+
+    def _obey(self) -> None:
+        """Do what signals have asked for: the first ends all children in good order, the second at once."""
+        asked = self._asked[self._told :]
+        self._told += len(asked)
+        if asked and self._kill_at is None:
+            self._kill_at = time.monotonic() + self._grace
+            name = signal.Signals(asked[0]).name
+            emit(logger, logging.INFO, "supervisor_stopping", signal=name, grace=self._grace)
+            for slot in self._slots:
+                slot.signal(signal.SIGTERM)
+            asked = asked[1:]
+        if asked:
+            self._code = 128 + asked[0]
+        elif self._kill_at is not None and time.monotonic() >= self._kill_at:
+            self._kill_all()
+
+    def _reap(self) -> None:
+        for slot in self._slots:
+            if slot.process is None:
+                continue
+            status = slot.process.poll()
+            for report in slot.hear():
+                self._heard(slot, report)
+            if status is not None:
+                self._left(slot, slot.process.pid, status)
+
+    def _heard(self, slot: Slot, report: Report) -> None:
+        if slot.process is None:
+            return
+        if slot.silent:
+            slot.silent = False
+            emit(logger, logging.INFO, "child_heard_again", slot=slot.number, pid=slot.process.pid)
+        if report is Report.STARTED:
+            slot.started_at = time.monotonic()
+            self._ever_started = True
+            emit(logger, logging.INFO, "child_started", slot=slot.number, pid=slot.process.pid)
+        elif report.leaves:
+            slot.leaves = slot.leaves or report
+        else:
+            slot.away = report is Report.AWAY
+
+    def _left(self, slot: Slot, pid: int, status: int) -> None:
+        """Let go of a child that has ended, and see to its place."""
+        lived, why = slot.lived, slot.leaves
+        slot.close()
+        with contextlib.suppress(Exception):  # metrics are no reason to lose a worker
+            self._forget(pid)
+        if self._kill_at is not None:
+            return
+        if not self._ever_started and status == FAILED:
+            self._code = status
+        elif status == 0 and why is not None:
+            slot.backoff.lives(lived)
+            slot.start_at = 0.0
+            reason = why.name.lower()
+            emit(
+                logger, logging.INFO, "child_recycled", slot=slot.number, pid=pid, reason=reason, lived=round(lived, 1)
+            )
+        else:
+            self._died(slot, _named(status), pid, lived)
+
+    def _died(self, slot: Slot, how: str | int, pid: int | None, lived: float = 0.0) -> None:
+        was_looping = slot.backoff.looping
+        pause = slot.backoff.died(lived)
+        slot.start_at = time.monotonic() + pause
+        emit(
+            logger,
+            logging.WARNING,
+            "child_died",
+            slot=slot.number,
+            pid=pid,
+            exit=how,
+            lived=round(lived, 1),
+            restart_in=pause,
+        )
+        if slot.backoff.looping and not was_looping:
+            emit(logger, logging.ERROR, "crash_loop", slot=slot.number, deaths=slot.backoff.deaths, exit=how)
+
+    def _look(self) -> None:
+        """Report who has fallen silent, and who lives after all."""
+        for slot in self._slots:
+            if slot.process is None:
+                continue
+            was_looping = slot.backoff.looping
+            slot.backoff.lives(slot.lived)
+            if was_looping and not slot.backoff.looping:
+                emit(logger, logging.INFO, "crash_loop_over", slot=slot.number, pid=slot.process.pid)
+            silent_for = time.monotonic() - slot.heard_at
+            if silent_for >= self._silence and not slot.silent:
+                slot.silent = True
+                seconds = round(silent_for, 1)
+                emit(logger, logging.ERROR, "child_silent", slot=slot.number, pid=slot.process.pid, seconds=seconds)
+
+    def _kill_all(self) -> None:
+        """Kill what is left, and wait for it to be gone."""
+        left = [slot for slot in self._slots if slot.process is not None]
+        for slot in left:
+            if slot.process is not None and slot.process.poll() is None:
+                self._killed += 1
+                emit(logger, logging.WARNING, "child_killed", slot=slot.number, pid=slot.process.pid)
+                slot.signal(signal.SIGKILL)
+        deadline = time.monotonic() + _TO_BE_REAPED
+        for slot in left:
+            if slot.process is not None:
+                with contextlib.suppress(Exception):  # in an uninterruptible sleep; nobody can do more
+                    slot.process.wait(max(0.0, deadline - time.monotonic()))
+                slot.close()
+
+    @contextlib.contextmanager
+    def _pipes(self) -> Iterator[selectors.BaseSelector]:
+        """Hold what children notice the end of, and be woken by signals for as long."""
+        theirs, ours = os.pipe()
+        woken, bell = os.pipe()
+        for end in (woken, bell):
+            os.set_blocking(end, False)
+        with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+            for end in (theirs, ours, woken, bell):
+                stack.callback(os.close, end)
+            self._life = theirs
+            selector.register(woken, selectors.EVENT_READ, self)
+            stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(bell, warn_on_full_buffer=False))
+            for number in _STOPPING:
+                stack.callback(signal.signal, number, signal.signal(number, lambda n, _: self._asked.append(n)))
+            stack.callback(signal.signal, signal.SIGCHLD, signal.signal(signal.SIGCHLD, lambda *_: None))
+            yield selector
+
+
+def _named(status: int) -> str | int:
+    """Return the exit code, or the name of the signal that has ended a process."""
+    try:
+        return signal.Signals(-status).name if status < 0 else status
+    except ValueError:
+        return f"signal {-status}"
