@@ -322,8 +322,9 @@ def test_a_pooler_without_a_free_server_connection_is_told_in_time(
             transport.send([message("t", queue)])
         before = tables.count(queue)
         refused = pytest.raises(TransportUnavailable, match="query_wait_timeout")
-        with _every_server_connection_taken(pgbouncer), refused:
+        with _every_server_connection_taken(pgbouncer), refused as told:
             transport.send([message("t", queue)])
+        assert not told.value.fate_unknown
         transport.send([message("t", queue)])
         assert tables.count(queue) == before + 1
 

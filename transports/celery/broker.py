@@ -338,7 +338,7 @@ def connection_of(settings: Settings, heartbeat: float = 0.0) -> kombu.Connectio
             settings.url,
             heartbeat=heartbeat,
             connect_timeout=settings.connect_timeout,
-            ssl=settings.ssl,
+            ssl=dict(settings.ssl) if isinstance(settings.ssl, Mapping) else settings.ssl,  # kombu writes into it
             transport_options=dict(settings.transport_options),
         )
         connection.transport  # noqa: B018 - resolves the driver, which may be missing

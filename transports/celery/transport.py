@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import ssl as tls
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -30,6 +31,8 @@ from unstract_core.errors import (
 from unstract_core.payload import HIGHEST_PRIORITY
 from unstract_core.transport import Capabilities, Message, QueueState, Reply, check_subscription
 
+_SPEAKS_AMQP = re.compile("(amqps?|pyamqp)://")
+
 
 class CeleryTransport:
     """Celery's wire over any broker that kombu reaches: `amqp://` above all, `redis://` and `memory://` too.
@@ -40,7 +43,8 @@ class CeleryTransport:
     within `confirm_timeout` seconds or raises; `connect_timeout` limits each attempt to connect. `heartbeat` is asked
     of the broker for connections that receive, 0 for none. `pool_size` connections publish. `default_queue` takes the
     links that name no queue, as Celery's does. A message with time limits is refused, unless `ignore_time_limits`.
-    `ssl` and `transport_options` are kombu's.
+    `ssl` and `transport_options` are kombu's; where `ssl` does not say otherwise (`cert_reqs`, `server_hostname`), the
+    certificate of an `amqps://` broker has to be valid, and its name that of the URL.
 
     Claims no atomic settlement, no transactional send, no status and no fencing: what a broker cannot do raises
     NotSupported. `send` and `reply` are thread-safe. Raises ConfigurationError for settings that cannot work.
@@ -79,7 +83,7 @@ class CeleryTransport:
             connect_timeout=connect_timeout,
             confirm_timeout=confirm_timeout,
             heartbeat=heartbeat,
-            ssl=ssl,
+            ssl=_checking(url, ssl),
             transport_options=dict(transport_options or {}),
         )
         connection_of(self._settings)  # what cannot work is refused now, not at the first message
@@ -177,7 +181,7 @@ class CeleryTransport:
 
     @property
     def _speaks_amqp(self) -> bool:
-        return self._settings.url.partition("://")[0] in ("amqp", "amqps", "pyamqp")
+        return _SPEAKS_AMQP.match(self._settings.url) is not None
 
     def _check_open(self) -> None:
         if self._closed:
@@ -208,6 +212,8 @@ _OURS: dict[str, Any] = {
     "ignore_time_limits": _YES_OR_NO.__getitem__,
 }
 _ARGUMENT = re.compile(r"x-[a-z-]+")
+_TLS = re.compile(r"ssl_(ca_certs|certfile|keyfile|cert_reqs|server_hostname|ciphers)")
+_REQUIRED = {"required": tls.CERT_REQUIRED, "optional": tls.CERT_OPTIONAL, "none": tls.CERT_NONE}
 _TRUTHS = {"true": True, "false": False}
 
 
@@ -216,13 +222,15 @@ def from_url(url: str) -> CeleryTransport:
 
     The options `connect_timeout`, `confirm_timeout`, `heartbeat`, `pool_size`, `default_queue`, `declare` and
     `ignore_time_limits` are ours and taken out of its query, and so are queue arguments such as `x-queue-type=quorum`,
-    `x-max-priority=10` and `x-single-active-consumer=true`; the others are kombu's. Raises ConfigurationError for a bad
-    value or an option that nobody knows.
+    `x-max-priority=10` and `x-single-active-consumer=true`. An `amqps://` URL may have `ssl_ca_certs`, `ssl_certfile`,
+    `ssl_keyfile` (files), `ssl_cert_reqs` (`required`, `none`), `ssl_server_hostname` and `ssl_ciphers`. The others are
+    kombu's. Raises ConfigurationError for a bad value or an option that nobody knows.
     """
     address, _, query = url.removeprefix("celery+").partition("?")
     options: dict[str, Any] = {}
     arguments: dict[str, Any] = {}
     kombus: list[tuple[str, str]] = []
+    encrypted: dict[str, Any] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name in _OURS:
             try:
@@ -231,8 +239,31 @@ def from_url(url: str) -> CeleryTransport:
                 raise ConfigurationError(f"the URL option {name}={value!r} is not understood") from exc
         elif _ARGUMENT.fullmatch(name):
             arguments[name] = int(value) if value.isdigit() else _TRUTHS.get(value, value)
+        elif name.startswith("ssl_") and _SPEAKS_AMQP.match(address):
+            encrypted[name.removeprefix("ssl_")] = _tls_option(address, name, value)
         else:
             kombus.append((name, value))
     if kombus:
         address += "?" + urlencode(kombus)
-    return CeleryTransport(address, queue_arguments=arguments, **options)
+    return CeleryTransport(address, queue_arguments=arguments, ssl=encrypted or False, **options)
+
+
+def _tls_option(address: str, name: str, value: str) -> Any:
+    if not address.startswith("amqps:"):
+        raise ConfigurationError(f"the URL option {name} goes with amqps://; this URL would not be encrypted")
+    if not _TLS.fullmatch(name) or (name == "ssl_cert_reqs" and value not in _REQUIRED):
+        raise ConfigurationError(
+            f"the URL option {name}={value!r} is not understood; there are ssl_ca_certs, ssl_certfile, ssl_keyfile, "
+            "ssl_cert_reqs (required, optional or none), ssl_server_hostname and ssl_ciphers"
+        )
+    return _REQUIRED[value] if name == "ssl_cert_reqs" else value
+
+
+def _checking(url: str, ssl: Any) -> Any:
+    """Return kombu's `ssl`, so that a certificate is held to the name in the URL, which its driver leaves out."""
+    if not (ssl or url.startswith("amqps:")) or not _SPEAKS_AMQP.match(url):
+        return ssl
+    options = dict(ssl) if isinstance(ssl, Mapping) else {}
+    if "context" not in options and options.get("cert_reqs") is not tls.CERT_NONE:
+        options.setdefault("server_hostname", None)  # which stands for the URL's
+    return options or True

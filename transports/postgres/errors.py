@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import psycopg
 
+from transports.postgres.rights import needed
 from unstract_core.errors import (
     ConfigurationError,
     ContractError,
@@ -20,15 +21,18 @@ from unstract_core.errors import (
     TransportUnavailable,
 )
 
+_NO_RIGHT = "42501"
 _NOT_READY = {
     "42P01": "run `unstract-wire migrate`, or check the schema",
     "3F000": "run `unstract-wire migrate`, or check the schema",
     "42703": "the table has other columns than those of transports/postgres/sql/schema.sql",
-    "42501": "grant this role the right",
+    _NO_RIGHT: "grant this role the right",
 }
 _PREPARED_LOST = {"26000", "42P05"}
 _ROLLED_BACK = ("25", "40", "53", "55", "57014")
 _DRIVERS = ("psycopg", "psycopg2", "django")
+_NEVER_PASSED_ON = "query_wait_timeout"
+"""PgBouncer's own: no server connection was free for the statement."""
 _FATE_UNKNOWN = ("08", "57", "58", "XX")
 
 
@@ -67,6 +71,8 @@ def translate(exc: BaseException, doing: str, *, committed_by_us: bool = True) -
     if state is None:
         return _without_state(exc, doing, committed_by_us)
     text = f"{doing}: {_primary(exc)} (SQLSTATE {state})"
+    if state == _NO_RIGHT and (takes := needed(doing, _primary(exc))):
+        text = f"{text}; {takes}"
     if state in _NOT_READY:
         return TransportNotReady(f"{text}; {_NOT_READY[state]}")
     if state in _PREPARED_LOST:
@@ -78,6 +84,8 @@ def translate(exc: BaseException, doing: str, *, committed_by_us: bool = True) -
     if state == "25006":
         return ReadOnly(f"{text}; nothing took effect")
     if state.startswith(_ROLLED_BACK) and state != "40003":
+        return TransportUnavailable(f"{text}; nothing took effect")
+    if _primary(exc) == _NEVER_PASSED_ON:
         return TransportUnavailable(f"{text}; nothing took effect")
     if state.startswith((*_FATE_UNKNOWN, "40003")):
         return TransportUnavailable(_fate(text, committed_by_us), fate_unknown=committed_by_us)

@@ -1,6 +1,10 @@
 """Create what is missing: schema, tables, indexes. What is there already is left as it is, the product's too.
 
 Two processes may do this at once: whoever comes second finds a name taken, starts over, and finds it all there.
+
+The version of what is created stands as the comment of our own table, pg_queue_dead_letter. It rises when something is
+created, altered or dropped that an older version would undo or fail at: an older version then does nothing here.
+Workers do not ask for it. They look at the tables, and work on newer ones that have what they need.
 """
 
 from __future__ import annotations
@@ -12,9 +16,12 @@ from psycopg import errors
 
 from transports.postgres.connections import Connection, Connector, run
 from transports.postgres.errors import mapped
-from transports.postgres.look import look_at_tables
+from transports.postgres.look import Execute, look_at_tables
 from transports.postgres.statements import Statements, definitions
-from unstract_core.errors import TransportNotReady, TransportRefused
+from unstract_core.errors import ConfigurationError, TransportNotReady, TransportRefused
+
+SCHEMA_VERSION = 1
+"""The version of what is created here."""
 
 _TAKEN = (
     errors.UniqueViolation,
@@ -32,24 +39,57 @@ _INDEXES = """
     WHERE n.nspname = %s AND t.relname = ANY (%s)
 """
 _TABLES = ("pg_queue_message", "pg_task_result", "pg_queue_dead_letter")
+_VERSION = "SELECT obj_description(to_regclass(%(table)s), 'pg_class')"
+_MARK = re.compile(r"unstract-wire schema ([0-9]{1,9})")
 
 
 def migrate(connector: Connector, statements: Statements) -> list[str]:
     """Bring the schema up to date in one transaction; return what was created, in order, empty when nothing was.
 
-    Looks at the tables afterwards: one that was there already may be another's.
+    Looks at the tables afterwards: one that was there already may be another's. Raises ConfigurationError, and does
+    nothing, where a newer version has been here.
     """
     with mapped("migrate", committed_by_us=False), connector.connect() as connection:
         obstacle = ""
         for _ in range(_TRIES):
             try:
                 with connection.transaction():
+                    execute = partial(run, connection)
+                    version = _version_of_no_newer(execute, statements)
                     created = _create_what_is_missing(connection, statements.schema)
-                    look_at_tables(partial(run, connection), statements)
+                    look_at_tables(execute, statements)
+                    if version != SCHEMA_VERSION:
+                        _mark(connection, execute, statements)
                     return created
             except _TAKEN as exc:
                 obstacle = exc.diag.message_primary or type(exc).__name__
     raise TransportRefused(f"migrate: {obstacle}; nothing was done. Is the name taken by something else?")
+
+
+def schema_version(execute: Execute, statements: Statements) -> int | None:
+    """Return the version with which the schema is marked; None where there is no such mark, as before there was one."""
+    table = {"table": statements.table("dead")}
+    ((comment,),) = execute("look at the version of the schema", _VERSION.encode(), table)
+    mark = _MARK.fullmatch(comment or "")
+    return int(mark[1]) if mark else None
+
+
+def _version_of_no_newer(execute: Execute, statements: Statements) -> int | None:
+    version = schema_version(execute, statements)
+    if version is not None and version > SCHEMA_VERSION:
+        raise ConfigurationError(
+            f"migrate: the tables in schema {statements.schema} are of version {version}, and this unstract-wire knows "
+            f"version {SCHEMA_VERSION}; nothing was done. Install a newer unstract-wire to migrate them"
+        )
+    return version
+
+
+def _mark(connection: Connection, execute: Execute, statements: Statements) -> None:
+    """Mark the schema with this version, unless another process has marked it with a newer one in the meantime."""
+    table = statements.table("dead")
+    connection.execute(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE".encode())
+    _version_of_no_newer(execute, statements)
+    connection.execute(f"COMMENT ON TABLE {table} IS 'unstract-wire schema {SCHEMA_VERSION}'".encode())
 
 
 def _create_what_is_missing(connection: Connection, schema: str) -> list[str]:

@@ -122,7 +122,8 @@ ORDER BY application_name, pid;
 -- name: closed_to_senders
 -- The sequence of message ids, where this role may take none: planning does not look at sequences.
 SELECT id.sequence FROM (SELECT pg_get_serial_sequence(%(messages)s, 'msg_id')) AS id (sequence)
-WHERE id.sequence IS NOT NULL AND NOT has_sequence_privilege(id.sequence, 'USAGE');
+WHERE id.sequence IS NOT NULL AND NOT has_sequence_privilege(id.sequence, 'USAGE')
+  AND EXISTS (SELECT 1 FROM pg_depend WHERE objid = id.sequence::regclass AND deptype = 'a');
 
 -- name: may_sweep
 SELECT has_table_privilege(%(results)s, 'DELETE');

@@ -261,11 +261,13 @@ SELECT m.msg_id, m.queue_name, m.message, m.org_id, m.enqueued_at, m.vt, m.read_
 FROM {messages} AS m, {results} AS r, {dead} AS d LIMIT 0;
 
 -- name: closed_sequences
--- The sequences behind ids from which this role may take none; planning a statement does not look at them.
+-- The sequences behind ids from which this role may take none; planning a statement does not look at them. Those of
+-- identity columns take no right of their own.
 SELECT id.sequence FROM (
     SELECT pg_get_serial_sequence(%(messages)s, 'msg_id') UNION ALL SELECT pg_get_serial_sequence(%(dead)s, 'dead_id')
 ) AS id (sequence)
-WHERE id.sequence IS NOT NULL AND NOT has_sequence_privilege(id.sequence, 'USAGE');
+WHERE id.sequence IS NOT NULL AND NOT has_sequence_privilege(id.sequence, 'USAGE')
+  AND EXISTS (SELECT 1 FROM pg_depend WHERE objid = id.sequence::regclass AND deptype = 'a');
 
 -- name: queues
 SELECT q.name,

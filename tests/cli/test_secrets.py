@@ -1,0 +1,107 @@
+"""No password in anything that the command prints or logs, whatever it looks like and wherever it stood."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import traceback
+from collections.abc import Callable
+from urllib.parse import quote
+
+import pytest
+from cli.records import EveryRecord
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from contract_tests.messages import message
+from unstract_core import TransportError, load_transport
+from unstract_core.cli.logs import _LogLine
+from unstract_core.cli.masking import mask
+from unstract_core.cli.session import Session
+
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=4, max_size=40)
+SEPARATORS = st.lists(st.sampled_from([*"@:/?#&=%+'\"\\ $!~é日🧾", "p4", "%41", "pw"]), min_size=3).map("".join)
+PASSWORDS = (ANY_TEXT | SEPARATORS).filter(lambda password: len(password.strip()) >= 4)
+
+
+def encoded(password: str) -> str:
+    return quote(password, safe="")
+
+
+def in_quotes(password: str) -> str:
+    """Write a value as libpq's key=value strings want it."""
+    return "'" + password.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+PLACES: dict[str, Callable[[str], str]] = {
+    "userinfo": lambda password: f"postgresql://user:{encoded(password)}@host:1/db",
+    "several hosts": lambda password: f"postgresql://user:{encoded(password)}@one:1,two:2/db",
+    "password=": lambda password: f"postgresql://host/db?user=u&password={encoded(password)}&sslmode=require",
+    "sslpassword=": lambda password: f"postgresql://host/db?sslpassword={encoded(password)}",
+    "an encoded name": lambda password: f"postgresql://host/db?p%61ssword={encoded(password)}&connect_timeout=3",
+    "key=value": lambda password: f"host=h user=u password={in_quotes(password)} dbname=d",
+    "broker": lambda password: f"amqps://user:{encoded(password)}@host:5671/vhost?heartbeat=3",
+    "second broker": lambda password: f"amqp://u:one@one//;amqp://u:{encoded(password)}@two//",
+}
+ECHOES: dict[str, Callable[[str, str], str]] = {
+    "the URL": lambda url, password: f"cannot connect to {url}: no",
+    "the URL's repr": lambda url, password: f"bad URL {url!r}",
+    "the password": lambda url, password: f"[{password}]",
+    "its repr": lambda url, password: f"password={password!r} is wrong",
+    "JSON": lambda url, password: json.dumps({"url": url, "password": password}),
+    "readable JSON": lambda url, password: json.dumps([password], ensure_ascii=False),
+    "encoded": lambda url, password: f"userinfo user:{encoded(password)} of",
+    "a line of its own": lambda url, password: f"user\n{password}\nhost",
+}
+
+
+def shows(text: str, password: str) -> bool:
+    """Whether a text has the password, in any form that a person could read it in."""
+    return any(form in text for form in {password, encoded(password), repr(password)[1:-1]})
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("echo", ECHOES)
+@settings(max_examples=20)
+@given(PASSWORDS)
+@example("it's s3cret")
+@example('say "s3cret"')
+@example("back\\slash")
+@example("new\nline")
+@example("p@ss:w/o?r#d&x=y%41")
+@example("пароль-密碼")
+def test_whatever_a_password_looks_like_it_is_masked(place: str, echo: str, password: str) -> None:
+    """In a URL's every place, and in every form in which a driver may repeat it: text, line of a log, traceback."""
+    other = "XXXX-other-XXXX"
+    url, harmless = PLACES[place](password), PLACES[place](other)
+    said = ECHOES[echo](url, password)
+    assume(not shows(ECHOES[echo](harmless, other), password))
+    assume(not shows(mask(harmless, harmless), password))  # what stands in the URL anyway, such as its scheme
+    session = Session(url=url)
+    record = logging.LogRecord("driver", logging.DEBUG, __file__, 1, "%s", (said,), None)
+    texts = {
+        "masked": session.mask(said),
+        "log": _LogLine(session).format(record).partition(" driver ")[2],
+        "traceback": session.mask("".join(traceback.format_exception_only(ValueError(said)))),
+    }
+    for where, text in texts.items():
+        assert not shows(text, password), (where, text)
+
+
+@settings(max_examples=20)
+@given(PASSWORDS)
+@example("it's s3cret")
+def test_an_error_of_the_library_quotes_no_password(password: str) -> None:
+    """Without the command, too: what a transport raises, its causes, its repr and its log have none of the URL's."""
+    for url in (
+        f"postgresql://user:{encoded(password)}@127.0.0.1:1/db?timeout=1",
+        f"postgresql://127.0.0.1:1/db?user=u&password={encoded(password)}&timeout=1",
+        f"amqp://user:{encoded(password)}@127.0.0.1:1//?connect_timeout=1",
+    ):
+        caught = EveryRecord()
+        with caught, contextlib.closing(load_transport(url)) as transport, pytest.raises(TransportError) as raised:
+            transport.send([message("t", "q")])
+        said = "".join(traceback.format_exception_only(raised.value)) + repr(transport) + caught.text()
+        assume(not any(shows(part, password) for part in ("127.0.0.1:1", "ConnectionRefusedError", "postgresql user")))
+        assert not shows(said, password)

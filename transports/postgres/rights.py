@@ -1,0 +1,66 @@
+"""Which rights on our tables each piece of work takes, so that an error can say what to grant.
+
+docs/security.md has the same as GRANT statements, by role.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+Rights: TypeAlias = Mapping[str, Mapping[str, tuple[str, ...]]]
+"""By table and right the columns on which it is needed; none for a right that is on the whole table."""
+
+_MESSAGE = ("msg_id", "queue_name", "message", "org_id", "enqueued_at", "vt", "read_ct", "priority", "state")
+_RESULT = ("task_id", "status", "result", "error", "created_at", "expires_at")
+_LETTER = ("msg_id", "queue_name", "message", "org_id", "priority", "attempts", "reason", "result", "enqueued_at")
+
+CONSUMER: Rights = {
+    "pg_queue_message": {
+        "SELECT": _MESSAGE,
+        "INSERT": _MESSAGE[1:],
+        "UPDATE": ("state", "vt", "read_ct"),
+        "DELETE": (),
+    },
+    "pg_task_result": {"SELECT": _RESULT, "INSERT": _RESULT, "UPDATE": _RESULT[1:]},
+    "pg_queue_dead_letter": {
+        "SELECT": ("dead_id", *_LETTER, "buried_at"),
+        "INSERT": (*_LETTER, "buried_at"),
+    },
+}
+"""What a consumer cannot do without; DELETE on pg_task_result it can, as long as another one sweeps."""
+
+_SEND = {"pg_queue_message": "INSERT, and SELECT on its column msg_id"}
+_BY_WORK: Mapping[str, Mapping[str, str]] = {
+    "send": _SEND,
+    "send within the caller's transaction": _SEND,
+    "read a reply": {"pg_task_result": "SELECT"},
+    "look for replies": {"pg_task_result": "SELECT"},
+    "clear a reply": {"pg_task_result": "SELECT, and UPDATE on its columns result and error"},
+    "sweep expired replies": {"pg_task_result": "SELECT and DELETE"},
+    "look at the queues": {"pg_queue_message": "SELECT", "pg_queue_dead_letter": "SELECT"},
+    "list dead letters": {"pg_queue_dead_letter": "SELECT"},
+    "read dead letters": {"pg_queue_dead_letter": "SELECT"},
+    "replay dead letters": {"pg_queue_dead_letter": "SELECT and DELETE", **_SEND},
+    "purge dead letters": {"pg_queue_dead_letter": "SELECT and DELETE"},
+}
+_CONSUMERS = {
+    "pg_queue_message": "SELECT, INSERT, DELETE, and UPDATE on its columns state, vt and read_ct",
+    "pg_task_result": "SELECT, INSERT, UPDATE and DELETE",
+    "pg_queue_dead_letter": "SELECT and INSERT",
+}
+
+
+def needed(doing: str, said: str) -> str:
+    """Say what a piece of work takes of the table, sequence or schema that the server has named; "" where it is none.
+
+    The server's words may be in any language; the names in them are not.
+    """
+    if doing == "migrate":
+        return "it takes the owner of the tables, with CREATE on the schema (on the database, for a new schema)"
+    if "_id_seq" in said:
+        return "it takes USAGE on the sequence"
+    for table, rights in _BY_WORK.get(doing, _CONSUMERS).items():
+        if table in said:
+            return f"it takes {rights}"
+    return "" if "pg_" in said else "it takes USAGE on the schema"
