@@ -138,7 +138,10 @@ class Session:
 
 
 def use_indexes(connection: Connection) -> None:
-    """Let a connection that prepares statements reach rows by an index alone: the plan that it keeps may have been made
-    while the table was empty, when reading all of it looks cheap."""
+    """Let a connection that prepares statements reach rows by an index in its order, and in no other way.
+
+    The plan that it keeps may have been made while the table was empty, or while its statistics said so because all
+    in it was dead: then every way looks as cheap, and it may be kept to read, and sort, all of a table or an index.
+    """
     if connection.prepare_threshold is not None:
-        connection.execute(b"SET enable_seqscan = off")
+        connection.execute(b"SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off")
