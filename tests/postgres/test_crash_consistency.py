@@ -1,7 +1,7 @@
 """`settle`, and whatever dies between the task's return and the commit: the process, the connection, the server.
 
 UNSTRACT_WIRE_CRASH_POINTS=all kills the process at every line for every shape of settlement; otherwise at every one for
-`on_success`, and for the others at every eleventh.
+`on_success`, and for the others at every twenty-ninth.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from unstract_core import Consumer
 from unstract_core.loop import Loop
 
 ALL = os.environ.get("UNSTRACT_WIRE_CRASH_POINTS") == "all"
-STEP = 1 if ALL else 11
+STEP = 1 if ALL else 29
 
 
 @on_one_server

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from unstract_core import TransportClosed
@@ -17,6 +18,7 @@ from unstract_core import TransportClosed
 _LONGEST_PAUSE = 5.0
 """Seconds that a fork waits for the calls that are going on."""
 
+_PAUSE = 0.001
 _SQLITES_PATIENCE = 0.01
 """Seconds that SQLite itself waits for a lock. It looks ever more seldom, and busy writers would never let it in."""
 
@@ -82,7 +84,8 @@ class Connections:
             self._path, timeout=_SQLITES_PATIENCE, isolation_level=None, check_same_thread=False
         )
         try:
-            connection.execute("PRAGMA synchronous = FULL")  # with WAL anything less can lose the last commits
+            # With WAL anything less can lose the last commits. It reads the file, which another may be making just now.
+            patiently(_LONGEST_PAUSE, connection.execute, "PRAGMA synchronous = FULL")
         except BaseException:
             connection.close()
             raise
@@ -100,3 +103,15 @@ class Connections:
     def _close_idle(self) -> None:
         while self._idle:
             self._idle.pop().close()
+
+
+def patiently(timeout: float, execute: Callable[[str], sqlite3.Cursor], sql: str) -> sqlite3.Cursor:
+    """Execute what others may keep waiting, for `timeout` seconds, by writing or by making the same file."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return execute(sql)
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(_PAUSE)

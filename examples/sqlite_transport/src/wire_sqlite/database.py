@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from unstract_core import ConfigurationError
 
 from wire_sqlite.bell import Bell
-from wire_sqlite.connections import Connections
+from wire_sqlite.connections import Connections, patiently
 from wire_sqlite.errors import mapped
 from wire_sqlite.forks import look_after
 from wire_sqlite.statements import schema, statement
 
 _OLDEST = (3, 37, 0)  # STRICT tables; RETURNING is older
-_PAUSE = 0.001
 
 
 class Database:
@@ -84,12 +82,4 @@ class Database:
                 self._patiently(connection.executescript, schema())
 
     def _patiently(self, execute: Callable[[str], sqlite3.Cursor], sql: str) -> sqlite3.Cursor:
-        """Execute what others may keep waiting, by writing or by making the same file."""
-        deadline = time.monotonic() + self._timeout
-        while True:
-            try:
-                return execute(sql)
-            except sqlite3.OperationalError as exc:
-                if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                    raise
-            time.sleep(_PAUSE)
+        return patiently(self._timeout, execute, sql)
