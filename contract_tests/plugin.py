@@ -37,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kit-profile",
         choices=sorted(profiles.PROFILES),
         dest="kit_profile",
-        help="how many examples: dev (fast), ci (the same ones each time), nightly (many, random, for hours)",
+        help="how many examples: dev (fast), brief (the same each time), ci (twice as many), nightly (for hours)",
     )
     group.addoption(
         "--kit-time-limit",

@@ -1,4 +1,5 @@
-"""How many examples hypothesis tries: a few while developing, the same ones each time in CI, many at night.
+"""How many examples hypothesis tries: a few while developing, the same ones each time in CI, or half of them, many at
+night.
 
 A profile is chosen by `--kit-profile`, by CONTRACT_TESTS_PROFILE, or else is `ci` where CI is set and `dev` elsewhere.
 It is the kit's own: whatever profile an author's suite loads for its other tests stays as it is. Its time limit can be
@@ -25,6 +26,7 @@ class Profile:
 
 PROFILES = {
     "dev": Profile(scale=0.5, limit=60.0),
+    "brief": Profile(scale=0.5, limit=60.0, derandomize=True),
     "ci": Profile(scale=1.0, limit=60.0, derandomize=True),
     "nightly": Profile(scale=50.0, limit=3600.0),
 }
