@@ -37,9 +37,9 @@ TABLES = ("pg_queue_message", "pg_task_result", "pg_queue_dead_letter")
 READY, DUE = "pg_queue_message_ready", "pg_queue_message_due"
 
 
-def hot_statements() -> dict[str, tuple[bytes, dict[str, Any], set[str]]]:
+def hot_statements(schema: str = SCHEMA) -> dict[str, tuple[bytes, dict[str, Any], set[str]]]:
     """Each hot statement, its parameters, and the indexes beside the primary keys that it has to use."""
-    statements = Statements(SCHEMA)
+    statements = Statements(schema)
     found: dict[str, tuple[bytes, dict[str, Any], set[str]]] = {}
     for name, queues in (("one queue", QUEUES[:1]), ("three queues", QUEUES)):
         claim, names = statements.claim(queues)
@@ -257,3 +257,13 @@ def test_nor_does_any_plan_walk_over_what_a_held_snapshot_keeps(
     Through a pooler nothing can be said to the planner, and it may take another way then.
     """
     assert found["held"][kind] == []
+
+
+def test_no_plan_is_compiled_for_what_is_switched_off(postgres: PostgresTransport, tables: Tables) -> None:
+    """On an older server what is switched off adds to the cost of a plan: it is compiled at each run, for a second."""
+    with Connector(tables.url, prepare=True).connect() as connection:
+        use_indexes(connection)
+        for name, (statement, parameters, _) in hot_statements(tables.schema).items():
+            assert "JIT" not in custom_plan(connection, statement, parameters), name
+            prepare(connection, name, positional(statement, parameters)[0])
+            assert "JIT" not in generic_plan(connection, name, positional(statement, parameters)[1]), name
