@@ -146,4 +146,4 @@ def use_indexes(connection: Connection) -> None:
     plan, for longer than it would ever run.
     """
     if connection.prepare_threshold is not None:
-        connection.execute(b"SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off")
+        connection.execute(b"SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off", prepare=False)
