@@ -106,7 +106,9 @@ class Loop:
         With nothing held it waits for messages for `patience` seconds; else a finished task ends its wait. It does not
         wait beyond `deadline`, on the monotonic clock. Raises TransportClosed, and what is no TransportError of ours.
         """
-        self._runner.give_up_overdue()
+        if overdue := self._runner.give_up_overdue():
+            self._observe(away=self._told_away)  # whoever owns the process may stop it now, before more is started
+            self._runner.replace_threads(overdue)
         limit = self._limit()
         if self._gave_back(limit):
             limit = self._settings.concurrency
@@ -123,14 +125,16 @@ class Loop:
         else:
             self._wait_longer()
         self._tell()
-        if self._settings.observers:
-            away = self.problem is not None
-            self._settings.observers.turned(Turn(len(self._held), self._runner.running, away))
+        self._observe(away=self.problem is not None)
         return received
 
     def close(self) -> None:
         """Start nothing more; what runs is left to itself, and what is held to its lease."""
         self._runner.close()
+
+    def _observe(self, *, away: bool) -> None:
+        if self._settings.observers:
+            self._settings.observers.turned(Turn(len(self._held), self._runner.running, away))
 
     def _try(self, step: Callable[[], Result]) -> Result | None:
         try:

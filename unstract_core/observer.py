@@ -59,7 +59,8 @@ class Observer:
 
     def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
         """Note that a task ended, inside of `running`: with what type of error, after how many seconds, and how many
-        parts of its result had to be made to fit."""
+        parts of its result had to be made to fit. Of a task that was given up it is told when that happens, on the
+        I/O thread, and not when its thread ends."""
 
     def rejected(self, delivery: Delivery, error_type: str) -> None:
         """Note that a message will not be run: malformed, unknown, too often or too late delivered."""

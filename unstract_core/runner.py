@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 import threading
 import time
 from collections import Counter, deque
@@ -27,6 +28,7 @@ from unstract_core.continuation import (
     with_headers,
 )
 from unstract_core.current import delivering
+from unstract_core.errors import DeadlineExceeded
 from unstract_core.events import emit
 from unstract_core.holding import Held
 from unstract_core.observer import End, Observers
@@ -35,6 +37,9 @@ from unstract_core.transport import Delivery, Settlement
 from unstract_core.values import error_text, type_name
 
 logger = logging.getLogger(__name__)
+
+_ODD_KEY = re.compile(r'\["(?:\\.|[^"\\])*"\]')
+"""A key in a path that is no plain name, and so may be content: an address, a phrase of a document."""
 
 
 class Runner:
@@ -98,19 +103,31 @@ class Runner:
             return math.inf
         return min(list(self._started.values()), default=math.inf) + self._deadline
 
-    def give_up_overdue(self) -> None:
-        """Finish what has been running for longer than the deadline as failed; its thread is left to itself, and
-        another takes its place. A thread cannot be stopped: whoever owns the process should replace it."""
+    def give_up_overdue(self) -> int:
+        """Finish what has been running for longer than the deadline as failed; return how many.
+
+        Their threads are left to themselves, because a thread cannot be stopped: `replace_threads` gives their places
+        to others, and whoever owns the process should replace it.
+        """
         if time.monotonic() < self.overdue_at:
-            return
+            return 0
+        given_up = 0
         for held, started in list(self._started.items()):
-            if time.monotonic() - started < self._deadline or self._started.pop(held, None) is None:
+            seconds = time.monotonic() - started
+            if seconds < self._deadline or self._started.pop(held, None) is None:
                 continue
+            given_up += 1
             self._counters["overdue"] += 1
             emit(logger, logging.ERROR, "task_overdue", **ids(held.delivery), deadline=self._deadline)
+            self._observers.ran(held.delivery, "raised", DeadlineExceeded.__name__, seconds, 0)
             held.settlement = settle(held.delivery, overdue(self._deadline), self._policy_of(held.delivery))
             self.finish(held)
-            with contextlib.suppress(RuntimeError):  # no more threads to be had: one fewer works
+        return given_up
+
+    def replace_threads(self, count: int) -> None:
+        """Start as many threads as were given up; where no more are to be had, fewer work."""
+        with contextlib.suppress(RuntimeError):
+            for _ in range(count):
                 replacement = self._thread(len(self._threads) + 1)
                 replacement.start()
                 self._threads.append(replacement)
@@ -190,9 +207,9 @@ class Runner:
             self.busy += seconds
             self._counters["replaced"] += len(replaced)
         if replaced:
-            paths = ", ".join(replaced)
+            paths = ", ".join(_ODD_KEY.sub('["*"]', path) for path in replaced)
             emit(logger, logging.WARNING, "result_made_to_fit", **ids(delivery), count=len(replaced), paths=paths)
-        if self._observers:
+        if self._observers and held in self._started:  # else it was given up, and that was told
             self._observers.ran(delivery, _end(outcome), error_type, seconds, len(replaced))
         return outcome
 

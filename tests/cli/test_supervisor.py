@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from supervised import ask, gone, lives, noted, worker
 
 from contract_tests.kit import wait_until
-from unstract_core.cli.slot import LONGEST_PAUSE, LOOPING, Backoff
+from unstract_core.cli.child import Report
+from unstract_core.cli.slot import LONGEST_PAUSE, LOOPING, Backoff, Slot
 
 HTTP = ("--http", "127.0.0.1:0")
 
@@ -306,3 +307,14 @@ def test_without_an_option_that_needs_it_nothing_is_supervised(tmp_path: Path) -
             assert command.children()[0] != command.process.pid
             command.signal(signal.SIGTERM)
             assert command.ends() == 0
+
+
+def test_a_foreign_byte_among_the_reports_is_passed_over() -> None:
+    """A task that writes into every pipe that it finds does not end the supervisor of all."""
+    slot = Slot(1)
+    slot.reports, theirs = os.pipe()
+    os.set_blocking(slot.reports, False)
+    os.write(theirs, b"aZs")
+    assert list(slot.hear()) == [Report.ALIVE, Report.STARTED]
+    os.close(theirs)
+    slot.close()

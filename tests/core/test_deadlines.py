@@ -17,7 +17,16 @@ from contract_tests.kit import wait_until
 from contract_tests.messages import message, then
 from transports.memory import MemoryTransport
 from transports.memory.subscription import MemorySubscription
-from unstract_core import ConfigurationError, Consumer, Delivery, NotSupported, RetryLater, Settlement, Verdict
+from unstract_core import (
+    ConfigurationError,
+    Consumer,
+    Delivery,
+    NotSupported,
+    Observer,
+    RetryLater,
+    Settlement,
+    Verdict,
+)
 from unstract_core.continuation import (
     Ignored,
     Outcome,
@@ -31,6 +40,7 @@ from unstract_core.continuation import (
     rejection,
     settle,
 )
+from unstract_core.observer import End, Turn
 
 EXCEEDED = "DeadlineExceeded: deadline of 0.5 s exceeded"
 errors = st.sampled_from(["ValueError: no", "KeyError", "OSError: gone"])
@@ -118,6 +128,35 @@ def test_an_overdue_tasks_callback_gets_the_error(transport: MemoryTransport, hu
     assert got == [("d-1",)]
     assert status is not None
     assert status.error == EXCEEDED
+
+
+def test_whoever_is_told_of_an_overdue_task_can_stop_its_worker_before_more_is_started(
+    transport: MemoryTransport, hung: threading.Event
+) -> None:
+    """What waits behind it is given back and not started; it is told as a failure once, when it is given up."""
+    started, told = list[int](), list[tuple[str, str | None]]()
+
+    class Owner(Observer):
+        def turned(self, turn: Turn) -> None:
+            if consumer.counters["overdue"]:
+                consumer.stop()
+
+        def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
+            told.append((end, error_type))
+
+    def work(number: int) -> None:
+        started.append(number)
+        hung.wait(60)
+
+    transport.send([message("work", "q", number, on_error=then("none", "elsewhere")) for number in range(3)])
+    consumer = Consumer(transport, {"work": work}, ["q"], task_deadline=0.5, prefetch=2, observers=[Owner()])
+    consumer.run()
+    assert started == [0]
+    assert told == [("raised", "DeadlineExceeded")]
+    assert (consumer.counters["settled"], consumer.counters["given_back"]) == (1, 1)
+    hung.set()
+    wait_until(lambda: consumer.counters["ran"] == 1, what="the end of its thread")
+    assert told == [("raised", "DeadlineExceeded")]
 
 
 def test_what_an_overdue_task_returns_in_the_end_is_nothing(transport: MemoryTransport) -> None:

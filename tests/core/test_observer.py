@@ -198,3 +198,15 @@ def test_headers_that_it_sets_travel_and_those_of_a_run_go_on(caplog: pytest.Log
         Consumer(transport, TASKS, [QUEUE], observers=[tracer]).drain()
     assert seen[:2] == [("return", {"sent": "x"}), ("ok", {"run": "é"})]
     assert seen[2:] == [("return", None), ("ok", None)] * 5
+
+
+def test_a_key_that_is_no_plain_name_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The path of what was made to fit is told, without keys that may be content: an address, a phrase."""
+    transport = MemoryTransport()
+    transport.send([message("t", QUEUE)])
+    odd = {"alice@example.com": float("nan"), 'say "secret"': [float("nan")], "ratio": float("nan")}
+    Consumer(transport, {"t": lambda: odd}, [QUEUE]).drain()
+    (record,) = [one for one in caplog.records if vars(one)["wire.event"] == "result_made_to_fit"]
+    assert vars(record)["wire.paths"] == '$["*"], $["*"][0], $.ratio'
+    assert "alice" not in caplog.text
+    assert "secret" not in caplog.text

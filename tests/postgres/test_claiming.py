@@ -333,3 +333,22 @@ def test_a_priority_from_which_nothing_is_ready_gets_a_bound_without_having_been
     assert bounds["priorities"] == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
     assert bounds["beyond_0"] == [90] * 6 + [0] * 4
     assert bounds["beyond_1"] == [90] * 10
+
+
+def test_a_whole_claim_that_found_something_below_a_bound_is_made_again() -> None:
+    """What others made ready again may be more, of every priority: it does not wait a rest for each of them."""
+
+    def taken(msg_id: int, priority: int) -> Delivery:
+        return Delivery(str(msg_id), "q", 1, None, "{}", None, "", priority)
+
+    claims = Claims(Statements("s"), ["q"])
+    whole = claims.next(0.0)
+    claims.made(whole, 2, [taken(100, 10), taken(200, 5)], 0.0, 1.0)
+    claims.made(whole, 1, [taken(300, 5)], 2.0, 3.0)
+    assert claims.next(3.1).extent is not Extent.WHOLE
+    claims.made(whole, 1, [taken(50, 10)], 40.0, 41.0)
+    assert claims.next(41.1).extent is Extent.WHOLE
+    claims.made(whole, 1, [taken(60, 5)], 41.1, 42.1)
+    assert claims.next(42.2).extent is Extent.WHOLE
+    claims.made(whole, 1, [taken(301, 5)], 42.2, 43.2)
+    assert claims.next(43.3).extent is not Extent.WHOLE

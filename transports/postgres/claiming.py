@@ -126,9 +126,14 @@ class Claims:
         # Of the priority at which a full batch ends there may be more that lies below the bound.
         unfinished = taken[-1].priority if len(taken) == limit else None
         last = {(one.queue, one.priority): int(one.id) for one in taken}
+        if claim.extent is Extent.WHOLE and unfinished is not None and self._any_below(taken):
+            self._paces[Extent.WHOLE].due_at = ended  # more may lie below, of other priorities too
         for key, msg_id in last.items():
             self._taken[key] = msg_id if key[1] == unfinished else max(msg_id, self._taken.get(key, 0))
             self._highest = max(self._highest, msg_id)
+
+    def _any_below(self, taken: Sequence[Delivery]) -> bool:
+        return any(int(one.id) <= self._taken.get((one.queue, one.priority), 0) for one in taken)
 
     def became_ready(self, queue: str, priority: int, msg_id: int) -> None:
         """Go back to a row that is ready again."""

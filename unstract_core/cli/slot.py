@@ -108,7 +108,8 @@ class Slot:
             while said := os.read(self.reports, 4096):
                 self.heard_at = time.monotonic()
                 for kind in said:
-                    yield Report(bytes([kind]))
+                    with contextlib.suppress(ValueError):  # a task has written into what is not its own
+                        yield Report(bytes([kind]))
             self.deaf = True
 
     def signal(self, number: signal.Signals) -> None:
