@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,9 @@ from contract_tests.kit import wait_until
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport
 from unstract_core import ConfigurationError
+from unstract_core.cli.exposing import Gathered
 from unstract_core.cli.http import Address, Health, Watched, serving
+from unstract_core.cli.session import Session
 from unstract_core.observer import Turn
 
 WELL = Health([], {"children": []})
@@ -234,3 +237,16 @@ def test_metrics_of_all_children_are_told_together_and_outlive_them(embedded_url
             wait_until(lambda: empty in command.asks("/metrics")[1], what="the state of the queue")
             command.signal(signal.SIGTERM)
             assert command.ends() == 0
+
+
+def test_without_a_directory_to_write_to_metrics_say_what_to_do_and_work_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a file system that is read-only: one WARNING, children count by themselves, and /metrics names the remedy."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with Gathered(Session(), ["q"]) as gathered:
+        assert gathered.environment == {}
+        gathered.forget(1)
+        with pytest.raises(ConfigurationError, match="TMPDIR"):
+            gathered.exposition()
+    assert [vars(record)["wire.event"] for record in caplog.records] == ["metrics_not_gathered"]

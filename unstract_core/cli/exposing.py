@@ -8,6 +8,7 @@ reads its environment when it is imported, and so it is imported late.
 from __future__ import annotations
 
 import contextlib
+import logging
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +19,14 @@ import attrs
 
 from unstract_core.cli.session import Session
 from unstract_core.errors import ConfigurationError, ContractError
+from unstract_core.events import emit
 from unstract_core.observer import Observer
 from unstract_core.transport import Transport
 
+logger = logging.getLogger(__name__)
+
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+_REMEDY = "give it a directory that can be written to, by TMPDIR"
 
 Exposition = Callable[[], tuple[bytes, str]]
 
@@ -59,9 +64,12 @@ class Gathered:
         self._directory = ""
 
     def __enter__(self) -> Self:
-        self._directory = self._stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="unstract-wire-metrics-", ignore_cleanup_errors=True)
-        )
+        try:
+            self._directory = self._stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="unstract-wire-metrics-", ignore_cleanup_errors=True)
+            )
+        except OSError as exc:
+            emit(logger, logging.WARNING, "metrics_not_gathered", error_type=type(exc).__name__, remedy=_REMEDY)
         return self
 
     def __exit__(
@@ -72,17 +80,21 @@ class Gathered:
     @property
     def environment(self) -> Mapping[str, str]:
         """What children are told, so that they count where this reads."""
-        return {_DIRECTORY: self._directory}
+        return {_DIRECTORY: self._directory} if self._directory else {}
 
     def forget(self, pid: int) -> None:
         """Leave out what a child that has ended said of its present; what it has counted stays."""
+        if not self._directory:
+            return
         with contextlib.suppress(ConfigurationError):  # without the extra there is nothing to forget
             from unstract_core import metrics
 
             metrics.forget_process(pid, self._directory)
 
     def exposition(self) -> tuple[bytes, str]:
-        """Raises ConfigurationError without the extra, and where the transport cannot be loaded."""
+        """Raises ConfigurationError without the extra or a directory, and where the transport cannot be loaded."""
+        if not self._directory:
+            raise ConfigurationError(f"the metrics of several processes cannot be gathered: {_REMEDY}")
         with self._opening:
             self._exposition = self._exposition or self._opened()
         return self._exposition()
