@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import sys
 import threading
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -50,6 +51,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MOST_NAMES, MOST_ERRORS = 500, 50
 
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+_MERGED = ("counter", "histogram")
+_MODES = ("livesum", "livemin")
+_ROOM = 2**20
+"""Bytes that each file of a process is given before anything is counted; what a few hundred queues and tasks need."""
 _RUN_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _SETTLE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _ENDS: tuple[End, ...] = ("returned", "raised", "retry_asked", "rejected", "ignored")
@@ -108,7 +113,8 @@ class Metrics(Observer):
     """Counts what one Consumer, and any number of Dispatchers, do; registers itself with `registry`.
 
     `tasks` are the names that may become labels before they were run here. Another Consumer needs another Metrics, in
-    a registry of its own. Raises ConfigurationError where the registry has these metrics already.
+    a registry of its own. Raises ConfigurationError where the registry has these metrics already, OSError where
+    PROMETHEUS_MULTIPROC_DIR has no room for the files of this process.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None, tasks: Container[str] = frozenset()) -> None:
@@ -120,6 +126,8 @@ class Metrics(Observer):
         self._queues_sent_to, self._tasks_sent = _Names(MOST_NAMES), _Names(MOST_NAMES)
         self._errors = _Names(MOST_ERRORS)
         self._turns: tuple[Gauge, Gauge, Gauge] | None = None
+        if directory := os.environ.get(_DIRECTORY):
+            _allocate(directory)
         try:
             self._define()
         except ValueError as exc:
@@ -356,6 +364,14 @@ class _Processes:
             return list(self._files.collect())
 
 
+def _allocate(directory: str) -> None:
+    """Take the room for this process' files: they are mapped, and to write where none is left is a signal, no error."""
+    for kind in (*_MERGED, *(f"gauge_{mode}" for mode in _MODES)):
+        with open(os.path.join(directory, f"{kind}_{os.getpid()}.db"), "a+b") as file:
+            if sys.platform == "linux":  # elsewhere there is no such call
+                os.posix_fallocate(file.fileno(), 0, _ROOM)
+
+
 def forget_process(pid: int, directory: str | None = None) -> None:
     """Leave out what a process that has ended said of its present. What it has counted stays, in one file for all that
     have ended: a worker whose children are replaced for weeks is scraped as fast as on its first day.
@@ -367,13 +383,16 @@ def forget_process(pid: int, directory: str | None = None) -> None:
         raise ConfigurationError(f"forget_process needs a directory, or {_DIRECTORY} in the environment")
     with _merging, contextlib.suppress(OSError):
         _multiprocess.mark_process_dead(pid, directory)
-        for kind in ("counter", "histogram"):
+        for kind in _MERGED:
             _merge(os.path.join(directory, f"{kind}_{pid}.db"), os.path.join(directory, f"{kind}_ended.db"))
 
 
 def _merge(ended: str, into: str) -> None:
     if not os.path.exists(ended):
         return
+    disk = os.statvfs(os.path.dirname(into))
+    if disk.f_bavail * disk.f_frsize < 2 * (_ROOM + os.path.getsize(ended)):
+        return  # it is read where it lies, as long as there is no room to put it together with others
     with contextlib.suppress(RuntimeError, struct.error):  # it was killed while it made its file, which holds nothing
         values = list(_mmap_dict.MmapedDict.read_all_values_from_file(ended))
         with contextlib.closing(_mmap_dict.MmapedDict(into)) as whole:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -540,3 +541,28 @@ def test_every_end_is_counted_under_its_name() -> None:
     for end in get_args(End):
         metrics.ran(Delivery("1", QUEUE, 1, message("return", QUEUE).payload, b""), end, None, 0.1, 0)
         assert value(registry, "ran_total", queue=QUEUE, task=OTHER, end=end) == 1
+
+
+def test_where_there_is_no_room_for_a_process_it_is_told_before_anything_is_counted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The files are mapped: what cannot be stored in one later would be a signal that ends the process."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="no space"):
+        Metrics(CollectorRegistry())
+
+
+def test_the_room_of_a_process_is_taken_before_anything_is_counted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each of its files has its blocks on the disk, and not only a size."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    Metrics(CollectorRegistry())
+    files = list(tmp_path.iterdir())
+    assert len(files) == 4
+    assert all(file.stat().st_blocks * 512 >= 2**20 for file in files)

@@ -26,7 +26,7 @@ from unstract_core.transport import Transport
 logger = logging.getLogger(__name__)
 
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-_REMEDY = "give it a directory that can be written to, by TMPDIR"
+_REMEDY = "give it a directory with room, and that can be written to, by TMPDIR"
 
 Exposition = Callable[[], tuple[bytes, str]]
 
@@ -49,7 +49,12 @@ class Exposed:
         registry = cast(Any, metrics).CollectorRegistry()  # one of its own: the app may count in the default one
         if not shared and transport.capabilities.inspection:
             registry.register(metrics.QueueCollector(transport, queues))
-        return cls([metrics.Metrics(registry, frozenset(tasks))], lambda: metrics.exposition(registry))
+        try:
+            observers = [metrics.Metrics(registry, frozenset(tasks))]
+        except OSError as exc:
+            _tell(exc)
+            observers = []
+        return cls(observers, lambda: metrics.exposition(registry))
 
 
 class Gathered:
@@ -69,7 +74,7 @@ class Gathered:
                 tempfile.TemporaryDirectory(prefix="unstract-wire-metrics-", ignore_cleanup_errors=True)
             )
         except OSError as exc:
-            emit(logger, logging.WARNING, "metrics_not_gathered", error_type=type(exc).__name__, remedy=_REMEDY)
+            _tell(exc)
         return self
 
     def __exit__(
@@ -110,6 +115,10 @@ class Gathered:
         if transport.capabilities.inspection:
             registry.register(metrics.QueueCollector(transport, self._queues))
         return lambda: metrics.exposition(registry)
+
+
+def _tell(exc: OSError) -> None:
+    emit(logger, logging.WARNING, "metrics_not_gathered", error_type=type(exc).__name__, remedy=_REMEDY)
 
 
 def _raise(problem: Exception) -> tuple[bytes, str]:

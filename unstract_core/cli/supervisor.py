@@ -169,7 +169,10 @@ class Supervisor:
             for report in slot.hear():
                 self._heard(slot, report)
             if status is not None:
-                self._left(slot, slot.process.pid, status)
+                pid = slot.process.pid
+                self._left(slot, pid, status)
+                with contextlib.suppress(Exception):  # metrics are no reason to lose a worker, nor to be silent of it
+                    self._forget(pid)
 
     def _heard(self, slot: Slot, report: Report) -> None:
         if slot.process is None:
@@ -190,8 +193,6 @@ class Supervisor:
         """Let go of a child that has ended, and see to its place."""
         lived, why = slot.lived, slot.leaves
         slot.close()
-        with contextlib.suppress(Exception):  # metrics are no reason to lose a worker
-            self._forget(pid)
         if self._kill_at is not None:
             return
         if not self._ever_started and status == FAILED:
