@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from certificates import Certificates, make_certificates
 from consumers import running
 from queues import queue_name
 
+from contract_tests.kit import wait_until
 from contract_tests.messages import message
 from transports.celery import CeleryTransport
 from transports.celery.transport import from_url
@@ -48,6 +50,13 @@ class Encrypted:
         query = "&".join(f"{name}={value}" for name, value in options.items())
         return f"amqps://guest:guest@{host}:{self.port}//?{query}"
 
+    def listens_at(self, host: str) -> bool:
+        try:
+            socket.create_connection((host, self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
 
 @pytest.fixture(scope="module")
 def encrypted() -> Iterator[Encrypted]:
@@ -64,6 +73,8 @@ def encrypted() -> Iterator[Encrypted]:
             configuration.write(LISTENER.format(port=found.port, made=made))
         try:
             broker.start()
+            for host in ("127.0.0.1", "127.0.0.2"):  # the listeners for TLS open after the other one
+                wait_until(lambda host=host: found.listens_at(host), what=f"TLS at {host}")
             yield found
         finally:
             broker.remove()
