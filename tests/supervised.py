@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import attrs
 
 from contract_tests.kit import wait_until
-from contract_tests.messages import message
+from contract_tests.messages import message, then
 from transports.memory import MemoryTransport
 from transports.memory.subscription import MemorySubscription
 from unstract_core import Delivery, RetryLater, Tasks, TransportUnavailable
@@ -103,6 +103,13 @@ def look_around(directory: str, name: str) -> None:
     note(directory, name)
 
 
+@tasks.register("start_program")
+def start_program(directory: str, name: str) -> None:
+    """Start a program that hangs, note its pid, and wait for it."""
+    with subprocess.Popen(["sleep", "600"]) as program:
+        Path(directory, name).write_text(f"{program.pid}\n")
+
+
 class Dying(MemoryTransport):
     """A transport whose subscriber dies, for as long as the file `die` is there."""
 
@@ -143,6 +150,12 @@ def holding() -> MemoryTransport:
 def hanging() -> MemoryTransport:
     transport = MemoryTransport()
     transport.send([message("hang", "q", os.environ[DIRECTORY], "hung")])
+    return transport
+
+
+def starting() -> MemoryTransport:
+    transport = MemoryTransport()
+    transport.send([message("start_program", "q", os.environ[DIRECTORY], "program", on_error=then("told", "nowhere"))])
     return transport
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,48 @@ def test_a_child_that_is_not_heard_of_is_told_and_not_killed(tmp_path: Path) -> 
         wait_until(command.healthy, what="it to be well again")
         assert command.health()["children"][0]["pid"] == pid
         assert len(command.events("child_silent")) == 1
+        command.signal(signal.SIGTERM)
+        assert command.ends() == 0
+
+
+@pytest.mark.parametrize("how", ["killed", "overdue", "abandoned"])
+def test_what_a_task_has_started_ends_with_its_child(tmp_path: Path, how: str) -> None:
+    """A child that was lost, left a hanging task behind or was left alone leaves no program of a task at work."""
+    options = {"overdue": ["--task-deadline", "2"], "abandoned": ["--grace", "1"]}.get(how, [])
+    with worker("--processes", "1", *options, url="supervised:starting", directory=tmp_path) as command:
+        (child,) = command.children()
+        wait_until(lambda: noted(tmp_path, "program"), what="the program")
+        (program,) = noted(tmp_path, "program")
+        if how == "abandoned":
+            command.process.kill()
+        elif how == "killed":
+            os.kill(child, signal.SIGKILL)
+            command.event("child_died")
+        else:
+            command.event("child_recycled")
+        gone(program)
+        command.signal(signal.SIGTERM)
+        command.signal(signal.SIGTERM)
+        command.ends()
+
+
+ORPHAN = """
+import ctypes, subprocess
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans fall to it as to the first of a container
+subprocess.run(["sh", "-c", "sleep 1 & echo $! > orphan"])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to make a process the parent of its orphans")
+def test_orphans_that_fall_to_the_supervisor_do_not_stay(tmp_path: Path) -> None:
+    """As the first process of a container the supervisor lets go of what ends there; its own children it keeps."""
+    with worker("--processes", "1", url="memory://", directory=tmp_path, before=ORPHAN) as command:
+        (child,) = command.children()
+        (orphan,) = noted(tmp_path, "orphan")
+        wait_until(lambda: not Path(f"/proc/{orphan}").exists(), what="the orphan to be no zombie either")
+        os.kill(child, signal.SIGKILL)
+        assert command.event("child_died")["exit"] == "SIGKILL"
+        command.children(2)
         command.signal(signal.SIGTERM)
         assert command.ends() == 0
 

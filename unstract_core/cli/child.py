@@ -85,6 +85,8 @@ class Parent:
             pass
         self._leave()
         time.sleep(grace)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)  # with whatever its tasks have started
         os._exit(ABANDONED)
 
 

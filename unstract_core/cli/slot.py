@@ -121,6 +121,12 @@ class Slot:
                 else:
                     os.kill(self.process.pid, number)
 
+    def end_group(self) -> None:
+        """Kill what the tasks of a process that has ended have started: it would work on for nobody."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
     def close(self) -> None:
         """Let go of a process that has ended."""
         self.process = None

@@ -12,6 +12,7 @@ import logging
 import os
 import selectors
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -170,9 +171,22 @@ class Supervisor:
                 self._heard(slot, report)
             if status is not None:
                 pid = slot.process.pid
+                if status != 0 or slot.leaves is Report.OVERDUE:
+                    slot.end_group()
                 self._left(slot, pid, status)
                 with contextlib.suppress(Exception):  # metrics are no reason to lose a worker, nor to be silent of it
                     self._forget(pid)
+        if sys.platform == "linux":
+            self._reap_orphans()
+
+    def _reap_orphans(self) -> None:
+        """Let go of ended processes that are not ours: they fall to us where we are the first of a container."""
+        ours = {slot.process.pid for slot in self._slots if slot.process is not None}
+        with contextlib.suppress(ChildProcessError):
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if ended.si_pid in ours:
+                    return  # the next round sees to it, and to what is behind it
+                os.waitpid(ended.si_pid, 0)
 
     def _heard(self, slot: Slot, report: Report) -> None:
         if slot.process is None:
