@@ -50,9 +50,10 @@ class Encrypted:
         query = "&".join(f"{name}={value}" for name, value in options.items())
         return f"amqps://guest:guest@{host}:{self.port}//?{query}"
 
-    def listens_at(self, host: str) -> bool:
+    def listens(self) -> bool:
         try:
-            socket.create_connection((host, self.port), timeout=1).close()
+            for host in ("127.0.0.1", "127.0.0.2"):
+                socket.create_connection((host, self.port), timeout=1).close()
         except OSError:
             return False
         return True
@@ -73,8 +74,7 @@ def encrypted() -> Iterator[Encrypted]:
             configuration.write(LISTENER.format(port=found.port, made=made))
         try:
             broker.start()
-            for host in ("127.0.0.1", "127.0.0.2"):  # the listeners for TLS open after the other one
-                wait_until(lambda host=host: found.listens_at(host), what=f"TLS at {host}")
+            wait_until(found.listens, what="it to speak TLS too: those listeners open after the other one")
             yield found
         finally:
             broker.remove()
