@@ -263,6 +263,27 @@ def test_an_id_that_is_committed_late_is_found_in_about_a_second(
 
 
 @on_one_server
+@pytest.mark.parametrize("late", [0.5, 5.0], ids=["just missed", "long missed"])
+def test_a_delay_that_is_committed_late_is_found_in_about_a_second(
+    make_postgres: Callable[..., PostgresTransport], tables: Tables, queue: str, late: float
+) -> None:
+    """A delayed message whose time was up before it was committed waits no longer, however much is dead around it."""
+    postgres = make_postgres(poll_interval=LONG_POLL)
+    subscription = bounded(postgres, [queue])
+    with tables.connect(autocommit=False) as slow:
+        (sent,) = postgres.send([message("t", queue, delay=0.2)], within=slow.cursor())
+        assert subscription.receive(limit=1, wait=0.2 + late) == ()
+        slow.commit()
+    committed = time.monotonic()
+    received: list[Delivery] = []
+    while not received and time.monotonic() < committed + 30:
+        received += subscription.receive(limit=1, wait=1)
+    assert [one.id for one in received] == [sent]
+    assert time.monotonic() - committed < 2.0 + AT_ONCE
+    subscription.close()
+
+
+@on_one_server
 def test_what_a_subscription_gives_back_it_can_take_again_at_once(postgres: PostgresTransport, queue: str) -> None:
     """A retry without delay lies below what was taken since, and is found by the next claim."""
     subscription = bounded(postgres, [queue])

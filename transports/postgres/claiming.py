@@ -43,19 +43,18 @@ _Bounds = dict[tuple[str, int], int]
 class Pace:
     """When something may be done again that takes a while: after a rest in proportion, of `shortest` seconds or more.
 
-    It rests for `longest` at most. One time that took unusually long, on a busy machine, does not count.
+    It rests for half a minute at most. One time that took unusually long, on a busy machine, does not count.
     """
 
-    def __init__(self, shortest: float = 0.0, longest: float = LONGEST_REST) -> None:
+    def __init__(self, shortest: float = 0.0) -> None:
         self.due_at = 0.0
         self.seconds = 0.0
         self._shortest = shortest
-        self._longest = longest
         self._last = math.inf
 
     def took(self, began: float, ended: float) -> None:
         self.seconds, self._last = min(ended - began, self._last), ended - began
-        self.due_at = ended + min(max(self.seconds / SHARE, self._shortest), self._longest)
+        self.due_at = ended + min(max(self.seconds / SHARE, self._shortest), LONGEST_REST)
 
 
 class Extent(Enum):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from transports.postgres.claiming import Claim, Claims, Pace
+from transports.postgres.claiming import RECENT_INTERVAL, Claim, Claims, Pace
 from transports.postgres.notifier import Notifier
 from transports.postgres.session import Session
 from transports.postgres.settling import settle_parameters
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 _BRING_BACK_INTERVAL = 0.5
 _BRING_BACK_LIMIT = 500
 _BRING_BACK_MARGIN = 2.0  # seconds that a claim or a settlement may take to be committed
-_LONGEST_UNSEEN = 300.0  # seconds until what became due later than that is looked for, at the longest
+_LOOK_BACK = 20.0  # seconds that may take, where somebody's transaction is slow: looked for once a second
 _LOOK_AGAIN = 0.05
 _SWEEP_INTERVAL = 60.0
 _SWEEP_LIMIT = 1000
@@ -65,7 +65,8 @@ class PostgresSubscription:
         self._closed = False
         self._held: set[tuple[str, int]] = set()
         self._bring_back_at = 0.0
-        self._bring_back_pace = Pace(longest=_LONGEST_UNSEEN)
+        self._bring_back_pace = Pace()
+        self._look_back_pace = Pace(RECENT_INTERVAL)
         self._brought_until = -math.inf
         self._sweep_at = time.monotonic() + _SWEEP_INTERVAL
         self._swept_until = -math.inf
@@ -179,10 +180,11 @@ class PostgresSubscription:
         It looks `ahead` seconds ahead at least. What is dead is not looked at every time, nor then what is ready.
         """
         began = time.monotonic()
-        whole = began >= self._bring_back_pace.due_at
+        whole, back = began >= self._bring_back_pace.due_at, began >= self._look_back_pace.due_at
         parameters: dict[str, Any] = {"queues": self._queues, "limit": _BRING_BACK_LIMIT}
         if not whole:
-            parameters |= {"since": self._brought_until - _BRING_BACK_MARGIN, "ahead": ahead}
+            since = self._brought_until - (_LOOK_BACK if back else _BRING_BACK_MARGIN)
+            parameters |= {"since": since, "ahead": ahead}
         rows = self._session.execute(
             "bring back expired leases", self._statements["bring_back" if whole else "bring_back_lately"], parameters
         )
@@ -191,6 +193,8 @@ class PostgresSubscription:
         if whole:
             self._bring_back_pace.took(began, ended)
             self._claims.none_ready_above(first_ready)
+        elif back:
+            self._look_back_pace.took(began, ended)
         for queue, priority, msg_id in lowest or ():
             self._claims.became_ready(queue, priority, msg_id)
         if brought < _BRING_BACK_LIMIT:
@@ -198,8 +202,11 @@ class PostgresSubscription:
             self._bring_back_at = ended + _BRING_BACK_INTERVAL
         else:
             self._bring_back_at = 0.0
-        again_in = math.inf if whole else self._bring_back_pace.due_at - ended
-        return brought, max(0.0, min(again_in, math.inf if next_due is None else next_due)), bool(first_ready)
+        again_at = math.inf if whole else self._bring_back_pace.due_at
+        if not whole and not back:
+            again_at = min(again_at, self._look_back_pace.due_at)
+        next_due = math.inf if next_due is None else next_due
+        return brought, max(0.0, min(again_at - ended, next_due)), bool(first_ready)
 
     def _sweep(self) -> None:
         """Remove expired replies, a bite at a time. Nobody waits for it: when it fails, work is taken all the same."""
