@@ -51,7 +51,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MOST_NAMES, MOST_ERRORS = 500, 50
 
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-_MERGED = ("counter", "histogram")
+_COUNTS = ("counter", "histogram")
+_MERGED = (*_COUNTS, "summary")  # a summary is of the application's own
 _MODES = ("livesum", "livemin")
 _ROOM = 2**20
 """Bytes that each file of a process is given before anything is counted; what a few hundred queues and tasks need."""
@@ -366,7 +367,7 @@ class _Processes:
 
 def _allocate(directory: str) -> None:
     """Take the room for this process' files: they are mapped, and to write where none is left is a signal, no error."""
-    for kind in (*_MERGED, *(f"gauge_{mode}" for mode in _MODES)):
+    for kind in (*_COUNTS, *(f"gauge_{mode}" for mode in _MODES)):
         with open(os.path.join(directory, f"{kind}_{os.getpid()}.db"), "a+b") as file:
             if sys.platform == "linux":  # elsewhere there is no such call
                 os.posix_fallocate(file.fileno(), 0, _ROOM)

@@ -389,7 +389,7 @@ def test_a_transport_that_tells_nothing_of_its_queues_is_refused() -> None:
 
 COUNTING = """
 import sys
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Summary
 from contract_tests.messages import message
 from unstract_core import Delivery, Settlement, Verdict
 from unstract_core.metrics import Metrics
@@ -402,6 +402,7 @@ with metrics.running(delivery):
 metrics.settled(Settlement(delivery, Verdict.ACK), 0.1)
 metrics.running(delivery).__enter__()
 metrics.turned(Turn(held=2, running=1, away=False))
+Summary("of_the_app", "What the application itself observes.").observe(2)
 print("ready", flush=True)
 sys.stdin.readline()
 """
@@ -467,9 +468,10 @@ def test_of_a_process_that_has_ended_only_its_counts_stay(tmp_path: Path) -> Non
             assert of(registry, "settle_seconds_sum", "return") == pytest.approx(0.1 * (1 + ended))
             assert of(registry, "running", "return") == 1
             assert value(registry, "held") == 2
+            assert registry.get_sample_value("of_the_app_sum") == 2 * (1 + ended)
         names = sorted(path.name for path in tmp_path.iterdir())
         assert [name for name in names if name.startswith("counter")] != []
-        assert len(names) == 2 * 2 + 2, names
+        assert len(names) == 3 * 2 + 2, names
 
 
 def test_forgetting_a_process_that_counted_nothing_does_no_harm(tmp_path: Path) -> None:
