@@ -38,12 +38,15 @@ _STYLE = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
 class Screen:
     """The command on a terminal of its own, as somebody sees it who sits there."""
 
-    def __init__(self, *arguments: str, size: tuple[int, int] = (30, 110)) -> None:
+    def __init__(self, *arguments: str, size: tuple[int, int] = (30, 110), before: str = "") -> None:
+        program = (
+            ["-c", f"{before}\nfrom unstract_core.__main__ import main\nmain()"] if before else ["-m", "unstract_core"]
+        )
         self._ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, size)
         self.settings_before = termios.tcgetattr(self._ours)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "unstract_core", "top", *arguments],
+            [sys.executable, *program, "top", *arguments],
             stdin=theirs,
             stdout=theirs,
             stderr=subprocess.PIPE,
@@ -75,7 +78,7 @@ class Screen:
         """Wait until the command has ended; the last that it wrote to the terminal is its output."""
         deadline = time.monotonic() + 60.0
         while self._process.poll() is None:
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, self._shown[-3000:]
             self._read(0.2)
         self._read(0.0)
         err = self._process.stderr.read().decode() if self._process.stderr else ""
@@ -258,6 +261,33 @@ def test_a_signal_leaves_the_terminal_as_it_was(watch: Callable[..., Screen]) ->
     ended = screen.ends()
     assert (ended.code, screen.settings == screen.settings_before) == (128 + signal.SIGTERM, True)
     assert "\x1b[?1049l" in ended.out
+
+
+INTERRUPTED_WHILE_FINALIZING = """
+import os, signal, time
+from unstract_core.cli import screen
+
+class Dropped:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+def draw(*arguments, draw=screen._screen, pictures=[]):
+    pictures.append(draw(*arguments))
+    if len(pictures) == 3:
+        Dropped()
+    return pictures[-1]
+
+screen._screen = draw
+"""
+
+
+def test_a_signal_is_heard_at_any_moment(watch: Callable[..., Screen]) -> None:
+    """Also while an object is finalized, where an exception goes nowhere: nobody presses Ctrl-C in vain."""
+    screen = watch("--url", "cli.shared:product", before=INTERRUPTED_WHILE_FINALIZING)
+    ended = screen.ends()
+    assert (ended.code, ended.err.strip()) == (130, "")
+    assert screen.settings == screen.settings_before
 
 
 def test_on_a_small_terminal_the_fullest_queues_are_shown(watch: Callable[..., Screen]) -> None:

@@ -84,11 +84,13 @@ def watch(session: Session, watcher: Watcher, interval: float) -> None:
     thread = threading.Thread(target=watcher.run, name="unstract-wire-top", daemon=True)
     with contextlib.ExitStack() as stack:
         stack.callback(watcher.end)
-        stack.enter_context(_leaving_on(signal.SIGTERM, signal.SIGHUP))
+        asked = stack.enter_context(_told_of(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         pressed = stack.enter_context(_keys())
         live = stack.enter_context(Live(console=console, screen=True, auto_refresh=False))
         thread.start()
         while watcher.failure is None:
+            if asked:
+                _leave(asked[0])
             live.update(_screen(session, watcher, interval, console.size), refresh=True)
             if pressed(_TICK) in {"q", "Q"}:
                 return
@@ -186,15 +188,28 @@ def _only_wait(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _leaving_on(*signals: signal.Signals) -> Iterator[None]:
-    """Leave through every `finally` on these signals, so that the terminal is as it was."""
+def _told_of(*signals: signal.Signals) -> Iterator[Sequence[int]]:
+    """Yield a list to which each of these signals is added; from the second on they also leave at once, by exception.
 
-    def leave(number: int, _: object) -> NoReturn:
-        raise click.exceptions.Exit(128 + number)
+    An exception that a signal raises while an object is being finalized goes nowhere, and the signal would be lost.
+    """
+    asked: list[int] = []
 
-    before = {number: signal.signal(number, leave) for number in signals}
+    def note(number: int, _: object) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            _leave(number)
+
+    before = {number: signal.signal(number, note) for number in signals}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave(number: int) -> NoReturn:
+    """Leave through every `finally`, so that the terminal is as it was."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise click.exceptions.Exit(128 + number)
