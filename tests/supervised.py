@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -105,9 +106,22 @@ def look_around(directory: str, name: str) -> None:
 
 @tasks.register("start_program")
 def start_program(directory: str, name: str) -> None:
-    """Start a program that hangs, note its pid, and wait for it."""
+    """Start a program that hangs, note its pid, and wait for it, or for leave to end this process."""
     with subprocess.Popen(["sleep", "600"]) as program:
         Path(directory, name).write_text(f"{program.pid}\n")
+        while program.poll() is None:
+            time.sleep(0.05)
+            if Path(directory, f"{name}.go").exists():
+                os._exit(0)
+
+
+@tasks.register("leave_thread")
+def leave_thread(directory: str, name: str) -> None:
+    """Give up waiting for a call that hangs, on a thread that Python waits for at exit."""
+    note(directory, name)
+    pool = ThreadPoolExecutor()
+    with contextlib.suppress(TimeoutError):
+        pool.submit(time.sleep, _LONGEST).result(timeout=0)
 
 
 class Dying(MemoryTransport):
@@ -144,6 +158,19 @@ def holding() -> MemoryTransport:
     """A transport with one message whose task waits to be let go."""
     transport = MemoryTransport()
     transport.send([message("hold", "q", os.environ[DIRECTORY], "held")])
+    return transport
+
+
+def recycling() -> MemoryTransport:
+    """A transport with one message whose task waits to be let go, and one that is done at once."""
+    transport = holding()
+    transport.send([message("mark", "q", os.environ[DIRECTORY], "marked")])
+    return transport
+
+
+def held_up() -> MemoryTransport:
+    transport = MemoryTransport()
+    transport.send([message("leave_thread", "q", os.environ[DIRECTORY], "left")])
     return transport
 
 

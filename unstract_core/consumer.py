@@ -107,15 +107,16 @@ class Consumer:
         self._stopping = False
         self._running: Loop | None = None
 
-    def run(self) -> None:
+    def run(self, *, leave_at_second_signal: bool = True) -> None:
         """Work until `stop` is called or, on the main thread, SIGTERM or SIGINT comes.
 
         Then nothing more is received or started, what runs is finished and settled, what has not been started is given
-        back. A second signal leaves at once with SystemExit; the leases bring the rest back. While the transport is
-        away, what is finished cannot be settled: then `run` stays until it is back, or until the second signal. Raises
-        what `subscribe` raises, and TransportClosed; later outages are waited out.
+        back. A second signal leaves at once with SystemExit, unless somebody else ends what takes too long; the leases
+        bring the rest back. While the transport is away, what is finished cannot be settled: then `run` stays until it
+        is back, or until the second signal. Raises what `subscribe` raises, and TransportClosed; later outages are
+        waited out.
         """
-        with _signals(self), self._loop() as loop:
+        with _signals(self, leave_at_second=leave_at_second_signal), self._loop() as loop:
             while not loop.ended:
                 loop.turn(LONGEST_WAIT)
 
@@ -195,14 +196,18 @@ class Consumer:
 
 
 @contextlib.contextmanager
-def _signals(consumer: Consumer) -> Iterator[None]:
+def _signals(consumer: Consumer, *, leave_at_second: bool) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    asked = False
+
     def handle(number: int, frame: object) -> None:
-        if consumer.stopping:
+        nonlocal asked
+        if asked and leave_at_second:
             raise SystemExit(128 + number)
+        asked = True
         consumer.stop()
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from supervised import ask, gone, lives, noted, worker
+from supervised import ROOT, ask, gone, lives, noted, worker
 
 from contract_tests.kit import wait_until
 from unstract_core.cli.child import Report
@@ -270,7 +270,83 @@ def test_a_child_that_is_not_heard_of_is_told_and_not_killed(tmp_path: Path) -> 
         assert command.ends() == 0
 
 
-@pytest.mark.parametrize("how", ["killed", "overdue", "abandoned"])
+def test_a_signal_during_the_replacement_of_a_child_is_its_first(tmp_path: Path) -> None:
+    """A child that has reached a limit finishes what runs, and does so when it is asked to leave meanwhile."""
+    options = ("--processes", "1", "--concurrency", "2", "--max-tasks", "1")
+    with worker(*options, url="supervised:recycling", directory=tmp_path) as command:
+        (pid,) = command.children()
+        wait_until(lambda: noted(tmp_path, "held") and noted(tmp_path, "marked"), what="one to be done")
+        time.sleep(0.5)  # in which it begins to leave
+        command.signal(signal.SIGTERM)
+        command.event("supervisor_stopping")
+        time.sleep(0.5)  # in which it would leave at once
+        go(tmp_path)
+        assert command.ends() == 0
+        assert noted(tmp_path, "held.done") == [pid]
+
+
+@pytest.mark.parametrize("first", ["parent", "children"])
+def test_who_signals_every_process_cuts_off_no_task(tmp_path: Path, first: str) -> None:
+    """A signal to the parent and to each child, as service managers send it, is one signal to stop."""
+    with worker("--processes", "3", url="supervised:holding", directory=tmp_path) as command:
+        pids = command.children(3)
+        wait_until(lambda: len(noted(tmp_path, "held")) == 3, what="each to run its task")
+        everybody = [command.process.pid, *pids]
+        for pid in everybody if first == "parent" else reversed(everybody):
+            os.kill(pid, signal.SIGTERM)
+            time.sleep(0.1)
+        command.event("supervisor_stopping")
+        time.sleep(0.5)  # in which they would leave at once
+        go(tmp_path)
+        assert command.ends() == 0
+        assert sorted(noted(tmp_path, "held.done")) == sorted(pids)
+
+
+def test_a_child_that_dies_while_all_leave_is_told(tmp_path: Path) -> None:
+    """Its messages wait for their leases: there is a WARNING, and the exit code is 1."""
+    with worker("--processes", "2", url="supervised:holding", directory=tmp_path) as command:
+        pids = command.children(2)
+        wait_until(lambda: len(noted(tmp_path, "held")) == 2, what="each to run its task")
+        command.signal(signal.SIGTERM)
+        command.event("supervisor_stopping")
+        os.kill(pids[0], signal.SIGKILL)
+        died = command.event("child_died")
+        assert (died["pid"], died["exit"]) == (str(pids[0]), "SIGKILL")
+        go(tmp_path)
+        assert command.ends() == 1
+        assert noted(tmp_path, "held.done") == pids[1:]
+
+
+def test_nothing_holds_up_the_replacement_of_a_child(tmp_path: Path) -> None:
+    """A thread that a task has left behind, and that Python would wait for, has some seconds; then the child goes."""
+    with worker("--processes", "1", "--max-tasks", "1", url="supervised:held_up", directory=tmp_path) as command:
+        (first,) = command.children()
+        assert command.event("exit_held_up")["pid"] == str(first)
+        assert command.event("child_recycled")["pid"] == str(first)
+        assert len(command.children(2)) == 2
+        command.signal(signal.SIGTERM)
+        command.ends()
+
+
+IN_A_LARGE_PROGRAM = """
+import subprocess, sys
+large = bytearray(b"x") * (400 << 20)
+told = "from unstract_core.cli import child; print(child.peak_memory() >> 20)"
+subprocess.run([sys.executable, "-c", told], check=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not tell the peak of one program alone")
+def test_the_memory_of_who_started_it_is_not_a_childs_own(tmp_path: Path) -> None:
+    """--max-memory is about the child: its parent may have been large."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    told = subprocess.run(
+        [sys.executable, "-c", IN_A_LARGE_PROGRAM], check=True, capture_output=True, text=True, env=env
+    ).stdout
+    assert 5 < int(told) < 200
+
+
+@pytest.mark.parametrize("how", ["killed", "overdue", "abandoned", "exits"])
 def test_what_a_task_has_started_ends_with_its_child(tmp_path: Path, how: str) -> None:
     """A child that was lost, left a hanging task behind or was left alone leaves no program of a task at work."""
     options = {"overdue": ["--task-deadline", "2"], "abandoned": ["--grace", "1"]}.get(how, [])
@@ -280,6 +356,9 @@ def test_what_a_task_has_started_ends_with_its_child(tmp_path: Path, how: str) -
         (program,) = noted(tmp_path, "program")
         if how == "abandoned":
             command.process.kill()
+        elif how == "exits":
+            go(tmp_path, "program")
+            command.event("child_died")
         elif how == "killed":
             os.kill(child, signal.SIGKILL)
             command.event("child_died")

@@ -31,7 +31,7 @@ class Exchange:
 
     @property
     def is_over(self) -> bool:
-        return self.is_cut or self.passed["server"].endswith(_READY_FOR_QUERY)
+        return self.is_cut or _READY_FOR_QUERY in self.passed["server"]
 
     def take(self, side: Side, data: bytes) -> bytes:
         """Return what may be passed on."""
@@ -40,7 +40,10 @@ class Exchange:
             room = allowed - len(self.passed[side])
             self.is_cut = self.is_cut or len(data) >= room
             data = data[:room]
-        self.passed[side] += data
+        passed = self.passed[side] + data
+        if side == "server" and _READY_FOR_QUERY in passed:  # a notification may come right behind it
+            passed = passed[: passed.index(_READY_FOR_QUERY) + len(_READY_FOR_QUERY)]
+        self.passed[side] = passed
         return data
 
 

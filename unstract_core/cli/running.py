@@ -7,15 +7,17 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn, cast
 
 import attrs
 
 from unstract_core.cli.child import Parent, Report
 from unstract_core.cli.loading import Left
-from unstract_core.cli.session import Session
+from unstract_core.cli.session import FAILED, Session
 from unstract_core.consumer import Consumer
 from unstract_core.errors import TransportUnavailable
 from unstract_core.events import emit
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _COUNTERS = ("ran", "settled", "retried", "buried", "given_back", "lost", "refused", "replaced", "overdue")
 _MOMENT = 0.5
+_HELD_UP = 5.0
 
 
 def run(consumer: Consumer, session: Session, parent: Parent | None) -> None:
@@ -60,7 +63,7 @@ def run(consumer: Consumer, session: Session, parent: Parent | None) -> None:
 
     consumer.transport = cast(Transport, _Announced(consumer.transport, announce, wait))
     try:
-        consumer.run()
+        consumer.run(leave_at_second_signal=parent is None)  # a parent kills what takes too long
     except SystemExit as second_signal:
         code = int(second_signal.code or 0)
     finally:
@@ -70,9 +73,7 @@ def run(consumer: Consumer, session: Session, parent: Parent | None) -> None:
     if code is None and consumer.counters["overdue"]:
         code = 0
     if code is not None:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                stream.flush()
+        _flush()
         os._exit(code)  # a thread that a task has started, or that hangs in one, would hold up a normal exit
 
 
@@ -104,6 +105,38 @@ class _Announced:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.transport, name)
+
+
+@contextlib.contextmanager
+def leaving_in_time(log: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Leave some seconds after the block, whatever holds up the end of the process: its place is another's.
+
+    What the application does at exit has its time; a thread that it has left behind would be waited for for ever. `log`
+    opens the log once more, to tell of it.
+    """
+    code: object = 0
+    try:
+        yield
+    except BaseException as exc:
+        code = getattr(exc, "exit_code", getattr(exc, "code", FAILED))
+        raise
+    finally:
+        code = code if isinstance(code, int) else FAILED
+        threading.Thread(target=_leave, args=[log, code], name="unstract-wire-exit", daemon=True).start()
+
+
+def _leave(log: Callable[[], AbstractContextManager[None]], code: int) -> None:
+    time.sleep(_HELD_UP)
+    with contextlib.suppress(Exception), log():
+        emit(logger, logging.WARNING, "exit_held_up", pid=os.getpid(), seconds=_HELD_UP)
+    _flush()
+    os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
 
 
 @contextlib.contextmanager

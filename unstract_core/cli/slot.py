@@ -115,7 +115,7 @@ class Slot:
     def signal(self, number: signal.Signals) -> None:
         """Signal the process; kill it together with whatever its tasks have started."""
         if self.process is not None and self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: nothing but zombies is left of it
                 if number == signal.SIGKILL:
                     os.killpg(self.process.pid, number)
                 else:

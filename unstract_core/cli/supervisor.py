@@ -28,6 +28,7 @@ KILLED = 128 + signal.SIGKILL
 _LONGEST_WAIT = 5.0
 _TO_BE_REAPED = 5.0
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
+_ASKED_TO = {0, *(code for number in _STOPPING for code in (-number, 128 + number))}
 
 
 class Supervisor:
@@ -58,14 +59,15 @@ class Supervisor:
         self._told = 0
         self._kill_at: float | None = None
         self._killed = 0
+        self._deaths = 0
         self._code: int | None = None
         self._life = -1
 
     def run(self) -> int:
         """Supervise, and return the exit code.
 
-        0 when all children have left by themselves, 137 when some had to be killed, 128 + N after a second signal, and
-        that of the first child (2) where it has found that nothing can work.
+        0 when all children have left by themselves, 1 when one died meanwhile, 137 when some had to be killed, 128 + N
+        after a second signal, and that of the first child (2) where it has found that nothing can work.
         """
         began = time.monotonic()
         emit(
@@ -113,7 +115,7 @@ class Supervisor:
             return self._code
         if self._kill_at is None or any(slot.process for slot in self._slots):
             return None
-        return KILLED if self._killed else 0
+        return KILLED if self._killed else int(self._deaths > 0)
 
     def _start_what_is_due(self) -> None:
         if self._kill_at is not None:
@@ -171,7 +173,7 @@ class Supervisor:
                 self._heard(slot, report)
             if status is not None:
                 pid = slot.process.pid
-                if status != 0 or slot.leaves is Report.OVERDUE:
+                if self._died_of_itself(slot, status) or slot.leaves is Report.OVERDUE:
                     slot.end_group()
                 self._left(slot, pid, status)
                 with contextlib.suppress(Exception):  # metrics are no reason to lose a worker, nor to be silent of it
@@ -205,13 +207,18 @@ class Supervisor:
 
     def _left(self, slot: Slot, pid: int, status: int) -> None:
         """Let go of a child that has ended, and see to its place."""
+        died = self._died_of_itself(slot, status)
         lived, why = slot.lived, slot.leaves
         slot.close()
         if self._kill_at is not None:
+            if died:
+                self._deaths += 1
+                fields = {"slot": slot.number, "pid": pid, "exit": _named(status), "lived": round(lived, 1)}
+                emit(logger, logging.WARNING, "child_died", **fields)
             return
         if not self._ever_started and status == FAILED:
             self._code = status
-        elif status == 0 and why is not None:
+        elif not died and why is not None:
             slot.backoff.lives(lived)
             slot.start_at = 0.0
             reason = why.name.lower()
@@ -220,6 +227,12 @@ class Supervisor:
             )
         else:
             self._died(slot, _named(status), pid, lived)
+
+    def _died_of_itself(self, slot: Slot, status: int) -> bool:
+        """Whether a child has ended otherwise than it says, or is asked to: by SIGTERM, where it had not begun."""
+        if self._kill_at is None:
+            return status != 0 or slot.leaves is None
+        return status not in _ASKED_TO
 
     def _died(self, slot: Slot, how: str | int, pid: int | None, lived: float = 0.0) -> None:
         was_looping = slot.backoff.looping

@@ -20,7 +20,7 @@ from unstract_core.cli.exposing import Exposed, Gathered
 from unstract_core.cli.http import Address, Watched, serving
 from unstract_core.cli.loading import loading, make_here_importable
 from unstract_core.cli.logs import log_to_stderr
-from unstract_core.cli.running import run, sigterm_leaves
+from unstract_core.cli.running import leaving_in_time, run, sigterm_leaves
 from unstract_core.cli.session import Session, common, queue_name
 from unstract_core.cli.supervisor import Supervisor
 from unstract_core.consumer import Consumer
@@ -152,8 +152,8 @@ def worker(
     On the first signal the worker takes nothing new, finishes what runs, settles it and exits with 0. A second one
     makes it leave at once with 128 + the signal's number; its messages run again when their lease is over.
 
-    With --processes this process only starts children, again when they die, and ends them together: with 0, or with
-    137 if some did not finish in time and were killed. --grace, --max-tasks, --max-memory and --task-deadline imply it.
+    With --processes this process only starts children, again when they die, and ends them together: with 0, with 137
+    if some did not finish in time and were killed, or with 1 if some died meanwhile. --grace, --max-tasks, --max-memory and --task-deadline imply it.
     """
     session: Session = context.obj
     silence = max(_LEAST_SILENCE, _LEASES_OF_SILENCE * lease)
@@ -167,6 +167,7 @@ def worker(
             )
         if parent is not None:
             parent.watch(grace)
+            stack.enter_context(leaving_in_time(lambda: log_to_stderr(session, log_level)))
         tasks = _tasks(app)
         transport = stack.enter_context(session.transport())
         if strict and (parent is None or parent.first):
