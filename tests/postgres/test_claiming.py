@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from transports.postgres import PostgresTransport
 from transports.postgres.claiming import LONGEST_REST, SHARE, Claims, Extent, Pace
 from transports.postgres.statements import Statements
 from transports.postgres.subscription import PostgresSubscription
-from unstract_core import Delivery, Settlement, Verdict
+from unstract_core import Delivery, Settlement, TransportUnavailable, Verdict
 
 Shared = tuple[PostgresTransport, Tables]
 
@@ -338,6 +339,40 @@ def test_what_takes_long_is_done_for_a_small_part_of_the_time(durations: list[fl
         rest = pace.due_at - now
         assert rest == pytest.approx(min(max(min(seconds, before) / SHARE, shortest), LONGEST_REST), abs=1e-6)
         before = seconds
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=10), st.floats(0, 100))
+def test_what_fails_is_tried_more_and_more_rarely(durations: list[float], seconds: float) -> None:
+    """A rest in proportion after each failure, half a minute at most and then twice as long; a success ends that."""
+    pace, now = Pace(), 0.0
+    for number, failing in enumerate(durations):
+        now = max(now, pace.due_at)
+        pace.failed(now, now + failing)
+        now += failing
+        assert pace.due_at - now == pytest.approx(min(failing / SHARE, LONGEST_REST * 2 ** min(number, 4)), abs=1e-6)
+    pace.took(now, now)
+    pace.failed(now, now + seconds)
+    assert pace.due_at - (now + seconds) == pytest.approx(min(seconds / SHARE, LONGEST_REST), abs=1e-6)
+
+
+@on_one_server
+def test_a_look_at_the_whole_that_takes_too_long_stops_no_work(postgres: PostgresTransport, queue: str) -> None:
+    """Where it exceeds the limit of a statement, what is beyond the bounds is taken all the same."""
+    subscription = postgres.subscribe([queue], lease=3)
+    slow = b"SELECT pg_sleep(30), %(lease)s, %(limit)s"
+    subscription._claims._over_the_whole = attrs.evolve(subscription._claims._over_the_whole, statement=slow)
+    subscription._statements._texts["bring_back"] = b"SELECT pg_sleep(30), %(limit)s"
+    sent = postgres.send([message("t", queue), message("t", queue)])
+    failures, taken = 0, list[str]()
+    while len(taken) < len(sent):
+        try:
+            for delivery in subscription.receive(limit=1, wait=1):
+                taken.append(delivery.id)
+        except TransportUnavailable:
+            failures += 1
+            assert failures <= 2, "the whole was looked at again and again"
+    assert taken == sent
+    subscription.close()
 
 
 def test_a_priority_from_which_nothing_is_ready_gets_a_bound_without_having_been_taken_from() -> None:

@@ -102,6 +102,22 @@ def test_a_refused_follow_up_ends_in_on_error_and_a_dead_letter_with_the_result(
     assert consumer.counters["refused"] == 1
 
 
+def test_what_is_given_back_beside_a_refused_settlement_is_given_back(
+    postgres: PostgresTransport, tables: Tables, queue: str, closed: str
+) -> None:
+    """The refusal of another costs it neither its attempt nor its lease: it is settled again by itself."""
+    postgres.send([message("pay", queue, on_success=then("done", closed)), message("t", queue), message("t", queue)])
+    subscription = postgres.subscribe([queue], lease=60)
+    paid, *others = subscription.receive(limit=3, wait=5)
+    follow_up = Settlement(paid, Verdict.ACK, follow_up=message("done", closed))
+    back = [Settlement(one, Verdict.RETRY, counted=False) for one in others]
+    with pytest.raises(TransportRefused):
+        subscription.settle([follow_up, *back])
+    assert subscription.settle(back) == [True, True]
+    assert [one.attempt for one in subscription.receive(limit=3, wait=5)] == [1, 1]
+    subscription.close()
+
+
 def test_where_on_error_is_refused_too_the_message_is_buried_with_its_result(
     postgres: PostgresTransport, queue: str, closed: str
 ) -> None:

@@ -3,8 +3,8 @@
 The index keeps the entries of rows that were taken until a vacuum may remove them, and while any session holds an old
 snapshot none may: a claim over the whole index then walks over every message since. So what has been taken is a lower
 bound, one id for each queue and priority, and the whole is looked at as often as that takes a small part of the time:
-every few milliseconds as a rule, at once where nothing else was found, and every half minute at the longest. What lies
-below a bound:
+every few milliseconds as a rule, at once where nothing else was found, and every half minute at the longest, unless
+it takes longer than a statement may: then it is tried ever more rarely. What lies below a bound:
 
 - An id that was committed after a higher one was taken. Once a second a claim goes back to where the bounds were ten to
   twenty seconds ago.
@@ -34,6 +34,7 @@ CHEAP = 0.01
 """Seconds in which the whole can be looked at without a second thought, when there is nothing else to do."""
 RECENT_INTERVAL = 1.0
 GENERATION = 10.0
+_MOST_DOUBLINGS = 4
 
 PRIORITIES = list(range(HIGHEST_PRIORITY, LOWEST_PRIORITY - 1, -1))
 
@@ -43,7 +44,9 @@ _Bounds = dict[tuple[str, int], int]
 class Pace:
     """When something may be done again that takes a while: after a rest in proportion, of `shortest` seconds or more.
 
-    It rests for half a minute at most. One time that took unusually long, on a busy machine, does not count.
+    It rests for half a minute at most, and longer only where it fails again and again: what cannot be done in the time
+    that a statement has must not keep all else from being done. One time that took unusually long, on a busy machine,
+    does not count.
     """
 
     def __init__(self, shortest: float = 0.0) -> None:
@@ -51,10 +54,17 @@ class Pace:
         self.seconds = 0.0
         self._shortest = shortest
         self._last = math.inf
+        self._failures = 0
 
     def took(self, began: float, ended: float) -> None:
         self.seconds, self._last = min(ended - began, self._last), ended - began
+        self._failures = 0
         self.due_at = ended + min(max(self.seconds / SHARE, self._shortest), LONGEST_REST)
+
+    def failed(self, began: float, ended: float) -> None:
+        longest = LONGEST_REST * 2.0 ** min(self._failures, _MOST_DOUBLINGS)
+        self._failures += 1
+        self.due_at = ended + min(max((ended - began) / SHARE, self._shortest), longest)
 
 
 class Extent(Enum):
@@ -130,6 +140,11 @@ class Claims:
         for key, msg_id in last.items():
             self._taken[key] = msg_id if key[1] == unfinished else max(msg_id, self._taken.get(key, 0))
             self._highest = max(self._highest, msg_id)
+
+    def failed(self, claim: Claim, began: float, ended: float) -> None:
+        """Learn that a claim could not be made."""
+        if claim.extent in self._paces:
+            self._paces[claim.extent].failed(began, ended)
 
     def _any_below(self, taken: Sequence[Delivery]) -> bool:
         return any(int(one.id) <= self._taken.get((one.queue, one.priority), 0) for one in taken)

@@ -19,7 +19,7 @@ from transports.postgres.session import Session
 from transports.postgres.settling import settle_parameters
 from transports.postgres.statements import Statements
 from unstract_core.codec import from_wire
-from unstract_core.errors import MalformedPayload, TransportClosed, TransportError
+from unstract_core.errors import MalformedPayload, TransportClosed, TransportError, TransportRefused
 from unstract_core.events import emit
 from unstract_core.transport import Delivery, Settlement, Verdict
 from unstract_core.values import error_text
@@ -123,8 +123,10 @@ class PostgresSubscription:
                 first.setdefault(key, one)
         batch = list(first.values())
         parameters = settle_parameters(batch)
-        # The next holder of what is given back uncounted may have the same attempt: it is never settled by us again.
-        self._held.difference_update(key for key, one in first.items() if not one.counted)
+        # The next holder of what is given back uncounted may have the same attempt: it is never settled by us again,
+        # unless the whole was refused.
+        given_back = {key for key, one in first.items() if not one.counted}
+        self._held -= given_back
 
         def commit(wake: list[str | None]) -> list[tuple[Any, ...]]:
             return self._session.execute(
@@ -139,7 +141,11 @@ class PostgresSubscription:
                 },
             )
 
-        rows = self._notifier.announced(_announced(batch), commit)
+        try:
+            rows = self._notifier.announced(_announced(batch), commit)
+        except TransportRefused:
+            self._held |= given_back
+            raise
         self._held.difference_update(first)
         effective = {id(batch[place - 1]) for place, _ in rows if place is not None}
         for one in batch:
@@ -165,9 +171,13 @@ class PostgresSubscription:
 
     def _claimed(self, claim: Claim, limit: int) -> list[Delivery]:
         began = time.monotonic()
-        rows = self._session.execute(
-            "claim messages", claim.statement, {**claim.parameters, "limit": limit, "lease": self._lease}
-        )
+        try:
+            rows = self._session.execute(
+                "claim messages", claim.statement, {**claim.parameters, "limit": limit, "lease": self._lease}
+            )
+        except TransportError:
+            self._claims.failed(claim, began, time.monotonic())
+            raise
         ended = time.monotonic()
         deliveries = [_delivery(*row) for row in rows]
         self._held.update(map(_key, deliveries))
@@ -185,16 +195,23 @@ class PostgresSubscription:
         if not whole:
             since = self._brought_until - (_LOOK_BACK if back else _BRING_BACK_MARGIN)
             parameters |= {"since": since, "ahead": ahead}
-        rows = self._session.execute(
-            "bring back expired leases", self._statements["bring_back" if whole else "bring_back_lately"], parameters
-        )
+        pace = self._bring_back_pace if whole else self._look_back_pace if back else None
+        try:
+            rows = self._session.execute(
+                "bring back expired leases",
+                self._statements["bring_back" if whole else "bring_back_lately"],
+                parameters,
+            )
+        except TransportError:
+            if pace is not None:
+                pace.failed(began, time.monotonic())
+            raise
         ended = time.monotonic()
         ((brought, next_due, first_ready, now, lowest),) = rows
+        if pace is not None:
+            pace.took(began, ended)
         if whole:
-            self._bring_back_pace.took(began, ended)
             self._claims.none_ready_above(first_ready)
-        elif back:
-            self._look_back_pace.took(began, ended)
         for queue, priority, msg_id in lowest or ():
             self._claims.became_ready(queue, priority, msg_id)
         if brought < _BRING_BACK_LIMIT:

@@ -37,7 +37,7 @@ def main() -> None:
     \b
     Exit codes:
       0        done
-      1        a change of the schema breaks, a purge was declined, doctor found an error, or its reader left
+      1        a change of schema breaks, a purge was declined, doctor found an error, a child died, or its reader left
       2        an error, told in one line on standard error
       130      interrupted by Ctrl-C
       128 + N  a worker was made to leave at once, or top to leave, by signal number N

@@ -153,7 +153,8 @@ def worker(
     makes it leave at once with 128 + the signal's number; its messages run again when their lease is over.
 
     With --processes this process only starts children, again when they die, and ends them together: with 0, with 137
-    if some did not finish in time and were killed, or with 1 if some died meanwhile. --grace, --max-tasks, --max-memory and --task-deadline imply it.
+    if some did not finish in time and were killed, or with 1 if some died meanwhile. --grace, --max-tasks, --max-memory
+    and --task-deadline imply it.
     """
     session: Session = context.obj
     silence = max(_LEAST_SILENCE, _LEASES_OF_SILENCE * lease)
