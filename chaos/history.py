@@ -6,6 +6,9 @@ import bisect
 from collections import defaultdict
 from collections.abc import Iterable
 
+import attrs
+
+from chaos.halts import SENT
 from chaos.journal import Line
 
 _LETS_GO = ("settled", "given_back")
@@ -38,6 +41,8 @@ class History:
             self._sent.append((line.at, line.dispatch))
         elif line.event == "halted":
             self.halted.append(line)
+            if line.detail == SENT:  # its sender knew that it was accepted, and was killed before it wrote that down
+                self.add(attrs.evolve(line, event="accepted", detail=""))
         elif line.event == "held":
             self._held[line.process].add(line.dispatch)
         elif line.event in _LETS_GO:

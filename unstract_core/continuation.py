@@ -216,7 +216,7 @@ def rejection(delivery: Delivery, known: Container[str], policy: RetryPolicy) ->
     if delivery.payload is None:
         return Rejected(error_text(MalformedPayload(delivery.problem or "unreadable")))
     if policy.never_rerun and delivery.attempt > 1:
-        lost = "the worker that took this task never settled it; it may have run, and is not run again"
+        lost = "another worker took this task and did not end it; it may have run, and is not run again"
         return Rejected(error_text(WorkerLost(lost)))
     if delivery.attempt > policy.most_attempts:
         times = f"delivered {delivery.attempt} times and never settled; the limit is {policy.most_attempts}"

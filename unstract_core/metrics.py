@@ -55,7 +55,10 @@ _COUNTS = ("counter", "histogram")
 _MERGED = (*_COUNTS, "summary")  # a summary is of the application's own
 _MODES = ("livesum", "livemin")
 _ROOM = 2**20
-"""Bytes that each file of a process is given before anything is counted; what a few hundred queues and tasks need."""
+"""Bytes that each file of a process is given before anything is counted: for some 140 pairs of a queue and a task.
+
+With more of them a file grows, and the disk has to have the room.
+"""
 _RUN_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _SETTLE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _ENDS: tuple[End, ...] = ("returned", "raised", "retry_asked", "rejected", "ignored")
@@ -367,10 +370,20 @@ class _Processes:
 
 def _allocate(directory: str) -> None:
     """Take the room for this process' files: they are mapped, and to write where none is left is a signal, no error."""
-    for kind in (*_COUNTS, *(f"gauge_{mode}" for mode in _MODES)):
-        with open(os.path.join(directory, f"{kind}_{os.getpid()}.db"), "a+b") as file:
-            if sys.platform == "linux":  # elsewhere there is no such call
-                os.posix_fallocate(file.fileno(), 0, _ROOM)
+    kinds = [*_COUNTS, *(f"gauge_{mode}" for mode in _MODES)]
+    paths = [os.path.join(directory, f"{kind}_{os.getpid()}.db") for kind in kinds]
+    try:
+        for path in paths:
+            with open(path, "a+b") as file:
+                if sys.platform == "linux":
+                    os.posix_fallocate(file.fileno(), 0, _ROOM)
+                else:  # there is no such call
+                    file.write(bytes(max(0, _ROOM - file.tell())))
+    except OSError:
+        for path in paths:  # what is not whole could not be read, and no process' metrics with it
+            with contextlib.suppress(OSError):
+                os.remove(path)
+        raise
 
 
 def forget_process(pid: int, directory: str | None = None) -> None:

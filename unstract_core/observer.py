@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
 End: TypeAlias = Literal["returned", "raised", "retry_asked", "rejected", "ignored"]
-"""How a task ended; "rejected" also stands for a message that was never started."""
+"""How a task ended: "retry_asked" where it will be run again, and else "raised"; "rejected" also stands for a message
+that was never started."""
 
 _HOOKS = ("sending", "running", "ran", "rejected", "settled", "lost", "turned")
 

@@ -210,7 +210,7 @@ class Runner:
             paths = ", ".join(_ODD_KEY.sub('["*"]', path) for path in replaced)
             emit(logger, logging.WARNING, "result_made_to_fit", **ids(delivery), count=len(replaced), paths=paths)
         if self._observers and held in self._started:  # else it was given up, and that was told
-            self._observers.ran(delivery, _end(outcome), error_type, seconds, len(replaced))
+            self._observers.ran(delivery, self._end(delivery, outcome), error_type, seconds, len(replaced))
         return outcome
 
     def _thread(self, number: int) -> threading.Thread:
@@ -230,7 +230,7 @@ class Runner:
             return task(*payload.args, **payload.kwargs)
 
     def _log_raised(self, delivery: Delivery, exc: BaseException, outcome: Outcome, seconds: float) -> None:
-        asked = isinstance(outcome, RetryAsked) and delivery.attempt < self._policy_of(delivery).most_attempts
+        asked = self._end(delivery, outcome) == "retry_asked"
         emit(
             logger,
             logging.INFO if asked else logging.WARNING,
@@ -241,19 +241,18 @@ class Runner:
             seconds=round(seconds, 3),
         )
 
-
-def _end(outcome: Outcome) -> End:
-    match outcome:
-        case Returned():
-            return "returned"
-        case RetryAsked():
-            return "retry_asked"
-        case Rejected():
-            return "rejected"
-        case Ignored():
-            return "ignored"
-        case Raised():
-            return "raised"
+    def _end(self, delivery: Delivery, outcome: Outcome) -> End:
+        match outcome:
+            case Returned():
+                return "returned"
+            case RetryAsked() if delivery.attempt < self._policy_of(delivery).most_attempts:
+                return "retry_asked"
+            case Raised() | RetryAsked():
+                return "raised"
+            case Rejected():
+                return "rejected"
+            case Ignored():
+                return "ignored"
 
 
 def ids(delivery: Delivery) -> dict[str, object]:

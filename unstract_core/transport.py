@@ -227,7 +227,9 @@ class Transport(Protocol):
 
 @attrs.frozen
 class QueueState:
-    """One queue as it stands: `oldest` is the age in seconds of the longest-waiting ready message, None if none waits.
+    """One queue as it stands: `oldest` is for how many seconds its longest-waiting ready message could have been taken.
+
+    It is None if none waits. A delay, or a lease that nobody renewed, is no part of it where the store can tell.
 
     `ready` can be taken now; `in_flight` is held under a lease; `delayed` waits for its time; `dead` was buried. A
     message that waits to be retried may be counted among either of the middle two: not every store tells them apart.

@@ -63,6 +63,8 @@ CASES = (
     Case("before accepted held@e started@e settled@e", 1, 0, accepted=1, found=("lost",)),
     Case("before accepted held@e started@e settled@e held@c", 1, 1, accepted=1, found=("lost",)),
     Case("before unknown", 1, 0, unknown=1, arrived=1, found=("lost",)),
+    Case("before halted=sent", 0, 0, accepted=1, found=("lost",)),
+    Case(SOUND.replace("accepted", "halted=sent"), accepted=1),
     Case(SOUND, 1, 2, accepted=1, found=("doubled",)),
     Case(SOUND, 1, 3, accepted=1, found=("doubled", "doubled")),
     Case(SOUND, 2, 1, accepted=1, problems=1),
@@ -154,6 +156,13 @@ def test_no_fault_excuses_a_loss_or_a_second_follow_up() -> None:
     assert (lost.what, lost.allowed, lost.cause) == ("lost", False, wide)
     (doubled,) = stock(lines("p/1", SOUND), [wide], Rows(Counter({"p/1": 1}), Counter({"p/1": 2}))).findings
     assert (doubled.what, doubled.allowed, doubled.cause) == ("doubled", False, wide)
+
+
+def test_what_a_killed_producer_knew_to_be_sent_is_missed() -> None:
+    """It had no time to write that down, and nobody else has seen the message: over a broker, too, it is lost."""
+    assert one(SOUND, over_a_broker=True).holds
+    ledger = stock([*lines("p/1", SOUND), *lines("p/2", "before halted=sent")])
+    assert [(finding.what, finding.dispatch) for finding in ledger.findings] == [("lost", "p/2")]
 
 
 def test_over_a_broker_a_second_call_is_doubled_and_has_to_be_explained() -> None:

@@ -118,12 +118,13 @@ def test_a_failure_is_counted_by_the_type_of_its_error_alone() -> None:
 
 
 def test_a_task_that_asks_to_be_run_again_has_not_failed() -> None:
-    """RetryLater is an end of its own."""
+    """RetryLater is an end of its own, but where the task may not be run again: then it has failed."""
     transport = MemoryTransport()
     transport.send([message("later", QUEUE)])
     registry = worked(transport, max_attempts=2)
-    assert of(registry, "ran_total", "later", end="retry_asked") == 2
-    assert of(registry, "failed_total", "later", error="RetryLater") is None
+    assert of(registry, "ran_total", "later", end="retry_asked") == 1
+    assert of(registry, "ran_total", "later", end="raised") == 1
+    assert of(registry, "failed_total", "later", error="RetryLater") == 1
     assert (of(registry, "retried_total", "later"), of(registry, "buried_total", "later")) == (1, 1)
 
 
@@ -554,9 +555,20 @@ def test_where_there_is_no_room_for_a_process_it_is_told_before_anything_is_coun
         raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="no space"):
-        Metrics(CollectorRegistry())
+    with counting(tmp_path):
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match="no space"):
+            Metrics(CollectorRegistry())
+        assert of(multiprocess_registry(str(tmp_path)), "ran_total", "return", end="returned") == 1
+
+
+def test_where_room_cannot_be_asked_for_it_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """macOS has no posix_fallocate: there the files are filled with zeros, which hold nothing, and can be read."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    Metrics(CollectorRegistry())
+    assert [file.stat().st_size for file in tmp_path.iterdir()] == [2**20] * 4
+    assert list(multiprocess_registry(str(tmp_path)).collect()) == []
 
 
 def test_the_room_of_a_process_is_taken_before_anything_is_counted(

@@ -220,8 +220,8 @@ def test_each_attempt_is_a_span_of_its_own_and_later_ones_are_linked(bench: Benc
         [send.context.span_id],
         [send.context.span_id],
     ]
-    assert {(run.attributes or {})["unstract_wire.end"] for run in runs} == {"retry_asked"}
-    assert {run.status.status_code for run in runs} == {StatusCode.UNSET}
+    assert [(run.attributes or {})["unstract_wire.end"] for run in runs] == ["retry_asked", "retry_asked", "raised"]
+    assert [run.status.status_code for run in runs] == [StatusCode.UNSET, StatusCode.UNSET, StatusCode.ERROR]
     settlements = [span for span in bench.spans if span.name == f"settle {QUEUE}"]
     assert [s.parent and s.parent.span_id for s in settlements] == [run.context.span_id for run in runs]
 

@@ -160,7 +160,7 @@ def test_ages_are_reckoned_by_the_clock_of_the_database(
     tables.execute("UPDATE {dead} SET buried_at = now() - interval '2 hours'")
     assert wrong(off.purge, tables.url, tables.schema, queue, 3600.0) == 1
     postgres.send([message("fine", queue)])
-    tables.execute("UPDATE {messages} SET enqueued_at = now() - interval '2 hours'")
+    tables.execute("UPDATE {messages} SET enqueued_at = now() - interval '2 hours', vt = now() - interval '2 hours'")
     age = wrong(off.age, tables.url, tables.schema, queue)
     assert age is not None
     assert 7200 <= age < 7200 + 600

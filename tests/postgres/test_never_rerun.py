@@ -19,7 +19,7 @@ from unstract_core import Reply
 
 pytestmark = on_one_server
 
-LOST = "WorkerLost: the worker that took this task never settled it; it may have run, and is not run again"
+LOST = "WorkerLost: another worker took this task and did not end it; it may have run, and is not run again"
 
 
 @pytest.fixture

@@ -165,3 +165,16 @@ def test_a_thread_that_waits_for_replies_and_dies_is_replaced(
         with running(Consumer(worker, {"t": lambda: "paid"}, [queue])):
             wait_until(lambda: bool(replies), what="the reply")
     assert replies[0].result == "paid"
+
+
+@on_one_server
+def test_a_queue_is_as_old_as_its_longest_wait(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A message has waited since it could be taken: its delay, or a lease that nobody renewed, is no part of that."""
+    first, second = postgres.send([message("t", queue), message("t", queue)])
+    tables.execute("UPDATE {messages} SET enqueued_at = now() - interval '2 hours', vt = now()")
+    assert (postgres.queues([queue])[0].oldest or -1) < 60
+    tables.execute("UPDATE {messages} SET vt = now() - interval '1 hour' WHERE msg_id = %s", int(first))
+    tables.execute("UPDATE {messages} SET vt = now() + interval '1 hour' WHERE msg_id = %s", int(second))
+    assert 3600 <= (postgres.queues([queue])[0].oldest or -1) < 3660
+    tables.execute("DELETE FROM {messages} WHERE msg_id = %s", int(first))
+    assert postgres.queues([queue])[0].oldest == 0

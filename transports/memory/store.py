@@ -167,7 +167,7 @@ class Store:
             ready=len(ready),
             in_flight=sum(row.state == "held" for row in rows),
             delayed=sum(row.state == "delayed" for row in rows),
-            oldest=max((self.clock() - row.enqueued for row in ready), default=None),
+            oldest=max((self.clock() - max(row.enqueued, row.due) for row in ready), default=None),
             dead=sum(letter.queue == name for letter in letters),
         )
 

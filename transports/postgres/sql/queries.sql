@@ -274,7 +274,8 @@ SELECT q.name,
        count(m.msg_id) FILTER (WHERE m.state = 'ready'),
        count(m.msg_id) FILTER (WHERE m.state = 'claimed' AND m.read_ct > 0),
        count(m.msg_id) FILTER (WHERE m.state = 'claimed' AND m.read_ct = 0),
-       extract(epoch FROM now() - min(m.enqueued_at) FILTER (WHERE m.state = 'ready' AND isfinite(m.enqueued_at)))::float8,
+       extract(epoch FROM now() - min(least(now(), greatest(m.vt, m.enqueued_at)))
+               FILTER (WHERE m.state = 'ready' AND isfinite(m.vt) AND isfinite(m.enqueued_at)))::float8,
        (SELECT count(*) FROM {dead} AS d WHERE d.queue_name = q.name)
 FROM (
     SELECT unnest(%(names)s::text[]) AS name

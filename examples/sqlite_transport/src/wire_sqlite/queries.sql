@@ -74,7 +74,7 @@ SELECT queue FROM wire_message UNION SELECT queue FROM wire_dead_letter ORDER BY
 SELECT count(*) FILTER (WHERE state = 'ready' OR due <= :now),
        count(*) FILTER (WHERE state = 'held' AND due > :now),
        count(*) FILTER (WHERE state = 'delayed' AND due > :now),
-       max(0.0, :now - min(enqueued_at) FILTER (WHERE state = 'ready' OR due <= :now)),
+       max(0.0, :now - min(max(due, enqueued_at)) FILTER (WHERE state = 'ready' OR due <= :now)),
        (SELECT count(*) FROM wire_dead_letter WHERE queue = :queue)
 FROM wire_message WHERE queue = :queue;
 
