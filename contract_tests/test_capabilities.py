@@ -128,7 +128,9 @@ def test_the_state_of_a_queue_is_told(kit: Kit, transport: CheckedTransport, que
     transport.send([message("t", queue) for _ in range(4)])
     if kit.capabilities.delay:
         transport.send([message("t", queue, delay=60)])
-    kit.take(subscribe(queue), 2)
+    subscription = subscribe(queue)
+    *_, third = kit.take(subscription, 3)
+    assert subscription.settle([Settlement(third, Verdict.RETRY)]) == [True]
     empty = kit.queue()
     states = {state.queue: state for state in transport.queues([queue, empty])}
     state = states[queue]

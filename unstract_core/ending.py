@@ -61,7 +61,7 @@ class Endings:
 
     def settle(self) -> None:
         """Settle what is due. Raises a TransportError other than TransportRefused; what is left is kept for later."""
-        while batch := [held for held in self._finished.values() if not held.suspect][: self._largest_batch]:
+        while batch := self._next_batch():
             self._settle(batch)
             self._largest_batch = min(_LARGEST_BATCH, self._largest_batch * 2)
         for held in self.suspects:
@@ -78,6 +78,12 @@ class Endings:
             self._counters["lost"] += 1
             emit(logger, logging.WARNING, "lease_lost", **ids(held.delivery))
             self._observers.lost(held.delivery)
+
+    def _next_batch(self) -> list[Held]:
+        """Return what is settled together. What is given back goes first, by itself: no other costs it its attempt."""
+        due = [held for held in self._finished.values() if not held.suspect]
+        given_back = [held for held in due if not _settlement(held).counted]
+        return (given_back or due)[: self._largest_batch]
 
     def _settle(self, batch: Sequence[Held]) -> None:
         try:

@@ -372,6 +372,7 @@ def _allocate(directory: str) -> None:
     """Take the room for this process' files: they are mapped, and to write where none is left is a signal, no error."""
     kinds = [*_COUNTS, *(f"gauge_{mode}" for mode in _MODES)]
     paths = [os.path.join(directory, f"{kind}_{os.getpid()}.db") for kind in kinds]
+    new = [path for path in paths if not os.path.exists(path)]  # what the application counts itself may be there
     try:
         for path in paths:
             with open(path, "a+b") as file:
@@ -380,7 +381,7 @@ def _allocate(directory: str) -> None:
                 else:  # there is no such call
                     file.write(bytes(max(0, _ROOM - file.tell())))
     except OSError:
-        for path in paths:  # what is not whole could not be read, and no process' metrics with it
+        for path in new:  # what is not whole could not be read, and no process' metrics with it
             with contextlib.suppress(OSError):
                 os.remove(path)
         raise

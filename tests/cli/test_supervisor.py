@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from supervised import ROOT, ask, gone, lives, noted, worker
 
 from contract_tests.kit import wait_until
-from unstract_core.cli.child import Report
+from transports.memory import MemoryTransport
+from unstract_core import Consumer, Delivery
+from unstract_core.cli.child import Limits, Parent, Pulse, Report
 from unstract_core.cli.slot import LONGEST_PAUSE, LOOPING, Backoff, Slot
+from unstract_core.observer import Turn
 
 HTTP = ("--http", "127.0.0.1:0")
 
@@ -346,15 +349,16 @@ def test_the_memory_of_who_started_it_is_not_a_childs_own(tmp_path: Path) -> Non
     assert 5 < int(told) < 200
 
 
-@pytest.mark.parametrize("how", ["killed", "overdue", "abandoned", "exits"])
+@pytest.mark.parametrize("how", ["killed", "overdue", "abandoned", "abandoned overdue", "exits"])
 def test_what_a_task_has_started_ends_with_its_child(tmp_path: Path, how: str) -> None:
     """A child that was lost, left a hanging task behind or was left alone leaves no program of a task at work."""
-    options = {"overdue": ["--task-deadline", "2"], "abandoned": ["--grace", "1"]}.get(how, [])
+    options = ["--task-deadline", "2"] if "overdue" in how else []
+    options += ["--grace", "1" if how == "abandoned" else "30"] if "abandoned" in how else []
     with worker("--processes", "1", *options, url="supervised:starting", directory=tmp_path) as command:
         (child,) = command.children()
         wait_until(lambda: noted(tmp_path, "program"), what="the program")
         (program,) = noted(tmp_path, "program")
-        if how == "abandoned":
+        if "abandoned" in how:
             command.process.kill()
         elif how == "exits":
             go(tmp_path, "program")
@@ -373,7 +377,7 @@ def test_what_a_task_has_started_ends_with_its_child(tmp_path: Path, how: str) -
 ORPHAN = """
 import ctypes, subprocess
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans fall to it as to the first of a container
-subprocess.run(["sh", "-c", "sleep 1 & echo $! > orphan"])
+subprocess.run(["sh", "-c", "sleep 1 & echo $! > orphan"], start_new_session=True)
 """
 
 
@@ -429,6 +433,47 @@ def test_without_an_option_that_needs_it_nothing_is_supervised(tmp_path: Path) -
             assert command.children()[0] != command.process.pid
             command.signal(signal.SIGTERM)
             assert command.ends() == 0
+
+
+TOLD_WHILE_FINALIZING = """
+import os, signal, time
+
+class Dropped:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+Dropped()
+tasks = {"t": print}
+"""
+
+
+def test_a_signal_during_the_import_is_heard_at_any_moment(tmp_path: Path) -> None:
+    """Also while an object is finalized, where an exception goes nowhere: nothing is taken after it."""
+    (tmp_path / "dropping.py").write_text(TOLD_WHILE_FINALIZING)
+    with worker(url="memory://", app="dropping:tasks", directory=tmp_path, path=tmp_path) as command:
+        assert command.ends() == 128 + signal.SIGTERM
+        assert command.events("worker_started") == []
+
+
+@pytest.mark.parametrize("first", [{"ran": 1}, {"ran": 1, "overdue": 1}, {"overdue": 1}], ids=str)
+def test_a_task_that_hangs_is_told_whatever_else_its_child_leaves_for(first: dict[str, int]) -> None:
+    """The parent has to know: it ends what that task has started."""
+    life, reports = os.pipe(), os.pipe()
+    consumer = Consumer(MemoryTransport(), {"t": print}, ["q"])
+    pulse = Pulse(Parent(life[0], reports[1], first=True), Limits(max_tasks=1))
+    pulse.attend(consumer)
+    slot = Slot(1, reports=reports[0])
+    os.set_blocking(reports[0], False)
+    delivery, turn = Delivery("1", "q", 1, None, ""), Turn(held=0, running=0, away=False)
+    for counted in (first, {"ran": 1, "overdue": 1}):
+        consumer.counters.update(counted)
+        pulse.ran(delivery, "raised", None, 0.0, 0)
+        pulse.turned(turn)
+    told = [report for report in slot.hear() if report.leaves]
+    assert told == ([Report.MAX_TASKS] if "overdue" not in first else []) + [Report.OVERDUE]
+    for end in (*life, *reports):
+        os.close(end)
 
 
 def test_a_foreign_byte_among_the_reports_is_passed_over() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import Counter
@@ -181,6 +182,20 @@ def test_what_was_given_back_is_let_go_whatever_the_answer(error: Exception) -> 
     assert held == {}
     settle(made)
     assert len(script.asked) == 1
+
+
+@pytest.mark.parametrize("error", [TransportRefused("no"), TransportNotReady("no right"), TransportUnavailable("away")])
+def test_what_is_given_back_is_settled_before_and_without_the_rest(error: Exception) -> None:
+    """Whatever becomes of a finished task's settlement, one that was never started keeps its attempt."""
+    batch = [finished(n, **({"verdict": Verdict.RETRY, "counted": False} if n % 2 else {})) for n in range(6)]
+    script = Script(failing(error, lambda settlements: any(one.counted for one in settlements)))
+    made, held, counters = endings(script, *batch)
+    with contextlib.suppress(type(error)):
+        made.settle()
+    assert [one.delivery.id for one in script.asked[0]] == ["1", "3", "5"]
+    assert all(one.counted for settlements in script.asked[1:] for one in settlements)
+    assert counters["given_back"] == 3
+    assert not held.keys() & {one.key for one in batch[1::2]}
 
 
 def test_a_lease_that_is_lost_is_told_once() -> None:

@@ -555,11 +555,14 @@ def test_where_there_is_no_room_for_a_process_it_is_told_before_anything_is_coun
         raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    of_the_app = tmp_path / f"counter_{os.getpid()}.db"
+    of_the_app.write_bytes(bytes(4096))
     with counting(tmp_path):
         monkeypatch.setattr(os, "posix_fallocate", full)
         with pytest.raises(OSError, match="no space"):
             Metrics(CollectorRegistry())
         assert of(multiprocess_registry(str(tmp_path)), "ran_total", "return", end="returned") == 1
+        assert list(tmp_path.glob(f"*_{os.getpid()}.db")) == [of_the_app], "its own, and what the application counts"
 
 
 def test_where_room_cannot_be_asked_for_it_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

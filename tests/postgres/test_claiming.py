@@ -372,6 +372,25 @@ def test_a_look_at_the_whole_that_takes_too_long_stops_no_work(postgres: Postgre
             failures += 1
             assert failures <= 2, "the whole was looked at again and again"
     assert taken == sent
+    assert [list(subscription.receive(limit=1, wait=0.1)) for _ in range(3)] == [[], [], []]
+    subscription.close()
+
+
+@on_one_server
+def test_a_connection_that_is_lost_puts_no_look_off(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """Only what took too long is tried more rarely: a server that was away has nothing to do with it."""
+    subscription = postgres.subscribe([queue], lease=60)
+    assert subscription.receive(limit=1, wait=0) == ()
+    paces = [*subscription._claims._paces.values(), subscription._bring_back_pace, subscription._look_back_pace]
+    for pace in paces:
+        pace.due_at = 0.0
+    subscription._bring_back_at = 0.0
+    connection = subscription._session._connection
+    assert connection is not None
+    tables.execute("SELECT pg_terminate_backend(%s)", connection.info.backend_pid)
+    with pytest.raises(TransportUnavailable):
+        subscription.receive(limit=1, wait=0)
+    assert [pace.due_at for pace in paces] == [0.0] * 4
     subscription.close()
 
 

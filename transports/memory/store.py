@@ -75,7 +75,7 @@ class Store:
         if delay > 0:
             row.state, row.due = "delayed", self.clock() + delay
             return
-        row.state = "ready"
+        row.state, row.due = "ready", min(row.due, self.clock())
         heapq.heappush(self._ready[row.queue], (-row.priority, row.id))
 
     def take(self, queues: Sequence[str], holder: object, lease: float) -> Row | None:

@@ -62,6 +62,8 @@ class Pace:
         self.due_at = ended + min(max(self.seconds / SHARE, self._shortest), LONGEST_REST)
 
     def failed(self, began: float, ended: float) -> None:
+        """Note that it was cancelled, because it took too long."""
+        self.seconds = max(self.seconds, ended - began)
         longest = LONGEST_REST * 2.0 ** min(self._failures, _MOST_DOUBLINGS)
         self._failures += 1
         self.due_at = ended + min(max((ended - began) / SHARE, self._shortest), longest)
@@ -142,7 +144,7 @@ class Claims:
             self._highest = max(self._highest, msg_id)
 
     def failed(self, claim: Claim, began: float, ended: float) -> None:
-        """Learn that a claim could not be made."""
+        """Learn that a claim was cancelled, because it took too long."""
         if claim.extent in self._paces:
             self._paces[claim.extent].failed(began, ended)
 

@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import psycopg
+
 from transports.postgres.claiming import RECENT_INTERVAL, Claim, Claims, Pace
 from transports.postgres.notifier import Notifier
 from transports.postgres.session import Session
 from transports.postgres.settling import settle_parameters
 from transports.postgres.statements import Statements
 from unstract_core.codec import from_wire
-from unstract_core.errors import MalformedPayload, TransportClosed, TransportError, TransportRefused
+from unstract_core.errors import MalformedPayload, TransportClosed, TransportError
 from unstract_core.events import emit
 from unstract_core.transport import Delivery, Settlement, Verdict
 from unstract_core.values import error_text
@@ -124,7 +126,7 @@ class PostgresSubscription:
         batch = list(first.values())
         parameters = settle_parameters(batch)
         # The next holder of what is given back uncounted may have the same attempt: it is never settled by us again,
-        # unless the whole was refused.
+        # unless nothing took effect for certain.
         given_back = {key for key, one in first.items() if not one.counted}
         self._held -= given_back
 
@@ -143,8 +145,9 @@ class PostgresSubscription:
 
         try:
             rows = self._notifier.announced(_announced(batch), commit)
-        except TransportRefused:
-            self._held |= given_back
+        except TransportError as exc:
+            if not getattr(exc, "fate_unknown", False):
+                self._held |= given_back
             raise
         self._held.difference_update(first)
         effective = {id(batch[place - 1]) for place, _ in rows if place is not None}
@@ -175,8 +178,9 @@ class PostgresSubscription:
             rows = self._session.execute(
                 "claim messages", claim.statement, {**claim.parameters, "limit": limit, "lease": self._lease}
             )
-        except TransportError:
-            self._claims.failed(claim, began, time.monotonic())
+        except TransportError as exc:
+            if _took_too_long(exc):
+                self._claims.failed(claim, began, time.monotonic())
             raise
         ended = time.monotonic()
         deliveries = [_delivery(*row) for row in rows]
@@ -202,8 +206,8 @@ class PostgresSubscription:
                 self._statements["bring_back" if whole else "bring_back_lately"],
                 parameters,
             )
-        except TransportError:
-            if pace is not None:
+        except TransportError as exc:
+            if pace is not None and _took_too_long(exc):
                 pace.failed(began, time.monotonic())
             raise
         ended = time.monotonic()
@@ -242,6 +246,11 @@ class PostgresSubscription:
     def _check_open(self) -> None:
         if self._closed or self._transport_closed():
             raise TransportClosed("this subscription, or its transport, was closed")
+
+
+def _took_too_long(failure: TransportError) -> bool:
+    """Whether the server has cancelled a statement: one that is away says nothing about how long it takes."""
+    return isinstance(failure.__cause__, psycopg.errors.QueryCanceled)
 
 
 def _key(delivery: Delivery) -> tuple[str, int]:

@@ -47,10 +47,15 @@ class Report(enum.Enum):
 
 
 class Parent:
-    """The supervisor, as its child sees it. `first` tells that no child of it has ever started."""
+    """The supervisor, as its child sees it. `first` tells that no child of it has ever started.
+
+    `replaces` tells that it was told to put another in the place of this one.
+    """
 
     def __init__(self, life: int, reports: int, *, first: bool) -> None:
         self.first = first
+        self.replaces = False
+        self._gone = False
         self._life = life
         self._reports = reports
         self._leave: Callable[[], None] = _terminate
@@ -69,6 +74,7 @@ class Parent:
 
     def tell(self, report: Report) -> None:
         """Report, without ever waiting: a parent that is stopped or gone reads nothing."""
+        self.replaces = self.replaces or report.leaves
         with contextlib.suppress(OSError):
             os.write(self._reports, report.value)
 
@@ -83,11 +89,16 @@ class Parent:
     def _watch(self, grace: float) -> None:
         while os.read(self._life, 1):
             pass
+        self._gone = True
         self._leave()
         time.sleep(grace)
-        if os.getpgrp() == os.getpid():
-            os.killpg(0, signal.SIGKILL)  # with whatever its tasks have started
+        self.end_group_if_gone()
         os._exit(ABANDONED)
+
+    def end_group_if_gone(self) -> None:
+        """Kill this process with whatever its tasks have started, where no parent is left to do so."""
+        if self._gone and os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
 
 
 def _terminate() -> None:
@@ -117,7 +128,7 @@ class Pulse(Observer):
         self._consumer: Consumer | None = None
         self._parent = parent
         self._limits = limits
-        self._leaves = False
+        self._leaves: Report | None = None
         self._told = 0.0
 
     def attend(self, consumer: Consumer) -> None:
@@ -128,7 +139,9 @@ class Pulse(Observer):
 
     def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
         limits = self._limits
-        if limits.max_tasks is not None and self._counted("ran") >= limits.max_tasks:
+        if self._counted("overdue"):
+            self._stop(Report.OVERDUE)
+        elif limits.max_tasks is not None and self._counted("ran") >= limits.max_tasks:
             self._stop(Report.MAX_TASKS)
         elif limits.max_memory is not None and peak_memory() > limits.max_memory:
             self._stop(Report.MAX_MEMORY)
@@ -144,11 +157,12 @@ class Pulse(Observer):
         return 0 if self._consumer is None else self._consumer.counters[name]
 
     def _stop(self, why: Report) -> None:
-        if self._leaves or self._consumer is None:
+        if self._consumer is None or self._leaves in (why, Report.OVERDUE):
             return
-        self._leaves = True
-        self._parent.tell(why)
-        self._consumer.stop()
+        if self._leaves is None or why is Report.OVERDUE:  # a task that hangs is told also of a child that leaves
+            self._leaves = why
+            self._parent.tell(why)
+            self._consumer.stop()
 
 
 def peak_memory() -> int:

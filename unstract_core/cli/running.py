@@ -31,7 +31,8 @@ _MOMENT = 0.5
 _HELD_UP = 5.0
 
 
-def run(consumer: Consumer, session: Session, parent: Parent | None) -> None:
+def run(consumer: Consumer, session: Session, parent: Parent | None, asked: Sequence[int]) -> None:
+    """Run it, unless a signal has `asked` already to leave."""
     code: int | None = None
     started = 0.0
 
@@ -62,6 +63,8 @@ def run(consumer: Consumer, session: Session, parent: Parent | None) -> None:
             raise SystemExit(0)
 
     consumer.transport = cast(Transport, _Announced(consumer.transport, announce, wait))
+    if asked:
+        raise Left(128 + asked[0])
     try:
         consumer.run(leave_at_second_signal=parent is None)  # a parent kills what takes too long
     except SystemExit as second_signal:
@@ -74,6 +77,8 @@ def run(consumer: Consumer, session: Session, parent: Parent | None) -> None:
         code = 0
     if code is not None:
         _flush()
+        if parent is not None:
+            parent.end_group_if_gone()
         os._exit(code)  # a thread that a task has started, or that hangs in one, would hold up a normal exit
 
 
@@ -108,11 +113,12 @@ class _Announced:
 
 
 @contextlib.contextmanager
-def leaving_in_time(log: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+def leaving_in_time(parent: Parent, grace: float, log: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     """Leave some seconds after the block, whatever holds up the end of the process: its place is another's.
 
-    What the application does at exit has its time; a thread that it has left behind would be waited for for ever. `log`
-    opens the log once more, to tell of it.
+    What the application does at exit has its time: `grace` seconds where the process was asked to leave, and fewer
+    where another waits for its place. A thread that it has left behind would be waited for for ever. `log` opens the
+    log once more, to tell of it.
     """
     code: object = 0
     try:
@@ -121,14 +127,15 @@ def leaving_in_time(log: Callable[[], AbstractContextManager[None]]) -> Iterator
         code = getattr(exc, "exit_code", getattr(exc, "code", FAILED))
         raise
     finally:
+        seconds = _HELD_UP if parent.replaces or code else grace
         code = code if isinstance(code, int) else FAILED
-        threading.Thread(target=_leave, args=[log, code], name="unstract-wire-exit", daemon=True).start()
+        threading.Thread(target=_leave, args=[log, seconds, code], name="unstract-wire-exit", daemon=True).start()
 
 
-def _leave(log: Callable[[], AbstractContextManager[None]], code: int) -> None:
-    time.sleep(_HELD_UP)
+def _leave(log: Callable[[], AbstractContextManager[None]], seconds: float, code: int) -> None:
+    time.sleep(seconds)
     with contextlib.suppress(Exception), log():
-        emit(logger, logging.WARNING, "exit_held_up", pid=os.getpid(), seconds=_HELD_UP)
+        emit(logger, logging.WARNING, "exit_held_up", pid=os.getpid(), seconds=seconds)
     _flush()
     os._exit(code)
 
@@ -140,14 +147,19 @@ def _flush() -> None:
 
 
 @contextlib.contextmanager
-def sigterm_leaves() -> Iterator[None]:
-    """Let SIGTERM end the process before the consumer minds it: as process 1 of a container it would be ignored."""
+def sigterm_leaves() -> Iterator[Sequence[int]]:
+    """Let SIGTERM end the process before the consumer minds it: as process 1 of a container it would be ignored.
+
+    It is also noted in the list that is yielded: an exception goes nowhere while an object is being finalized.
+    """
+    asked: list[int] = []
 
     def leave(number: int, frame: object) -> NoReturn:
+        asked.append(number)
         raise Left(128 + number)
 
     previous = signal.signal(signal.SIGTERM, leave)
     try:
-        yield
+        yield asked
     finally:
         signal.signal(signal.SIGTERM, previous)

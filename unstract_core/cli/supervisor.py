@@ -182,12 +182,15 @@ class Supervisor:
             self._reap_orphans()
 
     def _reap_orphans(self) -> None:
-        """Let go of ended processes that are not ours: they fall to us where we are the first of a container."""
+        """Let go of ended processes that are not ours: they fall to us where we are the first of a container.
+
+        Ours are the children, and in our own process group what a library has started here.
+        """
         ours = {slot.process.pid for slot in self._slots if slot.process is not None}
-        with contextlib.suppress(ChildProcessError):
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
             while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                if ended.si_pid in ours:
-                    return  # the next round sees to it, and to what is behind it
+                if ended.si_pid in ours or os.getpgid(ended.si_pid) == os.getpgrp():
+                    return  # somebody else waits for it; the next round sees to what is behind it
                 os.waitpid(ended.si_pid, 0)
 
     def _heard(self, slot: Slot, report: Report) -> None:
@@ -201,7 +204,7 @@ class Supervisor:
             self._ever_started = True
             emit(logger, logging.INFO, "child_started", slot=slot.number, pid=slot.process.pid)
         elif report.leaves:
-            slot.leaves = slot.leaves or report
+            slot.leaves = report if report is Report.OVERDUE else slot.leaves or report
         else:
             slot.away = report is Report.AWAY
 

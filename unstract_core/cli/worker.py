@@ -161,14 +161,14 @@ def worker(
     parent = Parent.of_this_process()
     supervised = any(option is not None for option in (processes, grace, max_tasks, max_memory, task_deadline))
     grace = _GRACE if grace is None else grace
-    with log_to_stderr(session, log_level), sigterm_leaves(), contextlib.ExitStack() as stack:
+    with log_to_stderr(session, log_level), sigterm_leaves() as asked, contextlib.ExitStack() as stack:
         if parent is None and supervised:
             raise click.exceptions.Exit(
                 _supervise(session, context.meta[__name__], queues, processes or 1, grace, silence, http)
             )
         if parent is not None:
             parent.watch(grace)
-            stack.enter_context(leaving_in_time(lambda: log_to_stderr(session, log_level)))
+            stack.enter_context(leaving_in_time(parent, grace, lambda: log_to_stderr(session, log_level)))
         tasks = _tasks(app)
         transport = stack.enter_context(session.transport())
         if strict and (parent is None or parent.first):
@@ -199,7 +199,7 @@ def worker(
         )
         if pulse is not None:
             pulse.attend(consumer)
-        run(consumer, session, parent)
+        run(consumer, session, parent, asked)
 
 
 def _supervise(
