@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import cast
@@ -28,7 +27,6 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from contract_tests.kit import wait_until
 from transports.postgres import PostgresTransport, connections
-from transports.postgres.notifier import WINDOW
 from unstract_core import Consumer
 from unstract_core.loop import Loop
 
@@ -109,7 +107,6 @@ def test_a_settlement_that_is_cut_off_anywhere_takes_effect_once(
     def settle(*, cut_at: int | None = None) -> Exchange:
         nonlocal trial
         trial += 1
-        time.sleep(2 * WINDOW)  # so that each settlement carries its own announcement, and all are of one length
         marker = ledger.label(trial, "on_success").encode()
         exchange = between.watch(marker, {} if cut_at is None else {side: cut_at})
         (label,) = ledger.send(trial, ["on_success"])
@@ -121,6 +118,7 @@ def test_a_settlement_that_is_cut_off_anywhere_takes_effect_once(
         monkeypatch.setattr(connections, "_PREPARE_AFTER", 0)
     url = make_conninfo(tables.url, host="127.0.0.1", port=between.port)
     with transport_on(url, tables.schema) as transport:
+        transport._notifier._window = 0.0  # each settlement carries its own announcement, and all are of one length
         consumer = Consumer(transport, {"returns": lambda label: {"of": label}}, [queue])
         with running(consumer):
             loop = cast(Loop, consumer._running)
