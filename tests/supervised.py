@@ -154,42 +154,36 @@ def away() -> Away:
     return Away()
 
 
-def holding() -> MemoryTransport:
-    """A transport with one message whose task waits to be let go."""
+def with_messages(*tasks_and_names: tuple[str, str], **fields: Any) -> MemoryTransport:
+    """A transport with one message for each task, and the name under which it notes its process."""
     transport = MemoryTransport()
-    transport.send([message("hold", "q", os.environ[DIRECTORY], "held")])
+    transport.send([message(task, "q", os.environ[DIRECTORY], name, **fields) for task, name in tasks_and_names])
     return transport
+
+
+def holding() -> MemoryTransport:
+    return with_messages(("hold", "held"))
 
 
 def recycling() -> MemoryTransport:
-    """A transport with one message whose task waits to be let go, and one that is done at once."""
-    transport = holding()
-    transport.send([message("mark", "q", os.environ[DIRECTORY], "marked")])
-    return transport
+    """Beside the task that waits to be let go there is one that is done at once."""
+    return with_messages(("hold", "held"), ("mark", "marked"))
 
 
 def held_up() -> MemoryTransport:
-    transport = MemoryTransport()
-    transport.send([message("leave_thread", "q", os.environ[DIRECTORY], "left")])
-    return transport
+    return with_messages(("leave_thread", "left"))
 
 
 def hanging() -> MemoryTransport:
-    transport = MemoryTransport()
-    transport.send([message("hang", "q", os.environ[DIRECTORY], "hung")])
-    return transport
+    return with_messages(("hang", "hung"))
 
 
 def starting() -> MemoryTransport:
-    transport = MemoryTransport()
-    transport.send([message("start_program", "q", os.environ[DIRECTORY], "program", on_error=then("told", "nowhere"))])
-    return transport
+    return with_messages(("start_program", "program"), on_error=then("told", "nowhere"))
 
 
 def looking() -> MemoryTransport:
-    transport = MemoryTransport()
-    transport.send([message("look_around", "q", os.environ[DIRECTORY], "looked")])
-    return transport
+    return with_messages(("look_around", "looked"))
 
 
 @attrs.define
@@ -285,6 +279,29 @@ def gone(*pids: int) -> None:
     wait_until(lambda: not any(map(lives, pids)), timeout=_LONGEST, what=f"{pids} to end")
 
 
+def program(before: str = "") -> list[str]:
+    """The command, after `before`, Python that runs first in its process."""
+    if before:
+        return [sys.executable, "-c", f"{before}\nfrom unstract_core.__main__ import main\nmain()"]
+    return [sys.executable, "-m", "unstract_core"]
+
+
+SIGNALLED_WHILE_FINALIZING = """
+import os, signal, time
+
+class Signalled:
+    def __del__(self):
+        os.kill(os.getpid(), self.number)
+        time.sleep(0.01)
+
+def signalled_while_finalizing(number):
+    one = Signalled()
+    one.number = number
+    del one
+"""
+"""Python for a process that is to get a signal at a moment at which no exception reaches anybody."""
+
+
 @contextlib.contextmanager
 def worker(
     *arguments: str,
@@ -298,14 +315,11 @@ def worker(
 ) -> Iterator[Command]:
     """Start the command, and leave none of its processes behind. `before` is Python that runs in the parent first;
     `path` is on everybody's import path."""
-    program = (
-        ["-c", f"{before}\nfrom unstract_core.__main__ import main\nmain()"] if before else ["-m", "unstract_core"]
-    )
     named = [option for queue in queues for option in ("--queue", queue)]
     found = os.pathsep.join(filter(None, [str(path or ""), str(ROOT), str(ROOT / "tests"), *sys.path]))
     env = os.environ | {"PYTHONPATH": found, DIRECTORY: str(directory), "UNSTRACT_WIRE_URL": url}
     process = subprocess.Popen(
-        [sys.executable, *program, "worker", "--app", app, *named, *arguments],
+        [*program(before), "worker", "--app", app, *named, *arguments],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

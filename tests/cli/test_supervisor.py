@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from supervised import ROOT, ask, gone, lives, noted, worker
+from supervised import ROOT, SIGNALLED_WHILE_FINALIZING, ask, gone, lives, noted, worker
 
 from contract_tests.kit import wait_until
 from transports.memory import MemoryTransport
@@ -435,22 +435,15 @@ def test_without_an_option_that_needs_it_nothing_is_supervised(tmp_path: Path) -
             assert command.ends() == 0
 
 
-TOLD_WHILE_FINALIZING = """
-import os, signal, time
-
-class Dropped:
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
-
-Dropped()
-tasks = {"t": print}
+TERMINATED = f"""{SIGNALLED_WHILE_FINALIZING}
+signalled_while_finalizing(signal.SIGTERM)
+tasks = dict(t=print)
 """
 
 
 def test_a_signal_during_the_import_is_heard_at_any_moment(tmp_path: Path) -> None:
     """Also while an object is finalized, where an exception goes nowhere: nothing is taken after it."""
-    (tmp_path / "dropping.py").write_text(TOLD_WHILE_FINALIZING)
+    (tmp_path / "dropping.py").write_text(TERMINATED)
     with worker(url="memory://", app="dropping:tasks", directory=tmp_path, path=tmp_path) as command:
         assert command.ends() == 128 + signal.SIGTERM
         assert command.events("worker_started") == []

@@ -11,7 +11,6 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from cli.outcomes import Ended, the_one_line
 from cli.shared import Lasting
 from pg_tables import Tables
 from queues import bury, receive_all
+from supervised import SIGNALLED_WHILE_FINALIZING, program
 
 from contract_tests.messages import message
 from transports.memory import MemoryTransport
@@ -39,14 +39,11 @@ class Screen:
     """The command on a terminal of its own, as somebody sees it who sits there."""
 
     def __init__(self, *arguments: str, size: tuple[int, int] = (30, 110), before: str = "") -> None:
-        program = (
-            ["-c", f"{before}\nfrom unstract_core.__main__ import main\nmain()"] if before else ["-m", "unstract_core"]
-        )
         self._ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, size)
         self.settings_before = termios.tcgetattr(self._ours)
         self._process = subprocess.Popen(
-            [sys.executable, *program, "top", *arguments],
+            [*program(before), "top", *arguments],
             stdin=theirs,
             stdout=theirs,
             stderr=subprocess.PIPE,
@@ -263,19 +260,13 @@ def test_a_signal_leaves_the_terminal_as_it_was(watch: Callable[..., Screen]) ->
     assert "\x1b[?1049l" in ended.out
 
 
-INTERRUPTED_WHILE_FINALIZING = """
-import os, signal, time
+INTERRUPTED = f"""{SIGNALLED_WHILE_FINALIZING}
 from unstract_core.cli import screen
-
-class Dropped:
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.01)
 
 def draw(*arguments, draw=screen._screen, pictures=[]):
     pictures.append(draw(*arguments))
     if len(pictures) == 3:
-        Dropped()
+        signalled_while_finalizing(signal.SIGINT)
     return pictures[-1]
 
 screen._screen = draw
@@ -284,7 +275,7 @@ screen._screen = draw
 
 def test_a_signal_is_heard_at_any_moment(watch: Callable[..., Screen]) -> None:
     """Also while an object is finalized, where an exception goes nowhere: nobody presses Ctrl-C in vain."""
-    screen = watch("--url", "cli.shared:product", before=INTERRUPTED_WHILE_FINALIZING)
+    screen = watch("--url", "cli.shared:product", before=INTERRUPTED)
     ended = screen.ends()
     assert (ended.code, ended.err.strip()) == (130, "")
     assert screen.settings == screen.settings_before

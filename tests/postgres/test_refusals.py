@@ -103,7 +103,7 @@ def test_a_refused_follow_up_ends_in_on_error_and_a_dead_letter_with_the_result(
 
 
 def test_what_is_given_back_beside_a_refused_settlement_is_given_back(
-    postgres: PostgresTransport, tables: Tables, queue: str, closed: str
+    postgres: PostgresTransport, queue: str, closed: str
 ) -> None:
     """The refusal of another costs it neither its attempt nor its lease: it is settled again by itself."""
     postgres.send([message("pay", queue, on_success=then("done", closed)), message("t", queue), message("t", queue)])

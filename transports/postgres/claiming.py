@@ -129,8 +129,8 @@ class Claims:
     def made(self, claim: Claim, limit: int, taken: Sequence[Delivery], began: float, ended: float) -> None:
         """Learn what a claim has taken, in the order in which it comes."""
         self._last = claim.extent
-        if claim.extent in self._paces:
-            self._paces[claim.extent].took(began, ended)
+        if (pace := self.pace_of(claim)) is not None:
+            pace.took(began, ended)
         if ended - self._marked_at >= GENERATION:
             self._marks = [self._marks[1], (dict(self._taken), self._highest)]
             self._marked_at = ended
@@ -143,10 +143,9 @@ class Claims:
             self._taken[key] = msg_id if key[1] == unfinished else max(msg_id, self._taken.get(key, 0))
             self._highest = max(self._highest, msg_id)
 
-    def failed(self, claim: Claim, began: float, ended: float) -> None:
-        """Learn that a claim was cancelled, because it took too long."""
-        if claim.extent in self._paces:
-            self._paces[claim.extent].failed(began, ended)
+    def pace_of(self, claim: Claim) -> Pace | None:
+        """Return when such a claim may be made again; None where that is always."""
+        return self._paces.get(claim.extent)
 
     def _any_below(self, taken: Sequence[Delivery]) -> bool:
         return any(int(one.id) <= self._taken.get((one.queue, one.priority), 0) for one in taken)

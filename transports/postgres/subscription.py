@@ -7,6 +7,7 @@ expired leases are looked for beyond those that were found before.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -174,14 +175,10 @@ class PostgresSubscription:
 
     def _claimed(self, claim: Claim, limit: int) -> list[Delivery]:
         began = time.monotonic()
-        try:
+        with _noting_what_takes_too_long(self._claims.pace_of(claim)):
             rows = self._session.execute(
                 "claim messages", claim.statement, {**claim.parameters, "limit": limit, "lease": self._lease}
             )
-        except TransportError as exc:
-            if _took_too_long(exc):
-                self._claims.failed(claim, began, time.monotonic())
-            raise
         ended = time.monotonic()
         deliveries = [_delivery(*row) for row in rows]
         self._held.update(map(_key, deliveries))
@@ -200,16 +197,12 @@ class PostgresSubscription:
             since = self._brought_until - (_LOOK_BACK if back else _BRING_BACK_MARGIN)
             parameters |= {"since": since, "ahead": ahead}
         pace = self._bring_back_pace if whole else self._look_back_pace if back else None
-        try:
+        with _noting_what_takes_too_long(pace):
             rows = self._session.execute(
                 "bring back expired leases",
                 self._statements["bring_back" if whole else "bring_back_lately"],
                 parameters,
             )
-        except TransportError as exc:
-            if pace is not None and _took_too_long(exc):
-                pace.failed(began, time.monotonic())
-            raise
         ended = time.monotonic()
         ((brought, next_due, first_ready, now, lowest),) = rows
         if pace is not None:
@@ -248,9 +241,16 @@ class PostgresSubscription:
             raise TransportClosed("this subscription, or its transport, was closed")
 
 
-def _took_too_long(failure: TransportError) -> bool:
-    """Whether the server has cancelled a statement: one that is away says nothing about how long it takes."""
-    return isinstance(failure.__cause__, psycopg.errors.QueryCanceled)
+@contextlib.contextmanager
+def _noting_what_takes_too_long(pace: Pace | None) -> Iterator[None]:
+    """Note where the server cancels the statement inside: one that is away says nothing about how long it takes."""
+    began = time.monotonic()
+    try:
+        yield
+    except TransportError as exc:
+        if pace is not None and isinstance(exc.__cause__, psycopg.errors.QueryCanceled):
+            pace.failed(began, time.monotonic())
+        raise
 
 
 def _key(delivery: Delivery) -> tuple[str, int]:

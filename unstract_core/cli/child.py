@@ -49,12 +49,12 @@ class Report(enum.Enum):
 class Parent:
     """The supervisor, as its child sees it. `first` tells that no child of it has ever started.
 
-    `replaces` tells that it was told to put another in the place of this one.
+    `leaving` is why it was told to put another in the place of this one.
     """
 
     def __init__(self, life: int, reports: int, *, first: bool) -> None:
         self.first = first
-        self.replaces = False
+        self.leaving: Report | None = None
         self._gone = False
         self._life = life
         self._reports = reports
@@ -74,7 +74,8 @@ class Parent:
 
     def tell(self, report: Report) -> None:
         """Report, without ever waiting: a parent that is stopped or gone reads nothing."""
-        self.replaces = self.replaces or report.leaves
+        if report.leaves:
+            self.leaving = report
         with contextlib.suppress(OSError):
             os.write(self._reports, report.value)
 
@@ -128,7 +129,6 @@ class Pulse(Observer):
         self._consumer: Consumer | None = None
         self._parent = parent
         self._limits = limits
-        self._leaves: Report | None = None
         self._told = 0.0
 
     def attend(self, consumer: Consumer) -> None:
@@ -157,10 +157,10 @@ class Pulse(Observer):
         return 0 if self._consumer is None else self._consumer.counters[name]
 
     def _stop(self, why: Report) -> None:
-        if self._consumer is None or self._leaves in (why, Report.OVERDUE):
+        leaving = self._parent.leaving
+        if self._consumer is None or leaving is Report.OVERDUE:
             return
-        if self._leaves is None or why is Report.OVERDUE:  # a task that hangs is told also of a child that leaves
-            self._leaves = why
+        if leaving is None or why is Report.OVERDUE:  # a task that hangs is told also of a child that leaves
             self._parent.tell(why)
             self._consumer.stop()
 

@@ -127,7 +127,7 @@ def leaving_in_time(parent: Parent, grace: float, log: Callable[[], AbstractCont
         code = getattr(exc, "exit_code", getattr(exc, "code", FAILED))
         raise
     finally:
-        seconds = _HELD_UP if parent.replaces or code else grace
+        seconds = _HELD_UP if parent.leaving or code else grace
         code = code if isinstance(code, int) else FAILED
         threading.Thread(target=_leave, args=[log, seconds, code], name="unstract-wire-exit", daemon=True).start()
 

@@ -115,16 +115,16 @@ class Slot:
     def signal(self, number: signal.Signals) -> None:
         """Signal the process; kill it together with whatever its tasks have started."""
         if self.process is not None and self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: nothing but zombies is left of it
-                if number == signal.SIGKILL:
-                    os.killpg(self.process.pid, number)
-                else:
-                    os.kill(self.process.pid, number)
+            if number == signal.SIGKILL:
+                self.end_group()
+                return
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
 
     def end_group(self) -> None:
-        """Kill what the tasks of a process that has ended have started: it would work on for nobody."""
+        """Kill the process, if it has not ended, and what its tasks have started: it would work on for nobody."""
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: nothing but zombies is left of it
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def close(self) -> None:

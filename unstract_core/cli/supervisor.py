@@ -173,8 +173,6 @@ class Supervisor:
                 self._heard(slot, report)
             if status is not None:
                 pid = slot.process.pid
-                if self._died_of_itself(slot, status) or slot.leaves is Report.OVERDUE:
-                    slot.end_group()
                 self._left(slot, pid, status)
                 with contextlib.suppress(Exception):  # metrics are no reason to lose a worker, nor to be silent of it
                     self._forget(pid)
@@ -210,26 +208,22 @@ class Supervisor:
 
     def _left(self, slot: Slot, pid: int, status: int) -> None:
         """Let go of a child that has ended, and see to its place."""
-        died = self._died_of_itself(slot, status)
+        died, stopping = self._died_of_itself(slot, status), self._kill_at is not None
         lived, why = slot.lived, slot.leaves
+        if died or why is Report.OVERDUE:
+            slot.end_group()
         slot.close()
-        if self._kill_at is not None:
-            if died:
-                self._deaths += 1
-                fields = {"slot": slot.number, "pid": pid, "exit": _named(status), "lived": round(lived, 1)}
-                emit(logger, logging.WARNING, "child_died", **fields)
-            return
-        if not self._ever_started and status == FAILED:
+        if not stopping and not self._ever_started and status == FAILED:
             self._code = status
-        elif not died and why is not None:
+        elif died:
+            self._died(slot, _named(status), pid, lived)
+        elif not stopping and why is not None:
             slot.backoff.lives(lived)
             slot.start_at = 0.0
             reason = why.name.lower()
             emit(
                 logger, logging.INFO, "child_recycled", slot=slot.number, pid=pid, reason=reason, lived=round(lived, 1)
             )
-        else:
-            self._died(slot, _named(status), pid, lived)
 
     def _died_of_itself(self, slot: Slot, status: int) -> bool:
         """Whether a child has ended otherwise than it says, or is asked to: by SIGTERM, where it had not begun."""
@@ -238,19 +232,15 @@ class Supervisor:
         return status not in _ASKED_TO
 
     def _died(self, slot: Slot, how: str | int, pid: int | None, lived: float = 0.0) -> None:
+        told = {"slot": slot.number, "pid": pid, "exit": how, "lived": round(lived, 1)}
+        if self._kill_at is not None:
+            self._deaths += 1
+            emit(logger, logging.WARNING, "child_died", **told)
+            return
         was_looping = slot.backoff.looping
         pause = slot.backoff.died(lived)
         slot.start_at = time.monotonic() + pause
-        emit(
-            logger,
-            logging.WARNING,
-            "child_died",
-            slot=slot.number,
-            pid=pid,
-            exit=how,
-            lived=round(lived, 1),
-            restart_in=pause,
-        )
+        emit(logger, logging.WARNING, "child_died", **told, restart_in=pause)
         if slot.backoff.looping and not was_looping:
             emit(logger, logging.ERROR, "crash_loop", slot=slot.number, deaths=slot.backoff.deaths, exit=how)
 
