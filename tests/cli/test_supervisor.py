@@ -401,7 +401,7 @@ def test_nothing_of_the_supervision_reaches_what_a_task_starts(tmp_path: Path) -
         (pid,) = command.children()
         wait_until(lambda: noted(tmp_path, "looked"), what="the task")
         assert "UNSTRACT_WIRE_CHILD" not in (tmp_path / "looked.env").read_text()
-        arguments = subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True).stdout
+        arguments = subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True).stdout
         assert "--app supervised:tasks" in arguments
         assert "supervised:looking" not in arguments
         command.signal(signal.SIGTERM)
