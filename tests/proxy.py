@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 
 class Proxy:
     """Listens on `port` and passes on to `target`. One thread for each direction of a connection.
 
-    While it is `away` it ends every connection as soon as it is made.
+    While it is `away` it ends every connection as soon as it is made. A request is passed on `latency` seconds late.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
@@ -20,6 +21,7 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self.hide_the_process = False
         self.away = False
+        self.latency = 0.0
         self._marker: bytes | None = None
         self._passes = True
         self._swallowed: bytes | None = None
@@ -89,6 +91,8 @@ class Proxy:
             while data := line.client.recv(65536):
                 if line.silent:
                     continue
+                if self.latency:
+                    time.sleep(self.latency)
                 if self._marker is not None and self._marker in data:
                     self._marker = None
                     if not self._passes:

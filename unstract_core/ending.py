@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from unstract_core.continuation import fallbacks
 from unstract_core.errors import TransportClosed, TransportError, TransportRefused, TransportUnavailable
@@ -25,7 +25,7 @@ from unstract_core.values import error_text
 
 logger = logging.getLogger(__name__)
 
-_LARGEST_BATCH = 500
+_LARGEST_BATCH = 1000
 _MOST_FAILURES = 5
 PATIENCE = 300.0
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
@@ -35,17 +35,24 @@ _COUNTED_AS = {Verdict.ACK: "settled", Verdict.RETRY: "retried", Verdict.BURY: "
 class Endings:
     """What is finished and not settled yet, of one subscription. `held` is everything held: what ends leaves it.
 
-    `answers` is counted up by the owner whenever the transport has answered something else.
+    `answers` is counted up by the owner whenever the transport has answered something else. `renew_in_time` is called
+    before each settlement, and renews the leases if that is due: settling takes as many statements as it needs.
     """
 
     def __init__(
-        self, subscription: Subscription, held: dict[Key, Held], counters: Counter[str], observers: Observers
+        self,
+        subscription: Subscription,
+        held: dict[Key, Held],
+        counters: Counter[str],
+        observers: Observers,
+        renew_in_time: Callable[[], None],
     ) -> None:
         self.answers = 0
         self._subscription = subscription
         self._held = held
         self._counters = counters
         self._observers = observers
+        self._renew_in_time = renew_in_time
         self._finished: dict[Key, Held] = {}
         self._largest_batch = _LARGEST_BATCH
 
@@ -86,6 +93,10 @@ class Endings:
         return (given_back or due)[: self._largest_batch]
 
     def _settle(self, batch: Sequence[Held]) -> None:
+        self._renew_in_time()
+        batch = [held for held in batch if held.key in self._finished]  # a renewal may have ended what is in doubt
+        if not batch:
+            return
         try:
             took_effect = self._subscription.settle([_settlement(held) for held in batch])
         except TransportClosed:
@@ -100,8 +111,11 @@ class Endings:
             self._refused(batch, exc)
         else:
             self.answers += 1
+            for held in batch:  # before anything is renewed: what was settled has no lease any more
+                self._forget(held)
             for held, effective in zip(batch, took_effect, strict=True):
                 self._end(held, effective=effective)
+                self._renew_in_time()  # an observer may have taken its time
 
     def _refused(self, batch: Sequence[Held], refusal: Exception) -> None:
         if len(batch) > 1:

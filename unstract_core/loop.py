@@ -33,6 +33,8 @@ Result = TypeVar("Result")
 
 LONGEST_WAIT = 5.0
 _MOST_SUSPECTS = 3
+_MOMENT = 0.001
+"""Seconds after which some of many short tasks have ended."""
 _MARGIN = 0.9
 """The part of a lease in which a task may still be started: its end was reckoned by another clock."""
 
@@ -72,12 +74,13 @@ class Loop:
             settings.observers,
             settings.deadline,
         )
-        self._endings = Endings(subscription, self._held, settings.counters, settings.observers)
+        self._endings = Endings(subscription, self._held, settings.counters, settings.observers, self._renew_in_time)
         self._prefetch = (
             AdaptivePrefetch(settings.concurrency) if settings.prefetch is None else FixedPrefetch(settings.prefetch)
         )
         self._ran, self._busy = settings.counters["ran"], 0.0
         self._renew_at = time.monotonic() + settings.lease / 3
+        self._renewal_failed = False
         self._resume_at = 0.0
         self._pause = 0.0
         self._told_away = False
@@ -109,16 +112,15 @@ class Loop:
         if overdue := self._runner.give_up_overdue():
             self._observe(away=self._told_away)  # whoever owns the process may stop it now, before more is started
             self._runner.replace_threads(overdue)
-        limit = self._limit()
-        if self._gave_back(limit):
-            limit = self._settings.concurrency
+        self._give_back()
         if (pause := self._resume_at - time.monotonic()) > 0:
             time.sleep(min(pause, SHORTEST_PAUSE))
             return None
-        self.problem = None
-        self._try(self._renew)
+        self.problem, self._renewal_failed = None, False
+        self._renew_in_time()
         self._try(self._settle)
-        room = self._room(limit)
+        self._renew_in_time()
+        room = self._room()
         received = self._try(lambda: self._receive(room, patience, deadline))
         if self.problem is None or (room and received is not None):  # what alone fails has a pause of its own
             self._pause = 0.0
@@ -147,28 +149,30 @@ class Loop:
             self.problem = self.problem or exc
             return None
 
-    def _gave_back(self, limit: int) -> bool:
-        """Let others have what waits for a thread when this worker stops, or when it waits behind long tasks."""
+    def _give_back(self) -> None:
+        """Release what waits for a thread when this worker stops, or when it waits behind long tasks."""
         if self._settings.stopping():
             why = "the worker stops"
         elif not self._prefetch.adapts or not self._runner.waiting:
-            return False
-        elif time.monotonic() - self._runner.moved >= WINDOW:
+            return
+        elif self._runner.stuck_for >= WINDOW:
             why = "every thread is busy for longer"
-            self._prefetch.fall()
-        elif self._runner.waiting > 2 * limit:
+        elif self._runner.waiting > 2 * self._limit():
             why = "tasks have become longer"
         else:
-            return False
+            return
+        self._prefetch.fall()
         for held in self._runner.withdraw():
             held.give_back(why)
             self._runner.finish(held)
-        return True
 
-    def _renew(self) -> None:
+    def _renew_in_time(self) -> None:
+        """Renew the leases if that is due: a due renewal comes before any other statement, and is tried once a turn."""
+        if time.monotonic() >= self._renew_at and not self._renewal_failed:
+            self._renewal_failed = self._try(self._renew) is None
+
+    def _renew(self) -> bool:
         now = time.monotonic()
-        if now < self._renew_at:
-            return
         held = list(self._held.values())
         if held:
             kept = self._subscription.renew([one.delivery for one in held])
@@ -179,6 +183,7 @@ class Loop:
                 else:
                     self._endings.lost(one)
         self._renew_at = now + self._settings.lease / 3
+        return True
 
     def _settle(self) -> None:
         done = self._runner.done
@@ -186,6 +191,10 @@ class Loop:
         self._endings.settle()
 
     def _receive(self, room: int, patience: float, deadline: float) -> int:
+        if not room and not self._runner.done and self._limit() > self._settings.concurrency:
+            time.sleep(_MOMENT)
+        if not room and self._runner.done:
+            return 0  # they are settled first, which makes room: no need to ask a transport that may be far
         self._runner.asleep = True
         try:
             began = time.monotonic()
@@ -196,6 +205,8 @@ class Loop:
             self._runner.asleep = False
         if room:
             self._endings.answers += 1
+            if not deliveries and not self._held:
+                self._prefetch.fall()  # what comes after a pause may be long
         for delivery in deliveries:
             self._take(delivery)
         return len(deliveries)
@@ -204,13 +215,19 @@ class Loop:
         ran, busy = self._settings.counters["ran"], self._runner.busy
         self._prefetch.ran(ran - self._ran, busy - self._busy)
         self._ran, self._busy = ran, busy
-        return self._prefetch.limit()
+        return self._prefetch.limit(self._runner.started)
 
-    def _room(self, limit: int) -> int:
+    def _room(self) -> int:
+        """Return how many messages may be received now.
+
+        What has finished since the last settlement leaves room, unless the number of messages in flight is fixed: else
+        a far transport would be asked for a handful of messages after each batch.
+        """
         suspects = len(self._endings.suspects)
         if self._settings.stopping() or suspects > _MOST_SUSPECTS:
             return 0
-        return max(0, limit - (len(self._held) - suspects))
+        settled_next = len(self._runner.done) if self._prefetch.adapts and self.problem is None else 0
+        return max(0, self._limit() - (len(self._held) - suspects - settled_next))
 
     def _longest_wait(self, patience: float, deadline: float) -> float:
         """Return the moment until which nothing but a message or a finished task is to be waited for."""

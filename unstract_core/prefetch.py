@@ -1,20 +1,30 @@
 """How many messages a consumer holds: what its threads run in some 50 ms, and at least one for each.
 
 So no-op tasks come in hundreds a round trip, while an LLM call of a minute holds exactly one message per thread and
-leaves the others to idle workers. It is the time in the tasks that counts: a slow network makes batches no smaller.
+leaves the others to idle workers. Only time in tasks counts: a slow network, on which the threads wait for messages,
+makes batches no smaller.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 WINDOW = 0.05
 LARGEST = 1000
+_GROWTH = 8
 
 
 class AdaptivePrefetch:
-    """Doubles while everything held is run, up to what the threads run in one window by the tasks' average time."""
+    """Grows while everything in flight is run, up to what the threads run in one window by the tasks' average time.
+
+    A window ends when the threads together have spent its length in tasks, each of them. So a window in which they had
+    nothing to run does not end, however long it takes.
+
+    Args:
+        concurrency: Number of task threads; the limit is never below it.
+        clock: Returns the monotonic time in seconds.
+    """
 
     adapts = True
 
@@ -24,21 +34,37 @@ class AdaptivePrefetch:
         self._begin(concurrency)
 
     def ran(self, count: int, seconds: float) -> None:
-        """Note that `count` tasks have ended that took `seconds` in all."""
+        """Record finished tasks.
+
+        Args:
+            count: How many tasks have ended.
+            seconds: How long they took, added up.
+        """
         self._run += count
         self._seconds += seconds
 
-    def limit(self) -> int:
-        """Return how many messages may be held now."""
-        if self._run >= self._limit:
-            self._begin(min(self._fair(), 2 * self._limit))
-        elif self._clock() - self._since >= WINDOW:
+    def limit(self, started: Iterable[float] = ()) -> int:
+        """Return how many messages may be in flight now.
+
+        Args:
+            started: When each task that runs now was started, on the same clock.
+        """
+        started = list(started)
+        throughout = sum(moment <= self._since for moment in started)
+        if self._run and self._run + throughout >= self._limit:
+            self._begin(min(self._fair(), _GROWTH * self._limit))
+        elif self._seconds + self._running(started) >= self._least * WINDOW:
             self._begin(min(self._fair(), self._limit) if self._run else self._least)
         return self._limit
 
     def fall(self) -> None:
-        """Begin anew at one for each thread: nothing was run for a whole window."""
+        """Start again at one message for each thread: every thread is in a long task, or the queues are empty."""
         self._begin(self._least)
+
+    def _running(self, started: Iterable[float]) -> float:
+        """Return the seconds of this window in tasks that have not ended."""
+        now = self._clock()
+        return sum(now - max(moment, self._since) for moment in started)
 
     def _fair(self) -> int:
         """Return what the threads run in one window."""
@@ -60,10 +86,10 @@ class FixedPrefetch:
         self._limit = limit
 
     def ran(self, count: int, seconds: float) -> None:
-        """Nothing to learn."""
+        """Ignored: the number is fixed."""
 
-    def limit(self) -> int:
+    def limit(self, started: Iterable[float] = ()) -> int:
         return self._limit
 
     def fall(self) -> None:
-        """Whoever fixed the number wants it held."""
+        """Ignored: the number is fixed."""

@@ -47,7 +47,7 @@ class Runner:
 
     `counters` gets "ran", "replaced" and "overdue", `busy` the seconds in tasks; a task may run for `deadline` seconds;
     once `stopping`, nothing more is started. `ring` is called when something was finished while the owner said that it
-    is `asleep`. `moved` is when a delivery was last submitted or finished, on the monotonic clock.
+    is `asleep`.
 
     Guarantee: whatever a task, its result, its exception or a log handler does, its delivery ends in `done` and the
     thread lives on.
@@ -67,8 +67,8 @@ class Runner:
         self.done: deque[Held] = deque()
         self.asleep = False
         self.busy = 0.0
-        self.moved = time.monotonic()
         self._tasks = tasks
+        self._concurrency = concurrency
         self._policy = policy
         self._counters = counters
         self._stopping = stopping
@@ -97,11 +97,22 @@ class Runner:
         return len(self._started)
 
     @property
+    def started(self) -> list[float]:
+        """When each task that runs now was started, on the monotonic clock."""
+        return list(self._started.values())
+
+    @property
+    def stuck_for(self) -> float:
+        """For how many seconds every thread has been in the task that it runs now; 0 while one is free."""
+        started = self.started
+        return 0.0 if len(started) < self._concurrency else time.monotonic() - max(started)
+
+    @property
     def overdue_at(self) -> float:
         """When the next running task is overdue, on the monotonic clock."""
         if self._deadline == math.inf:
             return math.inf
-        return min(list(self._started.values()), default=math.inf) + self._deadline
+        return min(self.started, default=math.inf) + self._deadline
 
     def give_up_overdue(self) -> int:
         """Finish what has been running for longer than the deadline as failed; return how many.
@@ -133,12 +144,11 @@ class Runner:
                 self._threads.append(replacement)
 
     def submit(self, held: Held) -> None:
-        self.moved = time.monotonic()
         self._waiting.put(held)
 
     def finish(self, held: Held) -> None:
         """Hand over what has a settlement, and wake the owner if it sleeps: appended first, so nothing is slept on."""
-        self.moved = held.finished = time.monotonic()
+        held.finished = time.monotonic()
         self.done.append(held)
         if self.asleep:
             self.asleep = False

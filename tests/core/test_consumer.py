@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import pytest
 from consumers import running
-from core.faulty import Faulty
+from core.faulty import Faulty, FaultySubscription
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message, then
@@ -20,6 +20,7 @@ from transports.memory import MemoryTransport
 from unstract_core import (
     ConfigurationError,
     Consumer,
+    Delivery,
     Dispatcher,
     NotSupported,
     Reply,
@@ -216,6 +217,33 @@ def test_after_a_burst_tasks_of_some_length_are_shared_too() -> None:
         with running(second):
             wait_until(lambda: sum(ran.values()) == 60, what="all to be run")
     assert ran["b"] > 10
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_far_transport_gets_batches_as_large_as_a_near_one(concurrency: int) -> None:
+    """Where each call takes longer than a window, no-op tasks come in hundreds, and nothing is released unstarted."""
+    asked: list[int] = []
+
+    class FarSubscription(FaultySubscription):
+        def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+            asked.append(limit)
+            time.sleep(0.06)
+            return super().receive(limit=limit, wait=wait)
+
+        def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+            time.sleep(0.06)
+            return super().settle(settlements)
+
+    class Far(Faulty):
+        def subscribe(self, queues: Sequence[str], *, lease: float) -> FaultySubscription:
+            return FarSubscription(self, self.transport.subscribe(queues, lease=lease))
+
+    transport = Far()
+    transport.send([message("quick", QUEUE)] * 3000)
+    consumer = Consumer(transport, {"quick": lambda: None}, [QUEUE], concurrency=concurrency)
+    assert consumer.drain(timeout=60) == 3000
+    assert consumer.counters["given_back"] == 0
+    assert len(asked) < 40
 
 
 def test_what_waits_while_its_lease_is_renewed_is_started_in_its_turn() -> None:

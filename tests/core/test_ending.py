@@ -11,6 +11,8 @@ from typing import Any
 
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from unstract_core import (
     Delivery,
@@ -47,10 +49,12 @@ def finished(number: int, **fields: Any) -> Held:
     return held
 
 
-def endings(script: Script, *all_held: Held) -> tuple[Endings, dict[Any, Held], Counter[str]]:
+def endings(
+    script: Script, *all_held: Held, renew_in_time: Callable[[], None] = lambda: None
+) -> tuple[Endings, dict[Any, Held], Counter[str]]:
     held = {one.key: one for one in all_held}
     counters: Counter[str] = Counter()
-    made = Endings(script, held, counters, Observers([]))  # type: ignore[arg-type]  # the rest of a subscription is not used
+    made = Endings(script, held, counters, Observers([]), renew_in_time)  # type: ignore[arg-type]  # only settle is used
     made.add(all_held)
     return made, held, counters
 
@@ -208,3 +212,34 @@ def test_a_lease_that_is_lost_is_told_once() -> None:
     made.lost(waiting)
     made.lost(waiting)
     assert (counters["lost"], waiting.until) == (1, 0.0)
+
+
+# Renewals.
+
+
+@given(st.sets(st.integers(0, 19)))
+def test_a_due_renewal_comes_before_each_settlement(refused: set[int]) -> None:
+    """However many statements a batch takes because some are refused, each is preceded by the look at the leases."""
+    order: list[str] = []
+
+    def act(batch: Sequence[Settlement]) -> None:
+        order.append("settle")
+        if any(int(one.delivery.id) in refused and one.verdict is Verdict.ACK for one in batch):
+            raise TransportRefused("no")
+
+    script = Script(act)
+    made, _, _ = endings(script, *map(finished, range(20)), renew_in_time=lambda: order.append("renew"))
+    settle(made)
+    assert len(made) == 0
+    assert order.count("settle") > 2 * len(refused)
+    assert all(order[place - 1] == "renew" for place, step in enumerate(order) if step == "settle")
+
+
+def test_a_renewal_between_two_statements_takes_nothing_for_lost_that_was_settled() -> None:
+    """What took effect has left the deliveries in flight before the next renewal asks for them."""
+    in_flight: list[int] = []
+    script = Script()
+    made, held, _ = endings(script, finished(1), finished(2), renew_in_time=lambda: in_flight.append(len(held)))
+    settle(made)
+    assert in_flight[0] == 2
+    assert set(in_flight[1:]) == {0}

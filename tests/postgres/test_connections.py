@@ -203,6 +203,58 @@ def test_a_settlement_that_is_held_up_holds_up_no_renewal(make_postgres: Make, t
     assert sorted(ran) == ["answered", "long"]
 
 
+@on_one_server
+def test_slow_statements_together_cost_no_running_task_its_lease(
+    through: Make, between: Proxy, make_postgres: Make, queue: str
+) -> None:
+    """A due renewal comes before any other statement, so statements that each take their time add up to no lost lease.
+
+    The renewals of the far worker reach the server 0.65 s late, as does everything else that it asks.
+    """
+    near, ran = make_postgres(), []
+
+    def task(worker: str) -> None:
+        ran.append(worker)
+        time.sleep(7)
+
+    far = Consumer(through(), {"t": lambda: task("far")}, [queue], lease=3, concurrency=2)
+    near.send([message("t", queue)])
+    with running(far):
+        wait_until(lambda: ran == ["far"], what="the far worker to run it")
+        between.latency = 0.65
+        with running(Consumer(near, {"t": lambda: task("near")}, [queue], lease=3, concurrency=2)):
+            wait_until(lambda: far.counters["settled"] == 1, timeout=30, what="the far worker to settle it")
+        between.latency = 0.0
+    assert ran == ["far"]
+
+
+@on_one_server
+def test_a_receive_ends_after_one_statement_while_a_renewal_is_due(postgres: PostgresTransport, queue: str) -> None:
+    """What a subscription has in flight is renewed before it looks any further, and a claim is made all the same."""
+    postgres.send([message("t", queue)])
+    subscription = postgres.subscribe([queue], lease=1.5)
+    asked: list[str] = []
+    execute = subscription._session.execute
+
+    def noted(doing: str, statement: bytes, parameters: dict[str, Any]) -> Any:
+        asked.append(doing)
+        return execute(doing, statement, parameters)
+
+    subscription._session.execute = noted  # type: ignore[method-assign]
+    (first,) = subscription.receive(limit=1, wait=5)
+    for _ in range(3):
+        time.sleep(0.6)
+        asked.clear()
+        assert subscription.receive(limit=1, wait=5) == ()
+        assert len(asked) == 1
+        assert subscription.renew([first]) == [True]
+    time.sleep(0.6)
+    postgres.send([message("t", queue)])
+    seen = [one for _ in range(2) for one in subscription.receive(limit=1, wait=5)]
+    assert len(seen) == 1
+    subscription.close()
+
+
 @pytest.mark.parametrize("listen", [True, False])
 def test_a_message_of_any_size_goes_the_straight_way(
     make_postgres: Make, tables: Tables, queue: str, listen: bool

@@ -67,6 +67,8 @@ class PostgresSubscription:
         self._transport_closed = closed
         self._closed = False
         self._held: set[tuple[str, int]] = set()
+        self._renew_at = math.inf
+        self._owes_claim = False
         self._bring_back_at = 0.0
         self._bring_back_pace = Pace()
         self._look_back_pace = Pace(RECENT_INTERVAL)
@@ -83,16 +85,26 @@ class PostgresSubscription:
             if limit > 0:
                 # Upkeep comes first: if it failed after the claim, what was claimed would be nobody's for a lease.
                 ahead = max(0.0, min(deadline - time.monotonic(), self._poll_interval))
-                found = self._kept_up(ahead)
+                # A renewal that is due comes before any other statement, so there the rest waits for the next call.
+                found = None if self._owes_claim else self._kept_up(ahead)
+                self._owes_claim = found is not None and self._must_renew
+                if self._owes_claim:
+                    return ()
                 if deliveries := self._claimed(self._claims.next(time.monotonic()), limit):
                     return deliveries
+                if self._must_renew:
+                    return ()
                 if (claim := self._claims.otherwise()) and (deliveries := self._claimed(claim, limit)):
                     return deliveries
+                if self._must_renew:
+                    return ()
                 brought, next_due, passed_over = found or self._bring_back(ahead)
                 if brought:
                     continue
                 if passed_over:
                     for claim in self._claims.last_resorts():
+                        if self._must_renew:
+                            return ()
                         if deliveries := self._claimed(claim, limit):
                             return deliveries
                     next_due = min(next_due, _LOOK_AGAIN)
@@ -104,6 +116,7 @@ class PostgresSubscription:
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         self._check_open()
+        self._renew_at = time.monotonic() + self._lease / 3
         held = [delivery for delivery in deliveries if _key(delivery) in self._held]
         rows = self._session.execute(
             "renew leases",
@@ -169,9 +182,14 @@ class PostgresSubscription:
         """Do what is to be done now and then; return what `_bring_back` has found, if it was its time."""
         now = time.monotonic()
         found = self._bring_back(ahead) if now >= self._bring_back_at else None
-        if now >= self._sweep_at:
+        if now >= self._sweep_at and not self._must_renew:
             self._sweep()
         return found
+
+    @property
+    def _must_renew(self) -> bool:
+        """Whether a third of the lease has passed since what is in flight was claimed or renewed."""
+        return bool(self._held) and time.monotonic() >= self._renew_at
 
     def _claimed(self, claim: Claim, limit: int) -> list[Delivery]:
         began = time.monotonic()
@@ -181,6 +199,8 @@ class PostgresSubscription:
             )
         ended = time.monotonic()
         deliveries = [_delivery(*row) for row in rows]
+        if not self._held:
+            self._renew_at = began + self._lease / 3
         self._held.update(map(_key, deliveries))
         self._claims.made(claim, limit, deliveries, began, ended)
         return deliveries

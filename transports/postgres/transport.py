@@ -54,7 +54,7 @@ class PostgresTransport:
     and nothing is prepared, and whoever waits polls every `poll_interval` seconds (as it does anyway, beside
     listening). `pool_size` connections at most serve `send` and `reply`; a caller waits `timeout` seconds for one, and
     `statement_timeout` seconds for an answer. Each subscription holds one more, and waits for an answer no longer than
-    a third of its lease; all waiting `reply` calls of the process share another.
+    a quarter of its lease; all waiting `reply` calls of the process share another.
 
     Connections are made at first use, healed when they break, and made anew in a forked process. Thread-safe.
     Guarantee: what `send` returned from is stored; a settlement takes effect as a whole, once, or not at all. Raises
@@ -177,7 +177,7 @@ class PostgresTransport:
         self._check_open()
         names = check_subscription(queues, lease)
         # A statement that is held up must not hold up the renewals, for which the same connection is needed.
-        limit = min(self._statement_timeout, max(_SHORTEST_LIMIT, lease / 3))
+        limit = min(self._statement_timeout, max(_SHORTEST_LIMIT, lease / 4))
         channel = self._channels.queues if self._listen else None
         session = Session(self._connector, channel, heeded=names, limit=limit)
         try:
