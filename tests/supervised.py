@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
@@ -311,6 +311,7 @@ def worker(
     queues: Sequence[str] = ("q",),
     before: str = "",
     path: Path | None = None,
+    more_environment: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Iterator[Command]:
     """Start the command, and leave none of its processes behind. `before` is Python that runs in the parent first;
@@ -318,6 +319,7 @@ def worker(
     named = [option for queue in queues for option in ("--queue", queue)]
     found = os.pathsep.join(filter(None, [str(path or ""), str(ROOT), str(ROOT / "tests"), *sys.path]))
     env = os.environ | {"PYTHONPATH": found, DIRECTORY: str(directory), "UNSTRACT_WIRE_URL": url}
+    env |= more_environment or {}
     process = subprocess.Popen(
         [*program(before), "worker", "--app", app, *named, *arguments],
         stdin=subprocess.DEVNULL,

@@ -44,7 +44,8 @@ class Consumer:
     "deadline of ... s exceeded", and another thread takes the place of its own, which cannot be stopped. With
     `never_rerun` a task is started once, whatever happens: it is not retried, and when its worker was lost its sender
     is told so; messages are then taken one for each free thread, so that few are lost that were not started.
-    `observers` look on.
+    `observers` look on. Of an exception the log has the type and where it came from; with `log_errors` its message too,
+    which may quote the payload.
 
     `counters` counts what has happened: ran, replaced, settled, retried, buried, given_back, lost, refused, overdue.
 
@@ -69,6 +70,7 @@ class Consumer:
         task_deadline: float | None = None,
         never_rerun: bool = False,
         observers: Sequence[Observer] = (),
+        log_errors: bool = False,
     ) -> None:
         if isinstance(queues, str) or not queues or not all(isinstance(queue, str) and queue for queue in queues):
             raise ConfigurationError("queues must be a list of one or more non-empty names")
@@ -103,6 +105,7 @@ class Consumer:
         self.prefetch = concurrency if never_rerun else prefetch
         self.task_deadline = math.inf if task_deadline is None else task_deadline
         self.observers = Observers(observers)
+        self.log_errors = log_errors
         self.counters: Counter[str] = Counter()
         self._stopping = False
         self._running: Loop | None = None
@@ -179,6 +182,7 @@ class Consumer:
             lambda: self._stopping,
             self.observers,
             self.task_deadline,
+            self.log_errors,
         )
         if self._running is not None:
             raise ConfigurationError("this consumer runs already; make another one to run beside it")

@@ -60,9 +60,10 @@ class RetryLater(Exception):
 class RetryPolicy:
     """How often a task may be delivered, and how long to wait before it is run again (seconds).
 
-    `asked_attempts` counts instead of `max_attempts`, where it is more, for a task that asks to be run again. With
-    `never_rerun` a task is started once, whatever happens: it is not retried, and a message that a worker took and
-    never settled is given up.
+    `asked_attempts` counts instead of `max_attempts`, where it is more, for a task that asks to be run again. Without
+    `retry_raised` a task is never run again because it raised, as Celery's `max_retries=0` says. With `never_rerun` a
+    task is started once, whatever happens: it is not retried, and a message that a worker took and never settled is
+    given up.
     """
 
     max_attempts: int = 5
@@ -70,11 +71,13 @@ class RetryPolicy:
     backoff_max: float = 300.0
     asked_attempts: int = 0
     never_rerun: bool = False
+    retry_raised: bool = True
 
     def of(self, task: object) -> RetryPolicy:
-        """Return the policy for a task that may carry `asked_attempts` of its own, as those of a Celery app do."""
-        asked = getattr(task, "asked_attempts", None)
-        return attrs.evolve(self, asked_attempts=asked) if isinstance(asked, int) else self
+        """Return the policy for a task that may carry `asked_attempts` and `retry_raised`, as those of Celery do."""
+        asked, again = getattr(task, "asked_attempts", None), getattr(task, "retry_raised", None)
+        policy = attrs.evolve(self, asked_attempts=asked) if isinstance(asked, int) else self
+        return attrs.evolve(policy, retry_raised=again) if isinstance(again, bool) else policy
 
     @property
     def most_attempts(self) -> int:
@@ -152,9 +155,9 @@ def _delay(seconds: object) -> float | None:
     return min(max(0.0, seconds), LONGEST_DELAY)
 
 
-def overdue(deadline: float) -> Raised:
-    """Return the outcome of a task that ran for longer than `deadline` seconds."""
-    return Raised(error_text(DeadlineExceeded(f"deadline of {deadline:g} s exceeded")))
+def overdue(deadline: float) -> DeadlineExceeded:
+    """Return the error of a task that ran for longer than `deadline` seconds."""
+    return DeadlineExceeded(f"deadline of {deadline:g} s exceeded")
 
 
 @attrs.frozen
@@ -204,7 +207,7 @@ def _by_rule(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settl
         case Raised(error) | RetryAsked(_, error):
             if _awaited(_sender(delivery)):
                 return _failed(delivery, error, Verdict.ACK)
-            if delivery.attempt < policy.max_attempts and not policy.never_rerun:
+            if delivery.attempt < policy.max_attempts and policy.retry_raised and not policy.never_rerun:
                 return _again(delivery, error, policy.delay(delivery))
             return _failed(delivery, error, Verdict.BURY)
         case Rejected(error):

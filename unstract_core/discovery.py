@@ -41,7 +41,7 @@ def import_object(spec: str, what: str) -> Any:
     try:
         found: Any = importlib.import_module(module_name)
     except ImportError as exc:
-        raise _missing(exc, spec) from exc
+        raise _missing(exc, f"{what} {spec}") from exc
     for part in name.split("."):
         if not hasattr(found, part):
             raise ConfigurationError(f"{what} {spec!r}: module {module_name!r} has no {name!r}")

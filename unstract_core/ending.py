@@ -183,6 +183,8 @@ class Endings:
             self._counters[_COUNTED_AS[settlement.verdict] if settlement.counted else "given_back"] += 1
             if self._observers:
                 self._observers.settled(settlement, time.monotonic() - held.finished)
+                if settlement.verdict is Verdict.BURY:
+                    self._observers.dead_lettered(settlement)
         elif held.doubtful:
             emit(logger, logging.INFO, "settled_or_lost", **ids(held.delivery))
         else:

@@ -9,9 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import traceback
+from pathlib import Path
+from types import TracebackType
 
 LONGEST_FIELD = 500
 """Characters of a field in the message; the record's `extra` has it whole."""
+_LONGER_FIELDS = {"traceback": 4000, "error": 2000}
+_MOST_FRAMES = 30
+_MOST_CAUSES = 5
+_OURS = f"{Path(__file__).parent}{os.sep}"
 
 
 def emit(logger: logging.Logger, level: int, event: str, **fields: object) -> None:
@@ -21,14 +29,38 @@ def emit(logger: logging.Logger, level: int, event: str, **fields: object) -> No
     """
     with contextlib.suppress(Exception):
         if logger.isEnabledFor(level):
-            text = "".join(f" {key}={_printed(value)}" for key, value in fields.items())
+            text = "".join(
+                f" {key}={_printed(value, _LONGER_FIELDS.get(key, LONGEST_FIELD))}" for key, value in fields.items()
+            )
             extra = {f"wire.{key}": value for key, value in fields.items()}
             logger.log(level, "wire.%s%s", event, text, extra={"wire.event": event, **extra}, stacklevel=2)
 
 
-def _printed(value: object) -> str:
+def frames(exc: BaseException) -> str:
+    """Return where an exception came from: file, line and function of each frame, and neither values nor messages.
+
+    The innermost frame stands first; the frames of this package that lead to the task are left out. The exceptions that
+    caused it follow, each after its type's name.
+    """
+    texts: list[str] = []
+    link: BaseException | None = exc
+    while link is not None and len(texts) <= _MOST_CAUSES:
+        texts.append((f"caused by {type(link).__name__}: " if texts else "") + _frames(link.__traceback__))
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return "; ".join(texts)
+
+
+def _frames(trace: TracebackType | None) -> str:
+    called = [(step.f_code.co_filename, line, step.f_code.co_name) for step, line in traceback.walk_tb(trace)]
+    while len(called) > 1 and called[0][0].startswith(_OURS):
+        del called[0]
+    shown = [f"{file}:{line} {name}" for file, line, name in reversed(called[-_MOST_FRAMES:])]
+    return " < ".join(shown) + (f" < {len(called) - _MOST_FRAMES} more" if len(called) > _MOST_FRAMES else "")
+
+
+def _printed(value: object, longest: int) -> str:
     """Write a field so that it stays on its line and in its place, whatever a foreign message calls its task."""
     text = str(value)
-    if len(text) > LONGEST_FIELD:
-        text = text[:LONGEST_FIELD] + "..."
+    if len(text) > longest:
+        text = text[:longest] + "..."
     return text if text.isprintable() and " " not in text else json.dumps(text, ensure_ascii=not text.isprintable())

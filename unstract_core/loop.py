@@ -52,6 +52,7 @@ class Settings:
     stopping: Callable[[], bool]
     observers: Observers
     deadline: float = math.inf
+    log_errors: bool = False
 
 
 class Loop:
@@ -73,6 +74,7 @@ class Loop:
             self.ring,
             settings.observers,
             settings.deadline,
+            log_errors=settings.log_errors,
         )
         self._endings = Endings(subscription, self._held, settings.counters, settings.observers, self._renew_in_time)
         self._prefetch = (

@@ -28,7 +28,7 @@ End: TypeAlias = Literal["returned", "raised", "retry_asked", "rejected", "ignor
 """How a task ended: "retry_asked" where it will be run again, and else "raised"; "rejected" also stands for a message
 that was never started."""
 
-_HOOKS = ("sending", "running", "ran", "rejected", "settled", "lost", "turned")
+_HOOKS = ("sending", "running", "task_failed", "ran", "rejected", "settled", "dead_lettered", "lost", "turned")
 
 
 @attrs.frozen
@@ -46,8 +46,9 @@ class Turn:
 class Observer:
     """Does nothing; a subclass overrides what it wants to know.
 
-    `sending` is called on the thread that sends, `running` and `ran` on the thread of the task; everything else on the
-    consumer's one I/O thread, but `rejected` on either of the two.
+    `sending` is called on the thread that sends, `running`, `task_failed` and `ran` on that of the task; everything
+    else on the consumer's one I/O thread, but `rejected` on either of the two. The I/O thread renews leases: a hook on
+    it should return within a few seconds.
     """
 
     def sending(self, message: Message) -> AbstractContextManager[Message]:
@@ -57,6 +58,18 @@ class Observer:
     def running(self, delivery: Delivery) -> AbstractContextManager[dict[str, str] | None]:
         """Stand around a task; what is yielded becomes the `headers` of its continuation, None leaving its own."""
         return contextlib.nullcontext(None)
+
+    def task_failed(self, delivery: Delivery, end: End, exception: BaseException) -> None:
+        """Called when a task ended with an exception, inside of `running`, while the exception is being handled.
+
+        If a task exceeds its deadline, this hook is called on the I/O thread at that moment, with DeadlineExceeded.
+
+        Args:
+            delivery: The message that was run, with its payload.
+            end: "raised" for a failure, "retry_asked" where the task will be run again, "rejected" or "ignored" for
+                Celery's Reject and Ignore.
+            exception: What the task raised, with its traceback. Its text may quote the payload.
+        """
 
     def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
         """Note that a task ended, inside of `running`: with what type of error, after how many seconds, and how many
@@ -68,6 +81,18 @@ class Observer:
 
     def settled(self, settlement: Settlement, seconds: float) -> None:
         """Note that a settlement took effect, this many seconds after its outcome was known."""
+
+    def dead_lettered(self, settlement: Settlement) -> None:
+        """Called when a message has become a dead letter, after that was committed.
+
+        A worker that is killed between the commit and this call makes none: what has to happen for sure is the work of
+        `on_error`, which is part of the commit.
+
+        Args:
+            settlement: What was written. `settlement.delivery.payload` is the message's payload; it is None where the
+                message could not be read, and then `settlement.delivery.raw` is the stored message.
+                `settlement.reason` is the error text.
+        """
 
     def lost(self, delivery: Delivery) -> None:
         """Note that a lease was lost: nothing of what its task did is written."""
@@ -93,6 +118,9 @@ class Observers(Observer):
     def running(self, delivery: Delivery) -> AbstractContextManager[dict[str, str] | None]:
         return _Around(self._with["running"], lambda one, _: one.running(delivery), _headers, None, self._tell)
 
+    def task_failed(self, delivery: Delivery, end: End, exception: BaseException) -> None:
+        self._each("task_failed", delivery, end, exception)
+
     def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
         self._each("ran", delivery, end, error_type, seconds, replaced)
 
@@ -101,6 +129,9 @@ class Observers(Observer):
 
     def settled(self, settlement: Settlement, seconds: float) -> None:
         self._each("settled", settlement, seconds)
+
+    def dead_lettered(self, settlement: Settlement) -> None:
+        self._each("dead_lettered", settlement)
 
     def lost(self, delivery: Delivery) -> None:
         self._each("lost", delivery)

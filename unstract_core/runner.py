@@ -28,8 +28,7 @@ from unstract_core.continuation import (
     with_headers,
 )
 from unstract_core.current import delivering
-from unstract_core.errors import DeadlineExceeded
-from unstract_core.events import emit
+from unstract_core.events import emit, frames
 from unstract_core.holding import Held
 from unstract_core.observer import End, Observers
 from unstract_core.payload import TaskPayload
@@ -46,8 +45,8 @@ class Runner:
     """Runs deliveries on `concurrency` threads, first come first served, and collects what is to be settled.
 
     `counters` gets "ran", "replaced" and "overdue", `busy` the seconds in tasks; a task may run for `deadline` seconds;
-    once `stopping`, nothing more is started. `ring` is called when something was finished while the owner said that it
-    is `asleep`.
+    with `log_errors` the log has the messages of exceptions, too; once `stopping`, nothing more is started. `ring` is
+    called when something was finished while the owner said that it is `asleep`.
 
     Guarantee: whatever a task, its result, its exception or a log handler does, its delivery ends in `done` and the
     thread lives on.
@@ -63,6 +62,8 @@ class Runner:
         ring: Callable[[], None],
         observers: Observers,
         deadline: float = math.inf,
+        *,
+        log_errors: bool = False,
     ) -> None:
         self.done: deque[Held] = deque()
         self.asleep = False
@@ -75,6 +76,7 @@ class Runner:
         self._ring = ring
         self._observers = observers
         self._deadline = deadline
+        self._log_errors = log_errors
         self._started: dict[Held, float] = {}
         self._waiting: SimpleQueue[Held | None] = SimpleQueue()
         self._count = threading.Lock()
@@ -130,8 +132,10 @@ class Runner:
             given_up += 1
             self._counters["overdue"] += 1
             emit(logger, logging.ERROR, "task_overdue", **ids(held.delivery), deadline=self._deadline)
-            self._observers.ran(held.delivery, "raised", DeadlineExceeded.__name__, seconds, 0)
-            held.settlement = settle(held.delivery, overdue(self._deadline), self._policy_of(held.delivery))
+            late = overdue(self._deadline)
+            self._observers.task_failed(held.delivery, "raised", late)
+            self._observers.ran(held.delivery, "raised", type_name(late), seconds, 0)
+            held.settlement = settle(held.delivery, Raised.of(late), self._policy_of(held.delivery))
             self.finish(held)
         return given_up
 
@@ -210,6 +214,8 @@ class Runner:
             outcome = Raised.of(exc)
             error_type = type_name(exc)
             self._log_raised(delivery, exc, outcome, time.monotonic() - started)
+            if self._observers and held in self._started:
+                self._observers.task_failed(delivery, self._end(delivery, outcome), exc)
         seconds = time.monotonic() - started
         replaced = outcome.replaced if isinstance(outcome, Returned) else ()
         with self._count:
@@ -249,6 +255,8 @@ class Runner:
             error_type=type_name(exc),
             where=_where(exc.__traceback__),
             seconds=round(seconds, 3),
+            traceback=frames(exc),
+            **({"error": error_text(exc)} if self._log_errors else {}),
         )
 
     def _end(self, delivery: Delivery, outcome: Outcome) -> End:

@@ -230,6 +230,35 @@ def test_a_task_that_raised_and_that_nobody_waits_for_is_run_again_as_any_other(
     assert (ended.ran, ended.buried) == (3, "ConnectionError: away for the 2th time")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_retries": 0},
+        {"max_retries": -1},
+        {"max_retries": 0, **AWAY},
+        {"autoretry_for": (OSError,), "retry_kwargs": {"max_retries": 0}},
+    ],
+)
+@pytest.mark.parametrize("awaits", ["nothing", "callbacks", "reply"])
+def test_a_task_without_retries_runs_once_although_it_raised(
+    place: Stage, options: dict[str, Any], awaits: Awaits
+) -> None:
+    """`max_retries=0` means that a task is never run again because it raised, whoever waits and whatever it calls."""
+
+    def asks(task: Any) -> None:
+        task.retry(exc=ConnectionError("away for the 0th time"), countdown=0)
+
+    for run in (away, asks):
+        if run is not away and options.get("retry_kwargs"):
+            continue  # a task that calls retry by itself has the limit of the task, not that of autoretry
+        ended = place.run(declared(run, **options), "t", awaits=awaits, max_attempts=5)
+        assert ended.ran == 1
+        if awaits == "nothing":
+            assert ended.buried == "ConnectionError: away for the 0th time"
+        else:
+            assert ended.told == ("failed", "ConnectionError: away for the 0th time")
+
+
 def asked(run: Callable[..., Any], **options: Any) -> float | None:
     """Let a task ask for a retry, and return in how many seconds it is to happen."""
     payload = TaskPayload(task_name="t", args=[], kwargs={}, queue="q")

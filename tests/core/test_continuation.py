@@ -53,6 +53,7 @@ policies = st.builds(
     max_attempts=st.integers(1, 9),
     backoff=st.floats(0, 100),
     backoff_max=st.floats(0, 1000),
+    retry_raised=st.just(True),
 )
 outcomes: st.SearchStrategy[Outcome] = st.one_of(
     st.builds(Returned, some.json_values),
@@ -329,6 +330,16 @@ def test_any_delay_that_retry_later_takes_can_be_settled(delivery: Delivery, del
     except ConfigurationError:
         assume(False)
     check_delay(settle(delivery, outcome, RetryPolicy()).delay)
+
+
+@given(some.deliveries(), errors, policies)
+def test_a_task_without_retries_is_never_run_again_because_it_raised(
+    delivery: Delivery, error: str, policy: RetryPolicy
+) -> None:
+    """Without `retry_raised` a failure ends its message, and the sender hears of it as of a last attempt."""
+    settlement = settle(delivery, Raised(error), attrs.evolve(policy, retry_raised=False))
+    assert settlement.verdict is not Verdict.RETRY
+    assert settlement == settle(delivery, Raised(error), attrs.evolve(policy, max_attempts=1))
 
 
 # The row "malformed / unknown task / too many attempts".

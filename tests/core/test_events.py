@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract_tests.messages import message
 from tools.check_lock import ROOT
-from unstract_core.events import emit
+from transports.memory import MemoryTransport
+from unstract_core import Consumer
+from unstract_core.events import emit, frames
 
 logger = logging.getLogger("tests.events")
 
@@ -55,6 +58,55 @@ def test_a_field_stays_on_its_line_and_in_its_place(name: str) -> None:
         shown = text.removeprefix("wire.odd task=").removesuffix(" attempt=1")
         assert " " not in shown or shown.startswith('"')
     assert vars(records[0])["wire.task"] == name
+
+
+# Tracebacks.
+
+
+def fail_with(text: str, depth: int) -> None:
+    """Raise a ValueError with this text, so many calls deeper, caused by a KeyError with the same text."""
+    if depth:
+        fail_with(text, depth - 1)
+    try:
+        dict[str, str]()[text]
+    except KeyError as exc:
+        raise ValueError(text) from exc
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=8), st.integers(0, 100))
+def test_frames_tell_the_place_and_neither_message_nor_value(text: str, depth: int) -> None:
+    """The log of a failure has file, line and function, of its causes too, and nothing that the task was given."""
+    secret = f"secret-{text}"
+    with pytest.raises(ValueError, match="secret") as caught:
+        fail_with(secret, depth)
+    shown = frames(caught.value)
+    line = fail_with.__code__.co_firstlineno
+    assert shown.startswith(f"{__file__}:{line + 7} fail_with")
+    assert f"; caused by KeyError: {__file__}:{line + 5} fail_with" in shown
+    assert "secret" not in shown
+    assert shown.count(" < ") <= 31
+
+
+def test_frames_end_although_causes_go_round() -> None:
+    """Exceptions that cause each other, as a library may leave them, are told a few times and no more."""
+    first, second = ValueError("1"), KeyError("2")
+    first.__cause__, second.__cause__ = second, first
+    assert frames(first).count("caused by") == 5
+
+
+def test_a_log_of_a_failure_has_its_frames_and_its_message_only_if_asked(caplog: pytest.LogCaptureFixture) -> None:
+    """`task_raised` names type and frames; `log_errors` adds the text, which may quote the payload."""
+    for log_errors in (False, True):
+        transport = MemoryTransport()
+        transport.send([message("fail", "q", "the payload", 2)])
+        Consumer(transport, {"fail": fail_with}, ["q"], max_attempts=1, log_errors=log_errors).drain()
+    silent, told = [vars(record) for record in caplog.records if vars(record)["wire.event"] == "task_raised"]
+    for record in (silent, told):
+        assert record["wire.error_type"] == "ValueError"
+        ours = record["wire.traceback"].partition(";")[0].split(" < ")
+        assert [frame.rpartition(" ")[2] for frame in ours] == ["fail_with"] * 3
+    assert "payload" not in str(silent)
+    assert told["wire.error"] == "ValueError: the payload"
 
 
 def test_logging_never_decides_about_a_message() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
+import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,10 +18,11 @@ from hypothesis import strategies as st
 from contract_tests.messages import message, then
 from transports.memory import MemoryTransport
 from unstract_core import Consumer, Delivery, Dispatcher, Message, Observer, RetryLater, Settlement, Verdict
+from unstract_core.errors import DeadlineExceeded
 from unstract_core.observer import Turn
 
 QUEUE = "q"
-HOOKS = ("sending", "running", "ran", "rejected", "settled", "lost", "turned")
+HOOKS = ("sending", "running", "task_failed", "ran", "rejected", "settled", "dead_lettered", "lost", "turned")
 
 
 @attrs.define(eq=False)
@@ -211,3 +215,78 @@ def test_a_key_that_is_no_plain_name_is_not_logged(caplog: pytest.LogCaptureFixt
     assert vars(record)["wire.paths"] == '$["*"], $["*"][0], $.ratio'
     assert "alice" not in caplog.text
     assert "secret" not in caplog.text
+
+
+class Failures(Observer):
+    """Keeps what failed and what became a dead letter."""
+
+    def __init__(self) -> None:
+        self.failed: list[tuple[Delivery, str, BaseException, str]] = []
+        self.dead: list[Settlement] = []
+
+    def task_failed(self, delivery: Delivery, end: str, exception: BaseException) -> None:
+        assert sys.exc_info()[1] is exception or isinstance(exception, DeadlineExceeded)
+        self.failed.append((delivery, end, exception, threading.current_thread().name))
+
+    def dead_lettered(self, settlement: Settlement) -> None:
+        self.dead.append(settlement)
+
+
+def test_task_failed_gets_the_exception_while_it_is_handled() -> None:
+    """The hook gets the very exception with its traceback, how the task ended, and the delivery with its payload."""
+    failures, transport = Failures(), MemoryTransport()
+    raised: list[ValueError] = []
+
+    def fail_at(place: str) -> None:
+        raised.append(ValueError(place))
+        raise raised[-1]
+
+    transport.send([message("fail_at", QUEUE, "here"), message("later", QUEUE), message("ok", QUEUE)])
+    tasks = {**TASKS, "fail_at": fail_at}
+    Consumer(transport, tasks, [QUEUE], observers=[failures], max_attempts=2, backoff=0).drain()
+    ends = [(name(delivery), end) for delivery, end, _, _ in failures.failed]
+    assert ends.count(("fail_at", "raised")) == 2
+    assert (ends.count(("later", "retry_asked")), ends.count(("later", "raised"))) == (1, 1)
+    assert len(ends) == 4
+    seen = [exception for delivery, _, exception, _ in failures.failed if name(delivery) == "fail_at"]
+    assert seen == raised
+    assert all(traceback.extract_tb(exception.__traceback__)[-1].name == "fail_at" for exception in seen)
+    assert all(thread.startswith("unstract-wire-task") for _, _, _, thread in failures.failed)
+
+
+def test_task_failed_is_called_for_a_deadline() -> None:
+    """A task that exceeds its deadline fails with DeadlineExceeded, at that moment, and once."""
+    failures, transport, ended = Failures(), MemoryTransport(), threading.Event()
+    transport.send([message("hang", QUEUE)])
+    consumer = Consumer(
+        transport, {"hang": lambda: ended.wait(60)}, [QUEUE], observers=[failures], task_deadline=0.1, max_attempts=1
+    )
+    consumer.drain(timeout=30)
+    ended.set()
+    ((_, end, exception, _),) = failures.failed
+    assert (end, type(exception)) == ("raised", DeadlineExceeded)
+
+
+def test_dead_lettered_gets_the_payload_and_the_reason() -> None:
+    """Each message that becomes a dead letter is reported once, after the commit: failed, unknown, or unreadable."""
+    failures, transport = Failures(), MemoryTransport()
+    transport.send([message("fail", QUEUE, "its argument"), message("nobody", QUEUE), message("ok", QUEUE)])
+    transport._store.add(message("unreadable", QUEUE), "{no json")
+    Consumer(transport, TASKS, [QUEUE], observers=[failures], max_attempts=1).drain()
+    dead = {name(one.delivery): one for one in failures.dead}
+    assert len(failures.dead) == 3
+    assert dead["fail"].delivery.payload is not None
+    assert dead["fail"].delivery.payload.args == ["its argument"]
+    assert dead["nobody"].reason.startswith("UnknownTask: ")
+    assert dead[None].delivery.raw == "{no json"
+    assert {one.reason for one in transport.dead.find()} == {one.reason for one in failures.dead}
+
+
+def test_a_dead_lettered_hook_that_raises_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The settlement stands, the other messages are settled, and one ERROR names the observer."""
+    transport = MemoryTransport()
+    transport.send([message("fail", QUEUE)] * 3 + [message("ok", QUEUE)])
+    consumer = Consumer(transport, TASKS, [QUEUE], observers=[Harmful({"dead_lettered"})], max_attempts=1)
+    consumer.drain()
+    assert (consumer.counters["buried"], consumer.counters["settled"]) == (3, 1)
+    assert [vars(one)["wire.event"] for one in caplog.records].count("observer_failed") == 1

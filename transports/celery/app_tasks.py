@@ -43,8 +43,9 @@ def celery_tasks(app: Any) -> Mapping[str, Callable[..., Any]]:
     Each has `request.id` (the dispatch's, the same on every delivery), `request.retries`, `request.headers` (fairness
     as `x-fairness-key`) and `request.delivery_info`; bound tasks, class-based ones, handlers and signals work. A retry
     that a task asks for really happens, later and elsewhere, as often as its `max_retries` says, and only the last
-    error is told. A retry with other arguments or options cannot be had, because a redelivery has the same message, nor
-    can a task be replaced that somebody waits for: it then fails with NotSupported.
+    error is told. With `max_retries=0` a task is never run again because it raised. A retry with other arguments or
+    options cannot be had, because a redelivery has the same message, nor can a task be replaced that somebody waits
+    for: it then fails with NotSupported.
 
     Raises ConfigurationError for what is no Celery app, has no tasks of its own, or has one that no thread can run.
     """
@@ -66,13 +67,14 @@ def celery_tasks(app: Any) -> Mapping[str, Callable[..., Any]]:
 class CeleryTask:
     """One task of a Celery app, callable as our Runner calls tasks.
 
-    `asked_attempts` is how many deliveries the task may have because it asks for them (see `RetryPolicy`); `limited`
-    whether it has a time limit or a rate limit.
+    `asked_attempts` is how many deliveries the task may have because it asks for them, `retry_raised` whether it may be
+    run again because it raised (see `RetryPolicy`), `limited` whether it has a time limit or a rate limit.
     """
 
     def __init__(self, task: Any) -> None:
         self.task = task
         self.asked_attempts = _asked_attempts(task)
+        self.retry_raised = _retries(task)
         self.limited = any((task.time_limit, task.soft_time_limit, task.rate_limit))
         self._celery = _Celery()
         if self._celery.function(task) is not task:
@@ -108,6 +110,12 @@ def _asked_attempts(task: Any) -> int:
     if not all(isinstance(limit, int | float) for limit in (own, automatic)):
         raise ConfigurationError(f"the max_retries of task {task.name!r} must be a number or None")
     return int(min(1 + max(own, automatic, 0), WITHOUT_LIMIT))
+
+
+def _retries(task: Any) -> bool:
+    """Whether a task may be run again because it raised: not with `max_retries=0`, its own or that of autoretry."""
+    automatic = (getattr(task, "retry_kwargs", None) or {}).get("max_retries")
+    return not any(isinstance(limit, int | float) and limit <= 0 for limit in (task.max_retries, automatic))
 
 
 def _traced(celery: _Celery, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -113,6 +113,18 @@ class _Worker(click.Command):
     "--strict", is_flag=True, help="Do not start where none of the tasks that wait in a queue is one of --app's."
 )
 @click.option(
+    "--observer",
+    "observers",
+    metavar="MODULE:FACTORY",
+    multiple=True,
+    help="An Observer of each run and settlement, made by this class or factory; may be repeated.",
+)
+@click.option(
+    "--log-errors",
+    is_flag=True,
+    help="Log the messages of the exceptions that tasks raise, too: they may quote what was sent.",
+)
+@click.option(
     "--http",
     type=_address,
     metavar="[HOST:]PORT",
@@ -143,6 +155,8 @@ def worker(
     task_deadline: float | None,
     never_rerun: bool,
     strict: bool,
+    observers: tuple[str, ...],
+    log_errors: bool,
     http: Address | None,
     log_level: str,
 ) -> None:
@@ -173,17 +187,17 @@ def worker(
         transport = stack.enter_context(session.transport())
         if strict and (parent is None or parent.first):
             _check_what_waits(transport, queues, tasks)
-        observers: list[Observer] = []
+        watching = [_observer(spec) for spec in observers]
         pulse = None
         if parent is not None:
             pulse = Pulse(parent, Limits(max_tasks, None if max_memory is None else max_memory * MEGABYTE))
-            observers.append(pulse)
+            watching.append(pulse)
         if http is not None:
             exposed = Exposed.of(tasks, transport, queues, shared=parent is not None)
-            observers += exposed.observers
+            watching += exposed.observers
             if parent is None:
                 watched = Watched(silence)
-                observers.append(watched)
+                watching.append(watched)
                 stack.enter_context(serving(http, watched.health, exposed.exposition))
         consumer = Consumer(
             transport,
@@ -195,7 +209,8 @@ def worker(
             prefetch=prefetch,
             task_deadline=task_deadline,
             never_rerun=never_rerun,
-            observers=observers,
+            observers=watching,
+            log_errors=log_errors,
         )
         if pulse is not None:
             pulse.attend(consumer)
@@ -247,6 +262,21 @@ def _tasks(app: str) -> Mapping[str, Callable[..., Any]]:
     if odd := [name for name in found if not isinstance(name, str) or not name]:
         raise ConfigurationError(f"--app {app} has a task whose name is not a string: {odd[0]!r}")
     return found
+
+
+def _observer(spec: str) -> Observer:
+    what = f"--observer {spec}"
+    make_here_importable()
+    with loading(what):
+        factory = discovery.import_object(spec, "--observer")
+        if not callable(factory):
+            raise ConfigurationError(
+                f"{what} is a {type(factory).__name__}; name a class or a function that returns one"
+            )
+        made = factory()
+    if not isinstance(made, Observer):
+        raise ConfigurationError(f"{what} made a {type(made).__name__}, which is no unstract_core.Observer")
+    return made
 
 
 def _check_what_waits(transport: Transport, queues: Sequence[str], tasks: Mapping[str, object]) -> None:
