@@ -43,6 +43,8 @@ bench: $(READY)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 	@echo
 	@$(BIN)/python benchmarks/celery_bench.py $(ARGS)
+	@echo
+	@$(BIN)/python -m benchmarks.latency $(ARGS)
 
 kit: $(READY)
 	@$(BIN)/python -m contract_tests $(ARGS)
