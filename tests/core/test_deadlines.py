@@ -50,7 +50,7 @@ outcomes: st.SearchStrategy[Outcome] = st.one_of(
     st.builds(RetryAsked, st.none() | st.floats(0, 1e6), errors),
     st.builds(Rejected, errors),
     st.just(Ignored()),
-    st.builds(overdue, st.floats(0.1, 1e6)),
+    st.builds(lambda seconds: Raised.of(overdue(seconds)), st.floats(0.1, 1e6)),
 )
 once = st.builds(
     RetryPolicy,
