@@ -80,6 +80,14 @@ class Harness:
         """Cut every connection of the transport, as a failing network would; False where there are none."""
         return False
 
+    def reissue(self, transport: Any, id: str, as_id: str) -> bool:
+        """Let ids come again, as after a restore: remove the message `as_id`, if it is there, and give that id to the
+        ready message `id`, which stays in its queue. False where an id never comes again.
+
+        Asked for where `fencing` is claimed.
+        """
+        return False
+
     def clean(self, queues: Sequence[str]) -> None:
         """Remove the queues that a test has used, where they would outlast the run; called after each test."""
         return

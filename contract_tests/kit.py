@@ -96,6 +96,11 @@ class Kit:
         if not self._hook("sever", transport):
             not_claimed("the harness has no connections to cut")
 
+    def reissue(self, transport: CheckedTransport, id: str, as_id: str) -> None:
+        """Give a message the id of an earlier one; skip where ids never come again."""
+        if not hasattr(self.harness, "reissue") or not self._hook("reissue", transport, id, as_id):
+            not_claimed("the harness cannot make an id come again")
+
     @contextlib.contextmanager
     def caller(self, transport: CheckedTransport) -> Iterator[Any]:
         """Open a DB-API connection of the application's own."""

@@ -162,6 +162,31 @@ def test_a_delivery_of_another_subscription_cannot_be_settled(
     assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
 
 
+@needs("fencing")
+@pytest.mark.parametrize("same_holder", [False, True], ids=["another holder", "the same holder"])
+@pytest.mark.parametrize("verdict", Verdict)
+def test_an_id_that_comes_again_does_not_pass_an_old_fence(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict, same_holder: bool
+) -> None:
+    """After a restore a new message has the id and attempt of an old one; the old delivery changes nothing about it."""
+    (old_id,) = transport.send([message("t", queue, "old")])
+    holder = subscribe(queue)
+    old = kit.take_one(holder)
+    (new_id,) = transport.send([message("t", queue, "new")])
+    kit.reissue(transport, new_id, old_id)
+    heir, elsewhere = holder if same_holder else subscribe(queue), kit.queue()
+    new = kit.take_one(heir)
+    assert (new.id, new.attempt, first(new)) == (old.id, old.attempt, "new")
+    assert list(holder.renew([old])) == [False]
+    late = Settlement(old, verdict, reason="late", follow_up=message("f", elsewhere))
+    assert list(holder.settle([late])) == [False]
+    assert list(heir.renew([new])) == [True]
+    both = [Settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, first(one))) for one in (old, new)]
+    assert list(heir.settle(both)) == [False, True]
+    assert list(map(first, kit.take(subscribe(elsewhere), 1, limit=5))) == ["new"]
+    assert not kit.remaining(transport, queue)
+
+
 @pytest.mark.parametrize("delay", [0.0, 30.0])
 @pytest.mark.parametrize("verdict", Verdict)
 def test_a_delivery_is_settled_once(

@@ -10,7 +10,8 @@ import attrs
 
 from unstract_core.transport import Delivery, Settlement, Verdict
 
-Key: TypeAlias = tuple[str, int]
+Key: TypeAlias = int
+"""Of one delivery and no other: ids and attempts come again after a restore, while the old delivery is in flight."""
 
 
 @attrs.define(eq=False)
@@ -39,7 +40,7 @@ class Held:
 
     @property
     def key(self) -> Key:
-        return self.delivery.id, self.delivery.attempt
+        return id(self.delivery)
 
     @property
     def suspect(self) -> bool:

@@ -45,7 +45,7 @@ BAGGAGE = "baggage"
 MOST_OPEN = 10_000
 """How many runs are remembered until they are settled; one that is forgotten has its settlement below its send."""
 
-_Key: TypeAlias = tuple[str, str, int]
+_Key: TypeAlias = tuple[str, str, int, str]
 
 
 @attrs.frozen
@@ -165,7 +165,7 @@ class Tracing(Observer):
 
 
 def _key(delivery: Delivery) -> _Key:
-    return delivery.queue, delivery.id, delivery.attempt
+    return delivery.queue, delivery.id, delivery.attempt, delivery.fence
 
 
 def _context(delivery: Delivery) -> Context:

@@ -80,8 +80,8 @@ class Delivery:
     """A message, held under a lease.
 
     `attempt` starts at 1 and fences: who holds an older attempt, or gave this one back, has lost the message. `payload`
-    is None where the message could not be read; then `problem` says why, and `raw` is what was stored. It must not be
-    started after the moment `expires`, where its sender has set one.
+    is None where the message could not be read; then `problem` says why, and `raw` is what was stored, or the part of
+    it that could be fetched. It must not be started after the moment `expires`, where its sender has set one.
     """
 
     id: str
@@ -93,6 +93,9 @@ class Delivery:
     org_id: str = ""
     priority: int = DEFAULT_PRIORITY
     expires: datetime.datetime | None = None
+    fence: str = ""
+    """Opaque, for the transport that made it: tells this delivery from one whose message had the same id and attempt
+    before a restore or a failover. "" where ids never come again."""
 
 
 def write_message(message: Message) -> dict[str, Any]:

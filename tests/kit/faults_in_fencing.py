@@ -22,13 +22,13 @@ class Unfenced(MemorySubscription):
             row = self._store.rows.get(int(one.delivery.id))
             if row is not None:
                 row.holders[row.attempt] = self
-                one = attrs.evolve(one, delivery=attrs.evolve(one.delivery, attempt=row.attempt))
+                one = attrs.evolve(one, delivery=attrs.evolve(one.delivery, attempt=row.attempt, fence=row.fence))
         (answer,) = MemorySubscription.settle(self, [one])
         return answer
 
     def is_late(self, one: Settlement) -> bool:
         with self._store.using():
-            return self._store.held(one.delivery.id, one.delivery.attempt, self) is None
+            return self._store.held(one.delivery, self) is None
 
 
 @fault("test_a_late_settlement_of_a_lost_lease_changes_nothing", "assert [True] == [False]")
@@ -108,8 +108,8 @@ class GivesUpABatchForOneThatIsLost(Unfenced):
 class FencesByHolderAlone(Store):
     """The fence asks who settles, and not which attempt."""
 
-    def held(self, id: str, attempt: int, holder: object) -> Row | None:
-        row = self.rows.get(int(id))
+    def held(self, delivery: Delivery, holder: object) -> Row | None:
+        row = self.rows.get(int(delivery.id))
         return row if row is not None and row.holders.get(row.attempt) is holder else None
 
 
@@ -117,9 +117,20 @@ class FencesByHolderAlone(Store):
 class FencesByAttemptAlone(Store):
     """The fence asks which attempt is settled, and not by whom."""
 
-    def held(self, id: str, attempt: int, holder: object) -> Row | None:
-        row = self.rows.get(int(id))
-        return row if row is not None and row.attempt == attempt and attempt in row.holders else None
+    def held(self, delivery: Delivery, holder: object) -> Row | None:
+        row = self.rows.get(int(delivery.id))
+        return row if row is not None and row.attempt == delivery.attempt and row.attempt in row.holders else None
+
+
+@fault("test_an_id_that_comes_again_does_not_pass_an_old_fence", "[False, True]")
+class FencesByIdAndAttempt(Store):
+    """The fence asks for the id and the attempt, which both come again after a restore."""
+
+    def held(self, delivery: Delivery, holder: object) -> Row | None:
+        row = self.rows.get(int(delivery.id))
+        if row is None or row.attempt != delivery.attempt:
+            return None
+        return row if row.holders.get(row.attempt) is holder else None
 
 
 @fault("test_a_delivery_is_settled_once", "assert [True] == [False]")

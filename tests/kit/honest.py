@@ -15,6 +15,7 @@ from unstract_core.errors import NotSupported
 from unstract_core.payload import DEFAULT_PRIORITY
 from unstract_core.transport import (
     Capabilities,
+    Delivery,
     Message,
     QueueState,
     Reply,
@@ -34,9 +35,9 @@ class BareStore(Store):
             row.attempt -= 1
         return row
 
-    def held(self, id: str, attempt: int, holder: object) -> Row | None:
-        row = self.rows.get(int(id))
-        return row if row is not None and row.state == "held" and attempt in row.holders else None
+    def held(self, delivery: Delivery, holder: object) -> Row | None:
+        row = self.rows.get(int(delivery.id))
+        return row if row is not None and row.state == "held" and delivery.attempt in row.holders else None
 
 
 class BareSubscription(MemorySubscription):
@@ -52,7 +53,7 @@ class BareSubscription(MemorySubscription):
 
     def settle_one(self, one: Settlement) -> bool:
         with self._store.using():
-            if self._store.held(one.delivery.id, one.delivery.attempt, self) is None:
+            if self._store.held(one.delivery, self) is None:
                 return False
         if one.follow_up is not None:
             put(self._store, self.kept_of(one.follow_up))

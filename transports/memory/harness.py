@@ -31,6 +31,16 @@ class MemoryHarness(Harness):
                     row.due = 0.0
             transport._store.changed.notify_all()
 
+    def reissue(self, transport: MemoryTransport, id: str, as_id: str) -> bool:
+        store = transport._store
+        with store.using():
+            store.rows.pop(int(as_id), None)
+            row = store.rows.pop(int(id))
+            row.id = int(as_id)
+            store.rows[row.id] = row
+            store.postpone(row, 0)
+        return True
+
     def stored(self, transport: MemoryTransport, queue: str) -> Sequence[str]:
         with transport._store.using():
             return [row.text for row in transport._store.rows.values() if row.queue == queue]

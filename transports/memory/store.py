@@ -20,12 +20,13 @@ import attrs
 
 from unstract_core.domain import JSONValue
 from unstract_core.errors import TransportClosed
-from unstract_core.transport import DeadLetter, Message, QueueState, Reply, Settlement
+from unstract_core.transport import DeadLetter, Delivery, Message, QueueState, Reply, Settlement
 
 
 @attrs.define(eq=False)
 class Row:
-    """A stored message. `due` is when a lease or a delay ends; `holders` the subscriptions that took it, by attempt."""
+    """A stored message. `due` is when a lease or a delay ends; `holders` the subscriptions that took it, by attempt;
+    `fence` belongs to its latest claim."""
 
     id: int
     queue: str
@@ -36,6 +37,7 @@ class Row:
     due: float
     state: Literal["ready", "held", "delayed"]
     attempt: int = 0
+    fence: str = ""
     holders: dict[int, object] = attrs.field(factory=dict)
 
 
@@ -49,6 +51,7 @@ class Store:
         self._ready: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         self._replies: dict[str, tuple[Reply, str, float]] = {}
         self._ids = itertools.count(1)
+        self._claims = itertools.count(1)
         self._started = datetime.datetime.now(datetime.UTC)
         self._start = clock()
 
@@ -87,6 +90,7 @@ class Store:
         row = self.rows[row_id]
         row.state, row.due = "held", self.clock() + lease
         row.attempt += 1
+        row.fence = str(next(self._claims))
         row.holders[row.attempt] = holder
         return row
 
@@ -99,10 +103,12 @@ class Store:
                 self.postpone(row, 0)
         return min((row.due - now for row in waiting if row.due > now), default=None)
 
-    def held(self, id: str, attempt: int, holder: object) -> Row | None:
-        """Return the row if this attempt of this holder is its latest: the fence."""
-        row = self.rows.get(int(id))
-        return row if row is not None and row.attempt == attempt and row.holders.get(attempt) is holder else None
+    def held(self, delivery: Delivery, holder: object) -> Row | None:
+        """Return the row if this delivery to this holder is its latest: the fence."""
+        row = self.rows.get(int(delivery.id))
+        if row is None or (row.attempt, row.fence) != (delivery.attempt, delivery.fence):
+            return None
+        return row if row.holders.get(row.attempt) is holder else None
 
     def bury(self, row: Row, settlement: Settlement, result: str) -> None:
         self.dead[str(row.id)] = DeadLetter(

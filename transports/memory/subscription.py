@@ -37,7 +37,7 @@ class MemorySubscription:
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         with self._store.changed:
             self._check_open()
-            rows = [self._store.held(delivery.id, delivery.attempt, self) for delivery in deliveries]
+            rows = [self._store.held(delivery, self) for delivery in deliveries]
             for row in rows:
                 if row is not None:
                     row.state, row.due = "held", self._store.clock() + self._lease
@@ -69,7 +69,7 @@ class MemorySubscription:
 
     def _settle(self, written: _Written) -> bool:
         settlement = written.settlement
-        row = self._store.held(settlement.delivery.id, settlement.delivery.attempt, self)
+        row = self._store.held(settlement.delivery, self)
         if row is None:
             return False
         if settlement.verdict is Verdict.RETRY:
@@ -109,4 +109,6 @@ def _delivery(row: Row) -> Delivery:
         payload = from_wire(row.text)
     except MalformedPayload as exc:
         problem = str(exc)
-    return Delivery(str(row.id), row.queue, row.attempt, payload, row.text, problem, row.org_id, row.priority)
+    return Delivery(
+        str(row.id), row.queue, row.attempt, payload, row.text, problem, row.org_id, row.priority, fence=row.fence
+    )

@@ -59,6 +59,11 @@ class PostgresHarness(Harness):
             "UPDATE {messages} SET vt = now() - interval '1 second' WHERE queue_name = %s AND state = 'claimed'", queue
         )
 
+    def reissue(self, transport: PostgresTransport, id: str, as_id: str) -> bool:
+        self._run("DELETE FROM {messages} WHERE msg_id = %s", int(as_id))
+        self._run("UPDATE {messages} SET msg_id = %s WHERE msg_id = %s", int(as_id), int(id))
+        return True
+
     def stored(self, transport: PostgresTransport, queue: str) -> Sequence[str]:
         rows = self._run("SELECT message::text FROM {messages} WHERE queue_name = %s ORDER BY msg_id", queue)
         return [row[0] for row in rows]

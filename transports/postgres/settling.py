@@ -22,6 +22,7 @@ def settle_parameters(batch: Sequence[Settlement]) -> dict[str, Any]:
     return {
         "ids": [int(one.delivery.id) for one in batch],
         "attempts": [one.delivery.attempt for one in batch],
+        "enqueued": [bytes.fromhex(one.delivery.fence) for one in batch],
         "verdicts": [one.verdict.value for one in batch],
         "delays": [float(one.delay) for one in batch],
         "counted": [one.counted for one in batch],

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg
 
@@ -28,6 +28,8 @@ from unstract_core.transport import Delivery, Settlement, Verdict
 from unstract_core.values import error_text
 
 logger = logging.getLogger(__name__)
+
+_Key: TypeAlias = tuple[str, int, str]
 
 _BRING_BACK_INTERVAL = 0.5
 _BRING_BACK_LIMIT = 500
@@ -66,7 +68,7 @@ class PostgresSubscription:
         self._poll_interval = poll_interval
         self._transport_closed = closed
         self._closed = False
-        self._held: set[tuple[str, int]] = set()
+        self._held: set[_Key] = set()
         self._renew_at = math.inf
         self._owes_claim = False
         self._bring_back_at = 0.0
@@ -124,16 +126,17 @@ class PostgresSubscription:
             {
                 "ids": [int(delivery.id) for delivery in held],
                 "attempts": [delivery.attempt for delivery in held],
+                "enqueued": [bytes.fromhex(delivery.fence) for delivery in held],
                 "lease": self._lease,
             },
         )
-        kept = {(str(msg_id), attempt) for msg_id, attempt in rows}
+        kept = {(str(msg_id), attempt, enqueued.hex()) for msg_id, attempt, enqueued in rows}
         self._held.difference_update(key for delivery in held if (key := _key(delivery)) not in kept)
         return [_key(delivery) in kept for delivery in deliveries]
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         self._check_open()
-        first: dict[tuple[str, int], Settlement] = {}
+        first: dict[_Key, Settlement] = {}
         for one in settlements:
             if (key := _key(one.delivery)) in self._held:
                 first.setdefault(key, one)
@@ -273,8 +276,8 @@ def _noting_what_takes_too_long(pace: Pace | None) -> Iterator[None]:
         raise
 
 
-def _key(delivery: Delivery) -> tuple[str, int]:
-    return delivery.id, delivery.attempt
+def _key(delivery: Delivery) -> _Key:
+    return delivery.id, delivery.attempt, delivery.fence
 
 
 def _announced(settlements: Iterable[Settlement]) -> Iterator[str | None]:
@@ -288,10 +291,12 @@ def _announced(settlements: Iterable[Settlement]) -> Iterator[str | None]:
             yield None
 
 
-def _delivery(msg_id: int, queue: str, attempt: int, message: str, org_id: str, priority: int) -> Delivery:
+def _delivery(
+    msg_id: int, queue: str, attempt: int, message: str, org_id: str, priority: int, enqueued: bytes
+) -> Delivery:
     payload, problem = None, None
     try:
         payload = from_wire(message)
     except MalformedPayload as exc:
         problem = str(exc)
-    return Delivery(str(msg_id), queue, attempt, payload, message, problem, org_id, priority)
+    return Delivery(str(msg_id), queue, attempt, payload, message, problem, org_id, priority, fence=enqueued.hex())

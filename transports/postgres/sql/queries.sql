@@ -6,7 +6,9 @@
 -- to join it to a handful of ids, as it would where the statistics are of a moment at which the table was empty.
 --
 -- A message is `ready`, or `claimed` until vt: under a lease, or waiting for its time (a delayed send or retry).
--- read_ct counts its deliveries; (msg_id, read_ct) is the fence of a delivery.
+-- read_ct counts its deliveries. The fence of a delivery is (msg_id, read_ct) with enqueued_at, because ids come again
+-- after a failover, a restore or TRUNCATE ... RESTART IDENTITY. enqueued_at is compared as the server's own eight bytes:
+-- no time zone, DateStyle or year changes these on the way through a client.
 
 -- name: send_one
 -- The most frequent case, at its cheapest: one message, ready at once, that nobody has to be told of. Its parameters are
@@ -93,9 +95,10 @@ claimed AS (
     UPDATE {messages} AS m
     SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second', read_ct = least(m.read_ct, 2147483646) + 1
     FROM next WHERE m.msg_id = ANY (ARRAY[next.msg_id])
-    RETURNING m.msg_id, m.queue_name, m.read_ct, m.message, m.org_id, m.priority
+    RETURNING m.msg_id, m.queue_name, m.read_ct, m.message, m.org_id, m.priority,
+              timestamptz_send(m.enqueued_at) AS enqueued
 )
-SELECT msg_id, queue_name, read_ct, message::text, org_id, priority FROM claimed ORDER BY priority DESC, msg_id;
+SELECT msg_id, queue_name, read_ct, message::text, org_id, priority, enqueued FROM claimed ORDER BY priority DESC, msg_id;
 
 -- name: bring_back
 -- Expired leases and delays become ready again, a bounded number at a time; also tells when the next one is due, the
@@ -151,19 +154,22 @@ now() + %(ahead)s::float8 * interval '1 second';
 -- Fenced: a row that was claimed again since is not touched. One that expired but was not claimed is taken back. One that
 -- somebody has locked is passed over, and no other waits for it; it is still held, because nobody can claim it either.
 WITH held AS MATERIALIZED (
-    SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::int[]) AS h (msg_id, read_ct)
+    SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(enqueued)s::bytea[]) AS h (msg_id, read_ct, enqueued)
 ), free AS MATERIALIZED (
     SELECT m.msg_id FROM (SELECT * FROM held ORDER BY msg_id) AS h
     CROSS JOIN LATERAL (
-        SELECT msg_id FROM {messages} WHERE msg_id = h.msg_id AND read_ct = h.read_ct FOR UPDATE SKIP LOCKED
+        SELECT msg_id FROM {messages}
+        WHERE msg_id = h.msg_id AND read_ct = h.read_ct AND timestamptz_send(enqueued_at) = h.enqueued
+        FOR UPDATE SKIP LOCKED
     ) AS m
 ), renewed AS (
     UPDATE {messages} AS m SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second'
     FROM free WHERE m.msg_id = ANY (ARRAY[free.msg_id])
 )
-SELECT m.msg_id, m.read_ct FROM held AS h
+SELECT h.msg_id, h.read_ct, h.enqueued FROM held AS h
 CROSS JOIN LATERAL (
-    SELECT msg_id, read_ct FROM {messages} WHERE msg_id = h.msg_id AND read_ct = h.read_ct LIMIT 1
+    SELECT 1 FROM {messages}
+    WHERE msg_id = h.msg_id AND read_ct = h.read_ct AND timestamptz_send(enqueued_at) = h.enqueued LIMIT 1
 ) AS m;
 
 -- name: settle
@@ -171,13 +177,15 @@ CROSS JOIN LATERAL (
 -- and follow-ups and replies refer to a settlement by its place in the batch, which may hold a message's lost attempt too.
 WITH settlement AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(verdicts)s::text[], %(delays)s::float8[],
-                         %(counted)s::bool[], %(reasons)s::text[], %(results)s::text[]) WITH ORDINALITY
-        AS s (msg_id, read_ct, verdict, delay, counted, reason, result, place)
+                         %(counted)s::bool[], %(reasons)s::text[], %(results)s::text[], %(enqueued)s::bytea[])
+        WITH ORDINALITY AS s (msg_id, read_ct, verdict, delay, counted, reason, result, enqueued, place)
 ), fenced AS MATERIALIZED (
     SELECT m.msg_id, s.place, s.verdict, s.delay, s.counted, s.reason, s.result
     FROM (SELECT * FROM settlement ORDER BY msg_id) AS s
     CROSS JOIN LATERAL (
-        SELECT msg_id FROM {messages} WHERE msg_id = s.msg_id AND read_ct = s.read_ct FOR UPDATE
+        SELECT msg_id FROM {messages}
+        WHERE msg_id = s.msg_id AND read_ct = s.read_ct AND timestamptz_send(enqueued_at) = s.enqueued
+        FOR UPDATE
     ) AS m
 ), retried AS (
     UPDATE {messages} AS m

@@ -59,7 +59,7 @@ def _chosen(
 
 def _numbers(ids: Sequence[str]) -> list[int]:
     """Return the ids that can be rows at all: anything else is simply not there."""
-    return [int(id) for id in ids if id.isascii() and id.isdigit() and len(id) <= 18]
+    return [int(id) for id in ids if id.isascii() and id.isdigit() and len(id) <= 19 and int(id) < 1 << 63]
 
 
 def _letter(id: int, queue: str, body: str, reason: str, attempts: int, result: str, *rest: Any) -> DeadLetter:

@@ -51,6 +51,11 @@ class SqliteHarness(Harness):
     def expire(self, transport: SqliteTransport, queue: str) -> None:
         self._execute(transport, "UPDATE wire_message SET due = 0 WHERE queue = ? AND state <> 'ready'", queue)
 
+    def reissue(self, transport: SqliteTransport, id: str, as_id: str) -> bool:
+        self._execute(transport, "DELETE FROM wire_message WHERE id = ?", int(as_id))
+        self._execute(transport, "UPDATE wire_message SET id = ? WHERE id = ?", int(as_id), int(id))
+        return True
+
     def stored(self, transport: SqliteTransport, queue: str) -> Sequence[str]:
         return [
             body

@@ -39,13 +39,13 @@ def insert(cursor: sqlite3.Cursor, rows: Iterable[Row]) -> list[str]:
 
 def delivered(row: Sequence[Any]) -> Delivery:
     """Return a claimed row as a delivery; one that cannot be read has a problem instead of a payload."""
-    id, queue, attempt, body, org_id, priority = row
+    id, queue, attempt, body, org_id, priority, fence = row
     payload, problem = None, None
     try:
         payload = from_wire(body)
     except MalformedPayload as exc:
         problem = str(exc)
-    return Delivery(str(id), queue, attempt, payload, body, problem, org_id, priority)
+    return Delivery(str(id), queue, attempt, payload, body, problem, org_id, priority, fence=fence)
 
 
 def parsed(text: str) -> JSONValue:

@@ -26,25 +26,25 @@ ORDER BY priority DESC, id LIMIT :limit;
 SELECT body FROM wire_message WHERE queue = :queue AND state = 'ready' ORDER BY priority DESC, id LIMIT :limit;
 
 -- name: claim
-UPDATE wire_message SET state = 'held', due = :due, attempt = attempt + 1 WHERE id = :id
-RETURNING id, queue, attempt, body, org_id, priority;
+UPDATE wire_message SET state = 'held', due = :due, attempt = attempt + 1, fence = :fence WHERE id = :id
+RETURNING id, queue, attempt, body, org_id, priority, fence;
 
 -- name: renew
 -- One whose lease is over, but that nobody has claimed, is taken back.
-UPDATE wire_message SET state = 'held', due = :due WHERE id = :id AND attempt = :attempt;
+UPDATE wire_message SET state = 'held', due = :due WHERE id = :id AND attempt = :attempt AND fence = :fence;
 
 -- name: retry
 UPDATE wire_message
 SET state = iif(:delay > 0, 'delayed', 'ready'), due = :now + :delay, attempt = attempt - iif(:counted, 0, 1)
-WHERE id = :id AND attempt = :attempt;
+WHERE id = :id AND attempt = :attempt AND fence = :fence;
 
 -- name: bury
 INSERT INTO wire_dead_letter (queue, body, reason, attempts, result, org_id, priority, enqueued_at, buried_at)
 SELECT queue, body, :reason, attempt, :result, org_id, priority, enqueued_at, :now
-FROM wire_message WHERE id = :id AND attempt = :attempt;
+FROM wire_message WHERE id = :id AND attempt = :attempt AND fence = :fence;
 
 -- name: remove
-DELETE FROM wire_message WHERE id = :id AND attempt = :attempt;
+DELETE FROM wire_message WHERE id = :id AND attempt = :attempt AND fence = :fence;
 
 -- name: answer
 -- The first reply under a key wins, for as long as it is kept.

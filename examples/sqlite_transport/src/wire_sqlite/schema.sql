@@ -3,7 +3,8 @@
 
 BEGIN IMMEDIATE;
 
--- A message is `ready`, or `held` under a lease or `delayed` until `due`. (id, attempt) is the fence of a delivery.
+-- A message is `ready`, or `held` under a lease or `delayed` until `due`. (id, attempt) is the fence of a delivery,
+-- with `fence`, which is random for each claim: a copy of the file that is put back has the same ids and attempts again.
 -- AUTOINCREMENT: an id is never given out twice, for the ids of what follows from a message are derived from it.
 CREATE TABLE IF NOT EXISTS wire_message (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -14,7 +15,8 @@ CREATE TABLE IF NOT EXISTS wire_message (
     enqueued_at REAL NOT NULL,
     state TEXT NOT NULL DEFAULT 'ready' CHECK (state IN ('ready', 'held', 'delayed')),
     due REAL NOT NULL DEFAULT 0,
-    attempt INTEGER NOT NULL DEFAULT 0
+    attempt INTEGER NOT NULL DEFAULT 0,
+    fence TEXT NOT NULL DEFAULT ''
 ) STRICT;
 
 -- The order in which messages are claimed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ class SqliteSubscription:
         self._database = database
         self._queues = queues
         self._lease = lease
-        self._held: set[tuple[str, int]] = set()
+        self._held: set[tuple[str, int, str]] = set()
         self._woken = False
         self._closed = False
         self._next()
@@ -91,15 +92,16 @@ class SqliteSubscription:
             for queue in self._queues:
                 connection.execute(statement("bring_back"), {"queue": queue, "now": now})
                 first += connection.execute(statement("first"), {"queue": queue, "limit": limit})
+            claim = {"due": now + self._lease, "fence": secrets.token_hex(8)}
             claimed = [
-                connection.execute(statement("claim"), {"id": id, "due": now + self._lease}).fetchone()
+                connection.execute(statement("claim"), {**claim, "id": id}).fetchone()
                 for _, id in sorted(first)[:limit]
             ]
         deliveries = [delivered(row) for row in claimed]
         self._held.update(map(_key, deliveries))
         return deliveries
 
-    def _settle(self, connection: sqlite3.Connection, one: _Written, held: set[tuple[str, int]]) -> bool:
+    def _settle(self, connection: sqlite3.Connection, one: _Written, held: set[tuple[str, int, str]]) -> bool:
         """Do everything that a settlement says, if its delivery is among those `held`, and take it out of them."""
         settlement, now = one.settlement, {"now": time.time()}
         fence = _fence(settlement.delivery)
@@ -146,9 +148,9 @@ def _answer(settlement: Settlement) -> Row | None:
     return {"key": reply.key, "status": reply.status, "result": result, "error": reply.error, "ttl": float(reply.ttl)}
 
 
-def _key(delivery: Delivery) -> tuple[str, int]:
-    return delivery.id, delivery.attempt
+def _key(delivery: Delivery) -> tuple[str, int, str]:
+    return delivery.id, delivery.attempt, delivery.fence
 
 
 def _fence(delivery: Delivery) -> dict[str, Any]:
-    return {"id": int(delivery.id), "attempt": delivery.attempt}
+    return {"id": int(delivery.id), "attempt": delivery.attempt, "fence": delivery.fence}
