@@ -260,6 +260,8 @@ class DeadLetter:
     priority: int
     enqueued_at: datetime.datetime
     buried_at: datetime.datetime
+    omitted: str = ""
+    """Why the content was not read; "" if it was. If not, `message` has its small parts, and `result` is None."""
 
     @property
     def task_name(self) -> str | None:

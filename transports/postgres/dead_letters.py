@@ -10,7 +10,13 @@ from transports.postgres.notifier import Channels
 from transports.postgres.pool import Pool
 from transports.postgres.settling import parsed
 from transports.postgres.statements import Statements
+from transports.postgres.unread import TOO_LARGE, cause_of, may_be_the_content
+from unstract_core.domain import MAX_SIZE
+from unstract_core.errors import TransportError
 from unstract_core.transport import DeadLetter
+
+_MOST_LISTED = MAX_SIZE
+_NOT_LISTED = f"a list reads {MAX_SIZE >> 20} MiB of content, the newest first"
 
 
 class PostgresDeadLetters:
@@ -22,13 +28,20 @@ class PostgresDeadLetters:
         self._channels = channels
 
     def find(self, *, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
-        """Return the newest letters first."""
-        rows = self._read("list dead letters", "find_dead", {"queue": queue, "limit": limit})
-        return [_letter(*row) for row in rows]
+        """Return the newest letters first, with 64 MiB of content in all; older letters come with `omitted`."""
+        chosen = {"queue": queue, "limit": limit, "each": False}
+        try:
+            return self._listed({**chosen, "most": _MOST_LISTED})
+        except TransportError as exc:
+            if not may_be_the_content(exc):
+                raise
+        without = self._listed({**chosen, "most": -1})
+        known = {letter.id: letter for letter in self._in_parts([int(one.id) for one in without], _MOST_LISTED)}
+        return [known.get(one.id, one) for one in without]
 
     def get(self, ids: Sequence[str]) -> Sequence[DeadLetter]:
-        """Return those of `ids` that are there."""
-        return [_letter(*row) for row in self._read("read dead letters", "get_dead", {"ids": _numbers(ids)})]
+        """Return those of `ids` that are there; one whose content cannot be read comes with `omitted`."""
+        return self._in_parts(sorted(set(_numbers(ids))), self._statements.largest)
 
     def replay(self, ids: Sequence[str] | None = None, *, queue: str | None = None) -> Sequence[str]:
         """Send each again as new, the oldest first, and remove it here, in one commit; return the ids of those."""
@@ -49,6 +62,24 @@ class PostgresDeadLetters:
         ((purged,),) = self._pool.execute("purge dead letters", self._statements["purge_dead"], parameters)
         return int(purged)
 
+    def _listed(self, parameters: dict[str, Any]) -> list[DeadLetter]:
+        rows = self._read("list dead letters", "find_dead", parameters)
+        return [_letter(_NOT_LISTED, *row) for row in rows]
+
+    def _in_parts(self, ids: list[int], most: int) -> list[DeadLetter]:
+        """Read letters together, or in halves down to the one whose content PostgreSQL cannot return."""
+        parameters = {"ids": ids, "each": True, "most": most}
+        try:
+            return [_letter(TOO_LARGE, *row) for row in self._read("read dead letters", "get_dead", parameters)]
+        except TransportError as exc:
+            if not ids or not may_be_the_content(exc):
+                raise
+            if len(ids) > 1:
+                middle = len(ids) // 2
+                return [*self._in_parts(ids[:middle], most), *self._in_parts(ids[middle:], most)]
+            why = f"PostgreSQL cannot return it: {cause_of(exc)}"
+        return [_letter(why, *row) for row in self._read("read dead letters", "get_dead", {**parameters, "most": -1})]
+
     def _replay(self, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         return self._pool.execute("replay dead letters", self._statements["replay_dead"], parameters)
 
@@ -58,8 +89,23 @@ class PostgresDeadLetters:
 
 def _numbers(ids: Sequence[str]) -> list[int]:
     """Return the ids that can be rows at all: anything else is simply not there."""
-    return [int(id) for id in ids if id.isascii() and id.isdigit() and len(id) <= 18]
+    return [int(id) for id in ids if id.isascii() and id.isdigit() and len(id) <= 19 and int(id) < 1 << 63]
 
 
-def _letter(dead_id: int, queue: str, message: Any, reason: str, attempts: int, result: Any, *rest: Any) -> DeadLetter:
-    return DeadLetter(str(dead_id), queue, parsed(message), reason, attempts, parsed(result), *rest)
+def _letter(
+    why: str, dead_id: int, queue: str, message: Any, reason: str, attempts: int, result: Any, *rest: Any
+) -> DeadLetter:
+    org_id, priority, enqueued_at, buried_at, whole = rest
+    return DeadLetter(
+        id=str(dead_id),
+        queue=queue,
+        message=parsed(message),
+        reason=reason,
+        attempts=attempts,
+        result=parsed(result),
+        org_id=org_id,
+        priority=priority,
+        enqueued_at=enqueued_at,
+        buried_at=buried_at,
+        omitted="" if whole else why,
+    )

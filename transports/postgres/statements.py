@@ -18,8 +18,21 @@ _NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 _COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)
 _ARRAY = re.compile(r"(%\(\w+\))s(?=::\w+\[\])")
 _TABLES = {"messages": "pg_queue_message", "results": "pg_task_result", "dead": "pg_queue_dead_letter"}
-_PARTS = ("bound", "is_ready", "is_claimed", "claimed", "since", "horizon", "first_ready")
+_PARTS = (
+    "bound",
+    "is_ready",
+    "is_claimed",
+    "largest",
+    "parts",
+    "claimed",
+    "since",
+    "horizon",
+    "first_ready",
+    "letters",
+)
 """What others are composed of, and of each other in this order."""
+_CONTENT = b"c.message::text"
+"""The content of a message in the statements that claim."""
 _NEED_MORE = ("candidates", "candidates_beyond", "claim", "claim_beyond", "send_one")
 
 
@@ -50,6 +63,11 @@ class Statements:
     def __getitem__(self, name: str) -> bytes:
         return self._texts[name]
 
+    @property
+    def largest(self) -> int:
+        """Bytes of a message's JSON text above which it is not fetched."""
+        return int(self._parts["largest"])
+
     def table(self, name: str) -> str:
         """Return the quoted name of a table: "messages", "results" or "dead"."""
         return _identifiers(self.schema)[name]
@@ -67,6 +85,10 @@ class Statements:
         bound = self._parts["bound"] if bounded else ""
         candidates = [self._composed("candidates", queue=f"%({name})s", bound=bound) for name in names]
         return self._composed("claim", candidates=" UNION ALL ".join(candidates)).encode(), names
+
+    def without_content(self, claim: bytes) -> bytes:
+        """Return a claim that claims the same messages and returns none of their content."""
+        return claim.replace(_CONTENT, b"NULL::text")
 
     def claim_beyond(self, queues: Sequence[str]) -> tuple[bytes, dict[str, str]]:
         """Return the claim for these queues beyond some ids, and the parameters that name the queues.

@@ -21,8 +21,8 @@ from transports.postgres.notifier import Notifier
 from transports.postgres.session import Session
 from transports.postgres.settling import settle_parameters
 from transports.postgres.statements import Statements
-from unstract_core.codec import from_wire
-from unstract_core.errors import MalformedPayload, TransportClosed, TransportError
+from transports.postgres.unread import Unread, fences, may_be_the_content, payload_of, state_of
+from unstract_core.errors import TransportClosed, TransportError
 from unstract_core.events import emit
 from unstract_core.transport import Delivery, Settlement, Verdict
 from unstract_core.values import error_text
@@ -71,6 +71,8 @@ class PostgresSubscription:
         self._held: set[_Key] = set()
         self._renew_at = math.inf
         self._owes_claim = False
+        self._unread = Unread(session, statements, lease)
+        self._careful = False
         self._bring_back_at = 0.0
         self._bring_back_pace = Pace()
         self._look_back_pace = Pace(RECENT_INTERVAL)
@@ -85,6 +87,8 @@ class PostgresSubscription:
             self._session.forget_heard()
             next_due = math.inf
             if limit > 0:
+                if self._unread and ((deliveries := self._read(limit)) or self._must_renew):
+                    return deliveries
                 # Upkeep comes first: if it failed after the claim, what was claimed would be nobody's for a lease.
                 ahead = max(0.0, min(deadline - time.monotonic(), self._poll_interval))
                 # A renewal that is due comes before any other statement, so there the rest waits for the next call.
@@ -123,12 +127,7 @@ class PostgresSubscription:
         rows = self._session.execute(
             "renew leases",
             self._statements["renew"],
-            {
-                "ids": [int(delivery.id) for delivery in held],
-                "attempts": [delivery.attempt for delivery in held],
-                "enqueued": [bytes.fromhex(delivery.fence) for delivery in held],
-                "lease": self._lease,
-            },
+            {**fences(held), "lease": self._lease},
         )
         kept = {(str(msg_id), attempt, enqueued.hex()) for msg_id, attempt, enqueued in rows}
         self._held.difference_update(key for delivery in held if (key := _key(delivery)) not in kept)
@@ -197,15 +196,37 @@ class PostgresSubscription:
     def _claimed(self, claim: Claim, limit: int) -> list[Delivery]:
         began = time.monotonic()
         with _noting_what_takes_too_long(self._claims.pace_of(claim)):
-            rows = self._session.execute(
-                "claim messages", claim.statement, {**claim.parameters, "limit": limit, "lease": self._lease}
-            )
+            rows = self._claim(claim.statement, {**claim.parameters, "limit": limit, "lease": self._lease})
         ended = time.monotonic()
-        deliveries = [_delivery(*row) for row in rows]
+        claimed = [_delivery(*row) for row in rows]
+        self._claims.made(claim, limit, claimed, began, ended)
+        self._unread.add([one for one in claimed if not one.raw])
+        deliveries = self._hold([one for one in claimed if one.raw], began)
+        return deliveries or (self._read(limit) if self._unread and not self._must_renew else [])
+
+    def _claim(self, statement: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """Claim messages; without their content after a failure that the content of one of them can have caused."""
+        careful, self._careful = self._careful, False
+        if not careful:
+            try:
+                return self._session.execute("claim messages", statement, parameters)
+            except TransportError as exc:
+                if not may_be_the_content(exc):
+                    raise
+                if state_of(exc) == "57014" or self._must_renew:  # it took long: what else is due comes first
+                    self._careful = True
+                    raise
+        return self._session.execute("claim messages", self._statements.without_content(statement), parameters)
+
+    def _read(self, limit: int) -> list[Delivery]:
+        began = time.monotonic()
+        return self._hold(self._unread.read(limit, lambda: self._must_renew), began)
+
+    def _hold(self, deliveries: list[Delivery], began: float) -> list[Delivery]:
+        """Note deliveries that are returned to the consumer, whose leases are not older than `began`."""
         if not self._held:
             self._renew_at = began + self._lease / 3
         self._held.update(map(_key, deliveries))
-        self._claims.made(claim, limit, deliveries, began, ended)
         return deliveries
 
     def _bring_back(self, ahead: float) -> tuple[int, float, bool]:
@@ -292,11 +313,10 @@ def _announced(settlements: Iterable[Settlement]) -> Iterator[str | None]:
 
 
 def _delivery(
-    msg_id: int, queue: str, attempt: int, message: str, org_id: str, priority: int, enqueued: bytes
+    msg_id: int, queue: str, attempt: int, message: str | None, org_id: str, priority: int, enqueued: bytes
 ) -> Delivery:
-    payload, problem = None, None
-    try:
-        payload = from_wire(message)
-    except MalformedPayload as exc:
-        problem = str(exc)
-    return Delivery(str(msg_id), queue, attempt, payload, message, problem, org_id, priority, fence=enqueued.hex())
+    """Return a claimed row as a delivery; with nothing in `raw` where its content was not returned."""
+    payload, problem = (None, None) if message is None else payload_of(message)
+    return Delivery(
+        str(msg_id), queue, attempt, payload, message or "", problem, org_id, priority, fence=enqueued.hex()
+    )

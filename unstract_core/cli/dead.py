@@ -68,7 +68,9 @@ def show(session: Session, letter_id: str, as_json: bool) -> None:
     with _dead_letters(session) as letters:
         (letter,) = _known(letters, [letter_id])
     row = _letter_row(letter)
-    content = {"message": letter.message, "result": letter.result}
+    content: dict[str, Any] = {"message": letter.message, "result": letter.result}
+    if letter.omitted:
+        row |= {"omitted": letter.omitted}
     if as_json:
         print_json(row | content)
         return

@@ -86,7 +86,7 @@ WHERE q.oldest >= %(seconds)s::float8
 ORDER BY q.oldest DESC, q.name;
 
 -- name: dead_by_queue
-SELECT d.queue_name, count(*), (SELECT n.reason FROM {dead} AS n WHERE n.dead_id = max(d.dead_id))
+SELECT d.queue_name, count(*), (SELECT left(n.reason, 65536) FROM {dead} AS n WHERE n.dead_id = max(d.dead_id))
 FROM {dead} AS d
 GROUP BY d.queue_name
 ORDER BY 2 DESC, 1;

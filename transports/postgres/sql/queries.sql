@@ -98,7 +98,45 @@ claimed AS (
     RETURNING m.msg_id, m.queue_name, m.read_ct, m.message, m.org_id, m.priority,
               timestamptz_send(m.enqueued_at) AS enqueued
 )
-SELECT msg_id, queue_name, read_ct, message::text, org_id, priority, enqueued FROM claimed ORDER BY priority DESC, msg_id;
+SELECT c.msg_id, c.queue_name, c.read_ct, CASE WHEN octet_length(content.text) <= {largest} THEN content.text END,
+       left(c.org_id, 65536), c.priority, c.enqueued
+FROM claimed AS c CROSS JOIN LATERAL (SELECT c.message::text OFFSET 0) AS content (text)
+ORDER BY c.priority DESC, c.msg_id;
+
+-- name: largest
+-- Bytes of a message's JSON text above which it is not fetched: four values of the largest size that writers allow.
+268435456
+
+-- name: contents
+-- Of messages that were claimed without their content (unread.py).
+SELECT h.msg_id, h.read_ct, h.enqueued, CASE WHEN octet_length(content.text) <= {largest} THEN content.text END
+FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(enqueued)s::bytea[]) AS h (msg_id, read_ct, enqueued)
+CROSS JOIN LATERAL (
+    SELECT message FROM {messages}
+    WHERE msg_id = h.msg_id AND read_ct = h.read_ct AND timestamptz_send(enqueued_at) = h.enqueued LIMIT 1
+) AS m
+CROSS JOIN LATERAL (SELECT m.message::text OFFSET 0) AS content (text);
+
+-- name: digest
+-- The parts of a message that say who waits for it, where they are small, from one whose text cannot be fetched.
+SELECT {parts}
+FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(enqueued)s::bytea[]) AS h (msg_id, read_ct, enqueued)
+CROSS JOIN LATERAL (
+    SELECT message FROM {messages}
+    WHERE msg_id = h.msg_id AND read_ct = h.read_ct AND timestamptz_send(enqueued_at) = h.enqueued LIMIT 1
+) AS m;
+
+-- name: parts
+-- A number can take eight bytes in jsonb and 131,072 digits as text: no part that holds such a one is written.
+(SELECT jsonb_object_agg(part.key, part.value)::text
+ FROM (SELECT key, m.message -> key
+       FROM unnest(ARRAY['task_name', 'task_id', 'reply_key', 'on_error', 'fairness', 'headers']) AS key
+       OFFSET 0) AS part (key, value)
+ WHERE CASE jsonb_typeof(part.value)
+       WHEN 'string' THEN pg_column_size(part.value) <= 2048
+       WHEN 'object' THEN pg_column_size(part.value) <= 65536 AND NOT jsonb_path_exists(part.value,
+           '$.** ? (@.type() == "number" && (@ > 1e30 || @ < -1e30 || (@ != 0 && @ > -1e-30 && @ < 1e-30)))')
+       ELSE false END)
 
 -- name: bring_back
 -- Expired leases and delays become ready again, a bounded number at a time; also tells when the next one is due, the
@@ -295,13 +333,39 @@ GROUP BY q.name
 ORDER BY q.name;
 
 -- name: find_dead
-SELECT dead_id, queue_name, message::text, reason, attempts, result::text, org_id, priority, enqueued_at, buried_at
-FROM {dead} WHERE %(queue)s::text IS NULL OR queue_name = %(queue)s::text
-ORDER BY dead_id DESC LIMIT %(limit)s::bigint;
+-- The newest letters. `most` bytes of content are read in all.
+WITH chosen AS MATERIALIZED (
+    SELECT * FROM {dead} WHERE %(queue)s::text IS NULL OR queue_name = %(queue)s::text
+    ORDER BY dead_id DESC LIMIT %(limit)s::bigint
+), {letters} ORDER BY m.dead_id DESC;
 
 -- name: get_dead
-SELECT dead_id, queue_name, message::text, reason, attempts, result::text, org_id, priority, enqueued_at, buried_at
-FROM {dead} WHERE dead_id = ANY (%(ids)s::bigint[]) ORDER BY dead_id;
+WITH chosen AS MATERIALIZED (
+    SELECT * FROM {dead} WHERE dead_id = ANY (%(ids)s::bigint[])
+), {letters} ORDER BY m.dead_id;
+
+-- name: letters
+-- A letter's content is read if it has no more than `most` bytes: by itself, or with that of all newer ones (not `each`).
+-- It is not even written as text where what is stored is larger. Times are moved into the range that a client can hold.
+-- The last column says whether the content was read; if not, the message consists of its small parts.
+sized AS MATERIALIZED (
+    SELECT chosen.*, sum(pg_column_size(message)::bigint + coalesce(pg_column_size(result), 0)) OVER shared AS stored
+    FROM chosen WINDOW shared AS (PARTITION BY CASE WHEN %(each)s::bool THEN dead_id END ORDER BY dead_id DESC)
+), written AS MATERIALIZED (
+    SELECT sized.*, CASE WHEN stored <= %(most)s::bigint THEN message::text END AS message_text,
+           CASE WHEN stored <= %(most)s::bigint THEN result::text END AS result_text
+    FROM sized
+), measured AS (
+    SELECT written.*, coalesce(sum(octet_length(message_text)::bigint + coalesce(octet_length(result_text), 0))
+                               OVER shared <= %(most)s::bigint AND stored <= %(most)s::bigint, false) AS whole
+    FROM written WINDOW shared AS (PARTITION BY CASE WHEN %(each)s::bool THEN dead_id END ORDER BY dead_id DESC)
+)
+SELECT m.dead_id, left(m.queue_name, 65536), CASE WHEN m.whole THEN m.message_text ELSE {parts} END,
+       left(m.reason, 65536), m.attempts, CASE WHEN m.whole THEN m.result_text END, left(m.org_id, 65536), m.priority,
+       least(greatest(m.enqueued_at, timestamptz '0001-01-02 00:00+00'), timestamptz '9999-12-30 00:00+00'),
+       least(greatest(m.buried_at, timestamptz '0001-01-02 00:00+00'), timestamptz '9999-12-30 00:00+00'),
+       m.whole
+FROM measured AS m
 
 -- name: replay_dead
 -- Sent as new: a new id, no attempts, at the end of its queue, the oldest letter first.

@@ -9,5 +9,6 @@ FROM (
     ORDER BY priority DESC, msg_id
     LIMIT %(limit)s::bigint
 ) AS first
-WHERE jsonb_typeof(first.message -> 'task_name') = 'string' AND first.message ->> 'task_name' <> ''
+WHERE jsonb_typeof(first.message -> 'task_name') = 'string' AND pg_column_size(first.message -> 'task_name') <= 2048
+  AND first.message ->> 'task_name' <> ''
 GROUP BY 1;

@@ -1,0 +1,237 @@
+"""Rows whose content PostgreSQL cannot return: each is dead-lettered unread, and every other message runs."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pg_tables import Tables
+from postgres.support import on_one_server, transport_on
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from queues import queue_name
+
+from contract_tests.kit import insist, wait_until
+from contract_tests.messages import first, message
+from transports.postgres import PostgresTransport, dead_letters
+from unstract_core import Consumer, Delivery, Reply, TransportError
+
+# Reading a message as text fails with the SQLSTATE that stands in the message.
+FAILING_CAST = """
+CREATE FUNCTION failing(message jsonb) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    IF message ? 'fails' THEN RAISE EXCEPTION 'this row fails' USING ERRCODE = message ->> 'fails'; END IF;
+    RETURN format('%s', message);
+END $$;
+CREATE CAST (jsonb AS text) WITH FUNCTION failing(jsonb) AS ASSIGNMENT;
+"""
+OF_THE_ROW = ["54000", "XX000", "XX001", "22P05", "22021", "P0001"]
+OTHERS = {"other": lambda: None}
+MAY_PASS = ["53200", "57014"]
+
+
+@pytest.fixture(scope="module")
+def failing(postgres_url: str) -> Iterator[tuple[PostgresTransport, Tables]]:
+    """A transport on a database of its own in which some rows cannot be read as text, and its tables."""
+    database = f"wire_test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
+        try:
+            url = make_conninfo(postgres_url, dbname=database)
+            with psycopg.connect(url, autocommit=True) as inside:
+                inside.execute(FAILING_CAST)
+            with transport_on(url, "unstract") as transport:
+                transport.migrate()
+                yield transport, Tables(url, "unstract")
+        finally:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database)))
+
+
+def row(queue: str, number: int, state: str | None = None, **members: Any) -> str:
+    wire = {"task_name": "t", "args": [number], "kwargs": {}, "queue": queue, "fairness": None, **members}
+    return json.dumps(wire if state is None else {**wire, "fails": state})
+
+
+def received(transport: PostgresTransport, queue: str, *, lease: float = 60) -> list[Delivery]:
+    """Return what a subscription receives until the queue is empty, whatever it raises meanwhile."""
+    subscription = transport.subscribe([queue], lease=lease)
+    found: list[Delivery] = []
+    while more := insist(lambda: subscription.receive(limit=10, wait=0)):
+        found += more
+    subscription.close()
+    return found
+
+
+@settings(max_examples=15)
+@given(states=st.lists(st.none() | st.sampled_from(OF_THE_ROW), min_size=1, max_size=9), limit=st.integers(1, 10))
+def test_rows_that_cannot_be_read_cost_no_other_message(
+    failing: tuple[PostgresTransport, Tables], states: list[str | None], limit: int
+) -> None:
+    """Whatever error they cause, wherever they stand and however many: they are dead-lettered, the others run once."""
+    transport, tables = failing
+    queue = queue_name()
+    for number, state in enumerate(states):
+        tables.inject(queue, row(queue, number, state))
+    ran: list[int] = []
+    consumer = Consumer(transport, {"t": ran.append}, [queue], prefetch=limit, concurrency=1)
+    consumer.drain(timeout=30)
+    assert sorted(ran) == [number for number, state in enumerate(states) if state is None]
+    letters = tables.rows("SELECT reason, attempts, message->>'fails' FROM {dead} WHERE queue_name = %s", queue)
+    assert [letter[2] for letter in letters] == [state for state in states if state is not None]
+    assert all(f"this row fails (SQLSTATE {state})" in reason and attempts == 1 for reason, attempts, state in letters)
+    assert tables.count(queue) == 0
+
+
+def test_the_sender_of_a_row_that_cannot_be_read_hears_of_it(failing: tuple[PostgresTransport, Tables]) -> None:
+    """Its reply_key and its on_error are found without reading the rest, and so is the organisation."""
+    transport, tables = failing
+    queue = queue_name()
+    spec = {"task_name": "failed", "kwargs": {"k": 1}, "queue": queue}
+    tables.inject(queue, row(queue, 1, "54000", reply_key=f"{queue}-reply"))
+    tables.inject(queue, row(queue, 2, "54000", on_error=spec, task_id=f"{queue}-id"))
+    called: list[tuple[Any, ...]] = []
+    tasks = {"t": lambda n: None, "failed": lambda *args, **kwargs: called.append((args, kwargs["k"]))}
+    Consumer(transport, tasks, [queue], prefetch=10).drain(timeout=30)
+    assert called == [((f"{queue}-id",), 1)]
+    replies = [transport.reply(f"{queue}-{name}") for name in ("reply", "id")]
+    assert [(one.status, "this row fails" in one.error) for one in replies if one] == [("failed", True)] * 2
+
+
+def test_a_sender_with_a_number_of_many_digits_is_not_fetched(failing: tuple[PostgresTransport, Tables]) -> None:
+    """A small part of a message can have a text of any size: such a part is left out, and the others are found."""
+    transport, tables = failing
+    queue = queue_name()
+    for number in ("1e131071", "-1e131071", "1e-16000"):
+        text = row(queue, 1, "54000", task_id="the id", reply_key="x" * 3000)
+        on_error = f'{{"task_name": "failed", "queue": "q", "kwargs": {{"a": [{{"b": [{number}]}}]}}}}'
+        tables.inject(queue, f'{text[:-1]}, "on_error": {on_error}}}')
+        (delivery,) = received(transport, queue)
+        assert json.loads(str(delivery.raw)) == {"task_name": "t", "task_id": "the id"}
+
+
+@pytest.mark.parametrize("state", MAY_PASS)
+def test_a_row_that_may_be_readable_later_has_three_attempts(
+    failing: tuple[PostgresTransport, Tables], state: str
+) -> None:
+    """Too little memory or time may pass: the others run at once, and only the third attempt counts as unreadable."""
+    transport, tables = failing
+    queue = queue_name()
+    for number in range(4):
+        tables.inject(queue, row(queue, number, state if number == 1 else None))
+    found: list[Delivery] = []
+    failures: list[TransportError] = []
+
+    def receive() -> bool:
+        try:
+            found.extend(subscription.receive(limit=10, wait=0.05))
+        except TransportError as exc:
+            failures.append(exc)
+        if len(found) >= 3:
+            tables.execute("UPDATE {messages} SET vt = now() WHERE queue_name = %s AND message ? 'fails'", queue)
+        return len(found) == 4
+
+    subscription = transport.subscribe([queue], lease=60)
+    wait_until(receive, timeout=60, what="all four deliveries")
+    subscription.close()
+    assert failures
+    assert sorted(one.payload.args[0] for one in found[:3] if one.payload) == [0, 2, 3]
+    assert (found[3].attempt, found[3].payload) == (3, None)
+
+
+def test_a_row_that_others_claimed_meanwhile_is_not_delivered(failing: tuple[PostgresTransport, Tables]) -> None:
+    """Between the claim and the reading of the content the fence still holds."""
+    transport, tables = failing
+    queue = queue_name()
+    for number in range(4):
+        tables.inject(queue, row(queue, number, "53200" if number == 1 else None))
+    subscription = transport.subscribe([queue], lease=60)
+    with pytest.raises(TransportError):
+        subscription.receive(limit=4, wait=0)
+    taken = "UPDATE {messages} SET read_ct = read_ct + 1 WHERE queue_name = %s AND message @> %s::jsonb"
+    for number in (0, 2):
+        tables.execute(taken, queue, json.dumps({"args": [number]}))
+    found = insist(lambda: subscription.receive(limit=4, wait=0))
+    assert list(map(first, found)) == [3]
+    subscription.close()
+
+
+def test_dead_letters_are_listed_whatever_their_content_is(failing: tuple[PostgresTransport, Tables]) -> None:
+    """A list and `get` return the letters whose content can be read whole, and the others with what is wrong."""
+    transport, tables = failing
+    queue = queue_name()
+    for number, state in enumerate([None, "54000", None, "XX000"]):
+        tables.inject(queue, row(queue, number, state))
+    Consumer(transport, OTHERS, [queue], prefetch=10).drain(timeout=30)
+    letters = transport.dead.find(queue=queue)
+    assert [one.task_name for one in letters] == ["t"] * 4
+    assert [one.message["args"] for one in letters if isinstance(one.message, dict) and not one.omitted] == [[2], [0]]
+    assert ["SQLSTATE" in one.omitted for one in letters] == [True, False, True, False]
+    assert list(transport.dead.get([one.id for one in letters])) == letters[::-1]
+    assert transport.dead.replay([letters[0].id]) == [letters[0].id]
+    assert transport.dead.purge(queue=queue) == 3
+
+
+def test_a_list_of_dead_letters_reads_a_bounded_amount(
+    failing: tuple[PostgresTransport, Tables], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest letters come whole up to the limit, the older ones with their task's name; `get` has them whole."""
+    monkeypatch.setattr(dead_letters, "_MOST_LISTED", 5000)
+    transport, tables = failing
+    queue = queue_name()
+    for number in range(4):
+        tables.inject(queue, row(queue, number, kwargs={"text": "x" * 2000}))
+    Consumer(transport, OTHERS, [queue], prefetch=10).drain(timeout=30)
+    letters = transport.dead.find(queue=queue)
+    assert [bool(one.omitted) for one in letters] == [False, False, True, True]
+    assert [one.message for one in letters[2:]] == [{"task_name": "t"}] * 2
+    assert not any(one.omitted for one in transport.dead.get([one.id for one in letters]))
+
+
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "4713-01-01 BC", "294276-01-01"])
+def test_a_dead_letter_of_any_time_is_listed(failing: tuple[PostgresTransport, Tables], moment: str) -> None:
+    """A time that a client cannot hold is shown as the nearest one that it can."""
+    transport, tables = failing
+    queue = queue_name()
+    transport.send([message("t", queue)])
+    Consumer(transport, OTHERS, [queue]).drain(timeout=30)
+    tables.execute("UPDATE {dead} SET enqueued_at = %s, buried_at = %s WHERE queue_name = %s", moment, moment, queue)
+    (letter,) = transport.dead.find(queue=queue)
+    assert letter.buried_at.year in (1, 9999)
+    assert transport.dead.get([letter.id]) == [letter]
+
+
+def test_names_of_any_size_stop_no_queue(failing: tuple[PostgresTransport, Tables]) -> None:
+    """An organisation's name of a megabyte runs with its beginning; as a dead letter it is listed."""
+    transport, tables = failing
+    queue = queue_name()
+    transport.send([message("t", queue), message("unknown", queue), message("t", queue)])
+    tables.execute("UPDATE {messages} SET org_id = repeat('o', 1000000) WHERE queue_name = %s", queue)
+    ran: list[int] = []
+    Consumer(transport, {"t": lambda: ran.append(1)}, [queue]).drain(timeout=30)
+    assert ran == [1, 1]
+    (letter,) = transport.dead.find(queue=queue)
+    assert len(letter.org_id) == 65536
+
+
+@on_one_server
+def test_a_message_of_more_than_a_gigabyte_of_digits_is_dead_lettered(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """PostgreSQL cannot build the text of this small row: its sender hears of a failure, and the other message runs."""
+    numbers = ",".join(["1e131071"] * 8300)
+    tables.inject(queue, f'{{"task_name": "t", "queue": "q", "args": [{numbers}], "reply_key": "{queue}"}}')
+    postgres.send([message("t", queue, 1)])
+    ran: list[Any] = []
+    consumer = Consumer(postgres, {"t": lambda n: ran.append(n)}, [queue], prefetch=10)
+    consumer.drain(timeout=60)
+    (letter,) = postgres.dead.find(queue=queue)
+    assert ran == [1]
+    assert (letter.message, letter.omitted) == ({"task_name": "t", "reply_key": queue}, letter.omitted)
+    assert "SQLSTATE 54000" in letter.omitted
+    assert postgres.reply(queue) == Reply(queue, "failed", error=letter.reason)
