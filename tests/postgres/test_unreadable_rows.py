@@ -140,7 +140,7 @@ def test_a_row_that_may_be_readable_later_has_three_attempts(
     wait_until(receive, timeout=60, what="all four deliveries")
     subscription.close()
     assert failures
-    assert sorted(one.payload.args[0] for one in found[:3] if one.payload) == [0, 2, 3]
+    assert {str(one.payload.args[0]) for one in found[:3] if one.payload} == {"0", "2", "3"}
     assert (found[3].attempt, found[3].payload) == (3, None)
 
 

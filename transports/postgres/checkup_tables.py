@@ -8,7 +8,7 @@ from typing import Any
 
 from transports.postgres import migrate
 from transports.postgres.checkup_look import COMPARE, MIGRATE, Look, as_options, listed, told
-from transports.postgres.look import look_at_tables
+from transports.postgres.look import look_at_row_security, look_at_tables
 from transports.postgres.migrate import _shape as shape
 from transports.postgres.settling import message_columns
 from unstract_core.checkup import Finding, kind_of_reason
@@ -48,6 +48,11 @@ def rights(look: Look) -> Iterator[Finding]:
     """What this role may do: the statements of a sender and of a worker are planned, and not run."""
     if _missing(look):
         yield Finding("rights", "skipped", "the tables are to be mended first")
+        return
+    hidden = _refusal(lambda: look_at_row_security(look.run, look.statements))
+    if hidden is not None:
+        what, remedy = told(hidden)
+        yield Finding("rights", "error", what, remedy)
         return
     working = _refusal(lambda: look_at_tables(look.run, look.statements))
     if working is not None:

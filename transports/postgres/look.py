@@ -44,7 +44,9 @@ Execute: TypeAlias = Callable[[str, bytes, dict[str, Any]], list[tuple[Any, ...]
 
 
 def look_at_tables(execute: Execute, statements: Statements) -> None:
-    """Raise TransportNotReady where a table, a column, a key or a right is missing that a consumer needs."""
+    """Raise TransportNotReady where a table, a column, a key or a right is missing that a consumer needs, or where
+    row-level security is active for its role."""
+    look_at_row_security(execute, statements)
     try:
         execute("look at the tables", statements["check_tables"], {})
         _plan(execute, statements)
@@ -57,6 +59,17 @@ def look_at_tables(execute: Execute, statements: Statements) -> None:
     if closed := execute("look at sequences", statements["closed_sequences"], names):
         sequences = ", ".join(str(sequence) for (sequence,) in closed)
         raise TransportNotReady(f"this role lacks USAGE on {sequences}; grant this role the right")
+
+
+def look_at_row_security(execute: Execute, statements: Statements) -> None:
+    """Raise TransportNotReady where row-level security decides which rows this role sees, adds, changes and removes."""
+    asked = {"schema": statements.schema, "tables": list(CONSUMER)}
+    if tables := [table for (table,) in execute("look at row security", statements["row_security"], asked)]:
+        raise TransportNotReady(
+            f"row-level security is active for this role on {', '.join(tables)}: rows can be hidden from it, or stay"
+            " when it deletes them; let the role bypass it (ALTER ROLE ... BYPASSRLS), or ALTER TABLE ... DISABLE ROW"
+            " LEVEL SECURITY"
+        )
 
 
 def _plan(execute: Execute, statements: Statements) -> None:

@@ -166,7 +166,10 @@ class PostgresSubscription:
                 self._held |= given_back
             raise
         self._held.difference_update(first)
-        effective = {id(batch[place - 1]) for place, _ in rows if place is not None}
+        effective = {id(batch[place - 1]) for place, kept in rows if place is not None and kept is None}
+        for kept in (batch[place - 1].delivery for place, kept in rows if place is not None and kept is not None):
+            fields = {"queue": kept.queue, "id": kept.id, "attempt": kept.attempt}
+            emit(logger, logging.ERROR, "row_kept", **fields)
         for one in batch:
             if one.verdict is Verdict.RETRY and not one.delay:
                 self._claims.became_ready(one.delivery.queue, one.delivery.priority, int(one.delivery.id))

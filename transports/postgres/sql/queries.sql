@@ -203,16 +203,19 @@ WITH held AS MATERIALIZED (
 ), renewed AS (
     UPDATE {messages} AS m SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second'
     FROM free WHERE m.msg_id = ANY (ARRAY[free.msg_id])
+    RETURNING m.msg_id
 )
 SELECT h.msg_id, h.read_ct, h.enqueued FROM held AS h
 CROSS JOIN LATERAL (
     SELECT 1 FROM {messages}
     WHERE msg_id = h.msg_id AND read_ct = h.read_ct AND timestamptz_send(enqueued_at) = h.enqueued LIMIT 1
-) AS m;
+) AS m
+WHERE h.msg_id NOT IN (SELECT msg_id FROM free) OR h.msg_id IN (SELECT msg_id FROM renewed);
 
 -- name: settle
--- A whole batch in one commit. Only what passes the fence has any effect: `fenced` is the root of everything below it,
--- and follow-ups and replies refer to a settlement by its place in the batch, which may hold a message's lost attempt too.
+-- A whole batch in one commit. Only what passes the fence has any effect: `fenced` is the root of everything below it.
+-- Follow-ups and replies depend on `ended`, the rows that were really removed or made ready: a trigger can keep a row
+-- that is to be deleted or changed, and the answer says so ('kept'). They refer to a settlement by its place in the batch, which may hold a message's lost attempt too.
 WITH settlement AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(verdicts)s::text[], %(delays)s::float8[],
                          %(counted)s::bool[], %(reasons)s::text[], %(results)s::text[], %(enqueued)s::bytea[])
@@ -230,10 +233,13 @@ WITH settlement AS MATERIALIZED (
     SET state = CASE WHEN f.delay > 0 THEN 'claimed' ELSE 'ready' END, vt = now() + f.delay * interval '1 second',
         read_ct = m.read_ct - CASE WHEN f.counted THEN 0 ELSE 1 END
     FROM fenced AS f WHERE m.msg_id = ANY (ARRAY[f.msg_id]) AND f.verdict = 'retry'
+    RETURNING f.place
 ), removed AS (
     DELETE FROM {messages} AS m USING fenced AS f WHERE m.msg_id = ANY (ARRAY[f.msg_id]) AND f.verdict <> 'retry'
     RETURNING m.msg_id, m.queue_name, m.message, m.org_id, m.priority, m.read_ct, m.enqueued_at,
-              f.verdict, f.reason, f.result
+              f.verdict, f.reason, f.result, f.place
+), ended AS (
+    SELECT place FROM retried UNION ALL SELECT place FROM removed
 ), buried AS (
     INSERT INTO {dead} (msg_id, queue_name, message, org_id, priority, attempts, reason, result, enqueued_at, buried_at)
     SELECT msg_id, queue_name, message, org_id, priority, read_ct, reason, result::jsonb, enqueued_at, now()
@@ -246,21 +252,23 @@ WITH settlement AS MATERIALIZED (
     FROM unnest(%(next_of)s::bigint[], %(next_queues)s::text[], %(next_messages)s::text[], %(next_org_ids)s::text[],
                 %(next_priorities)s::smallint[], %(next_delays)s::float8[]) WITH ORDINALITY
              AS n (settlement, queue, message, org_id, priority, delay, place)
-    JOIN fenced AS f ON f.place = n.settlement
+    JOIN ended ON ended.place = n.settlement
     ORDER BY n.place
 ), answered AS (
     INSERT INTO {results} AS known (task_id, status, result, error, created_at, expires_at)
     SELECT DISTINCT ON (r.key) r.key, r.status, r.result::jsonb, r.error, now(), now() + r.ttl * interval '1 second'
     FROM unnest(%(reply_of)s::bigint[], %(reply_keys)s::text[], %(reply_statuses)s::text[], %(reply_results)s::text[],
                 %(reply_errors)s::text[], %(reply_ttls)s::float8[]) AS r (settlement, key, status, result, error, ttl)
-    JOIN fenced AS f ON f.place = r.settlement
+    JOIN ended ON ended.place = r.settlement
     ORDER BY r.key, r.settlement
     ON CONFLICT (task_id) DO UPDATE
     SET status = excluded.status, result = excluded.result, error = excluded.error,
         created_at = excluded.created_at, expires_at = excluded.expires_at
     WHERE known.expires_at <= now()
 )
-SELECT place, NULL FROM fenced
+SELECT place, NULL FROM ended
+UNION ALL
+SELECT place, 'kept' FROM fenced WHERE place NOT IN (SELECT place FROM ended)
 UNION ALL
 SELECT NULL, pg_notify(%(channel)s, w.queue)::text FROM unnest(%(wake)s::text[]) AS w (queue)
 UNION ALL
@@ -314,6 +322,12 @@ SELECT id.sequence FROM (
 ) AS id (sequence)
 WHERE id.sequence IS NOT NULL AND NOT has_sequence_privilege(id.sequence, 'USAGE')
   AND EXISTS (SELECT 1 FROM pg_depend WHERE objid = id.sequence::regclass AND deptype = 'a');
+
+-- name: row_security
+-- The tables of which row-level security shows this role a part only: it fails nothing, rows are just not there.
+SELECT t.relname::text FROM pg_class AS t JOIN pg_namespace AS n ON n.oid = t.relnamespace
+WHERE n.nspname = %(schema)s AND t.relname = ANY (%(tables)s::text[]) AND row_security_active(t.oid)
+ORDER BY 1;
 
 -- name: queues
 SELECT q.name,

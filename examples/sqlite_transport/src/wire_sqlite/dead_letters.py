@@ -64,5 +64,5 @@ def _numbers(ids: Sequence[str]) -> list[int]:
 
 def _letter(id: int, queue: str, body: str, reason: str, attempts: int, result: str, *rest: Any) -> DeadLetter:
     org_id, priority, *times = rest
-    dates = [datetime.datetime.fromtimestamp(time, datetime.UTC) for time in times]
-    return DeadLetter(str(id), queue, parsed(body), reason, attempts, parsed(result), org_id, priority, *dates)
+    sent, buried = (datetime.datetime.fromtimestamp(time, datetime.UTC) for time in times)
+    return DeadLetter(str(id), queue, parsed(body), reason, attempts, parsed(result), org_id, priority, sent, buried)
