@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import datetime
 import enum
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
@@ -292,7 +292,28 @@ class DeadLetters(Protocol):
         """Those of `ids` that are there."""
 
     def replay(self, ids: Sequence[str] | None = None, *, queue: str | None = None) -> Sequence[str]:
-        """Send each again as new, the oldest first, and remove it here, in one step; returns the ids of those."""
+        """Send each again as new, the oldest first, and remove it here; returns the ids of those.
+
+        One letter is sent and removed in one step, and many in several batches.
+        """
 
     def purge(self, *, ids: Sequence[str] | None = None, queue: str | None = None, older_than: float = 0.0) -> int:
         """Remove for good; `older_than` in seconds since burial. Returns how many."""
+
+
+@runtime_checkable
+class BatchedDeadLetters(Protocol):
+    """What a `dead` may have as well: the same for any number of letters, with a commit for each batch.
+
+    Both take the letters that are there when they begin. If one raises, the batches that it yielded are done.
+    """
+
+    def replay_in_batches(
+        self, ids: Sequence[str] | None = None, *, queue: str | None = None
+    ) -> Iterator[Sequence[str]]:
+        """Replay, and yield the ids of each batch after its commit."""
+
+    def purge_in_batches(
+        self, ids: Sequence[str] | None = None, *, queue: str | None = None, older_than: float = 0.0
+    ) -> Iterator[int]:
+        """Remove for good, and yield the size of each batch after its commit."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable, Sequence
 
 import pytest
+from click.testing import CliRunner
 from pg_tables import Tables
+from postgres.support import in_background, on_one_server, transport_on
 from queues import bury, receive_all
 
 from contract_tests.messages import message, then
-from transports.postgres import PostgresTransport
-from unstract_core import Consumer, Settlement, Verdict, to_wire
+from transports.postgres import PostgresTransport, dead_letters
+from unstract_core import Consumer, Settlement, Verdict, cli, to_wire
+from unstract_core.cli import dead
 from unstract_core.transport import DeadLetter
 
 
@@ -144,3 +148,100 @@ def test_a_letter_that_python_cannot_read_hides_no_other(
     assert postgres.dead.replay([oldest.id]) == [oldest.id]
     assert tables.rows("SELECT message = %s::jsonb FROM {messages} WHERE queue_name = %s", text, queue) == [(True,)]
     assert postgres.dead.purge() == 1
+
+
+@pytest.mark.parametrize("id", [10**18, 2**63 - 1])
+def test_a_letter_of_any_id_is_found_replayed_and_purged(
+    postgres: PostgresTransport, tables: Tables, queue: str, id: int
+) -> None:
+    """An id is any number that PostgreSQL can give out; a larger one is not there."""
+    uses: list[Callable[[], Sequence[str]]] = [
+        lambda: postgres.dead.replay([str(id)]),
+        lambda: [str(id)] * postgres.dead.purge(ids=[str(id)]),
+    ]
+    for use in uses:
+        buried(postgres, queue)
+        tables.execute("UPDATE {dead} SET dead_id = %s", id)
+        assert [letter.id for letter in postgres.dead.get([str(id), str(2**63), "9" * 19])] == [str(id)]
+        assert use() == [str(id)]
+        receive_all(postgres, queue)
+
+
+def test_letters_are_replayed_and_purged_in_batches(
+    postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each batch is a commit of its own, the oldest first; letters that come meanwhile stay."""
+    monkeypatch.setattr(dead_letters, "_BATCH", 4)
+    letters = buried(postgres, queue, 10)
+    other = buried(postgres, queue + "-2", 1)
+    seen: list[tuple[list[str], int]] = []
+    for batch in postgres.dead.replay_in_batches(queue=queue):
+        left = tables.rows("SELECT count(*) FROM {dead} WHERE queue_name = %s", queue)
+        seen.append((list(batch), int(left[0][0]) - len(seen)))
+        tables.execute("UPDATE {messages} SET priority = 10 WHERE queue_name = %s", queue)
+        subscription = postgres.subscribe([queue], lease=60)
+        (delivery,) = subscription.receive(limit=1, wait=5)
+        assert subscription.settle([Settlement(delivery, Verdict.BURY, reason="again")]) == [True]
+        subscription.close()
+    ids = [letter.id for letter in letters]
+    assert seen == [(ids[:4], 6), (ids[4:8], 2), (ids[8:], 0)]
+    assert [letter.reason for letter in postgres.dead.find(queue=queue)] == ["again"] * 3
+    assert list(postgres.dead.purge_in_batches()) == [4]
+    assert postgres.dead.find() == []
+    assert other[0].queue == queue + "-2"
+
+
+def test_two_replays_at_once_send_each_letter_once(
+    make_postgres: Callable[..., PostgresTransport], queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one operator has replayed another one does not."""
+    monkeypatch.setattr(dead_letters, "_BATCH", 5)
+    first, second = make_postgres(), make_postgres()
+    ids = [letter.id for letter in buried(first, queue, 60)]
+    replayed: list[str] = []
+    with in_background(*(lambda one=one: replayed.extend(one.dead.replay(queue=queue)) for one in (first, second))):
+        pass
+    assert sorted(replayed, key=int) == ids
+    assert len(receive_all(first, queue)) == 60
+
+
+@on_one_server
+def test_a_batch_that_takes_too_long_is_made_smaller(
+    postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of a statement bounds the batch and not the command."""
+    monkeypatch.setattr(dead_letters, "_BATCH", 8)
+    buried(postgres, queue, 9)
+    tables.execute(
+        """CREATE FUNCTION {schema}.slow() RETURNS trigger LANGUAGE plpgsql AS
+           $$ BEGIN PERFORM pg_sleep(0.3); RETURN OLD; END $$;
+           CREATE TRIGGER slow BEFORE DELETE ON {dead} FOR EACH ROW EXECUTE FUNCTION {schema}.slow()"""
+    )
+    with transport_on(tables.url, tables.schema, statement_timeout=1.5) as transport:
+        assert len(transport.dead.replay(queue=queue)) == 9
+    assert len(receive_all(postgres, queue)) == 9
+
+
+@on_one_server
+def test_a_long_command_says_how_far_it_has_come(
+    postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`replay --all` and `purge` report progress on stderr, also when the database fails on the way."""
+    monkeypatch.setattr(dead_letters, "_BATCH", 2)
+    monkeypatch.setattr(dead, "_PROGRESS", 0.0)
+    url = f"{tables.url}?schema={tables.schema}"
+    ids = [letter.id for letter in buried(postgres, queue, 6)]
+    ended = CliRunner().invoke(cli.main, ["dead", "replay", "--queue", queue, "--all", "--url", url])
+    assert ended.stdout.splitlines() == ["replayed 6", *ids]
+    assert [f"replayed {n} so far" in ended.stderr for n in (2, 4, 6)] == [True] * 3
+    tables.execute("DELETE FROM {messages}")
+    ids = [letter.id for letter in buried(postgres, queue, 6)]
+    tables.execute(
+        f"""CREATE FUNCTION {{schema}}.stop() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN IF OLD.dead_id = {ids[4]} THEN RAISE EXCEPTION 'stop'; END IF; RETURN OLD; END $$;
+            CREATE TRIGGER stop BEFORE DELETE ON {{dead}} FOR EACH ROW EXECUTE FUNCTION {{schema}}.stop()"""
+    )
+    ended = CliRunner().invoke(cli.main, ["dead", "purge", "--queue", queue, "--yes", "--url", url])
+    assert ended.exit_code != 0
+    assert "purged 4 before this ended" in ended.stderr
+    assert [letter.id for letter in postgres.dead.find(queue=queue)] == ids[:3:-1]

@@ -178,3 +178,24 @@ def test_a_queue_is_as_old_as_its_longest_wait(postgres: PostgresTransport, tabl
     assert 3600 <= (postgres.queues([queue])[0].oldest or -1) < 3660
     tables.execute("DELETE FROM {messages} WHERE msg_id = %s", int(first))
     assert postgres.queues([queue])[0].oldest == 0
+
+
+@on_one_server
+def test_expired_replies_are_removed_faster_than_they_are_written(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """An idle worker that has found many goes on at once, and takes messages meanwhile."""
+    tables.execute(
+        "INSERT INTO {results} (task_id, status, result, error, created_at, expires_at)"
+        " SELECT 'k' || n, 'completed', NULL, '', now(), now() - n * interval '1 millisecond'"
+        " FROM generate_series(1, 20000) AS n"
+    )
+    subscription = postgres.subscribe([queue], lease=60)
+    subscription._sweep_at = 0.0
+    began = time.monotonic()
+    while tables.rows("SELECT count(*) FROM {results}") != [(0,)]:
+        assert time.monotonic() - began < 12, "20 statements that come once a second take longer"
+        subscription.receive(limit=1, wait=0.5)
+    postgres.send([message("t", queue)])
+    assert len(subscription.receive(limit=1, wait=5)) == 1
+    subscription.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from transports.postgres.errors import NotifyQueueFull
@@ -10,11 +10,13 @@ from transports.postgres.notifier import Channels
 from transports.postgres.pool import Pool
 from transports.postgres.settling import parsed
 from transports.postgres.statements import Statements
-from transports.postgres.unread import TOO_LARGE, cause_of, may_be_the_content
+from transports.postgres.unread import TOO_LARGE, cause_of, may_be_the_content, state_of
 from unstract_core.domain import MAX_SIZE
-from unstract_core.errors import TransportError
+from unstract_core.errors import TransportError, TransportUnavailable
 from unstract_core.transport import DeadLetter
 
+_BATCH = 1000
+_DOING = {"replay_dead": "replay dead letters", "purge_dead": "purge dead letters"}
 _MOST_LISTED = MAX_SIZE
 _NOT_LISTED = f"a list reads {MAX_SIZE >> 20} MiB of content, the newest first"
 
@@ -44,23 +46,60 @@ class PostgresDeadLetters:
         return self._in_parts(sorted(set(_numbers(ids))), self._statements.largest)
 
     def replay(self, ids: Sequence[str] | None = None, *, queue: str | None = None) -> Sequence[str]:
-        """Send each again as new, the oldest first, and remove it here, in one commit; return the ids of those."""
-        parameters = {"ids": None if ids is None else _numbers(ids), "queue": queue}
-        try:
-            rows = self._replay({**parameters, "channel": self._channels.queues})
-        except NotifyQueueFull:
-            rows = self._replay({**parameters, "channel": None})
-        return [str(row[0]) for row in rows]
+        """Send each again as new, the oldest first, and remove it here; return the ids of those.
+
+        Each batch is one commit: see `replay_in_batches`.
+        """
+        return [id for batch in self.replay_in_batches(ids, queue=queue) for id in batch]
 
     def purge(self, *, ids: Sequence[str] | None = None, queue: str | None = None, older_than: float = 0.0) -> int:
-        """Remove for good those that were buried more than `older_than` seconds ago; return how many."""
-        parameters = {
-            "ids": None if ids is None else _numbers(ids),
-            "queue": queue,
-            "older_than": float(older_than),
-        }
-        ((purged,),) = self._pool.execute("purge dead letters", self._statements["purge_dead"], parameters)
-        return int(purged)
+        """Remove for good those that were buried more than `older_than` seconds ago; return how many.
+
+        Each batch is one commit: see `purge_in_batches`.
+        """
+        return sum(self.purge_in_batches(ids, queue=queue, older_than=older_than))
+
+    def replay_in_batches(
+        self, ids: Sequence[str] | None = None, *, queue: str | None = None
+    ) -> Iterator[Sequence[str]]:
+        """Replay those that are there now, and yield the ids of each batch when it is committed."""
+        for rows in self._batches("replay_dead", ids, {"queue": queue, "channel": self._channels.queues}):
+            yield [str(dead_id) for dead_id, sent, _ in rows if sent]
+
+    def purge_in_batches(
+        self, ids: Sequence[str] | None = None, *, queue: str | None = None, older_than: float = 0.0
+    ) -> Iterator[int]:
+        """Remove those that are there now, and yield how many were in each batch when it is committed."""
+        for rows in self._batches("purge_dead", ids, {"queue": queue, "older_than": float(older_than)}):
+            yield sum(purged for _, purged in rows)
+
+    def _batches(
+        self, name: str, ids: Sequence[str] | None, parameters: dict[str, Any]
+    ) -> Iterator[list[tuple[Any, ...]]]:
+        """Run a statement over batches of letters. One that takes too long is tried again with fewer letters."""
+        ((until,),) = self._read("look for dead letters", "last_dead", {})
+        numbers = None if ids is None else sorted(set(_numbers(ids)))
+        starts: Sequence[int] = [0] if numbers is None else range(0, len(numbers), _BATCH)
+        limit = _BATCH
+        for start in starts if until is not None else ():
+            chosen = None if numbers is None else numbers[start : start + _BATCH]
+            after, full = -(1 << 63), True
+            while full:
+                bounds = {"ids": chosen, "after": after, "until": until, "limit": limit}
+                try:
+                    rows = self._pool.execute(_DOING[name], self._statements[name], {**parameters, **bounds})
+                except NotifyQueueFull:
+                    parameters = {**parameters, "channel": None}
+                    continue
+                except TransportUnavailable as exc:
+                    if state_of(exc) != "57014" or limit == 1:
+                        raise
+                    limit = max(1, limit // 4)
+                    continue
+                full = len(rows) == limit
+                if rows:
+                    after = rows[-1][0]
+                    yield rows
 
     def _listed(self, parameters: dict[str, Any]) -> list[DeadLetter]:
         rows = self._read("list dead letters", "find_dead", parameters)
@@ -79,9 +118,6 @@ class PostgresDeadLetters:
                 return [*self._in_parts(ids[:middle], most), *self._in_parts(ids[middle:], most)]
             why = f"PostgreSQL cannot return it: {cause_of(exc)}"
         return [_letter(why, *row) for row in self._read("read dead letters", "get_dead", {**parameters, "most": -1})]
-
-    def _replay(self, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-        return self._pool.execute("replay dead letters", self._statements["replay_dead"], parameters)
 
     def _read(self, doing: str, name: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         return self._pool.execute(doing, self._statements[name], parameters, harmless=True)

@@ -38,6 +38,8 @@ _LOOK_BACK = 20.0  # seconds that may take, where somebody's transaction is slow
 _LOOK_AGAIN = 0.05
 _SWEEP_INTERVAL = 60.0
 _SWEEP_LIMIT = 1000
+_SWEEP_REST = 4.0
+"""A sweep that has more to do goes on after this many times the time that its last statement took."""
 
 
 class PostgresSubscription:
@@ -115,6 +117,8 @@ class PostgresSubscription:
                             return deliveries
                     next_due = min(next_due, _LOOK_AGAIN)
                 next_due = min(next_due, self._claims.sees_more_in(time.monotonic()))
+                if self._swept_until > -math.inf:
+                    next_due = min(next_due, max(0.0, self._sweep_at - time.monotonic()))
             remaining = deadline - time.monotonic()
             if remaining <= 0 or self._session.wait(min(remaining, self._poll_interval, next_due)):
                 self._check_open()
@@ -274,13 +278,15 @@ class PostgresSubscription:
         self._sweep_at = time.monotonic() + _SWEEP_INTERVAL
         parameters = {"limit": _SWEEP_LIMIT, "since": self._swept_until}
         self._swept_until = -math.inf
+        began = time.monotonic()
         try:
             rows = self._session.execute("sweep expired replies", self._statements["sweep_replies"], parameters)
         except TransportError as exc:
             emit(logger, logging.WARNING, "sweep_failed", error_type=type(exc).__name__, error=error_text(exc))
             return
         if len(rows) == _SWEEP_LIMIT:
-            self._sweep_at = time.monotonic() + 1.0
+            ended = time.monotonic()
+            self._sweep_at = ended + _SWEEP_REST * (ended - began)
             self._swept_until = max(until for (until,) in rows)
 
     def _check_open(self) -> None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import click
 
 from unstract_core.cli.output import age, print_json, print_table, printable, readable_json, utc, write
 from unstract_core.cli.session import DECLINED, PROGRAM, Session, common, json_option, queue_name
 from unstract_core.errors import ConfigurationError
-from unstract_core.transport import DeadLetter, DeadLetters
+from unstract_core.transport import BatchedDeadLetters, DeadLetter, DeadLetters
+
+T = TypeVar("T")
+
+_PROGRESS = 2.0
+"""Seconds between two lines of progress."""
 
 
 @click.group(no_args_is_help=False)
@@ -98,7 +104,12 @@ def replay(session: Session, ids: tuple[str, ...], queue: str | None, everything
             _known(letters, ids)
             replayed = list(letters.replay(ids))
         else:
-            replayed = list(letters.replay(queue=queue))
+            replayed = []
+            if isinstance(letters, BatchedDeadLetters):
+                for batch in _with_progress("replayed", letters.replay_in_batches(queue=queue), len):
+                    replayed += batch
+            else:
+                replayed = list(letters.replay(queue=queue))
     if as_json:
         print_json({"replayed": replayed})
     else:
@@ -143,11 +154,31 @@ def purge(
             _known(letters, ids)
         if not yes:
             _confirm(_what_is_purged(ids, queue, older_than))
-        purged = letters.purge(ids=list(ids) or None, queue=queue, older_than=older_than or 0.0)
+        chosen: dict[str, Any] = {"ids": list(ids) or None, "queue": queue, "older_than": older_than or 0.0}
+        if isinstance(letters, BatchedDeadLetters):
+            purged = sum(_with_progress("purged", letters.purge_in_batches(**chosen), int))
+        else:
+            purged = letters.purge(**chosen)
     if as_json:
         print_json({"purged": purged})
     else:
         write(f"purged {purged}")
+
+
+def _with_progress(done: str, batches: Iterable[T], size: Callable[[T], int]) -> Iterator[T]:
+    """Yield batches, and say on stderr how much was done: now and then, and when it ends early."""
+    total, next_at = 0, time.monotonic() + _PROGRESS
+    try:
+        for batch in batches:
+            total += size(batch)
+            yield batch
+            if time.monotonic() >= next_at:
+                click.echo(f"{PROGRAM}: {done} {total} so far", err=True)
+                next_at = time.monotonic() + _PROGRESS
+    except BaseException:
+        if total:
+            click.echo(f"{PROGRAM}: {done} {total} before this ended", err=True)
+        raise
 
 
 def _what_is_purged(ids: Sequence[str], queue: str | None, older_than: float | None) -> str:

@@ -381,26 +381,41 @@ SELECT m.dead_id, left(m.queue_name, 65536), CASE WHEN m.whole THEN m.message_te
        m.whole
 FROM measured AS m
 
+-- name: last_dead
+SELECT max(dead_id) FROM {dead};
+
 -- name: replay_dead
--- Sent as new: a new id, no attempts, at the end of its queue, the oldest letter first.
-WITH letter AS (
-    DELETE FROM {dead}
+-- A batch of those after one id and up to another. Sent as new: a new id, no attempts, at the end of its queue, the
+-- oldest letter first. A letter that another session removes at the same time is among the chosen and not sent.
+WITH chosen AS MATERIALIZED (
+    SELECT dead_id FROM {dead}
     WHERE (%(ids)s::bigint[] IS NULL OR dead_id = ANY (%(ids)s::bigint[]))
       AND (%(queue)s::text IS NULL OR queue_name = %(queue)s::text)
-    RETURNING dead_id, queue_name, message, org_id, priority
+      AND dead_id > %(after)s::bigint AND dead_id <= %(until)s::bigint
+    ORDER BY dead_id LIMIT %(limit)s::bigint
+), letter AS (
+    DELETE FROM {dead} AS d USING chosen WHERE d.dead_id = ANY (ARRAY[chosen.dead_id])
+    RETURNING d.dead_id, d.queue_name, d.message, d.org_id, d.priority
 ), sent AS (
     INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)
     SELECT queue_name, message, org_id, now(), now(), 0, priority, 'ready' FROM letter ORDER BY dead_id
 )
-SELECT dead_id, CASE WHEN %(channel)s::text IS NOT NULL THEN pg_notify(%(channel)s::text, queue_name)::text END
-FROM letter ORDER BY dead_id;
+SELECT c.dead_id, l.dead_id IS NOT NULL,
+       CASE WHEN %(channel)s::text IS NOT NULL THEN pg_notify(%(channel)s::text, l.queue_name)::text END
+FROM chosen AS c LEFT JOIN letter AS l ON l.dead_id = c.dead_id
+ORDER BY c.dead_id;
 
 -- name: purge_dead
-WITH purged AS (
-    DELETE FROM {dead}
+-- A batch, as of replay_dead.
+WITH chosen AS MATERIALIZED (
+    SELECT dead_id FROM {dead}
     WHERE (%(ids)s::bigint[] IS NULL OR dead_id = ANY (%(ids)s::bigint[]))
       AND (%(queue)s::text IS NULL OR queue_name = %(queue)s::text)
       AND buried_at <= now() - %(older_than)s::float8 * interval '1 second'
-    RETURNING 1
+      AND dead_id > %(after)s::bigint AND dead_id <= %(until)s::bigint
+    ORDER BY dead_id LIMIT %(limit)s::bigint
+), purged AS (
+    DELETE FROM {dead} AS d USING chosen WHERE d.dead_id = ANY (ARRAY[chosen.dead_id]) RETURNING d.dead_id
 )
-SELECT count(*) FROM purged;
+SELECT c.dead_id, p.dead_id IS NOT NULL FROM chosen AS c LEFT JOIN purged AS p ON p.dead_id = c.dead_id
+ORDER BY c.dead_id;
