@@ -303,10 +303,13 @@ class DeadLetters(Protocol):
 
 @runtime_checkable
 class BatchedDeadLetters(Protocol):
-    """What a `dead` may have as well: the same for any number of letters, with a commit for each batch.
+    """What a `dead` may have as well, for letters of any number and size.
 
-    Both take the letters that are there when they begin. If one raises, the batches that it yielded are done.
+    The batches are of the letters that are there at the beginning. If one raises, the batches that it yielded are done.
     """
+
+    def summaries(self, *, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
+        """As `find`, without fetching content: each letter is `omitted`, and its message has its small parts."""
 
     def replay_in_batches(
         self, ids: Sequence[str] | None = None, *, queue: str | None = None

@@ -6,21 +6,22 @@ import json
 import uuid
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pg_tables import Tables
 from postgres.support import on_one_server, transport_on
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 from queues import queue_name
 
 from contract_tests.kit import insist, wait_until
 from contract_tests.messages import first, message
 from transports.postgres import PostgresTransport, dead_letters
-from unstract_core import Consumer, Delivery, Reply, TransportError
+from unstract_core import Consumer, Delivery, Reply, TransportError, cli
 
 # Reading a message as text fails with the SQLSTATE that stands in the message.
 FAILING_CAST = """
@@ -43,7 +44,7 @@ def failing(postgres_url: str) -> Iterator[tuple[PostgresTransport, Tables]]:
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
         try:
-            url = make_conninfo(postgres_url, dbname=database)
+            url = urlsplit(postgres_url)._replace(path=f"/{database}").geturl()
             with psycopg.connect(url, autocommit=True) as inside:
                 inside.execute(FAILING_CAST)
             with transport_on(url, "unstract") as transport:
@@ -173,6 +174,10 @@ def test_dead_letters_are_listed_whatever_their_content_is(failing: tuple[Postgr
     assert [one.message["args"] for one in letters if isinstance(one.message, dict) and not one.omitted] == [[2], [0]]
     assert ["SQLSTATE" in one.omitted for one in letters] == [True, False, True, False]
     assert list(transport.dead.get([one.id for one in letters])) == letters[::-1]
+    listed = CliRunner().invoke(cli.main, ["dead", "list", "--queue", queue, "--url", f"{tables.url}?schema=unstract"])
+    assert [line.split()[:3] for line in listed.stdout.splitlines()[1:]] == [[one.id, queue, "t"] for one in letters]
+    shown = CliRunner().invoke(cli.main, ["dead", "show", letters[0].id, "--url", f"{tables.url}?schema=unstract"])
+    assert "cannot return it: this row fails (SQLSTATE XX000)" in shown.stdout
     assert transport.dead.replay([letters[0].id]) == [letters[0].id]
     assert transport.dead.purge(queue=queue) == 3
 

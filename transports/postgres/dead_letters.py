@@ -41,6 +41,10 @@ class PostgresDeadLetters:
         known = {letter.id: letter for letter in self._in_parts([int(one.id) for one in without], _MOST_LISTED)}
         return [known.get(one.id, one) for one in without]
 
+    def summaries(self, *, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
+        """Return the newest letters first, without their content: each is `omitted`."""
+        return self._listed({"queue": queue, "limit": limit, "each": False, "most": -1})
+
     def get(self, ids: Sequence[str]) -> Sequence[DeadLetter]:
         """Return those of `ids` that are there; one whose content cannot be read comes with `omitted`."""
         return self._in_parts(sorted(set(_numbers(ids))), self._statements.largest)

@@ -38,7 +38,7 @@ def dead() -> None:
 def list_(session: Session, queue: str | None, limit: int, as_json: bool) -> None:
     """List dead letters, the newest first, without their content."""
     with _dead_letters(session) as letters:
-        found = letters.find(queue=queue, limit=limit)
+        found = summaries(letters, queue=queue, limit=limit)
     if as_json:
         print_json([_letter_row(letter) for letter in found])
         return
@@ -163,6 +163,12 @@ def purge(
         print_json({"purged": purged})
     else:
         write(f"purged {purged}")
+
+
+def summaries(letters: DeadLetters, *, queue: str | None, limit: int) -> Sequence[DeadLetter]:
+    """Return the newest letters, without their content where the transport can leave it out."""
+    look = letters.summaries if isinstance(letters, BatchedDeadLetters) else letters.find
+    return look(queue=queue, limit=limit)
 
 
 def _with_progress(done: str, batches: Iterable[T], size: Callable[[T], int]) -> Iterator[T]:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, cast
 import attrs
 
 from unstract_core.checkup import Watched, WorkerState, kind_of_reason
+from unstract_core.cli.dead import summaries
 from unstract_core.cli.output import age, utc
 from unstract_core.cli.queues import _depth as depth
 from unstract_core.cli.queues import _queue_row as queue_row
@@ -53,7 +54,7 @@ def look(transport: Transport, names: Sequence[str], before: Frame | None) -> Fr
     letters: list[DeadLetter] = []
     if transport.capabilities.dead_letters:
         for name in names or (None,):
-            letters += cast(DeadLetters, about.dead).find(queue=name, limit=_LETTERS)
+            letters += summaries(cast(DeadLetters, about.dead), queue=name, limit=_LETTERS)
     letters.sort(key=lambda letter: letter.buried_at, reverse=True)
     return Frame(now, moment, queues, rates, workers, letters[:_LETTERS])
 
