@@ -111,6 +111,17 @@ def test_a_lease_that_a_trigger_keeps_from_being_renewed_is_lost(
     subscription.close()
 
 
+@pytest.mark.parametrize(("event", "level"), [("BEFORE UPDATE", "warning"), ("AFTER UPDATE", "ok")])
+def test_doctor_names_a_trigger_that_can_keep_rows(
+    postgres: PostgresTransport, tables: Tables, event: str, level: str
+) -> None:
+    """A trigger that runs before each row is a warning, and one that runs afterwards is not."""
+    tables.execute(KEEPS.format(event="UPDATE").replace("BEFORE UPDATE", event))
+    (finding,) = [one for one in postgres.check_up() if one.name == "tables"]
+    assert finding.level == level
+    assert ("trigger keep" in finding.what) == (level == "warning")
+
+
 @pytest.mark.parametrize("rule", ["ON DELETE", "ON UPDATE", "ON INSERT"])
 @pytest.mark.parametrize("table", TABLES)
 def test_a_table_whose_rules_replace_statements_is_refused_at_start(

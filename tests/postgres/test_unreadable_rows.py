@@ -162,6 +162,27 @@ def test_a_row_that_others_claimed_meanwhile_is_not_delivered(failing: tuple[Pos
     subscription.close()
 
 
+def test_messages_whose_content_is_read_later_keep_their_lease(
+    failing: tuple[PostgresTransport, Tables], asked: list[str]
+) -> None:
+    """What is claimed and not yet read is renewed when it is time, and then delivered."""
+    transport, tables = failing
+    queue = queue_name()
+    for number in range(4):
+        tables.inject(queue, row(queue, number, "53200" if number == 1 else None))
+    subscription = transport.subscribe([queue], lease=60)
+    with pytest.raises(TransportError):
+        subscription.receive(limit=4, wait=0)
+    vt = tables.rows("SELECT min(vt) FROM {messages} WHERE queue_name = %s", queue)
+    subscription._unread._renew_at = 0.0
+    found = insist(lambda: subscription.receive(limit=4, wait=0))
+    assert asked.count("renew leases") == 1
+    assert list(map(first, found)) == [0]
+    assert tables.rows("SELECT min(vt) FROM {messages} WHERE queue_name = %s", queue) > vt
+    assert list(map(first, insist(lambda: subscription.receive(limit=4, wait=0)))) == [2, 3]
+    subscription.close()
+
+
 def test_dead_letters_are_listed_whatever_their_content_is(failing: tuple[PostgresTransport, Tables]) -> None:
     """A list and `get` return the letters whose content can be read whole, and the others with what is wrong."""
     transport, tables = failing

@@ -40,7 +40,11 @@ def tables(look: Look) -> Iterator[Finding]:
             yield Finding("tables", "error", what, f"{MIGRATE}, or name the right schema (?schema= in the URL)")
         else:
             yield Finding("tables", "error", f"{table} has no column {', '.join(columns)}", COMPARE)
-    if not missing:
+    triggers = look.ask_of_tables("triggers")
+    for table, trigger in triggers:
+        what = f"trigger {trigger} runs before each row of {table} is written, and can keep it as it was"
+        yield Finding("tables", "warning", what, "let it return the row always, or drop it")
+    if not missing and not triggers:
         yield Finding("tables", "ok", f"{', '.join(look.tables)}")
 
 

@@ -15,6 +15,16 @@ JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdro
 WHERE n.nspname = %(schema)s AND t.relname = ANY (%(tables)s::text[]) AND t.relkind IN ('r', 'p')
 GROUP BY t.relname;
 
+-- name: triggers
+-- Those that can keep a row as it is, or away.
+SELECT t.relname::text, g.tgname::text
+FROM pg_trigger AS g
+JOIN pg_class AS t ON t.oid = g.tgrelid
+JOIN pg_namespace AS n ON n.oid = t.relnamespace
+WHERE n.nspname = %(schema)s AND t.relname = ANY (%(tables)s::text[])
+  AND NOT g.tgisinternal AND g.tgenabled <> 'D' AND g.tgtype & 3 = 3
+ORDER BY 1, 2;
+
 -- name: indexes
 SELECT t.relname::text, x.relname::text, pg_get_indexdef(i.indexrelid), i.indisvalid AND i.indisready
 FROM pg_index AS i
