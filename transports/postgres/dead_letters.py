@@ -81,7 +81,7 @@ class PostgresDeadLetters:
         self, name: str, ids: Sequence[str] | None, parameters: dict[str, Any]
     ) -> Iterator[list[tuple[Any, ...]]]:
         """Run a statement over batches of letters. One that takes too long is tried again with fewer letters."""
-        ((until,),) = self._read("look for dead letters", "last_dead", {})
+        ((until,),) = self._read(_DOING[name], "last_dead", {})
         numbers = None if ids is None else sorted(set(_numbers(ids)))
         starts: Sequence[int] = [0] if numbers is None else range(0, len(numbers), _BATCH)
         limit = _BATCH

@@ -39,7 +39,6 @@ _BY_WORK: Mapping[str, Mapping[str, str]] = {
     "clear a reply": {"pg_task_result": "SELECT, and UPDATE on its columns result and error"},
     "sweep expired replies": {"pg_task_result": "SELECT and DELETE"},
     "look at the queues": {"pg_queue_message": "SELECT", "pg_queue_dead_letter": "SELECT"},
-    "look for dead letters": {"pg_queue_dead_letter": "SELECT"},
     "list dead letters": {"pg_queue_dead_letter": "SELECT"},
     "read dead letters": {"pg_queue_dead_letter": "SELECT"},
     "replay dead letters": {"pg_queue_dead_letter": "SELECT and DELETE", **_SEND},
