@@ -7,6 +7,7 @@ and nothing here decides between transports.
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,17 @@ from typing import Any
 import attrs
 
 from unstract_core.domain import JSONValue
-from unstract_core.errors import ConfigurationError, PayloadError, ReplyTimeout, SignatureError, TaskFailed
+from unstract_core.errors import (
+    ConfigurationError,
+    ContractError,
+    NotSupported,
+    PayloadError,
+    ReplyTimeout,
+    SignatureError,
+    TaskFailed,
+    TransportClosed,
+    TransportUnavailable,
+)
 from unstract_core.observer import Observer, Observers
 from unstract_core.payload import DEFAULT_PRIORITY, ContinuationSpec, FairnessKey, TaskPayload
 from unstract_core.signature import Callback, signature_to_continuation
@@ -108,15 +119,30 @@ class Dispatcher:
     ) -> JSONValue:
         """Send a task, wait up to `timeout` seconds, and return its result.
 
-        Raises TaskFailed with the task's error text, ReplyTimeout when no answer came (the task may still run), and
-        what `send` raises. There is no `within`: a message that is not committed yet cannot be answered.
+        There is no `within`: a message that is not committed yet cannot be answered.
+
+        Raises:
+            TaskFailed: with the task's error text.
+            ReplyTimeout: no reply came in time; the task may still run.
+            TransportUnavailable: with `fate_unknown`, the task was sent and its reply cannot be read.
+            TransportClosed: with `fate_unknown`, the transport was closed while the call waited.
+            ContractError: any other is what `send` raises; the task was not sent.
         """
         if not timeout > 0:
             raise ConfigurationError(f"timeout must be a positive number of seconds, not {timeout!r}")
         key = str(uuid.uuid4())
         payload = _payload(task_name, args, kwargs, queue, fairness, reply_key=key)
         self._send(payload, org_id=org_id, delay=delay, within=None)
-        reply = self.transport.reply(key, timeout=timeout, consume=True)
+        deadline = time.monotonic() + timeout
+        try:
+            reply = self.transport.reply(key, timeout=timeout, consume=True)
+        except TransportClosed as exc:
+            exc.fate_unknown = True
+            raise
+        except NotSupported:
+            raise
+        except ContractError as exc:
+            raise _no_reply(exc, task_name, queue, key, in_time=time.monotonic() < deadline) from exc
         if reply is None:
             raise ReplyTimeout(
                 f"no reply from task {task_name!r} on queue {queue!r} within {timeout:g} s; "
@@ -149,6 +175,15 @@ class Dispatcher:
         with self._observers.sending(message) if self._observers else contextlib.nullcontext(message) as observed:
             (message_id,) = self.transport.send([observed], within=within)
         return DispatchHandle(payload.task_id or payload.reply_key or message_id)
+
+
+def _no_reply(exc: ContractError, task_name: str, queue: str, key: str, *, in_time: bool) -> ContractError:
+    """Return the error for a reply that could not be read. The error's own text is about the reading, not the task."""
+    text = (
+        f"task {task_name!r} was sent to queue {queue!r} and may have run; its reply cannot be read "
+        f"({type(exc).__name__}: see the cause; reply key {key}). Do not send it again before `status` is known"
+    )
+    return TransportUnavailable(text, fate_unknown=True) if in_time else ReplyTimeout(text)
 
 
 def _payload(

@@ -123,4 +123,10 @@ class TransportNotReady(TransportError):
 
 
 class TransportClosed(TransportError):
-    """The transport or subscription was closed before."""
+    """The transport or subscription was closed before.
+
+    Attributes:
+        fate_unknown: True where a blocking call had sent its task before the transport was closed.
+    """
+
+    fate_unknown: bool = False
