@@ -36,6 +36,8 @@ class Limits:
     """How long ago a table with many dead rows was vacuumed."""
     dead_rows: int = 10_000
     """How many dead rows are many."""
+    clock: float = 300.0
+    """How far the database's clock is from this machine's."""
     notification: float = 5.0
     """How long a notification takes."""
     notification_queue: float = 0.1

@@ -19,6 +19,7 @@ from unstract_core.checkup import Finding
 from unstract_core.errors import TransportUnavailable
 
 _OLDEST = 120000
+_FUTURE = 60.0
 
 
 def connection(look: Look) -> Iterator[Finding]:
@@ -53,12 +54,34 @@ def server(look: Look) -> Iterator[Finding]:
     else:
         remedy = "move to a database that was created with ENCODING 'UTF8'"
         yield Finding("encoding", "error", f"{encoding}, in which not every text can be stored", remedy)
+    replicated, sound = _replication(look)
+    if not sound:
+        remedy = "start the standby, or take it out of synchronous_standby_names"
+        yield Finding("durability", "warning", replicated, remedy)
     if fsync == "on" and commit != "off":
-        yield Finding("durability", "ok", f"synchronous_commit = {commit}")
+        if sound:
+            yield Finding("durability", "ok", f"synchronous_commit = {commit}; {replicated}")
     else:
         setting = "fsync" if fsync != "on" else "synchronous_commit"
         what = f"{setting} = off: when the server crashes, what it acknowledged last is lost"
+        if setting == "synchronous_commit":
+            what += "; only this package's own connections set it to on, send(within=) uses its caller's"
         yield Finding("durability", "warning", what, f"set {setting} = on for the server, the database or role {role}")
+
+
+def _replication(look: Look) -> tuple[str, bool]:
+    """Say what a failover keeps of that which was acknowledged, and whether commits are replicated as they should."""
+    ((names, standbys, synchronous, unseen),) = look.ask("replication")
+    if not names:
+        some = f"asynchronous, to {standbys} standbys: a failover may lose what was acknowledged last"
+        return (some if standbys else "no standby is connected"), True
+    if synchronous or unseen:
+        seen = f"{synchronous} synchronous standbys are connected" if synchronous else "this role may not see which"
+        return f"synchronous_standby_names = {names!r}: {seen}", True
+    return (
+        f"synchronous_standby_names = {names!r}, and no such standby is connected: each commit waits until its "
+        "statement is cancelled, and a failover may lose it"
+    ), False
 
 
 def pooler(look: Look) -> Iterator[Finding]:
@@ -114,7 +137,20 @@ def clock(look: Look) -> Iterator[Finding]:
     uncertain, ahead = min(looks)
     which = "ahead of" if ahead > 0 else "behind"
     what = f"the database's is {abs(ahead):.3f} s {which} this machine's (give or take {uncertain:.3f} s)"
-    yield Finding("clock", "ok", f"{what}; nothing depends on it but how times in two logs compare")
+    ((future,),) = look.ask("future", seconds=_FUTURE) if _has_messages(look) else ((0,),)
+    if future:
+        what += f"; it was set back: {future} of the newest messages were sent later than it is now"
+        yield Finding("clock", "warning", what, "leases and delays from before end late by as much, by themselves")
+    elif abs(ahead) - uncertain > look.limits.clock:
+        what += "; where the database's is corrected by a step, all leases end at once, or late"
+        yield Finding("clock", "warning", what, "let NTP slew it, or stop the workers before it is set by a step")
+    else:
+        yield Finding("clock", "ok", what)
+
+
+def _has_messages(look: Look) -> bool:
+    """Whether there is a table of messages that this role may read."""
+    return bool(look.ask("may_read", messages=look.statements.table("messages"))[0][0])
 
 
 def notifications(look: Look) -> Iterator[Finding]:

@@ -22,9 +22,10 @@ _NOT_LISTED = f"a list reads {MAX_SIZE >> 20} MiB of content, the newest first"
 
 
 class PostgresDeadLetters:
-    """The table pg_queue_dead_letter."""
+    """The table pg_queue_dead_letter. `owner` is the transport, which lives as long as anything uses its pool."""
 
-    def __init__(self, pool: Pool, statements: Statements, channels: Channels) -> None:
+    def __init__(self, pool: Pool, statements: Statements, channels: Channels, *, owner: object) -> None:
+        self._owner = owner
         self._pool = pool
         self._statements = statements
         self._channels = channels

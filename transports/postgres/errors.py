@@ -1,39 +1,38 @@
 """The one place where a driver's error becomes one of ours.
 
-What the server said about the request decides: a broken connection leaves its fate unknown, a statement that the
-server has rolled back did not happen, and data that it refuses is refused for good. Texts carry the SQLSTATE and the
-server's primary message, never its detail, which can quote a payload.
+`ANSWERS` is the table of SQLSTATEs and what they mean; docs/operating.md has the same table. An error is a refusal only
+if the same statement can never succeed. Texts carry the SQLSTATE and the server's primary message, never its detail,
+which can quote a payload.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import enum
+import re
+from collections.abc import Iterator, Mapping
 
+import attrs
 import psycopg
+from psycopg import sql
 
 from transports.postgres.rights import needed
 from unstract_core.errors import (
     ConfigurationError,
     ContractError,
+    TransportError,
     TransportNotReady,
     TransportRefused,
     TransportUnavailable,
 )
 
 _NO_RIGHT = "42501"
-_NOT_READY = {
-    "42P01": "run `unstract-wire migrate`, or check the schema",
-    "3F000": "run `unstract-wire migrate`, or check the schema",
-    "42703": "the table has other columns than those of transports/postgres/sql/schema.sql",
-    _NO_RIGHT: "grant this role the right",
-}
-_PREPARED_LOST = {"26000", "42P05"}
-_ROLLED_BACK = ("25", "40", "53", "55", "57014")
+_DUPLICATE = "23505"
 _DRIVERS = ("psycopg", "psycopg2", "django")
 _NEVER_PASSED_ON = "query_wait_timeout"
 """PgBouncer's own: no server connection was free for the statement."""
-_FATE_UNKNOWN = ("08", "57", "58", "XX")
+_ID_KEY = re.compile(r"\((msg_id|dead_id)\)=\(")
+_ID_INDEXES = {"pg_queue_message_pkey": "msg_id", "pg_queue_dead_letter_pkey": "dead_id"}
 
 
 class PlanOutdated(TransportUnavailable):
@@ -48,8 +47,163 @@ class ReadOnly(TransportUnavailable):
     """The server does not take writes, as after a failover: the next connection may reach another."""
 
 
+class SessionTimedOut(TransportUnavailable):
+    """The server ended an idle connection (`idle_session_timeout`) just before the statement arrived."""
+
+
 class NotifyQueueFull(TransportUnavailable):
     """The server's queue of notifications is full, because some session listens and never reads."""
+
+
+class DuplicateId(TransportUnavailable):
+    """The sequence handed out an id that exists, as after a restore. The next try gets the next id.
+
+    Attributes:
+        table: the quoted name of the table, with its schema.
+        column: the column of the id.
+    """
+
+    table: str = ""
+    column: str = ""
+
+
+class Meaning(enum.Enum):
+    """The answer to two questions: can the same statement succeed later, and did it take effect?"""
+
+    UNAVAILABLE = "unavailable"
+    IN_DOUBT = "unavailable, in doubt"
+    NOT_READY = "not ready"
+    REFUSED = "refused"
+
+
+@attrs.frozen
+class Answer:
+    """One row of the table.
+
+    Attributes:
+        keys: SQLSTATEs, or their classes (the first two characters). A longer key wins over a shorter one. After a
+            space it names the cause that tells errors of one SQLSTATE apart: the server's source file, which is the
+            same in every language, `id` for the key of a message or dead letter, or PgBouncer's own message.
+        meaning: what the error means.
+        cause: when the server answers this; a cell of the table in docs/operating.md.
+        advice: what to do, for the error's text.
+        kind: the error that is raised where it is unavailable.
+    """
+
+    keys: tuple[str, ...]
+    meaning: Meaning
+    cause: str
+    advice: str = ""
+    kind: type[TransportUnavailable] = TransportUnavailable
+
+
+_UNAVAILABLE, _IN_DOUBT, _NOT_READY, _REFUSED = Meaning
+_MIGRATE = "run `unstract-wire migrate`, or check the schema"
+_COMPARE = "compare the tables with transports/postgres/sql/schema.sql"
+
+ANSWERS = (
+    Answer(("08", "57", "58", "F0", "XX"), _IN_DOUBT, "broken connection, shutdown, crash, I/O error, internal error"),
+    Answer(("40003",), _IN_DOUBT, "the server does not know whether the statement completed"),
+    Answer(("08P01 query_wait_timeout",), _UNAVAILABLE, "PgBouncer had no server connection for the statement"),
+    Answer(
+        ("0A000 plancache.c", "26000", "42P05"),
+        _UNAVAILABLE,
+        "a prepared statement is outdated, lost or another's",
+        "Behind PgBouncer in transaction mode: listen=false",
+        PreparedStatementLost,
+    ),
+    Answer(
+        (f"{_DUPLICATE} id",),
+        _UNAVAILABLE,
+        "the sequence handed out an id of a message or dead letter that exists",
+        "The next try takes the next id; `unstract-wire doctor` shows how far the sequence is behind",
+        DuplicateId,
+    ),
+    Answer(
+        ("25006",),
+        _UNAVAILABLE,
+        "read-only: a standby, or an old primary after a failover",
+        "Is this the primary? Use target_session_attrs=read-write",
+        ReadOnly,
+    ),
+    Answer(
+        ("54000 async.c",),
+        _UNAVAILABLE,
+        "the queue of notifications is full",
+        "Which session listens and is idle in transaction?",
+        NotifyQueueFull,
+    ),
+    Answer(("57P05",), _UNAVAILABLE, "`idle_session_timeout` ended the session", "", SessionTimedOut),
+    Answer(("25",), _UNAVAILABLE, "the transaction had failed, or timed out while it was idle or open"),
+    Answer(("40",), _UNAVAILABLE, "serialisation failure, deadlock"),
+    Answer(
+        ("53",),
+        _UNAVAILABLE,
+        "disk full, out of memory, too many connections, a configured limit",
+    ),
+    Answer(("54000", "54001"), _UNAVAILABLE, "wraparound protection; a limit of the server, a relation or the stack"),
+    Answer(("55",), _UNAVAILABLE, "lock timeout, an object in use"),
+    Answer(("57014",), _UNAVAILABLE, "cancelled: statement timeout, or a cancel request"),
+    Answer(("57P03",), _UNAVAILABLE, "the server is starting or stopping, and took no statement"),
+    Answer(("72",), _UNAVAILABLE, "the snapshot is too old"),
+    Answer(("HV",), _UNAVAILABLE, "a foreign server failed"),
+    Answer(("42P01", "3F000"), _NOT_READY, "a table or the schema is missing", _MIGRATE),
+    Answer(
+        ("42703",),
+        _NOT_READY,
+        "a column is missing",
+        "the table has other columns than those of transports/postgres/sql/schema.sql",
+    ),
+    Answer((_NO_RIGHT,), _NOT_READY, "a right is missing, or row-level security", "grant this role the right"),
+    Answer(
+        ("42P10", "42704", "42804", "42809", "42846", "42883", "428C9"),
+        _NOT_READY,
+        "a key, type or function is missing, or a column or table is of another kind",
+        _COMPARE,
+    ),
+    Answer(
+        ("2200H",),
+        _NOT_READY,
+        "a sequence has reached its maximum",
+        "raise its MAXVALUE, or change the type of the id to bigint",
+    ),
+    Answer(
+        ("55000",),
+        _NOT_READY,
+        "a table cannot be written: a view, or published without a replica identity",
+        _COMPARE,
+    ),
+    Answer(
+        ("0P", "28", "3D"),
+        _NOT_READY,
+        "the role or the database is missing, or the login is rejected",
+        "check the user, password and database in the URL",
+    ),
+    Answer(
+        (
+            *("54000 arrayfuncs.c", "54000 arrayutils.c", "54000 array_userfuncs.c", "54000 hashinsert.c"),
+            *("54000 hio.c", "54000 indextuple.c", "54000 json.c", "54000 jsonb.c", "54000 jsonb_util.c"),
+            *("54000 jsonfuncs.c", "54000 mbutils.c", "54000 nbtutils.c", "54000 stringinfo.c", "54000 to_tsany.c"),
+            *("54000 tsvector.c", "54000 varlena.c", "54"),
+        ),
+        _REFUSED,
+        "a value is too large for `jsonb`, a row, an array or an index; too many columns or arguments",
+        "store large values elsewhere and send a reference",
+    ),
+    Answer(("22",), _REFUSED, "a value does not fit its type or the database's encoding"),
+    Answer(("23", "27", "44"), _REFUSED, "a constraint, another unique key, or a view's check rejects the row"),
+    Answer(("P0",), _REFUSED, "a trigger raised an error"),
+    Answer(
+        ("0A", "0B", "0F", "0L", "0Z", "09", "10", "20", "21", "24", "2B", "2D", "2F", "34", "38", "39", "3B", "42"),
+        _REFUSED,
+        "the server does not support or understand the statement; a trigger or function failed",
+    ),
+    Answer(("00", "01", "02", "03"), _REFUSED, "no error of the server's: a trigger raised it under this code"),
+)
+"""What the errors of PostgreSQL 15 to 18, and of PgBouncer, mean for our statements. Any other code is a trigger's."""
+
+_BY_KEY: Mapping[str, Answer] = {key: answer for answer in ANSWERS for key in answer.keys}
+_ANY_OTHER = Answer(("any other",), Meaning.REFUSED, "a code that only your own triggers and functions raise")
 
 
 @contextlib.contextmanager
@@ -65,31 +219,64 @@ def mapped(doing: str, *, committed_by_us: bool = True) -> Iterator[None]:
         raise ours from exc
 
 
+def answer_of(state: str, cause: str = "") -> Answer:
+    """Return the row of the table for a SQLSTATE and, where it has several causes, the cause."""
+    for key in (f"{state} {cause}", state, state[:2]):
+        if key in _BY_KEY:
+            return _BY_KEY[key]
+    return _ANY_OTHER
+
+
 def translate(exc: BaseException, doing: str, *, committed_by_us: bool = True) -> ContractError | None:
     """Return our error for a driver's (psycopg 3, psycopg2, or Django's wrapping of either); None for any other."""
     state = _sqlstate(exc)
     if state is None:
         return _without_state(exc, doing, committed_by_us)
+    answer = answer_of(state, _cause(exc, state))
     text = f"{doing}: {_primary(exc)} (SQLSTATE {state})"
+    if answer.meaning is Meaning.IN_DOUBT and (state == "40003" or not _was_rolled_back(exc)):
+        return TransportUnavailable(_fate(text, committed_by_us), fate_unknown=committed_by_us)
+    return _told(exc, state, answer, text, doing)
+
+
+def _told(exc: BaseException, state: str, answer: Answer, text: str, doing: str) -> TransportError:
+    """Return our error for an answer after which the server has kept nothing of the statement."""
     if state == _NO_RIGHT and (takes := needed(doing, _primary(exc))):
         text = f"{text}; {takes}"
-    if state in _NOT_READY:
-        return TransportNotReady(f"{text}; {_NOT_READY[state]}")
-    if state in _PREPARED_LOST:
-        return PreparedStatementLost(f"{text}; nothing took effect. Behind PgBouncer in transaction mode: listen=false")
-    if state == "0A000" and _raised_in(exc) == "plancache.c":
-        return PlanOutdated(f"{text}; nothing took effect")
-    if state == "54000" and _raised_in(exc) == "async.c":
-        return NotifyQueueFull(f"{text}; nothing took effect. Which session listens and is idle in transaction?")
-    if state == "25006":
-        return ReadOnly(f"{text}; nothing took effect")
-    if state.startswith(_ROLLED_BACK) and state != "40003":
-        return TransportUnavailable(f"{text}; nothing took effect")
+    if answer.meaning is Meaning.NOT_READY:
+        return TransportNotReady(f"{text}; {answer.advice}")
+    if answer.meaning is Meaning.REFUSED:
+        return TransportRefused(f"{text}; {answer.advice}" if answer.advice else text)
+    kind = PlanOutdated if state == "0A000" else answer.kind
+    ours = kind(f"{text}; nothing took effect" + (f". {answer.advice}" if answer.advice else ""))
+    if isinstance(ours, DuplicateId):
+        names = [_diagnosed(exc, "schema_name") or "", _diagnosed(exc, "table_name") or ""]
+        ours.table, ours.column = sql.Identifier(*names).as_string(None), _id_column(exc)
+    return ours
+
+
+def _was_rolled_back(exc: BaseException) -> bool:
+    """Return whether the server says that it goes on after the error: then it has rolled the statement back."""
+    return _diagnosed(exc, "severity_nonlocalized") == "ERROR"
+
+
+def _cause(exc: BaseException, state: str) -> str:
+    """Return what tells errors of one SQLSTATE apart, in words that are the same in every language of the server."""
+    if state == _DUPLICATE:
+        return "id" if _id_column(exc) else ""
     if _primary(exc) == _NEVER_PASSED_ON:
-        return TransportUnavailable(f"{text}; nothing took effect")
-    if state.startswith((*_FATE_UNKNOWN, "40003")):
-        return TransportUnavailable(_fate(text, committed_by_us), fate_unknown=committed_by_us)
-    return TransportRefused(text)
+        return _NEVER_PASSED_ON
+    return _diagnosed(exc, "source_file") or ""
+
+
+def _id_column(exc: BaseException) -> str:
+    """Return the column whose id exists, or "" where another key does.
+
+    The server shows the key's detail only to a role that may read it; the name of the index it shows to all.
+    """
+    if found := _ID_KEY.search(_diagnosed(exc, "message_detail") or ""):
+        return found[1]
+    return _ID_INDEXES.get(_diagnosed(exc, "constraint_name") or "", "")
 
 
 def _without_state(exc: BaseException, doing: str, committed_by_us: bool) -> ContractError | None:
@@ -127,11 +314,6 @@ def _sqlstate(exc: BaseException) -> str | None:
 
 def _primary(exc: BaseException) -> str:
     return _diagnosed(exc, "message_primary") or type(exc).__name__
-
-
-def _raised_in(exc: BaseException) -> str | None:
-    """Return the server's source file, which is the same in every language that its messages may be in."""
-    return _diagnosed(exc, "source_file")
 
 
 def _diagnosed(exc: BaseException, field: str) -> str | None:

@@ -112,6 +112,13 @@ class Notifier:
         if late:
             self._announce(late, patience=0.0)
 
+    def end(self) -> None:
+        """End the thread, and announce nothing any more."""
+        with self._changed:
+            self._closed = True
+            self._late = {}
+            self._changed.notify()
+
     def _leading(self, queues: Sequence[str | None]) -> list[str | None]:
         now = time.monotonic()
         with self._changed:

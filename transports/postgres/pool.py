@@ -11,11 +11,15 @@ import contextlib
 import time
 import weakref
 from collections import deque
+from functools import partial
 from queue import Empty, SimpleQueue
 
 from transports.postgres.connections import Connection, Connector, How, Parameters, Rows, by_cursor, run
-from transports.postgres.errors import PlanOutdated
+from transports.postgres.errors import PlanOutdated, ReadOnly, SessionTimedOut
 from unstract_core.errors import TransportClosed, TransportUnavailable
+
+_SHORTEST_PAUSE = 0.05
+_SHORTEST_LIMIT = 0.1
 
 
 class Slot:
@@ -68,35 +72,65 @@ class Pool:
         *,
         how: How = by_cursor,
         harmless: bool = False,
+        durable: bool = False,
         patience: float | None = None,
     ) -> Rows:
         """Run a statement on a connection of the pool, in a commit of its own, and return its rows.
 
-        `how` runs it on the connection; `harmless` says that the statement may be run again where its fate is unknown;
-        `patience` (seconds) stands for the pool's timeout where it is less.
+        It is run once more, on a new connection, where the first one was of no use and nothing took effect.
+
+        Args:
+            doing: the purpose of the statement, for an error's text.
+            statement: the statement.
+            parameters: its parameters.
+            how: runs the statement on the connection.
+            harmless: whether it may be run again where its fate is unknown.
+            durable: whether the caller promises that the commit outlasts a failover.
+            patience: seconds for everything, connecting and the answer included; None for the pool's timeout and limit.
         """
+        deadline = None if patience is None else time.monotonic() + patience
+        attempt = partial(self._execute, doing, statement, parameters, how, durable, deadline)
         try:
-            return self._execute(doing, statement, parameters, how, patience)
+            return attempt()
         except PlanOutdated as exc:
             self._connector.heed(exc)
+        except (ReadOnly, SessionTimedOut):
+            pass
         except TransportUnavailable as exc:
             if not (harmless and exc.fate_unknown):
                 raise
         self._drop_idle()
-        return self._execute(doing, statement, parameters, how, patience)
+        return attempt()
 
     def close(self) -> None:
         self._closed = True
         self._drop_idle()
 
-    def _execute(self, doing: str, statement: bytes, parameters: Parameters, how: How, patience: float | None) -> Rows:
-        seconds = self._timeout if patience is None else min(patience, self._timeout)
-        deadline = time.monotonic() + seconds
+    def _execute(
+        self,
+        doing: str,
+        statement: bytes,
+        parameters: Parameters,
+        how: How,
+        durable: bool,
+        deadline: float | None,
+    ) -> Rows:
+        now = time.monotonic()
+        seconds = self._timeout if deadline is None else max(0.0, min(deadline - now, self._timeout))
         slot = self._slot(doing, seconds)
         try:
-            connection = self._alive() or self._connect(doing, deadline)
+            connection = self._connection(doing, now + seconds)
+            limit = None if deadline is None else max(_SHORTEST_LIMIT, deadline - time.monotonic())
             try:
-                return run(connection, doing, statement, parameters, how)
+                with connection.within_limit(limit):
+                    return run(connection, doing, statement, parameters, how, durable=durable)
+            except ReadOnly:
+                self._connector.leave(connection)
+                raise
+            except TransportUnavailable as exc:
+                if not connection.usable and getattr(exc.__cause__, "sqlstate", None) is None:
+                    self._drop_idle()  # what broke or silenced this connection may have done so to all of them
+                raise
             finally:
                 self._give_back(connection)
         finally:
@@ -114,7 +148,8 @@ class Pool:
 
     def _give_back(self, connection: Connection) -> None:
         """Keep a connection for the next caller, the one that was used last first."""
-        if self._closed or not connection.usable or self._connector.has_outgrown(connection):
+        reusable = connection.usable and not connection.large and not self._connector.has_outgrown(connection)
+        if self._closed or not reusable:
             connection.close()
         else:
             self._idle.append(connection)
@@ -123,7 +158,7 @@ class Pool:
 
     def _alive(self) -> Connection | None:
         try:
-            while (connection := self._idle.pop()).has_hung_up:
+            while (connection := self._idle.pop()).has_hung_up or self._connector.has_outgrown(connection):
                 connection.close()
         except IndexError:
             return None
@@ -134,9 +169,12 @@ class Pool:
             while True:
                 self._idle.pop().close()
 
-    def _connect(self, doing: str, deadline: float) -> Connection:
-        pause = 0.05
+    def _connection(self, doing: str, deadline: float) -> Connection:
+        """Return an idle connection, or a new one: whichever is there first, where the server has no room for more."""
+        pause = _SHORTEST_PAUSE
         while True:
+            if (idle := self._alive()) is not None:
+                return idle
             if self._closed:
                 raise TransportClosed(f"{doing}: the transport was closed")
             try:
@@ -144,7 +182,22 @@ class Pool:
                 self.has_worked = True
                 return connection
             except TransportUnavailable:
+                if (idle := self._idle_within(_SHORTEST_PAUSE)) is not None:
+                    return idle
                 if not self.has_worked or time.monotonic() + pause >= deadline:
                     raise
-                time.sleep(pause)
-                pause = min(0.5, pause * 2)
+            if (idle := self._idle_within(pause)) is not None:
+                return idle
+            pause = min(0.5, pause * 2)
+
+    def _idle_within(self, seconds: float) -> Connection | None:
+        """Return an idle connection that lives, for which it waits up to `seconds`."""
+        deadline = time.monotonic() + seconds
+        while True:
+            if (idle := self._alive()) is not None:
+                return idle
+            if (remaining := deadline - time.monotonic()) <= 0:
+                return None
+            time.sleep(
+                min(0.01, remaining)
+            )  # no lock of Python's that an exception in a signal handler would leave held

@@ -1,8 +1,9 @@
 """Callers that wait for replies: any number of threads, one connection.
 
 The first waiting caller starts the waiter, a thread that listens for replies and looks, for all keys at once, whether
-they have come. Each caller then reads its own reply through the pool. Should the thread ever end, or not be had, the
-callers look for themselves, and the next one to wait starts another.
+they have come. Each caller then reads its own reply through the pool. While the thread gets no connection or no answer,
+or has ended, each caller looks for itself, once in `poll_interval` seconds; the next one to wait starts a thread where
+there is none.
 """
 
 from __future__ import annotations
@@ -16,10 +17,15 @@ from transports.postgres.session import Session
 from transports.postgres.statements import Statements
 from unstract_core.errors import TransportClosed, TransportError
 from unstract_core.events import emit
+from unstract_core.values import error_text
 
 logger = logging.getLogger(__name__)
 
 _PAUSE = 0.25
+_LONGEST_PAUSE = 5.0
+_IDLE = 60.0
+_LATE = 1.0
+"""Seconds by which the waiter's look may be late before callers look for themselves."""
 
 
 class ReplyWaiter:
@@ -38,9 +44,11 @@ class ReplyWaiter:
 
     def reset(self) -> None:
         """Begin anew, in a forked child: thread, session and lock are the parent's."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a transport may be collected, and so closed, in the middle
         self._waiting: dict[str, list[threading.Event]] = {}
         self._fresh = False
+        self._cannot_look = False
+        self._looked_at = time.monotonic()
         self._session: Session | None = None
 
     def wait(self, key: str, deadline: float) -> None:
@@ -53,12 +61,14 @@ class ReplyWaiter:
             session = self._started()
             self._waiting.setdefault(key, []).append(event)
             self._fresh = True
-        if session is None:
-            seconds = min(seconds, self._poll_interval)
-        else:
+            looks = session is not None and not self._cannot_look
+        if session is not None and looks:
             session.wake()
         try:
-            event.wait(seconds)
+            while not event.wait(min(seconds, self._poll_interval)):
+                seconds = deadline - time.monotonic()
+                if seconds <= 0 or not looks or self._looked_at < time.monotonic() - 2 * self._poll_interval - _LATE:
+                    break
         finally:
             self._forget(key, event)
         if self._closed:
@@ -109,6 +119,7 @@ class ReplyWaiter:
             session.close()
 
     def _serve(self, session: Session) -> None:
+        longest = _PAUSE
         while not self._closed:
             with self._lock:
                 keys = list(self._waiting)
@@ -117,13 +128,33 @@ class ReplyWaiter:
             try:
                 if keys:
                     self._tell(session.execute("look for replies", self._statements["answered"], {"keys": keys}))
-                pause = self._poll_interval
-            except TransportError:
-                pause = _PAUSE
+                    self._looks()
+                    longest = _PAUSE
+                pause = self._poll_interval if keys else _IDLE
+            except TransportError as exc:
+                self._looks_not(exc)
+                pause, longest = longest, min(_LONGEST_PAUSE, 2 * longest)
             with self._lock:
-                fresh = self._fresh or self._closed
+                fresh = (self._fresh and not self._cannot_look) or self._closed
             if not fresh:
-                session.wait(pause if keys else 60.0)
+                session.wait(min(pause, _LONGEST_PAUSE) if self._cannot_look else pause)
+
+    def _looks(self) -> None:
+        with self._lock:
+            could_not, self._cannot_look = self._cannot_look, False
+            self._looked_at = time.monotonic()
+        if could_not:
+            emit(logger, logging.INFO, "reply_waiter_back")
+
+    def _looks_not(self, failure: TransportError) -> None:
+        """Let the callers look for themselves; log the first failure of an outage."""
+        with self._lock:
+            could, self._cannot_look = not self._cannot_look, True
+            if could:
+                self._wake_all()
+        if could:
+            fields = {"error_type": type(failure).__name__, "error": error_text(failure)}
+            emit(logger, logging.WARNING, "reply_waiter_away", **fields)
 
     def _tell(self, answered: list[tuple[str]]) -> None:
         with self._lock:

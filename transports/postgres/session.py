@@ -18,7 +18,7 @@ import psycopg
 from psycopg import sql
 
 from transports.postgres.connections import Connection, Connector, run
-from transports.postgres.errors import PlanOutdated, mapped
+from transports.postgres.errors import PlanOutdated, ReadOnly, SessionTimedOut, mapped
 
 
 class Session:
@@ -42,11 +42,16 @@ class Session:
         self._heard = False
 
     def execute(self, doing: str, statement: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-        """Run one statement in a commit of its own and return its rows; a broken connection is replaced before."""
+        """Run one statement in a commit of its own and return its rows; a broken connection is replaced before.
+
+        A statement that took no effect, because its connection was of no use, is run once more on a new one.
+        """
         try:
             return self._execute(doing, statement, parameters)
         except PlanOutdated as exc:
             self._connector.heed(exc)
+        except (ReadOnly, SessionTimedOut):
+            pass
         return self._execute(doing, statement, parameters)
 
     def wait(self, seconds: float) -> bool:
@@ -83,14 +88,19 @@ class Session:
         connection = self._connected()
         try:
             return run(connection, doing, statement, parameters)
+        except ReadOnly:
+            self._connector.leave(connection)
+            raise
         finally:
             if not connection.usable:
                 self._drop()
 
     def _connected(self) -> Connection:
         if self._connection is not None:
-            return self._connection
-        connection = self._connector.connect(limit=self._limit)
+            if not self._connector.has_outgrown(self._connection):
+                return self._connection
+            self._drop()
+        connection = self._connector.connect(patience=self._limit, limit=self._limit)
         connection.add_notify_handler(lambda notification: self._hear(notification.payload))
         try:
             with mapped("set up a connection"):

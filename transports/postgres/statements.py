@@ -19,6 +19,7 @@ _COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)
 _ARRAY = re.compile(r"(%\(\w+\))s(?=::\w+\[\])")
 _TABLES = {"messages": "pg_queue_message", "results": "pg_task_result", "dead": "pg_queue_dead_letter"}
 _PARTS = (
+    "inserted",
     "bound",
     "is_ready",
     "is_claimed",
@@ -33,7 +34,7 @@ _PARTS = (
 """What others are composed of, and of each other in this order."""
 _CONTENT = b"c.message::text"
 """The content of a message in the statements that claim."""
-_NEED_MORE = ("candidates", "candidates_beyond", "claim", "claim_beyond", "send_one")
+_NEED_MORE = ("candidates", "candidates_beyond", "claim", "claim_beyond", "send_one", "send_within", "send_silently")
 
 
 class Statements:
@@ -74,7 +75,8 @@ class Statements:
 
     def portable(self, name: str) -> str:
         """Return a statement whose parameters any DB-API driver of PostgreSQL can fill in."""
-        return self._raw[name].format(**self._identifiers)
+        inserted = self._raw["inserted"].format(**self._identifiers)
+        return self._raw[name].format(**self._identifiers, inserted=inserted)
 
     def claim(self, queues: Sequence[str], *, bounded: bool = True) -> tuple[bytes, dict[str, str]]:
         """Return the claim for these queues, and the parameters that name them.

@@ -71,7 +71,9 @@ def _result(connection: Connection) -> PGresult:
         result = pgconn.get_result()
         if result is None:
             break
-        found = found or result
+        # An error of the commit comes after the rows: a deferred constraint, a full queue of notifications.
+        if found is None or result.status == ExecStatus.FATAL_ERROR:
+            found = result
     if found is None:
         raise psycopg.OperationalError("no result")
     return found

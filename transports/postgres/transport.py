@@ -14,7 +14,7 @@ import attrs
 
 from transports.postgres.checkup import check_up
 from transports.postgres.checkup_look import Limits, questions
-from transports.postgres.connections import Connector
+from transports.postgres.connections import Connector, check_size
 from transports.postgres.dead_letters import PostgresDeadLetters
 from transports.postgres.errors import mapped
 from transports.postgres.look import look_at_tables
@@ -28,7 +28,7 @@ from transports.postgres.statements import Statements
 from transports.postgres.straight import straight
 from transports.postgres.subscription import PostgresSubscription
 from transports.postgres.waiting import waiting_tasks
-from transports.postgres.within import cursor_beside
+from transports.postgres.within import ascii_json, cursor_beside
 from unstract_core.checkup import Finding, WorkerState
 from unstract_core.errors import (
     ConfigurationError,
@@ -43,6 +43,8 @@ from unstract_core.values import error_text, normalise
 logger = logging.getLogger(__name__)
 
 _PAUSE = 0.25
+_LAST_LOOK = 0.5
+_LONGEST_LOOK = 5.0
 _LARGEST = 86400
 _SHORTEST_LIMIT = 1.0
 
@@ -50,15 +52,30 @@ _SHORTEST_LIMIT = 1.0
 class PostgresTransport:
     """A queue in the tables of one schema of a PostgreSQL database.
 
-    `conninfo` is a libpq URL or key=value string. `listen=False` is for PgBouncer in transaction mode: nothing listens
-    and nothing is prepared, and whoever waits polls every `poll_interval` seconds (as it does anyway, beside
-    listening). `pool_size` connections at most serve `send` and `reply`; a caller waits `timeout` seconds for one, and
-    `statement_timeout` seconds for an answer. Each subscription holds one more, and waits for an answer no longer than
-    a quarter of its lease; all waiting `reply` calls of the process share another.
+    Use one transport in a process, for as long as the process lives. Connections are made at first use, replaced when
+    they break, and made again in a forked process. A transport ends by itself, with its threads and connections, when
+    nothing refers to it any more. Thread-safe.
 
-    Connections are made at first use, healed when they break, and made anew in a forked process. Thread-safe.
-    Guarantee: what `send` returned from is stored; a settlement takes effect as a whole, once, or not at all. Raises
-    ConfigurationError for what cannot work.
+    Each subscription holds one connection besides the pool's, and waits for an answer no longer than a quarter of its
+    lease; all waiting `reply` calls of the process share another one.
+
+    Guarantee: a message is stored when `send` returns; a settlement takes effect as a whole, once, or not at all.
+
+    Args:
+        conninfo: a libpq URL or key=value string.
+        schema: the schema of the tables.
+        listen: False for PgBouncer in transaction mode: no connection listens, nothing is prepared, and every wait
+            polls.
+        poll_interval: seconds between two looks, beside listening.
+        pool_size: connections at most that serve `send` and `reply`.
+        timeout: seconds that a caller waits for a connection.
+        statement_timeout: seconds that `send` and `reply` wait for an answer.
+        notify_within: whether `send(within=)` adds a NOTIFY to the caller's transaction, so that its commit wakes an
+            idle worker. Such a transaction cannot be prepared (PREPARE TRANSACTION). With False a worker finds the
+            message at its next look. None stands for the value of `listen`.
+
+    Raises:
+        ConfigurationError: for an argument that cannot work.
     """
 
     capabilities = Capabilities(
@@ -86,6 +103,7 @@ class PostgresTransport:
         pool_size: int = 10,
         timeout: float = 10.0,
         statement_timeout: float = 60.0,
+        notify_within: bool | None = None,
     ) -> None:
         numbers = {
             "poll_interval": poll_interval,
@@ -102,6 +120,7 @@ class PostgresTransport:
         self._channels = Channels.of(schema)
         self._notifier = Notifier(self._pool, self._statements, self._channels)
         self._listen = listen
+        self._notify_within = listen if notify_within is None else notify_within
         self._statement_timeout = statement_timeout
         self._poll_interval = poll_interval
         self._waiter = ReplyWaiter(
@@ -114,7 +133,13 @@ class PostgresTransport:
         self._subscriptions: weakref.WeakSet[PostgresSubscription] = weakref.WeakSet()
         self._closed = False
         _reset_when_forked(self)
-        self.dead = PostgresDeadLetters(self._pool, self._statements, self._channels)
+        # Neither the pool nor a thread refers to the transport, so that it can be collected while they are there.
+        weakref.finalize(self, _end, self._waiter, self._notifier, self._pool).atexit = False
+
+    @property
+    def dead(self) -> PostgresDeadLetters:
+        """The dead letters of this schema."""
+        return PostgresDeadLetters(self._pool, self._statements, self._channels, owner=self)
 
     def reset_after_fork(self) -> None:
         """Let go of what belongs to the parent process; called in a forked child, which can use this transport anew."""
@@ -135,8 +160,14 @@ class PostgresTransport:
         """Enqueue all of `messages` or none, in one commit, and return their ids in order. Durable when it returns.
 
         `within` is an open cursor of psycopg 3, psycopg2 or Django, inside its caller's transaction: the messages
-        commit and vanish with it. Raises PayloadError before anything is sent; TransportUnavailable, whose
-        `fate_unknown` tells whether sending again may double them; TransportRefused; TransportNotReady.
+        commit and vanish with it. After an error the caller's transaction has failed, and can be run again as a whole
+        where the error is TransportUnavailable.
+
+        Raises:
+            PayloadError: before anything is sent.
+            TransportUnavailable: its `fate_unknown` says whether sending again may double the messages.
+            TransportRefused: the database rejects a message.
+            TransportNotReady: a table or a right is missing.
         """
         self._check_open()
         if within is not None:
@@ -149,7 +180,8 @@ class PostgresTransport:
         columns = message_columns(messages, texts)
 
         def commit(wake: list[str | None]) -> list[tuple[Any, ...]]:
-            return self._pool.execute("send", self._statements["send_many"], self._many(columns, wake))
+            parameters = self._many(columns, wake)
+            return self._pool.execute("send", self._statements["send_many"], parameters, durable=True)
 
         return _ids(self._notifier.announced(_ready(messages), commit))
 
@@ -160,11 +192,12 @@ class PostgresTransport:
         """
         normalise(key, path="$.key")
         deadline = time.monotonic() + timeout
+        waits = timeout > 0
         while True:
             self._check_open()
-            reply = self._read(key, deadline)
+            reply = self._read(key, deadline, waits)
             if reply is not None:
-                return self._consumed(reply) if consume else reply
+                return self._consumed(reply, deadline if waits else None) if consume else reply
             if time.monotonic() >= deadline:
                 return None
             self._waiter.wait(key, deadline)
@@ -232,27 +265,29 @@ class PostgresTransport:
 
     def _send_one(self, message: Message, text: str) -> str:
         parameters = (message.queue, text, message.org_id, str(message.priority))
-        ((msg_id,),) = self._pool.execute("send", self._statements["send_one"], parameters, how=straight)
+        ((msg_id,),) = self._pool.execute("send", self._statements["send_one"], parameters, how=straight, durable=True)
         self._notifier.trailing((message.queue,))
         return str(msg_id)
 
     def _send_within(self, cursor: Any, messages: Sequence[Message]) -> list[str]:
-        columns = message_columns(messages, [message_text(message) for message in messages])
+        columns = message_columns(messages, [ascii_json(message_text(message)) for message in messages])
         with mapped("send within the caller's transaction", committed_by_us=False), cursor_beside(cursor) as ours:
             if not messages:
                 return []
-            wake = [] if self._notifier.silent else list(dict.fromkeys(_ready(messages)))
-            ours.execute(self._statements.portable("send_many"), self._many(columns, wake))
+            notify = self._notify_within and not self._notifier.silent
+            wake = list(dict.fromkeys(_ready(messages))) if notify else []
+            parameters = self._many(columns, wake)
+            check_size("send within the caller's transaction", parameters)
+            ours.execute(self._statements.portable("send_within" if wake else "send_silently"), parameters)
             return _ids(ours.fetchall())
 
     def _many(self, columns: dict[str, list[Any]], wake: Sequence[str | None]) -> dict[str, Any]:
         return {**columns, "channel": self._channels.queues, "wake": list(wake)}
 
-    def _read(self, key: str, deadline: float) -> Reply | None:
+    def _read(self, key: str, deadline: float, waits: bool) -> Reply | None:
         statement = self._statements["read_reply"]
         while True:
-            remaining = deadline - time.monotonic()
-            patience = remaining if remaining > 0 else None
+            patience = _left(deadline) if waits else None
             try:
                 rows = self._pool.execute("read a reply", statement, {"key": key}, harmless=True, patience=patience)
                 break
@@ -266,13 +301,15 @@ class PostgresTransport:
         ((status, result, error, ttl),) = rows
         return Reply(key, cast(ReplyStatus, status), parsed(result), error, ttl)
 
-    def _consumed(self, reply: Reply) -> Reply:
+    def _consumed(self, reply: Reply, deadline: float | None) -> Reply:
         """Clear a reply that was read, and return it; its status alone where another reader was faster.
 
         What cannot be cleared goes when it expires; its caller has it all the same.
         """
         try:
-            found = self._pool.execute("clear a reply", self._statements["clear_reply"], {"key": reply.key})
+            patience = None if deadline is None else _left(deadline)
+            statement = self._statements["clear_reply"]
+            found = self._pool.execute("clear a reply", statement, {"key": reply.key}, patience=patience)
         except TransportError as exc:
             emit(logger, logging.WARNING, "reply_not_cleared", error_type=type(exc).__name__, error=error_text(exc))
             return reply
@@ -281,6 +318,21 @@ class PostgresTransport:
     def _check_open(self) -> None:
         if self._closed:
             raise TransportClosed("this PostgreSQL transport was closed")
+
+
+def _end(waiter: ReplyWaiter, notifier: Notifier, pool: Pool) -> None:
+    """End the threads and connections of a transport that was collected. It may run on any thread, at any line."""
+    waiter.close()
+    notifier.end()
+    pool.close()
+
+
+def _left(deadline: float) -> float:
+    """Return the seconds for one look of a caller that waits: so many that a silent connection costs no whole wait.
+
+    The last look gets a moment, although the time is up.
+    """
+    return min(_LONGEST_LOOK, max(_LAST_LOOK, deadline - time.monotonic()))
 
 
 _in_this_process: weakref.WeakSet[PostgresTransport] = weakref.WeakSet()

@@ -12,9 +12,11 @@ import psycopg
 from transports.postgres.transport import PostgresTransport
 from unstract_core.errors import ConfigurationError
 
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _OPTIONS: dict[str, Any] = {
     "schema": str,
-    "listen": {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.__getitem__,
+    "listen": _BOOLEANS.__getitem__,
+    "notify_within": _BOOLEANS.__getitem__,
     "poll_interval": float,
     "pool_size": int,
     "timeout": float,
@@ -27,8 +29,8 @@ _USER = re.compile(r"\w+://[^/@]*@")
 def from_url(url: str) -> PostgresTransport:
     """Return a transport for a libpq URL.
 
-    The options `schema`, `listen`, `poll_interval`, `pool_size`, `timeout` and `statement_timeout` are ours and taken
-    out of its query; the others are libpq's, and handed on as they are written.
+    The options `schema`, `listen`, `notify_within`, `poll_interval`, `pool_size`, `timeout` and `statement_timeout` are
+    ours and taken out of its query; the others are libpq's, and handed on as they are written.
 
     Raises ConfigurationError for an option that nobody knows, or a bad value.
     """

@@ -10,21 +10,78 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import psycopg
+from psycopg.adapt import AdaptersMap
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
+from transports.postgres.connections import own_adapters
 from unstract_core.errors import ConfigurationError
+
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 class _Unprepared(psycopg.Cursor[TupleRow]):
-    """Prepares nothing on the caller's connection, which may lead through a pooler that we know nothing of."""
+    """Prepares nothing on the caller's connection, which may lead through a pooler that we know nothing of.
+
+    It has psycopg's own adapters, whatever the application has registered for its statements.
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        super().__init__(connection, row_factory=tuple_row)
+        self._adapters = AdaptersMap(own_adapters())
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Self:
         return super().execute(query, params, **{**options, "prepare": False})
+
+
+class _Quoted:
+    """A cursor of psycopg2 that writes lists without the adapters that the application has registered."""
+
+    def __init__(self, cursor: Any) -> None:
+        self._cursor = cursor
+        self.fetchall, self.close = cursor.fetchall, cursor.close
+
+    def execute(self, statement: str, parameters: Mapping[str, Any]) -> None:
+        self._cursor.execute(statement, {name: _Literal(value) for name, value in parameters.items()})
+
+
+class _Literal:
+    """A text, or a list as the text of an array, quoted by psycopg2 itself."""
+
+    def __init__(self, value: Any) -> None:
+        quoted = sys.modules["psycopg2.extensions"].QuotedString  # the caller has imported it
+        self._quoted = quoted(_array(value) if isinstance(value, list) else value)
+
+    def __conform__(self, protocol: object) -> Self:
+        return self
+
+    def prepare(self, connection: Any) -> None:
+        self._quoted.prepare(connection)
+
+    def getquoted(self) -> bytes:
+        quoted: bytes = self._quoted.getquoted()
+        return quoted
+
+
+def _array(values: Sequence[Any]) -> str:
+    escaped = (str(value).replace("\\", "\\\\").replace('"', '\\"') for value in values)
+    return "{" + ",".join(f'"{text}"' for text in escaped) + "}"
+
+
+def ascii_json(text: str) -> str:
+    """Write JSON in ASCII, so that it does not matter in which encoding the caller's connection speaks."""
+    return text if text.isascii() else _NOT_ASCII.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    units = found[0].encode("utf-16-be")
+    return "".join(f"\\u{units[n]:02x}{units[n + 1]:02x}" for n in range(0, len(units), 2))
 
 
 @contextlib.contextmanager
@@ -45,11 +102,16 @@ def cursor_beside(cursor: Any) -> Iterator[Any]:
 
 
 def _beside(cursor: Any, connection: Any) -> Any:
-    if _is_djangos(cursor):
-        return cursor.db.cursor()
     if isinstance(connection, psycopg.Connection):
-        return _Unprepared(connection, row_factory=tuple_row)
-    return connection.cursor()
+        if not _is_djangos(cursor):
+            return _Unprepared(connection)
+        ours = cursor.db.cursor()
+        if isinstance(inner := getattr(ours, "cursor", None), psycopg.Cursor):
+            inner._adapters = AdaptersMap(own_adapters())
+        return ours
+    ours = cursor.db.cursor() if _is_djangos(cursor) else connection.cursor()
+    psycopg2 = sys.modules.get("psycopg2.extensions")
+    return _Quoted(ours) if psycopg2 is not None and isinstance(connection, psycopg2.connection) else ours
 
 
 def _is_djangos(cursor: Any) -> bool:

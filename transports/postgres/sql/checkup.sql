@@ -4,7 +4,22 @@
 -- name: server
 SELECT current_setting('server_version'), current_setting('server_version_num')::int, current_user::text,
        current_setting('server_encoding'), pg_is_in_recovery(), current_setting('transaction_read_only'),
-       current_setting('fsync'), current_setting('synchronous_commit'), pg_backend_pid();
+       current_setting('fsync'), (SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'), pg_backend_pid();
+
+-- name: replication
+-- A role without pg_monitor sees that standbys are connected, and not which of them are synchronous.
+SELECT current_setting('synchronous_standby_names'), count(*),
+       count(*) FILTER (WHERE sync_state IN ('sync', 'quorum')), count(*) FILTER (WHERE sync_state IS NULL)
+FROM pg_stat_replication;
+
+-- name: may_read
+SELECT to_regclass(%(messages)s) IS NOT NULL AND has_table_privilege(to_regclass(%(messages)s), 'SELECT');
+
+-- name: future
+-- The newest messages that were sent later than it is now.
+SELECT count(*) FILTER (WHERE enqueued_at > clock_timestamp() + %(seconds)s::float8 * interval '1 second'
+                          AND isfinite(enqueued_at))
+FROM (SELECT enqueued_at FROM {messages} ORDER BY msg_id DESC LIMIT 1000) AS newest;
 
 -- name: columns
 -- Asked of the catalog, which tells everybody; no right on the tables is needed.

@@ -20,17 +20,36 @@ RETURNING msg_id;
 -- name: send_many
 -- All or none, with ids in the order of the arrays; tells the listeners of the queues in `wake` in the same commit.
 WITH sent AS (
-    INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)
-    SELECT m.queue, m.message::jsonb, m.org_id, clock_timestamp(), clock_timestamp() + m.delay * interval '1 second', 0,
-           m.priority, CASE WHEN m.delay > 0 THEN 'claimed' ELSE 'ready' END
-    FROM unnest(%(queues)s::text[], %(messages)s::text[], %(org_ids)s::text[], %(priorities)s::smallint[],
-                %(delays)s::float8[]) WITH ORDINALITY AS m (queue, message, org_id, priority, delay, place)
-    ORDER BY m.place
-    RETURNING msg_id
+    {inserted}
 )
 SELECT msg_id, NULL FROM sent
 UNION ALL
 SELECT NULL, pg_notify(%(channel)s, w.queue)::text FROM unnest(%(wake)s::text[]) AS w (queue);
+
+-- name: inserted
+-- The messages of one send.
+INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)
+SELECT m.queue, m.message::jsonb, m.org_id, clock_timestamp(), clock_timestamp() + m.delay * interval '1 second', 0,
+       m.priority, CASE WHEN m.delay > 0 THEN 'claimed' ELSE 'ready' END
+FROM unnest(%(queues)s::text[], %(messages)s::text[], %(org_ids)s::text[], %(priorities)s::smallint[],
+            %(delays)s::float8[]) WITH ORDINALITY AS m (queue, message, org_id, priority, delay, place)
+ORDER BY m.place
+RETURNING msg_id;
+
+-- name: send_within
+-- send_many within a caller's transaction. Where half of the server's queue of notifications is in use, none is added:
+-- the caller's commit would fail if it were full by then.
+WITH sent AS (
+    {inserted}
+)
+SELECT msg_id, NULL FROM sent
+UNION ALL
+SELECT NULL, pg_notify(%(channel)s, w.queue)::text FROM unnest(%(wake)s::text[]) AS w (queue)
+WHERE pg_notification_queue_usage() < 0.5;
+
+-- name: send_silently
+-- send_many without a notification, so that the caller may prepare the transaction.
+{inserted};
 
 -- name: claim
 -- The first ready rows of some queues: their indexes are merged in order ({candidates}), and each row is locked as it
