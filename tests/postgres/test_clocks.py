@@ -20,7 +20,7 @@ from contract_tests.kit import wait_until
 from contract_tests.messages import message, then
 from tools.check_lock import ROOT
 from transports.postgres import PostgresTransport
-from unstract_core import Reply
+from unstract_core import Reply, Settlement, Verdict
 from unstract_core.transport import STATUS_TTL
 
 LEASE = 2.5
@@ -213,3 +213,34 @@ def test_no_statement_is_told_what_time_it_is() -> None:
         text = re.sub(r"--.*", "", file.read_text())
         for told in re.findall(r"(?:%\(\w+\)s|\$\d+)::(\w+)", text):
             assert not re.match("timestamp|date|time|abstime", told), f"{file.name}: a parameter is a {told}"
+
+
+def test_living_holder_wins_its_message_back_after_a_clock_jump(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """Its lease ended at once and the message is ready again; a renewal before another claim keeps it."""
+    postgres.send([message("t", queue)])
+    holder, other = postgres.subscribe([queue], lease=60), postgres.subscribe([queue + "-other"], lease=60)
+    (held,) = holder.receive(limit=1, wait=5)
+    tables.execute("UPDATE {messages} SET vt = vt - interval '1 hour', state = 'ready'")
+    assert holder.renew([held]) == [True]
+    assert tables.rows("SELECT state, vt > now() FROM {messages}") == [("claimed", True)]
+    assert holder.settle([Settlement(held, Verdict.ACK)]) == [True]
+    holder.close()
+    other.close()
+
+
+def test_doctor_warns_of_a_clock_that_was_set_back(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """Messages that were sent later than it is now show that the database's clock was set back."""
+    postgres.send([message("t", queue)])
+    tables.execute("UPDATE {messages} SET enqueued_at = now() + interval '1 hour'")
+    (finding,) = [one for one in postgres.check_up() if one.name == "clock"]
+    assert (finding.level, "set back" in finding.what) == ("warning", True)
+
+
+def test_doctor_warns_of_a_clock_that_is_far_off(postgres: PostgresTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is an hour off may be set by a step, which ends leases at once or late."""
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 3600.0)
+    (finding,) = [one for one in postgres.check_up() if one.name == "clock"]
+    assert (finding.level, "NTP" in finding.remedy) == ("warning", True)
