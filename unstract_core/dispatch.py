@@ -7,6 +7,7 @@ and nothing here decides between transports.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,9 @@ from unstract_core.observer import Observer, Observers
 from unstract_core.payload import DEFAULT_PRIORITY, ContinuationSpec, FairnessKey, TaskPayload
 from unstract_core.signature import Callback, signature_to_continuation
 from unstract_core.transport import Message, Reply, Transport
+
+_NOTHING = re.compile(r"; nothing (?:was|took|has) ")
+"""What an error says about the statement that read a reply would be wrong about the task."""
 
 
 @attrs.frozen
@@ -179,9 +183,10 @@ class Dispatcher:
 
 def _no_reply(exc: ContractError, task_name: str, queue: str, key: str, *, in_time: bool) -> ContractError:
     """Return the error for a reply that could not be read. The error's own text is about the reading, not the task."""
+    said = _NOTHING.split(str(exc), maxsplit=1)[0] or type(exc).__name__
     text = (
-        f"task {task_name!r} was sent to queue {queue!r} and may have run; its reply cannot be read "
-        f"({type(exc).__name__}: see the cause; reply key {key}). Do not send it again before `status` is known"
+        f"task {task_name!r} was sent to queue {queue!r} and may have run, and its reply cannot be read: {said} "
+        f"(reply key {key}). Look for it before you send it again"
     )
     return TransportUnavailable(text, fate_unknown=True) if in_time else ReplyTimeout(text)
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from unstract_core import (
     ConfigurationError,
     ContinuationSpec,
+    ContractError,
     Dispatcher,
     DispatchHandle,
     FairnessKey,
@@ -26,6 +27,9 @@ from unstract_core import (
     SignatureError,
     TaskFailed,
     TaskPayload,
+    TransportClosed,
+    TransportNotReady,
+    TransportRefused,
     TransportUnavailable,
     from_wire,
 )
@@ -116,6 +120,31 @@ def test_call_raises_the_tasks_own_error_text(error: str) -> None:
     with pytest.raises(TaskFailed) as caught:
         Dispatcher(transport).call("t", queue="q", timeout=1)
     assert str(caught.value) == error
+
+
+@pytest.mark.parametrize("timeout", [1e-9, 60.0], ids=["at the deadline", "before it"])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        TransportUnavailable("read a reply: away; nothing was done"),
+        TransportUnavailable("read a reply: lost", fate_unknown=True),
+        TransportNotReady("read a reply: no table; nothing took effect"),
+        TransportRefused("read a reply: refused"),
+        TransportClosed("closed"),
+    ],
+    ids=repr,
+)
+def test_call_says_that_the_task_was_sent_when_its_reply_cannot_be_read(failure: Exception, timeout: float) -> None:
+    """A caller that believed "nothing was done" would send, and pay, again."""
+
+    class Lost(RecordingTransport):
+        def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
+            raise failure
+
+    with pytest.raises(ContractError) as caught:
+        Dispatcher(Lost()).call("t", queue="q", timeout=timeout)
+    assert isinstance(caught.value, ReplyTimeout) or getattr(caught.value, "fate_unknown", False)
+    assert "nothing" not in str(caught.value)
 
 
 def test_call_raises_reply_timeout_that_names_task_queue_and_wait() -> None:
