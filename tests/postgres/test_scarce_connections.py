@@ -22,7 +22,8 @@ from queues import answer
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message
-from transports.postgres import PostgresTransport, connections
+from transports.postgres import PostgresTransport, connections, replies
+from transports.postgres import transport as transport_module
 from transports.postgres.connections import Connector, run
 from unstract_core import (
     Consumer,
@@ -61,9 +62,14 @@ def events(caplog: pytest.LogCaptureFixture, name: str) -> int:
 
 @on_one_server
 def test_call_returns_reply_when_its_waiter_gets_no_connection(
-    narrow: Callable[[int], str], postgres: PostgresTransport, queue: str, caplog: pytest.LogCaptureFixture
+    narrow: Callable[[int], str],
+    postgres: PostgresTransport,
+    queue: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Callers look for themselves once in `poll_interval` while the waiter cannot, and one WARNING says so."""
+    monkeypatch.setattr(replies, "_LONGEST_PAUSE", 0.5)
     schema = postgres._statements.schema
     with (
         transport_on(narrow(1), schema, poll_interval=0.2) as caller,
@@ -83,20 +89,23 @@ def test_call_returns_reply_when_its_waiter_gets_no_connection(
 
 
 @on_one_server
-def test_call_returns_reply_when_its_waiter_hangs(make_postgres: Make, tables: Tables, queue: str) -> None:
+def test_call_returns_reply_when_its_waiter_hangs(
+    make_postgres: Make, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Callers do not depend on a waiter whose statement is not answered."""
+    monkeypatch.setattr(transport_module, "_LONGEST_LOOK", 1.0)
     with proxied(tables.url) as (between, url), transport_on(url, tables.schema, poll_interval=0.2) as caller:
         made = make_postgres()
         caller.send([message("t", queue + "-other")])
         with in_background(lambda: made.reply(queue, timeout=1)):
             pass
-        replies: list[Reply | None] = []
-        with in_background(lambda: replies.append(caller.reply(queue, timeout=40))):
+        found: list[Reply | None] = []
+        with in_background(lambda: found.append(caller.reply(queue, timeout=40))):
             wait_until(lambda: caller._waiter._waiting and caller._waiter._session is not None, what="the waiter")
             wait_until(lambda: caller._waiter._session._connection is not None, what="its connection")  # type: ignore[union-attr]
             between.fall_silent()
             answer(made, Reply(queue, "completed", result=1))
-    assert replies == [Reply(queue, "completed", result=1)]
+    assert found == [Reply(queue, "completed", result=1)]
 
 
 @on_one_server
@@ -256,16 +265,14 @@ def test_readers_leave_a_primary_that_became_read_only(
             with holding.locked("LOCK TABLE {messages}") as lock, in_background(*sends):
                 wait_until(lambda: len(holding.backends("unstract-wire")) >= 4, what="four connections")
                 lock.rollback()
-            replies: list[Reply | None] = []
-            with in_background(lambda: replies.append(transport.reply(queue, timeout=40))):
+            found: list[Reply | None] = []
+            with in_background(lambda: found.append(transport.reply(queue, timeout=40))):
                 wait_until(lambda: transport._waiter._waiting, what="the caller to wait")
                 holding.execute("ALTER SYSTEM SET default_transaction_read_only = on")
                 holding.rows("SELECT pg_reload_conf()")
                 answer(second, Reply(queue, "completed", result="new"))
                 for _ in range(4):
                     transport.send([message("t", queue)])
-            assert replies == [Reply(queue, "completed", result="new")]
-            found = transport.reply(queue)
-            assert found is not None
-            assert found.result == "new"
+            assert found == [Reply(queue, "completed", result="new")]
+            assert transport.reply(queue) == Reply(queue, "completed", result="new")
     assert Tables(new.url, "unstract").count(queue) == 4

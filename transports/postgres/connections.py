@@ -8,7 +8,7 @@ import logging
 import os
 import select
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any, TypeAlias, TypeVar
 
@@ -141,7 +141,7 @@ class Connection(psycopg.Connection[TupleRow]):
     @property
     def became_read_only(self) -> bool:
         """Whether the server has stopped taking writes since the connection was made, as an old primary does."""
-        return self.is_read_only and not self._was_read_only
+        return not self._was_read_only and self.is_read_only
 
     def made(self, generation: int) -> None:
         """Note what is true of a new connection."""
@@ -149,11 +149,10 @@ class Connection(psycopg.Connection[TupleRow]):
         self._was_read_only = self.is_read_only
 
     @contextlib.contextmanager
-    def within_limit(self, seconds: float | None) -> Iterator[None]:
+    def within_limit(self, seconds: float) -> Iterator[None]:
         """Give the statements in the block `seconds` at most, and never more than `limit`."""
         usual = self.limit
-        if seconds is not None:
-            self.limit = seconds if usual is None else min(usual, seconds)
+        self.limit = seconds if usual is None else min(usual, seconds)
         try:
             yield
         finally:
@@ -161,10 +160,7 @@ class Connection(psycopg.Connection[TupleRow]):
 
     @contextlib.contextmanager
     def with_settings(self) -> Iterator[None]:
-        """Run the block under the settings that our statements depend on, in one transaction where that takes one."""
-        if not self.lacks:
-            yield
-            return
+        """Run the block in a transaction that has the settings which the connection lacks."""
         begun = self.pgconn.transaction_status == TransactionStatus.INTRANS
         with contextlib.nullcontext() if begun else self.transaction():
             self.execute(_SET, {"names": list(self.lacks), "values": list(self.lacks.values()), "local": True})
@@ -349,10 +345,13 @@ class Connector:
 
     def has_outgrown(self, connection: Connection) -> bool:
         """Whether a new connection is to be used in its place: it prepares nothing, or reaches another server."""
-        if connection.became_read_only:
-            self.leave(connection)
         outdated = connection.generation != self._generation
         return outdated or (not self._prepare and connection.prepare_threshold is not None)
+
+    def look_again(self, connection: Connection) -> None:
+        """Leave the server of a connection that was just used, if that has stopped taking writes."""
+        if connection.became_read_only:
+            self.leave(connection)
 
 
 def by_cursor(connection: Connection, statement: bytes, parameters: Parameters) -> Rows:
@@ -384,7 +383,10 @@ def run(
     commits.unreplicated = False
     for skipped in _SKIPPED_IDS:
         try:
-            with connection.with_settings():
+            if connection.lacks:
+                with connection.with_settings():
+                    rows = how(connection, statement, parameters)
+            else:
                 rows = how(connection, statement, parameters)
             break
         except Exception as exc:
@@ -415,8 +417,10 @@ def _skip_ids(connection: Connection, duplicate: DuplicateId, number: int) -> No
 
 def check_size(doing: str, parameters: Parameters) -> int:
     """Return how large a statement's texts are, in characters. Raises TransportRefused above what a server takes."""
-    values = parameters.values() if isinstance(parameters, Mapping) else parameters
-    texts = [text for value in values for text in _texts(value)]
+    if isinstance(parameters, Mapping):
+        texts: Sequence[str] = [text for value in parameters.values() for text in _texts(value)]
+    else:
+        texts = [text for text in parameters if isinstance(text, str)]
     size = sum(map(len, texts))
     if 4 * size > LARGEST_STATEMENT and (octets := sum(len(text.encode()) for text in texts)) > LARGEST_STATEMENT:
         raise TransportRefused(

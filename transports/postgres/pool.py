@@ -120,9 +120,10 @@ class Pool:
         slot = self._slot(doing, seconds)
         try:
             connection = self._connection(doing, now + seconds)
-            limit = None if deadline is None else max(_SHORTEST_LIMIT, deadline - time.monotonic())
             try:
-                with connection.within_limit(limit):
+                if deadline is None:
+                    return run(connection, doing, statement, parameters, how, durable=durable)
+                with connection.within_limit(max(_SHORTEST_LIMIT, deadline - time.monotonic())):
                     return run(connection, doing, statement, parameters, how, durable=durable)
             except ReadOnly:
                 self._connector.leave(connection)
@@ -148,8 +149,9 @@ class Pool:
 
     def _give_back(self, connection: Connection) -> None:
         """Keep a connection for the next caller, the one that was used last first."""
-        reusable = connection.usable and not connection.large and not self._connector.has_outgrown(connection)
-        if self._closed or not reusable:
+        if connection.usable:
+            self._connector.look_again(connection)
+        if self._closed or not connection.usable or connection.large or self._connector.has_outgrown(connection):
             connection.close()
         else:
             self._idle.append(connection)

@@ -97,6 +97,7 @@ class Session:
 
     def _connected(self) -> Connection:
         if self._connection is not None:
+            self._connector.look_again(self._connection)
             if not self._connector.has_outgrown(self._connection):
                 return self._connection
             self._drop()
