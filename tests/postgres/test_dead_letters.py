@@ -214,10 +214,10 @@ def test_a_batch_that_takes_too_long_is_made_smaller(
     buried(postgres, queue, 9)
     tables.execute(
         """CREATE FUNCTION {schema}.slow() RETURNS trigger LANGUAGE plpgsql AS
-           $$ BEGIN PERFORM pg_sleep(0.3); RETURN OLD; END $$;
+           $$ BEGIN PERFORM pg_sleep(0.15); RETURN OLD; END $$;
            CREATE TRIGGER slow BEFORE DELETE ON {dead} FOR EACH ROW EXECUTE FUNCTION {schema}.slow()"""
     )
-    with transport_on(tables.url, tables.schema, statement_timeout=1.5) as transport:
+    with transport_on(tables.url, tables.schema, statement_timeout=0.8) as transport:
         assert len(transport.dead.replay(queue=queue)) == 9
     assert len(receive_all(postgres, queue)) == 9
 

@@ -6,12 +6,14 @@ import logging
 
 import pytest
 from pg_tables import Tables
-from postgres.support import transport_on
+from postgres.support import on_one_server, transport_on
 from queues import queue_name
 
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport
 from unstract_core import Reply, Settlement, TransportNotReady, Verdict
+
+pytestmark = on_one_server
 
 TABLES = ["pg_queue_message", "pg_task_result", "pg_queue_dead_letter"]
 POLICIES = ["", "USING (true)", "FOR SELECT USING (true)", "FOR DELETE USING (false)"]
