@@ -22,6 +22,7 @@ from typing import Any, cast
 
 from unstract_core.continuation import RetryPolicy
 from unstract_core.errors import ConfigurationError, NotSupported, TransportError, TransportUnavailable
+from unstract_core.forking import handling, reset_in_child
 from unstract_core.loop import LONGEST_WAIT, Loop, Settings
 from unstract_core.observer import Observer, Observers
 from unstract_core.registry import runnable
@@ -109,6 +110,7 @@ class Consumer:
         self.counters: Counter[str] = Counter()
         self._stopping = False
         self._running: Loop | None = None
+        reset_in_child(self)
 
     def run(self, *, leave_at_second_signal: bool = True) -> None:
         """Work until `stop` is called or, on the main thread, SIGTERM or SIGINT comes.
@@ -161,6 +163,11 @@ class Consumer:
         """Whether `stop` was called and the run has not ended yet."""
         return self._stopping
 
+    def reset_in_child(self) -> None:
+        """Forget the run of the process that this one was forked from; called right after the fork."""
+        self._running = None
+        self._stopping = False
+
     def _drained(self, waited: float) -> bool:
         if not self.transport.capabilities.inspection:
             return waited > _DRAIN_PAUSE / 2  # else a finished task has cut it short, and nothing is known
@@ -188,11 +195,11 @@ class Consumer:
             raise ConfigurationError("this consumer runs already; make another one to run beside it")
         subscription = self.transport.subscribe(self.queues, lease=self.lease)
         try:
-            self._running = Loop(settings, subscription)
+            loop = self._running = Loop(settings, subscription)
             try:
-                yield self._running
+                yield loop
             finally:
-                self._running.close()
+                loop.close()
         finally:
             subscription.close()
             self._running = None
@@ -214,12 +221,8 @@ def _signals(consumer: Consumer, *, leave_at_second: bool) -> Iterator[None]:
         asked = True
         consumer.stop()
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handling((signal.SIGTERM, signal.SIGINT), handle):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _check_count(name: str, count: object) -> None:

@@ -111,6 +111,7 @@ class Loop:
         With nothing held it waits for messages for `patience` seconds; else a finished task ends its wait. It does not
         wait beyond `deadline`, on the monotonic clock. Raises TransportClosed, and what is no TransportError of ours.
         """
+        self._runner.end_if_forked()
         if overdue := self._runner.give_up_overdue():
             self._observe(away=self._told_away)  # whoever owns the process may stop it now, before more is started
             self._runner.replace_threads(overdue)

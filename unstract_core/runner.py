@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import re
 import threading
 import time
@@ -29,6 +30,7 @@ from unstract_core.continuation import (
 )
 from unstract_core.current import delivering
 from unstract_core.events import emit, frames
+from unstract_core.forking import end_child
 from unstract_core.holding import Held
 from unstract_core.observer import End, Observers
 from unstract_core.payload import TaskPayload
@@ -77,6 +79,7 @@ class Runner:
         self._observers = observers
         self._deadline = deadline
         self._log_errors = log_errors
+        self._pid = os.getpid()
         self._started: dict[Held, float] = {}
         self._waiting: SimpleQueue[Held | None] = SimpleQueue()
         self._count = threading.Lock()
@@ -174,6 +177,32 @@ class Runner:
         for _ in self._threads:
             self._waiting.put(None)
 
+    def end_if_forked(self, delivery: Delivery | None = None, exc: BaseException | None = None) -> None:
+        """End this process where it is a child that a task has forked, and that has come back from the task.
+
+        The delivery belongs to the parent, which waits for the child, or for the task in the parent.
+
+        Args:
+            delivery: The delivery whose task has forked, for the log.
+            exc: The exception by which the child left the task; None where the task returned.
+        """
+        if os.getpid() == self._pid:
+            return
+        if isinstance(exc, SystemExit):
+            end_child(exc.code)
+        code = 0 if exc is None else 1
+        emit(
+            logger,
+            logging.WARNING,
+            "forked_child_ended",
+            **({} if delivery is None else ids(delivery)),
+            pid=os.getpid(),
+            exit=code,
+            error_type=None if exc is None else type_name(exc),
+            where=None if exc is None else _where(exc.__traceback__),
+        )
+        end_child(code)
+
     def _serve(self) -> None:
         while (held := self._waiting.get()) is not None:
             if self._stopping():
@@ -199,6 +228,7 @@ class Runner:
                 outcome = self._outcome(held)
         except BaseException as exc:  # no rule of ours may cost a message or a thread
             outcome = Raised(error_text(exc))
+        self.end_if_forked()
         if self._started.pop(held, None) is None:
             return None
         settlement = settle(delivery, outcome, self._policy_of(delivery))
@@ -243,7 +273,13 @@ class Runner:
     def _call(self, delivery: Delivery) -> object:
         task, payload = self._task_of(delivery), cast(TaskPayload, delivery.payload)
         with delivering(delivery):
-            return task(*payload.args, **payload.kwargs)
+            try:
+                result = task(*payload.args, **payload.kwargs)
+            except BaseException as exc:
+                self.end_if_forked(delivery, exc)
+                raise
+            self.end_if_forked(delivery)
+            return result
 
     def _log_raised(self, delivery: Delivery, exc: BaseException, outcome: Outcome, seconds: float) -> None:
         asked = self._end(delivery, outcome) == "retry_asked"

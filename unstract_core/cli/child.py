@@ -20,6 +20,7 @@ import attrs
 
 from unstract_core.consumer import Consumer
 from unstract_core.errors import ConfigurationError
+from unstract_core.forking import reset_in_child
 from unstract_core.observer import End, Observer, Turn
 from unstract_core.transport import Delivery
 
@@ -59,6 +60,7 @@ class Parent:
         self._life = life
         self._reports = reports
         self._leave: Callable[[], None] = _terminate
+        reset_in_child(self)
         for end in (life, reports):
             os.set_inheritable(end, False)  # what a task starts is none of ours
         os.set_blocking(reports, False)
@@ -78,6 +80,13 @@ class Parent:
             self.leaving = report
         with contextlib.suppress(OSError):
             os.write(self._reports, report.value)
+
+    def reset_in_child(self) -> None:
+        """Close the pipes in a process that was forked from this one: it is no child of the supervisor."""
+        for end in (self._life, self._reports):
+            with contextlib.suppress(OSError):
+                os.close(end)
+        self._life = self._reports = -1
 
     def watch(self, grace: float) -> None:
         """Leave when the parent is gone: by SIGTERM, or by `leaves`; at once when that takes more than `grace` s."""

@@ -21,6 +21,7 @@ import attrs
 
 from unstract_core.errors import ContractError
 from unstract_core.events import emit
+from unstract_core.forking import reset_in_child
 from unstract_core.observer import Observer, Turn
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,11 @@ class _Server(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         self._free = threading.BoundedSemaphore(_MOST_AT_ONCE)
         super().__init__((address.host, address.port), _Handler)
+        reset_in_child(self)
+
+    def reset_in_child(self) -> None:
+        """Close the port in a process that was forked from this one: it would keep the port after this one's end."""
+        self.socket.close()
 
     @property
     def address(self) -> Address:

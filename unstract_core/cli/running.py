@@ -21,6 +21,7 @@ from unstract_core.cli.session import FAILED, Session
 from unstract_core.consumer import Consumer
 from unstract_core.errors import TransportUnavailable
 from unstract_core.events import emit
+from unstract_core.forking import handling
 from unstract_core.transport import Subscription, Transport
 from unstract_core.values import error_text
 
@@ -158,8 +159,5 @@ def sigterm_leaves() -> Iterator[Sequence[int]]:
         asked.append(number)
         raise Left(128 + number)
 
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
+    with handling((signal.SIGTERM,), leave):
         yield asked
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,126 @@
+"""Signal handlers and thread checks that a forked child does not inherit.
+
+A task may fork at any time: `os.fork`, `multiprocessing`, `subprocess` with a `preexec_fn`. The child gets a copy of
+the worker's memory. It must neither handle the worker's signals nor go on with the worker's deliveries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any, NoReturn, Protocol
+
+Handler = Callable[[int, FrameType | None], Any]
+
+
+class ResetInChild(Protocol):
+    """An object with state of the worker's process, which a forked child must not use."""
+
+    def reset_in_child(self) -> None:
+        """Forget that state. Called in the child, right after the fork; must not raise and must take no lock."""
+
+
+_installed: list[tuple[int, Handler, Any]] = []
+"""Signal, our handler, and the handler that was there before it; the last one installed comes last."""
+_to_reset: weakref.WeakSet[ResetInChild] = weakref.WeakSet()
+
+
+@contextlib.contextmanager
+def handling(numbers: Sequence[int], handler: Handler) -> Iterator[Callable[[], None]]:
+    """Handle signals within the block, in this process alone. For the main thread.
+
+    In a forked child each signal has the handler from before the block again, unless the application has set another
+    one meanwhile.
+
+    Args:
+        numbers: The signals.
+        handler: Called with the signal's number and the interrupted frame.
+
+    Yields:
+        A function that installs the handler again where a task has replaced it. For the main thread.
+    """
+    owner = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # the signal came in the child before its handlers were restored
+            _restore()
+            os.kill(os.getpid(), number)
+            return
+        handler(number, frame)
+
+    def install() -> None:
+        for number in numbers:
+            if signal.getsignal(number) is not handle:
+                signal.signal(number, handle)
+
+    before = [(number, handle, signal.getsignal(number)) for number in numbers]
+    _installed.extend(before)
+    try:
+        install()
+        yield install
+    finally:
+        if os.getpid() == owner:
+            for number, _, previous in before:
+                _set(number, previous)
+        for entry in before:
+            with contextlib.suppress(ValueError):  # a forked child has forgotten them
+                _installed.remove(entry)
+
+
+def reset_in_child(one: ResetInChild) -> None:
+    """Have an object reset in each child that is forked from now on, for as long as the object lives."""
+    _to_reset.add(one)
+
+
+def end_child(code: object) -> NoReturn:
+    """End a forked child that has come back into the worker's code, without any clean-up of the worker's.
+
+    Args:
+        code: What a `SystemExit` holds: the exit code, None for 0, or a text for 1.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(0 if code is None else code & 0xFF if isinstance(code, int) else 1)
+
+
+def _restore() -> None:
+    while _installed:
+        number, ours, previous = _installed.pop()
+        if signal.getsignal(number) is ours:
+            _set(number, previous)
+
+
+def _set(number: int, handler: Any) -> None:
+    """Set a handler; None stands for one that was not installed from Python, and cannot be installed again."""
+    with contextlib.suppress(ValueError):  # in a fork of a subinterpreter's
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _before() -> None:
+    """Block the signals until the child has its own handlers: Python drops those that come right after a fork."""
+    _forking.mask = None
+    if _installed:
+        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number for number, _, _ in _installed})
+
+
+def _in_parent() -> None:
+    if (mask := getattr(_forking, "mask", None)) is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _in_child() -> None:
+    _restore()
+    for one in list(_to_reset):
+        one.reset_in_child()
+    _in_parent()
+
+
+_forking = threading.local()
+os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
