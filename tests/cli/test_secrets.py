@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
+import time
 import traceback
 from collections.abc import Callable
 from urllib.parse import quote
@@ -105,3 +107,79 @@ def test_an_error_of_the_library_quotes_no_password(password: str) -> None:
         said = "".join(traceback.format_exception_only(raised.value)) + repr(transport) + caught.text()
         assume(not any(shows(part, password) for part in ("127.0.0.1:1", "ConnectionRefusedError", "postgresql user")))
         assert not shows(said, password)
+
+
+CREDENTIALS_BEFORE = re.compile(r"(://[^\s:]*):\S*@")
+KEYWORD_BEFORE = re.compile(
+    r"(?i)(\w*(?:password|passwd|pwd|secret|scram_client_key|scram_server_key)\s*=\s*)"
+    r"('(?:\\.|[^'\\])*'|(?:\\.|[^\s&'\"\\])+)"
+)
+"""The masks as their rules were first written: short, and quadratic."""
+PIECES = [
+    "://",
+    ":",
+    "@",
+    "a",
+    "_",
+    " ",
+    "\n",
+    "=",
+    "'",
+    '"',
+    "\\",
+    "&",
+    "?",
+    "pwd",
+    "PassWord",
+    "secret",
+    "scram_client_key",
+]
+
+
+@settings(max_examples=500)
+@given(st.lists(st.sampled_from(PIECES) | st.characters(exclude_categories=["Cs"]), max_size=30).map("".join))
+def test_masks_change_what_their_plain_rules_change(text: str) -> None:
+    """The linear masks mask exactly what the two short regular expressions of their definition would mask."""
+    assert mask(text, "") == KEYWORD_BEFORE.sub(r"\1***", CREDENTIALS_BEFORE.sub(r"\1:***@", text))
+
+
+HOSTILE = [
+    *PIECES,
+    "://:",
+    "://a:@",
+    "a:",
+    "pwd=",
+    "pwd ",
+    "pwd='",
+    "pwd=\\",
+    "pwd='\\'",
+    "s3cret-passwor",
+    "%41",
+    "?a%",
+    "a" * 50 + "=",
+]
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_masks_are_quick_on_any_long_text(piece: str) -> None:
+    """A log line of 100,000 characters, or a URL of 20,000, costs far less than a second, whatever it repeats."""
+    url = "postgresql://user:s3cret-password@host/db?sslpassword=an%20other"
+    long = piece * (100_000 // len(piece))
+    session = Session(url=url)
+    for text in (long, long + "@", f"pwd=({long}", f"://u:{long}", f"{long}'"):
+        began = time.process_time()
+        record = logging.LogRecord("driver", logging.DEBUG, __file__, 1, "%s", (text,), None)
+        _LogLine(session).format(record)
+        assert time.process_time() - began < 1, repr(text[:40])
+    began = time.process_time()
+    mask("a text", f"postgresql://host/db?{long[:20_000]}")
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("word", ["a", "pwd", "://"])
+def test_masks_take_a_second_at_most_for_a_million_characters(word: str) -> None:
+    """One word of a million characters in a log line does not stop the worker."""
+    text = word * (1_000_000 // len(word))
+    began = time.process_time()
+    assert mask(text, "postgresql://user:s3cret-password@host/db") == text
+    assert time.process_time() - began < 1
