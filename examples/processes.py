@@ -20,7 +20,7 @@ from examples.workers import Worker
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-STOP_SECONDS = 5.0
+STOP_SECONDS = 20.0
 URL_VARIABLE = "UNSTRACT_WIRE_URL"
 
 

@@ -312,16 +312,21 @@ def worker(
     before: str = "",
     path: Path | None = None,
     more_environment: Mapping[str, str] | None = None,
+    start: Sequence[str] = (),
     **options: Any,
 ) -> Iterator[Command]:
     """Start the command, and leave none of its processes behind. `before` is Python that runs in the parent first;
-    `path` is on everybody's import path."""
+    `path` is on everybody's import path; `start` is another way to start the command, with `path` alone added to it."""
     named = [option for queue in queues for option in ("--queue", queue)]
     found = os.pathsep.join(filter(None, [str(path or ""), str(ROOT), str(ROOT / "tests"), *sys.path]))
-    env = os.environ | {"PYTHONPATH": found, DIRECTORY: str(directory), "UNSTRACT_WIRE_URL": url}
-    env |= more_environment or {}
+    env = os.environ | {
+        "PYTHONPATH": str(path or "") if start else found,
+        DIRECTORY: str(directory),
+        "UNSTRACT_WIRE_URL": url,
+        **(more_environment or {}),
+    }
     process = subprocess.Popen(
-        [*program(before), "worker", "--app", app, *named, *arguments],
+        [*(start or program(before)), "worker", "--app", app, *named, *arguments],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

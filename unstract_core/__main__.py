@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 
 
 def main() -> None:
     """Run the command line and exit. Without click, exit with 2 and one line that says what to install."""
+    atexit.register(_leave_at_once)  # registered first, so that it runs after every exit handler of the application
     try:
         from unstract_core import cli
     except ModuleNotFoundError as exc:
@@ -17,6 +19,13 @@ def main() -> None:
         )
         sys.exit(2)
     cli.main()
+
+
+def _leave_at_once() -> None:
+    """End a worker that has stopped, without the interpreter's own clean-up: on a busy machine that takes seconds."""
+    running = sys.modules.get("unstract_core.cli.running")
+    if running is not None and running.exit_code is not None:
+        running.leave(running.exit_code)
 
 
 if __name__ == "__main__":

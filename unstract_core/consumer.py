@@ -1,7 +1,8 @@
 """The consumer: receive, run, settle.
 
 Every call of the transport is made on the one thread that calls `run` or `drain` (loop.py); tasks run on `concurrency`
-worker threads (runner.py), and a finished one wakes that thread. So outcomes that pile up while it is busy are settled
+worker threads (runner.py), and a finished one wakes that thread. `run_tasks_here` turns that round: its caller runs the
+tasks, and another thread calls the transport. So outcomes that pile up while it is busy are settled
 in one batch, and a lone one at once, without timers. One renewal serves everything that is held.
 
 What follows from an outcome is decided in continuation.py; when a transport is merely away, what is finished is kept
@@ -26,6 +27,7 @@ from unstract_core.forking import handling, reset_in_child
 from unstract_core.loop import LONGEST_WAIT, Loop, Settings
 from unstract_core.observer import Observer, Observers
 from unstract_core.registry import runnable
+from unstract_core.runner import Here
 from unstract_core.transport import LONGEST_DELAY, Inspection, Transport
 
 _DRAIN_PAUSE = 0.2
@@ -125,6 +127,42 @@ class Consumer:
             while not loop.ended:
                 loop.turn(LONGEST_WAIT)
 
+    def run_tasks_here(self, *, ended: Callable[[], None]) -> None:
+        """Work as `run` does, but run the tasks on the calling thread, and call the transport on another one.
+
+        For the main thread of a process of its own: `signal.signal`, `asyncio.get_event_loop` and libraries that want
+        the main thread work in tasks. A second signal means nothing; a task's signal handlers are undone after it.
+        Raises what `run` raises, and ConfigurationError for a `concurrency` above 1.
+
+        Args:
+            ended: Called on the other thread when the run has ended, by stopping or by an exception; the calling thread
+                may be in a task that hangs, and then never returns.
+        """
+        if self.concurrency != 1:
+            raise ConfigurationError(
+                f"one thread runs one task at a time: concurrency must be 1, not {self.concurrency}"
+            )
+        failures: list[BaseException] = []
+
+        def work(here: Here) -> None:
+            try:
+                with self._loop(here) as loop:
+                    while not loop.ended:
+                        loop.turn(LONGEST_WAIT)
+            except BaseException as exc:
+                failures.append(exc)
+            finally:
+                here.end()
+                ended()
+
+        with _signals(self, leave_at_second=False) as install:
+            here = Here(install)
+            thread = threading.Thread(target=work, args=[here], name="unstract-wire-io", daemon=True)
+            thread.start()
+            here.work()
+        if failures:
+            raise failures[0]
+
     def drain(self, *, timeout: float | None = None) -> int:
         """Work until the queues are empty or `timeout` seconds have passed; return how many times a task was run.
 
@@ -178,7 +216,7 @@ class Consumer:
         return not any(state.ready or state.in_flight or state.delayed for state in states)
 
     @contextlib.contextmanager
-    def _loop(self) -> Iterator[Loop]:
+    def _loop(self, here: Here | None = None) -> Iterator[Loop]:
         settings = Settings(
             self.tasks,
             self.concurrency,
@@ -190,6 +228,7 @@ class Consumer:
             self.observers,
             self.task_deadline,
             self.log_errors,
+            here,
         )
         if self._running is not None:
             raise ConfigurationError("this consumer runs already; make another one to run beside it")
@@ -207,9 +246,10 @@ class Consumer:
 
 
 @contextlib.contextmanager
-def _signals(consumer: Consumer, *, leave_at_second: bool) -> Iterator[None]:
+def _signals(consumer: Consumer, *, leave_at_second: bool) -> Iterator[Callable[[], None]]:
+    """Stop at signals; yield a function that undoes what a task has set for them. On other threads it does nothing."""
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
 
     asked = False
@@ -221,8 +261,8 @@ def _signals(consumer: Consumer, *, leave_at_second: bool) -> Iterator[None]:
         asked = True
         consumer.stop()
 
-    with handling((signal.SIGTERM, signal.SIGINT), handle):
-        yield
+    with handling((signal.SIGTERM, signal.SIGINT), handle) as install:
+        yield install
 
 
 def _check_count(name: str, count: object) -> None:

@@ -23,7 +23,7 @@ from unstract_core.events import emit
 from unstract_core.holding import Held, Key
 from unstract_core.observer import Observers, Turn
 from unstract_core.prefetch import WINDOW, AdaptivePrefetch, FixedPrefetch
-from unstract_core.runner import Runner, ids
+from unstract_core.runner import Here, Runner, ids
 from unstract_core.transport import Delivery, Subscription
 from unstract_core.values import error_text
 
@@ -53,6 +53,7 @@ class Settings:
     observers: Observers
     deadline: float = math.inf
     log_errors: bool = False
+    here: Here | None = None
 
 
 class Loop:
@@ -75,6 +76,7 @@ class Loop:
             settings.observers,
             settings.deadline,
             log_errors=settings.log_errors,
+            here=settings.here,
         )
         self._endings = Endings(subscription, self._held, settings.counters, settings.observers, self._renew_in_time)
         self._prefetch = (

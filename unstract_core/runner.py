@@ -43,12 +43,41 @@ _ODD_KEY = re.compile(r'\["(?:\\.|[^"\\])*"\]')
 """A key in a path that is no plain name, and so may be content: an address, a phrase of a document."""
 
 
+class Here:
+    """The thread that runs tasks in its own code, as the first of a runner's threads: a process's main thread.
+
+    Args:
+        after_task: Called on that thread after each task.
+    """
+
+    def __init__(self, after_task: Callable[[], None]) -> None:
+        self.after_task = after_task
+        self._serve: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._ident = threading.get_ident()
+
+    @property
+    def is_current(self) -> bool:
+        return threading.get_ident() == self._ident
+
+    def work(self) -> None:
+        """Run tasks until `end` is called."""
+        while (serve := self._serve.get()) is not None:
+            serve()
+
+    def hand_over(self, serve: Callable[[], None]) -> None:
+        self._serve.put(serve)
+
+    def end(self) -> None:
+        self._serve.put(None)
+
+
 class Runner:
     """Runs deliveries on `concurrency` threads, first come first served, and collects what is to be settled.
 
     `counters` gets "ran", "replaced" and "overdue", `busy` the seconds in tasks; a task may run for `deadline` seconds;
-    with `log_errors` the log has the messages of exceptions, too; once `stopping`, nothing more is started. `ring` is
-    called when something was finished while the owner said that it is `asleep`.
+    with `log_errors` the log has the messages of exceptions, too; once `stopping`, nothing more is started. The thread
+    `here` takes the place of the first. `ring` is called when something was finished while the owner said that it is
+    `asleep`.
 
     Guarantee: whatever a task, its result, its exception or a log handler does, its delivery ends in `done` and the
     thread lives on.
@@ -66,6 +95,7 @@ class Runner:
         deadline: float = math.inf,
         *,
         log_errors: bool = False,
+        here: Here | None = None,
     ) -> None:
         self.done: deque[Held] = deque()
         self.asleep = False
@@ -79,14 +109,17 @@ class Runner:
         self._observers = observers
         self._deadline = deadline
         self._log_errors = log_errors
+        self._here = here
         self._pid = os.getpid()
         self._started: dict[Held, float] = {}
         self._waiting: SimpleQueue[Held | None] = SimpleQueue()
         self._count = threading.Lock()
         self._threads = [self._thread(number) for number in range(1, concurrency + 1)]
         try:
-            for thread in self._threads:
+            for thread in self._threads[here is not None :]:
                 thread.start()
+            if here is not None:
+                here.hand_over(self._serve)
         except BaseException:  # no more threads to be had: those that run must not wait for ever
             self.close()
             raise
@@ -229,6 +262,8 @@ class Runner:
         except BaseException as exc:  # no rule of ours may cost a message or a thread
             outcome = Raised(error_text(exc))
         self.end_if_forked()
+        if self._here is not None and self._here.is_current:
+            self._here.after_task()
         if self._started.pop(held, None) is None:
             return None
         settlement = settle(delivery, outcome, self._policy_of(delivery))

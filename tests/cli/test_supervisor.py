@@ -73,7 +73,8 @@ def test_every_place_has_a_child_of_its_own_and_all_leave_together(tmp_path: Pat
 def test_a_child_that_dies_is_replaced_after_a_pause(tmp_path: Path) -> None:
     """SIGKILL of a child: it is told with how it went and when another comes, and /healthz is 503 until then."""
     with worker("--processes", "2", *HTTP, url="memory://", directory=tmp_path) as command:
-        first, _ = command.children(2)
+        command.children(2)
+        (first,) = [int(one["pid"]) for one in command.events("child_started") if one["slot"] == "1"]
         assert command.healthy()
         for number, pause in enumerate(("1.0", "2.0"), start=1):
             os.kill(first, signal.SIGKILL)
@@ -84,7 +85,8 @@ def test_a_child_that_dies_is_replaced_after_a_pause(tmp_path: Path) -> None:
             assert status == 503 or len(command.events("child_started")) == 2 + number, body
             first = command.children(2 + number)[-1]
             wait_until(command.healthy, what="it to be well again")
-        assert [one["slot"] for one in command.events("child_started")] == ["1", "2", "1", "1"]
+        slots = [one["slot"] for one in command.events("child_started")]
+        assert (sorted(slots[:2]), slots[2:]) == (["1", "2"], ["1", "1"])
         command.signal(signal.SIGINT)
         assert command.ends() == 0
 
@@ -175,7 +177,7 @@ def test_what_does_not_end_in_its_grace_is_killed(tmp_path: Path) -> None:
         wait_until(lambda: len(noted(tmp_path, "hung")) == 2, what="both to hang")
         command.signal(signal.SIGTERM)
         assert command.ends() == 128 + signal.SIGKILL
-        assert [int(one["pid"]) for one in command.events("child_killed")] == pids
+        assert sorted(int(one["pid"]) for one in command.events("child_killed")) == sorted(pids)
         assert not any(map(lives, pids))
 
 
@@ -285,7 +287,7 @@ def test_a_signal_during_the_replacement_of_a_child_is_its_first(tmp_path: Path)
         time.sleep(0.5)  # in which it would leave at once
         go(tmp_path)
         assert command.ends() == 0
-        assert noted(tmp_path, "held.done") == [pid]
+        assert pid in noted(tmp_path, "held.done")  # beside the next child, which has the same messages
 
 
 @pytest.mark.parametrize("first", ["parent", "children"])
@@ -326,7 +328,7 @@ def test_nothing_holds_up_the_replacement_of_a_child(tmp_path: Path) -> None:
         (first,) = command.children()
         assert command.event("exit_held_up")["pid"] == str(first)
         assert command.event("child_recycled")["pid"] == str(first)
-        assert len(command.children(2)) == 2
+        assert len(command.children(2)) >= 2
         command.signal(signal.SIGTERM)
         command.ends()
 

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import attrs
 import pytest
 import servers
+import supervised
 from cli.outcomes import Ended, the_one_line
 from queues import bury, receive_all
 
@@ -232,3 +234,33 @@ def test_dead_letters_in_the_database_are_shown_replayed_and_purged(
     states = json.loads(run("queues", "--json", url=database.url).stdout)
     assert [(row["queue"], row["ready"], row["dead"]) for row in states] == [("a", 2, 0), ("b", 0, 1)]
     assert json.loads(run("dead", "purge", "--all", "--yes", "--json", url=database.url).stdout) == {"purged": 1}
+
+
+LEFT_BEHIND = """
+import atexit, time
+
+class Slow:
+    def __del__(self):
+        time.sleep(60)
+
+slow = Slow()
+file = open("written", "w")
+file.write("all of it")
+atexit.register(lambda: open("at_exit", "w").close())
+tasks = dict(t=print)
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--processes", "1")])
+def test_a_stopped_worker_exits_without_the_interpreters_clean_up(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """After `worker_stopped` exit handlers run and open files are written out; nothing else delays the exit."""
+    (tmp_path / "behind.py").write_text(LEFT_BEHIND)
+    with supervised.worker(*options, url="memory://", app="behind:tasks", directory=tmp_path, path=tmp_path) as command:
+        command.event("worker_started")
+        command.signal(signal.SIGTERM)
+        command.event("worker_stopped")
+        began = time.monotonic()
+        assert command.ends() == 0
+        assert time.monotonic() - began < 40
+    assert (tmp_path / "at_exit").exists()
+    assert (tmp_path / "written").read_text() == "all of it"

@@ -1,7 +1,8 @@
 """The child's side of a supervised worker: what it tells its parent, and when it leaves for another to take its place.
 
-Two pipes lead from one to the other. Of the first the child has the read end, and nobody but the parent the write end:
-at its end the parent is gone, however it went. Into the second the child writes one byte for each report.
+Two pipes lead from one to the other. From the first the child reads one byte for each order; nothing but the parent has
+its write end, so that at the end of the pipe the parent is gone, however it went. Into the second the child writes one
+byte for each report.
 """
 
 from __future__ import annotations
@@ -25,15 +26,53 @@ from unstract_core.observer import End, Observer, Turn
 from unstract_core.transport import Delivery
 
 VARIABLE = "UNSTRACT_WIRE_CHILD"
-"""Holds the ends of a child's two pipes, and whether it is the first; the child takes it away before anything else."""
+"""Holds the ends of a child's two pipes and its `Role`; the child takes it away before anything else."""
 
 ABANDONED = 128 + signal.SIGKILL
 MEGABYTE = 2**20
 _OFTEN = 1.0
+_HEAD_START = 2.0
+"""How much longer than this child another one may take to prepare, and be ready in time."""
+_MOST_OF = 0.8
+
+
+class Order(enum.Enum):
+    """What a parent tells its child: to stop, and to subscribe in the place of another child."""
+
+    STOP = b"q"
+    TAKE_OVER = b"g"
+
+
+@attrs.frozen
+class Role:
+    """What a child is among the children of its parent.
+
+    Args:
+        first: Whether no child has started yet: what cannot work then never will.
+        silent: Whether another child reports what cannot work, so that it is reported once.
+        spare: Whether it waits for `Order.TAKE_OVER` before it subscribes.
+        share: The part of its limit of tasks by which it is replaced earlier, so that children do not leave together.
+    """
+
+    first: bool
+    silent: bool = False
+    spare: bool = False
+    share: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{int(self.first)},{int(self.silent)},{int(self.spare)},{self.share}"
+
+    @classmethod
+    def of(cls, text: str) -> Role:
+        first, silent, spare, share = text.split(",")
+        return cls(first == "1", silent == "1", spare == "1", float(share))
 
 
 class Report(enum.Enum):
     """What a child tells its parent: that it has subscribed, that it lives, why it leaves for another."""
+
+    READY = b"r"
+    SOON = b"n"
 
     STARTED = b"s"
     ALIVE = b"a"
@@ -50,12 +89,17 @@ class Report(enum.Enum):
 class Parent:
     """The supervisor, as its child sees it. `first` tells that no child of it has ever started.
 
-    `leaving` is why it was told to put another in the place of this one.
+    `leaving` is why it was told to put another in the place of this one. `preparation` is how many seconds this
+    process took until it could subscribe, `born` the moment on the monotonic clock from which that is counted.
     """
 
-    def __init__(self, life: int, reports: int, *, first: bool) -> None:
+    def __init__(self, life: int, reports: int, *, first: bool, role: Role | None = None) -> None:
         self.first = first
+        self.role = role or Role(first)
         self.leaving: Report | None = None
+        self.born = time.monotonic()
+        self.preparation = 0.0
+        self._turn = threading.Event()
         self._gone = False
         self._life = life
         self._reports = reports
@@ -71,8 +115,17 @@ class Parent:
         told = os.environ.pop(VARIABLE, "")  # what a task starts is no child of the supervisor
         if not told:
             return None
-        life, reports, first = map(int, told.split(","))
-        return cls(life, reports, first=bool(first))
+        life, reports, rest = told.split(",", 2)
+        role = Role.of(rest)
+        return cls(int(life), int(reports), first=role.first, role=role)
+
+    def wait_for_turn(self, seconds: float) -> bool:
+        """Report that this child is ready; return whether it is to take over, after so many seconds at the latest."""
+        self.preparation = self.preparation or time.monotonic() - self.born
+        if not self.role.spare or self._turn.is_set():
+            return True
+        self.tell(Report.READY)
+        return self._turn.wait(seconds)
 
     def tell(self, report: Report) -> None:
         """Report, without ever waiting: a parent that is stopped or gone reads nothing."""
@@ -97,8 +150,11 @@ class Parent:
         self._leave = leave
 
     def _watch(self, grace: float) -> None:
-        while os.read(self._life, 1):
-            pass
+        while order := os.read(self._life, 1):
+            if order == Order.TAKE_OVER.value:
+                self._turn.set()
+            elif order == Order.STOP.value and self._leave is not _terminate:
+                self._leave()  # a task may have its own handler of the signal that comes as well, or never look
         self._gone = True
         self._leave()
         time.sleep(grace)
@@ -122,6 +178,12 @@ class Limits:
     max_tasks: int | None = None
     max_memory: int | None = None
 
+    def for_share(self, share: float) -> Limits:
+        """Return the limits with up to half of the tasks less, by `share` from 0 to 1."""
+        if self.max_tasks is None:
+            return self
+        return attrs.evolve(self, max_tasks=self.max_tasks - int(self.max_tasks * share / 2))
+
     def check(self) -> None:
         """Raise ConfigurationError where a child would be replaced after each task."""
         if self.max_memory is not None and (peak := peak_memory()) > self.max_memory:
@@ -137,25 +199,47 @@ class Pulse(Observer):
     def __init__(self, parent: Parent, limits: Limits) -> None:
         self._consumer: Consumer | None = None
         self._parent = parent
-        self._limits = limits
+        self._limits = limits.for_share(parent.role.share)
         self._told = 0.0
+        self._began = 0.0
+        self._memory = 0
+        self._announced = False
 
     def attend(self, consumer: Consumer) -> None:
         """Say which consumer it is. Raises ConfigurationError where it would be replaced after each task."""
         self._limits.check()
+        self._memory = peak_memory() if self._limits.max_memory is not None else 0
         self._consumer = consumer
         self._parent.leaves(consumer.stop)
 
     def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
         limits = self._limits
+        self._began = self._began or time.monotonic()
         if self._counted("overdue"):
             self._stop(Report.OVERDUE)
         elif limits.max_tasks is not None and self._counted("ran") >= limits.max_tasks:
             self._stop(Report.MAX_TASKS)
         elif limits.max_memory is not None and peak_memory() > limits.max_memory:
             self._stop(Report.MAX_MEMORY)
+        elif not self._announced and self._is_near():
+            self._announced = True
+            self._parent.tell(Report.SOON)
+
+    def _is_near(self) -> bool:
+        """Whether another child has to prepare now, to be ready when this one reaches a limit."""
+        limits, now = self._limits, time.monotonic()
+        if limits.max_tasks is not None and self._consumer is not None:
+            ran = self._counted("ran")
+            rate = ran / max(now - self._began, _OFTEN)
+            ahead = rate * (self._parent.preparation * _HEAD_START + _OFTEN) + self._consumer.concurrency
+            if limits.max_tasks - ran <= ahead:
+                return True
+        if limits.max_memory is not None:
+            return peak_memory() > self._memory + (limits.max_memory - self._memory) * _MOST_OF
+        return False
 
     def turned(self, turn: Turn) -> None:
+        self._began = self._began or time.monotonic()
         if self._counted("overdue"):
             self._stop(Report.OVERDUE)
         if (now := time.monotonic()) - self._told >= _OFTEN:

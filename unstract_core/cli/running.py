@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import io
 import logging
 import os
 import signal
@@ -31,11 +33,15 @@ _COUNTERS = ("ran", "settled", "retried", "buried", "given_back", "lost", "refus
 _MOMENT = 0.5
 _HELD_UP = 5.0
 
+exit_code: int | None = None
+"""With which this process ends when its exit handlers have run; None for the interpreter's usual end."""
+
 
 def run(consumer: Consumer, session: Session, parent: Parent | None, asked: Sequence[int]) -> None:
     """Run it, unless a signal has `asked` already to leave."""
     code: int | None = None
     started = 0.0
+    back = threading.Event()
 
     def announce() -> None:
         nonlocal started
@@ -52,7 +58,14 @@ def run(consumer: Consumer, session: Session, parent: Parent | None, asked: Sequ
             pid=os.getpid(),
         )
         if parent is not None:
+            session.silent = False
             parent.tell(Report.STARTED)
+
+    def prepared() -> None:
+        """Wait for the place of another child, where this one is to take it."""
+        while parent is not None and not parent.wait_for_turn(_MOMENT):
+            if consumer.stopping:
+                raise SystemExit(0)
 
     def wait(away: TransportUnavailable) -> None:
         """Wait for a moment, where the transport may be waited for: it has worked for a child before this one."""
@@ -63,38 +76,63 @@ def run(consumer: Consumer, session: Session, parent: Parent | None, asked: Sequ
         if consumer.stopping:
             raise SystemExit(0)
 
-    consumer.transport = cast(Transport, _Announced(consumer.transport, announce, wait))
-    if asked:
-        raise Left(128 + asked[0])
-    try:
-        consumer.run(leave_at_second_signal=parent is None)  # a parent kills what takes too long
-    except SystemExit as second_signal:
-        code = int(second_signal.code or 0)
-    finally:
+    def stopped() -> None:
         if started:
             counts = {name: consumer.counters[name] for name in _COUNTERS}
             emit(logger, logging.INFO, "worker_stopped", seconds=round(time.monotonic() - started, 3), **counts)
+
+    def held_up() -> None:
+        """End this process if the main thread does not come back from its task, once the run has ended."""
+        overdue = consumer.counters["overdue"]
+        seconds = _MOMENT if overdue else _HELD_UP
+        if back.wait(seconds):
+            return
+        stopped()
+        if not overdue:
+            emit(logger, logging.WARNING, "exit_held_up", pid=os.getpid(), seconds=seconds)
+        _end(0 if overdue else FAILED, parent)
+
+    consumer.transport = cast(Transport, _Announced(consumer.transport, prepared, announce, wait))
+    if asked:
+        raise Left(128 + asked[0])
+    try:
+        if parent is not None and consumer.concurrency == 1:
+            consumer.run_tasks_here(ended=held_up)
+        else:
+            consumer.run(leave_at_second_signal=parent is None)  # a parent kills what takes too long
+    except SystemExit as second_signal:
+        code = int(second_signal.code or 0)
+    finally:
+        back.set()
+        stopped()
     if code is None and consumer.counters["overdue"]:
         code = 0
     if code is not None:
-        _flush()
-        if parent is not None:
-            parent.end_group_if_gone()
-        os._exit(code)  # a thread that a task has started, or that hangs in one, would hold up a normal exit
+        _end(code, parent)
+
+
+def _end(code: int, parent: Parent | None) -> NoReturn:
+    """End this process at once: a thread that a task has started, or that hangs in one, would hold up a normal exit."""
+    _flush()
+    if parent is not None:
+        parent.end_group_if_gone()
+    os._exit(code)
 
 
 @attrs.frozen
 class _Announced:
     """A transport that tells when it was subscribed to: from then on the worker works.
 
-    `wait` is called as long as the transport is away, and may raise.
+    `prepared` is called before the first try, `wait` as long as the transport is away; both may raise.
     """
 
     transport: Transport
+    prepared: Callable[[], None]
     announce: Callable[[], None]
     wait: Callable[[TransportUnavailable], None]
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> Subscription:
+        self.prepared()
         told = False
         while True:
             try:
@@ -137,6 +175,18 @@ def _leave(log: Callable[[], AbstractContextManager[None]], seconds: float, code
     time.sleep(seconds)
     with contextlib.suppress(Exception), log():
         emit(logger, logging.WARNING, "exit_held_up", pid=os.getpid(), seconds=seconds)
+    _flush()
+    os._exit(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now; what the application has written to its open files is written out."""
+    with contextlib.suppress(Exception):
+        logging.shutdown()
+    for one in gc.get_objects():
+        if issubclass(type(one), io.IOBase):
+            with contextlib.suppress(Exception):
+                one.flush()
     _flush()
     os._exit(code)
 

@@ -31,6 +31,10 @@ class Session:
 
     url: str = ""
     debug: bool = False
+    silent: bool = False
+    """Whether what goes wrong is reported by another process."""
+    at_once: bool = False
+    """Whether this process ends without the interpreter's clean-up: set when a worker has stopped."""
 
     @contextlib.contextmanager
     def transport(
@@ -96,10 +100,16 @@ class Wire(click.Group):
             code = _complain(session, f"unexpected {type(exc).__name__}{where(exc)}{hint}", exc)
         finally:
             logging.root.removeHandler(quiet)
+        if session.at_once:
+            from unstract_core.cli import running
+
+            running.exit_code = code or 0
         sys.exit(code)
 
 
 def _complain(session: Session, problem: str, exc: BaseException | None = None) -> int:
+    if session.silent:
+        return FAILED
     with contextlib.suppress(OSError):
         if session.debug and exc is not None:
             click.echo(session.mask("".join(traceback.format_exception(exc))), err=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
-from unstract_core.cli.child import VARIABLE, Report
+from unstract_core.cli.child import VARIABLE, Order, Report, Role
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 LOOPING = 5
@@ -48,12 +48,29 @@ class Backoff:
 
 @attrs.define(eq=False)
 class Slot:
-    """One of the places, numbered from 1. Times are on the monotonic clock."""
+    """One of the places, numbered from 1, and one process in it. Times are on the monotonic clock.
+
+    Args:
+        number: The place.
+        backoff: That of the place: a process that follows another has the same one.
+        orders: The write end of the pipe that the process reads.
+        spare: The process that is to follow, which prepares while this one works on.
+        is_spare: Whether this process is such a one, and was not told to take over.
+        wants_spare: Whether the process has asked for another to prepare.
+        ready: Whether a spare process has prepared.
+        refused: Whether the process could not work, and another one reports why.
+    """
 
     number: int
     backoff: Backoff = attrs.field(factory=Backoff)
     process: subprocess.Popen[bytes] | None = None
     reports: int = -1
+    orders: int = -1
+    spare: Slot | None = None
+    is_spare: bool = False
+    wants_spare: bool = False
+    ready: bool = False
+    refused: bool = False
     start_at: float = 0.0
     started_at: float | None = None
     """When its process had subscribed."""
@@ -78,20 +95,25 @@ class Slot:
             return "silent"
         if self.leaves is not None:
             return "recycling"
+        if self.is_spare and self.ready:
+            return "spare"
         return "starting" if self.started_at is None else "running"
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str], life: int, *, first: bool) -> None:
-        """Start a process, which gets the pipe `life` and one for its reports. Raises OSError.
+    def start(self, command: Sequence[str], environment: Mapping[str, str], role: Role) -> None:
+        """Start a process, which gets a pipe for its orders and one for its reports. Raises OSError.
 
         It has a session of its own: what is typed at the terminal is for the parent alone.
         """
         self.started_at, self.away, self.silent, self.deaf, self.leaves = None, False, False, False, None
+        self.is_spare, self.wants_spare, self.ready = role.spare, False, False
         self.reports, theirs = os.pipe()
+        life, self.orders = os.pipe()
+        os.set_blocking(self.orders, False)
         os.set_blocking(self.reports, False)
         try:
             self.process = subprocess.Popen(  # noqa: S603 - the command that this process itself was started by
                 command,
-                env={**environment, VARIABLE: f"{life},{theirs},{int(first)}"},
+                env={**environment, VARIABLE: f"{life},{theirs},{role}"},
                 pass_fds=(life, theirs),
                 start_new_session=True,
             )
@@ -100,7 +122,18 @@ class Slot:
             raise
         finally:
             os.close(theirs)
+            os.close(life)
         self.heard_at = time.monotonic()
+
+    def order(self, order: Order) -> None:
+        """Tell the process what to do. One that is gone, or reads nothing, is not waited for."""
+        with contextlib.suppress(OSError):
+            os.write(self.orders, order.value)
+
+    def stop(self) -> None:
+        """Ask the process to leave: by a signal, and by an order, which comes through where a task has the signal."""
+        self.order(Order.STOP)
+        self.signal(signal.SIGTERM)
 
     def hear(self) -> Iterator[Report]:
         """Yield what the process has told since it was last asked."""
@@ -130,6 +163,7 @@ class Slot:
     def close(self) -> None:
         """Let go of a process that has ended."""
         self.process = None
-        if self.reports >= 0:
-            os.close(self.reports)
-        self.reports = -1
+        for end in (self.reports, self.orders):
+            if end >= 0:
+                os.close(end)
+        self.reports = self.orders = -1

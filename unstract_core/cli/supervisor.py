@@ -1,14 +1,16 @@
 """The parent of a supervised worker: it keeps each place filled with a child, and ends them all together.
 
 It imports neither the app nor a driver, and holds no message: whatever becomes of it, nothing is lost. One thread does
-everything here, woken by signals and by what children tell; `health` is for any thread. The first child is started
-alone, and the others when it has subscribed: what cannot work at all is told once, and ends the supervisor too.
+everything here, woken by signals and by what children tell; `health` is for any thread. All children are started side
+by side; until one has subscribed, the first alone reports what cannot work at all, and that ends the supervisor too. A
+child that comes near a limit works on while another prepares, and that one takes over when the child leaves.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import selectors
 import signal
@@ -16,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from unstract_core.cli.child import Report
+from unstract_core.cli.child import Order, Report, Role
 from unstract_core.cli.http import Health
 from unstract_core.cli.session import FAILED
 from unstract_core.cli.slot import Slot
@@ -61,7 +63,7 @@ class Supervisor:
         self._killed = 0
         self._deaths = 0
         self._code: int | None = None
-        self._life = -1
+        self._leaving: list[Slot] = []
 
     def run(self) -> int:
         """Supervise, and return the exit code.
@@ -96,9 +98,9 @@ class Supervisor:
         now = time.monotonic()
         if self._kill_at is not None:
             reasons.append("the worker stops")
-        for slot in self._slots:
+        for slot in self._all():
             process, state = slot.process, slot.state
-            if state == "dead":
+            if state == "dead" and slot in self._slots:
                 reasons.append(f"child {slot.number} has died and is started again")
             if state == "silent":
                 reasons.append(f"child {slot.number} has not been heard of for {now - slot.heard_at:.0f} s")
@@ -113,23 +115,47 @@ class Supervisor:
     def _ended(self) -> int | None:
         if self._code is not None:
             return self._code
-        if self._kill_at is None or any(slot.process for slot in self._slots):
+        if self._kill_at is None or any(slot.process for slot in self._all()):
             return None
         return KILLED if self._killed else int(self._deaths > 0)
 
     def _start_what_is_due(self) -> None:
         if self._kill_at is not None:
             return
-        for slot in self._may_start():
+        for slot in self._slots:
+            if slot.process is not None and slot.wants_spare and slot.spare is None:
+                slot.spare = Slot(slot.number, slot.backoff, is_spare=True)
+        for slot in self._all():
             if slot.process is not None or slot.start_at > time.monotonic():
                 continue
+            first = not self._ever_started
+            share = (slot.number - 1) / len(self._slots) if first else 0.0
             try:
-                slot.start(self._command, self._environment, self._life, first=not self._ever_started)
+                slot.start(
+                    self._command,
+                    self._environment,
+                    Role(first, silent=first and slot.number > 1, spare=slot.is_spare, share=share),
+                )
             except OSError as exc:
                 self._died(slot, type(exc).__name__, None)
 
-    def _may_start(self) -> list[Slot]:
-        return self._slots if self._ever_started else self._slots[:1]
+    def _all(self) -> list[Slot]:
+        """Return what is in the places, the processes that prepare to follow, and those that leave."""
+        spares = [slot.spare for slot in self._slots if slot.spare is not None]
+        return [*self._slots, *spares, *self._leaving]
+
+    def _hand_over(self, slot: Slot) -> None:
+        """Give the place of a process that leaves to the one that has prepared to follow, or to a new one at once."""
+        if slot not in self._slots or self._kill_at is not None:
+            return
+        follower = slot.spare or Slot(slot.number, slot.backoff)
+        self._slots[self._slots.index(slot)] = follower
+        slot.spare = None
+        if slot.process is not None:
+            self._leaving.append(slot)
+        if follower.is_spare:
+            follower.is_spare = False
+            follower.order(Order.TAKE_OVER)
 
     def _wait(self, selector: selectors.BaseSelector) -> None:
         """Wait until something is told or due."""
@@ -137,10 +163,10 @@ class Supervisor:
         if self._kill_at is not None:
             moments.append(self._kill_at)
         else:
-            moments += [slot.start_at for slot in self._may_start() if slot.process is None]
-        moments += [slot.heard_at + self._silence for slot in self._slots if slot.process and not slot.silent]
+            moments += [slot.start_at for slot in self._all() if slot.process is None]
+        moments += [slot.heard_at + self._silence for slot in self._all() if slot.process and not slot.silent]
         with contextlib.ExitStack() as stack:
-            for slot in self._slots:
+            for slot in self._all():
                 if slot.process is not None and not slot.deaf:
                     selector.register(slot.reports, selectors.EVENT_READ)
                     stack.callback(selector.unregister, slot.reports)
@@ -156,8 +182,8 @@ class Supervisor:
             self._kill_at = time.monotonic() + self._grace
             name = signal.Signals(asked[0]).name
             emit(logger, logging.INFO, "supervisor_stopping", signal=name, grace=self._grace)
-            for slot in self._slots:
-                slot.signal(signal.SIGTERM)
+            for slot in self._all():
+                slot.stop()
             asked = asked[1:]
         if asked:
             self._code = 128 + asked[0]
@@ -165,7 +191,7 @@ class Supervisor:
             self._kill_all()
 
     def _reap(self) -> None:
-        for slot in self._slots:
+        for slot in self._all():
             if slot.process is None:
                 continue
             status = slot.process.poll()
@@ -184,7 +210,7 @@ class Supervisor:
 
         Ours are the children, and in our own process group what a library has started here.
         """
-        ours = {slot.process.pid for slot in self._slots if slot.process is not None}
+        ours = {slot.process.pid for slot in self._all() if slot.process is not None}
         with contextlib.suppress(ChildProcessError, ProcessLookupError):
             while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 if ended.si_pid in ours or os.getpgid(ended.si_pid) == os.getpgrp():
@@ -199,12 +225,25 @@ class Supervisor:
             emit(logger, logging.INFO, "child_heard_again", slot=slot.number, pid=slot.process.pid)
         if report is Report.STARTED:
             slot.started_at = time.monotonic()
-            self._ever_started = True
+            self._note_start()
             emit(logger, logging.INFO, "child_started", slot=slot.number, pid=slot.process.pid)
         elif report.leaves:
             slot.leaves = report if report is Report.OVERDUE else slot.leaves or report
+            self._hand_over(slot)
+        elif report is Report.SOON:
+            slot.wants_spare = True
+        elif report is Report.READY:
+            slot.ready = True
         else:
             slot.away = report is Report.AWAY
+
+    def _note_start(self) -> None:
+        """Note that a child has started: what others could not do is a crash from now on."""
+        self._ever_started = True
+        for slot in self._slots:
+            if slot.refused:
+                slot.refused = False
+                self._died(slot, FAILED, None)
 
     def _left(self, slot: Slot, pid: int, status: int) -> None:
         """Let go of a child that has ended, and see to its place."""
@@ -213,13 +252,19 @@ class Supervisor:
         if died or why is Report.OVERDUE:
             slot.end_group()
         slot.close()
+        if slot in self._leaving:
+            self._leaving.remove(slot)
         if not stopping and not self._ever_started and status == FAILED:
-            self._code = status
+            if slot.number == 1:
+                self._code = status
+            else:
+                slot.refused, slot.start_at = True, math.inf
         elif died:
             self._died(slot, _named(status), pid, lived)
+            if slot.spare is not None:
+                self._hand_over(slot)
         elif not stopping and why is not None:
             slot.backoff.lives(lived)
-            slot.start_at = 0.0
             reason = why.name.lower()
             emit(
                 logger, logging.INFO, "child_recycled", slot=slot.number, pid=pid, reason=reason, lived=round(lived, 1)
@@ -246,7 +291,7 @@ class Supervisor:
 
     def _look(self) -> None:
         """Report who has fallen silent, and who lives after all."""
-        for slot in self._slots:
+        for slot in self._all():
             if slot.process is None:
                 continue
             was_looping = slot.backoff.looping
@@ -261,11 +306,12 @@ class Supervisor:
 
     def _kill_all(self) -> None:
         """Kill what is left, and wait for it to be gone."""
-        left = [slot for slot in self._slots if slot.process is not None]
+        left = [slot for slot in self._all() if slot.process is not None]
         for slot in left:
             if slot.process is not None and slot.process.poll() is None:
-                self._killed += 1
-                emit(logger, logging.WARNING, "child_killed", slot=slot.number, pid=slot.process.pid)
+                if self._ever_started or self._code != FAILED:  # else none could work, and that was reported
+                    self._killed += 1
+                    emit(logger, logging.WARNING, "child_killed", slot=slot.number, pid=slot.process.pid)
                 slot.signal(signal.SIGKILL)
         deadline = time.monotonic() + _TO_BE_REAPED
         for slot in left:
@@ -276,15 +322,13 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _pipes(self) -> Iterator[selectors.BaseSelector]:
-        """Hold what children notice the end of, and be woken by signals for as long."""
-        theirs, ours = os.pipe()
+        """Be woken by signals for as long as the block runs."""
         woken, bell = os.pipe()
         for end in (woken, bell):
             os.set_blocking(end, False)
         with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-            for end in (theirs, ours, woken, bell):
+            for end in (woken, bell):
                 stack.callback(os.close, end)
-            self._life = theirs
             selector.register(woken, selectors.EVENT_READ, self)
             stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(bell, warn_on_full_buffer=False))
             for number in _STOPPING:

@@ -173,13 +173,14 @@ def worker(
     session: Session = context.obj
     silence = max(_LEAST_SILENCE, _LEASES_OF_SILENCE * lease)
     parent = Parent.of_this_process()
+    session.silent = parent is not None and parent.role.silent
     supervised = any(option is not None for option in (processes, grace, max_tasks, max_memory, task_deadline))
     grace = _GRACE if grace is None else grace
     with log_to_stderr(session, log_level), sigterm_leaves() as asked, contextlib.ExitStack() as stack:
         if parent is None and supervised:
-            raise click.exceptions.Exit(
-                _supervise(session, context.meta[__name__], queues, processes or 1, grace, silence, http)
-            )
+            code = _supervise(session, context.meta[__name__], queues, processes or 1, grace, silence, http)
+            session.at_once = True
+            raise click.exceptions.Exit(code)
         if parent is not None:
             parent.watch(grace)
             stack.enter_context(leaving_in_time(parent, grace, lambda: log_to_stderr(session, log_level)))
@@ -215,6 +216,7 @@ def worker(
         if pulse is not None:
             pulse.attend(consumer)
         run(consumer, session, parent, asked)
+    session.at_once = True
 
 
 def _supervise(
@@ -236,7 +238,7 @@ def _supervise(
             gathered = stack.enter_context(Gathered(session, queues))
             environment |= gathered.environment
         supervisor = Supervisor(
-            [sys.executable, "-m", "unstract_core", "worker", *arguments],
+            [*_program(arguments), "worker", *arguments],
             environment,
             processes=processes,
             grace=grace,
@@ -246,6 +248,15 @@ def _supervise(
         if http is not None and gathered is not None:
             stack.enter_context(serving(http, supervisor.health, gathered.exposition))
         return supervisor.run()
+
+
+def _program(arguments: Sequence[str]) -> list[str]:
+    """Return how this process was started, up to its arguments: a child then has the import path that this one has."""
+    typed = len(sys.argv) - 1
+    if sys.argv[0] != "-c" and typed > len(arguments) and sys.argv[-len(arguments) :] == [*arguments]:
+        return [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - typed]]
+    here_first = not sys.flags.safe_path and sys.path[0] in ("", os.getcwd())
+    return [sys.executable, *([] if here_first else ["-P"]), "-m", "unstract_core"]
 
 
 def _tasks(app: str) -> Mapping[str, Callable[..., Any]]:

@@ -1,0 +1,131 @@
+"""A supervised worker with one task at a time runs it on its main thread, and calls the transport on another one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from supervised import DIRECTORY, note, noted, worker
+
+from contract_tests.kit import wait_until
+from contract_tests.messages import message
+from transports.memory import MemoryTransport
+from transports.memory.subscription import MemorySubscription
+from unstract_core import ConfigurationError, Consumer, Tasks
+
+tasks = Tasks()
+APP = "cli.test_main_thread:tasks"
+URL = "cli.test_main_thread:queued"
+
+
+class Threads(MemoryTransport):
+    """Notes the threads on which a subscription is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[str] = set()
+
+    def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
+        threads = self.threads
+
+        class Noting(MemorySubscription):
+            def __getattribute__(self, name: str) -> Any:
+                if name in ("receive", "renew", "settle", "close"):
+                    threads.add(threading.current_thread().name)
+                return super().__getattribute__(name)
+
+        threads.add(threading.current_thread().name)
+        return Noting(self._store, queues, lease)
+
+
+def queued() -> MemoryTransport:
+    transport = MemoryTransport()
+    directory = os.environ[DIRECTORY]
+    names = os.environ.get("MAIN_THREAD_TASKS", "loop handler mark").split()
+    transport.send([message(name, "q", directory, name) for name in names])
+    return transport
+
+
+@tasks.register("loop")
+def loop(directory: str, name: str) -> None:
+    """What libraries do that want the main thread."""
+    assert threading.current_thread() is threading.main_thread()
+    assert asyncio.run(asyncio.sleep(0, 1)) == 1
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    asyncio.get_event_loop().close()
+    note(directory, name)
+
+
+@tasks.register("handler")
+def handler(directory: str, name: str) -> None:
+    """Set signal handlers, and leave them."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    note(directory, name)
+
+
+@tasks.register("deaf")
+def deaf(directory: str, name: str) -> None:
+    """Ignore the signal to stop, for as long as the task runs."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    note(directory, name)
+    wait_until(Path(directory, "go").exists, timeout=60, what="to be let go")
+
+
+@tasks.register("mark")
+def mark(directory: str, name: str) -> None:
+    note(directory, name)
+
+
+@tasks.register("hang")
+def hang(directory: str, name: str) -> None:
+    note(directory, name)
+    time.sleep(600)
+
+
+def test_tasks_of_a_single_threaded_child_run_on_its_main_thread(tmp_path: Path) -> None:
+    """Event loops and signal handlers work in tasks, and a handler that a task leaves behind does not stay."""
+    with worker("--processes", "1", url=URL, app=APP, directory=tmp_path) as command:
+        wait_until(lambda: noted(tmp_path, "mark"), what="the tasks")
+        assert noted(tmp_path, "loop") == noted(tmp_path, "handler") == noted(tmp_path, "mark") == command.children()
+        command.signal(signal.SIGTERM)
+        assert command.ends() == 0
+        assert command.events("worker_stopped")[0]["settled"] == "3"
+        assert command.events("child_killed") == []
+
+
+def test_a_task_that_hangs_on_the_main_thread_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deadline ends the child although its main thread never comes back, and another takes its place."""
+    monkeypatch.setenv("MAIN_THREAD_TASKS", "hang")
+    with worker("--task-deadline", "0.5", url=URL, app=APP, directory=tmp_path) as command:
+        command.event("task_overdue")
+        assert command.event("child_recycled")["reason"] == "overdue"
+        assert command.events("worker_stopped")[0]["overdue"] == "1"
+
+
+def test_every_call_of_the_transport_is_made_on_one_thread() -> None:
+    """Tasks run on the calling thread, subscriptions are used on one other, and an error of it reaches the caller."""
+    transport, ran = Threads(), []
+    transport.send([message("t", "q") for _ in range(20)])
+
+    def task() -> None:
+        ran.append(threading.current_thread())
+        if len(ran) == 20:
+            consumer.stop()
+
+    consumer = Consumer(transport, {"t": task}, ["q"])
+    consumer.run_tasks_here(ended=lambda: None)
+    assert set(ran) == {threading.current_thread()}
+    assert transport.threads == {"unstract-wire-io"}
+    transport.close()
+    with pytest.raises(Exception, match="closed"):
+        consumer.run_tasks_here(ended=lambda: None)
+    with pytest.raises(ConfigurationError, match="must be 1, not 2"):
+        Consumer(transport, {"t": task}, ["q"], concurrency=2).run_tasks_here(ended=lambda: None)
