@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,16 @@ _LONGER_FIELDS = {"traceback": 4000, "error": 2000}
 _MOST_FRAMES = 30
 _MOST_CAUSES = 5
 _OURS = f"{Path(__file__).parent}{os.sep}"
+
+
+class OwnText(str):
+    """The text of a field that the operator of this process wrote, such as its URL: an equals sign needs no quotes."""
+
+    __slots__ = ()
+
+
+_SPECIAL = re.compile(r"""[\s="'`\\]""")
+"""Characters that end or begin something for one reader of logfmt or another."""
 
 
 def emit(logger: logging.Logger, level: int, event: str, **fields: object) -> None:
@@ -63,4 +74,7 @@ def _printed(value: object, longest: int) -> str:
     text = str(value)
     if len(text) > longest:
         text = text[:longest] + "..."
-    return text if text.isprintable() and " " not in text else json.dumps(text, ensure_ascii=not text.isprintable())
+    plain = text.replace("=", "") if isinstance(value, OwnText) else text
+    if text.isprintable() and text and not _SPECIAL.search(plain):
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable()).replace("\x7f", "\\u007f")

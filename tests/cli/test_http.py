@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,39 @@ def test_more_than_can_be_served_at_once_is_turned_away_and_not_for_long(caplog:
             return False
 
         wait_until(answered, timeout=120, what="it to answer again")
+
+
+def test_slow_connections_do_not_keep_out_a_probe(caplog: pytest.LogCaptureFixture) -> None:
+    """With more than sixteen idle or dawdling connections open, /healthz answers at once, time after time."""
+    with served(caplog) as address, contextlib.ExitStack() as stack:
+        host, _, port = address.rpartition(":")
+        for number in range(40):
+            slow = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            if number % 2:
+                slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: slow\r\n")
+            if number % 8 == 7:
+                began = time.monotonic()
+                assert ask(address, "/healthz")[0] == 200
+                assert time.monotonic() - began < 4
+
+
+def test_scrapes_that_wait_do_not_keep_out_a_probe(caplog: pytest.LogCaptureFixture) -> None:
+    """While the metrics take long, a few requests wait for them, the others get 503, and /healthz answers at once."""
+    collecting, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow() -> tuple[bytes, str]:
+        collecting.release()
+        go_on.wait(60)
+        return metrics()
+
+    with served(caplog, metrics=slow) as address, ThreadPoolExecutor(20) as pool:
+        first = [pool.submit(ask, address, "/metrics") for _ in range(4)]
+        for _ in first:
+            assert collecting.acquire(timeout=60)
+        assert {ask(address, "/metrics")[0] for _ in range(15)} == {503}
+        assert ask(address, "/healthz")[0] == 200
+        go_on.set()
+        assert {one.result()[0] for one in first} == {200}
 
 
 def test_a_port_that_is_taken_is_told_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
 import subprocess
@@ -16,11 +17,15 @@ import pytest
 import servers
 import supervised
 from cli.outcomes import Ended, the_one_line
+from hypothesis import example, given
+from hypothesis import strategies as st
 from queues import bury, receive_all
 
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport
 from unstract_core import Dispatcher
+from unstract_core.cli.logs import _LogLine
+from unstract_core.cli.session import Session
 
 
 @attrs.frozen
@@ -264,3 +269,22 @@ def test_a_stopped_worker_exits_without_the_interpreters_clean_up(tmp_path: Path
         assert time.monotonic() - began < 40
     assert (tmp_path / "at_exit").exists()
     assert (tmp_path / "written").read_text() == "all of it"
+
+
+@given(st.text(max_size=80), st.booleans())
+@example("failed\n2026-01-01T00:00:00.000Z INFO unstract_core.loop wire.forged", False)
+@example("\x1b[31mred\r\x85\u2028next", True)
+def test_a_traceback_forges_no_line_and_steers_no_terminal(text: str, formatted: bool) -> None:
+    """Each line of a traceback stands behind a mark, printable; the record is left to other handlers as it was."""
+    try:
+        raise ValueError(text)
+    except ValueError as exc:
+        record = logging.LogRecord("app", logging.ERROR, __file__, 1, "it failed", (), (type(exc), exc, None))
+    if formatted:
+        logging.Formatter().format(record)
+    before = record.exc_text
+    first, *lines = _LogLine(Session()).format(record).split("\n")
+    assert LOG_LINE.fullmatch(first)
+    assert lines
+    assert all(line.startswith("  | ") and line.isprintable() for line in lines)
+    assert record.exc_text == before

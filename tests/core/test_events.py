@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
 import logging
 import re
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from contract_tests.messages import message
@@ -107,6 +108,37 @@ def test_a_log_of_a_failure_has_its_frames_and_its_message_only_if_asked(caplog:
         assert [frame.rpartition(" ")[2] for frame in ours] == ["fail_with"] * 3
     assert "payload" not in str(silent)
     assert told["wire.error"] == "ValueError: the payload"
+
+
+def read_logfmt(text: str) -> list[tuple[str, str]]:
+    """Read `key=value ...` as a strict reader of logfmt does: without quotes a value has no special sign."""
+    fields, rest = [], text
+    while rest:
+        found = re.match(
+            r"""(?P<key>[A-Za-z_.]+)=(?:(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<plain>[^\s"'`=\\]*))(?: |$)""", rest
+        )
+        assert found is not None, rest
+        fields.append((found["key"], json.loads(found["quoted"]) if found["quoted"] else found["plain"]))
+        rest = rest[found.end() :]
+    return fields
+
+
+@given(st.text(max_size=400) | st.text(st.sampled_from([*"\"'`=\\ \n\t\x1b\x7f", "a", "\u2028", "é"]), max_size=20))
+@example('"forged" level=ERROR')
+@example("a=b")
+@example("'")
+@example("")
+def test_a_reader_of_logfmt_finds_the_fields_that_were_logged(name: str) -> None:
+    """Whatever a value holds, a reader finds the same fields with the same values, in one printable line."""
+    records: list[logging.LogRecord] = []
+    logger.addFilter(lambda record: records.append(record) or False)  # type: ignore[func-returns-value]
+    try:
+        emit(logger, logging.WARNING, "odd", task=name, attempt=1)
+    finally:
+        logger.filters.clear()
+    text = records[0].getMessage()
+    assert text.isprintable()
+    assert read_logfmt(text.removeprefix("wire.odd ")) == [("task", name), ("attempt", "1")]
 
 
 def test_logging_never_decides_about_a_message() -> None:

@@ -1,7 +1,9 @@
 """/healthz and /metrics of a worker: for probes and scrapers, over the standard library's server.
 
 It serves beside the work and never instead of it. A port that is taken is told once and tried again; a request that
-fails or dawdles costs its own thread. Nothing else is served, nothing is read from a request but its path.
+fails or dawdles costs its own thread. When too many connections are open, the oldest that has sent no whole request is
+closed for a new one: slow clients do not keep out a probe. Nothing else is served, nothing is read from a request but
+its path.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ RETRY = 30.0
 _PATIENCE = 5.0
 _LONGEST_REQUEST = 15.0
 _MOST_AT_ONCE = 16
+_MOST_COLLECTIONS = 4
+"""So many requests for /metrics are answered at once: they may wait for a database, and a probe must not."""
 _TICK = 0.5
 
 Exposition = Callable[[], tuple[bytes, str]]
@@ -126,12 +130,17 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     timeout = _TICK
+    request_queue_size = 128  # a burst of slow clients must not have the kernel drop a probe
 
     def __init__(self, address: Address, health: Callable[[], Health], metrics: Exposition) -> None:
         self.health = health
         self.metrics = metrics
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        self._free = threading.BoundedSemaphore(_MOST_AT_ONCE)
+        self.collecting = threading.BoundedSemaphore(_MOST_COLLECTIONS)
+        self._open: dict[socket.socket, bool] = {}
+        """The connections, oldest first, and whether a whole request has come over each."""
+        self._closing: set[socket.socket] = set()
+        self._changed = threading.Condition()
         super().__init__((address.host, address.port), _Handler)
         reset_in_child(self)
 
@@ -148,14 +157,39 @@ class _Server(ThreadingHTTPServer):
         TCPServer.server_bind(self)  # without asking who this host is: that may take long
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._free.acquire(timeout=_PATIENCE):
+        if not self._has_room():
             self.shutdown_request(request)
             return
+        with self._changed:
+            self._open[request] = False
         try:
             super().process_request(request, client_address)
         except BaseException:  # there is no thread to be had
-            self._free.release()
+            self._forget(request)
             raise
+
+    def note_request(self, request: socket.socket) -> None:
+        """Note that a whole request has come over a connection: it is answered, and not closed for a newer one."""
+        with self._changed:
+            if request in self._open:
+                self._open[request] = True
+
+    def _has_room(self) -> bool:
+        """Close the oldest connections without a request, as far as needed, and wait for the end of one."""
+        with self._changed:
+            for request in [one for one, has_come in self._open.items() if not has_come]:
+                if len(self._open) - len(self._closing) < _MOST_AT_ONCE:
+                    break
+                if request not in self._closing:
+                    self._closing.add(request)
+                    _hang_up(request)
+            return self._changed.wait_for(lambda: len(self._open) < _MOST_AT_ONCE, _PATIENCE)
+
+    def _forget(self, request: socket.socket) -> None:
+        with self._changed:
+            self._open.pop(request, None)
+            self._closing.discard(request)
+            self._changed.notify()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         late = threading.Timer(_LONGEST_REQUEST, _hang_up, [request])
@@ -165,7 +199,7 @@ class _Server(ThreadingHTTPServer):
             super().process_request_thread(request, client_address)
         finally:
             late.cancel()
-            self._free.release()
+            self._forget(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Who hangs up in mid-request is no news."""
@@ -181,6 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
+        self.server.note_request(self.request)
         path = self.path.partition("?")[0]
         if path == "/healthz":
             self._tell_health()
@@ -198,6 +233,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(503 if health.reasons else 200, body, "application/json")
 
     def _tell_metrics(self) -> None:
+        if not self.server.collecting.acquire(blocking=False):
+            self._answer(503, b"the metrics are being collected for others; ask again later\n")
+            return
         try:
             body, content_type = self.server.metrics()
         except ContractError as exc:
@@ -206,6 +244,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(500, f"the metrics cannot be collected: {type(exc).__name__}\n".encode())
         else:
             self._answer(200, body, content_type)
+        finally:
+            self.server.collecting.release()
 
     def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
         self.send_response(status)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import logging
 from collections.abc import Iterator
+from typing import Any
 
-from unstract_core.cli.output import printable, utc
+from unstract_core.cli.output import behind_mark, printable, utc
 from unstract_core.cli.session import Session
 
 
@@ -26,7 +28,7 @@ def log_to_stderr(session: Session, level: str) -> Iterator[None]:
 
 
 class _LogLine(logging.Formatter):
-    """One line a record (a traceback follows on lines of its own): UTC time, level, logger, message."""
+    """One line a record: UTC time, level, logger, message. Each line of a traceback follows behind `TRACE`."""
 
     def __init__(self, session: Session) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -39,5 +41,13 @@ class _LogLine(logging.Formatter):
         record.message = printable(record.message)
         return super().formatMessage(record)
 
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        return behind_mark(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802 - logging's name
+        return behind_mark(super().formatStack(stack_info))
+
     def format(self, record: logging.LogRecord) -> str:
+        record = copy.copy(record)  # its text of the traceback is another handler's, and stays so
+        record.exc_text = None if record.exc_info else record.exc_text and behind_mark(record.exc_text)
         return self._session.mask(super().format(record))

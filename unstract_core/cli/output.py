@@ -25,6 +25,15 @@ def printable(text: str) -> str:
     )
 
 
+TRACE = "  | "
+"""Stands before each line of a traceback: none of them can be taken for a line of the log."""
+
+
+def behind_mark(traceback: str) -> str:
+    """Write a traceback so that its text neither looks like a line of a log nor steers a terminal."""
+    return "\n".join(TRACE + printable(line) for line in traceback.rstrip("\n").split("\n"))
+
+
 def readable_json(value: Any) -> str:
     text = json.dumps(value, indent=2, ensure_ascii=False)
     return "\n".join(map(printable, text.split("\n")))

@@ -22,7 +22,7 @@ from unstract_core.cli.loading import Left
 from unstract_core.cli.session import FAILED, Session
 from unstract_core.consumer import Consumer
 from unstract_core.errors import TransportUnavailable
-from unstract_core.events import emit
+from unstract_core.events import OwnText, emit
 from unstract_core.forking import handling
 from unstract_core.transport import Subscription, Transport
 from unstract_core.values import error_text
@@ -50,7 +50,7 @@ def run(consumer: Consumer, session: Session, parent: Parent | None, asked: Sequ
             logger,
             logging.INFO,
             "worker_started",
-            transport=session.mask(session.url),
+            transport=OwnText(session.mask(session.url)),
             queues=",".join(consumer.queues),
             tasks=",".join(sorted(consumer.tasks)),
             concurrency=consumer.concurrency,

@@ -15,7 +15,7 @@ import click
 from unstract_core import discovery
 from unstract_core.cli.loading import loading, make_here_importable, where
 from unstract_core.cli.masking import mask
-from unstract_core.cli.output import printable
+from unstract_core.cli.output import TRACE, behind_mark, printable
 from unstract_core.errors import ConfigurationError, ContractError, NotSupported
 from unstract_core.transport import Transport
 
@@ -112,7 +112,8 @@ def _complain(session: Session, problem: str, exc: BaseException | None = None) 
         return FAILED
     with contextlib.suppress(OSError):
         if session.debug and exc is not None:
-            click.echo(session.mask("".join(traceback.format_exception(exc))), err=True)
+            text = behind_mark("".join(traceback.format_exception(exc))).removeprefix(TRACE)
+            click.echo(session.mask(text), err=True)
         click.echo(f"{PROGRAM}: {printable(' '.join(session.mask(problem).split()))}", err=True)
     return FAILED
 
