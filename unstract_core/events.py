@@ -11,9 +11,14 @@ import json
 import logging
 import os
 import re
+import time
 import traceback
+from collections.abc import Hashable
 from pathlib import Path
 from types import TracebackType
+from typing import Generic, TypeVar
+
+Kind = TypeVar("Kind", bound=Hashable)
 
 LONGEST_FIELD = 500
 """Characters of a field in the message; the record's `extra` has it whole."""
@@ -78,3 +83,42 @@ def _printed(value: object, longest: int) -> str:
     if text.isprintable() and text and not _SPECIAL.search(plain):
         return text
     return json.dumps(text, ensure_ascii=not text.isprintable()).replace("\x7f", "\\u007f")
+
+
+class Flood(Generic[Kind]):
+    """Limits how often events of one kind are logged, and counts the others: none goes unreported.
+
+    The first `burst` of a kind are logged each; of those that follow within `seconds`, the number is due at the end.
+
+    Args:
+        burst: Events of a kind that are logged each.
+        seconds: The time after which the number of the others is due, and one more is logged.
+    """
+
+    def __init__(self, *, burst: int, seconds: float) -> None:
+        self._burst = burst
+        self._seconds = seconds
+        self._kinds: dict[Kind, tuple[float, int, int]] = {}
+
+    def passes(self, kind: Kind) -> bool:
+        """Count an event, and return whether it is to be logged itself."""
+        now = time.monotonic()
+        began, logged, others = self._kinds.get(kind, (now, 0, 0))
+        if now - began >= self._seconds and not others:
+            began, logged = now, 0
+        passes = logged < self._burst
+        self._kinds[kind] = (began, logged + 1, others) if passes else (began, logged, others + 1)
+        return passes
+
+    def due(self, *, at_once: bool = False) -> list[tuple[Kind, int, float]]:
+        """Return the kinds of which events were not logged, how many, and in how many seconds; count anew for these.
+
+        Args:
+            at_once: Whether to return them before their time is up, because there will be no other call.
+        """
+        now, found = time.monotonic(), []
+        for kind, (began, _, others) in list(self._kinds.items()):
+            if others and (at_once or now - began >= self._seconds):
+                found.append((kind, others, round(now - began, 1)))
+                self._kinds[kind] = (now, self._burst - 1, 0)
+        return found

@@ -19,7 +19,7 @@ import attrs
 from unstract_core.continuation import RetryPolicy, rejection, settle
 from unstract_core.ending import LONGEST_PAUSE, SHORTEST_PAUSE, Endings
 from unstract_core.errors import ContractError, TransportClosed, TransportError
-from unstract_core.events import emit
+from unstract_core.events import Flood, emit
 from unstract_core.holding import Held, Key
 from unstract_core.observer import Observers, Turn
 from unstract_core.prefetch import WINDOW, AdaptivePrefetch, FixedPrefetch
@@ -33,6 +33,8 @@ Result = TypeVar("Result")
 
 LONGEST_WAIT = 5.0
 _MOST_SUSPECTS = 3
+_REJECTIONS, _BETWEEN_REJECTIONS = 10, 30.0
+"""So many rejected messages of a queue and a kind of error are logged each; how many follow, after so many seconds."""
 _MOMENT = 0.001
 """Seconds after which some of many short tasks have ended."""
 _MARGIN = 0.9
@@ -88,6 +90,7 @@ class Loop:
         self._resume_at = 0.0
         self._pause = 0.0
         self._told_away = False
+        self._rejections: Flood[tuple[str, str]] = Flood(burst=_REJECTIONS, seconds=_BETWEEN_REJECTIONS)
 
     @property
     def holding(self) -> int:
@@ -137,6 +140,7 @@ class Loop:
 
     def close(self) -> None:
         """Start nothing more; what runs is left to itself, and what is held to its lease."""
+        self._report_rejections(at_once=True)
         self._runner.close()
 
     def _observe(self, *, away: bool) -> None:
@@ -255,11 +259,26 @@ class Loop:
         if rejected is None:
             self._runner.submit(held)
             return
-        emit(logger, logging.ERROR, "message_rejected", **ids(delivery), reason=rejected.error)
-        self._settings.observers.rejected(delivery, rejected.error.partition(":")[0])
+        error_type = rejected.error.partition(":")[0]
+        if self._rejections.passes((delivery.queue, error_type)):
+            emit(logger, logging.ERROR, "message_rejected", **ids(delivery), reason=rejected.error)
+        self._settings.observers.rejected(delivery, error_type)
         held.settlement = settle(delivery, rejected, self._settings.policy)
         held.finished = time.monotonic()
         self._runner.done.append(held)
+
+    def _report_rejections(self, *, at_once: bool = False) -> None:
+        """Log how many messages were rejected beside those that the log has."""
+        for (queue, error_type), count, seconds in self._rejections.due(at_once=at_once):
+            emit(
+                logger,
+                logging.ERROR,
+                "messages_rejected",
+                queue=queue,
+                error_type=error_type,
+                count=count,
+                seconds=seconds,
+            )
 
     def _wait_longer(self) -> None:
         longest = min(LONGEST_PAUSE, self._settings.lease / 6)  # so that what is held can still be renewed
@@ -268,6 +287,7 @@ class Loop:
 
     def _tell(self) -> None:
         """Log that the transport is away when that begins, and that it is back when nothing fails any more."""
+        self._report_rejections()
         if self.problem is None:
             if self._told_away and not self._endings.suspects:
                 self._told_away = False

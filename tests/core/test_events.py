@@ -6,6 +6,8 @@ import ast
 import json
 import logging
 import re
+import time
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +18,7 @@ from contract_tests.messages import message
 from tools.check_lock import ROOT
 from transports.memory import MemoryTransport
 from unstract_core import Consumer
-from unstract_core.events import emit, frames
+from unstract_core.events import Flood, emit, frames
 
 logger = logging.getLogger("tests.events")
 
@@ -228,3 +230,35 @@ def branches(node: ast.expr) -> Iterator[tuple[dict[str, bool], str]]:
     for outcome, branch in ((True, node.body), (False, node.orelse)):
         for conditions, value in branches(branch):
             yield {ast.unparse(node.test): outcome, **conditions}, value
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 15), st.booleans()), max_size=200), st.integers(1, 5))
+def test_a_flood_of_events_is_counted_and_never_lost(steps: list[tuple[str, float, bool]], burst: int) -> None:
+    """Each event is logged or counted in a summary; the first of a kind is logged, and few in one summary's time."""
+    now, logged, reported, moments = 0.0, Counter[str](), Counter[str](), dict[str, list[float]]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: now)
+        flood: Flood[str] = Flood(burst=burst, seconds=30)
+        for kind, seconds, asks in steps:
+            now += seconds
+            if flood.passes(kind):
+                logged[kind] += 1
+                moments.setdefault(kind, []).append(now)
+            assert logged[kind]
+            if asks:
+                reported.update({one: count for one, count, _ in flood.due()})
+        reported.update({one: count for one, count, _ in flood.due(at_once=True)})
+    assert logged + reported == Counter(kind for kind, _, _ in steps)
+    for times in moments.values():
+        assert all(len([one for one in times if began <= one < began + 30]) <= 2 * burst for began in times)
+
+
+def test_rejected_messages_are_logged_up_to_ten_and_counted_beyond(caplog: pytest.LogCaptureFixture) -> None:
+    """Of 500 messages with unknown tasks ten have a line of their own, and one line says that there were 490 more."""
+    transport = MemoryTransport()
+    transport.send([message(f"unknown-{number}", "q") for number in range(500)])
+    Consumer(transport, {"t": print}, ["q"]).drain()
+    events = [vars(record) for record in caplog.records if record.levelno == logging.ERROR]
+    assert [one["wire.event"] for one in events] == ["message_rejected"] * 10 + ["messages_rejected"]
+    assert (events[-1]["wire.count"], events[-1]["wire.queue"]) == (490, "q")
+    assert events[-1]["wire.error_type"] == "UnknownTask"
