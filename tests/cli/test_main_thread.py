@@ -48,7 +48,7 @@ class Threads(MemoryTransport):
 def queued() -> MemoryTransport:
     transport = MemoryTransport()
     directory = os.environ[DIRECTORY]
-    names = os.environ.get("MAIN_THREAD_TASKS", "loop handler mark").split()
+    names = os.environ.get("MAIN_THREAD_TASKS", "loop handler alone mark").split()
     transport.send([message(name, "q", directory, name) for name in names])
     return transport
 
@@ -68,6 +68,14 @@ def handler(directory: str, name: str) -> None:
     """Set signal handlers, and leave them."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    note(directory, name)
+
+
+@tasks.register("alone")
+def alone(directory: str, name: str) -> None:
+    """A task that has started nothing has no child to wait for."""
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
     note(directory, name)
 
 
@@ -94,10 +102,11 @@ def test_tasks_of_a_single_threaded_child_run_on_its_main_thread(tmp_path: Path)
     """Event loops and signal handlers work in tasks, and a handler that a task leaves behind does not stay."""
     with worker("--processes", "1", url=URL, app=APP, directory=tmp_path) as command:
         wait_until(lambda: noted(tmp_path, "mark"), what="the tasks")
-        assert noted(tmp_path, "loop") == noted(tmp_path, "handler") == noted(tmp_path, "mark") == command.children()
+        pids = command.children()
+        assert [noted(tmp_path, name) for name in ("loop", "handler", "alone", "mark")] == [pids] * 4
         command.signal(signal.SIGTERM)
         assert command.ends() == 0
-        assert command.events("worker_stopped")[0]["settled"] == "3"
+        assert command.events("worker_stopped")[0]["settled"] == "4"
         assert command.events("child_killed") == []
 
 
@@ -129,3 +138,19 @@ def test_every_call_of_the_transport_is_made_on_one_thread() -> None:
         consumer.run_tasks_here(ended=lambda: None)
     with pytest.raises(ConfigurationError, match="must be 1, not 2"):
         Consumer(transport, {"t": task}, ["q"], concurrency=2).run_tasks_here(ended=lambda: None)
+
+
+def test_a_task_that_ignores_the_signal_to_stop_does_not_keep_its_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker stops after its task although the task has taken over SIGTERM: nothing more is started."""
+    monkeypatch.setenv("MAIN_THREAD_TASKS", "deaf mark")
+    with worker("--processes", "1", url=URL, app=APP, directory=tmp_path) as command:
+        wait_until(lambda: noted(tmp_path, "deaf"), what="the task")
+        command.signal(signal.SIGTERM)
+        command.event("supervisor_stopping")
+        time.sleep(0.5)  # in which the child stops
+        (tmp_path / "go").touch()
+        assert command.ends() == 0
+        assert noted(tmp_path, "mark") == []
+        assert command.events("worker_stopped")[0]["ran"] == "1"

@@ -25,6 +25,12 @@ from unstract_core.observer import Turn
 HTTP = ("--http", "127.0.0.1:0")
 
 
+def members(group: int) -> str:
+    """The processes of a process group, for as long as it has any."""
+    found = subprocess.run(["ps", "-e", "-o", "pgid=,pid="], capture_output=True, text=True, check=True).stdout
+    return "\n".join(line for line in found.splitlines() if line.split()[0] == str(group))
+
+
 def go(directory: Path, name: str = "held") -> None:
     (directory / f"{name}.go").touch()
 
@@ -66,6 +72,7 @@ def test_every_place_has_a_child_of_its_own_and_all_leave_together(tmp_path: Pat
         assert command.ends() == 0
         assert sorted(noted(tmp_path, "held.done")) == sorted(pids)
         assert not any(map(lives, pids))
+        wait_until(lambda: not any(map(members, pids)), what="nothing of the children's groups to be left")
         assert command.events("child_died") == command.events("child_killed") == []
         assert command.events("supervisor_stopped")[0]["killed"] == "0"
 
@@ -351,7 +358,7 @@ def test_the_memory_of_who_started_it_is_not_a_childs_own(tmp_path: Path) -> Non
     assert 5 < int(told) < 200
 
 
-@pytest.mark.parametrize("how", ["killed", "overdue", "abandoned", "abandoned overdue", "exits"])
+@pytest.mark.parametrize("how", ["killed", "overdue", "abandoned", "abandoned overdue", "exits", "both killed"])
 def test_what_a_task_has_started_ends_with_its_child(tmp_path: Path, how: str) -> None:
     """A child that was lost, left a hanging task behind or was left alone leaves no program of a task at work."""
     options = ["--task-deadline", "2"] if "overdue" in how else []
@@ -361,6 +368,10 @@ def test_what_a_task_has_started_ends_with_its_child(tmp_path: Path, how: str) -
         wait_until(lambda: noted(tmp_path, "program"), what="the program")
         (program,) = noted(tmp_path, "program")
         if "abandoned" in how:
+            command.process.kill()
+        elif how == "both killed":
+            os.kill(command.process.pid, signal.SIGSTOP)  # it sees neither the end of the child nor its own
+            os.kill(child, signal.SIGKILL)
             command.process.kill()
         elif how == "exits":
             go(tmp_path, "program")

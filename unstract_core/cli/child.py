@@ -34,6 +34,8 @@ _OFTEN = 1.0
 _HEAD_START = 2.0
 """How much longer than this child another one may take to prepare, and be ready in time."""
 _MOST_OF = 0.8
+_MOST_FILES = 1024
+"""Files that a child may have at its start: the supervisor's own stay closed in it."""
 
 
 class Order(enum.Enum):
@@ -93,7 +95,7 @@ class Parent:
     process took until it could subscribe, `born` the moment on the monotonic clock from which that is counted.
     """
 
-    def __init__(self, life: int, reports: int, *, first: bool, role: Role | None = None) -> None:
+    def __init__(self, life: int, reports: int, *, first: bool, role: Role | None = None, guard: int = -1) -> None:
         self.first = first
         self.role = role or Role(first)
         self.leaving: Report | None = None
@@ -103,6 +105,7 @@ class Parent:
         self._gone = False
         self._life = life
         self._reports = reports
+        self._guard = guard
         self._leave: Callable[[], None] = _terminate
         reset_in_child(self)
         for end in (life, reports):
@@ -115,9 +118,12 @@ class Parent:
         told = os.environ.pop(VARIABLE, "")  # what a task starts is no child of the supervisor
         if not told:
             return None
-        life, reports, rest = told.split(",", 2)
+        *ends, rest = told.split(",", 4)
+        life, reports, watched, guard = map(int, ends)
         role = Role.of(rest)
-        return cls(int(life), int(reports), first=role.first, role=role)
+        _guard_group(watched)
+        os.set_inheritable(guard, False)
+        return cls(life, reports, first=role.first, role=role, guard=guard)
 
     def wait_for_turn(self, seconds: float) -> bool:
         """Report that this child is ready; return whether it is to take over, after so many seconds at the latest."""
@@ -136,10 +142,10 @@ class Parent:
 
     def reset_in_child(self) -> None:
         """Close the pipes in a process that was forked from this one: it is no child of the supervisor."""
-        for end in (self._life, self._reports):
+        for end in (self._life, self._reports, self._guard):
             with contextlib.suppress(OSError):
                 os.close(end)
-        self._life = self._reports = -1
+        self._life = self._reports = self._guard = -1
 
     def watch(self, grace: float) -> None:
         """Leave when the parent is gone: by SIGTERM, or by `leaves`; at once when that takes more than `grace` s."""
@@ -165,6 +171,37 @@ class Parent:
         """Kill this process with whatever its tasks have started, where no parent is left to do so."""
         if self._gone and os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)
+
+
+def _guard_group(watched: int) -> None:
+    """Start a process that ends this one's group when this process and its parent are gone, however they went.
+
+    It waits for the end of a pipe that the two hold open; a byte in the pipe means that nothing is to be ended. It is
+    in the group itself, so that the group is there to be signalled, and it is no child of this process, so that a task
+    that waits for all its children does not wait for it.
+    """
+    if os.getpgrp() == os.getpid():
+        middle = os.fork()
+        if middle == 0:
+            try:
+                if os.fork() == 0:
+                    _guard(watched)
+            finally:
+                os._exit(0)
+        os.waitpid(middle, 0)
+    os.close(watched)
+
+
+def _guard(watched: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    os.closerange(3, watched)
+    os.closerange(watched + 1, _MOST_FILES)
+    if not os.read(watched, 1):
+        os.killpg(0, signal.SIGKILL)
 
 
 def _terminate() -> None:

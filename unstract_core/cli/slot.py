@@ -54,6 +54,7 @@ class Slot:
         number: The place.
         backoff: That of the place: a process that follows another has the same one.
         orders: The write end of the pipe that the process reads.
+        guard: The write end of the pipe at whose end the guard of the process's group ends that group.
         spare: The process that is to follow, which prepares while this one works on.
         is_spare: Whether this process is such a one, and was not told to take over.
         wants_spare: Whether the process has asked for another to prepare.
@@ -66,6 +67,7 @@ class Slot:
     process: subprocess.Popen[bytes] | None = None
     reports: int = -1
     orders: int = -1
+    guard: int = -1
     spare: Slot | None = None
     is_spare: bool = False
     wants_spare: bool = False
@@ -108,21 +110,23 @@ class Slot:
         self.is_spare, self.wants_spare, self.ready = role.spare, False, False
         self.reports, theirs = os.pipe()
         life, self.orders = os.pipe()
-        os.set_blocking(self.orders, False)
+        watched, self.guard = os.pipe()
+        for end in (self.orders, self.guard):
+            os.set_blocking(end, False)
         os.set_blocking(self.reports, False)
         try:
             self.process = subprocess.Popen(  # noqa: S603 - the command that this process itself was started by
                 command,
-                env={**environment, VARIABLE: f"{life},{theirs},{role}"},
-                pass_fds=(life, theirs),
+                env={**environment, VARIABLE: f"{life},{theirs},{watched},{self.guard},{role}"},
+                pass_fds=(life, theirs, watched, self.guard),
                 start_new_session=True,
             )
         except OSError:
             self.close()
             raise
         finally:
-            os.close(theirs)
-            os.close(life)
+            for end in (theirs, life, watched):
+                os.close(end)
         self.heard_at = time.monotonic()
 
     def order(self, order: Order) -> None:
@@ -163,7 +167,9 @@ class Slot:
     def close(self) -> None:
         """Let go of a process that has ended."""
         self.process = None
-        for end in (self.reports, self.orders):
+        with contextlib.suppress(OSError):
+            os.write(self.guard, b"-")  # what the tasks of a process that left in good order have started may go on
+        for end in (self.reports, self.orders, self.guard):
             if end >= 0:
                 os.close(end)
-        self.reports = self.orders = -1
+        self.reports = self.orders = self.guard = -1
