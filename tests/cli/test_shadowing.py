@@ -12,7 +12,7 @@ from supervised import ROOT, worker
 SCRIPT = str(Path(sys.executable).parent / "unstract-wire")
 
 
-@pytest.mark.parametrize("name", ["queue", "attrs", "click"])
+@pytest.mark.parametrize("name", ["queue", "attrs"])
 def test_children_import_what_the_command_imports(tmp_path: Path, name: str) -> None:
     """A module of the project that hides one of the standard library or a dependency stops no child from starting."""
     (tmp_path / f"{name}.py").write_text("raise RuntimeError('this is the module of the project')\n")
