@@ -6,8 +6,11 @@ A file holds one message as it is stored, under "text" (or "base64", where that 
 - Readable: "reads_as" is the message as it would be written again. Where a value outside the domain forbids that,
   "refused_at" is the path of the refusal instead. "args" and "kwargs" are what the task gets, where that is not the
   same, and can be said in JSON.
+  A message that names no queue is refused at "$.queue": its queue is that of its row.
 - Unreadable: "problems" are the paths of what is wrong, in the order of the wire; "salvage" is what is found all the
   same of who waits for it. The words of a problem are left out: they may become better.
+- "supersedes" names an unreadable message of the same text that is read better since; it counts instead of that one.
+  A readable message is never superseded.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ class Readable:
     refused_at: str | None = None
     args: list[Any] | None = None
     kwargs: dict[str, Any] | None = None
+    supersedes: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -49,6 +53,7 @@ class Unreadable:
     raw: str | bytes
     problems: tuple[str, ...]
     salvage: Salvage
+    supersedes: str | None = None
 
 
 WireMessage: TypeAlias = Readable | Unreadable
@@ -57,9 +62,25 @@ WireMessage: TypeAlias = Readable | Unreadable
 def wire_messages() -> Iterator[WireMessage]:
     """Yield every message of the corpus in the wire's own JSON, by name: `wire/v1/plain`, `rows/single-pass`."""
     golden = files("contract_tests").joinpath("golden")
-    for folder in FOLDERS:
-        for name, file in _found(golden.joinpath(folder), folder):
-            yield read(name, json.loads(file.read_text(encoding="utf-8")))
+    found = {
+        name: read(name, json.loads(file.read_text(encoding="utf-8")))
+        for folder in FOLDERS
+        for name, file in _found(golden.joinpath(folder), folder)
+    }
+    yield from current(found).values()
+
+
+def current(found: Mapping[str, WireMessage]) -> dict[str, WireMessage]:
+    """Leave out what is superseded. Raises ValueError where that is no unreadable message of the same text."""
+    superseded = set()
+    for one in found.values():
+        if one.supersedes is None:
+            continue
+        earlier = found.get(one.supersedes)
+        if not isinstance(earlier, Unreadable) or earlier.raw != one.raw or one.supersedes in superseded:
+            raise ValueError(f"{one.name} supersedes {one.supersedes}, which is no unreadable message of the same text")
+        superseded.add(one.supersedes)
+    return {name: one for name, one in found.items() if name not in superseded}
 
 
 def read(name: str, fields: Mapping[str, Any]) -> WireMessage:

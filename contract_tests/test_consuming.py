@@ -168,6 +168,22 @@ def test_an_unknown_task_answers_its_caller(table: Table) -> None:
     assert table.buried("UnknownTask")
 
 
+@pytest.mark.parametrize(("how", "callback"), [("return", "ok"), ("raise", "err")])
+def test_a_row_without_a_queue_is_run_and_continued(table: Table, how: str, callback: str) -> None:
+    """A row whose queue, kwargs and callback kwargs are null is run, and its callback is sent to its own queue."""
+    told = {
+        key: {"task_name": name, "kwargs": None, "queue": table.callbacks}
+        for key, name in (("on_success", "ok"), ("on_error", "err"))
+    }
+    row = {"task_name": "behave", "args": [how, 1], "kwargs": None, "queue": None, "task_id": f"r{table.queue}", **told}
+    table.kit.inject(table.transport, table.queue, json.dumps(row))
+    table.kit.drain(Consumer(table.transport, tasks, [table.queue]))
+    (delivery,) = table.kit.remaining(table.transport, table.callbacks, count=1)
+    assert delivery.payload is not None
+    assert (delivery.payload.task_name, delivery.payload.queue) == (callback, table.callbacks)
+    assert delivery.payload.args == ([1] if how == "return" else [f"r{table.queue}"])
+
+
 def test_a_malformed_message_tells_its_sender_and_is_buried(table: Table) -> None:
     """Who can be made out in an unreadable message is told; it is a dead letter, and its neighbours are run."""
     queue = table.queue
@@ -187,7 +203,7 @@ def test_a_malformed_message_tells_its_sender_and_is_buried(table: Table) -> Non
 def test_a_malformed_message_answers_its_caller(table: Table) -> None:
     """The reply says what could not be read, and where."""
     table.kit.inject(
-        table.transport, table.queue, json.dumps({"task_name": "behave", "kwargs": None, "reply_key": table.queue})
+        table.transport, table.queue, json.dumps({"task_name": "behave", "kwargs": "x", "reply_key": table.queue})
     )
     table.consume()
     assert "$.kwargs" in table.kit.answered(table.transport, table.queue).error

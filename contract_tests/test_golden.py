@@ -19,6 +19,8 @@ GOLDEN = [
     if isinstance(one, Readable) and isinstance(one.raw, str) and one.reads_as is not None and "\\u" not in one.raw
 ]
 """What can be read and written again. NUL and surrogates, which are written as escapes, cannot be stored everywhere."""
+WITHOUT_QUEUE = [one for one in wire_messages() if isinstance(one, Readable) and one.refused_at == "$.queue"]
+"""Rows whose messages name no queue."""
 
 
 def test_every_message_of_the_golden_corpus_is_delivered_as_it_reads(
@@ -39,6 +41,21 @@ def test_every_message_of_the_golden_corpus_is_delivered_as_it_reads(
         if "task_id" not in expected:
             found.pop("task_id", None)  # some give an id to what has none
         assert equal(found, expected), one.name
+        assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
+
+
+def test_a_message_that_names_no_queue_is_read_with_the_queue_it_is_in(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """A row whose `queue` is absent, null or no text is delivered as a task of the queue in which it was found."""
+    for one in WITHOUT_QUEUE:
+        kit.inject(transport, queue, str(one.raw))
+    subscription = subscribe(queue)
+    for one, delivery in zip(WITHOUT_QUEUE, kit.take(subscription, len(WITHOUT_QUEUE)), strict=True):
+        assert delivery.payload is not None, (one.name, delivery.problem)
+        assert (delivery.queue, delivery.payload.queue) == (queue, queue)
+        assert equal([delivery.payload.args, delivery.payload.kwargs], [one.args, one.kwargs]), one.name
+        to_wire(delivery.payload)
         assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
 
 

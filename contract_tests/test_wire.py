@@ -121,8 +121,36 @@ def test_keys_of_a_newer_writer_are_ignored(
     assert kit.take_one(subscribe(queue)).problem is None
 
 
+ROWS: dict[str, dict[str, Any]] = {
+    "queue null": {"queue": None},
+    "args null": {"args": None},
+    "kwargs null": {"kwargs": None},
+    "every optional key null": dict.fromkeys(["reply_key", "on_success", "on_error", "task_id", "headers", "fairness"]),
+    "fairness partial": {"fairness": {"org_id": None, "workload_type": None}},
+    "fairness odd": {"fairness": {"org_id": 7, "workload_type": "batch", "pipeline_priority": "high"}},
+    "callback kwargs null": {"on_error": {"task_name": "failed", "queue": "callbacks", "kwargs": None}},
+}
+"""What rows hold that others have written, each in place of what this package writes."""
+
+
+def test_rows_with_null_or_missing_members_are_read(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
+    """Only the task name is needed: a missing queue is the one in which the message is, other members are empty."""
+    whole = to_wire(message("t", queue).payload)
+    rows = [{**whole, **changed} for changed in ROWS.values()]
+    rows += [{key: value for key, value in whole.items() if key != left_out} for left_out in whole][1:]
+    rows.append({"task_name": "t"})
+    for row in rows:
+        kit.inject(transport, queue, json.dumps(row))
+    for row, delivery in zip(rows, kit.take(subscribe(queue), len(rows)), strict=True):
+        assert delivery.payload is not None, (row, delivery.problem)
+        assert (delivery.payload.task_name, delivery.payload.queue) == ("t", queue), row
+        assert (delivery.payload.args, delivery.payload.kwargs) == ([], {}), row
+
+
 @pytest.mark.parametrize(
-    "text", ["[]", "null", '"x"', "{}", '{"task_name": "t", "queue": "q", "kwargs": null}', '{"task_name": 1}']
+    "text", ["[]", "null", '"x"', "{}", '{"task_name": "t", "queue": "q", "kwargs": "x"}', '{"task_name": 1}']
 )
 def test_a_message_that_cannot_be_read_is_delivered_with_its_problem(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, text: str

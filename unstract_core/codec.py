@@ -1,15 +1,15 @@
 """The wire: `to_wire` writes strictly, `from_wire` reads tolerantly, both through the one cattrs converter.
 
-A writer raises before anything is sent, with the JSON path of what is wrong. A reader ignores keys that it does not
-know, so that a newer backend can talk to an older worker, and supplies `args`, `kwargs` and `fairness` where they are
-absent; it never coerces, because cattrs' default would turn "7" into 7. What cannot be read is still searched
-(`salvage`) for the addresses under which its sender waits.
+A writer raises before anything is sent, with the JSON path of what is wrong. A reader accepts every row that the
+product's own consumer runs: it ignores keys that it does not know, supplies what is absent, null or empty, and reads
+`fairness` as well as it can, because no task depends on it. It guesses nothing about the task itself: a string is no
+list of arguments. An unreadable message is still searched (`salvage`) for the addresses under which its sender waits.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeAlias
 
 import attrs
@@ -19,7 +19,14 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 
 from unstract_core.domain import json_path
 from unstract_core.errors import MalformedPayload, PayloadError
-from unstract_core.payload import HIGHEST_PRIORITY, LOWEST_PRIORITY, ContinuationSpec, FairnessKey, TaskPayload
+from unstract_core.payload import (
+    DEFAULT_PRIORITY,
+    HIGHEST_PRIORITY,
+    LOWEST_PRIORITY,
+    ContinuationSpec,
+    FairnessKey,
+    TaskPayload,
+)
 from unstract_core.values import normalise, normalise_members
 
 RawMessage: TypeAlias = Mapping[str, Any] | str | bytes
@@ -78,13 +85,22 @@ def value_to_json(value: object, *, path: str = "$") -> str:
     return _encoder.encode(normalise(value, path=path))
 
 
-def from_wire(raw: RawMessage) -> TaskPayload:
+def from_wire(raw: RawMessage, queue: str = "") -> TaskPayload:
     """Read a payload from a mapping, or from JSON as str or UTF-8 bytes.
+
+    Args:
+        raw: The message as it is stored.
+        queue: The queue in which the message was found. It counts where the message itself names none (`queue` absent,
+            null or no text); default "", which no writer accepts.
 
     Raises MalformedPayload naming every problem with its path; never anything else.
     """
+    wire = _mapping(raw)
+    named = wire.get("queue")
+    if type(named) is not str or not named:
+        wire = {**wire, "queue": queue}
     try:
-        return _converter.structure(_mapping(raw), TaskPayload)
+        return _converter.structure(wire, TaskPayload)
     except ClassValidationError as exc:
         problems = tuple(transform_error(exc, format_exception=_problem))
         raise MalformedPayload("; ".join(problems), problems=problems) from exc
@@ -108,10 +124,10 @@ def salvage(raw: RawMessage) -> Salvage:
     except MalformedPayload:
         return Salvage()
     return Salvage(
-        task_id=_readable(wire, "task_id", str),
-        reply_key=_readable(wire, "reply_key", str),
-        on_error=_readable(wire, "on_error", ContinuationSpec),
-        fairness=_readable(wire, "fairness", FairnessKey),
+        task_id=_readable(wire, "task_id", _read_address),
+        reply_key=_readable(wire, "reply_key", _read_address),
+        on_error=_readable(wire, "on_error", _read_continuation),
+        fairness=_readable(wire, "fairness", _read_fairness),
         headers=_read_headers(wire.get("headers"), None),
     )
 
@@ -145,11 +161,9 @@ def check_headers(headers: Any, path: str) -> dict[str, str]:
     return dict(headers)
 
 
-def _readable(wire: Mapping[str, Any], key: str, kind: type[Any]) -> Any:
-    if wire.get(key) is None:
-        return None
+def _readable(wire: Mapping[str, Any], key: str, read: Callable[[Any, Any], Any]) -> Any:
     try:
-        return _read_name(wire[key], str) if kind is str else _converter.structure(wire[key], kind)
+        return read(wire.get(key), None)
     except Exception:  # whatever is wrong with it, there is nobody to be told
         return None
 
@@ -216,8 +230,15 @@ def _kind(value: object) -> str:
     return "null" if value is None else type(value).__name__
 
 
-def _read(kind: type, name: str) -> Any:
+def _is_empty(value: Any) -> bool:
+    """Tell whether a value of JSON is null, or what the product's consumer takes for absent as well."""
+    return value is None or (type(value) in (bool, int, float, str, list, dict) and not value)
+
+
+def _read_members(kind: type, name: str) -> Any:
     def read(value: Any, _: Any) -> Any:
+        if _is_empty(value):
+            return kind()
         if type(value) is not kind:
             raise TypeError(f"expected {name}, got {_kind(value)}")
         return value
@@ -231,16 +252,40 @@ def _read_name(value: Any, _: Any) -> str:
     return value
 
 
-def _read_workload_type(value: Any, _: Any) -> Any:
-    if value not in _WORKLOAD_TYPES:
-        raise ValueError(f"expected one of {', '.join(_WORKLOAD_TYPES)}")
-    return value
+def _read_queue(value: Any, _: Any) -> str:
+    """Read a continuation's queue; a number is stored as its text, as a database does with the product's."""
+    return _number_text(value) or _read_name(value, None)
 
 
-def _read_priority(value: Any, _: Any) -> int:
-    if type(value) is not int or not LOWEST_PRIORITY <= value <= HIGHEST_PRIORITY:
-        raise ValueError(f"expected an int from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}")
-    return value
+def _read_address(value: Any, _: Any) -> str | None:
+    """Read the key or id under which a sender waits: its text, or the JSON of anything else that is not empty."""
+    if type(value) is str:
+        return value or None
+    return None if _is_empty(value) else json.dumps(value, separators=(",", ":"))
+
+
+def _read_continuation(value: Any, _: Any) -> ContinuationSpec | None:
+    return None if _is_empty(value) else _converter.structure(value, ContinuationSpec)
+
+
+def _read_fairness(value: Any, _: Any) -> FairnessKey | None:
+    """Read what no task depends on: a member that makes no sense gets its default, and no object counts as null."""
+    if type(value) is not dict:
+        return None
+    org_id, kind, priority = (value.get(key) for key in ("org_id", "workload_type", "pipeline_priority"))
+    if type(priority) is float and priority.is_integer():
+        priority = int(priority)
+    return FairnessKey(
+        org_id=org_id if type(org_id) is str else _number_text(org_id),
+        workload_type=kind if kind in _WORKLOAD_TYPES else "non_api",
+        pipeline_priority=(
+            priority if type(priority) is int and LOWEST_PRIORITY <= priority <= HIGHEST_PRIORITY else DEFAULT_PRIORITY
+        ),
+    )
+
+
+def _number_text(value: Any) -> str | None:
+    return json.dumps(value) if type(value) in (int, float) else None
 
 
 def _read_headers(value: Any, _: Any) -> dict[str, str] | None:
@@ -250,33 +295,22 @@ def _read_headers(value: Any, _: Any) -> dict[str, str] | None:
     return dict(value)
 
 
-def _read_optional(read: Any) -> Any:
-    return lambda value, kind: None if value is None else read(value, kind)
-
-
 def _make_converter() -> Converter:
     converter = Converter(prefer_attrib_converters=False)
-    array, mapping = _read(list, "an array"), _read(dict, "an object")
-    name, optional_name = override(struct_hook=_read_name), override(struct_hook=_read_optional(_read_name))
+    name, address = override(struct_hook=_read_name), override(struct_hook=_read_address)
+    array, mapping = _read_members(list, "an array"), _read_members(dict, "an object")
+    read_continuation = make_dict_structure_fn(
+        ContinuationSpec,
+        converter,
+        task_name=name,
+        kwargs=override(struct_hook=mapping),
+        queue=override(struct_hook=_read_queue),
+    )
 
     def continuation(value: Any, _: Any) -> ContinuationSpec:
         return read_continuation(mapping(value, None), ContinuationSpec)
 
-    def fairness(value: Any, _: Any) -> FairnessKey:
-        return read_fairness(mapping(value, None), FairnessKey)
-
-    read_continuation = make_dict_structure_fn(
-        ContinuationSpec, converter, task_name=name, kwargs=override(struct_hook=mapping), queue=name
-    )
-    read_fairness = make_dict_structure_fn(
-        FairnessKey,
-        converter,
-        org_id=override(struct_hook=_read_optional(_read(str, "a string"))),
-        workload_type=override(struct_hook=_read_workload_type),
-        pipeline_priority=override(struct_hook=_read_priority),
-    )
     converter.register_structure_hook(ContinuationSpec, continuation)
-    converter.register_structure_hook(FairnessKey, fairness)
     converter.register_structure_hook(
         TaskPayload,
         make_dict_structure_fn(
@@ -285,12 +319,12 @@ def _make_converter() -> Converter:
             task_name=name,
             args=override(struct_hook=array),
             kwargs=override(struct_hook=mapping),
-            queue=name,
-            fairness=override(struct_hook=_read_optional(fairness)),
-            reply_key=optional_name,
-            on_success=override(struct_hook=_read_optional(continuation)),
-            on_error=override(struct_hook=_read_optional(continuation)),
-            task_id=optional_name,
+            queue=override(struct_hook=lambda value, _: value),
+            fairness=override(struct_hook=_read_fairness),
+            reply_key=address,
+            on_success=override(struct_hook=_read_continuation),
+            on_error=override(struct_hook=_read_continuation),
+            task_id=address,
             headers=override(struct_hook=_read_headers),
         ),
     )

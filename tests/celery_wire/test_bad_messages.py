@@ -43,7 +43,6 @@ HEADERS: dict[str, tuple[dict[str, Any] | None, str]] = {
     "an eta that is a number": (TASK | {"eta": 7}, "the header 'eta' is no ISO 8601 moment"),
     "an expires that is no moment": (TASK | {"expires": []}, "the header 'expires' is no ISO 8601 moment"),
     "time limits that are a text": (TASK | {"timelimit": "9"}, "time limits"),
-    "fairness that is none": (TASK | {"x-fairness-key": "acme"}, "$.fairness"),
     "retries without end": (TASK | {"retries": 2**30}, "TooManyAttempts"),
 }
 

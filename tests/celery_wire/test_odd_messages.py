@@ -29,6 +29,7 @@ RUNS: dict[str, tuple[bytes | str, dict[str, Any], dict[str, Any]]] = {
     "time limits are null": ("[[1], {}, {}]", {"timelimit": None}, {}),
     "the lineage is odd": ("[[1], {}, {}]", {"root_id": 7, "parent_id": [], "group": {}, "group_index": "x"}, {}),
     "the owner is odd": ("[[1], {}, {}]", {"x-org-id": {"a": 1}}, {}),
+    "the fairness is odd": ("[[1], {}, {}]", {"x-fairness-key": "acme"}, {}),
     "headers are there that nobody knows": ("[[1], {}, {}]", {"lang": 7, "x-odd": [1, {"a": None}], "stamps": 1}, {}),
     "the priority is beyond all": ("[[1], {}, {}]", {}, {"priority": 255}),
     "the charset is unknown": ("[[1], {}, {}]", {}, {"content_encoding": "klingon"}),

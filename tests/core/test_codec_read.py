@@ -7,6 +7,7 @@ import json
 import types
 from typing import Any
 
+import attrs
 import pytest
 import strategies as some
 from hypothesis import given
@@ -60,13 +61,71 @@ def test_unknown_keys_are_ignored_at_every_level(written: TaskPayload, unknown: 
 
 @given(some.names, some.names)
 def test_absent_members_get_their_defaults(task_name: str, queue: str) -> None:
-    """Only task_name and queue are needed; null is the same as absent for what is optional."""
+    """Only task_name is needed; null is the same as absent."""
     expected = TaskPayload(task_name=task_name, queue=queue)
     assert from_wire({"task_name": task_name, "queue": queue}) == expected
     assert (
         from_wire(wire_of(task_name=task_name, queue=queue, reply_key=None, on_success=None, on_error=None)) == expected
     )
     assert from_wire(wire_of(task_name=task_name, queue=queue, task_id=None, fairness={})).fairness == FairnessKey()
+
+
+EMPTY: list[Any] = [None, False, 0, 0.0, "", [], {}]
+AS_ABSENT = ["args", "kwargs", "reply_key", "on_success", "on_error", "task_id"]
+
+
+@given(some.payloads(), st.data())
+def test_a_row_that_the_product_runs_is_read(written: TaskPayload, data: st.DataObject) -> None:
+    """A message is readable where any key but the task name is dropped, null or empty; then that key is absent."""
+    wire, expected = to_wire(written), written
+    for key in data.draw(st.sets(st.sampled_from([*AS_ABSENT, "queue", "fairness", "headers"]))):
+        empties: list[Any] = EMPTY if key in AS_ABSENT else [None]
+        if data.draw(st.booleans()):
+            wire.pop(key, None)
+        else:
+            wire[key] = data.draw(st.sampled_from(empties))
+        absent: Any = {"args": [], "kwargs": {}, "queue": "the row's"}.get(key)
+        expected = attrs.evolve(expected, **{key: absent})
+    assert from_wire(wire, "the row's") == expected
+    assert from_wire(json.dumps(wire), "the row's") == expected
+    found = salvage({**wire, "task_name": None})
+    assert (found.task_id, found.reply_key, found.on_error) == (expected.task_id, expected.reply_key, expected.on_error)
+
+
+@given(some.names, some.names, any_json)
+def test_the_row_names_the_queue_of_a_message_that_names_none(task_name: str, queue: str, odd: Any) -> None:
+    """A text under `queue` is the queue; anything else, or nothing, gives the queue in which the message was found."""
+    wire = {"task_name": task_name, "queue": odd}
+    named = odd if isinstance(odd, str) and odd else None
+    assert from_wire(wire, queue) == TaskPayload(task_name=task_name, queue=named or queue)
+    assert from_wire({"task_name": task_name}, queue).queue == queue
+    with pytest.raises(PayloadError) as refused:
+        to_wire(from_wire({"task_name": task_name}))
+    assert refused.value.path == "$.queue"
+
+
+@given(some.payloads(awaits="both", task_id=True), any_json)
+def test_no_fairness_keeps_a_message_from_being_read(written: TaskPayload, odd: Any) -> None:
+    """Whatever stands under `fairness`, or under a key of it, the task, its values and its addresses are read."""
+    whole = {"org_id": "o", "workload_type": "api", "pipeline_priority": 3}
+    for fairness in (odd, *({**whole, key: odd} for key in whole)):
+        read = from_wire({**to_wire(written), "fairness": fairness})
+        assert attrs.evolve(read, fairness=written.fairness) == written
+        assert read.fairness is None or 1 <= read.fairness.pipeline_priority <= 10
+    assert from_wire(wire_of(fairness={**whole, "org_id": 42})).fairness == FairnessKey("42", "api", 3)
+    assert from_wire(wire_of(fairness={**whole, "pipeline_priority": 7.0})).fairness == FairnessKey("o", "api", 7)
+
+
+@pytest.mark.parametrize(
+    ("odd", "text"), [(7, "7"), (1.5, "1.5"), (True, "true"), (["x", 1], '["x",1]'), ({"x": 1}, '{"x":1}')]
+)
+def test_an_address_that_is_no_text_is_its_json(odd: Any, text: str) -> None:
+    """A number as a reply key, an id or a continuation's queue is its text: a database stored it so for the product."""
+    assert from_wire(wire_of(reply_key=odd)).reply_key == salvage(wire_of(reply_key=odd)).reply_key == text
+    assert from_wire(wire_of(task_id=odd)).task_id == salvage(wire_of(task_id=odd)).task_id == text
+    if type(odd) in (int, float):
+        read = from_wire(wire_of(on_error={"task_name": "e", "queue": odd}))
+        assert read.on_error == ContinuationSpec(task_name="e", queue=text)
 
 
 def test_a_continuation_without_kwargs_has_none() -> None:
@@ -97,43 +156,32 @@ def test_the_messages_of_the_product_are_readable() -> None:
     assert (chained.on_error.task_name, chained.task_id) == ("ide_prompt_error", "id-1")
 
 
-NOT_TEXT: list[Any] = [7, True, 1.5, [], {}]
-NOT_TEXT_AT_ALL: list[Any] = [None, *NOT_TEXT, ""]
+NO_NAME: list[Any] = [None, 7, True, 1.5, [], {}, ""]
+NO_QUEUE: list[Any] = [None, True, [], {}, ""]
+NO_OBJECT_AT_ALL: list[Any] = ["{}", 1, True, ["x"]]
 WRONG: dict[str, tuple[Any, list[Any]]] = {
-    "$.task_name": (lambda bad: wire_of(task_name=bad), NOT_TEXT_AT_ALL),
-    "$.queue": (lambda bad: wire_of(queue=bad), NOT_TEXT_AT_ALL),
-    "$.args": (lambda bad: wire_of(args=bad), [None, {}, "[]", 1, True]),
-    "$.kwargs": (lambda bad: wire_of(kwargs=bad), [None, [], "{}", 1, False]),
-    "$.reply_key": (lambda bad: wire_of(reply_key=bad), [*NOT_TEXT, ""]),
-    "$.task_id": (lambda bad: wire_of(task_id=bad), [*NOT_TEXT, ""]),
-    "$.fairness": (lambda bad: wire_of(fairness=bad), [7, "org", [], True]),
-    "$.fairness.org_id": (lambda bad: wire_of(fairness={"org_id": bad}), NOT_TEXT),
-    "$.fairness.workload_type": (
-        lambda bad: wire_of(fairness={"workload_type": bad}),
-        [None, "API", "batch", "", 1, ["api"], {}],
-    ),
-    "$.fairness.pipeline_priority": (
-        lambda bad: wire_of(fairness={"pipeline_priority": bad}),
-        [None, "7", 7.0, True, 0, 11, -1, [], 2**70],
-    ),
-    "$.on_success": (lambda bad: wire_of(on_success=bad), [7, "t", [], True]),
-    "$.on_success.task_name": (lambda bad: wire_of(on_success={"task_name": bad, "queue": "q"}), NOT_TEXT_AT_ALL),
-    "$.on_success.queue": (lambda bad: wire_of(on_success={"task_name": "t", "queue": bad}), NOT_TEXT_AT_ALL),
+    "$.task_name": (lambda bad: wire_of(task_name=bad), NO_NAME),
+    "$.args": (lambda bad: wire_of(args=bad), [{"x": 1}, "[]", 1, True]),
+    "$.kwargs": (lambda bad: wire_of(kwargs=bad), NO_OBJECT_AT_ALL),
+    "$.on_success": (lambda bad: wire_of(on_success=bad), [7, "t", ["x"], True]),
+    "$.on_success.task_name": (lambda bad: wire_of(on_success={"task_name": bad, "queue": "q"}), NO_NAME),
+    "$.on_success.queue": (lambda bad: wire_of(on_success={"task_name": "t", "queue": bad}), NO_QUEUE),
     "$.on_success.kwargs": (
         lambda bad: wire_of(on_success={"task_name": "t", "queue": "q", "kwargs": bad}),
-        [None, [], "{}", 0],
+        NO_OBJECT_AT_ALL,
     ),
-    "$.on_error": (lambda bad: wire_of(on_error=bad), [7, "t", [], True]),
+    "$.on_error": (lambda bad: wire_of(on_error=bad), [7, "t", ["x"], True]),
+    "$.on_error.queue": (lambda bad: wire_of(on_error={"task_name": "t", "queue": bad}), NO_QUEUE),
     "$.on_error.kwargs": (
         lambda bad: wire_of(on_error={"task_name": "t", "queue": "q", "kwargs": bad}),
-        [None, [], "{}", 0],
+        NO_OBJECT_AT_ALL,
     ),
 }
 
 
 @pytest.mark.parametrize("path", WRONG)
-def test_a_reader_never_coerces_and_names_the_path(path: str) -> None:
-    """ "7" is no 7, True no 1, null no list: each is refused under its path, from a dict and from text."""
+def test_a_reader_does_not_guess_a_task_and_names_the_path(path: str) -> None:
+    """A string is no list, true no name: each is refused under its path, from a dict and from text."""
     make, offenders = WRONG[path]
     for offender in offenders:
         for raw in (make(offender), json.dumps(make(offender))):
@@ -144,9 +192,8 @@ def test_a_reader_never_coerces_and_names_the_path(path: str) -> None:
 @pytest.mark.parametrize("key", ["task_name", "queue"])
 def test_a_missing_member_is_named(key: str) -> None:
     """What has no default and is absent is reported under its own name."""
-    wire = wire_of(on_error={"task_name": "t", "queue": "q"})
-    del wire[key]
-    assert problems_of(wire) == (f"required field missing @ $.{key}",)
+    if key == "task_name":
+        assert problems_of({"queue": "q"}) == ("required field missing @ $.task_name",)
     wire = wire_of(on_error={"task_name": "t", "queue": "q"})
     del wire["on_error"][key]
     assert problems_of(wire) == (f"required field missing @ $.on_error.{key}",)
@@ -154,9 +201,9 @@ def test_a_missing_member_is_named(key: str) -> None:
 
 def test_every_problem_is_reported_at_once() -> None:
     """A message with several faults names each, so that its writer mends them in one go."""
-    problems = problems_of({"task_name": 1, "args": {}, "fairness": {"pipeline_priority": "7"}, "on_error": 5})
+    problems = problems_of({"task_name": 1, "args": "x", "kwargs": 7, "on_error": 5, "on_success": {"queue": "q"}})
     assert {problem.rpartition(" @ ")[2] for problem in problems} == {
-        "$.task_name", "$.args", "$.queue", "$.fairness.pipeline_priority", "$.on_error",
+        "$.task_name", "$.args", "$.kwargs", "$.on_error", "$.on_success.task_name",
     }  # fmt: skip
 
 
@@ -220,10 +267,13 @@ def test_a_failed_reading_does_not_change_the_message() -> None:
 
 BREAKS: dict[str, dict[str, Any]] = {
     "no task name": {"task_name": None},
-    "kwargs null": {"kwargs": None},
-    "args an object": {"args": {}},
-    "queue a number": {"queue": 5},
-    "priority a text": {"fairness": {"org_id": "o", "workload_type": "api", "pipeline_priority": "7"}},
+    "kwargs a string": {"kwargs": "x"},
+    "args an object": {"args": {"x": 1}},
+    "args a number and no queue": {"args": 5, "queue": None},
+    "an odd priority": {
+        "args": 5,
+        "fairness": {"org_id": "o", "workload_type": "api", "pipeline_priority": "7"},
+    },
     "the other continuation broken": {"on_success": {"task_name": 5}},
     "two addresses": {"reply_key": "reply-1"},
 }
@@ -240,7 +290,8 @@ def test_the_addresses_of_a_broken_message_are_found(breakage: str, written: Tas
         assert found.task_id == written.task_id
         assert found.on_error == written.on_error
         assert found.reply_key == BREAKS[breakage].get("reply_key")
-        assert found.fairness == (None if breakage == "priority a text" else written.fairness)
+        odd = breakage == "an odd priority"
+        assert found.fairness == (FairnessKey("o", "api") if odd else written.fairness)
 
 
 @pytest.mark.parametrize("breakage", [name for name in BREAKS if name != "two addresses"])

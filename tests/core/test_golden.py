@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
 import pytest
 import strategies as some
 from queues import receive_all
 
 from contract_tests import corpus
 from contract_tests.checked import CheckedTransport
-from contract_tests.corpus import Readable, Unreadable
+from contract_tests.corpus import Readable, Unreadable, WireMessage
 from contract_tests.kit import Kit
 from contract_tests.messages import message, parsed
 from transports.memory.harness import MemoryHarness
@@ -158,6 +159,23 @@ def test_a_file_of_another_format_is_refused(fields: dict[str, Any]) -> None:
     """A key that is misspelt, or forgotten, is not passed over."""
     with pytest.raises((TypeError, KeyError)):
         corpus.read("x", fields)
+
+
+def test_only_an_unreadable_message_of_the_same_text_is_superseded() -> None:
+    """What was readable once stays as it was; an unreadable message may be read better, and counts once."""
+    salvage = {"task_id": None, "reply_key": None, "on_error": None, "fairness": None}
+    unreadable = corpus.read("old", {**SIMPLE, "problems": ["$.task_name"], "salvage": salvage})
+    readable = corpus.read("new", {**SIMPLE, "reads_as": {"args": [], "kwargs": {}}, "supersedes": "old"})
+    assert corpus.current({"old": unreadable, "new": readable}) == {"new": readable}
+    others: list[dict[str, WireMessage]] = [
+        {"new": readable},
+        {"old": attrs.evolve(unreadable, raw="[]"), "new": readable},
+        {"old": attrs.evolve(readable, supersedes=None), "new": readable},
+        {"old": unreadable, "new": readable, "newer": readable},
+    ]
+    for found in others:
+        with pytest.raises(ValueError, match="no unreadable message of the same text"):
+            corpus.current(found)
 
 
 def test_every_kind_of_file_is_in_the_corpus() -> None:

@@ -8,6 +8,7 @@ out.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -21,6 +22,7 @@ from unstract_core.schema import committed_schema
 Wire: TypeAlias = dict[str, Any]
 
 CONTINUATIONS = ("on_success", "on_error")
+DEFAULT_FAIRNESS: dict[str, Any] = {"org_id": None, "workload_type": "non_api", "pipeline_priority": 5}
 OPTIONAL = ("reply_key", *CONTINUATIONS, "task_id", "headers")
 
 
@@ -55,6 +57,10 @@ def fairness(**keys: Any) -> Wire:
     return {"org_id": "o", "workload_type": "api", "pipeline_priority": 5, **keys}
 
 
+def every(*values: Any) -> tuple[Any, ...]:
+    return values
+
+
 def without(wire: Wire, *keys: str) -> Wire:
     return {key: value for key, value in wire.items() if key not in keys}
 
@@ -70,20 +76,61 @@ def _supply(wire: Wire) -> None:
         wire.setdefault(key, value)
 
 
+def _supply_queue(wire: Wire) -> None:
+    if not isinstance(wire.get("queue"), str) or not wire["queue"]:
+        wire["queue"] = "the row's"
+
+
+def _supply_empty(wire: Wire) -> None:
+    for key in ("args", "kwargs"):
+        if key in wire and not wire[key]:
+            wire[key] = [] if key == "args" else {}
+
+
 def _supply_kwargs(wire: Wire) -> None:
     for part in parts(wire)[1:]:
-        part.setdefault("kwargs", {})
+        if part and not part.get("kwargs"):
+            part["kwargs"] = {}
 
 
 def _supply_fairness(wire: Wire) -> None:
     if isinstance(wire.get("fairness"), dict):
-        wire["fairness"] = {"org_id": None, "workload_type": "non_api", "pipeline_priority": 5, **wire["fairness"]}
+        wire["fairness"] = {**DEFAULT_FAIRNESS, **wire["fairness"]}
 
 
-def _drop_nulls(wire: Wire) -> None:
+def _fit_fairness(wire: Wire) -> None:
+    if not isinstance(key := wire.get("fairness"), dict):
+        if "fairness" in wire:
+            wire["fairness"] = None
+        return
+    if not isinstance(org := key.get("org_id", ""), str):
+        key["org_id"] = json.dumps(org) if is_number(org) else None
+    if key.get("workload_type", "api") not in ("api", "non_api"):
+        key["workload_type"] = "non_api"
+    if not is_number(priority := key.get("pipeline_priority", 5)) or priority not in range(1, 11):
+        key["pipeline_priority"] = 5
+
+
+def _drop_empty(wire: Wire) -> None:
     for key in OPTIONAL:
-        if key in wire and wire[key] is None:
+        if key in wire and (wire[key] is None or (key != "headers" and not wire[key])):
             del wire[key]
+
+
+def _write_addresses(wire: Wire) -> None:
+    for key in ("reply_key", "task_id"):
+        if wire.get(key) and not isinstance(wire[key], str):
+            wire[key] = json.dumps(wire[key], separators=(",", ":"))
+
+
+def _write_queues(wire: Wire) -> None:
+    for part in parts(wire)[1:]:
+        if is_number(queue := part.get("queue")):
+            part["queue"] = json.dumps(queue)
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 def _drop_odd_headers(wire: Wire) -> None:
@@ -136,22 +183,71 @@ TOLERATED = (
         tuple(without(wire_of(), key) for key in ("args", "kwargs", "fairness")),
     ),
     Tolerated(
-        "a continuation without `kwargs`",
+        "`queue` absent, null, empty or no string",
+        "rows of the product; the queue is the one in which the message was found",
+        _supply_queue,
+        (without(wire_of(), "queue"), *(wire_of(queue=odd) for odd in every(None, "", 7, False, [], {"name": "q"}))),
+    ),
+    Tolerated(
+        '`args` or `kwargs` null, or another empty value (`false`, `0`, `""`, `[]`, `{}`)',
+        "rows of the product; they are empty",
+        _supply_empty,
+        (
+            *(wire_of(args=empty) for empty in every(None, False, 0, 0.0, "", {})),
+            *(wire_of(kwargs=empty) for empty in every(None, False, 0, 0.0, "", [])),
+        ),
+    ),
+    Tolerated(
+        "a continuation whose `kwargs` are absent, null or empty",
         "the same",
         _supply_kwargs,
-        tuple(wire_of(**{key: without(continuation(), "kwargs")}) for key in CONTINUATIONS),
+        (
+            *(wire_of(**{key: without(continuation(), "kwargs")}) for key in CONTINUATIONS),
+            *(wire_of(on_error=continuation(kwargs=empty)) for empty in every(None, False, 0, "", [])),
+        ),
     ),
     Tolerated(
         "a fairness object without some of its keys",
-        "the same; each has its default",
+        "rows of earlier writers; each has its default",
         _supply_fairness,
         tuple(wire_of(fairness=without(fairness(), key)) for key in fairness()),
     ),
     Tolerated(
-        "`reply_key`, `on_success`, `on_error`, `task_id` or `headers` null",
-        "the same; null counts as absent",
-        _drop_nulls,
-        tuple(wire_of(**{key: None}) for key in OPTIONAL),
+        "`fairness` that is no object, or has a member that makes no sense",
+        "no task depends on it; it counts as null, the member as absent; a number as `org_id` is its text",
+        _fit_fairness,
+        (
+            *(wire_of(fairness=odd) for odd in every(7, "org", [], True, False, "")),
+            *(wire_of(fairness=fairness(org_id=odd)) for odd in every(7, 1.5, True, [], {})),
+            *(wire_of(fairness=fairness(workload_type=odd)) for odd in every(None, "API", "batch", "", 1, ["api"], {})),
+            *(
+                wire_of(fairness=fairness(pipeline_priority=odd))
+                for odd in every(None, "7", 7.5, True, 0, 11, [], 2**70)
+            ),
+        ),
+    ),
+    Tolerated(
+        "`reply_key`, `on_success`, `on_error` or `task_id` null or empty, or `headers` null",
+        "rows of the product; the key counts as absent",
+        _drop_empty,
+        (
+            *(wire_of(**{key: None}) for key in OPTIONAL),
+            *(wire_of(**{key: empty}) for key in OPTIONAL[:-1] for empty in every("", False, 0, [], {})),
+        ),
+    ),
+    Tolerated(
+        "`reply_key` or `task_id` that is no string",
+        "the same; the key is its JSON, as of a number its text",
+        _write_addresses,
+        tuple(
+            wire_of(**{key: odd}) for key in ("reply_key", "task_id") for odd in every(7, 1.5, True, ["x"], {"x": 1})
+        ),
+    ),
+    Tolerated(
+        "a number as the `queue` of a continuation",
+        "the same; it is its text",
+        _write_queues,
+        tuple(wire_of(**{key: continuation(queue=odd)}) for key in CONTINUATIONS for odd in every(7, 1.5)),
     ),
     Tolerated(
         "`headers` that are no object of strings",
@@ -217,11 +313,6 @@ UNSAID = (
         "`headers` have at most 8192 bytes of UTF-8, names and values together",
         "writers",
         (wire_of(headers={"x": "x" * 8192}), wire_of(headers={f"{n}": "é" * 512 for n in range(9)})),
-    ),
-    Unsaid(
-        "`pipeline_priority` is written `7`, not `7.0`; to JSON Schema both are the same integer",
-        "readers",
-        (wire_of(fairness=fairness(pipeline_priority=7.0)),),
     ),
 )
 

@@ -191,6 +191,17 @@ class DropsUnknownKeysOnRedelivery(Changes):
         return attrs.evolve(delivery, raw=json.dumps(wire))
 
 
+@fault("test_rows_with_null_or_missing_members_are_read", "is not None")
+class InsistsOnAQueue(Changes):
+    """A message that names no queue counts as unreadable, although it stands in one."""
+
+    def change(self, delivery: Delivery) -> Delivery:
+        wire = parsed(delivery.raw)
+        if isinstance(wire, dict) and not wire.get("queue"):
+            return attrs.evolve(delivery, payload=None, problem="no queue")
+        return delivery
+
+
 @fault("test_keys_of_a_newer_writer_are_ignored", "is None")
 class RefusesKeysOfANewerWriter(Changes):
     """A message with a key that this version does not know counts as unreadable."""

@@ -29,14 +29,11 @@ BAD: dict[str, str] = {
     "task name null": '{"task_name": null, "queue": "q"}',
     "task name empty": '{"task_name": "", "queue": "q"}',
     "task name a number": '{"task_name": 7, "queue": "q"}',
-    "kwargs null": '{"task_name": "t", "kwargs": null, "queue": "q"}',
-    "kwargs an array": '{"task_name": "t", "kwargs": [], "queue": "q"}',
-    "args an object": '{"task_name": "t", "args": {}, "queue": "q"}',
+    "kwargs a string": '{"task_name": "t", "kwargs": "x", "queue": "q"}',
+    "kwargs an array": '{"task_name": "t", "kwargs": [["k", 1]], "queue": "q"}',
+    "args an object": '{"task_name": "t", "args": {"x": 1}, "queue": null}',
     "args a string": '{"task_name": "t", "args": "abc", "queue": "q"}',
-    "no queue": '{"task_name": "t"}',
-    "fairness a string": '{"task_name": "t", "queue": "q", "fairness": "high"}',
-    "priority out of range": '{"task_name": "t", "queue": "q", "fairness": {"pipeline_priority": 11}}',
-    "priority a string": '{"task_name": "t", "queue": "q", "fairness": {"pipeline_priority": "7"}}',
+    "on_success without a queue": '{"task_name": "t", "on_success": {"task_name": "t", "queue": null}}',
     "on_success a string": '{"task_name": "t", "queue": "q", "on_success": "done"}',
     "very deep": '{"task_name": "t", "queue": "q", "args": ' + "[" * 3000 + "]" * 3000 + "}",
     "very long number": '{"task_name": "t", "queue": "q", "args": [1e5000]}',
@@ -74,7 +71,61 @@ def test_a_row_that_cannot_be_read_is_buried_and_costs_no_other_message(
     assert [(row[0], row[1].split(":")[0], row[2]) for row in kept] == [(True, "MalformedPayload", 1)]
 
 
-@pytest.mark.parametrize("text", ['{"task_name": 7, %s}', '{"task_name": "t", "kwargs": null, "queue": "q", %s}'])
+EMPTY = ["null", "false", "0", '""', "[]", "{}"]
+AS_THE_PRODUCT_READS: dict[str, list[str]] = {
+    "queue": [*EMPTY, "7", '"another"'],
+    "args": EMPTY,
+    "kwargs": EMPTY,
+    "fairness": [*EMPTY, '"high"', '{"org_id": 7}', '{"workload_type": null, "pipeline_priority": 11}'],
+    "reply_key": EMPTY,
+    "on_success": EMPTY,
+    "on_error": EMPTY,
+    "task_id": [*EMPTY, "7"],
+    "headers": [*EMPTY, "7"],
+}
+"""For each key of a message what may stand there without keeping the product's consumer from running it."""
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_every_row_that_the_products_consumer_runs_is_run(
+    shared: tuple[PostgresTransport, Tables], data: st.DataObject
+) -> None:
+    """Any keys of a message but its task's name may be missing, null or empty: the message is run once."""
+    transport, tables = shared
+    queue, rows = queue_name(), []
+    for _ in range(8):
+        keys = data.draw(st.sets(st.sampled_from(sorted(AS_THE_PRODUCT_READS))))
+        members = [f'"{key}": {data.draw(st.sampled_from(AS_THE_PRODUCT_READS[key]))}' for key in sorted(keys)]
+        rows.append("{" + ", ".join(['"task_name": "t"', *members]) + "}")
+        tables.inject(queue, rows[-1])
+    ran: list[Any] = []
+    consume(transport, queue, ran)
+    assert transport.dead.find(queue=queue) == []
+    assert ran == [((), {})] * len(rows), rows
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
+def test_a_dispatch_of_the_product_without_a_queue_follows_up(
+    postgres: PostgresTransport, tables: Tables, queue: str, raises: bool
+) -> None:
+    """A row with `"queue": null` sends the callback that it names to the callback's queue, and has its status."""
+    callbacks = {
+        key: {"task_name": key, "kwargs": None, "queue": f"{queue}-callbacks"} for key in ("on_success", "on_error")
+    }
+    row = {"task_name": "t", "args": [raises], "kwargs": None, "queue": None, "task_id": f"d-{queue}", **callbacks}
+    tables.inject(queue, json.dumps(row))
+    Consumer(postgres, {"t": lambda fails: 1 / 0 if fails else "paid"}, [queue]).drain(timeout=60)
+    ((found, text),) = tables.rows("SELECT queue_name, message FROM {messages}")
+    kind, first = ("on_error", f"d-{queue}") if raises else ("on_success", "paid")
+    assert (found, text["queue"]) == (f"{queue}-callbacks", f"{queue}-callbacks")
+    assert (text["task_name"], text["args"], text["kwargs"]) == (kind, [first], {})
+    status = postgres.reply(f"d-{queue}")
+    assert status is not None
+    assert status.status == ("failed" if raises else "completed")
+
+
+@pytest.mark.parametrize("text", ['{"task_name": 7, %s}', '{"task_name": "t", "kwargs": "x", "queue": null, %s}'])
 def test_the_caller_of_an_unreadable_message_hears_of_it(
     postgres: PostgresTransport, tables: Tables, queue: str, text: str
 ) -> None:
@@ -85,7 +136,7 @@ def test_the_caller_of_an_unreadable_message_hears_of_it(
     assert postgres.reply(queue) == Reply(queue, "failed", error=letter.reason)
 
 
-@pytest.mark.parametrize("text", ['{"task_name": 7, %s}', '{"task_name": "t", "kwargs": null, "queue": "q", %s}'])
+@pytest.mark.parametrize("text", ['{"task_name": 7, %s}', '{"task_name": "t", "kwargs": "x", "queue": null, %s}'])
 def test_on_error_of_an_unreadable_message_is_chained(
     postgres: PostgresTransport, tables: Tables, queue: str, text: str
 ) -> None:

@@ -141,7 +141,7 @@ class _Reading:
         self.raw["args"] = _members(list(args), "$.args")
         self.raw["kwargs"] = _members(kwargs, "$.kwargs")
         try:
-            self.payload = from_wire(self.raw)
+            self.payload = from_wire(self.raw, self.queue)
         except MalformedPayload as exc:
             raise _Problem(str(exc)) from exc
 

@@ -121,7 +121,7 @@ def _cut(brokers: Iterable[Broker]) -> bool:
 
 def _as_celery_says_it(wire: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
     headers = {f"x-{name}": value for name, value in wire.items() if name not in _KNOWN}  # none that Celery knows
-    headers |= {"lang": "py", "id": wire.get("task_id") or wire.get("reply_key") or str(uuid.uuid4())}
+    headers |= {"lang": "py", "id": str(wire.get("task_id") or wire.get("reply_key") or uuid.uuid4())}
     if "task_name" in wire:
         headers["task"] = wire["task_name"]
     if wire.get("fairness") is not None:
@@ -132,16 +132,20 @@ def _as_celery_says_it(wire: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
         name: [_signature(wire[ours])] if wire.get(ours) else None
         for name, ours in (("callbacks", "on_success"), ("errbacks", "on_error"))
     }
-    properties = {"correlation_id": wire["reply_key"]} if wire.get("reply_key") else {}
-    return headers, properties, [wire.get("args", []), wire.get("kwargs", {}), {**embed, "chain": None, "chord": None}]
+    properties = {"correlation_id": str(wire["reply_key"])} if wire.get("reply_key") else {}
+    return (
+        headers,
+        properties,
+        [wire.get("args") or [], wire.get("kwargs") or {}, {**embed, "chain": None, "chord": None}],
+    )
 
 
 def _signature(continuation: dict[str, Any]) -> dict[str, Any]:
     return {
         "task": continuation["task_name"],
         "args": [],
-        "kwargs": continuation.get("kwargs", {}),
-        "options": {"queue": continuation["queue"]},
+        "kwargs": continuation.get("kwargs") or {},
+        "options": {"queue": str(continuation["queue"])},
         "subtask_type": None,
         "immutable": False,
     }

@@ -106,7 +106,7 @@ class _Written:
 def _delivery(row: Row) -> Delivery:
     payload, problem = None, None
     try:
-        payload = from_wire(row.text)
+        payload = from_wire(row.text, row.queue)
     except MalformedPayload as exc:
         problem = str(exc)
     return Delivery(

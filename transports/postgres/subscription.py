@@ -325,7 +325,7 @@ def _delivery(
     msg_id: int, queue: str, attempt: int, message: str | None, org_id: str, priority: int, enqueued: bytes
 ) -> Delivery:
     """Return a claimed row as a delivery; with nothing in `raw` where its content was not returned."""
-    payload, problem = (None, None) if message is None else payload_of(message)
+    payload, problem = (None, None) if message is None else payload_of(message, queue)
     return Delivery(
         str(msg_id), queue, attempt, payload, message or "", problem, org_id, priority, fence=enqueued.hex()
     )

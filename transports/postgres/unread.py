@@ -90,7 +90,7 @@ class Unread:
     def _delivered(self, one: Delivery, text: str | None) -> Delivery:
         if text is None:
             return self._unreadable(one, TOO_LARGE)
-        payload, problem = payload_of(text)
+        payload, problem = payload_of(text, one.queue)
         return attrs.evolve(one, payload=payload, raw=text, problem=problem)
 
     def _texts(self, group: Sequence[Delivery]) -> dict[tuple[str, int, str], str | None]:
@@ -149,10 +149,10 @@ def fences(deliveries: Sequence[Delivery]) -> dict[str, list[Any]]:
     }
 
 
-def payload_of(text: str) -> tuple[TaskPayload | None, str | None]:
-    """Return the payload that JSON text holds, or what is wrong with it."""
+def payload_of(text: str, queue: str) -> tuple[TaskPayload | None, str | None]:
+    """Return the payload that JSON text in a queue holds, or what is wrong with it."""
     try:
-        return from_wire(text), None
+        return from_wire(text, queue), None
     except MalformedPayload as exc:
         return None, str(exc)
 

@@ -30,7 +30,7 @@ Accepts: TypeAlias = Callable[[object], bool]
 TEXT = "^[\x01-\ud7ff\ue000-\U0010ffff]*$"
 """What is left without NUL and surrogates, as plain characters: escapes for them differ between regex dialects."""
 
-_ONLY_INTEGERS = "a schema takes 7.0 for an integer; writers write none such, and readers refuse it"
+_ONLY_INTEGERS = "a schema takes 7.0 for an integer; writers write 7, and readers take 7.0 for it"
 
 
 class _Value:

@@ -42,7 +42,7 @@ def delivered(row: Sequence[Any]) -> Delivery:
     id, queue, attempt, body, org_id, priority, fence = row
     payload, problem = None, None
     try:
-        payload = from_wire(body)
+        payload = from_wire(body, queue)
     except MalformedPayload as exc:
         problem = str(exc)
     return Delivery(str(id), queue, attempt, payload, body, problem, org_id, priority, fence=fence)
