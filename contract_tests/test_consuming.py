@@ -22,13 +22,44 @@ from unstract_core import Consumer, Dispatcher, FairnessKey, Reply, ReplyTimeout
 
 
 def test_a_return_is_continued_with_its_result(table: Table) -> None:
-    """on_success gets the result as its first argument beside its kwargs; the status is completed, with the result."""
+    """on_success gets the result as its first argument beside its kwargs; the status is completed, without a copy."""
     table.send("return", {"n": 1}, task_id="i" + table.queue, **table.callbacks_to(x=2))
     table.consume()
     assert table.seen == [("ok", ({"n": 1},), {"x": 2})]
-    assert table.status_is("i" + table.queue, "completed", result={"n": 1})
+    assert table.status_is("i" + table.queue, "completed", result=None)
     assert table.empty()
     assert table.buried()
+
+
+@pytest.mark.parametrize(("kept", "given"), [("result", "on_success"), (None, "on_error"), ("none", "on_error")])
+def test_a_status_keeps_the_result_that_it_is_to_keep(table: Table, kept: Any, given: str) -> None:
+    """The status has the result by the option `status_payload`, and by default where no callback carries it."""
+    callback: dict[str, Any] = {given: then("ok", table.callbacks)}
+    table.send("return", {"n": 1}, task_id="i" + table.queue, **callback)
+    table.consume(status_payload=kept)
+    assert table.seen == ([("ok", ({"n": 1},), {})] if given == "on_success" else [])
+    assert table.status_is("i" + table.queue, "completed", result=None if kept == "none" else {"n": 1})
+
+
+def test_a_returned_failure_has_the_status_failed_where_asked(table: Table) -> None:
+    """With returned_failure="failed" the status has the error text; on_success gets the whole result as ever."""
+    result = {"success": False, "data": {}, "metadata": {}, "error": "no text found"}
+    table.send("return", result, task_id="i" + table.queue, **table.callbacks_to())
+    table.consume(returned_failure="failed")
+    assert table.seen == [("ok", (result,), {})]
+    assert table.status_is("i" + table.queue, "failed", error="no text found")
+    assert table.empty()
+
+
+def test_a_callback_that_is_not_allowed_is_not_sent(table: Table) -> None:
+    """The task does not run; on_error, the status and the dead letter say which callback is not allowed."""
+    table.send("return", 1, task_id="i" + table.queue, **table.callbacks_to())
+    consumer = table.consume(allow_continuations=[f"{table.callbacks}:err"])
+    assert table.seen == [("err", ("i" + table.queue,), {})]
+    assert consumer.counters["ran"] == 1
+    assert table.status_is("i" + table.queue, "failed", error="ContinuationNotAllowed: on_success...")
+    assert table.buried("ContinuationNotAllowed")
+    assert table.empty()
 
 
 def test_a_continuation_carries_the_headers_on_and_has_none_unasked(table: Table) -> None:

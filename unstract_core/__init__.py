@@ -12,6 +12,7 @@ from unstract_core.discovery import load_transport
 from unstract_core.dispatch import Dispatcher, DispatchHandle
 from unstract_core.errors import (
     ConfigurationError,
+    ContinuationNotAllowed,
     ContractError,
     DeadlineExceeded,
     GateFailed,
@@ -60,6 +61,7 @@ __all__ = [
     "Capabilities",
     "ConfigurationError",
     "Consumer",
+    "ContinuationNotAllowed",
     "ContinuationSpec",
     "ContractError",
     "DeadLetter",

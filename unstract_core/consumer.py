@@ -18,17 +18,17 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from unstract_core.continuation import RetryPolicy
+from unstract_core.continuation import RetryPolicy, StatusPayload
 from unstract_core.errors import ConfigurationError, NotSupported, TransportError, TransportUnavailable
 from unstract_core.forking import handling, reset_in_child
 from unstract_core.loop import LONGEST_WAIT, Loop, Settings
 from unstract_core.observer import Observer, Observers
 from unstract_core.registry import runnable
 from unstract_core.runner import Here
-from unstract_core.transport import LONGEST_DELAY, Inspection, Transport
+from unstract_core.transport import LONGEST_DELAY, Inspection, ReplyStatus, Transport
 
 _DRAIN_PAUSE = 0.2
 
@@ -49,6 +49,16 @@ class Consumer:
     is told so; messages are then taken one for each free thread, so that few are lost that were not started.
     `observers` look on. Of an exception the log has the type and where it came from; with `log_errors` its message too,
     which may quote the payload.
+
+    Args:
+        status_payload: What the status of a success keeps for a day: "result", or "none" (status and error only).
+            None (default): "none" where on_success carries the result, "result" where nothing else does. The answer to
+            a blocking call always has its result, and so has what a transport without statuses answers.
+        returned_failure: The status of a task that returned `"success": false`: "completed" (default), or "failed" with
+            the text under its key `error`. Its on_success is sent either way.
+        allow_continuations: The callbacks that messages may ask for, each as ("queue", "task"), as ("queue", None) for
+            every task of that queue, or as the text "queue:task" or "queue". A message that names another one is not
+            run and ends as failed with ContinuationNotAllowed. None (default) allows all.
 
     `counters` counts what has happened: ran, replaced, settled, retried, buried, given_back, lost, refused, overdue.
 
@@ -74,6 +84,9 @@ class Consumer:
         never_rerun: bool = False,
         observers: Sequence[Observer] = (),
         log_errors: bool = False,
+        status_payload: StatusPayload | None = None,
+        returned_failure: ReplyStatus = "completed",
+        allow_continuations: Iterable[str | tuple[str, str | None]] | None = None,
     ) -> None:
         if isinstance(queues, str) or not queues or not all(isinstance(queue, str) and queue for queue in queues):
             raise ConfigurationError("queues must be a list of one or more non-empty names")
@@ -92,6 +105,8 @@ class Consumer:
                 raise ConfigurationError("prefetch counts running messages too: it must be at least the concurrency")
         if task_deadline is not None:
             _check_seconds("task_deadline", task_deadline)
+        _check_choice("status_payload", status_payload, (None, "none", "result"))
+        _check_choice("returned_failure", returned_failure, ("completed", "failed"))
         if never_rerun and not transport.capabilities.counts_crashes:
             raise NotSupported(
                 "never_rerun needs a transport that counts the deliveries which nobody settled (counts_crashes): "
@@ -104,7 +119,16 @@ class Consumer:
         self.queues = list(dict.fromkeys(queues))
         self.concurrency = concurrency
         self.lease = lease
-        self.policy = RetryPolicy(max_attempts, backoff, backoff_max, never_rerun=never_rerun)
+        keeps_statuses = transport.capabilities.status  # else what looks like a status is the answer to a client
+        self.policy = RetryPolicy(
+            max_attempts,
+            backoff,
+            backoff_max,
+            never_rerun=never_rerun,
+            status_payload=status_payload if keeps_statuses else "result",
+            returned_failure=returned_failure if keeps_statuses else "completed",
+            allowed_continuations=_allowed(allow_continuations),
+        )
         self.prefetch = concurrency if never_rerun else prefetch
         self.task_deadline = math.inf if task_deadline is None else task_deadline
         self.observers = Observers(observers)
@@ -263,6 +287,31 @@ def _signals(consumer: Consumer, *, leave_at_second: bool) -> Iterator[Callable[
 
     with handling((signal.SIGTERM, signal.SIGINT), handle) as install:
         yield install
+
+
+def _allowed(listed: Iterable[object] | None) -> frozenset[tuple[str, str | None]] | None:
+    if listed is None:
+        return None
+    if isinstance(listed, str) or not isinstance(listed, Iterable):
+        raise ConfigurationError(f'allow_continuations must be a list such as ["queue:task"], not {listed!r}')
+    return frozenset(map(_allowed_one, listed))
+
+
+def _allowed_one(entry: object) -> tuple[str, str | None]:
+    queue, task_name = (None, None) if not isinstance(entry, tuple) or len(entry) != 2 else entry
+    if isinstance(entry, str):
+        queue, colon, name = entry.partition(":")
+        task_name = name if colon else None
+    if isinstance(queue, str) and queue and (task_name is None or (isinstance(task_name, str) and task_name)):
+        return queue, task_name
+    raise ConfigurationError(
+        f'allow_continuations: {entry!r} names no queue; write "queue", "queue:task" or ("queue", "task")'
+    )
+
+
+def _check_choice(name: str, choice: object, known: Sequence[str | None]) -> None:
+    if choice not in known:
+        raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, known))}, not {choice!r}")
 
 
 def _check_count(name: str, count: object) -> None:

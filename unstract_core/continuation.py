@@ -14,14 +14,15 @@ import datetime
 import hashlib
 import uuid
 from collections.abc import Container, Iterator
-from typing import TypeAlias, cast
+from typing import Literal, TypeAlias, cast
 
 import attrs
 
-from unstract_core.codec import Salvage, check_headers, check_name, salvage
+from unstract_core.codec import Salvage, check_headers, check_name, salvage, value_to_json
 from unstract_core.domain import JSONValue
 from unstract_core.errors import (
     ConfigurationError,
+    ContinuationNotAllowed,
     DeadlineExceeded,
     MalformedPayload,
     PayloadError,
@@ -30,11 +31,24 @@ from unstract_core.errors import (
     WorkerLost,
 )
 from unstract_core.payload import ContinuationSpec, FairnessKey, TaskPayload
-from unstract_core.transport import LONGEST_DELAY, REPLY_TTL, STATUS_TTL, Delivery, Message, Reply, Settlement, Verdict
+from unstract_core.transport import (
+    LONGEST_DELAY,
+    REPLY_TTL,
+    STATUS_TTL,
+    Delivery,
+    Message,
+    Reply,
+    ReplyStatus,
+    Settlement,
+    Verdict,
+)
 from unstract_core.values import cut, error_text, normalise, normalise_members
 
 CONTINUATION_IDS = uuid.UUID("5b0f1f0e-54f9-5a52-9a34-6a2f0c1e7c55")
 """The namespace of continuation ids: uuid5 of "<dispatch id>/on_success" or "/on_error" in it."""
+
+
+StatusPayload: TypeAlias = Literal["none", "result"]
 
 
 class RetryLater(Exception):
@@ -58,12 +72,19 @@ class RetryLater(Exception):
 
 @attrs.frozen
 class RetryPolicy:
-    """How often a task may be delivered, and how long to wait before it is run again (seconds).
+    """How often a task may be delivered, how long to wait before it is run again, and what its end may lead to.
 
     `asked_attempts` counts instead of `max_attempts`, where it is more, for a task that asks to be run again. Without
     `retry_raised` a task is never run again because it raised, as Celery's `max_retries=0` says. With `never_rerun` a
     task is started once, whatever happens: it is not retried, and a message that a worker took and never settled is
-    given up.
+    given up. Waits are in seconds.
+
+    Attributes:
+        status_payload: What the status of a success keeps: "result", or "none" (status and error only). None (default):
+            "none" where on_success carries the result, "result" where nothing else does.
+        returned_failure: The status of a task that returned `"success": false`: "completed" (default) or "failed".
+        allowed_continuations: The (queue, task) pairs that a continuation may name; a task of None stands for every
+            task of the queue. None (default) allows all.
     """
 
     max_attempts: int = 5
@@ -72,12 +93,19 @@ class RetryPolicy:
     asked_attempts: int = 0
     never_rerun: bool = False
     retry_raised: bool = True
+    status_payload: StatusPayload | None = None
+    returned_failure: ReplyStatus = "completed"
+    allowed_continuations: frozenset[tuple[str, str | None]] | None = None
 
     def of(self, task: object) -> RetryPolicy:
         """Return the policy for a task that may carry `asked_attempts` and `retry_raised`, as those of Celery do."""
         asked, again = getattr(task, "asked_attempts", None), getattr(task, "retry_raised", None)
         policy = attrs.evolve(self, asked_attempts=asked) if isinstance(asked, int) else self
         return attrs.evolve(policy, retry_raised=again) if isinstance(again, bool) else policy
+
+    def allows(self, queue: str, task_name: str) -> bool:
+        allowed = self.allowed_continuations
+        return allowed is None or (queue, None) in allowed or (queue, task_name) in allowed
 
     @property
     def most_attempts(self) -> int:
@@ -199,23 +227,24 @@ def settle(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settlem
 def _by_rule(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settlement:
     match outcome:
         case Returned(result):
-            return _succeeded(delivery, result)
+            return _succeeded(delivery, result, policy)
         case Ignored():
             return Settlement(delivery, Verdict.ACK)
         case RetryAsked(delay) if delivery.attempt < policy.most_attempts:
             return _again(delivery, outcome.error, policy.delay(delivery) if delay is None else delay)
         case Raised(error) | RetryAsked(_, error):
             if _awaited(_sender(delivery)):
-                return _failed(delivery, error, Verdict.ACK)
+                return _failed(delivery, error, Verdict.ACK, policy)
             if delivery.attempt < policy.max_attempts and policy.retry_raised and not policy.never_rerun:
                 return _again(delivery, error, policy.delay(delivery))
-            return _failed(delivery, error, Verdict.BURY)
+            return _failed(delivery, error, Verdict.BURY, policy)
         case Rejected(error):
-            return _failed(delivery, error, Verdict.BURY)
+            return _failed(delivery, error, Verdict.BURY, policy)
 
 
 def rejection(delivery: Delivery, known: Container[str], policy: RetryPolicy) -> Rejected | None:
-    """Say why a delivery must not be run: unreadable, delivered too often, not among `known` task names, too late."""
+    """Say why a delivery must not be run: unreadable, delivered too often, not among `known` task names, with a
+    continuation that the policy does not allow, too late."""
     if delivery.payload is None:
         return Rejected(error_text(MalformedPayload(delivery.problem or "unreadable")))
     if policy.never_rerun and delivery.attempt > 1:
@@ -227,7 +256,25 @@ def rejection(delivery: Delivery, known: Container[str], policy: RetryPolicy) ->
     name = delivery.payload.task_name
     if name not in known:
         return Rejected(error_text(UnknownTask(f"no task {name!r} in the worker of queue {delivery.queue!r}")))
+    if (unwanted := _not_allowed(delivery, policy)) is not None:
+        return Rejected(error_text(ContinuationNotAllowed(unwanted)))
     return expiry(delivery)
+
+
+def _not_allowed(delivery: Delivery, policy: RetryPolicy) -> str | None:
+    """Say which continuation of a readable message this worker may not send, before the task costs anything."""
+    if policy.allowed_continuations is None:
+        return None
+    payload = cast(TaskPayload, delivery.payload)
+    named = [("on_success", payload.on_success), ("on_error", payload.on_error)]
+    found = [(kind, spec.queue, spec.task_name) for kind, spec in named if spec is not None]
+    for kind, queue, task_name in (*found, *delivery.further_continuations):
+        if not policy.allows(queue, task_name):
+            return (
+                f"{kind} names task {task_name!r} on queue {queue!r}, which the worker of queue {delivery.queue!r} may "
+                f"not send; allow it with --allow-continuation {queue}:{task_name} or Consumer(allow_continuations=...)"
+            )
+    return None
 
 
 def expiry(delivery: Delivery) -> Rejected | None:
@@ -247,7 +294,7 @@ def with_headers(settlement: Settlement, headers: dict[str, str]) -> Settlement:
     )
 
 
-def fallbacks(settlement: Settlement, refusal: str) -> Iterator[Settlement]:
+def fallbacks(settlement: Settlement, refusal: str, policy: RetryPolicy | None = None) -> Iterator[Settlement]:
     """Yield what to try, in order, when a transport refuses a settlement for good.
 
     A retry is tried without its delay. Then the message is buried and its sender told: by its callback and its status
@@ -259,7 +306,8 @@ def fallbacks(settlement: Settlement, refusal: str) -> Iterator[Settlement]:
         yield attrs.evolve(settlement, delay=0.0)
     delivery = settlement.delivery
     what = f"{settlement.reason} (settling it failed" if settlement.reason else "result delivery failed"
-    told = _failed(delivery, cut(f"{what}: {refusal}" + (")" if settlement.reason else "")), Verdict.BURY)
+    error = cut(f"{what}: {refusal}" + (")" if settlement.reason else ""))
+    told = _failed(delivery, error, Verdict.BURY, policy or RetryPolicy())
     result = _result_of(settlement)
     telling = [told]
     if told.follow_up is not None and told.reply is not None:
@@ -275,13 +323,13 @@ def fallbacks(settlement: Settlement, refusal: str) -> Iterator[Settlement]:
 def _result_of(settlement: Settlement) -> JSONValue:
     if settlement.result is not None or settlement.reason:
         return settlement.result
-    if settlement.reply is not None and settlement.reply.status == "completed":
-        return settlement.reply.result
     follow_up = settlement.follow_up
-    return follow_up.payload.args[0] if follow_up is not None and follow_up.payload.args else None
+    if follow_up is not None and follow_up.payload.args:
+        return follow_up.payload.args[0]
+    return settlement.reply.result if settlement.reply is not None else None
 
 
-def _succeeded(delivery: Delivery, result: JSONValue) -> Settlement:
+def _succeeded(delivery: Delivery, result: JSONValue, policy: RetryPolicy) -> Settlement:
     payload = cast(TaskPayload, delivery.payload)
     if payload.reply_key is not None:
         reply = Reply(payload.reply_key, "completed", result=result, ttl=REPLY_TTL)
@@ -290,12 +338,30 @@ def _succeeded(delivery: Delivery, result: JSONValue) -> Settlement:
         return Settlement(delivery, Verdict.ACK)
     status = None
     if payload.task_id:
-        status = Reply(_dispatch_id(delivery, payload), "completed", result=result, ttl=STATUS_TTL)
+        status = _status(_dispatch_id(delivery, payload), result, policy, carried=payload.on_success is not None)
     follow_up = _follow_up(delivery, payload, payload.on_success, "on_success", result) if payload.on_success else None
     return Settlement(delivery, Verdict.ACK, follow_up=follow_up, reply=status)
 
 
-def _failed(delivery: Delivery, error: str, verdict: Verdict) -> Settlement:
+def _status(key: str, result: JSONValue, policy: RetryPolicy, *, carried: bool) -> Reply:
+    """Return the status of a task that returned; `carried` says that on_success carries its result."""
+    if policy.returned_failure == "failed" and (error := _returned_failure(result)) is not None:
+        return Reply(key, "failed", error=error, ttl=STATUS_TTL)
+    kept = policy.status_payload or ("none" if carried else "result")
+    return Reply(key, "completed", result=result if kept == "result" else None, ttl=STATUS_TTL)
+
+
+def _returned_failure(result: JSONValue) -> str | None:
+    """Return the error text of a result that says `"success": false`; None of any other."""
+    if not isinstance(result, dict) or result.get("success") is not False:
+        return None
+    error = result.get("error")
+    if not isinstance(error, str):
+        error = "" if error is None else value_to_json(error)
+    return cut(error) if error.strip() else 'the task returned "success": false without an error text'
+
+
+def _failed(delivery: Delivery, error: str, verdict: Verdict, policy: RetryPolicy) -> Settlement:
     sender = _sender(delivery)
     reply = None
     if sender.reply_key is not None:
@@ -303,10 +369,15 @@ def _failed(delivery: Delivery, error: str, verdict: Verdict) -> Settlement:
     elif sender.task_id is not None or sender.on_error is not None:
         reply = Reply(_dispatch_id(delivery, sender), "failed", error=error, ttl=STATUS_TTL)
     follow_up = None
-    if sender.on_error is not None:
+    if sender.on_error is not None and _may_tell(delivery, sender.on_error, policy):
         told = attrs.evolve(sender.on_error, kwargs=with_error(sender.on_error.kwargs, error))
         follow_up = _follow_up(delivery, sender, told, "on_error", _dispatch_id(delivery, sender))
     return Settlement(delivery, verdict, follow_up=follow_up, reply=reply, reason=error)
+
+
+def _may_tell(delivery: Delivery, on_error: ContinuationSpec, policy: RetryPolicy) -> bool:
+    further = [(queue, task_name) for kind, queue, task_name in delivery.further_continuations if kind == "on_error"]
+    return all(policy.allows(*named) for named in [(on_error.queue, on_error.task_name), *further])
 
 
 def _again(delivery: Delivery, error: str, delay: float) -> Settlement:

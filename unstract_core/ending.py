@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from unstract_core.continuation import fallbacks
+from unstract_core.continuation import RetryPolicy, fallbacks
 from unstract_core.errors import TransportClosed, TransportError, TransportRefused, TransportUnavailable
 from unstract_core.events import emit
 from unstract_core.holding import Held, Key
@@ -46,6 +46,7 @@ class Endings:
         counters: Counter[str],
         observers: Observers,
         renew_in_time: Callable[[], None],
+        policy: RetryPolicy | None = None,
     ) -> None:
         self.answers = 0
         self._subscription = subscription
@@ -53,6 +54,7 @@ class Endings:
         self._counters = counters
         self._observers = observers
         self._renew_in_time = renew_in_time
+        self._policy = policy
         self._finished: dict[Key, Held] = {}
         self._largest_batch = _LARGEST_BATCH
 
@@ -165,7 +167,7 @@ class Endings:
             )
             self._counters["refused"] += 1
         if held.fallbacks is None:
-            held.fallbacks = fallbacks(held.original, error_text(refusal))
+            held.fallbacks = fallbacks(held.original, error_text(refusal), self._policy)
         following = next(held.fallbacks, None)
         held.failures = 0
         if following is not None:

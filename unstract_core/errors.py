@@ -9,6 +9,7 @@
      +-- UnknownTask                      a message names a task that this worker does not have
      +-- TooManyAttempts                  a message was delivered too often without ever being settled
      +-- WorkerLost                       a task that is never run twice was lost with the worker that had it
+     +-- ContinuationNotAllowed           a message names a callback that this worker may not send
      +-- DeadlineExceeded                 a task ran for longer than its worker lets it
      +-- TaskFailed                       a blocking call's task raised, or could not be run
      +-- ReplyTimeout (TimeoutError)      a blocking call's deadline passed without an answer
@@ -76,6 +77,10 @@ class TooManyAttempts(ContractError):
 
 class WorkerLost(ContractError):
     """The worker that had taken the task never settled it; it may have run, and is never run twice."""
+
+
+class ContinuationNotAllowed(ContractError):
+    """A message names a callback that is not among those that this worker may send."""
 
 
 class DeadlineExceeded(ContractError):

@@ -80,7 +80,9 @@ class Loop:
             log_errors=settings.log_errors,
             here=settings.here,
         )
-        self._endings = Endings(subscription, self._held, settings.counters, settings.observers, self._renew_in_time)
+        self._endings = Endings(
+            subscription, self._held, settings.counters, settings.observers, self._renew_in_time, settings.policy
+        )
         self._prefetch = (
             AdaptivePrefetch(settings.concurrency) if settings.prefetch is None else FixedPrefetch(settings.prefetch)
         )

@@ -82,6 +82,8 @@ class Delivery:
     `attempt` starts at 1 and fences: who holds an older attempt, or gave this one back, has lost the message. `payload`
     is None where the message could not be read; then `problem` says why, and `raw` is what was stored, or the part of
     it that could be fetched. It must not be started after the moment `expires`, where its sender has set one.
+    `further_continuations` are the callbacks that a settlement sends beside those of the payload, on a wire that has
+    room for several: "on_success" or "on_error", queue and task of each.
     """
 
     id: str
@@ -96,6 +98,7 @@ class Delivery:
     fence: str = ""
     """Opaque, for the transport that made it: tells this delivery from one whose message had the same id and attempt
     before a restore or a failover. "" where ids never come again."""
+    further_continuations: tuple[tuple[str, str, str], ...] = ()
 
 
 def write_message(message: Message) -> dict[str, Any]:

@@ -244,7 +244,8 @@ def three_sides(postgres: PostgresTransport, tables: Tables, broker: str, backen
 
 def consumer_of(transport: Transport, tasks: Mapping[str, Any], queue: str) -> Consumer:
     """Return a consumer as all of ours are here."""
-    return Consumer(transport, tasks, [queue], max_attempts=MAX_ATTEMPTS, backoff=0.05, backoff_max=0.05)
+    options: dict[str, Any] = {"max_attempts": MAX_ATTEMPTS, "backoff": 0.05, "backoff_max": 0.05}
+    return Consumer(transport, tasks, [queue], status_payload="result", **options)  # as a result backend keeps it
 
 
 def continuation(task: str, kwargs: dict[str, Any], queue: str) -> dict[str, Any]:

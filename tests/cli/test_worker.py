@@ -114,7 +114,7 @@ def test_sigterm_lets_the_running_task_finish_and_settles_it(start: Start, datab
     assert (state.ready, state.in_flight, state.delayed) == (1, 0, 0)
     status = database.transport.reply("first")
     assert status is not None
-    assert status.result == "the end"
+    assert (status.status, status.result) == ("completed", None)
     (follow_up,) = receive_all(database.transport, "next")
     assert follow_up.payload is not None
     assert follow_up.payload.args == ["the end"]

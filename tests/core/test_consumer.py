@@ -699,6 +699,16 @@ SENSELESS: dict[str, dict[str, Any]] = {
     "prefetch 0": {"prefetch": 0},
     "prefetch below the concurrency": {"prefetch": 1, "concurrency": 2},
     "tasks empty": {"tasks": {}},
+    "status_payload unknown": {"status_payload": "all"},
+    "status_payload empty": {"status_payload": ""},
+    "returned_failure unknown": {"returned_failure": "none"},
+    "returned_failure None": {"returned_failure": None},
+    "allow_continuations a str": {"allow_continuations": "callbacks"},
+    "allow_continuations a number": {"allow_continuations": 7},
+    "allow_continuations without a queue": {"allow_continuations": [":task"]},
+    "allow_continuations without a task": {"allow_continuations": ["queue:"]},
+    "allow_continuations of an empty tuple": {"allow_continuations": [()]},
+    "allow_continuations of numbers": {"allow_continuations": [("q", 7)]},
     "tasks None": {"tasks": None},
     "tasks a list": {"tasks": ["t"]},
     "task of no callable": {"tasks": {"t": 7}},
@@ -750,3 +760,29 @@ def test_a_delivery_whose_id_came_again_is_kept_apart_from_the_old_one() -> None
     (follow_up,) = transport.subscribe(["cb"], lease=60).receive(limit=5, wait=0)
     assert follow_up.id == "3"
     assert consumer.counters["ran"] == 2
+
+
+@pytest.mark.parametrize(
+    "allowed", [["cb:done"], ["cb"], [("cb", "done")], [("cb", None)], ["other", "cb:done"], {"cb": None}]
+)
+def test_an_allowed_continuation_is_sent(allowed: Any) -> None:
+    """A callback whose queue, or queue and task, is in the list is sent as without a list."""
+    transport = MemoryTransport()
+    transport.send([message("t", QUEUE, on_success=then("done", "cb"))])
+    Consumer(transport, {"t": lambda: 1}, [QUEUE], allow_continuations=allowed).drain(timeout=10)
+    assert transport.queues(["cb"])[0].ready == 1
+
+
+@pytest.mark.parametrize("allowed", [[], ["cb:another"], ["another"], [("done", "cb")]])
+def test_a_task_whose_callback_is_not_allowed_does_not_run(allowed: Any) -> None:
+    """The task costs nothing; its status is failed, its dead letter has the reason, and no callback is sent."""
+    transport, ran = MemoryTransport(), []
+    transport.send([message("t", QUEUE, task_id="i", on_success=then("done", "cb"), on_error=then("failed", "cb"))])
+    Consumer(transport, {"t": lambda: ran.append(1)}, [QUEUE], allow_continuations=allowed).drain(timeout=10)
+    assert ran == []
+    assert transport.queues(["cb"])[0].ready == 0
+    (letter,) = transport.dead.find()
+    assert letter.reason.startswith("ContinuationNotAllowed: on_success names task 'done' on queue 'cb'")
+    status = transport.reply("i")
+    assert status is not None
+    assert (status.status, status.error) == ("failed", letter.reason)

@@ -146,7 +146,7 @@ def test_a_return_is_continued_with_on_success(
         delivery,
         Verdict.ACK,
         follow_up=follow_up(delivery, "on_success", result),
-        reply=status(delivery, status="completed", result=result),
+        reply=status(delivery, status="completed"),
     )
 
 
@@ -174,6 +174,130 @@ def test_a_returned_failure_is_a_return(
     assert settlement.follow_up == follow_up(delivery, "on_success", expected)
     assert settlement.follow_up is not None
     assert some.same(settlement.follow_up.payload.args, [expected])
+
+
+results = some.json_values | st.fixed_dictionaries(
+    {"success": st.sampled_from([False, True, None, 0, "false"])},
+    optional={
+        "error": st.none() | st.sampled_from(["", " ", "Refused: quota"]) | some.json_values,
+        "data": some.json_objects,
+        "metadata": some.json_objects,
+    },
+)
+"""Results of executions, of every shape that an executor can get wrong."""
+
+
+@given(
+    some.deliveries(task_id=True),
+    results,
+    st.sampled_from([None, "none", "result"]),
+    st.sampled_from(["completed", "failed"]),
+)
+def test_a_status_keeps_a_result_where_the_policy_says(
+    delivery: Delivery, result: Any, kept: Any, returned_failure: Any
+) -> None:
+    """Status, error and result of a status follow the policy; reply and on_success always get the whole result."""
+    payload = payload_of(delivery)
+    policy = RetryPolicy(status_payload=kept, returned_failure=returned_failure)
+    settlement = settle(delivery, Returned(result), policy)
+    reply = settlement.reply
+    assert settlement.verdict is Verdict.ACK
+    assert settlement.follow_up == (follow_up(delivery, "on_success", result) if payload.on_success else None)
+    if payload.reply_key is not None:
+        assert reply == Reply(payload.reply_key, "completed", result=result, ttl=REPLY_TTL)
+    elif not payload.has_continuations:
+        assert reply is None
+    elif returned_failure == "failed" and isinstance(result, dict) and result.get("success") is False:
+        assert reply is not None
+        assert (reply.status, reply.result) == ("failed", None)
+        assert reply.error.strip()
+        if isinstance(error := result.get("error"), str) and error.strip():
+            assert reply.error == error
+    else:
+        keeps = kept == "result" or (kept is None and payload.on_success is None)
+        assert reply == status(delivery, status="completed", result=result if keeps else None)
+
+
+@pytest.mark.parametrize("awaits", ["reply", "both", "on_success"])
+@given(
+    data=st.data(),
+    result=results.filter(lambda value: value is not None),
+    kept=st.sampled_from([None, "none", "result"]),
+    returned_failure=st.sampled_from(["completed", "failed"]),
+)
+def test_the_fallbacks_find_a_result_that_no_status_keeps(
+    awaits: str, data: st.DataObject, result: Any, kept: Any, returned_failure: Any
+) -> None:
+    """When a settlement is refused, its dead letter has the result, wherever the result was to be stored."""
+    policy = RetryPolicy(status_payload=kept, returned_failure=returned_failure)
+    delivery = data.draw(some.deliveries(awaits, task_id=True))
+    first, *_ = fallbacks(settle(delivery, Returned(result), policy), "refused", policy)
+    assert some.same(first.result, result)
+
+
+# Continuations that a worker may not send.
+
+further = st.lists(st.tuples(st.sampled_from(["on_success", "on_error"]), some.names, some.names), max_size=2).map(
+    tuple
+)
+
+
+@given(some.deliveries(attempts=st.just(1)), further, st.data())
+def test_a_continuation_outside_of_the_list_is_never_sent(
+    delivery: Delivery, further: tuple[tuple[str, str, str], ...], data: st.DataObject
+) -> None:
+    """A message that names one is rejected before it runs, and no settlement or fallback of it sends one."""
+    payload = payload_of(delivery)
+    delivery = attrs.evolve(delivery, further_continuations=further)
+    named = [(spec.queue, spec.task_name) for spec in (payload.on_success, payload.on_error) if spec is not None]
+    everything = [*named, *((queue, task_name) for _, queue, task_name in further)]
+    choices = [*everything, *((queue, None) for queue, _ in everything), ("another", None)]
+    allowed = frozenset(data.draw(st.lists(st.sampled_from(choices))))
+    policy = RetryPolicy(allowed_continuations=allowed)
+    fine = all((queue, None) in allowed or (queue, name) in allowed for queue, name in everything)
+    rejected = rejection(delivery, {payload.task_name}, policy)
+    assert (rejected is None) == fine
+    if rejected is None:
+        return
+    assert rejected.error.startswith("ContinuationNotAllowed: on_")
+    settlement = settle(delivery, rejected, policy)
+    assert settlement.verdict is Verdict.BURY
+    assert settlement.reason == rejected.error
+    if payload.reply_key or payload.task_id:
+        assert settlement.reply is not None
+        assert (settlement.reply.status, settlement.reply.error) == ("failed", rejected.error)
+    telling = [("on_error", *named[-1])] if payload.on_error else []
+    told = [*telling, *(one for one in further if one[0] == "on_error")]
+    may_tell = bool(telling) and all((queue, None) in allowed or (queue, name) in allowed for _, queue, name in told)
+    for one in (settlement, *fallbacks(settlement, "refused", policy)):
+        assert one.follow_up is None or (may_tell and one.follow_up.payload.task_name == named[-1][1])
+    assert (settlement.follow_up is not None) == may_tell
+
+
+def test_a_refused_continuation_is_named_with_the_remedy() -> None:
+    """The error names the callback, its task, its queue and the option that allows it."""
+    spec = ContinuationSpec(task_name="wipe", queue="admin")
+    delivery = Delivery("1", "q", 1, TaskPayload(task_name="t", queue="q", on_success=spec), {})
+    rejected = rejection(delivery, {"t"}, RetryPolicy(allowed_continuations=frozenset({("callbacks", None)})))
+    assert rejected is not None
+    assert rejected.error == (
+        "ContinuationNotAllowed: on_success names task 'wipe' on queue 'admin', which the worker of queue 'q' may not "
+        "send; allow it with --allow-continuation admin:wipe or Consumer(allow_continuations=...)"
+    )
+
+
+@given(some.names, some.names)
+def test_an_unreadable_message_tells_only_an_allowed_callback(queue: str, task_name: str) -> None:
+    """The on_error that is found in a message that cannot be read is sent where the list allows it."""
+    raw = {"task_name": 7, "task_id": "i", "on_error": {"task_name": task_name, "kwargs": {}, "queue": queue}}
+    delivery = Delivery("1", "q", 1, None, raw, problem="unreadable")
+    for allowed, sent in ((frozenset({(queue, None)}), True), (frozenset({("no" + queue, None)}), False)):
+        policy = RetryPolicy(allowed_continuations=allowed)
+        rejected = rejection(delivery, {}, policy)
+        assert rejected is not None
+        settlement = settle(delivery, rejected, policy)
+        assert (settlement.follow_up is not None) == sent
+        assert settlement.reply == Reply("i", "failed", error=rejected.error, ttl=STATUS_TTL)
 
 
 # The row "raised".

@@ -60,6 +60,7 @@ class Envelope:
     org_id: str
     priority: int
     body: tuple[Any, Any, Any] | None
+    further_continuations: tuple[tuple[str, str, str], ...] = ()
 
     def delivery(self, id: str, queue: str) -> Delivery:
         """Return it as a delivery of `queue`, under this id."""
@@ -73,6 +74,7 @@ class Envelope:
             self.org_id,
             self.priority,
             self.expires,
+            self.further_continuations,
         )
 
 
@@ -169,6 +171,11 @@ class _Reading:
             org_id=name_of(headers.get(ORG_HEADER)) or (fairness.org_id if fairness is not None else None) or "",
             priority=min(priority, HIGHEST_PRIORITY) if ranked and priority is not None else DEFAULT_PRIORITY,
             body=self.body,
+            further_continuations=tuple(
+                (kind, link_queue(link, self.default_queue), link["task"])
+                for kind, links in (("on_success", self.callbacks), ("on_error", self.errbacks))
+                for link in links[1:]
+            ),
         )
 
     def _address(self) -> None:

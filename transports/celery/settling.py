@@ -154,7 +154,7 @@ def _answer_address(received: Received) -> str:
 def _follow_ups(
     envelope: Envelope, settlement: Settlement, follow_up: Message, settings: Settings, default_queue: str
 ) -> Iterable[Outgoing]:
-    failed = settlement.verdict is Verdict.BURY or bool(settlement.reply and settlement.reply.status == "failed")
+    failed = settlement.verdict is Verdict.BURY or bool(settlement.reason)
     links = envelope.errbacks if failed else envelope.callbacks
     lineage = Lineage(root_id=envelope.root_id or envelope.id, parent_id=envelope.id)
     plain = task_message(follow_up, ranked=settings.keeps_priorities(follow_up.queue), lineage=lineage)

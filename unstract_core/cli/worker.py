@@ -24,9 +24,10 @@ from unstract_core.cli.running import leaving_in_time, run, sigterm_leaves
 from unstract_core.cli.session import Session, common, queue_name
 from unstract_core.cli.supervisor import Supervisor
 from unstract_core.consumer import Consumer
+from unstract_core.continuation import StatusPayload
 from unstract_core.errors import ConfigurationError, NotSupported
 from unstract_core.observer import Observer
-from unstract_core.transport import Inspection, Transport
+from unstract_core.transport import Inspection, ReplyStatus, Transport
 
 _GRACE = 25.0
 """Kubernetes kills a container 30 s after its SIGTERM: this leaves some for what comes before and after."""
@@ -110,6 +111,27 @@ class _Worker(click.Command):
     "--never-rerun", is_flag=True, help="Start no task twice: of one whose worker was lost, its sender is told so."
 )
 @click.option(
+    "--status-payload",
+    type=click.Choice(["none", "result"]),
+    metavar="WHAT",
+    help="What the status of a success keeps: none or result. Default: none where on_success carries the result.",
+)
+@click.option(
+    "--returned-failure",
+    type=click.Choice(["completed", "failed"]),
+    metavar="STATUS",
+    default="completed",
+    show_default=True,
+    help='The status of a task that returned "success": false: completed or failed. on_success is sent either way.',
+)
+@click.option(
+    "--allow-continuation",
+    "allow_continuations",
+    metavar="QUEUE[:TASK]",
+    multiple=True,
+    help="A callback that messages may ask for; may be repeated. Messages with others are not run. Default: all.",
+)
+@click.option(
     "--strict", is_flag=True, help="Do not start where none of the tasks that wait in a queue is one of --app's."
 )
 @click.option(
@@ -154,6 +176,9 @@ def worker(
     max_memory: int | None,
     task_deadline: float | None,
     never_rerun: bool,
+    status_payload: StatusPayload | None,
+    returned_failure: ReplyStatus,
+    allow_continuations: tuple[str, ...],
     strict: bool,
     observers: tuple[str, ...],
     log_errors: bool,
@@ -212,6 +237,9 @@ def worker(
             never_rerun=never_rerun,
             observers=watching,
             log_errors=log_errors,
+            status_payload=status_payload,
+            returned_failure=returned_failure,
+            allow_continuations=allow_continuations or None,
         )
         if pulse is not None:
             pulse.attend(consumer)

@@ -1,0 +1,75 @@
+"""What a worker's options say of results and callbacks, over a broker: an answer is whole, and every link counts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from celery_wire.support import Pipe
+
+from transports.celery import CeleryTransport
+from unstract_core import Consumer
+
+FAILURE = {"success": False, "data": {"pages": 3}, "metadata": {}, "error": "no text found"}
+HEADERS = {"id": "the-id", "task": "t"}
+
+
+def consume(transport: CeleryTransport, queue: str, **options: Any) -> list[Any]:
+    ran: list[Any] = []
+
+    def run() -> Any:
+        ran.append(1)
+        return FAILURE
+
+    Consumer(transport, {"t": run}, [queue], **options).drain(timeout=20)
+    return ran
+
+
+def body(queue: str, *, callbacks: list[str], errbacks: list[str]) -> str:
+    links = {
+        kind: [{"task": task, "kwargs": {}, "options": {"queue": queue}} for task in tasks]
+        for kind, tasks in (("callbacks", callbacks), ("errbacks", errbacks))
+    }
+    return json.dumps([[], {}, links])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"status_payload": "none", "returned_failure": "failed"}], ids=["default", "all"]
+)
+def test_the_answer_beside_a_link_has_the_result(
+    transport: CeleryTransport, pipe: Pipe, queue: str, options: dict[str, Any]
+) -> None:
+    """A client that waits for a result beside its link gets all of it: options for statuses do not touch an answer."""
+    told = pipe.declare(f"{queue}-cb")
+    pipe.put(pipe.declare(queue), body(told, callbacks=["done"], errbacks=["failed"]), HEADERS, reply_to=told)
+    assert consume(transport, queue, **options) == [1]
+    found = pipe.take(told, 2)
+    (answer,) = [one.json for one in found if isinstance(one.json, dict)]
+    (callback,) = [one for one in found if not isinstance(one.json, dict)]
+    assert (answer["status"], answer["result"]) == ("SUCCESS", FAILURE)
+    assert (callback.headers["task"], callback.args) == ("done", [FAILURE])
+
+
+@pytest.mark.parametrize(
+    ("allowed", "sent"),
+    [
+        (["done", "also done", "failed", "also failed"], ["also done", "done"]),
+        (["done", "failed", "also failed"], ["also failed", "failed"]),
+        (["done", "also done", "failed"], []),
+    ],
+    ids=["all", "not the second link", "not the second errback"],
+)
+def test_every_link_of_a_message_has_to_be_allowed(
+    transport: CeleryTransport, pipe: Pipe, queue: str, allowed: list[str], sent: list[str]
+) -> None:
+    """A message with a link that is not allowed is not run; its errbacks fire where all of them are allowed."""
+    told = pipe.declare(f"{queue}-cb")
+    links = body(told, callbacks=["done", "also done"], errbacks=["failed", "also failed"])
+    pipe.put(pipe.declare(queue), links, HEADERS)
+    ran = consume(transport, queue, allow_continuations=[f"{told}:{task}" for task in allowed])
+    assert sorted(one.headers["task"] for one in pipe.take(told, len(sent))) == sent
+    assert pipe.left(told) == []
+    assert ran == ([1] if "done" in sent else [])
+    if not ran:
+        assert "ContinuationNotAllowed" in pipe.buried(queue).headers["x-dead-reason"]
