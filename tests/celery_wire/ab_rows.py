@@ -113,7 +113,7 @@ def valued(value: Any) -> dict[str, Any]:
     return {"success": True, "data": {"value": value}, "metadata": {}, "error": None}
 
 
-MALFORMED = "MalformedPayload: expected an object, got null @ $.kwargs"
+MALFORMED = "MalformedPayload: expected an object, got str @ $.kwargs"
 UNKNOWN = "UnknownTask: no task 'nobody_has_it' in the worker of queue '<the queue>'"
 TOO_MANY = "TooManyAttempts: delivered 5 times and never settled; the limit is 4"
 
@@ -128,7 +128,7 @@ ROWS: dict[str, Row] = {
     "left with SystemExit": Row("leave", error="SystemExit: 3", again=True),
     "ignored itself": Row("be_ignored", silent=True),
     "rejected itself": Row("be_rejected", error="Reject: not for me", buried=True),
-    "malformed": Row(injected=Injected(kwargs=None), error=MALFORMED, runs=0, buried=True),
+    "malformed": Row(injected=Injected(kwargs="x"), error=MALFORMED, runs=0, buried=True),
     "unknown task": Row(injected=Injected(task="nobody_has_it"), error=UNKNOWN, runs=0, buried=True),
     "too many attempts": Row(injected=Injected(delivered=4), error=TOO_MANY, runs=0, buried=True),
     "lease lost": Row("wait_for_word", result=RESULT, runs=2, lost=True, ways=("a reply", "callbacks")),

@@ -55,7 +55,7 @@ class Injected:
     """A message that no dispatcher would send: to `task`, with these kwargs, and so many deliveries behind it."""
 
     task: str = TASK
-    kwargs: dict[str, Any] | None = attrs.field(factory=dict)
+    kwargs: dict[str, Any] | str = attrs.field(factory=dict)
     delivered: int = 0
 
 

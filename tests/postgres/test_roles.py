@@ -181,6 +181,13 @@ CHANGES_TO_TABLES = [
 ] + ["CREATE TABLE {schema}.mine ()", "DROP SCHEMA {schema} CASCADE", "ALTER SCHEMA {schema} RENAME TO mine"]
 READS_LETTERS = ["SELECT reason FROM {dead}", "SELECT result FROM {dead}"]
 CHANGES_LETTERS = ["DELETE FROM {dead}", "UPDATE {dead} SET reason = ''"]
+FORGED_IDS = [
+    "INSERT INTO {messages} VALUES (7, 'q', '{{}}', '', now(), now(), 0, 5, 'ready')",
+    "INSERT INTO {messages} (msg_id, queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)"
+    " VALUES (nextval('{schema}.pg_queue_message_msg_id_seq') + 1, 'q', '{{}}', '', now(), now(), 0, 5, 'ready')",
+    "INSERT INTO {messages} (msg_id) VALUES (7) ON CONFLICT DO NOTHING",
+    "COPY {messages} (msg_id, queue_name) FROM STDIN",
+]
 DENIED = {
     "producer": [
         *CHANGES_TO_TABLES,
@@ -194,6 +201,7 @@ DENIED = {
         "UPDATE {messages} SET state = 'ready'",
         "DELETE FROM {messages}",
         "INSERT INTO {messages} (queue_name) VALUES ('q') RETURNING message",
+        *FORGED_IDS,
         "INSERT INTO {results} (task_id) VALUES ('forged')",
         "UPDATE {results} SET status = 'completed'",
         "UPDATE {results} SET task_id = 'x'",
@@ -207,12 +215,15 @@ DENIED = {
         "UPDATE {messages} SET message = '{{}}'",
         "UPDATE {messages} SET queue_name = 'q'",
         "UPDATE {messages} SET org_id = 'q'",
+        *FORGED_IDS,
+        "INSERT INTO {dead} (dead_id) VALUES (1)",
         "SELECT setval('{schema}.pg_queue_message_msg_id_seq', 1)",
     ],
     "operator": [
         *CHANGES_TO_TABLES,
         "UPDATE {messages} SET state = 'ready'",
         "DELETE FROM {messages}",
+        *FORGED_IDS,
         "UPDATE {dead} SET reason = ''",
         "SELECT result FROM {results}",
         "INSERT INTO {results} (task_id) VALUES ('forged')",
@@ -224,6 +235,20 @@ DENIED = {
 def test_the_server_refuses_a_role_everything_else(roles: Roles, postgres: PostgresTransport, role: str) -> None:
     """Each role is refused, by the server itself, whatever its work does not take; the owner may do all of it."""
     assert [statement for statement in DENIED[role] if not roles.refused(role, statement)] == []
+
+
+def test_a_producer_without_update_overwrites_no_result(roles: Roles, queue: str, caplog: Any) -> None:
+    """Without the one right that the document warns of, calls are answered, and no producer can change a result."""
+    roles.take("producer", "UPDATE (result, error) ON {results}")
+    assert roles.refused("producer", "UPDATE {results} SET result = '1'")
+    assert roles.refused("producer", "UPDATE {results} SET error = 'x'")
+    with (
+        roles.transport("producer") as producer,
+        roles.transport("consumer") as workers,
+        running(Consumer(workers, {"add": lambda a, b: a + b}, [queue])),
+    ):
+        assert Dispatcher(producer).call("add", args=[1, 2], queue=queue, timeout=30) == 3
+    assert any(record.__dict__.get("wire.event") == "reply_not_cleared" for record in caplog.records)
 
 
 BEYOND_A_PRODUCER: dict[str, tuple[Callable[[PostgresTransport], object], str]] = {
@@ -262,8 +287,14 @@ def test_nobody_but_the_owner_migrates(roles: Roles, role: str) -> None:
 @pytest.mark.parametrize(
     ("right", "said"),
     [
-        ("INSERT ON {messages}", r"table pg_queue_message .*takes INSERT, and SELECT on its column msg_id; grant"),
-        ("SELECT (msg_id) ON {messages}", r"table pg_queue_message .*takes INSERT, and SELECT on its column msg_id"),
+        (
+            "INSERT ON {messages}",
+            r"table pg_queue_message .*takes INSERT on its columns but msg_id, and SELECT on its column msg_id; grant",
+        ),
+        (
+            "SELECT (msg_id) ON {messages}",
+            r"table pg_queue_message .*takes INSERT on its columns but msg_id, and SELECT on its column msg_id",
+        ),
         ("USAGE ON SEQUENCE {schema}.pg_queue_message_msg_id_seq", r"pg_queue_message_msg_id_seq .*takes USAGE on the"),
         ("USAGE ON SCHEMA {schema}", r"schema \w+ .*takes USAGE on the schema; grant this role the right"),
     ],

@@ -30,7 +30,7 @@ CONSUMER: Rights = {
 }
 """What a consumer cannot do without; DELETE on pg_task_result it can, as long as another one sweeps."""
 
-_SEND = {"pg_queue_message": "INSERT, and SELECT on its column msg_id"}
+_SEND = {"pg_queue_message": "INSERT on its columns but msg_id, and SELECT on its column msg_id"}
 _BY_WORK: Mapping[str, Mapping[str, str]] = {
     "send": _SEND,
     "send within the caller's transaction": _SEND,
@@ -45,7 +45,7 @@ _BY_WORK: Mapping[str, Mapping[str, str]] = {
     "purge dead letters": {"pg_queue_dead_letter": "SELECT and DELETE"},
 }
 _CONSUMERS = {
-    "pg_queue_message": "SELECT, INSERT, DELETE, and UPDATE on its columns state, vt and read_ct",
+    "pg_queue_message": "SELECT, DELETE, INSERT on its columns but msg_id, UPDATE on its columns state, vt and read_ct",
     "pg_task_result": "SELECT, INSERT, UPDATE and DELETE",
     "pg_queue_dead_letter": "SELECT and INSERT",
 }
