@@ -114,10 +114,17 @@ class ExecutorDispatcher:
             log_failure("dispatch", context, exc)
             return ExecutionResult.failure(f"the executor's reply is not an execution result ({exc})")
 
-    def dispatch_async(self, context: ExecutionContext, headers: Mapping[str, Any] | None = None) -> str:
-        """Execute without waiting or callbacks; returns the id. Raises what `Dispatcher.send` raises."""
+    def dispatch_async(
+        self, context: ExecutionContext, headers: Mapping[str, Any] | None = None, within: object | None = None
+    ) -> str:
+        """Execute without waiting or callbacks; returns the id. Raises what `Dispatcher.send` raises.
+
+        Args:
+            within: The caller's own open DB-API cursor: the dispatch is part of its transaction. None (default): it is
+                sent at once.
+        """
         try:
-            return self.dispatcher.send(EXECUTOR_TASK, **_addressed(context, headers)).id
+            return self.dispatcher.send(EXECUTOR_TASK, **_addressed(context, headers), within=within).id
         except Exception as exc:
             log_failure("dispatch_async", context, exc)
             raise
@@ -129,9 +136,10 @@ class ExecutorDispatcher:
         on_error: Callback | None = None,
         task_id: str | None = None,
         headers: Mapping[str, Any] | None = None,
+        within: object | None = None,
     ) -> DispatchHandle:
         """Execute, then run a callback. With neither callback it is `dispatch_async` under that id: run again if it
-        raises. Raises what `Dispatcher.send_with_callback` raises.
+        raises. `within` is that of `dispatch_async`. Raises what `Dispatcher.send_with_callback` raises.
 
         An executor that *returns* `success: false` has returned: `on_success` gets that result, as Celery's link would.
         """
@@ -142,6 +150,7 @@ class ExecutorDispatcher:
                 on_error=on_error,
                 task_id=task_id,
                 **_addressed(context, headers),
+                within=within,
             )
         except Exception as exc:
             log_failure("dispatch_with_callback", context, exc)

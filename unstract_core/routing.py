@@ -56,8 +56,14 @@ class Side(Protocol):
         Never raises: whatever goes wrong, the enqueue included, becomes `ExecutionResult.failure`.
         """
 
-    def dispatch_async(self, context: ExecutionContext, headers: Mapping[str, Any] | None = None) -> str:
-        """Execute without waiting or callbacks; returns the id. Lets an enqueue failure out, after logging it."""
+    def dispatch_async(
+        self, context: ExecutionContext, headers: Mapping[str, Any] | None = None, within: object | None = None
+    ) -> str:
+        """Execute without waiting or callbacks; returns the id. Lets an enqueue failure out, after logging it.
+
+        `within` is the caller's own open DB-API cursor, whose transaction the dispatch joins; a side that cannot join
+        one raises NotSupported, and nothing is sent.
+        """
 
     def dispatch_with_callback(
         self,
@@ -66,8 +72,12 @@ class Side(Protocol):
         on_error: Callback | None = None,
         task_id: str | None = None,
         headers: Mapping[str, Any] | None = None,
+        within: object | None = None,
     ) -> DispatchHandle:
-        """Execute, then run a callback; `task_id` is the handle's id. Lets an enqueue failure out, after logging it."""
+        """Execute, then run a callback; `task_id` is the handle's id. Lets an enqueue failure out, after logging it.
+
+        `within` is that of `dispatch_async`.
+        """
 
     def status(self, task_id: str) -> Reply | None:
         """Return what became of a dispatch; None when nothing is known of it (yet).

@@ -102,6 +102,7 @@ def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any], int]:
     """A call of one of the three methods: its arguments by name, and how many of them go by position."""
     method = draw(st.sampled_from(METHODS))
     names = list(inspect.signature(getattr(CeleryAppDispatcher, method)).parameters)[2:]
+    names = [name for name in names if name != "within"]
     signatures = st.builds(signature, some.names, kwargs=some.json_objects, options=st.builds(dict, queue=some.names))
     values: dict[str, Any] = {
         "timeout": st.none() | st.floats(0.1, 1e6) | st.integers(0, 10),
@@ -143,6 +144,17 @@ def test_the_app_gets_what_the_products_dispatcher_gives_it_and_nothing_more(
     assert kwargs["args"][0] is context.fields
     assert kwargs["queue"] == f"celery_executor_{context.executor_name}"
     assert all(kwargs[name] is value for name, value in expected.items())
+
+
+@pytest.mark.parametrize("method", ["dispatch_async", "dispatch_with_callback"])
+def test_a_dispatch_through_celery_joins_no_transaction(method: str) -> None:
+    """`within` is refused with what to do instead, and nothing is sent; None is the same as leaving it out."""
+    app = answering(OK)
+    with pytest.raises(NotSupported, match=r"cannot join a transaction .*after the commit"):
+        getattr(CeleryAppDispatcher(app), method)(Context(), within=object())
+    assert app.calls == []
+    getattr(CeleryAppDispatcher(app), method)(Context(), within=None)
+    assert len(app.calls) == 1
 
 
 def test_nothing_of_the_callers_is_changed() -> None:

@@ -10,9 +10,11 @@ import threading
 import time
 from typing import Any
 
+import attrs
 import psycopg
 import psycopg2
 import pytest
+from core.signatures import as_object, fields_of
 from pg_tables import Tables
 from postgres.callers import CALLERS, Open
 from postgres.support import AT_ONCE, LONG_POLL, in_background
@@ -21,7 +23,10 @@ from contract_tests.messages import message
 from transports.postgres import PostgresTransport
 from unstract_core import (
     ConfigurationError,
+    Dispatcher,
+    ExecutorDispatcher,
     PayloadError,
+    RoutingDispatcher,
     TransportClosed,
     TransportNotReady,
     TransportRefused,
@@ -57,6 +62,38 @@ def test_messages_vanish_with_the_callers_rollback(
         postgres.send([message("t", queue, n) for n in range(number)], within=open_.cursor)
         open_.rollback()
     assert tables.count(queue) == 0
+
+
+@attrs.frozen
+class Context:
+    """An execution context as the product builds it."""
+
+    executor_name: str
+    organization_id: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return attrs.asdict(self)
+
+
+@pytest.mark.parametrize("routed", [False, True], ids=["alone", "behind a gate"])
+def test_the_products_methods_join_the_callers_transaction(
+    postgres: PostgresTransport, tables: Tables, queue: str, caller: Open, routed: bool
+) -> None:
+    """dispatch_async and dispatch_with_callback commit and vanish with the caller's work, through a router as well."""
+    executor = ExecutorDispatcher(Dispatcher(postgres))
+    side = RoutingDispatcher(gate=lambda _: True, on=executor, off=executor) if routed else executor
+    callback = as_object(fields_of(options={"queue": queue}))
+    context = Context(queue)
+    with caller(tables.url) as open_:
+        sent = side.dispatch_async(context, within=open_.cursor)
+        handle = side.dispatch_with_callback(context, on_success=callback, within=open_.cursor)
+        assert tables.count(f"celery_executor_{queue}") == 0
+        open_.commit()
+        side.dispatch_async(context, within=open_.cursor)
+        side.dispatch_with_callback(context, on_success=callback, within=open_.cursor)
+        open_.rollback()
+    stored = tables.rows("SELECT message ->> 'task_id' FROM {messages} ORDER BY msg_id")
+    assert stored == [(sent,), (handle.id,)]
 
 
 def test_the_callers_cursor_is_as_it_was(tables: Tables, postgres: PostgresTransport, queue: str, caller: Open) -> None:

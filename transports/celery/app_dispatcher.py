@@ -66,9 +66,15 @@ class CeleryAppDispatcher:
             log_failure("dispatch", context, exc)
             return ExecutionResult.failure(error_text(exc))
 
-    def dispatch_async(self, context: ExecutionContext, headers: Mapping[str, Any] | None = None) -> str:
-        """Execute without waiting or callbacks; returns the id. Raises what `send_task` raises, after logging it."""
+    def dispatch_async(
+        self, context: ExecutionContext, headers: Mapping[str, Any] | None = None, within: object | None = None
+    ) -> str:
+        """Execute without waiting or callbacks; returns the id. Raises what `send_task` raises, after logging it.
+
+        Raises NotSupported for `within`: a broker has no part in a database's transaction.
+        """
         try:
+            _check_within(within)
             task_id: str = self._send(context, headers=headers).id
         except Exception as exc:
             log_failure("dispatch_async", context, exc)
@@ -82,12 +88,15 @@ class CeleryAppDispatcher:
         on_error: Any | None = None,
         task_id: str | None = None,
         headers: Mapping[str, Any] | None = None,
+        within: object | None = None,
     ) -> DispatchHandle:
         """Execute, then let Celery run `on_success` as its link or `on_error` as its link_error.
 
-        `task_id`, Celery's own choice unless given, is the handle's id. Raises what `send_task` raises, after logging.
+        `task_id`, Celery's own choice unless given, is the handle's id. Raises what `send_task` raises, after logging,
+        and NotSupported for `within`.
         """
         try:
+            _check_within(within)
             sent = self._send(context, headers=headers, link=on_success, link_error=on_error, task_id=task_id)
             return DispatchHandle(sent.id)
         except Exception as exc:
@@ -126,6 +135,14 @@ class CeleryAppDispatcher:
     def _send(self, context: ExecutionContext, **options: Any) -> Any:
         given = {name: value for name, value in options.items() if value is not None}
         return self.app.send_task(EXECUTOR_TASK, args=[context.to_dict()], queue=executor_queue(context), **given)
+
+
+def _check_within(within: object | None) -> None:
+    if within is not None:
+        raise NotSupported(
+            "a dispatch through Celery cannot join a transaction (within=...), so nothing was sent; dispatch after "
+            "the commit, as from Django's transaction.on_commit, or over PostgreSQL"
+        )
 
 
 def _waited(result: Any, seconds: float, context: ExecutionContext) -> object:
