@@ -104,7 +104,7 @@ class ExecutorDispatcher:
             reply = self.dispatcher.call(EXECUTOR_TASK, timeout=seconds, **_addressed(context, headers))
         except ContractError as exc:
             log_failure("dispatch", context, exc)
-            return ExecutionResult.failure(str(exc) or type(exc).__name__)
+            return ExecutionResult.failure(str(exc) or _unexplained(context, exc))
         except Exception as exc:  # a context's own code may raise anything, and this method never does
             log_failure("dispatch", context, exc)
             return ExecutionResult.failure(error_text(exc))
@@ -163,6 +163,10 @@ class ExecutorDispatcher:
         cannot be asked.
         """
         return self.dispatcher.status(task_id)
+
+
+def _unexplained(context: ExecutionContext, exc: Exception) -> str:
+    return f"{EXECUTOR_TASK} on queue {executor_queue(context)!r} failed without an error text ({type(exc).__name__})"
 
 
 def executor_queue(context: ExecutionContext) -> str:

@@ -239,6 +239,7 @@ class QueueState:
 
     `ready` can be taken now; `in_flight` is held under a lease; `delayed` waits for its time; `dead` was buried. A
     message that waits to be retried may be counted among either of the middle two: not every store tells them apart.
+    `unknown` is in a state that this package does not know, as another program's, and is run by no worker of ours.
     """
 
     queue: str
@@ -247,6 +248,7 @@ class QueueState:
     delayed: int
     oldest: float | None
     dead: int
+    unknown: int = 0
 
 
 @attrs.frozen

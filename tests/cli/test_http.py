@@ -86,6 +86,9 @@ def test_healthz_is_200_or_503_with_its_reasons(caplog: pytest.LogCaptureFixture
         reasons.append("it is not well")
         status, body = ask(address, "/healthz?verbose=1")
         assert (status, json.loads(body)["status"], json.loads(body)["reasons"]) == (503, "unhealthy", reasons)
+        assert ask(address, "/health") == ask(address, "/livez?verbose=1") == (503, body)
+        reasons.clear()
+        assert ask(address, "/health")[0] == ask(address, "/livez")[0] == 200
 
 
 def test_nothing_else_is_served(caplog: pytest.LogCaptureFixture) -> None:

@@ -317,6 +317,13 @@ def test_dispatch_turns_a_failed_task_into_a_result(error: str) -> None:
     assert error in result.error
 
 
+def test_a_failure_without_a_text_names_task_and_queue() -> None:
+    """An empty error text of a failed reply becomes one that says which task failed where."""
+    result = dispatcher(RecordingTransport(answer=Reply("", "failed", error=""))).dispatch(Context(), 1)
+    expected = "execute_extraction on queue 'celery_executor_legacy' failed without an error text (TaskFailed)"
+    assert result.error == expected
+
+
 @given(some.json_values)
 def test_dispatch_turns_any_reply_into_a_result(reply: Any) -> None:
     """Whatever stands in the reply, an ExecutionResult comes back; it is a success only if the reply says so."""

@@ -67,6 +67,26 @@ def test_two_kinds_of_consumers_share_a_queue_without_loss_or_doubling(
 
 
 @on_one_server
+def test_rows_in_a_state_of_the_product_alone_are_reported(
+    beside: Product, transport: PostgresTransport, queue: str
+) -> None:
+    """A row in a state that this package does not know is run by nobody here, and `queues` and doctor report it."""
+    transport.send([message("t", queue), message("t", queue)])
+    beside.tables.execute(
+        "ALTER TABLE {messages} ADD available_at timestamptz NOT NULL DEFAULT now();"
+        "UPDATE {messages} SET state = 'scheduled' WHERE msg_id = (SELECT max(msg_id) FROM {messages})"
+    )
+    ran: list[int] = []
+    Consumer(transport, {"t": lambda: ran.append(1)}, [queue]).drain(timeout=60)
+    assert ran == [1]
+    (state,) = transport.queues([queue])
+    assert (state.ready, state.in_flight, state.delayed, state.unknown) == (0, 0, 0, 1)
+    (finding,) = [one for one in transport.check_up() if one.name == "waiting"]
+    assert finding.level == "warning"
+    assert f"1 'scheduled' in '{queue}'" in finding.what
+
+
+@on_one_server
 def test_a_delayed_message_is_not_visible_to_the_product_before_its_time(
     beside: Product, transport: PostgresTransport, queue: str
 ) -> None:

@@ -59,8 +59,14 @@ def celery_tasks(app: Any) -> Mapping[str, Callable[..., Any]]:
         raise ConfigurationError("the Celery app has no tasks; import the modules that define them first")
     _keep_django_connected(app)
     limited = sorted(name for name, task in found.items() if task.limited)
-    if limited:
-        emit(logger, logging.WARNING, "task_limits_not_enforced", tasks=", ".join(limited), count=len(limited))
+    for_all = [
+        name for name in ("task_time_limit", "task_soft_time_limit", "task_default_rate_limit") if app.conf[name]
+    ]
+    if limited or for_all:
+        fields: dict[str, Any] = {"tasks": ", ".join(limited), "count": len(limited)}
+        if for_all:
+            fields["of_the_app"] = ", ".join(f"{name}={app.conf[name]}" for name in for_all)
+        emit(logger, logging.WARNING, "task_limits_not_enforced", **fields)
     return found
 
 

@@ -148,9 +148,15 @@ def leases(look: Look) -> Iterator[Finding]:
 
 
 def waiting(look: Look) -> Iterator[Finding]:
-    """Whether messages wait for long, and whether anybody works on their queue."""
+    """Whether messages wait for long, whether anybody works on their queue, and whether anybody can."""
     rows = look.ask("waiting", seconds=look.limits.waiting)
-    if not rows:
+    if odd := look.ask("unknown_states"):
+        parts = [f"{count} {state!r} in {queue!r}" for queue, state, count in odd]
+        what = f"messages are in a state that this package does not know, and never takes: {listed(parts, 'queues')}"
+        yield Finding(
+            "waiting", "warning", what, "run the program that makes them ready, or a newer version of this one"
+        )
+    elif not rows:
         yield Finding("waiting", "ok", f"no message has been ready for more than {look.limits.waiting:g} s")
     idle = [row for row in rows if not row[3]]
     busy = [row for row in rows if row[3]]

@@ -36,6 +36,8 @@ _MOST_AT_ONCE = 16
 _MOST_COLLECTIONS = 4
 """So many requests for /metrics are answered at once: they may wait for a database, and a probe must not."""
 _TICK = 0.5
+_HEALTH = ("/healthz", "/health", "/livez")
+"""The paths that probes ask, those of the product's workers among them; all three answer alike."""
 
 Exposition = Callable[[], tuple[bytes, str]]
 """Returns what /metrics says, and its content type. Raises a ContractError that names the remedy where it cannot."""
@@ -217,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.note_request(self.request)
         path = self.path.partition("?")[0]
-        if path == "/healthz":
+        if path in _HEALTH:
             self._tell_health()
         elif path == "/metrics":
             self._tell_metrics()

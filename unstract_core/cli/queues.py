@@ -24,6 +24,7 @@ def queues(session: Session, names: tuple[str, ...], as_json: bool) -> None:
 
     Depth is everything in the queue: ready to be taken, in flight with a worker, and delayed. Oldest is how long the
     first of the ready ones has waited; dead is how many were buried. A queue that holds nothing is shown when named.
+    Where other programs store messages in a state that no worker of this package takes, these are shown as unknown.
     """
 
     def ask(transport: Any) -> Sequence[QueueState]:
@@ -34,8 +35,9 @@ def queues(session: Session, names: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         print_json([_queue_row(state) for state in states])
         return
+    odd = any(state.unknown for state in states)
     print_table(
-        ["queue", ">depth", ">ready", ">in flight", ">delayed", ">oldest", ">dead"],
+        ["queue", ">depth", ">ready", ">in flight", ">delayed", ">oldest", ">dead", *([">unknown"] if odd else [])],
         [
             [
                 state.queue,
@@ -45,6 +47,7 @@ def queues(session: Session, names: tuple[str, ...], as_json: bool) -> None:
                 str(state.delayed),
                 "-" if state.oldest is None else age(state.oldest),
                 str(state.dead),
+                *([str(state.unknown)] if odd else []),
             ]
             for state in states
         ],
@@ -53,7 +56,7 @@ def queues(session: Session, names: tuple[str, ...], as_json: bool) -> None:
 
 
 def _depth(state: QueueState) -> int:
-    return state.ready + state.in_flight + state.delayed
+    return state.ready + state.in_flight + state.delayed + state.unknown
 
 
 def _queue_row(state: QueueState) -> dict[str, Any]:
@@ -65,4 +68,5 @@ def _queue_row(state: QueueState) -> dict[str, Any]:
         "delayed": state.delayed,
         "oldest_seconds": None if state.oldest is None else round(state.oldest, 3),
         "dead": state.dead,
+        **({"unknown": state.unknown} if state.unknown else {}),
     }

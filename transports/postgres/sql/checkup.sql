@@ -94,6 +94,11 @@ WHERE state = 'claimed' AND vt <= now() - %(seconds)s::float8 * interval '1 seco
 GROUP BY queue_name
 ORDER BY 2 DESC, 1;
 
+-- name: unknown_states
+-- Rows that no statement of this package takes: another program has put them into a state of its own.
+SELECT queue_name, state, count(*) FROM {messages} WHERE state NOT IN ('ready', 'claimed')
+GROUP BY queue_name, state ORDER BY 3 DESC, 1, 2;
+
 -- name: waiting
 -- Queues whose first ready message has waited for long, and how many of their messages somebody is working on.
 SELECT q.name, q.ready, q.oldest,

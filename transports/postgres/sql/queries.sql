@@ -355,7 +355,8 @@ SELECT q.name,
        count(m.msg_id) FILTER (WHERE m.state = 'claimed' AND m.read_ct = 0),
        extract(epoch FROM now() - min(least(now(), greatest(m.vt, m.enqueued_at)))
                FILTER (WHERE m.state = 'ready' AND isfinite(m.vt) AND isfinite(m.enqueued_at)))::float8,
-       (SELECT count(*) FROM {dead} AS d WHERE d.queue_name = q.name)
+       (SELECT count(*) FROM {dead} AS d WHERE d.queue_name = q.name),
+       count(m.msg_id) FILTER (WHERE m.state NOT IN ('ready', 'claimed'))
 FROM (
     SELECT unnest(%(names)s::text[]) AS name
     UNION SELECT DISTINCT queue_name FROM {messages} WHERE %(all)s
