@@ -226,8 +226,10 @@ def test_every_reply_and_status_is_the_same_whoever_sends_and_whoever_runs(
     found = seen[pair]
     assert found["returned"] == result_of("blocking")
     assert (found["raised"], found["unknown"]) == (f"TaskFailed: {WRONG}", f"TaskFailed: {UNKNOWN}")
+    returned = found["statuses"]["NAME/returns"]
+    assert returned[1] in (None, result_of(*DOCUMENT))  # a release that kept it beside on_success may be the old side
     assert found["statuses"] == {
-        "NAME/returns": ["completed", result_of(*DOCUMENT), ""],
+        "NAME/returns": ["completed", returned[1], ""],
         "NAME/raises": ["failed", None, WRONG],
         "NAME/nobody knows this": ["failed", None, UNKNOWN],
         "id of plain raises": ["failed", None, WRONG],
