@@ -74,7 +74,7 @@ class Envelope:
             self.org_id,
             self.priority,
             self.expires,
-            self.further_continuations,
+            further_continuations=self.further_continuations,
         )
 
 
