@@ -17,9 +17,11 @@ from typing import Any
 import kombu
 from kombu.serialization import loads
 
+from transports.celery.compression import NotDecompressed, readable_body
 from transports.celery.protocol import Outgoing
+from unstract_core.errors import MalformedPayload
 from unstract_core.transport import Reply
-from unstract_core.values import cut, normalise
+from unstract_core.values import cut, error_text, normalise
 
 _ERROR = re.compile(r"(?P<type>[A-Za-z_]\w*)(?:: (?P<message>.*))?", re.DOTALL)
 _EXPIRED = "MalformedPayload: expired"
@@ -48,9 +50,16 @@ def write_answer(reply: Reply, *, task_id: str, correlation_id: str, reply_to: s
 
 
 def read_answer(message: kombu.Message, key: str) -> Reply | None:
-    """Read an answer under `key`; None for what is none, or not the last word (STARTED, RETRY). Never raises."""
+    """Read an answer under `key`; None for what is none, or not the last word (STARTED, RETRY). Never raises.
+
+    An answer that cannot be decompressed within the limit is a failure: the caller does not wait for another.
+    """
     try:
-        meta = loads(message.body, message.content_type, message.content_encoding, accept=["application/json"])
+        body = readable_body(message)
+    except NotDecompressed as exc:
+        return Reply(key, "failed", error=error_text(MalformedPayload(f"the answer cannot be read: {exc}")))
+    try:
+        meta = loads(body, message.content_type, message.content_encoding, accept=["application/json"])
         status, result = meta["status"], meta["result"]
     except Exception:  # whatever came, it answers nobody
         return None

@@ -20,6 +20,7 @@ import kombu
 from amqp.exceptions import MessageNacked
 from kombu.common import maybe_declare
 
+from transports.celery.compression import keep_compressed
 from transports.celery.errors import Nacked, Unroutable, mapped, translate
 from transports.celery.frames import tolerate_unreadable_properties
 from transports.celery.protocol import DEAD_SUFFIX, Outgoing
@@ -114,7 +115,7 @@ class Broker:
 
         py-amqp opens such a channel anew by itself, without its consumers, its confirms and what it was to acknowledge.
         """
-        channel = self.connection.channel()
+        channel = keep_compressed(self.connection.channel())
         if self.amqp:
             channel.on_open = self._note_reopened
         return channel
@@ -224,6 +225,7 @@ class Broker:
             headers=message.headers,
             content_type=message.content_type,
             content_encoding=message.content_encoding,
+            compression=message.compression,
             mandatory=message.declared,
             **message.properties,
         )

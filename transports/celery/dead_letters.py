@@ -23,6 +23,7 @@ import kombu
 from amqp.exceptions import NotFound
 
 from transports.celery.broker import Broker
+from transports.celery.compression import keep_compressed
 from transports.celery.envelope import Envelope, read_message
 from transports.celery.errors import mapped
 from transports.celery.protocol import DEAD_SUFFIX, check_queue
@@ -146,7 +147,7 @@ class _Look:
         self._queue = queue
         self._dead = queue + DEAD_SUFFIX
         self._doing = doing
-        self._channel = broker.connection.channel()
+        self._channel = keep_compressed(broker.connection.channel())
         self._out: list[kombu.Message] = []
         self._removed = 0
 
@@ -154,7 +155,6 @@ class _Look:
         """Take out what stands there now. For a quorum queue this also waits until it has taken all removals."""
         with contextlib.suppress(NotFound):
             while len(self._out) < _MOST and (message := self._channel.basic_get(self._dead, no_ack=False)) is not None:
-                # not by kombu's own `get`, which would raise for what it cannot decompress
                 self._out.append(self._channel.message_to_python(message))
 
     def letters(self, wanted: Collection[str] | None = None) -> list[_Found]:

@@ -19,6 +19,7 @@ import kombu
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import loads
 
+from transports.celery.compression import NotDecompressed, readable_body
 from transports.celery.frames import UNREADABLE
 from transports.celery.protocol import HEADERS_HEADER, ORG_HEADER, TRACE_HEADERS, UNSET_PRIORITY
 from unstract_core.codec import check_name, from_wire
@@ -256,10 +257,12 @@ def _decoded(message: kombu.Message) -> Any:
             f"the content type is {content_type!r}; only application/json is read, and nothing is ever unpickled: "
             "set task_serializer = 'json' at its sender"
         )
-    if message.errors:
-        raise _Problem("the body cannot be decompressed")
     try:
-        return loads(message.body, content_type, message.content_encoding, accept=_JSON)
+        body = readable_body(message)
+    except NotDecompressed as exc:
+        raise _Problem(str(exc)) from exc
+    try:
+        return loads(body, content_type, message.content_encoding, accept=_JSON)
     except (DecodeError, ContentDisallowed, ValueError, RecursionError) as exc:
         raise _Problem(f"the body is not JSON that can be read ({type(exc).__name__})") from exc
 

@@ -17,6 +17,7 @@ import kombu
 
 from transports.celery.answers import read_answer
 from transports.celery.broker import Broker, Settings
+from transports.celery.compression import keep_compressed
 from transports.celery.errors import mapped
 from transports.celery.publishers import leave_to_parent
 from unstract_core.errors import ContractError, NotSupported, TransportClosed, TransportUnavailable
@@ -164,7 +165,7 @@ class Inbox:
         try:
             broker.declare(queue, doing)
             with mapped(doing):
-                channel = broker.connection.channel()
+                channel = keep_compressed(broker.connection.channel())
                 consumer = kombu.Consumer(channel, [queue], on_message=self._receive, no_ack=True, auto_declare=False)
                 consumer.consume()
                 with self._changed:

@@ -49,6 +49,8 @@ class Outgoing:
     body: Any
     content_type: str | None = None
     content_encoding: str | None = None
+    compression: str | None = None
+    """How kombu compresses a body that it serialises; None for a body that stays as it is."""
     declared: bool = True
     """Whether its queue is ours to declare; a reply's is not, and may be gone."""
 

@@ -17,6 +17,8 @@ import kombu
 
 from transports.celery.answers import write_answer
 from transports.celery.broker import Settings
+from transports.celery.compression import HEADER as COMPRESSION_HEADER
+from transports.celery.compression import bytes_of
 from transports.celery.envelope import Envelope, link_queue, name_of, read_message
 from transports.celery.protocol import DEAD_SUFFIX, TRACE_HEADERS, Lineage, Outgoing, eta_of, task_message, write_task
 from unstract_core.continuation import CONTINUATION_IDS, with_error
@@ -87,8 +89,7 @@ def as_new(message: kombu.Message, queue: str) -> Outgoing:
     if body is None or DEAD_RESULT not in body[2]:
         return copy
     args, kwargs, embed = body
-    embed = {name: value for name, value in embed.items() if name != DEAD_RESULT}
-    return attrs.evolve(copy, body=(args, kwargs, embed), content_type=None, content_encoding=None)
+    return _with_body(copy, (args, kwargs, {name: value for name, value in embed.items() if name != DEAD_RESULT}))
 
 
 def as_it_is(message: kombu.Message, queue: str) -> Outgoing:
@@ -97,8 +98,7 @@ def as_it_is(message: kombu.Message, queue: str) -> Outgoing:
 
 
 def _kept(message: kombu.Message, counts: Collection[str] = _COUNTS) -> dict[str, Any]:
-    dropped = {*counts} if message.errors else {*counts, "compression"}  # which kombu has undone, if it could
-    return {name: value for name, value in message.headers.items() if name not in dropped}
+    return {name: value for name, value in message.headers.items() if name not in counts}
 
 
 def _copy(message: kombu.Message, queue: str, headers: dict[str, Any]) -> Outgoing:
@@ -106,20 +106,23 @@ def _copy(message: kombu.Message, queue: str, headers: dict[str, Any]) -> Outgoi
         queue=queue,
         headers=headers,
         properties={name: message.properties[name] for name in _KEPT_PROPERTIES if name in message.properties},
-        body=_bytes(message),
+        body=bytes_of(message),
         content_type=message.content_type or "application/data",
         content_encoding=message.content_encoding,
     )
 
 
-def _bytes(message: kombu.Message) -> Any:
-    """Return the body as it was sent; some brokers of kombu's have decoded it, whatever its encoding is called."""
-    if not isinstance(message.body, str):
-        return message.body
-    try:
-        return message.body.encode(message.content_encoding or "utf-8")
-    except (LookupError, UnicodeError):
-        return message.body.encode("utf-8", "surrogatepass")
+def _with_body(copy: Outgoing, body: tuple[Any, Any, Any]) -> Outgoing:
+    """Return a copy of a message with another body, compressed as the message was."""
+    headers = {name: value for name, value in copy.headers.items() if name != COMPRESSION_HEADER}
+    return attrs.evolve(
+        copy,
+        body=body,
+        headers=headers,
+        content_type=None,
+        content_encoding=None,
+        compression=copy.headers.get(COMPRESSION_HEADER) or None,
+    )
 
 
 def _with_room(headers: dict[str, Any]) -> dict[str, Any]:
@@ -226,5 +229,4 @@ def _dead_letter(received: Received, settlement: Settlement) -> Outgoing:
     if settlement.result is None or envelope.body is None:
         return letter
     args, kwargs, embed = envelope.body
-    body = (args, kwargs, {**embed, DEAD_RESULT: settlement.result})
-    return attrs.evolve(letter, body=body, content_type=None, content_encoding=None)
+    return _with_body(letter, (args, kwargs, {**embed, DEAD_RESULT: settlement.result}))
