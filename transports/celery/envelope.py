@@ -11,7 +11,7 @@ their own: they stand in `callbacks` and `errbacks` as they came, and the first 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -32,6 +32,9 @@ from unstract_core.values import normalise, normalise_members
 _JSON = frozenset({"application/json"})
 _OPTIONS = {"queue", "task_id", "link", "link_error", "countdown"}
 """The options of a link that are honoured when it is fired."""
+_CANVAS = {"chain": "tasks", "group": "tasks", "chord": "header"}
+"""Where Celery keeps the tasks of a canvas among its kwargs."""
+_DEEPEST_CANVAS = 20
 _MOST_RETRIES = 2**31
 COUNT_HEADER = "x-delivery-count"
 """In which a quorum queue says how often it has delivered a message before."""
@@ -41,8 +44,9 @@ COUNT_HEADER = "x-delivery-count"
 class Envelope:
     """What a message says, beside its payload. `raw` is the payload as it stands on our wire, as far as it is readable.
 
-    `callbacks` and `errbacks` are Celery's signatures as they came; `embed` the body's third part; `answered` whether
-    its sender gave an address for the answer, `reply_to`.
+    `callbacks` are Celery's signatures as they came. `errbacks` are too, but for the parts that cannot be honoured,
+    whose paths are `dropped`. `embed` is the body's third part; `answered` whether its sender gave an address for the
+    answer, `reply_to`.
     """
 
     raw: dict[str, Any]
@@ -62,6 +66,7 @@ class Envelope:
     priority: int
     body: tuple[Any, Any, Any] | None
     further_continuations: tuple[tuple[str, str, str], ...] = ()
+    dropped: tuple[str, ...] = ()
 
     def delivery(self, id: str, queue: str) -> Delivery:
         """Return it as a delivery of `queue`, under this id."""
@@ -113,6 +118,7 @@ class _Reading:
         self.body: tuple[Any, Any, Any] | None = None
         self.callbacks: tuple[dict[str, Any], ...] = ()
         self.errbacks: tuple[dict[str, Any], ...] = ()
+        self.dropped: tuple[str, ...] = ()
         self.payload: TaskPayload | None = None
         self.correlation_id = name_of(self.properties.get("correlation_id"))
         self.id = name_of(self.headers.get("id"))
@@ -177,6 +183,7 @@ class _Reading:
                 for kind, links in (("on_success", self.callbacks), ("on_error", self.errbacks))
                 for link in links[1:]
             ),
+            dropped=self.dropped,
         )
 
     def _address(self) -> None:
@@ -202,7 +209,7 @@ class _Reading:
             return str(exc)
         if isinstance(body, dict) and "task" in body:
             self.id = self.id or name_of(body.get("id"))
-            self.errbacks = _links_to_tell(body.get("errbacks"))
+            self._read_errbacks(body.get("errbacks"))
             return (
                 "the message is of Celery's protocol version 1; set task_protocol = 2, Celery's default, at its sender"
             )
@@ -219,15 +226,35 @@ class _Reading:
         if not isinstance(embed, dict):
             problems.append(f"expected an object, got {_kind(embed)} @ $.embed")
             embed = {}
-        for name in ("callbacks", "errbacks"):
-            try:
-                setattr(self, name, _links(embed.get(name), f"$.{name}"))
-            except _Problem as exc:
-                problems.append(str(exc))
-                setattr(self, name, _links_to_tell(embed.get(name)) if name == "errbacks" else ())
+        try:
+            self.callbacks = _links(embed.get("callbacks"), "$.callbacks")
+        except _Problem as exc:
+            problems.append(str(exc))
+        if problem := self._read_errbacks(embed.get("errbacks")):
+            problems.append(problem)
         if not problems:
             self.body = (args, kwargs, embed)
         return "; ".join(problems) or None
+
+    def _read_errbacks(self, found: Any) -> str | None:
+        """Take the errbacks that can be fired, also of a malformed message; return what is wrong with the others."""
+        links: list[dict[str, Any]] = []
+        dropped: list[str] = []
+        problem = None
+        if found is not None and not isinstance(found, list):
+            problem = f"expected an array of signatures, got {_kind(found)} @ $.errbacks"
+            found = [found]
+        for number, errback in enumerate(found or ()):
+            for link, path in _single_tasks(errback, f"$.errbacks[{number}]", dropped):
+                reduced = _reduced(link, path, dropped)
+                try:
+                    _check_link(reduced, path)
+                except _Problem as exc:
+                    problem = problem or str(exc)
+                else:
+                    links.append(reduced)
+        self.errbacks, self.dropped = tuple(links), tuple(dropped)
+        return problem
 
     def _refuse_what_cannot_be_honoured(self) -> None:
         embed = self.body[2] if self.body else {}
@@ -288,8 +315,7 @@ def _check_link(link: Any, path: str) -> None:
     options = {name: value for name, value in (link.get("options") or {}).items() if value not in (None, [], {})}
     if foreign := sorted(str(name) for name in options.keys() - _OPTIONS):
         raise _Problem(f"{', '.join(foreign)} cannot be honoured; set queue alone @ {path}.options")
-    countdown = options.get("countdown", 0)
-    if not isinstance(countdown, int | float) or not abs(countdown) <= LONGEST_DELAY:
+    if not _is_countdown(options.get("countdown", 0)):
         raise _Problem(f"expected seconds, at most {LONGEST_DELAY:g} @ {path}.options.countdown")
     try:
         check_name(link["task"], f"{path}.task")
@@ -301,16 +327,65 @@ def _check_link(link: Any, path: str) -> None:
         raise _Problem(str(exc)) from exc
 
 
-def _links_to_tell(found: Any) -> tuple[dict[str, Any], ...]:
-    """Return the links of a malformed message that can be fired all the same: its sender must hear of it."""
-    links = []
-    for link in found if isinstance(found, list) else [found]:
-        try:
-            _check_link(link, "$")
-        except _Problem:
-            continue
-        links.append(link)
-    return tuple(links)
+def _single_tasks(link: Any, path: str, dropped: list[str], depth: int = 0) -> Iterator[tuple[Any, str]]:
+    """Yield the tasks of an errback that are fired: of a chain the first, of a group all, of a chord its header's.
+
+    The paths of the others are added to `dropped`.
+    """
+    kind = link.get("subtask_type") if isinstance(link, dict) else None
+    name = _CANVAS.get(kind) if isinstance(kind, str) else None
+    members = (link.get("kwargs") or {}).get(name) if name and isinstance(link.get("kwargs"), dict) else None
+    if isinstance(members, dict):
+        members = [members]
+    if not isinstance(members, list) or not members or depth > _DEEPEST_CANVAS:
+        if kind:  # Celery sends these as the task of that name, too
+            link = {**link, "subtask_type": None}
+            dropped.append(f"{path}.subtask_type")
+        yield link, path
+        return
+    if kind == "chain" and len(members) > 1:
+        dropped.append(f"{path}.kwargs.tasks[1:]")
+        members = members[:1]
+    if kind == "chord":
+        dropped.append(f"{path}.kwargs.body")
+    common = link.get("options") if isinstance(link.get("options"), dict) else {}
+    for number, member in enumerate(members):
+        if isinstance(member, dict) and isinstance(own := member.get("options") or {}, dict):
+            member = {**member, "options": {**common, **own}}
+        yield from _single_tasks(member, f"{path}.kwargs.{name}[{number}]", dropped, depth + 1)
+
+
+def _reduced(link: Any, path: str, dropped: list[str]) -> Any:
+    """Return an errback without what cannot be honoured: options, and values outside the domain.
+
+    Their paths are added to `dropped`. An error that is reported in another way than its sender wanted is better than
+    one that is not reported.
+    """
+    if not isinstance(link, dict):
+        return link
+    for name, kind in (("args", list), ("kwargs", dict)):
+        if isinstance(link.get(name), kind):
+            try:
+                normalise_members(link[name])
+            except PayloadError as exc:
+                dropped.append(f"{path}.{name}{(exc.path or '$').removeprefix('$')}")
+                link = {**link, name: normalise_members(link[name], lenient=True)}
+    options = link.get("options")
+    if not isinstance(options, dict):
+        return link
+    foreign = [name for name, value in options.items() if value not in (None, [], {}) and not _is_honoured(name, value)]
+    dropped += sorted(f"{path}.options.{name}" for name in foreign)
+    return {**link, "options": {name: value for name, value in options.items() if name not in foreign}}
+
+
+def _is_honoured(name: str, value: Any) -> bool:
+    if name == "countdown":
+        return _is_countdown(value)
+    return name in _OPTIONS and (name != "task_id" or name_of(value) is not None)
+
+
+def _is_countdown(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= LONGEST_DELAY
 
 
 def _carried(headers: Mapping[str, Any]) -> Any:

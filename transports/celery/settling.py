@@ -8,6 +8,7 @@ A continuation that comes from no link is a message like any other.
 from __future__ import annotations
 
 import datetime
+import logging
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -22,8 +23,11 @@ from transports.celery.compression import bytes_of
 from transports.celery.envelope import Envelope, link_queue, name_of, read_message
 from transports.celery.protocol import DEAD_SUFFIX, TRACE_HEADERS, Lineage, Outgoing, eta_of, task_message, write_task
 from unstract_core.continuation import CONTINUATION_IDS, with_error
+from unstract_core.events import emit
 from unstract_core.transport import Message, Reply, Settlement, Verdict
 from unstract_core.values import normalise, normalise_members
+
+logger = logging.getLogger(__name__)
 
 DEAD_HEADERS = ("x-dead-id", "x-dead-queue", "x-dead-reason", "x-dead-attempts", "x-dead-at")
 DEAD_RESULT = "x-dead-result"
@@ -163,6 +167,15 @@ def _follow_ups(
     plain = task_message(follow_up, ranked=settings.keeps_priorities(follow_up.queue), lineage=lineage)
     if not links:
         return [plain]
+    if failed and envelope.dropped:
+        emit(
+            logger,
+            logging.WARNING,
+            "errback_options_dropped",
+            task_id=envelope.id,
+            count=len(links),
+            dropped=", ".join(envelope.dropped),
+        )
     if failed or len(links) > 1:
         lineage = attrs.evolve(lineage, group=str(uuid.uuid5(CONTINUATION_IDS, f"{plain.id}/group")))
     error = settlement.reason if failed else None

@@ -1,0 +1,126 @@
+"""Errbacks with options that cannot be honoured: they are fired without them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import kombu
+import pytest
+from celery import chain, chord, group, signature
+from celery_wire.support import ALIVE, Bench
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract_tests.kit import wait_until
+from transports.celery.envelope import read_message
+
+OPTIONS: dict[str, Any] = {
+    "priority": 7,
+    "countdown": "soon",
+    "eta": "2030-01-01T00:00:00+00:00",
+    "expires": 60,
+    "reply_to": "secret-address",
+    "routing_key": "elsewhere",
+    "exchange": "elsewhere",
+    "serializer": "pickle",
+    "compression": "bzip2",
+    "headers": {"tenant": "secret-tenant"},
+    "task_id": 7,
+    "group_id": "g",
+    "chord": {"task": "t"},
+    "chain": [{"task": "t"}],
+    "retry": True,
+    "retry_policy": {"max_retries": 1},
+    "time_limit": 9,
+    "shadow": "another name",
+    "ignore_result": True,
+    "stamped_headers": ["s"],
+    "of-no-one": 1,
+}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def errback(queue: str, task: str = "failed", **options: Any) -> dict[str, Any]:
+    return dict(signature(task, queue=queue, **options))
+
+
+def dropped(caplog: pytest.LogCaptureFixture) -> list[str]:
+    records = [one for one in caplog.records if getattr(one, "wire.event", "") == "errback_options_dropped"]
+    return [getattr(one, "wire.dropped") for one in records]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_errback_is_fired_without_a_foreign_option(
+    bench: Bench, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """The failed task's errback is sent once, and the log names the option and not its value."""
+    embed = {"errbacks": [errback(bench.told, **{name: OPTIONS[name]})]}
+    bench.put(json.dumps([[], {}, embed]), {"task": "odd", "id": "the-id"})
+    told = bench.pipe.one(bench.told)
+    assert (told.headers["task"], told.args) == ("failed", ["the-id"])
+    assert dropped(caplog) == [f"$.errbacks[0].options.{name}"]
+    assert "secret" not in caplog.text
+    assert bench.reason().startswith("UnknownTask")
+
+
+def test_a_task_runs_whatever_its_errback_asks_for(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A task with such an errback is run, and nothing is dropped where it succeeds."""
+    caplog.set_level(logging.WARNING)
+    embed = {"errbacks": [errback(bench.told, **OPTIONS), group(signature("a"), signature("b"))]}
+    bench.put(json.dumps([["with an errback"], {}, embed]), {"task": "note", "id": "the-id"})
+    wait_until(lambda: "with an errback" in bench.ran, timeout=ALIVE, what="the task to run")
+    bench.the_next_one_runs()
+    assert dropped(caplog) == []
+    assert bench.pipe.left(bench.told) == []
+
+
+CANVASES: dict[str, tuple[Any, list[str], list[str]]] = {
+    "chain": (lambda a, b: chain(a, b), ["a"], ["$.errbacks[0].kwargs.tasks[1:]"]),
+    "group": (lambda a, b: group(a, b), ["a", "b"], []),
+    "chord": (lambda a, b: chord([a], b), ["a"], ["$.errbacks[0].kwargs.body"]),
+    "chain in a group": (lambda a, b: group(chain(a, b)), ["a"], ["$.errbacks[0].kwargs.tasks[0].kwargs.tasks[1:]"]),
+}
+
+
+@pytest.mark.parametrize("what", CANVASES)
+def test_a_canvas_as_an_errback_is_fired(bench: Bench, caplog: pytest.LogCaptureFixture, what: str) -> None:
+    """Of a chain the first task is sent, of a group all, of a chord its header; the log names the rest."""
+    make, tasks, left_out = CANVASES[what]
+    canvas = make(signature("a", queue=bench.told), signature("b", queue=bench.told))
+    body = kombu.serialization.dumps([[], {}, {"errbacks": [canvas]}], "json")[2]
+    bench.put(body, {"task": "odd", "id": "the-id"})
+    assert [(one.headers["task"], one.args) for one in bench.pipe.take(bench.told, len(tasks))] == [
+        (task, ["the-id"]) for task in tasks
+    ]
+    assert ", ".join(dropped(caplog)) == ", ".join(left_out)
+    bench.reason()
+
+
+def test_an_errback_is_fired_with_values_that_were_made_to_fit(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A value of an errback that is outside the domain does not keep the errback from being sent."""
+    link = {"task": "failed", "args": ["a\0b"], "kwargs": {"x": [1, float("nan")]}, "options": {"queue": bench.told}}
+    bench.put(json.dumps([[], {}, {"errbacks": [link]}]), {"task": "odd", "id": "the-id"})
+    told = bench.pipe.one(bench.told)
+    assert (told.args[0], told.kwargs) == ("the-id", {"x": [1, None]})
+    assert dropped(caplog) == ["$.errbacks[0].args[0], $.errbacks[0].kwargs.x[1]"]
+    bench.reason()
+
+
+@given(st.dictionaries(st.sampled_from([*OPTIONS, "link", "link_error"]), json_values, max_size=6), st.booleans())
+def test_any_option_leaves_the_errback(options: dict[str, Any], is_list: bool) -> None:
+    """Whatever options an errback has, the message is read and the errback is there, with its queue."""
+    link = {"task": "failed", "options": {**options, "queue": "q"}}
+    body = json.dumps([[], {}, {"errbacks": [link, link] if is_list else [link]}]).encode()
+    message = kombu.Message(body=body, content_type="application/json", content_encoding="utf-8")
+    message.headers = {"task": "t", "id": "the-id"}
+    envelope = read_message(message, "q", default_queue="celery")
+    assert envelope.problem is None
+    assert [one["options"]["queue"] for one in envelope.errbacks] == ["q"] * (2 if is_list else 1)
