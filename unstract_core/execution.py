@@ -30,6 +30,7 @@ QUEUE_PREFIX = "celery_executor_"
 TIMEOUT_VARIABLE = "EXECUTOR_RESULT_TIMEOUT"
 DEFAULT_TIMEOUT = 3600.0
 FAIRNESS_HEADER = "x-fairness-key"
+_MOST_LEFT_OUT = 1000
 
 
 class ExecutionContext(Protocol):
@@ -90,6 +91,7 @@ class ExecutorDispatcher:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self.dispatcher = dispatcher
+        self._left_out: set[tuple[str, ...]] = set()
 
     def dispatch(
         self, context: ExecutionContext, timeout: float | None = None, headers: Mapping[str, Any] | None = None
@@ -101,7 +103,7 @@ class ExecutorDispatcher:
         """
         try:
             seconds = timeout if timeout is not None else default_timeout()
-            reply = self.dispatcher.call(EXECUTOR_TASK, timeout=seconds, **_addressed(context, headers))
+            reply = self.dispatcher.call(EXECUTOR_TASK, timeout=seconds, **self._addressed(context, headers))
         except ContractError as exc:
             log_failure("dispatch", context, exc)
             return ExecutionResult.failure(str(exc) or _unexplained(context, exc))
@@ -124,7 +126,7 @@ class ExecutorDispatcher:
                 sent at once.
         """
         try:
-            return self.dispatcher.send(EXECUTOR_TASK, **_addressed(context, headers), within=within).id
+            return self.dispatcher.send(EXECUTOR_TASK, **self._addressed(context, headers), within=within).id
         except Exception as exc:
             log_failure("dispatch_async", context, exc)
             raise
@@ -149,7 +151,7 @@ class ExecutorDispatcher:
                 on_success=on_success,
                 on_error=on_error,
                 task_id=task_id,
-                **_addressed(context, headers),
+                **self._addressed(context, headers),
                 within=within,
             )
         except Exception as exc:
@@ -164,6 +166,25 @@ class ExecutorDispatcher:
         """
         return self.dispatcher.status(task_id)
 
+    def _addressed(self, context: ExecutionContext, headers: Mapping[str, Any] | None) -> dict[str, Any]:
+        args = [context.to_dict()]
+        check_name(context.executor_name, "$.executor_name")
+        addressed = {
+            "args": args,
+            "queue": executor_queue(context),
+            "org_id": context.organization_id,
+            "fairness": fairness_from_headers(headers),
+        }
+        self._note_left_out(headers)
+        return addressed
+
+    def _note_left_out(self, headers: Mapping[str, Any] | None) -> None:
+        """Warn of headers that are not sent, once for the same names."""
+        names = tuple(sorted(str(name) for name in headers or () if name != FAIRNESS_HEADER))
+        if names and names not in self._left_out and len(self._left_out) < _MOST_LEFT_OUT:
+            self._left_out.add(names)
+            emit(logger, logging.WARNING, "dispatch_headers_left_out", names=", ".join(names), count=len(names))
+
 
 def _unexplained(context: ExecutionContext, exc: Exception) -> str:
     return f"{EXECUTOR_TASK} on queue {executor_queue(context)!r} failed without an error text ({type(exc).__name__})"
@@ -175,7 +196,7 @@ def executor_queue(context: ExecutionContext) -> str:
 
 
 def fairness_from_headers(headers: Mapping[str, Any] | None) -> FairnessKey | None:
-    """Read the product's `x-fairness-key` header; other headers concern Celery alone and are left.
+    """Read the product's `x-fairness-key` header; other headers concern Celery alone, and are not sent.
 
     Raises PayloadError when that header is not a mapping; its members are checked when the message is written.
     """
@@ -218,17 +239,6 @@ def log_failure(method: str, context: object, exc: Exception) -> None:
         run_id=_field(context, "run_id"),
         error_type=type(exc).__name__,
     )
-
-
-def _addressed(context: ExecutionContext, headers: Mapping[str, Any] | None) -> dict[str, Any]:
-    args = [context.to_dict()]
-    check_name(context.executor_name, "$.executor_name")
-    return {
-        "args": args,
-        "queue": executor_queue(context),
-        "org_id": context.organization_id,
-        "fairness": fairness_from_headers(headers),
-    }
 
 
 def _field(context: object, name: str) -> str | None:

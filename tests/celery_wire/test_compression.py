@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from kombu import compression
 
 from transports.celery import CeleryTransport
-from transports.celery.compression import NotDecompressed, readable_body
+from transports.celery.compression import NotDecompressed, as_sent, readable_body
 from unstract_core import Message, TaskPayload
 from unstract_core.domain import MAX_SIZE
 
@@ -61,9 +61,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 
 def compressed(body: bytes, name: Any) -> kombu.Message:
     """Return a message whose body stays as it is, as our channels hand it out."""
-    message = kombu.Message(body=body)
-    message.headers = {"compression": name}
-    return message
+    found: kombu.Message = as_sent(kombu.Message)(body=body, headers={"compression": name})
+    return found
 
 
 @pytest.mark.parametrize("name", NAMES)

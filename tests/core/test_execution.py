@@ -456,3 +456,18 @@ def test_an_executor_without_a_fit_name_gets_nothing_sent(unfit: Any) -> None:
         dispatcher(transport).dispatch_async(context)
     assert "executor_name" in (dispatcher(transport).dispatch(context).error or "")
     assert transport.sends == 0
+
+
+def test_headers_that_are_not_sent_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The names of a dispatch's other headers are logged once for each dispatcher, and no value is."""
+    found = dispatcher(completed({"success": True}))
+    sent_headers = {"x-tenant": "secret", "priority": 4711, "x-fairness-key": {"org_id": "o"}}
+    for _ in range(2):
+        found.dispatch(Context(), 1, sent_headers)
+        found.dispatch_async(Context(), {"x-fairness-key": {"org_id": "o"}})
+        found.dispatch_with_callback(Context(), headers={"x-other": "secret"})
+    told = [one.getMessage() for one in caplog.records if getattr(one, "wire.event", "").startswith("dispatch_headers")]
+    assert told == [
+        'wire.dispatch_headers_left_out names="priority, x-tenant" count=2',
+        "wire.dispatch_headers_left_out names=x-other count=1",
+    ]

@@ -22,6 +22,7 @@ from typing import Any
 import attrs
 
 from transports.celery.app_retries import Run, intercept, running
+from transports.celery.app_tracers import is_instrumented, run_instrumented
 from unstract_core.continuation import CONTINUATION_IDS
 from unstract_core.current import current_delivery
 from unstract_core.errors import ConfigurationError
@@ -97,7 +98,7 @@ class CeleryTask:
         run = Run.of(self.task, delivery)
         token = running.set(run)
         try:
-            result = _traced(self._celery, run, args, kwargs)
+            result = self._celery.run(run, args, kwargs)
         except BaseException as exc:
             if run.asked is None:
                 raise
@@ -124,9 +125,9 @@ def _retries(task: Any) -> bool:
     return not any(isinstance(limit, int | float) and limit <= 0 for limit in (task.max_retries, automatic))
 
 
-def _traced(celery: _Celery, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _traced(celery: _Celery, run: Run, request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a task between the handlers and signals that Celery's worker gives it, and let out what it raises."""
-    task, request = run.task, celery.request(run.task, run.delivery, list(args), kwargs)
+    task = run.task
     what = (request.id, request.args, request.kwargs)
     told = {"task_id": request.id, "args": request.args, "kwargs": request.kwargs}
     state, retval, started = None, None, time.monotonic()
@@ -165,32 +166,44 @@ class _Celery:
         self._stack = importlib.import_module("celery._state")._task_stack
         self._einfo = importlib.import_module("billiard.einfo").ExceptionInfo
 
-    def request(self, task: Any, delivery: Delivery, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Return the request that `self.request` is while the task runs."""
+    def run(self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a task, inside what instrumentation has wrapped Celery's tracer in, where it has."""
+        fields = self._request_fields(run.task, run.delivery, list(args), kwargs)
+
+        def traced() -> Any:
+            return _traced(self, run, self._context(**fields), args, kwargs)
+
+        if not is_instrumented(self._trace):
+            return traced()
+        return run_instrumented(self._trace, run.task, fields, traced)
+
+    def _request_fields(self, task: Any, delivery: Delivery, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return what `self.request` is made of while the task runs; headers are its attributes too, as in Celery."""
         id = request_id(delivery)
         payload = delivery.payload
         headers: dict[str, Any] = dict((payload.headers if payload is not None else None) or {})
         if payload is not None and payload.fairness is not None:
             headers[FAIRNESS_HEADER] = attrs.asdict(payload.fairness)
-        return self._context(
-            id=id,
-            root_id=id,
-            correlation_id=id,
-            task=task.name,
-            args=args,
-            kwargs=kwargs,
-            retries=delivery.attempt - 1,
-            headers=headers or None,
-            called_directly=False,
-            is_eager=False,
-            hostname=socket.gethostname(),
-            delivery_info={
+        own = {name: value for name, value in headers.items() if not hasattr(self._context, name)}
+        return own | {
+            "id": id,
+            "root_id": id,
+            "correlation_id": id,
+            "task": task.name,
+            "args": args,
+            "kwargs": kwargs,
+            "retries": delivery.attempt - 1,
+            "headers": headers or None,
+            "called_directly": False,
+            "is_eager": False,
+            "hostname": socket.gethostname(),
+            "delivery_info": {
                 "exchange": "",
                 "routing_key": delivery.queue,
                 "priority": delivery.priority,
                 "redelivered": delivery.attempt > 1,
             },
-        )
+        }
 
     def function(self, task: Any) -> Any:
         """Return what Celery's worker calls: the task itself only where it has a `__call__` of its own."""

@@ -37,11 +37,11 @@ class NotDecompressed(Exception):
 
 def keep_compressed(channel: Any) -> Any:
     """Let a channel of kombu's hand out messages with their bodies as they were sent; returns the channel."""
-    channel.Message = _as_sent(channel.Message)
+    channel.Message = as_sent(channel.Message)
     return channel
 
 
-def _as_sent(kind: Any) -> Any:
+def as_sent(kind: Any) -> Any:
     """Return a kombu message class that does not decompress."""
     if getattr(kind, "is_as_sent", False):
         return kind
@@ -64,6 +64,11 @@ def _as_sent(kind: Any) -> Any:
     return AsSent
 
 
+def is_compressed(message: kombu.Message) -> bool:
+    """Return whether the body is compressed as its header says, and not decompressed by kombu."""
+    return bool(message.headers.get(HEADER)) and (getattr(message, "is_as_sent", False) or bool(message.errors))
+
+
 def bytes_of(message: kombu.Message) -> Any:
     """Return the body as it was sent; some brokers of kombu's have decoded it, whatever its encoding is called."""
     if not isinstance(message.body, str):
@@ -81,9 +86,9 @@ def readable_body(message: kombu.Message) -> Any:
         NotDecompressed: the compression is unknown here, the body is not what it says, or it is larger than the limit,
             `unstract_core.domain.MAX_SIZE` bytes. No more than that is allocated, beside what the decoder itself needs.
     """
-    name = message.headers.get(HEADER)
-    if not name:
+    if not is_compressed(message):
         return message.body
+    name = message.headers[HEADER]
     try:
         decoder = compression.get_decoder(name)
     except (KeyError, TypeError):

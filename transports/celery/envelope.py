@@ -10,7 +10,9 @@ their own: they stand in `callbacks` and `errbacks` as they came, and the first 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,13 +23,23 @@ from kombu.serialization import loads
 
 from transports.celery.compression import NotDecompressed, readable_body
 from transports.celery.frames import UNREADABLE
-from transports.celery.protocol import HEADERS_HEADER, ORG_HEADER, TRACE_HEADERS, UNSET_PRIORITY
-from unstract_core.codec import check_name, from_wire
+from transports.celery.protocol import (
+    BROKERS_HEADERS,
+    CELERYS_HEADERS,
+    HEADERS_HEADER,
+    ORG_HEADER,
+    TRACE_HEADERS,
+    UNSET_PRIORITY,
+)
+from unstract_core.codec import MAX_HEADERS_BYTES, check_headers, check_name, from_wire
 from unstract_core.errors import MalformedPayload, PayloadError
+from unstract_core.events import emit
 from unstract_core.execution import FAIRNESS_HEADER
 from unstract_core.payload import DEFAULT_PRIORITY, HIGHEST_PRIORITY, TaskPayload
 from unstract_core.transport import LONGEST_DELAY, Delivery
 from unstract_core.values import normalise, normalise_members
+
+logger = logging.getLogger(__name__)
 
 _JSON = frozenset({"application/json"})
 _OPTIONS = {"queue", "task_id", "link", "link_error", "countdown"}
@@ -36,6 +48,9 @@ _CANVAS = {"chain": "tasks", "group": "tasks", "chord": "header"}
 """Where Celery keeps the tasks of a canvas among its kwargs."""
 _DEEPEST_CANVAS = 20
 _MOST_RETRIES = 2**31
+_MOST_LEFT_OUT = 1000
+_left_out: set[tuple[str, ...]] = set()
+"""The names of headers that were warned of."""
 COUNT_HEADER = "x-delivery-count"
 """In which a quorum queue says how often it has delivered a message before."""
 
@@ -388,11 +403,49 @@ def _is_countdown(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) <= LONGEST_DELAY
 
 
-def _carried(headers: Mapping[str, Any]) -> Any:
-    """Return the wire's `headers`; of a message that is not ours, the context of its trace."""
-    if HEADERS_HEADER in headers:
-        return headers[HEADERS_HEADER]
-    return {name: headers[name] for name in TRACE_HEADERS if isinstance(headers.get(name), str)} or None
+def _carried(headers: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return the wire's `headers`: the client's own that are texts, and those of a sender of ours.
+
+    A client's own stand beside Celery's, or in a table `headers`, as instrumentation writes them. Where they are too
+    large for the wire, the context of a trace comes first. The names of what is left out are logged.
+    """
+    found = {**_clients_own(headers.get("headers")), **_clients_own(headers)}
+    if isinstance(ours := headers.get(HEADERS_HEADER), Mapping):
+        found |= ours
+    room = MAX_HEADERS_BYTES
+    kept: set[str] = set()
+    for name in sorted(found, key=lambda name: name not in TRACE_HEADERS):
+        with contextlib.suppress(PayloadError):
+            check_headers({name: found[name]}, "$.headers")
+            if (size := len(name.encode()) + len(found[name].encode())) <= room:
+                room -= size
+                kept.add(name)
+    if left_out := [name for name in found if name not in kept]:
+        _note_left_out(tuple(sorted(left_out)))
+    return {name: value for name, value in found.items() if name in kept} or None
+
+
+def _clients_own(headers: Any) -> dict[str, Any]:
+    """Return the headers that are neither Celery's nor ours nor a broker's."""
+    if not isinstance(headers, Mapping):
+        return {}
+    ours = (FAIRNESS_HEADER, ORG_HEADER, HEADERS_HEADER)
+    return {
+        name: value
+        for name, value in headers.items()
+        if value is not None
+        and isinstance(name, str)
+        and name not in CELERYS_HEADERS
+        and name not in ours
+        and not BROKERS_HEADERS.fullmatch(name)
+    }
+
+
+def _note_left_out(names: tuple[str, ...]) -> None:
+    """Warn of headers that the wire has no place for, once for the same names: a sender sends them every time."""
+    if names not in _left_out and len(_left_out) < _MOST_LEFT_OUT:
+        _left_out.add(names)
+        emit(logger, logging.WARNING, "message_headers_left_out", names=", ".join(names), count=len(names))
 
 
 def _members(container: Any, path: str) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import socket
 import uuid
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,16 @@ ORG_HEADER = "x-org-id"
 HEADERS_HEADER = "x-wire-headers"
 TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 """The names of W3C's trace context and baggage."""
+CELERYS_HEADERS = frozenset(
+    {"lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id"}
+    | {"parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers"}
+    | {"stamps", "compression", "headers"}
+)
+"""The names of a message's headers that are Celery's; a client's own have other names, or stand in `headers`."""
+BROKERS_HEADERS = re.compile(
+    r"x-(death|(first|last)-death-.*|dead-.*|delivery-count|acquired-count|delay|opt-.*)|redelivered|CC|BCC"
+)
+"""The names of headers by which a broker, or the keeper of dead letters, notes what becomes of a message."""
 DEAD_SUFFIX = ".dead"
 LONGEST_QUEUE = 255 - len(DEAD_SUFFIX)
 UNSET_PRIORITY = 0

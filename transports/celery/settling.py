@@ -19,7 +19,7 @@ import kombu
 from transports.celery.answers import write_answer
 from transports.celery.broker import Settings
 from transports.celery.compression import HEADER as COMPRESSION_HEADER
-from transports.celery.compression import bytes_of
+from transports.celery.compression import bytes_of, is_compressed
 from transports.celery.envelope import Envelope, link_queue, name_of, read_message
 from transports.celery.protocol import DEAD_SUFFIX, TRACE_HEADERS, Lineage, Outgoing, eta_of, task_message, write_task
 from unstract_core.continuation import CONTINUATION_IDS, with_error
@@ -102,7 +102,8 @@ def as_it_is(message: kombu.Message, queue: str) -> Outgoing:
 
 
 def _kept(message: kombu.Message, counts: Collection[str] = _COUNTS) -> dict[str, Any]:
-    return {name: value for name, value in message.headers.items() if name not in counts}
+    dropped = {*counts} if is_compressed(message) else {*counts, COMPRESSION_HEADER}
+    return {name: value for name, value in message.headers.items() if name not in dropped}
 
 
 def _copy(message: kombu.Message, queue: str, headers: dict[str, Any]) -> Outgoing:

@@ -1,0 +1,217 @@
+"""A client's own headers, and instrumentation: both reach the tasks of an app that our Consumer runs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import kombu
+import pytest
+from celery import Celery, Task, signals
+from celery.app import trace
+from celery.exceptions import Ignore, Reject
+from celery_wire.app_task_support import Stage, declared
+from celery_wire.support import ALIVE
+from consumers import running
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract_tests.kit import wait_until
+from transports.celery import CeleryTransport
+from transports.celery.envelope import read_message
+from transports.memory import MemoryTransport
+from unstract_core import Consumer
+from unstract_core.codec import MAX_HEADERS_BYTES
+
+# mypy: disable-error-code="untyped-decorator, misc"
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+OWN = {"tenant": "acme", "traceparent": TRACEPARENT, "x-request-id": "r-1"}
+
+names = st.sampled_from(["tenant", "traceparent", "x-odd", "headers", "retries", "x-death", "ä", "", "a\0b"])
+values = st.text(max_size=20) | st.integers() | st.none() | st.just("x" * MAX_HEADERS_BYTES) | st.just({"nested": "n"})
+
+
+def test_a_clients_headers_are_on_the_request(
+    product: Celery, transport: CeleryTransport, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Texts are on `request.headers` and the request itself; the names of the others are logged, and no value."""
+    seen: list[Any] = []
+
+    def look(task: Any) -> None:
+        seen.append((task.request.headers, task.request.tenant, task.request.get("traceparent"), task.request.retries))
+
+    others = {"a-number": 4711, "a-table": {"secret": 4711}}
+    with running(Consumer(transport, declared(look), [queue])):
+        product.send_task("t", queue=queue, headers={**OWN, **others, "headers": {"nested": "n", "tenant": "other"}})
+        wait_until(lambda: seen, timeout=ALIVE, what="the task to run")
+    assert seen == [({**OWN, "nested": "n"}, "acme", TRACEPARENT, 0)]
+    (record,) = [one for one in caplog.records if getattr(one, "wire.event", "") == "message_headers_left_out"]
+    assert getattr(record, "wire.names") == "a-number, a-table"
+    assert "4711" not in caplog.text
+
+
+def test_a_clients_headers_survive_a_retry(product: Celery, transport: CeleryTransport, queue: str) -> None:
+    """A message that is run again has the headers that its client gave it."""
+    seen: list[Any] = []
+
+    def look(task: Any) -> None:
+        seen.append(task.request.headers)
+        if len(seen) == 1:
+            task.retry(countdown=0)
+
+    with running(Consumer(transport, declared(look), [queue])):
+        product.send_task("t", queue=queue, headers=OWN)
+        wait_until(lambda: len(seen) == 2, timeout=ALIVE, what="the task to run again")
+    assert seen == [OWN, OWN]
+
+
+@given(st.dictionaries(names, values), st.dictionaries(names, values))
+def test_headers_are_carried_within_the_limit(own: dict[str, Any], table: dict[str, Any]) -> None:
+    """The wire's headers are texts within the limit, a trace's context before all others, whatever a client sends."""
+    message = kombu.Message(body=b"[[], {}, {}]", content_type="application/json", content_encoding="utf-8")
+    message.headers = {**own, "task": "t", "id": "the-id", "headers": table}
+    envelope = read_message(message, "q", default_queue="celery")
+    assert envelope.payload is not None
+    found = envelope.payload.headers or {}
+    assert sum(len(name.encode()) + len(value.encode()) for name, value in found.items()) <= MAX_HEADERS_BYTES
+    assert not found.keys() & {"retries", "x-death", "task", "id", "", "a\0b"}
+    known = {**table, **{name: value for name, value in own.items() if value is not None}}
+    assert all(value == known[name] for name, value in found.items())
+    for name in ("traceparent", "tenant"):
+        if isinstance(known.get(name), str) and len(known[name]) < 30:
+            assert name in found or (name == "tenant" and len(str(known)) > MAX_HEADERS_BYTES)
+
+
+@contextlib.contextmanager
+def wrapped() -> Iterator[list[Any]]:
+    """Wrap the builder of tracers, each tracer, and each task's `run`, as Sentry does; yields what these see."""
+    seen: list[Any] = []
+    build = trace.build_tracer
+
+    def run_of(task: Any, run: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(run)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return run(*args, **kwargs)
+            except Exception as exc:
+                seen.append(("raised", task.name, type(exc).__name__, task.request.delivery_info["routing_key"]))
+                raise
+
+        return wrapper
+
+    def build_tracer(name: str, task: Any, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        if not getattr(task, "_is_wrapped", False):
+            task.run = run_of(task, task.run)
+            task._is_wrapped = True
+        tracer = build(name, task, *args, **kwargs)
+
+        def traced(*args: Any, **kwargs: Any) -> Any:
+            seen.append(("began", name, args[0], list(args[1]), dict(args[2]), args[3]["headers"]))
+            info = tracer(*args, **kwargs)[1]
+            seen.append(("ended", getattr(info, "state", "SUCCESS")))
+            return info
+
+        return traced
+
+    trace.build_tracer = build_tracer
+    try:
+        yield seen
+    finally:
+        trace.build_tracer = build
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[list[str]]:
+    """Yield the names of Celery's signals, as they are sent."""
+    found: list[str] = []
+
+    def hear(signal: Any, sender: Any, **_: Any) -> None:
+        assert isinstance(sender, Task)
+        found.append(signal.name)
+
+    with contextlib.ExitStack() as stack:
+        for signal in (signals.task_prerun, signals.task_postrun, signals.task_success, signals.task_failure):
+            signal.connect(hear)
+            stack.callback(signal.disconnect, hear)
+        yield found
+
+
+def give(task: Any, value: Any) -> Any:
+    return {"given": value}
+
+
+def fail(task: Any, value: Any) -> None:
+    raise ValueError(value)
+
+
+def ignore(task: Any, value: Any) -> None:
+    raise Ignore
+
+
+def reject(task: Any, value: Any) -> None:
+    raise Reject("no")
+
+
+ENDS: list[tuple[Callable[..., Any], str | None, str]] = [
+    (give, None, "SUCCESS"),
+    (fail, "ValueError", "FAILURE"),
+    (ignore, "Ignore", "IGNORED"),
+    (reject, "Reject", "REJECTED"),
+]
+
+
+@pytest.mark.parametrize(("run", "error", "state"), ENDS)
+def test_a_wrapped_tracer_sees_each_run(run: Callable[..., Any], error: str | None, state: str) -> None:
+    """It sees id, arguments, headers, error and end of a run; the outcome and Celery's signals stay the same."""
+    tasks = declared(run)
+    with heard() as plainly:
+        plain = Stage(MemoryTransport()).run(tasks, "t", "v", headers=OWN)
+    with wrapped() as seen, heard() as instrumented:
+        found = Stage(MemoryTransport()).run(tasks, "t", "v", headers=OWN)
+    began, *middle, ended = seen
+    assert began == ("began", "t", found.id, ["v"], {}, OWN)
+    assert [one[:3] for one in middle] == ([("raised", "t", error)] if error else [])
+    assert ended == ("ended", state)
+    assert instrumented == plainly
+    assert [
+        (one.buried, one.ran, len(one.callbacks), one.status and one.status.error) for one in (found, plain)
+    ] == 2 * [(found.buried, 1, len(plain.callbacks), plain.status and plain.status.error)]
+    assert [one.kwargs for one in found.callbacks] == [one.kwargs for one in plain.callbacks]
+
+
+def test_a_wrapped_tracer_sees_a_retry() -> None:
+    """Each run of a task that asks to be run again is seen, with its own number of retries."""
+
+    def run(task: Any) -> int:
+        if task.request.retries < 2:
+            task.retry(countdown=0)
+        return int(task.request.retries)
+
+    with wrapped() as seen:
+        ended = Stage(MemoryTransport()).run(declared(run), "t")
+    assert [state for kind, state, *_ in seen if kind == "ended"] == ["RETRY", "RETRY", "SUCCESS"]
+    assert ended.told == ("succeeded", 2)
+
+
+def test_a_tracer_that_raises_costs_no_outcome() -> None:
+    """What instrumentation raises after a task has ended does not change how it ended."""
+    build = trace.build_tracer
+
+    def build_tracer(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+        tracer = build(*args, **kwargs)
+
+        def traced(*args: Any) -> None:
+            tracer(*args)
+            raise RuntimeError("the instrumentation's")
+
+        return traced
+
+    trace.build_tracer = build_tracer
+    try:
+        ended = Stage(MemoryTransport()).run(declared(give), "t", "v")
+    finally:
+        trace.build_tracer = build
+    assert ended.told == ("succeeded", {"given": "v"})
