@@ -1,7 +1,8 @@
 """The product's three methods over its own Celery app: the way that a dispatch goes while the gate is off.
 
 What reaches Celery is what the product's own dispatcher gives it today: one `app.send_task` of the executor's task,
-with the caller's own headers and Signature objects, and without whatever the caller left unset. Nothing is checked,
+with the caller's own headers and Signature objects, and without what the caller left unset: headers that are empty, and
+options that are None. Nothing is checked,
 copied or made to fit, because with the gate off nothing may change; the bytes stay those of the product's Celery, its
 configuration and its signals. celery itself is never imported: the app is the product's.
 """
@@ -132,8 +133,10 @@ class CeleryAppDispatcher:
         except AttributeError as exc:  # which later means that the backend is broken, and not that there is none
             raise _no_backend("none") from exc
 
-    def _send(self, context: ExecutionContext, **options: Any) -> Any:
+    def _send(self, context: ExecutionContext, *, headers: Mapping[str, Any] | None, **options: Any) -> Any:
         given = {name: value for name, value in options.items() if value is not None}
+        if headers:  # the product's dispatcher passes no empty ones on
+            given["headers"] = headers
         return self.app.send_task(EXECUTOR_TASK, args=[context.to_dict()], queue=executor_queue(context), **given)
 
 
