@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from servers import free_port
+from servers import free_port, miss
 
 from contract_tests.kit import wait_until
 
@@ -155,3 +155,44 @@ def _program() -> Path:
     if found is None:
         raise FileNotFoundError("rabbitmq-server is not installed")
     return Path(found).resolve().with_name("rabbitmq-server")
+
+
+class PrivateRedis:
+    """A Redis of the tests' own, which keeps nothing on disk."""
+
+    def __init__(self, *options: str) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", *options]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until(self._listens, timeout=_STARTS, what="Redis to start")
+
+    def freeze(self) -> None:
+        """Let it accept bytes and connections and never answer, until `thaw`."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def remove(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def private_redis(*options: str) -> Iterator[PrivateRedis]:
+    """Start a private Redis with these options of its command line, and leave nothing of it behind."""
+    if shutil.which("redis-server") is None:
+        miss("no redis-server is installed to start a private one from: apt-get install redis-server")
+    server = PrivateRedis(*options)
+    try:
+        yield server
+    finally:
+        server.remove()

@@ -26,6 +26,8 @@ from unstract_core.values import cut, error_text, normalise
 _ERROR = re.compile(r"(?P<type>[A-Za-z_]\w*)(?:: (?P<message>.*))?", re.DOTALL)
 _EXPIRED = "MalformedPayload: expired"
 _ENDED = {"SUCCESS", "FAILURE", "REVOKED"}
+_UNREAD = 86400.0
+"""Seconds after which an answer that nobody has read may be removed: as long as Celery keeps results."""
 _TEXT = "exc_text"
 """What ours adds to Celery's fields of a failure."""
 
@@ -46,6 +48,7 @@ def write_answer(reply: Reply, *, task_id: str, correlation_id: str, reply_to: s
             "task_id": task_id,
         },
         declared=False,
+        lives=_UNREAD,
     )
 
 

@@ -10,6 +10,7 @@ Not for two threads at once.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -31,6 +32,11 @@ _IN_FLIGHT = 500
 """How many messages may wait for their confirms at once."""
 _DRIVERS = {"redis": "redis", "rediss": "redis"}
 """What kombu needs for a scheme, and does not miss before it connects."""
+_REDIS = re.compile(r"(redis|rediss|sentinel)://")
+_LONGEST_PARKED = 600.0
+"""Seconds that a message may wait with a consumer for its time: RabbitMQ takes back what is held for half an hour."""
+_VISIBILITY_TIMEOUT = 3600.0
+"""Seconds after which kombu takes back what is held on Redis, unless `visibility_timeout` says otherwise."""
 _GOODBYE = 1.0
 """Seconds that a broker is given to answer when a connection is closed."""
 
@@ -67,6 +73,26 @@ class Settings:
     def queue(self, name: str) -> kombu.Queue:
         """Return a queue as Celery declares those that nobody configured: with a direct exchange of its name."""
         return kombu.Queue(name, kombu.Exchange(name), name, queue_arguments=self.arguments_of(name) or None)
+
+    @property
+    def longest_parked(self) -> float:
+        """Seconds that a consumer may hold a message before its time, on this broker."""
+        if not self._is_redis:
+            return _LONGEST_PARKED
+        taken_back_after = self.transport_options.get("visibility_timeout") or _VISIBILITY_TIMEOUT
+        return min(_LONGEST_PARKED, float(taken_back_after) * 0.4)
+
+    @property
+    def kombus_options(self) -> dict[str, Any]:
+        """Return kombu's transport options: without ours, a Redis that is silent is waited for without an end."""
+        if not self._is_redis:
+            return dict(self.transport_options)
+        ours = {"socket_timeout": self.confirm_timeout, "socket_connect_timeout": self.connect_timeout}
+        return {**ours, **self.transport_options}
+
+    @property
+    def _is_redis(self) -> bool:
+        return _REDIS.match(self.url) is not None
 
     @property
     def _common(self) -> dict[str, Any]:
@@ -218,6 +244,9 @@ class Broker:
         return [self._outcome(doing, n, message, published, failure, alone) for n, message in enumerate(messages)]
 
     def _hand_over(self, message: Outgoing) -> None:
+        if message.lives is not None and self.connection.transport.driver_type == "redis":
+            milliseconds = int(message.lives * 1000)
+            self._channel.queue_declare(queue=message.queue, arguments={"x-expires": milliseconds})
         self._producer.publish(
             message.body,
             exchange="",
@@ -229,6 +258,8 @@ class Broker:
             mandatory=message.declared,
             **message.properties,
         )
+        if message.lives is not None:
+            getattr(self._channel, "_expires", {}).pop(message.queue, None)  # kombu would keep it for ever
 
     def _await_confirms(self) -> None:
         if not self.amqp:
@@ -267,6 +298,8 @@ class Broker:
         if self.amqp:
             channel.confirm_select()
             self._confirms.listen(channel)
+        elif self.connection.transport.driver_type == "redis":
+            channel.priority_steps = [0]  # one list, first in, first out: kombu gives out the lowest priority first
         return channel
 
     def _note_reopened(self, channel: Any) -> None:
@@ -341,7 +374,7 @@ def connection_of(settings: Settings, heartbeat: float = 0.0) -> kombu.Connectio
             heartbeat=heartbeat,
             connect_timeout=settings.connect_timeout,
             ssl=dict(settings.ssl) if isinstance(settings.ssl, Mapping) else settings.ssl,  # kombu writes into it
-            transport_options=dict(settings.transport_options),
+            transport_options=settings.kombus_options,
         )
         connection.transport  # noqa: B018 - resolves the driver, which may be missing
     except (KeyError, ImportError) as exc:

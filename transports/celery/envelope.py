@@ -409,9 +409,13 @@ def _carried(headers: Mapping[str, Any]) -> dict[str, str] | None:
     A client's own stand beside Celery's, or in a table `headers`, as instrumentation writes them. Where they are too
     large for the wire, the context of a trace comes first. The names of what is left out are logged.
     """
-    found = {**_clients_own(headers.get("headers")), **_clients_own(headers)}
-    if isinstance(ours := headers.get(HEADERS_HEADER), Mapping):
-        found |= ours
+    ours = headers.get(HEADERS_HEADER)
+    if ours is not None:
+        try:
+            ours = check_headers(ours, "$.headers")
+        except PayloadError:
+            return None  # as on every transport: what is no object of texts counts as absent
+    found = {**_clients_own(headers.get("headers")), **_clients_own(headers), **(ours or {})}
     room = MAX_HEADERS_BYTES
     kept: set[str] = set()
     for name in sorted(found, key=lambda name: name not in TRACE_HEADERS):
@@ -422,7 +426,8 @@ def _carried(headers: Mapping[str, Any]) -> dict[str, str] | None:
                 kept.add(name)
     if left_out := [name for name in found if name not in kept]:
         _note_left_out(tuple(sorted(left_out)))
-    return {name: value for name, value in found.items() if name in kept} or None
+    carried = {name: value for name, value in found.items() if name in kept}
+    return carried if carried or ours is not None else None
 
 
 def _clients_own(headers: Any) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def translate(exc: Exception, doing: str, *, fate_unknown: bool = False) -> Tran
 def _silent(exc: BaseException) -> bool:
     link: BaseException | None = exc
     while link is not None:
-        if isinstance(link, TimeoutError):
+        if isinstance(link, TimeoutError) or type(link).__name__ == "TimeoutError":  # the driver of Redis has its own
             return True
         link = link.__cause__
     return False

@@ -64,6 +64,8 @@ class Outgoing:
     """How kombu compresses a body that it serialises; None for a body that stays as it is."""
     declared: bool = True
     """Whether its queue is ours to declare; a reply's is not, and may be gone."""
+    lives: float | None = None
+    """Seconds after which its queue may be removed, where a broker keeps queues that nobody reads; None for never."""
 
     @property
     def id(self) -> str:

@@ -40,8 +40,6 @@ Key: TypeAlias = tuple[str, int]
 
 _ADOPTION = 3.0
 """Seconds after a new connection in which what was running before may come back to us."""
-_LONGEST_PARKED = 600.0
-"""Seconds that a message may wait here for its time: RabbitMQ takes back what is held for half an hour."""
 _MOST_PARKED = 10_000
 """How many messages may wait here for their time; with so many nothing else is taken."""
 
@@ -258,7 +256,7 @@ class CelerySubscription:
         if envelope.eta is not None and envelope.problem is None:
             seconds = envelope.eta.timestamp() - time.time()
             if seconds > 0:
-                until = time.monotonic() + min(seconds, _LONGEST_PARKED)
+                until = time.monotonic() + min(seconds, self._settings.longest_parked)
                 heapq.heappush(self._parked, (until, next(self._numbers), arrived))
                 return None
         name = envelope.id or f"{arrived.queue}/{next(self._numbers)}"

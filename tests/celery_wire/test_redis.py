@@ -1,0 +1,141 @@
+"""Redis as a broker: delays, a server that is silent, answers that nobody reads, and the order of messages."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import brokers
+import pytest
+import redis
+from brokers import PrivateRedis
+from celery_wire.support import ALIVE
+
+from contract_tests.kit import wait_until
+from contract_tests.messages import message
+from transports.celery import CeleryTransport
+from transports.celery.broker import Settings
+from unstract_core import Consumer, Dispatcher, Message, Settlement, TaskPayload, Tasks, TransportUnavailable, Verdict
+
+SILENCE = 1.0
+"""Seconds after which a silent server is given up in these tests."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PrivateRedis]:
+    with brokers.private_redis() as found:
+        yield found
+
+
+@pytest.fixture
+def client(server: PrivateRedis) -> Iterator[Any]:
+    with contextlib.closing(redis.Redis(port=server.port)) as found:
+        found.flushall()
+        yield found
+
+
+@pytest.fixture
+def make(server: PrivateRedis) -> Iterator[Callable[..., CeleryTransport]]:
+    with contextlib.ExitStack() as stack:
+        yield lambda **options: stack.enter_context(contextlib.closing(CeleryTransport(server.url, **options)))
+
+
+@pytest.mark.parametrize(("options", "longest"), [({}, 600), ({"visibility_timeout": 60}, 24)])
+def test_a_message_is_parked_for_less_than_half_its_visibility(
+    make: Callable[..., CeleryTransport], options: dict[str, Any], longest: float
+) -> None:
+    """A consumer holds a delayed message for ten minutes, or for less than half of a shorter `visibility_timeout`."""
+    settings: Settings = make(transport_options=options)._settings
+    assert settings.longest_parked == longest
+
+
+def test_a_delay_beyond_the_visibility_timeout_runs_once(make: Callable[..., CeleryTransport], client: Any) -> None:
+    """A message whose delay is longer than `visibility_timeout` is run once, at its time."""
+    transport = make(transport_options={"visibility_timeout": 2, "unacked_restore_throttle": 1})
+    ran: list[float] = []
+    tasks = Tasks()
+    tasks.register("t")(lambda: ran.append(time.time()))
+    due = time.time() + 4.5
+    Dispatcher(transport).send("t", queue="delayed", delay=4.5)
+    consumer = Consumer(transport, tasks, ["delayed"])
+    worker = threading.Thread(target=consumer.run)
+    worker.start()
+    wait_until(lambda: ran, timeout=ALIVE, what="the task to run")
+    wait_until(lambda: not client.exists("delayed", "unacked"), timeout=ALIVE, what="nothing to be left")
+    consumer.stop()
+    worker.join()
+    assert len(ran) == 1
+    assert ran[0] >= due
+
+
+def test_a_silent_server_ends_every_wait(server: PrivateRedis, make: Callable[..., CeleryTransport]) -> None:
+    """Sending, calling, subscribing and looking raise TransportUnavailable when Redis does not answer in time."""
+    limits = {"confirm_timeout": SILENCE, "connect_timeout": SILENCE}
+    used, fresh = make(**limits), make(**limits)
+    Dispatcher(used).send("t", queue="silent")
+    calls: dict[str, Callable[[], Any]] = {
+        "send": lambda: Dispatcher(used).send("t", queue="silent"),
+        "the first send": lambda: Dispatcher(fresh).send("t", queue="silent"),
+        "call": lambda: Dispatcher(make(**limits)).call("t", queue="silent", timeout=3),
+        "subscribe": lambda: make(**limits).subscribe(["silent"], lease=10),
+        "list dead letters": lambda: make(**limits).dead.find(queue="silent"),
+    }
+    raised: dict[str, BaseException] = {}
+
+    def run(name: str, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except BaseException as exc:
+            raised[name] = exc
+
+    server.freeze()
+    try:
+        threads = [threading.Thread(target=run, args=item, daemon=True) for item in calls.items()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(ALIVE)
+    finally:
+        server.thaw()
+    assert raised.keys() == calls.keys()
+    for name, error in raised.items():
+        assert isinstance(error, TransportUnavailable), name
+        assert "did not answer in time" in str(error) or "did not answer" in str(error)
+        assert error.fate_unknown is (name == "send")
+
+
+def test_an_answer_that_is_not_read_expires(make: Callable[..., CeleryTransport], client: Any) -> None:
+    """The list of answers that a caller has left behind has a time to live."""
+    caller, worker = make(), make()
+    caller.send([Message(TaskPayload(task_name="t", queue="asked", reply_key="k"), "asked")])
+    address = caller._inbox.address
+    caller.close()
+    tasks = Tasks()
+    tasks.register("t")(lambda: 1)
+    Consumer(worker, tasks, ["asked"]).drain(timeout=ALIVE)
+    assert client.llen(address) == 1
+    assert 3600 <= client.ttl(address) <= 86400
+
+
+def test_messages_are_first_in_first_out_whatever_their_priority(
+    make: Callable[..., CeleryTransport], client: Any
+) -> None:
+    """Messages come in the order of their sending, continuations and retries included."""
+    transport = make()
+    ranks = [*range(1, 11)] * 2
+    random.Random(7).shuffle(ranks)
+    for number, rank in enumerate(ranks):
+        transport.send([message("t", "ranked", number, priority=rank)])
+    subscription = transport.subscribe(["ranked"], lease=60)
+    found: list[Any] = []
+    while len(found) < len(ranks):
+        for held in subscription.receive(limit=1, wait=ALIVE):
+            assert held.payload is not None
+            found.append(held.payload.args[0])
+            subscription.settle([Settlement(held, Verdict.ACK)])
+    subscription.close()
+    assert found == list(range(len(ranks)))
