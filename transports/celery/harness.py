@@ -120,8 +120,8 @@ def _cut(brokers: Iterable[Broker]) -> bool:
 
 
 def _as_celery_says_it(wire: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    headers = {f"x-{name}": value for name, value in wire.items() if name not in _KNOWN}  # none that Celery knows
-    headers |= {"lang": "py", "id": str(wire.get("task_id") or wire.get("reply_key") or uuid.uuid4())}
+    unknown = {f"x-{name}": value for name, value in wire.items() if name not in _KNOWN}  # none that Celery knows
+    headers = {"lang": "py", "id": str(wire.get("task_id") or wire.get("reply_key") or uuid.uuid4())}
     if "task_name" in wire:
         headers["task"] = wire["task_name"]
     if wire.get("fairness") is not None:
@@ -136,7 +136,7 @@ def _as_celery_says_it(wire: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     return (
         headers,
         properties,
-        [wire.get("args") or [], wire.get("kwargs") or {}, {**embed, "chain": None, "chord": None}],
+        [wire.get("args") or [], wire.get("kwargs") or {}, {**unknown, **embed, "chain": None, "chord": None}],
     )
 
 
