@@ -45,12 +45,26 @@ def signature_to_continuation(sig: Callback | None) -> ContinuationSpec | None:
     """
     if sig is None:
         return None
+    _check_kind(sig)
     task = _part(sig, "task")
     if not task:
         raise SignatureError("a callback needs a task name: signature('my_task', ..., queue=...)", path="$.task")
     _check_name(task, "$.task", "a callback's task name")
     _refuse_what_would_be_lost(sig, task)
     return ContinuationSpec(task_name=task, kwargs=_kwargs(sig, task), queue=_queue(sig, task))
+
+
+def _check_kind(sig: object) -> None:
+    """Raise for what is no signature at all, with what it is."""
+    if isinstance(sig, Mapping) or (hasattr(sig, "task") and not isinstance(sig, type)):
+        return
+    if isinstance(sig, list | tuple | set | frozenset):
+        advice = "a dispatch has one callback for each outcome: pass the signature itself"
+    elif callable(getattr(sig, "s", None)) and hasattr(sig, "name"):
+        advice = "a task is not a signature: pass task.s().set(queue='my_queue'), or signature('my_task', queue=...)"
+    else:
+        advice = "pass signature('my_task', kwargs={...}, queue='my_queue')"
+    raise SignatureError(f"expected a callback's signature, got {type(sig).__name__}; {advice}", path="$.task")
 
 
 def _part(sig: object, name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import enum
 import json
+import re
 import types
 from collections.abc import Callable
 from typing import Any
@@ -255,3 +256,26 @@ def test_a_name_that_the_wire_would_refuse_is_refused_here(part: str, unfit: Any
     """Not at the first send: whatever is translated can be sent."""
     changed = {"task": unfit} if part == "task" else {"options": {"queue": unfit}}
     assert refusal(as_object(fields_of(**changed))).path == ("$.task" if part == "task" else "$.options.queue")
+
+
+@pytest.mark.parametrize(
+    ("callback", "advice"),
+    [
+        ([{"task": "t", "options": {"queue": "q"}}], "got list; a dispatch has one callback"),
+        (({"task": "t"}, {"task": "u"}), "got tuple; a dispatch has one callback"),
+        ([], "got list; a dispatch has one callback"),
+        ("my_task", r"got str; pass signature\("),
+        (print, r"pass signature\("),
+        (7, "got int; pass signature"),
+    ],
+)
+def test_what_is_no_signature_is_named(callback: Any, advice: str) -> None:
+    """A list, a name or a function is not taken for a signature without a task name."""
+    error = refusal(callback)
+    assert re.search(advice, str(error))
+    assert "needs a task name" not in str(error)
+
+
+def test_a_task_instead_of_its_signature_is_named() -> None:
+    """A Celery task is refused with the call that makes a signature of it."""
+    assert "a task is not a signature: pass task.s()" in str(refusal(work))

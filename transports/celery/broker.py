@@ -22,7 +22,7 @@ from amqp.exceptions import MessageNacked
 from kombu.common import maybe_declare
 
 from transports.celery.compression import keep_compressed
-from transports.celery.errors import Nacked, Unroutable, mapped, translate
+from transports.celery.errors import CONNECTING, Nacked, Unroutable, mapped, translate
 from transports.celery.frames import tolerate_unreadable_properties
 from transports.celery.protocol import DEAD_SUFFIX, Outgoing
 from transports.celery.waits import limit_waits, tend
@@ -32,6 +32,7 @@ _IN_FLIGHT = 500
 """How many messages may wait for their confirms at once."""
 _DRIVERS = {"redis": "redis", "rediss": "redis"}
 """What kombu needs for a scheme, and does not miss before it connects."""
+_UNEXPECTED = re.compile(r"unexpected keyword argument '([a-z_]{1,40})'")
 _REDIS = re.compile(r"(redis|rediss|sentinel)://")
 _LONGEST_PARKED = 600.0
 """Seconds that a message may wait with a consumer for its time: RabbitMQ takes back what is held for half an hour."""
@@ -106,7 +107,7 @@ class Broker:
         self._settings = settings
         self._confirms = _Confirms()
         self._failed = False
-        with mapped("connect to the broker"):
+        with mapped(CONNECTING):
             self.connection = connection_of(settings, heartbeat)
             try:
                 more = max(0, len(self.connection.alt) - 1)  # each URL once: kombu would pause, and try again
@@ -277,7 +278,10 @@ class Broker:
         where = _at(doing, message)
         if (reason := self._confirms.returned.get((message.id, message.queue))) is not None:
             self.connection.declared_entities.clear()  # what was declared has been deleted since
-            return Unroutable(f"{where} could not be routed ({reason}); no such queue is there")
+            remedy = (
+                "the next message declares it again" if self._settings.declare else "declare it, or set declare=True"
+            )
+            return Unroutable(f"{where} could not be routed ({reason}); no such queue is there: {remedy}")
         if number in self._confirms.nacked:
             nacked = Nacked(f"{where} was refused by the broker (nacked), as by a queue that is full; it was not sent")
             nacked.__cause__ = MessageNacked()
@@ -366,11 +370,19 @@ def _named(doing: str, messages: Sequence[Outgoing], published: int) -> str:
 def connection_of(settings: Settings, heartbeat: float = 0.0) -> kombu.Connection:
     """Return a connection that is not open yet. Raises ConfigurationError for settings with which none can be made.
 
-    Its texts quote nothing of an address that cannot be parsed, for any part of it may be a password.
+    Each of several URLs is looked at, not only the first. The texts quote nothing of an address that cannot be parsed,
+    for any part of it may be a password.
     """
+    urls = settings.url.split(";")
+    for url in urls[1:]:
+        _checked(settings, url, heartbeat)
+    return _checked(settings, settings.url, heartbeat)
+
+
+def _checked(settings: Settings, url: str, heartbeat: float) -> kombu.Connection:
     try:
         connection = kombu.Connection(
-            settings.url,
+            url,
             heartbeat=heartbeat,
             connect_timeout=settings.connect_timeout,
             ssl=dict(settings.ssl) if isinstance(settings.ssl, Mapping) else settings.ssl,  # kombu writes into it
@@ -380,12 +392,21 @@ def connection_of(settings: Settings, heartbeat: float = 0.0) -> kombu.Connectio
     except (KeyError, ImportError) as exc:
         raise ConfigurationError(f"no broker can be reached by this URL: {exc}") from exc
     except TypeError as exc:
-        raise ConfigurationError(f"the URL has an option that neither we nor kombu know: {exc}") from exc
-    except ValueError:
+        if (option := _UNEXPECTED.search(str(exc))) is None:
+            raise _unparsed() from None
         raise ConfigurationError(
-            "the URL cannot be parsed; expected amqp://user:password@host:5672/vhost, with the / ? # @ of a password "
-            "written as %2F %3F %23 %40"
+            f"the URL has an option that neither we nor kombu know: {option[1]!r}. kombu's transport options are given "
+            "as CeleryTransport(url, transport_options={...})"
         ) from None
+    except ValueError:
+        raise _unparsed() from None
     if (driver := _DRIVERS.get(connection.transport_cls)) is not None and find_spec(driver) is None:
         raise ConfigurationError(f"{connection.transport_cls}:// needs a driver: pip install 'kombu[{driver}]'")
     return connection
+
+
+def _unparsed() -> ConfigurationError:
+    return ConfigurationError(
+        "the URL cannot be parsed; expected amqp://user:password@host:5672/vhost, with the / ? # @ ; of a password "
+        "written as %2F %3F %23 %40 %3B"
+    )

@@ -230,6 +230,14 @@ def from_url(url: str) -> CeleryTransport:
     options: dict[str, Any] = {}
     arguments: dict[str, Any] = {}
     kombus: list[tuple[str, str]] = []
+    if "://" in query:
+        raise ConfigurationError(
+            "options stand behind the last of several URLs: amqp://one//;amqp://two//?heartbeat=10"
+        )
+    if "@" in query and "@" not in address:
+        raise ConfigurationError(
+            "the URL has an @ among its options: write the ? of a password as %3F, or the @ as %40"
+        )
     encrypted: dict[str, Any] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name in _OURS:

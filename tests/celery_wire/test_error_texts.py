@@ -1,0 +1,195 @@
+"""Error texts: each cause is made to happen, and the text says what is wrong and gives advice that helps."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import brokers
+import kombu
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from queues import queue_name
+from servers import free_port
+
+from transports.celery import CeleryTransport
+from transports.celery.transport import from_url
+from unstract_core import ConfigurationError, ContractError, Dispatcher, TransportNotReady, TransportUnavailable
+
+SECRET = "-".join(["S3", "CRET"])
+QUICK: dict[str, Any] = {"connect_timeout": 2.0, "confirm_timeout": 5.0}
+
+
+def refusal(url: str, queue: str, **options: Any) -> ContractError:
+    """Return what sending a message to a queue raises."""
+    with pytest.raises(ContractError) as caught, contextlib.closing(CeleryTransport(url, **QUICK, **options)) as found:
+        Dispatcher(found).send("t", queue=queue)
+    return caught.value
+
+
+@pytest.fixture
+def there(rabbitmq_url: str, queue_of_none: str) -> Any:
+    """A channel on which a test declares what stands in the way; it is deleted afterwards."""
+    with kombu.Connection(rabbitmq_url) as connection:
+        yield connection.channel()
+        for delete in ("exchange_delete", "queue_delete"):
+            with contextlib.suppress(Exception):
+                getattr(connection.channel(), delete)(queue_of_none)
+
+
+@pytest.fixture
+def queue_of_none() -> str:
+    """The name of a queue that is not there."""
+    return queue_name()
+
+
+EXCHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "type": ({"type": "fanout"}, "type is 'fanout' there, and 'direct' was asked for"),
+    "durable": ({"durable": False}, "durable is 'false' there, and 'true' was asked for"),
+    "auto_delete": ({"auto_delete": True}, "auto_delete is 'true' there, and 'false' was asked for"),
+}
+
+
+@pytest.mark.parametrize("what", EXCHANGES)
+def test_another_exchange_is_named_as_such(rabbitmq_url: str, there: Any, queue_of_none: str, what: str) -> None:
+    """The text speaks of the exchange, and does not advise to delete the queue."""
+    properties, said = EXCHANGES[what]
+    kombu.Exchange(queue_of_none, channel=there, **properties).declare()
+    error = refusal(rabbitmq_url, queue_of_none)
+    assert isinstance(error, TransportNotReady)
+    assert f"an exchange of the queue's name exists with other properties: {said}" in str(error)
+    assert "delete the queue" not in str(error)
+    assert "queue_arguments" not in str(error)
+
+
+QUEUES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "durable": ({"durable": False}, {}, "durable is 'false' there.*declare=False to use the queue as it is"),
+    "auto_delete": ({"auto_delete": True}, {}, "auto_delete is 'true' there.*declare=False to use the queue as it is"),
+    "exclusive": ({"exclusive": True}, {}, "is exclusive to another connection: use a queue of another name"),
+    "argument": ({"queue_arguments": {"x-max-priority": 3}}, {}, r"Pass queue_arguments= .*\?x-max-priority=3"),
+    "other argument": (
+        {"queue_arguments": {"x-max-priority": 3}},
+        {"queue_arguments": {"x-max-priority": 10}},
+        r"x-max-priority is '3' there, and '10' was asked for.*\?x-max-priority=3",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", QUEUES)
+def test_another_queue_is_named_as_such(rabbitmq_url: str, there: Any, queue_of_none: str, what: str) -> None:
+    """The text says in what the queue differs, and advises what is possible for that property."""
+    properties, options, said = QUEUES[what]
+    kombu.Queue(queue_of_none, channel=there, **properties).declare()
+    error = refusal(rabbitmq_url, queue_of_none, **options)
+    assert isinstance(error, TransportNotReady)
+    assert re.search(said, str(error))
+    assert "permissions" not in str(error)
+
+
+INVALID: dict[str, tuple[dict[str, Any], str]] = {
+    "value": ({"queue_arguments": {"x-max-priority": 1000}}, "invalid arg 'x-max-priority'.*Correct queue_arguments"),
+    "type": ({"queue_arguments": {"x-queue-type": "odd"}}, "invalid arg 'x-queue-type'.*Correct queue_arguments"),
+    "no queue": ({"declare": False}, "no such queue is there: declare it, or set declare=True"),
+}
+
+
+@pytest.mark.parametrize("what", INVALID)
+def test_a_queue_that_cannot_be_is_explained(rabbitmq_url: str, queue_of_none: str, what: str) -> None:
+    """The text names what the broker refuses, and the setting that is to be corrected."""
+    options, said = INVALID[what]
+    error = refusal(rabbitmq_url, queue_of_none, **options)
+    assert isinstance(error, TransportNotReady)
+    assert re.search(said, str(error))
+    assert "permissions" not in str(error)
+
+
+def test_a_reserved_name_is_explained(rabbitmq_url: str) -> None:
+    """A queue whose name begins with amq. is no matter of permissions."""
+    error = refusal(rabbitmq_url, "amq.odd")
+    assert str(error).endswith("Choose a name that does not begin with 'amq.'")
+
+
+def test_a_queue_that_is_looked_for_is_explained(rabbitmq_url: str, queue_of_none: str) -> None:
+    """A subscriber that declares nothing is advised to declare the queue."""
+    said = r"no queue .*\. Declare the queue, or set declare=True"
+    with contextlib.closing(CeleryTransport(rabbitmq_url, declare=False)) as found:
+        with pytest.raises(TransportNotReady) as caught:
+            found.subscribe([queue_of_none], lease=10)
+        assert re.search(said, str(caught.value))
+
+
+ADDRESSES: dict[str, tuple[Callable[[str], str], str]] = {
+    "no port": (lambda url: f"amqp://127.0.0.1:{free_port()}//", "the broker cannot be reached; check host and port"),
+    "no host": (lambda url: "amqp://no.such.host.invalid//", "the broker cannot be reached; check host and port"),
+    "no Redis": (lambda url: f"redis://127.0.0.1:{free_port()}/0", "the broker cannot be reached; check host and port"),
+    "no TLS": (lambda url: "amqps://" + url.partition("://")[2], "TLS failed; check that the port"),
+}
+
+
+@pytest.mark.parametrize("what", ADDRESSES)
+def test_a_broker_that_is_not_reached_was_not_lost(rabbitmq_url: str, what: str) -> None:
+    """The text does not speak of a lost connection where there was none."""
+    address, said = ADDRESSES[what]
+    error = refusal(address(rabbitmq_url), "q")
+    assert isinstance(error, TransportUnavailable)
+    assert said in str(error)
+    assert "was lost" not in str(error)
+
+
+@pytest.mark.parametrize("user", [":{pw}@", "me:{pw}@", ""], ids=["password", "user", "none"])
+def test_a_password_that_redis_refuses_is_named(user: str) -> None:
+    """A missing or wrong password, or an unknown user, reads as what it is, and is quoted nowhere."""
+    with brokers.private_redis("--requirepass", "right") as server:
+        error = refusal(server.url.replace("127", user.format(pw=SECRET) + "127"), "q")
+    assert isinstance(error, TransportNotReady)
+    assert "Redis refused: " in str(error)
+    assert "Check the user and password in the URL" in str(error)
+    assert SECRET not in str(error)
+
+
+def test_what_redis_refuses_is_no_lost_connection() -> None:
+    """A full memory and a database that is not there are told with Redis's own words."""
+    with brokers.private_redis("--maxmemory", "1", "--databases", "2") as server:
+        assert "Redis refused for now: command not allowed when used memory" in str(refusal(server.url, "q"))
+        other = server.url.removesuffix("/0")
+        for name in ("7", "name"):
+            error = refusal(f"{other}/{name}", "q")
+            assert isinstance(error, TransportNotReady)
+            assert "there is no such database: " in str(error)
+            assert "ends with the number of a database" in str(error)
+
+
+URLS = [
+    f"amqp://a:pw@h//;amqp://b:{SECRET}@h:x//",
+    f"amqp://a:pw@h//;amqp://b:{SECRET}/x@h//",
+    f"amqp://a:pw@h//?heartbeat=10;amqp://b:{SECRET}@h//",
+    f"amqps://a:pw@h//?ssl_cert_reqs=none;amqps://b:{SECRET}@h",
+    f"amqp://a:x;{SECRET}@h//",
+    f"amqp://a?pw={SECRET}@h",
+    f"amqp://a:{SECRET}@h//?odd=1",
+    f"redis://:{SECRET}@h:x/0",
+]
+parts = st.sampled_from(["amqp://a:pw@h//", f"amqp://b:{SECRET}@h//", f"redis://:{SECRET}@h/0", f"amqp://b:x{SECRET}"])
+joints = st.sampled_from([";", "?heartbeat=1;", "?heartbeat=x&", "@", "#", "?", ":", "/", "?ssl_cert_reqs=", "[", " "])
+
+
+@given(st.lists(st.tuples(parts, joints), min_size=1, max_size=3).map(lambda found: "".join(a + b for a, b in found)))
+def test_no_text_quotes_a_password(url: str) -> None:
+    """Whatever is wrong with an address of one or several URLs, the error quotes none of their passwords."""
+    problem = ""
+    try:
+        from_url(url).close()
+    except ConfigurationError as exc:
+        problem = str(exc)
+    assert SECRET not in problem
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_no_known_mistake_quotes_a_password(url: str) -> None:
+    """The same, for mistakes that are known, each of which is refused when the transport is made."""
+    with pytest.raises(ConfigurationError) as caught:
+        from_url(url)
+    assert SECRET not in str(caught.value)
