@@ -157,3 +157,11 @@ def test_a_user_that_the_broker_does_not_know_is_told_to_look_at_the_url(rabbitm
     with pytest.raises(TransportNotReady, match="user, password") as caught:
         transport.subscribe(["q"], lease=1)
     assert "secret-word" not in str(caught.value)
+
+
+def test_eventlet_is_named_where_nothing_can_be_waited_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without select.poll, which eventlet removes, a transport over AMQP is refused with the reason when it is made."""
+    monkeypatch.delattr("select.poll")
+    with pytest.raises(ConfigurationError, match="eventlet's monkey_patch removes it"):
+        CeleryTransport("amqp://127.0.0.1//")
+    CeleryTransport("memory://").close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from celery import Celery, Task
 from celery.exceptions import Retry
 from celery_wire.app_task_support import app_with_a_broker, declared, nothing, sent
 from celery_wire.observed_app import real_runs
+from celery_wire.support import ALIVE, Pipe, celery_app
+from consumers import running
 
-from transports.celery import celery_tasks
-from unstract_core import ConfigurationError, Tasks
+from transports.celery import CeleryTransport, celery_tasks
+from unstract_core import ConfigurationError, Consumer, Tasks
 
 # mypy: disable-error-code="untyped-decorator, misc"
 
@@ -217,3 +221,40 @@ def test_shared_tasks_of_a_django_project_run_with_fresh_connections(tmp_path: P
     command = [sys.executable, "-c", program, str(tmp_path / "shop.sqlite3")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout) == (0, "[[False], [False]]\n"), ended.stderr[-3000:]
+
+
+def total(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+OWN: dict[str, tuple[Callable[[Any], Any], Any]] = {
+    "map": (lambda add: add.map([[1, 2], [3]]), [3, 3]),
+    "starmap": (lambda add: add.starmap([[[1, 2]], [[3]]]), [3, 3]),
+    "backend_cleanup": (lambda add: add.app.signature("celery.backend_cleanup"), None),
+    "accumulate": (lambda add: add.app.signature("celery.accumulate", args=[1, 2]), [1, 2]),
+}
+
+
+@pytest.mark.parametrize("what", OWN)
+def test_celerys_own_tasks_run(
+    rabbitmq_url: str, transport: CeleryTransport, queue: str, pipe: Pipe, what: str
+) -> None:
+    """What a real client sends as `celery.map`, `celery.backend_cleanup` and the like runs on our Consumer."""
+    make, expected = OWN[what]
+    with contextlib.closing(celery_app(rabbitmq_url)) as app:
+        add = app.task(total, name="add", shared=False)
+        with running(Consumer(transport, celery_tasks(app), [queue])):
+            result = make(add).apply_async(queue=queue)
+            assert result.get(timeout=ALIVE) == expected
+        pipe.delete(app.thread_oid)
+
+
+def test_chunks_run_as_tasks(rabbitmq_url: str, transport: CeleryTransport, queue: str, pipe: Pipe) -> None:
+    """The chunks that a real client makes run on our Consumer, one message for each."""
+    with contextlib.closing(celery_app(rabbitmq_url)) as app:
+        add = app.task(total, name="add", shared=False)
+        with running(Consumer(transport, celery_tasks(app), [queue])):
+            result = add.chunks([[[1, 2]], [[3]], [[4, 5]]], 2).apply_async(queue=queue)
+            found = [one.get(timeout=ALIVE) for one in result.parent or result]
+        assert found == [[3, 3], [9]]
+        pipe.delete(app.thread_oid)

@@ -34,12 +34,16 @@ from unstract_core.values import type_name
 
 logger = logging.getLogger(__name__)
 
+_CELERYS_OWN = "celery."
 WITHOUT_LIMIT = 2**31
 """The attempts of a task whose `max_retries` is None."""
 
 
 def celery_tasks(app: Any) -> Mapping[str, Callable[..., Any]]:
-    """Return the tasks of a Celery app by name, Celery's own left out, for `Consumer(transport, tasks, queues)`.
+    """Return the tasks of a Celery app by name, for `Consumer(transport, tasks, queues)`.
+
+    Celery's own are among them: `celery.map`, `celery.starmap` and `celery.chunks` run the app's tasks here,
+    `celery.backend_cleanup` cleans the app's result backend, and those of canvases send through the app's broker.
 
     Each has `request.id` (the dispatch's, the same on every delivery), `request.retries`, `request.headers` (fairness
     as `x-fairness-key`) and `request.delivery_info`; bound tasks, class-based ones, handlers and signals work. A retry
@@ -55,8 +59,8 @@ def celery_tasks(app: Any) -> Mapping[str, Callable[..., Any]]:
         raise ConfigurationError(f"celery_tasks takes a Celery app, not {what}")
     app.loader.import_default_modules()
     app.finalize()
-    found = {name: CeleryTask(task) for name, task in app.tasks.items() if not name.startswith("celery.")}
-    if not found:
+    found = {name: CeleryTask(task) for name, task in app.tasks.items()}
+    if all(name.startswith(_CELERYS_OWN) for name in found):
         raise ConfigurationError("the Celery app has no tasks; import the modules that define them first")
     _keep_django_connected(app)
     limited = sorted(name for name, task in found.items() if task.limited)

@@ -25,7 +25,7 @@ from transports.celery.compression import keep_compressed
 from transports.celery.errors import CONNECTING, Nacked, Unroutable, mapped, translate
 from transports.celery.frames import tolerate_unreadable_properties
 from transports.celery.protocol import DEAD_SUFFIX, Outgoing
-from transports.celery.waits import limit_waits, tend
+from transports.celery.waits import check_platform, limit_waits, tend
 from unstract_core.errors import ConfigurationError, TransportError, TransportUnavailable
 
 _IN_FLIGHT = 500
@@ -388,7 +388,7 @@ def _checked(settings: Settings, url: str, heartbeat: float) -> kombu.Connection
             ssl=dict(settings.ssl) if isinstance(settings.ssl, Mapping) else settings.ssl,  # kombu writes into it
             transport_options=settings.kombus_options,
         )
-        connection.transport  # noqa: B018 - resolves the driver, which may be missing
+        is_amqp = connection.transport.driver_type == "amqp"  # resolves the driver, which may be missing
     except (KeyError, ImportError) as exc:
         raise ConfigurationError(f"no broker can be reached by this URL: {exc}") from exc
     except TypeError as exc:
@@ -402,6 +402,8 @@ def _checked(settings: Settings, url: str, heartbeat: float) -> kombu.Connection
         raise _unparsed() from None
     if (driver := _DRIVERS.get(connection.transport_cls)) is not None and find_spec(driver) is None:
         raise ConfigurationError(f"{connection.transport_cls}:// needs a driver: pip install 'kombu[{driver}]'")
+    if is_amqp:
+        check_platform()
     return connection
 
 

@@ -11,14 +11,26 @@ import select
 import time
 from typing import Any
 
+from unstract_core.errors import ConfigurationError
+
 TICK = 1.0
 """Seconds between two looks at the heartbeats, at the most."""
 _SHORTEST = 0.001
 
 
+def check_platform() -> None:
+    """Raise ConfigurationError where a connection cannot be waited on."""
+    if not hasattr(select, "poll"):
+        raise ConfigurationError(
+            "this process has no select.poll, by which connections to a broker are waited on: eventlet's monkey_patch "
+            "removes it. Use threads or gevent in the processes that send and consume, instead of eventlet"
+        )
+
+
 def limit_waits(connection: Any, seconds: float) -> None:
     """Let no wait on an open connection be longer than this, and have heartbeats tended in all of them."""
     slice_ = min(TICK, connection.heartbeat / 4) if connection.heartbeat else seconds
+    check_platform()
     arrivals = select.poll()
     arrivals.register(connection.sock, select.POLLIN)
 
