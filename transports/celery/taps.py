@@ -60,12 +60,12 @@ class Arrived:
         return key_of(self.message)
 
     def ack(self) -> None:
+        self.message.ack()  # which is asked again where it fails, and counts once
         self.tap.unacknowledged -= 1
-        self.message.ack()
 
     def requeue(self) -> None:
-        self.tap.unacknowledged -= 1
         self.message.requeue()
+        self.tap.unacknowledged -= 1
 
     def is_later_than(self, moment: float) -> bool:
         """Whether its `eta` is after this moment, in seconds since the epoch."""
