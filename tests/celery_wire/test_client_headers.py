@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -153,6 +156,52 @@ def ignore(task: Any, value: Any) -> None:
 
 def reject(task: Any, value: Any) -> None:
     raise Reject("no")
+
+
+SENTRY = """
+import json, sentry_sdk
+from sentry_sdk.integrations.celery import CeleryIntegration
+from sentry_sdk.transport import Transport
+
+class Printing(Transport):
+    def capture_envelope(self, envelope):
+        for item in envelope.items:
+            found = item.payload.json
+            errors = [one["type"] for one in found.get("exception", {}).get("values", [])]
+            print(json.dumps([item.type, found["transaction"], found["contexts"]["trace"]["trace_id"], errors]))
+
+options = dict(default_integrations=False, integrations=[CeleryIntegration()], traces_sample_rate=1.0)
+sentry_sdk.init("http://key@127.0.0.1:9/1", transport=Printing, **options)
+
+from celery import Celery
+from contract_tests.messages import message
+from transports.celery import celery_tasks
+from transports.memory import MemoryTransport
+from unstract_core import Consumer
+
+app = Celery("watched", broker="memory://", set_as_current=False)
+
+@app.task(name="fail", shared=False)
+def fail():
+    raise ValueError("no total")
+
+transport = MemoryTransport()
+trace = {"sentry-trace": "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1"}
+transport.send([message("fail", "q", reply_key="k", headers=trace)])
+Consumer(transport, celery_tasks(app), ["q"]).drain(timeout=20)
+sentry_sdk.flush()
+"""
+
+
+def test_sentry_hears_of_a_failed_task() -> None:
+    """Sentry's own integration reports the error and the transaction of a task, in the trace of its sender."""
+    done = subprocess.run([sys.executable, "-c", SENTRY], capture_output=True, text=True, timeout=ALIVE, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        ["event", "fail", trace_id, ["ValueError"]],
+        ["transaction", "fail", trace_id, []],
+    ]
 
 
 ENDS: list[tuple[Callable[..., Any], str | None, str]] = [

@@ -103,7 +103,12 @@ class _Info:
     handle_reject = handle_ignore = handle_retry = handle_failure = handle_error_state
 
 
-_LOADER = SimpleNamespace(on_task_init=lambda *_: None, on_process_cleanup=lambda: None)
+def _nothing(*_: Any, **__: Any) -> None:
+    """Do nothing: it has been done, or is done elsewhere."""
+
+
+_LOADER = SimpleNamespace(on_task_init=_nothing, on_process_cleanup=_nothing)
+_STACK = SimpleNamespace(push=_nothing, pop=_nothing)
 _APP = SimpleNamespace(
     conf=SimpleNamespace(
         task_acks_late=False, worker_deduplicate_successful_tasks=False, task_inherit_parent_priority=False
@@ -114,17 +119,17 @@ _SIGNALS = SimpleNamespace(task_prerun=_SILENT, task_postrun=_SILENT, task_succe
 
 
 def _tracer(trace: Any, task: Any) -> Callable[..., Any]:
-    """Let the builder build a tracer that sends no signals: it looks for their receivers when it is built."""
+    """Let the builder build a tracer that sends no signals and makes no task the current one.
+
+    It looks for the receivers of signals, and for the stack of tasks, when it is built.
+    """
     with _building:
-        signals, trace.signals = trace.signals, _SIGNALS
+        own = trace.signals, trace._task_stack
+        trace.signals, trace._task_stack = _SIGNALS, _STACK
         try:
             tracer: Callable[..., Any] = trace.build_tracer(
                 task.name, task, _LOADER, socket.gethostname(), Info=_Info, app=_APP
             )
         finally:
-            trace.signals = signals
+            trace.signals, trace._task_stack = own
     return tracer
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    """Do nothing: the result goes elsewhere."""
