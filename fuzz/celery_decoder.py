@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import time
 from typing import Any
 
 import amqp
@@ -79,7 +78,8 @@ def check(headers: dict[str, Any], properties: dict[str, Any], body: bytes) -> N
     message = received(headers, properties, body)
     envelope = read_message(message, QUEUE, default_queue="celery")
     arrived = Arrived(message, QUEUE, Tap(None, "", 1))
-    arrived.is_later_than(time.time())
+    if envelope.eta is not None:
+        envelope.eta.timestamp()
     hash(arrived.key)
     delivery = _delivery(envelope)
     it = Received(message, envelope, QUEUE)

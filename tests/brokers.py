@@ -91,6 +91,18 @@ class PrivateBroker:
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
 
+    def alarm(self, on: bool = True) -> None:
+        """Let it be short of memory, so that it blocks the connections that publish; or let that be over."""
+        self._control("set_vm_memory_high_watermark", "0.000001" if on else "0.6")
+
+    def hold(self, seconds: float = LONGEST_HELD) -> None:
+        """Set after how many seconds it takes back what is not acknowledged, on channels that are opened later."""
+        self._control("eval", f"application:set_env(rabbit, consumer_timeout, {int(seconds * 1000)}).")
+
+    def _control(self, *arguments: str) -> None:
+        command = [str(_program().with_name("rabbitmqctl")), "-n", self._environment["RABBITMQ_NODENAME"], *arguments]
+        subprocess.run(command, env=self._environment, check=True, stdout=subprocess.DEVNULL)
+
     def remove(self) -> None:
         """Kill it, and the daemon that it has started."""
         self.kill()

@@ -204,10 +204,10 @@ class Consumer:
                 patience = look
                 if time.monotonic() >= deadline:
                     self._stopping = True
-                    if loop.problem is not None and loop.holding and not loop.running:
+                    if loop.trouble is not None and loop.holding and not loop.running:
                         raise TransportUnavailable(
                             f"drain: the time is up, and {loop.holding} messages could not be settled"
-                        ) from loop.problem
+                        ) from loop.trouble
                 elif received == 0 and not loop.holding:
                     if self._drained(loop.waited):
                         break

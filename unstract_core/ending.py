@@ -3,7 +3,8 @@
 A transport that is away is asked again, as long as it takes. A settlement that fails alone, for `PATIENCE` seconds in
 which the transport goes on answering others, is the trouble itself (a result so large that its statement always times
 out, say): it waits for its turn behind the others, and then counts as refused. It is never given up for that: when
-no fallback can be written either, all begins anew.
+no fallback can be written either, all begins anew. One whose queue is full (`QueueFull`) waits as well, and holds up
+no other; neither that nor a transport that takes nothing for now (`NoRoom`) ever makes it count as refused.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from unstract_core.continuation import RetryPolicy, fallbacks
-from unstract_core.errors import TransportClosed, TransportError, TransportRefused, TransportUnavailable
+from unstract_core.errors import (
+    NoRoom,
+    QueueFull,
+    TransportClosed,
+    TransportError,
+    TransportRefused,
+    TransportUnavailable,
+)
 from unstract_core.events import emit
 from unstract_core.holding import Held, Key
 from unstract_core.observer import Observers
@@ -57,6 +65,7 @@ class Endings:
         self._policy = policy
         self._finished: dict[Key, Held] = {}
         self._largest_batch = _LARGEST_BATCH
+        self._no_room: QueueFull | None = None
 
     def __len__(self) -> int:
         return len(self._finished)
@@ -64,6 +73,13 @@ class Endings:
     @property
     def suspects(self) -> list[Held]:
         return [held for held in self._finished.values() if held.suspect]
+
+    @property
+    def no_room(self) -> QueueFull | None:
+        """Why a settlement waits for a queue that is full, while one does."""
+        if self._no_room is not None and not any(held.no_room for held in self._finished.values()):
+            self._no_room = None
+        return self._no_room
 
     def add(self, finished: Iterable[Held]) -> None:
         self._finished.update((held.key, held) for held in finished)
@@ -78,10 +94,12 @@ class Endings:
                 self._settle([held])
 
     def lost(self, held: Held) -> None:
-        """Note that a lease is lost. What may have been settled is done with; what was not will come to nothing."""
-        if held.doubtful:
-            self._end(held, effective=False)
-        elif not held.lost:
+        """Note that a lease is lost. What is finished is settled all the same: the answer to that tells its end."""
+        if held.settlement is None:
+            self._note_lost(held)
+
+    def _note_lost(self, held: Held) -> None:
+        if not held.lost:
             held.lost = True
             held.until = 0.0
             self._counters["lost"] += 1
@@ -106,6 +124,8 @@ class Endings:
         except TransportError as exc:
             if isinstance(exc, TransportRefused):
                 self._refused(batch, exc)
+            elif isinstance(exc, QueueFull):
+                self._full(batch, exc)
             else:
                 self._failed(batch, exc)
                 raise
@@ -129,6 +149,16 @@ class Endings:
         if held.key in self._finished:
             self._settle(batch)
 
+    def _full(self, batch: Sequence[Held], failure: QueueFull) -> None:
+        """Let those wait whose queue is full. The others of the batch are settled already, and only say so now."""
+        if len(batch) > 1:
+            for held in batch:
+                self._settle([held])
+            return
+        self._failed(batch, failure)
+        batch[0].no_room = True
+        self._no_room = failure
+
     def _failed(self, batch: Sequence[Held], failure: TransportError) -> None:
         """Prepare the next try. What was given back is let go: that settlement was the last use of its delivery."""
         for held in batch:
@@ -145,6 +175,10 @@ class Endings:
             held.failures += 1
             held.failing_since = min(held.failing_since, now)
         held.retry_at = now + min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** min(held.failures, 10))
+        held.no_room = False
+        if isinstance(failure, NoRoom):
+            held.failing_since = math.inf
+            return
         if not isinstance(failure, TransportUnavailable):  # an operator has to give a right, or make a queue
             return
         worn_out = held.failures > _MOST_FAILURES and now - held.failing_since >= PATIENCE
@@ -190,7 +224,7 @@ class Endings:
         elif held.doubtful:
             emit(logger, logging.INFO, "settled_or_lost", **ids(held.delivery))
         else:
-            self.lost(held)
+            self._note_lost(held)
 
     def _forget(self, held: Held) -> None:
         self._finished.pop(held.key, None)

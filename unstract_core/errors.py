@@ -119,6 +119,17 @@ class TransportUnavailable(TransportError):
         self.fate_unknown = fate_unknown
 
 
+class NoRoom(TransportUnavailable):
+    """The transport takes no message for now, and says why; the message is not at fault, and is kept until it can go.
+
+    A settlement that meets it is tried again for as long as it takes, and is never given up for it.
+    """
+
+
+class QueueFull(NoRoom):
+    """One queue takes no message for now; others do. Its messages go on being received, so that it can shrink."""
+
+
 class TransportRefused(TransportError):
     """The transport understood the request and refuses it for good; nothing of it took effect."""
 

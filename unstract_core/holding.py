@@ -22,7 +22,7 @@ class Held:
     `until` is when its lease ends, on the monotonic clock and with a margin: after that it is not started any more.
     The other fields say how settling it went: `doubtful` if it may have taken effect; `failures` of it alone, since
     `failing_since`, while the transport answered others; `retry_at` the earliest moment of the next try; `original`
-    what was to be settled, and `fallbacks` what else there is to try.
+    what was to be settled, and `fallbacks` what else there is to try; `no_room` if it waits for a queue that is full.
     """
 
     delivery: Delivery
@@ -35,6 +35,7 @@ class Held:
     failing_since: float = math.inf
     answers: int = -1
     retry_at: float = 0.0
+    no_room: bool = False
     original: Settlement | None = None
     fallbacks: Iterator[Settlement] | None = None
 

@@ -37,6 +37,8 @@ _REJECTIONS, _BETWEEN_REJECTIONS = 10, 30.0
 """So many rejected messages of a queue and a kind of error are logged each; how many follow, after so many seconds."""
 _MOMENT = 0.001
 """Seconds after which some of many short tasks have ended."""
+_MOST_WITHOUT_ROOM = 1000
+"""How many results may wait for a queue that is full; taking more may be what makes room in it."""
 _MARGIN = 0.9
 """The part of a lease in which a task may still be started: its end was reckoned by another clock."""
 
@@ -107,6 +109,11 @@ class Loop:
     @property
     def ended(self) -> bool:
         return self._settings.stopping() and not self._held
+
+    @property
+    def trouble(self) -> Exception | None:
+        """Why the transport could not be used in the last turn, or why a settlement waits for a queue that is full."""
+        return self.problem or self._endings.no_room
 
     def ring(self) -> None:
         """Called from worker threads and signal handlers: takes no lock of ours."""
@@ -234,11 +241,12 @@ class Loop:
         What has finished since the last settlement leaves room, unless the number of messages in flight is fixed: else
         a far transport would be asked for a handful of messages after each batch.
         """
-        suspects = len(self._endings.suspects)
-        if self._settings.stopping() or suspects > _MOST_SUSPECTS:
+        suspects = self._endings.suspects
+        at_fault = sum(not held.no_room for held in suspects)
+        if self._settings.stopping() or at_fault > _MOST_SUSPECTS or len(suspects) > _MOST_WITHOUT_ROOM:
             return 0
         settled_next = len(self._runner.done) if self._prefetch.adapts and self.problem is None else 0
-        return max(0, self._limit() - (len(self._held) - suspects - settled_next))
+        return max(0, self._limit() - (len(self._held) - len(suspects) - settled_next))
 
     def _longest_wait(self, patience: float, deadline: float) -> float:
         """Return the moment until which nothing but a message or a finished task is to be waited for."""
@@ -290,18 +298,19 @@ class Loop:
     def _tell(self) -> None:
         """Log that the transport is away when that begins, and that it is back when nothing fails any more."""
         self._report_rejections()
-        if self.problem is None:
+        problem = self.trouble
+        if problem is None:
             if self._told_away and not self._endings.suspects:
                 self._told_away = False
                 emit(logger, logging.INFO, "transport_back", held=len(self._held))
         elif not self._told_away:
             self._told_away = True
-            ours = isinstance(self.problem, TransportError)
+            ours = isinstance(problem, TransportError)
             emit(
                 logger,
                 logging.WARNING if ours else logging.ERROR,
                 "transport_away",
-                error_type=type(self.problem).__name__,
-                error=error_text(self.problem) if ours else None,
+                error_type=type(problem).__name__,
+                error=error_text(problem) if ours else None,
                 held=len(self._held),
             )

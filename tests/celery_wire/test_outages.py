@@ -176,6 +176,50 @@ def test_a_task_whose_message_comes_back_to_its_consumer_is_not_run_again(
     assert pipe.left(callbacks(queue)) == []
 
 
+def test_a_message_that_comes_back_late_reaches_its_consumer(
+    through: Make, between: Proxy, make_celery: Make, pipe: Pipe, queue: str
+) -> None:
+    """A settlement in doubt, a lease that cannot be renewed, and then the message again: it is settled all the same."""
+
+    def task(value: str) -> str:
+        if value == "id" and not ran:
+            between.fall_silent()
+        ran.append(value)
+        return value
+
+    ran: list[str] = []
+    worker = through(heartbeat=1, confirm_timeout=1)
+    consumer = Consumer(worker, {"t": task}, [queue], lease=0.6)
+    with running(consumer):
+        sent(make_celery(), queue, "id")
+        wait_until(lambda: ran, timeout=ALIVE, what="the task to be run")
+        assert set(arrived(pipe, queue, 1)) == {"id"}
+        between.cut()  # only now does the broker see that the first connection is dead
+        sent(make_celery(), queue, "next")
+        assert "next" in arrived(pipe, queue, 1)
+        inside: Any = consumer._running
+        wait_until(lambda: not inside.holding, timeout=ALIVE, what="all to be settled")
+        assert not inside._subscription._held
+    assert pipe.count(queue) == 0
+
+
+def test_a_forgotten_delivery_adopts_no_message(
+    through: Make, between: Proxy, transport: CeleryTransport, queue: str
+) -> None:
+    """One that its consumer has not asked for during a lease may be forgotten: its message is a delivery of its own."""
+    transport.send([message("t", queue, task_id="id")])
+    with contextlib.closing(through(confirm_timeout=0.5).subscribe([queue], lease=0.2)) as subscription:
+        (first,) = subscription.receive(limit=1, wait=ALIVE)
+        time.sleep(1)
+        between.cut()
+        deadline, second = time.monotonic() + ALIVE, list[Delivery]()
+        while not second and time.monotonic() < deadline:
+            with contextlib.suppress(TransportUnavailable):
+                second += subscription.receive(limit=1, wait=1)
+        assert [one.payload for one in second] == [first.payload]
+        assert second[0].id != first.id
+
+
 @pytest.mark.parametrize("lost", ["callback", "confirm", "acknowledgement"])
 def test_a_settlement_that_is_cut_short_may_double_a_callback_and_never_loses_it(
     through: Make, between: Proxy, make_celery: Make, pipe: Pipe, queue: str, lost: str

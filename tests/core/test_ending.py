@@ -25,6 +25,7 @@ from unstract_core import (
     ending,
 )
 from unstract_core.ending import Endings
+from unstract_core.errors import NoRoom, QueueFull
 from unstract_core.holding import Held
 from unstract_core.observer import Observers
 
@@ -243,3 +244,48 @@ def test_a_renewal_between_two_statements_takes_nothing_for_lost_that_was_settle
     settle(made)
     assert in_flight[0] == 2
     assert set(in_flight[1:]) == {0}
+
+
+# Queues and transports without room.
+
+
+@pytest.mark.parametrize("failure", [NoRoom("blocked"), QueueFull("full")], ids=["transport", "queue"])
+def test_a_result_without_room_is_never_refused(monkeypatch: pytest.MonkeyPatch, failure: NoRoom) -> None:
+    """However long a queue is full or a transport takes nothing, the settlement itself is tried again, and no other."""
+    monkeypatch.setattr(ending, "PATIENCE", 0.0)
+    script = Script(failing(failure))
+    one = finished(0)
+    made, held, counters = endings(script, one)
+    settle_again(made, one, 50)
+    assert (counters["refused"], list(held.values())) == (0, [one])
+    assert {batch[0].verdict for batch in script.asked} == {Verdict.ACK}
+    script.act = lambda batch: None
+    assert settle_again(made, one) == [None]
+    assert counters["settled"] == 1
+
+
+@given(full=st.sets(st.integers(0, 19)))
+def test_a_full_queue_holds_up_no_other_settlement(full: set[int]) -> None:
+    """Of a batch in which some find their queue full the others are settled at once, whichever they are."""
+
+    def act(batch: Sequence[Settlement]) -> None:
+        if any(int(one.delivery.id) in full for one in batch):
+            raise QueueFull("full")
+
+    made, held, counters = endings(Script(act), *map(finished, range(20)))
+    assert settle(made) is None
+    assert {int(one.delivery.id) for one in held.values()} == full
+    assert counters["settled"] == 20 - len(full)
+    assert all(one.no_room for one in held.values())
+
+
+def test_a_lost_lease_leaves_what_is_finished_to_its_settlement(caplog: pytest.LogCaptureFixture) -> None:
+    """It is settled all the same, and no lease_lost is logged for what took effect."""
+    one = finished(0)
+    made, held, counters = endings(Script(), one)
+    one.doubtful = True
+    made.lost(one)
+    assert list(held.values()) == [one]
+    assert settle(made) is None
+    assert (counters["settled"], counters["lost"], held) == (1, 0, {})
+    assert not any("lease_lost" in text for text in caplog.messages)

@@ -4,6 +4,10 @@ Messages are published in one go and their confirms waited for together, so that
 wait has a limit of `confirm_timeout` seconds, whatever is being waited for. Brokers that kombu plays itself
 (memory://, redis://) confirm by returning.
 
+A broker that is short of memory or disk space blocks the connections that publish: it reads nothing more from them
+until that is over. Then nothing is published, and what had been handed over before keeps its place: its confirm comes
+when the broker goes on.
+
 Not for two threads at once.
 """
 
@@ -22,8 +26,8 @@ from amqp.exceptions import MessageNacked
 from kombu.common import maybe_declare
 
 from transports.celery.compression import keep_compressed
-from transports.celery.errors import CONNECTING, Nacked, Unroutable, mapped, translate
-from transports.celery.frames import tolerate_unreadable_properties
+from transports.celery.errors import CONNECTING, Blocked, InDoubt, Nacked, Unroutable, mapped, translate
+from transports.celery.frames import note_blocks, tolerate_unreadable_properties
 from transports.celery.protocol import DEAD_SUFFIX, Outgoing
 from transports.celery.waits import check_platform, limit_waits, tend
 from unstract_core.errors import ConfigurationError, TransportError, TransportUnavailable
@@ -38,6 +42,8 @@ _LONGEST_PARKED = 600.0
 """Seconds that a message may wait with a consumer for its time: RabbitMQ takes back what is held for half an hour."""
 _VISIBILITY_TIMEOUT = 3600.0
 """Seconds after which kombu takes back what is held on Redis, unless `visibility_timeout` says otherwise."""
+_BLOCKED_WAIT = 1.0
+"""Seconds that a confirm is waited for over a connection that is blocked and will be asked again."""
 _GOODBYE = 1.0
 """Seconds that a broker is given to answer when a connection is closed."""
 
@@ -101,10 +107,25 @@ class Settings:
 
 
 class Broker:
-    """An open connection. `amqp` tells whether a real broker is there, or one that kombu plays itself."""
+    """An open connection. `amqp` tells whether a real broker is there, or one that kombu plays itself.
 
-    def __init__(self, settings: Settings, *, heartbeat: float = 0.0) -> None:
+    `blocked` is why the broker takes no messages over it for now, None while it does; `on_block` is called with that.
+    Messages whose confirm is missing meanwhile end as InDoubt; one that is `lasting` gives up waiting for them soon,
+    because its owner asks for the answers later (`answer_to`).
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        heartbeat: float = 0.0,
+        lasting: bool = False,
+        on_block: Callable[[str | None], None] = lambda reason: None,
+    ) -> None:
+        self.blocked: str | None = None
         self._settings = settings
+        self._lasting = lasting
+        self._on_block = on_block
         self._confirms = _Confirms()
         self._failed = False
         with mapped(CONNECTING):
@@ -116,6 +137,7 @@ class Broker:
                 if self.amqp:
                     limit_waits(self.connection.connection, settings.confirm_timeout)
                     tolerate_unreadable_properties(self.connection.connection)
+                    note_blocks(self.connection.connection, self._note_block)
                 self._channel = self._declaring = self._open_channel()
                 if self.amqp:  # so that a queue that is refused closes no other channel
                     self._declaring = self.connection.channel()
@@ -130,7 +152,8 @@ class Broker:
         if not self.amqp:
             return False
         try:
-            self.connection.drain_events(timeout=0)
+            while self.usable:
+                self.connection.drain_events(timeout=0)
         except TimeoutError:
             return not self.connection.connected
         except Exception:
@@ -165,6 +188,16 @@ class Broker:
             with mapped(f"{doing}: look for queue {queue!r}"):
                 self._declaring.queue_declare(queue, passive=True)
 
+    def state_of(self, queue: str) -> tuple[int, int]:
+        """Return how many messages of a queue are ready, and how many consumers it has; it has to be there."""
+        found = self._declaring.queue_declare(queue, passive=True)
+        return found.message_count, found.consumer_count
+
+    def hurry(self, seconds: float) -> None:
+        """Wait no longer than this for anything but confirms from now on."""
+        if self.amqp:
+            limit_waits(self.connection.connection, seconds)
+
     def publish(
         self, doing: str, messages: Sequence[Outgoing], *, together: bool = False
     ) -> list[TransportError | None]:
@@ -174,6 +207,8 @@ class Broker:
         raises a TransportError, for some may have been accepted. After an error that concerns the connection the
         broker is of no more use (`usable`).
         """
+        if self.blocked is not None:
+            return [_blocked(_at(doing, message), self.blocked) for message in messages]
         refused: dict[int, TransportError] = {}
         for number, message in enumerate(messages):
             if (error := self._refusal(doing, message)) is not None:
@@ -186,11 +221,17 @@ class Broker:
             batch = ready[start : start + _IN_FLIGHT]
             if outcomes and not self.usable:
                 outcomes += [_undone(outcomes[-1], _at(doing, message)) for message in batch]
+            elif self.blocked is not None:
+                outcomes += [_blocked(_at(doing, message), self.blocked) for message in batch]
             else:
                 outcomes += self._publish(doing, batch)
         for number, error in refused.items():
             outcomes.insert(number, error)
         return outcomes
+
+    def answer_to(self, tag: int) -> bool | None:
+        """Return whether a message that was in doubt was accepted; None where there is no answer yet."""
+        return self._confirms.answer_to(tag)
 
     @property
     def usable(self) -> bool:
@@ -199,8 +240,8 @@ class Broker:
     def close(self, finish: Callable[[], None] | None = None) -> None:
         """Do what is left to do, and close in order, as far as the broker answers in a moment."""
         try:
-            if self.amqp and self.connection.connected:
-                limit_waits(self.connection.connection, _GOODBYE)
+            if self.connection.connected:
+                self.hurry(_GOODBYE)
             if finish is not None:
                 finish()
             self.connection.release()
@@ -224,13 +265,17 @@ class Broker:
         return None
 
     def _publish(self, doing: str, messages: Sequence[Outgoing]) -> list[TransportError | None]:
-        self._confirms.begin(len(messages))
+        self._confirms.begin()
         failure: TransportError | None = None
+        stopped: str | None = None
         published = 0
         try:
             for message in messages:
+                self._confirms.expect(message)
                 self._hand_over(message)
                 published += 1
+                if (stopped := self.blocked) is not None:
+                    break
             self._await_confirms()
         except TransportError as exc:
             failure = exc
@@ -240,7 +285,12 @@ class Broker:
                 raise ours from exc
             failure = ours
             failure.__cause__ = exc
-        self._failed = self._failed or failure is not None  # a confirm that comes too late would be taken for another's
+        if failure is not None and self.blocked is not None and self.connection.connected:
+            stopped = self.blocked  # it will answer later, and the connection is kept for that
+        else:
+            self._failed = self._failed or failure is not None
+        if stopped is not None and not self._failed:
+            return [self._outcome_blocked(doing, n, message, published, stopped) for n, message in enumerate(messages)]
         alone = len(messages) == 1
         return [self._outcome(doing, n, message, published, failure, alone) for n, message in enumerate(messages)]
 
@@ -266,9 +316,12 @@ class Broker:
         if not self.amqp:
             self._confirms.all()
             return
-        deadline = time.monotonic() + self._settings.confirm_timeout
+        began = time.monotonic()
         while self._confirms.missing:
-            if (remaining := deadline - time.monotonic()) <= 0:  # though other events kept coming
+            patience = self._settings.confirm_timeout
+            if self.blocked is not None and self._lasting:
+                patience = min(patience, _BLOCKED_WAIT)
+            if (remaining := began + patience - time.monotonic()) <= 0:  # though other events kept coming
                 raise TimeoutError
             self.connection.drain_events(timeout=remaining)
 
@@ -276,18 +329,9 @@ class Broker:
         self, doing: str, number: int, message: Outgoing, published: int, failure: TransportError | None, alone: bool
     ) -> TransportError | None:
         where = _at(doing, message)
-        if (reason := self._confirms.returned.get((message.id, message.queue))) is not None:
-            self.connection.declared_entities.clear()  # what was declared has been deleted since
-            remedy = (
-                "the next message declares it again" if self._settings.declare else "declare it, or set declare=True"
-            )
-            return Unroutable(f"{where} could not be routed ({reason}); no such queue is there: {remedy}")
-        if number in self._confirms.nacked:
-            nacked = Nacked(f"{where} was refused by the broker (nacked), as by a queue that is full; it was not sent")
-            nacked.__cause__ = MessageNacked()
-            return nacked
-        if number in self._confirms.acked:
-            return None
+        answered, error = self._answer(number, message, where)
+        if answered:
+            return error
         in_doubt = getattr(failure, "fate_unknown", False)
         if number > published or (number == published and not in_doubt):
             return _undone(failure, where)
@@ -296,6 +340,33 @@ class Broker:
         doubtful = TransportUnavailable(f"{where} may have been sent before another one failed", fate_unknown=True)
         doubtful.__cause__ = failure
         return doubtful
+
+    def _outcome_blocked(
+        self, doing: str, number: int, message: Outgoing, published: int, reason: str
+    ) -> TransportError | None:
+        where = _at(doing, message)
+        answered, error = self._answer(number, message, where)
+        if answered:
+            return error
+        if number >= published:
+            return _blocked(where, reason)
+        tag = self._confirms.doubt(number)
+        text = f"{where}: the broker takes no messages for now ({reason}), and has not confirmed it yet"
+        return InDoubt(f"{text}; whether it took effect is unknown, so it was not tried again", tag)
+
+    def _answer(self, number: int, message: Outgoing, where: str) -> tuple[bool, TransportError | None]:
+        """Return whether the broker has answered for a message of the batch, and what it has against it."""
+        if (reason := self._confirms.returned.get((message.id, message.queue))) is not None:
+            self.connection.declared_entities.clear()  # what was declared has been deleted since
+            remedy = (
+                "the next message declares it again" if self._settings.declare else "declare it, or set declare=True"
+            )
+            return True, Unroutable(f"{where} could not be routed ({reason}); no such queue is there: {remedy}")
+        if self._confirms.is_nacked(number):
+            nacked = Nacked(f"{where} was refused by the broker (nacked), as by a queue that is full; it was not sent")
+            nacked.__cause__ = MessageNacked()
+            return True, nacked
+        return self._confirms.is_acked(number), None
 
     def _open_channel(self) -> Any:
         channel = self.channel()
@@ -306,47 +377,94 @@ class Broker:
             channel.priority_steps = [0]  # one list, first in, first out: kombu gives out the lowest priority first
         return channel
 
+    def _note_block(self, reason: str | None) -> None:
+        self.blocked = reason
+        self._on_block(reason)
+
     def _note_reopened(self, channel: Any) -> None:
         self._failed = True
 
 
 class _Confirms:
-    """The broker's answers to one batch, by the message's place in it; `returned` by its id and queue."""
+    """The broker's answers, by the number of each publish on its channel, which counts from 1.
+
+    A batch begins anew each time; `returned` is by the message's id and queue. What is doubted outlives its batch.
+    """
 
     def __init__(self) -> None:
-        self.acked: set[int] = set()
-        self.nacked: set[int] = set()
         self.returned: dict[tuple[str, str], str] = {}
-        self._size = 0
-        self._before = 0
-        """How many messages were published on this channel before this batch: delivery tags count from the first."""
+        self._first = 1
+        self._last = 0
+        self._missing: set[int] = set()
+        self._acked: set[int] = set()
+        self._nacked: set[int] = set()
+        self._keys: dict[int, tuple[str, str]] = {}
+        self._doubted: dict[int, bool | None] = {}
 
-    def begin(self, size: int) -> None:
-        self._before += self._size
-        self._size = size
-        self.acked, self.nacked, self.returned = set(), set(), {}
+    def begin(self) -> None:
+        self._first = self._last + 1
+        self._missing, self._acked, self._nacked = set(), set(), set()
+        self._keys = {tag: key for tag, key in self._keys.items() if tag in self._doubted}
+        self.returned = {}
+
+    def expect(self, message: Outgoing) -> None:
+        """Note that a message is published next."""
+        self._last += 1
+        self._missing.add(self._last)
+        self._keys[self._last] = (message.id, message.queue)
 
     def listen(self, channel: Any) -> None:
-        channel.events["basic_ack"].add(lambda tag, multiple: self._note(self.acked, tag, multiple))
-        channel.events["basic_nack"].add(lambda tag, multiple: self._note(self.nacked, tag, multiple))
+        channel.events["basic_ack"].add(lambda tag, multiple: self._note(True, tag, multiple))
+        channel.events["basic_nack"].add(lambda tag, multiple: self._note(False, tag, multiple))
         channel.events["basic_return"].add(self._note_return)
 
     def all(self) -> None:
-        self.acked.update(range(self._size))
+        self._note(True, self._last, True)
 
     @property
     def missing(self) -> bool:
-        return len(self.acked) + len(self.nacked) < self._size
+        return bool(self._missing)
 
-    def _note(self, answers: set[int], tag: int, multiple: bool) -> None:
-        last = tag - self._before - 1
-        known = self.acked | self.nacked if multiple else ()
-        answers.update(n for n in range(0 if multiple else last, last + 1) if 0 <= n < self._size and n not in known)
+    def is_acked(self, number: int) -> bool:
+        return self._first + number in self._acked
+
+    def is_nacked(self, number: int) -> bool:
+        return self._first + number in self._nacked
+
+    def doubt(self, number: int) -> int:
+        """Keep the answer to a message of this batch for later; returns by what it can be asked for."""
+        tag = self._first + number
+        self._doubted[tag] = None
+        return tag
+
+    def answer_to(self, tag: int) -> bool | None:
+        """Return whether a doubted message was accepted, None where that is not known yet; it is told once."""
+        answer = self._doubted.get(tag, False)
+        if answer is not None:
+            self._doubted.pop(tag, None)
+        return answer
+
+    def _note(self, accepted: bool, tag: int, multiple: bool) -> None:
+        answers = self._acked if accepted else self._nacked
+        answered = {n for n in self._missing if n <= tag} if multiple else self._missing & {tag}
+        self._missing -= answered
+        answers |= answered
+        for doubted, answer in list(self._doubted.items()) if self._doubted else ():
+            if answer is None and (doubted <= tag if multiple else doubted == tag):
+                self._doubted[doubted] = accepted
 
     def _note_return(self, exc: Any, exchange: str, routing_key: str, message: Any) -> None:
         headers = message.properties.get("application_headers") or {}
         id = str(headers.get("id") or message.properties.get("correlation_id"))
-        self.returned[id, routing_key] = str(exc.reply_text)
+        key = (id, routing_key)
+        self.returned[key] = str(exc.reply_text)
+        for tag in self._doubted:
+            if self._keys.get(tag) == key:
+                self._doubted[tag] = False
+
+
+def _blocked(where: str, reason: str) -> Blocked:
+    return Blocked(f"{where}: the broker takes no messages for now ({reason}); nothing was done")
 
 
 def _undone(failure: TransportError | None, where: str) -> TransportError:

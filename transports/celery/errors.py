@@ -18,6 +18,8 @@ from amqp import exceptions as amqp
 from unstract_core.errors import (
     ConfigurationError,
     ContractError,
+    NoRoom,
+    QueueFull,
     TransportError,
     TransportNotReady,
     TransportRefused,
@@ -54,8 +56,20 @@ class Unroutable(TransportNotReady):
     """The broker has no queue of that name."""
 
 
-class Nacked(TransportUnavailable):
+class Nacked(QueueFull):
     """The broker refused to take the message, as a queue that is full does."""
+
+
+class Blocked(NoRoom):
+    """The broker takes no messages for now, as with too little memory or disk space, and has said so."""
+
+
+class InDoubt(Blocked):
+    """A message that was handed over before the broker said so; `tag` is its number, by which its confirm is known."""
+
+    def __init__(self, message: str, tag: int) -> None:
+        super().__init__(message, fate_unknown=True)
+        self.tag = tag
 
 
 @contextlib.contextmanager

@@ -1,8 +1,11 @@
-"""What py-amqp cannot read of a message: its properties, where a text is not UTF-8 or a moment beyond its calendar.
+"""What py-amqp cannot read: why the broker takes no more messages, and odd properties of a message.
 
-Such a message would break every connection that receives it, for ever, because it is delivered again. Here it arrives
-without its properties instead, and with a content type that says so; then it is buried like any other bad one. A
-routing key that is not UTF-8, by which an exchange may have sent it here, is made to be.
+py-amqp drops the broker's reason when that blocks a connection; here it is passed on.
+
+Properties that py-amqp cannot read hold a text that is not UTF-8, or a moment beyond its calendar. Such a message would
+break every connection that receives it, for ever, because it is delivered again. Here it arrives without its properties
+instead, and with a content type that says so; then it is buried like any other bad one. A routing key that is not
+UTF-8, by which an exchange may have sent it here, is made to be.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ _ADDRESSED: dict[bytes, Callable[[Any], int]] = {
     b"\x00\x3c\x00\x47": lambda payload: 4 + 8 + 1,  # basic.get-ok: after number and a flag
 }
 """The methods that bring a message, and where the exchange and the routing key stand in them."""
+_BLOCKED = b"\x00\x0a\x00\x3c"  # connection.blocked: a short text after the method
+_UNBLOCKED = b"\x00\x0a\x00\x3d"
 _HEADER = 2
 """The kind of frame that carries a message's properties, after 12 bytes about its body."""
 _BEFORE = 12
@@ -40,6 +45,23 @@ def tolerate_unreadable_properties(connection: Any) -> None:
             if kind != _HEADER or _is_readable(payload):
                 raise
             return handle((kind, channel, bytes(payload[:_BEFORE]) + _INSTEAD))
+
+    connection.on_inbound_frame = on_frame
+
+
+def note_blocks(connection: Any, note: Callable[[str | None], None]) -> None:
+    """Call `note` with the broker's reason when it takes no more messages over an open connection, then with None."""
+    handle = connection.on_inbound_frame
+
+    def on_frame(frame: tuple[int, int, Any]) -> Any:
+        kind, channel, payload = frame
+        if channel == 0 and kind == _METHOD:
+            method = bytes(payload[:4])
+            if method == _BLOCKED:
+                note(bytes(payload[5 : 5 + payload[4]]).decode("utf-8", "replace"))
+            elif method == _UNBLOCKED:
+                note(None)
+        return handle(frame)
 
     connection.on_inbound_frame = on_frame
 

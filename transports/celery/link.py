@@ -36,6 +36,10 @@ class Link:
         self._tick_at = 0.0
         self._since = 0.0
         self._live: tuple[Broker, Taps] | None = None
+        self._standing: dict[str, int] = {}
+        self._logged_blocked = False
+        self.unread: list[Arrived] = []
+        """What had arrived over a connection that was dropped since, for the owner to take."""
         self._selector = selectors.DefaultSelector()
         self._bell, self._clapper = socket.socketpair()
         self._bell.setblocking(False)
@@ -54,6 +58,16 @@ class Link:
     @property
     def taps(self) -> Taps:
         return self._connected()[1]
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker takes no messages over this connection, and reads nothing that is sent over it."""
+        return self._live is not None and self._live[0].blocked is not None
+
+    @property
+    def live(self) -> bool:
+        """Whether there is a connection that can be used, without making one."""
+        return self._live is not None and self._live[0].usable and not self.blocked
 
     @property
     def age(self) -> float:
@@ -75,7 +89,8 @@ class Link:
         """Wait for the broker or for `wake`, `seconds` at the most, and no longer than something is due."""
         broker, taps = self._connected()
         self.tend()
-        self._selector.select(min(seconds, TICK if broker.amqp else _SLICE, taps.patience))
+        patience = taps.patience if broker.blocked is None else TICK
+        self._selector.select(min(seconds, TICK if broker.amqp else _SLICE, patience))
 
     def tend(self) -> None:
         """Send a heartbeat where one is due. Raises where the broker's own have not come."""
@@ -116,9 +131,10 @@ class Link:
 
     def _connected(self) -> tuple[Broker, Taps]:
         if self._live is None:
-            broker = Broker(self._settings, heartbeat=self._settings.heartbeat)
+            broker = Broker(self._settings, heartbeat=self._settings.heartbeat, lasting=True, on_block=self._note_block)
             try:
-                taps = Taps(broker, [self._settings.queue(name) for name in self._queues], self._settings)
+                queues = [self._settings.queue(name) for name in self._queues]
+                taps = Taps(broker, queues, self._settings, self._standing)
                 if broker.amqp:
                     self._selector.register(broker.connection.connection.sock, selectors.EVENT_READ)
             except BaseException:
@@ -127,8 +143,16 @@ class Link:
             self._live, self._since = (broker, taps), time.monotonic()
         return self._live
 
+    def _note_block(self, reason: str | None) -> None:
+        if reason is not None and not self._logged_blocked:
+            emit(logger, logging.WARNING, "broker_blocked", reason=reason)
+        elif reason is None and self._logged_blocked:
+            emit(logger, logging.INFO, "broker_unblocked")
+        self._logged_blocked = reason is not None
+
     def _drop(self) -> Broker:
-        (broker, _), self._live = self._connected(), None
+        (broker, taps), self._live = self._connected(), None
+        self.unread += taps.arrived
         for key in list(self._selector.get_map().values()):
             if key.fileobj is not self._bell:
                 self._selector.unregister(key.fileobj)

@@ -79,6 +79,11 @@ class Publishers:
             self._begin()
 
     def _alive(self) -> Broker | None:
+        """Take an idle connection: one that the broker blocks before others, over which a send would get stuck."""
+        for blocked in [broker for broker in self._idle if broker.blocked is not None]:
+            with contextlib.suppress(ValueError):  # another thread has it
+                self._idle.remove(blocked)
+                self._idle.append(blocked)
         try:
             while (broker := self._idle.pop()).has_hung_up:
                 broker.hang_up()

@@ -168,6 +168,7 @@ class CeleryTransport:
         return CelerySubscription(
             self._settings,
             names,
+            lease=lease,
             default_queue=self._default_queue,
             time_limits=self._time_limits,
             transport_closed=lambda: self._closed,

@@ -1,0 +1,148 @@
+"""Brokers and queues that take no messages for a while: work waits for them, and none of it is lost or done twice."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import pytest
+from brokers import PrivateBroker
+from celery_wire.support import ALIVE, Pipe
+from consumers import running
+from queues import queue_name
+
+from contract_tests.kit import wait_until
+from contract_tests.messages import message, then
+from transports.celery import CeleryTransport
+from unstract_core import Consumer, TransportUnavailable
+
+pytestmark = pytest.mark.usefixtures("tidy")
+
+Make: TypeAlias = Callable[..., CeleryTransport]
+
+CONFIRM = 1.0
+"""Seconds that a confirm is waited for here."""
+
+
+def bounded(size: int) -> dict[str, Any]:
+    """Return the arguments of a queue that refuses more than so many messages."""
+    return {"x-max-length": size, "x-overflow": "reject-publish"}
+
+
+def events(caplog: pytest.LogCaptureFixture, *names: str) -> list[tuple[str, str]]:
+    """Return the level and the name of each of these events that was logged."""
+    logged = [(one.levelname, vars(one).get("wire.event")) for one in caplog.records]
+    return [(level, name) for level, name in logged if name in names and name is not None]
+
+
+@pytest.fixture
+def alarmed(private: PrivateBroker) -> Iterator[PrivateBroker]:
+    """A RabbitMQ whose memory alarm a test may set; it is over afterwards."""
+    private.hold(600)
+    yield private
+    private.alarm(on=False)
+    private.hold()
+
+
+def refusal(transport: CeleryTransport, queue: str) -> TransportUnavailable:
+    """Return the error of a send that must fail."""
+    with pytest.raises(TransportUnavailable) as caught:
+        transport.send([message("t", queue)])
+    return caught.value
+
+
+def test_an_alarm_longer_than_the_confirm_timeout_doubles_nothing(
+    make_celery: Make, alarmed: PrivateBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the broker blocks publishers a worker keeps its connection and results, and settles each once after."""
+    queue, calls, ran, begun = queue_name(), queue_name(), Counter[str](), []
+
+    def task(name: str) -> str:
+        ran[name] += 1
+        begun.append(name)
+        wait_until(lambda: len(begun) >= 4, timeout=ALIVE, what="four tasks to run at once")
+        wait_until(lambda: caplog.messages.count("alarm is on") == 1, timeout=ALIVE, what="the alarm")
+        return name
+
+    worker = make_celery(alarmed.url, heartbeat=2, confirm_timeout=CONFIRM)
+    sender, names = make_celery(alarmed.url, confirm_timeout=CONFIRM), {f"n{n}" for n in range(8)}
+    pipe = Pipe(alarmed.url)
+    pipe.declare(calls)
+    consumer = Consumer(worker, {"t": task}, [queue], concurrency=4)
+    with caplog.at_level(logging.INFO), running(consumer):
+        sender.send([message("t", queue, name, task_id=name, on_success=then("done", calls)) for name in sorted(names)])
+        wait_until(lambda: len(begun) >= 4, timeout=ALIVE, what="the tasks to begin")
+        inside: Any = consumer._running
+        link = inside._subscription._link
+        connection = link._live[0]
+        alarmed.alarm()
+        logging.getLogger("test").warning("alarm is on")
+        wait_until(lambda: link.blocked, timeout=ALIVE, what="the broker to block the worker")
+        taken = len(begun)
+        first, second = refusal(sender, queue), refusal(sender, queue)
+        time.sleep(2.5 * CONFIRM)
+        assert link._live[0] is connection
+        assert len(begun) <= max(taken, 4)
+        alarmed.alarm(on=False)
+        wait_until(lambda: consumer.counters["settled"] >= 8, timeout=ALIVE, what="all to be settled")
+    assert "low on memory" in str(first)
+    assert "low on memory" in str(second)
+    assert "nothing was done" in str(second)
+    assert not second.fate_unknown
+    assert Counter({name: ran[name] for name in names}) == Counter(names)
+    assert Counter(one.args[0] for one in pipe.left(calls)) == Counter(names)
+    assert events(caplog, "broker_blocked", "broker_unblocked") == [
+        ("WARNING", "broker_blocked"),
+        ("INFO", "broker_unblocked"),
+    ]
+    assert events(caplog, "lease_lost") == []
+    pipe._connection.release()
+
+
+def test_a_worker_goes_on_taking_from_the_bounded_queue_that_it_fills(
+    make_celery: Make, pipe: Pipe, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Callbacks that a full queue refuses wait until the same worker has made room there, and none is dead-lettered."""
+    monkeypatch.setattr("unstract_core.ending.PATIENCE", 0.0)
+    full, run = pipe.declare(queue_name(), **bounded(1)), list[int]()
+    transport = make_celery(queue_arguments={full: bounded(1)})
+    transport.send([message("t", queue, n, on_success=then("done", full)) for n in range(20)])
+    tasks = {"t": lambda n: n, "done": lambda n: run.append(n)}
+    with running(Consumer(transport, tasks, [queue, full], prefetch=30)):
+        wait_until(lambda: len(run) == 20, timeout=ALIVE, what="every callback to be run")
+    assert sorted(run) == list(range(20))
+    assert pipe.left(f"{queue}.dead") == []
+
+
+def test_a_full_queue_that_nobody_shrinks_holds_up_no_other_queue(
+    make_celery: Make, pipe: Pipe, make_queue: Callable[[], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only the queue whose callbacks are refused is paused; one WARNING names the full queue, one INFO its room."""
+    full, first, other = pipe.declare(queue_name(), **bounded(1)), make_queue(), make_queue()
+    pipe.put(full, b"in the way")
+    transport, ran = make_celery(queue_arguments={full: bounded(1)}), Counter[str]()
+    transport.send([message("t", first, "first", on_success=then("done", full)) for _ in range(6)])
+    consumer = Consumer(transport, {"t": lambda n: ran.update([n])}, [first, other], prefetch=1)
+    with caplog.at_level(logging.INFO), running(consumer):
+        wait_until(lambda: ran["first"] > 3, timeout=ALIVE, what="more than three results to wait")
+        transport.send([message("t", other, "other") for _ in range(20)])
+        wait_until(lambda: ran["other"] == 20, timeout=ALIVE, what="the other queue's tasks to be run")
+        assert ran["first"] == 4
+        assert pipe.one(full).body == b"in the way"
+        assert len(pipe.take(full, 6)) == 6
+        wait_until(lambda: events(caplog, "queue_has_room"), timeout=ALIVE, what="the room to be logged")
+    assert ran == {"first": 6, "other": 20}
+    assert events(caplog, "queue_full", "queue_has_room") == [("WARNING", "queue_full"), ("INFO", "queue_has_room")]
+
+
+def test_a_drain_ends_when_its_time_is_up_although_a_queue_is_full(make_celery: Make, pipe: Pipe, queue: str) -> None:
+    """It raises and names what it could not settle, instead of waiting for room without an end."""
+    full = pipe.declare(queue_name(), **bounded(1))
+    pipe.put(full, b"in the way")
+    transport = make_celery(queue_arguments={full: bounded(1)})
+    transport.send([message("t", queue, on_success=then("done", full))])
+    with pytest.raises(TransportUnavailable, match="1 messages could not be settled"):
+        Consumer(transport, {"t": lambda: None}, [queue]).drain(timeout=1)

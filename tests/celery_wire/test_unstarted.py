@@ -1,0 +1,108 @@
+"""A message that was never started counts no attempt, however often it was delivered."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import pytest
+from celery_wire.support import ALIVE, Pipe
+from consumers import running
+from proxy import Proxy
+from queues import queue_name
+
+from contract_tests.kit import wait_until
+from contract_tests.messages import message
+from transports.celery import CeleryTransport
+from unstract_core import Consumer, Delivery, TransportUnavailable
+
+pytestmark = pytest.mark.usefixtures("tidy")
+
+Make: TypeAlias = Callable[..., CeleryTransport]
+
+QUORUM = {"x-queue-type": "quorum"}
+
+
+def received(subscription: Any, limit: int = 1) -> list[Delivery]:
+    """Receive so many messages, over as many connections as that takes."""
+    found: list[Delivery] = []
+    deadline = time.monotonic() + ALIVE
+    while len(found) < limit:
+        assert time.monotonic() < deadline, f"only {len(found)} of {limit} messages came"
+        with contextlib.suppress(TransportUnavailable):
+            found += subscription.receive(limit=limit - len(found), wait=0.2)
+    return found
+
+
+def waiting(inside: Any, number: int) -> bool:
+    """Whether so many messages wait in a consumer for their time."""
+    return len(inside._subscription._parked) == number
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+def test_a_delayed_message_counts_no_attempt_when_workers_stop(make_celery: Make, pipe: Pipe, known: bool) -> None:
+    """On a quorum queue it outlives orderly stops, with never_rerun too, and arrives as its first attempt."""
+    queue = pipe.declare(queue_name(), **QUORUM)
+    transport = make_celery(queue_arguments=QUORUM if known else {}, declare=known)
+    ends = time.monotonic() + 2
+    transport.send([message("t", queue, "later", delay=3), message("t", queue, "later", delay=3)])
+    stops = 0
+    while stops < 6 and (stops < 1 or time.monotonic() < ends):
+        consumer = Consumer(transport, {"t": print}, [queue], never_rerun=known)
+        with running(consumer):
+            inside: Any = consumer._running
+            wait_until(functools.partial(waiting, inside, 2), timeout=ALIVE, what="both to wait there")
+        assert (consumer.counters["ran"], consumer.counters["buried"]) == (0, 0)
+        stops += 1
+    with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
+        assert [one.attempt for one in received(subscription, 2)] == [1, 1]
+
+
+def test_what_a_worker_had_prefetched_counts_no_attempt_when_it_stops(make_celery: Make, pipe: Pipe) -> None:
+    """On a quorum queue, by stop() while a task runs and others wait behind it."""
+    queue, started = pipe.declare(queue_name(), **QUORUM), list[Any]()
+    transport = make_celery(queue_arguments=QUORUM)
+    transport.send([message("t", queue, n) for n in range(20)])
+    for expected in range(1, 4):
+        running_now: list[Consumer] = []
+
+        def begin(number: Any, running_now: list[Consumer] = running_now) -> None:
+            started.append(number)
+            running_now[0].stop()
+
+        running_now.append(Consumer(transport, {"t": begin}, [queue], prefetch=5))
+        running_now[0].run()
+        assert len(started) == expected
+    with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
+        assert {one.attempt for one in received(subscription, 17)} == {1}
+
+
+def test_what_waited_when_a_connection_broke_counts_no_attempt(through: Make, between: Proxy, pipe: Pipe) -> None:
+    """A quorum queue counts its delivery; the worker that gets it again knows that it was never started."""
+    queue = pipe.declare(queue_name(), **QUORUM)
+    transport = through(queue_arguments=QUORUM)
+    ends, cuts = time.monotonic() + 1, 0
+    transport.send([message("t", queue, delay=2) for _ in range(3)])
+    with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
+        while cuts < 3 and (cuts < 1 or time.monotonic() < ends):
+            while len(subscription._parked) < 3:
+                with contextlib.suppress(TransportUnavailable):
+                    assert not subscription.receive(limit=3, wait=0.1)
+            between.cut()
+            cuts += 1
+        assert [one.attempt for one in received(subscription, 3)] == [1, 1, 1]
+
+
+def test_a_message_that_was_started_still_counts_its_attempts(through: Make, between: Proxy, pipe: Pipe) -> None:
+    """On a quorum queue a delivery that was given out and lost counts, so that a killer of workers is given up."""
+    queue = pipe.declare(queue_name(), **QUORUM)
+    transport = through(queue_arguments=QUORUM)
+    transport.send([message("t", queue)])
+    for attempt in (1, 2, 3):
+        with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
+            (delivery,) = received(subscription)
+            assert delivery.attempt == attempt
+            between.cut()
