@@ -20,7 +20,7 @@ CREATE TABLE {{messages}} (
     CONSTRAINT priority_in_range CHECK (priority >= 1 AND priority <= 10)
 );
 CREATE INDEX product_ready ON {{messages}} (queue_name, priority DESC, msg_id) WHERE state = 'ready';
-CREATE INDEX product_expired ON {{messages}} (vt) WHERE state = 'claimed';
+CREATE INDEX product_claimed ON {{messages}} (msg_id) WHERE state = 'claimed';
 CREATE TABLE {{results}} (
     task_id {text} NOT NULL PRIMARY KEY,
     status {text} NOT NULL,

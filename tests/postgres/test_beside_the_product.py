@@ -196,3 +196,34 @@ def test_we_run_what_the_product_has_enqueued(beside: Product, transport: Postgr
     Consumer(transport, {"t": task}, [queue]).drain(timeout=10)
     assert ran == [((1,), {"k": 2})] * 2
     assert beside.tables.count(queue) == 0
+
+
+def test_a_renewal_of_a_lease_is_a_hot_update(beside: Product, transport: PostgresTransport, queue: str) -> None:
+    """A renewal changes no indexed column: most renewals write no index entry, on the product's tables too."""
+    transport.send([message("t", queue, number) for number in range(20)])
+    subscription = transport.subscribe([queue], lease=60)
+    held = subscription.receive(limit=20, wait=5)
+    for _ in range(20):
+        assert all(subscription.renew(held))
+    subscription.close()
+    counts = (
+        "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_all_tables WHERE schemaname = %s AND relname = 'pg_queue_message'"
+    )
+
+    def updates() -> tuple[int, int]:
+        ((all_of_them, hot),) = beside.tables.rows(counts, beside.tables.schema)
+        return all_of_them, hot
+
+    wait_until(lambda: updates()[0] >= 420, what="the statistics of the updates")
+    assert updates()[1] >= 300
+
+
+@pytest.mark.parametrize("text", ["text", "varchar", "varchar(255)"])
+def test_many_queues_are_served_from_the_products_tables(tables: Tables, queue: str, text: str) -> None:
+    """A subscription to more queues than one claim merges takes from tables that Django made."""
+    product.make_tables(tables, text)
+    with transport_on(tables.url, tables.schema) as transport:
+        transport.migrate()
+        names = [f"{queue}-{number}" for number in range(100)]
+        sent = transport.send([message("t", name) for name in names[::9]])
+        assert Consumer(transport, {"t": lambda: None}, names).drain(timeout=30) == len(sent)

@@ -153,7 +153,7 @@ def test_a_column_that_is_missing_is_named(postgres: PostgresTransport, tables: 
     ("index", "table"),
     [
         ("pg_queue_message_ready", "pg_queue_message"),
-        ("pg_queue_message_due", "pg_queue_message"),
+        ("pg_queue_message_claimed", "pg_queue_message"),
         ("pg_task_result_expires", "pg_task_result"),
         ("pg_queue_dead_letter_queue", "pg_queue_dead_letter"),
     ],
@@ -176,10 +176,10 @@ def test_an_index_that_was_dropped_is_named_with_the_statement_that_makes_it(
 @on_one_server
 def test_an_index_of_the_right_name_and_the_wrong_columns_is_none(postgres: PostgresTransport, tables: Tables) -> None:
     """It counts by its definition."""
-    tables.execute("DROP INDEX {schema}.pg_queue_message_due")
-    tables.execute("CREATE INDEX pg_queue_message_due ON {messages} (vt)")
+    tables.execute("DROP INDEX {schema}.pg_queue_message_claimed")
+    tables.execute("CREATE INDEX pg_queue_message_claimed ON {messages} (vt)")
     finding = the("indexes", check(postgres))
-    assert (finding.level, "pg_queue_message_due" in finding.what) == ("error", True)
+    assert (finding.level, "pg_queue_message_claimed" in finding.what) == ("error", True)
 
 
 def test_an_index_that_is_not_valid_is_named_and_to_be_dropped(postgres: PostgresTransport, tables: Tables) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -18,11 +19,11 @@ from queues import queue_name
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message
-from transports.postgres import PostgresTransport
+from transports.postgres import PostgresTransport, claiming
 from transports.postgres.claiming import LONGEST_REST, SHARE, Claims, Extent, Pace
 from transports.postgres.statements import Statements
 from transports.postgres.subscription import PostgresSubscription
-from unstract_core import Delivery, Settlement, TransportUnavailable, Verdict
+from unstract_core import Consumer, Delivery, Settlement, TransportUnavailable, Verdict
 
 Shared = tuple[PostgresTransport, Tables]
 
@@ -195,6 +196,70 @@ def test_a_column_type_that_changes_under_a_running_consumer_does_not_stop_it(
 
     wait_until(take, what="messages to be received again")
     subscription.close()
+
+
+@settings(max_examples=25)
+@given(
+    sent=st.lists(st.tuples(st.integers(0, 8), st.integers(1, 10)), min_size=1, max_size=60),
+    limits=st.lists(st.integers(1, 8), max_size=30),
+)
+def test_a_subscription_to_many_queues_keeps_the_order(
+    shared: Shared, sent: list[tuple[int, int]], limits: list[int]
+) -> None:
+    """Messages of more queues than one claim merges come in one order too, whatever the size of a batch."""
+    transport, _ = shared
+    names = [queue_name() for _ in range(9)]
+    ids = transport.send([message("t", names[place], priority=priority) for place, priority in sent])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(claiming, "MERGED", 4)
+        patch.setattr(claiming, "_SIZES", (2, 4))
+        subscription = transport.subscribe(names, lease=60)
+        received: list[str] = []
+        for limit in itertools.chain(limits, itertools.repeat(len(sent))):
+            batch = subscription.receive(limit=limit, wait=0)
+            assert len(batch) <= limit
+            received += [one.id for one in batch]
+            if not batch:
+                break
+        subscription.close()
+    expected = sorted(zip(ids, sent, strict=True), key=lambda one: (-one[1][1], int(one[0])))
+    assert received == [one for one, _ in expected]
+
+
+def test_a_consumer_takes_from_thousands_of_queues(shared: Shared) -> None:
+    """Two thousand queues are served, and what another program sends to the last of them is found."""
+    transport, tables = shared
+    prefix = queue_name()
+    names = [f"{prefix}-{number:04}" for number in range(2000)]
+    sent = transport.send([message("t", name) for name in names[::20]])
+    consumer = Consumer(transport, {"t": lambda: None}, names)
+    assert consumer.drain(timeout=60) == len(sent)
+    tables.execute(
+        "INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)"
+        " SELECT queue_name, message, '', now(), now(), 0, 1, 'ready' FROM (VALUES (%s, %s::jsonb)) AS v"
+        " (queue_name, message)",
+        names[-1],
+        '{"task_name": "t", "args": [], "kwargs": {}, "queue": "q", "fairness": null}',
+    )
+    assert consumer.drain(timeout=60) == 1
+
+
+@on_one_server
+def test_an_idle_look_costs_the_same_for_any_number_of_queues(
+    postgres: PostgresTransport, tables: Tables, asked: list[str]
+) -> None:
+    """A receive that finds nothing runs as many statements for two thousand queues as for a hundred, each as short."""
+    costs = []
+    for number in (100, 2000):
+        subscription = postgres.subscribe([f"q-{place}" for place in range(number)], lease=60)
+        postgres.send([message("t", "another queue")])
+        subscription.receive(limit=10, wait=0)
+        asked.clear()
+        subscription.receive(limit=10, wait=0)
+        costs.append((len(asked), subscription._claims.queues))
+        subscription.close()
+    assert costs[0] == costs[1]
+    assert costs[0][0] <= 4
 
 
 def bounded(transport: PostgresTransport, names: Sequence[str]) -> PostgresSubscription:
@@ -391,6 +456,26 @@ def test_a_connection_that_is_lost_puts_no_look_off(postgres: PostgresTransport,
     with pytest.raises(TransportUnavailable):
         subscription.receive(limit=1, wait=0)
     assert [pace.due_at for pace in paces] == [0.0] * 4
+    subscription.close()
+
+
+def test_a_delay_ends_on_time_beside_many_claimed_rows(
+    make_postgres: Callable[..., PostgresTransport], tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claimed rows are read in parts where they are many; new delays and known ones end on time all the same."""
+    monkeypatch.setattr(claiming, "PART", 20)
+    monkeypatch.setattr(claiming, "NEW", 10)
+    postgres = make_postgres(poll_interval=LONG_POLL)
+    ids = postgres.send([message("t", queue, delay=3600) for _ in range(400)])
+    subscription = postgres.subscribe([queue], lease=60)
+    assert subscription.receive(limit=1, wait=0) == ()
+    for delay in (0.2, 1.0):
+        (sent,) = postgres.send([message("t", queue, delay=delay)])
+        started = time.monotonic()
+        assert [one.id for one in subscription.receive(limit=1, wait=30)] == [sent]
+        assert delay <= time.monotonic() - started + 0.01 < delay + AT_ONCE
+    tables.execute("UPDATE {messages} SET vt = now() WHERE msg_id = %s", int(ids[200]))
+    assert [one.id for one in subscription.receive(limit=1, wait=30)] == [ids[200]]
     subscription.close()
 
 

@@ -12,7 +12,7 @@ from pg_tables import Tables
 
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport
-from transports.postgres.claiming import PRIORITIES
+from transports.postgres.claiming import NEW, PRIORITIES, Expiry
 from transports.postgres.statements import Statements
 
 SCHEMA = "night"
@@ -73,7 +73,7 @@ def test_looking_for_expired_leases_reads_nothing_dead(night: tuple[PostgresTran
     """Neither those that were due before, nor those that would be due later, nor the ready ones."""
     _, tables = night
     statements = Statements(SCHEMA)
-    ((now,),) = tables.rows("SELECT extract(epoch FROM now())::float8")
-    bring = {"queues": ["q"], "limit": 500}
-    assert buffers(tables, statements["bring_back_lately"], {**bring, "since": now - 2, "ahead": 1.0}) < BUFFERS
-    assert buffers(tables, statements["bring_back"], bring) > BUFFERS
+    bring = {"queues": ["q"], "limit": 500, "ahead": 30.0}
+    known = {"after": DEAD, "window": NEW, "known": list(range(1, 101))}
+    assert buffers(tables, statements["bring_back_lately"], {**bring, **known}) < BUFFERS
+    assert buffers(tables, statements["bring_back"], {**bring, **Expiry().next_part()}) > BUFFERS

@@ -37,7 +37,7 @@ EVERYTHING = [
     "pg_task_result",
     "pg_queue_dead_letter",
     "pg_queue_message_ready",
-    "pg_queue_message_due",
+    "pg_queue_message_claimed",
     "pg_task_result_expires",
     "pg_queue_dead_letter_queue",
 ]
@@ -121,7 +121,7 @@ def test_the_whole_path_works_on_the_products_tables(tables: Tables, text: str) 
     product.make_tables(tables, text)
     with transport_on(tables.url, tables.schema) as transport:
         created = transport.migrate()
-        assert created == ["pg_queue_dead_letter", "pg_queue_message_due", "pg_queue_dead_letter_queue"]
+        assert created == ["pg_queue_dead_letter", "pg_queue_dead_letter_queue"]
         assert transport.migrate() == []
         whole_path(transport)
 
@@ -195,9 +195,9 @@ def test_a_name_that_another_object_has_is_told(tables: Tables) -> None:
     """An index of ours whose name stands for something else is an error that names it, not an endless retry."""
     with transport_on(tables.url, tables.schema) as transport:
         transport.migrate()
-        tables.execute("DROP INDEX {schema}.pg_queue_message_due")
-        tables.execute("CREATE INDEX pg_queue_message_due ON {messages} (vt)")
-        with pytest.raises(TransportError, match="pg_queue_message_due"):
+        tables.execute("DROP INDEX {schema}.pg_queue_message_claimed")
+        tables.execute("CREATE INDEX pg_queue_message_claimed ON {messages} (vt)")
+        with pytest.raises(TransportError, match="pg_queue_message_claimed"):
             transport.migrate()
 
 

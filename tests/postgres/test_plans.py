@@ -3,11 +3,16 @@
 EXPLAIN of the statements themselves, with the parameters that production gives them, as custom plans and as the generic
 ones that a connection keeps after it has prepared them. The states of the table follow each other on one server, so
 that a million rows are written twice and no more.
+
+UNSTRACT_WIRE_PLANS=all reads every size of every queue with all statistics; otherwise a million rows are written once
+for each server.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -16,10 +21,11 @@ import psycopg
 import pytest
 import servers
 from pg_tables import Tables
+from pgbouncer import private_pgbouncer
 from psycopg import sql
 
 from transports.postgres import PostgresTransport
-from transports.postgres.claiming import PRIORITIES
+from transports.postgres.claiming import NEW, PART, PRIORITIES
 from transports.postgres.connections import Connection, Connector
 from transports.postgres.session import use_indexes
 from transports.postgres.settling import settle_parameters
@@ -34,7 +40,7 @@ FILL = """INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, 
                  CASE WHEN n %% 10 = 0 THEN 'claimed' ELSE 'ready' END
           FROM generate_series(1, %s) AS n"""
 TABLES = ("pg_queue_message", "pg_task_result", "pg_queue_dead_letter")
-READY, DUE = "pg_queue_message_ready", "pg_queue_message_due"
+READY, CLAIMED = "pg_queue_message_ready", "pg_queue_message_claimed"
 
 
 def hot_statements(schema: str = SCHEMA) -> dict[str, tuple[bytes, dict[str, Any], set[str]]]:
@@ -48,10 +54,12 @@ def hot_statements(schema: str = SCHEMA) -> dict[str, tuple[bytes, dict[str, Any
         bounds = {f"beyond_{number}": [0, *range(9)] for number in range(len(queues))}
         found[f"claim from {name}"] = claim, {**names, **more}, {READY}
         found[f"claim beyond, from {name}"] = beyond, {**names, **more, **bounds, "priorities": PRIORITIES}, {READY}
-        bring = {"queues": queues, "limit": 500}
-        found[f"bring back to {name}"] = statements["bring_back"], bring, {READY, DUE}
-        lately = {**bring, "since": 1.7e9, "ahead": 1.0}
-        found[f"bring back lately to {name}"] = statements["bring_back_lately"], lately, {DUE}
+        bring = {"queues": queues, "limit": 500, "after": 0, "window": PART, "known": [], "ahead": 30.0}
+        found[f"bring back to {name}"] = statements["bring_back"], bring, {READY, CLAIMED}
+        lately = {**bring, "window": NEW, "known": list(range(1, 101))}
+        found[f"bring back to many, {name}"] = statements["bring_back_to_many"], bring, {CLAIMED}
+        found[f"bring back lately to {name}"] = statements["bring_back_lately"], lately, {CLAIMED}
+    found["look for queues"] = statements["queues_with_ready"], {}, {READY}
     held = {"ids": list(range(1, 101)), "attempts": [1] * 100, "enqueued": [b""] * 100, "lease": 60.0}
     found["renew"] = statements["renew"], held, set()
     announced = {"channel": "c", "wake": [], "reply_channel": "r", "wake_callers": False}
@@ -93,9 +101,8 @@ def custom_plan(connection: psycopg.Connection[Any], statement: bytes, parameter
 
 
 def generic_plan(connection: psycopg.Connection[Any], name: str, values: list[Any]) -> dict[str, Any]:
-    execute = sql.SQL("EXPLAIN (FORMAT JSON) EXECUTE {} ({})").format(
-        sql.Identifier(name), sql.SQL(", ").join(map(literal, values))
-    )
+    given = sql.SQL("({})").format(sql.SQL(", ").join(map(literal, values))) if values else sql.SQL("")
+    execute = sql.SQL("EXPLAIN (FORMAT JSON) EXECUTE {} {}").format(sql.Identifier(name), given)
     ((plan,),) = connection.execute(execute).fetchall()
     return dict(plan[0])
 
@@ -248,13 +255,13 @@ def test_no_plan_that_a_connection_keeps_is_made_for_an_empty_table(found: dict[
     assert [*found["none"]["generic"], *found["none"]["kept"], *found["some"]["kept"]] == []
 
 
-@pytest.mark.parametrize("kind", ["custom", "generic", "kept"])
+@pytest.mark.parametrize("kind", ["custom", "generic", "kept", "pooled"])
 def test_nor_does_any_plan_walk_over_what_a_held_snapshot_keeps(
     found: dict[str, dict[str, list[str]]], kind: str
 ) -> None:
     """The statistics say that the table is empty, and its indexes are full: each way looks as cheap as the right one.
 
-    Through a pooler nothing can be said to the planner, and it may take another way then.
+    Through a pooler the session has no settings, and the statements alone lead the planner.
     """
     assert found["held"][kind] == []
 
@@ -267,3 +274,111 @@ def test_no_plan_is_compiled_for_what_is_switched_off(postgres: PostgresTranspor
             assert "JIT" not in custom_plan(connection, statement, parameters), name
             prepare(connection, name, positional(statement, parameters)[0])
             assert "JIT" not in generic_plan(connection, name, positional(statement, parameters)[1]), name
+
+
+ALL = os.environ.get("UNSTRACT_WIRE_PLANS") == "all"
+SIZES = (1_000, 60_000, MILLION)
+STATISTICS = ("never analysed", "analysed full", "analysed empty")
+SHAPES = {
+    "one queue": ("'q-1'", "5"),
+    "ten priorities": ("'q-1'", "1 + n %% 10"),
+    "many queues": ("'q-' || n %% 40", "1 + n %% 10"),
+}
+COSTS: list[dict[str, object]] = [
+    {},
+    {"random_page_cost": 1.1},
+    {"random_page_cost": 8, "effective_cache_size": "1MB"},
+    {"random_page_cost": 0, "seq_page_cost": 0},
+    {"cpu_tuple_cost": 1, "cpu_index_tuple_cost": 1, "cpu_operator_cost": 0.0001},
+]
+GROW = """INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)
+          SELECT QUEUE, '{{}}', '', now(), now() + interval '1 hour', 0, PRIORITY,
+                 CASE WHEN n %% 1000 = 0 THEN 'claimed' ELSE 'ready' END
+          FROM generate_series(%s::int, %s::int) AS n"""
+TAKEN = 10
+
+
+def claims_and_looks(schema: str, size: int) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """Each statement that chooses rows, with the parameters of production."""
+    statements = Statements(schema)
+    queues = [f"q-{number}" for number in range(5)]
+    more = {"limit": TAKEN, "lease": 60.0}
+    for names in (["q-1"], queues):
+        claim, parameters = statements.claim(names)
+        yield f"claim from {len(names)}", claim, {**parameters, **more}
+        beyond, _ = statements.claim_beyond(names)
+        for last in (0, size // 2, size):
+            bounds = {f"beyond_{number}": [last] * 10 for number in range(len(names))}
+            name = f"claim from {len(names)} beyond {last}"
+            yield name, beyond, {**parameters, **more, **bounds, "priorities": PRIORITIES}
+    bring = {"queues": queues, "limit": TAKEN, "after": 0, "window": PART, "known": [], "ahead": 30.0}
+    yield "bring back", statements["bring_back"], bring
+    lately = {**bring, "after": size // 2, "window": NEW, "known": [1, 2, 3, 1000]}
+    yield "bring back lately", statements["bring_back_lately"], lately
+    yield "look for queues", statements["queues_with_ready"], {}
+
+
+def rows_read(plan: dict[str, Any]) -> float:
+    """How many rows of the messages a plan that was run has read, those that a filter removed too."""
+    read = 0.0
+    for node in nodes(plan):
+        if node.get("Relation Name") == TABLES[0] and "Scan" in node["Node Type"]:
+            read += (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+    return read
+
+
+def too_much(connection: psycopg.Connection[Any], schema: str, size: int, costs: dict[str, object]) -> Iterator[str]:
+    """Name the statements that read more than what they take, some rows of each priority and the claimed rows."""
+    for name, statement, parameters in claims_and_looks(schema, size):
+        with connection.transaction(force_rollback=True):
+            for setting, value in costs.items():
+                connection.execute(sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(setting), sql.Literal(value)))
+            plan = custom_plan(connection, statement, parameters)
+            wrong = list(faults(plan, set(), may_sort=True))
+            explain = b"EXPLAIN (ANALYZE, FORMAT JSON) " + statement
+            if not wrong:  # what is wrong would be run for minutes
+                ((explained,),) = connection.execute(explain, parameters, prepare=False).fetchall()
+                read = rows_read(explained[0]["Plan"])
+                if read > 5 * (TAKEN + 100) + 20 * TAKEN + 2 * size / 1000:
+                    wrong = [f"reads {read:.0f} rows"]
+        yield from (f"{name} {costs}: {fault}" for fault in wrong)
+
+
+@contextlib.contextmanager
+def pooled_connection(url: str, server: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection without settings of its own: the machine's server is reached through a PgBouncer."""
+    with contextlib.ExitStack() as stack:
+        if server == "server":
+            url = stack.enter_context(private_pgbouncer(url)).url
+        yield stack.enter_context(Connector(url, prepare=False).connect())
+
+
+@pytest.mark.parametrize("server", ["embedded", "server"])
+def test_a_statement_reads_no_more_rows_than_it_takes(request: pytest.FixtureRequest, server: str) -> None:
+    """At each size, with each kind of statistics and cost settings, for one and many queues and ten priorities."""
+    url: str = request.getfixturevalue(f"{server}_url")
+    wrong: list[str] = []
+    with pooled_connection(url, server) as connection:
+        for shape, statistics in itertools.product(SHAPES if ALL else list(SHAPES)[1:], STATISTICS):
+            once = (shape, statistics) == ("ten priorities", "analysed full")
+            with servers.fresh_schema(url) as schema:
+                with contextlib.closing(PostgresTransport(url, schema)) as transport:
+                    transport.migrate()
+                tables = Tables(url, schema)
+                tables.execute("ALTER TABLE {messages} SET (autovacuum_enabled = off)")
+                tables.execute("ALTER TABLE {messages} SET UNLOGGED")
+                if statistics == "analysed empty":
+                    tables.execute("VACUUM ANALYZE {messages}")
+                rows = 0
+                for size in SIZES:
+                    if size == MILLION and not (ALL or once):
+                        continue
+                    queue, priority = SHAPES[shape]
+                    tables.execute(GROW.replace("QUEUE", queue).replace("PRIORITY", priority), rows + 1, size)
+                    rows = size
+                    if statistics == "analysed full":
+                        tables.execute("ANALYZE {messages}")
+                    for costs in COSTS:
+                        state = f"{shape}, {size} rows, {statistics}"
+                        wrong += [f"{state}: {fault}" for fault in too_much(connection, schema, size, costs)]
+    assert not wrong, "\n".join(wrong)

@@ -275,7 +275,7 @@ def test_what_a_producer_may_not_do_names_the_table_and_the_right(roles: Roles, 
 @pytest.mark.parametrize("role", ["producer", "consumer", "operator"])
 def test_nobody_but_the_owner_migrates(roles: Roles, role: str) -> None:
     """A role that finds something to create is refused with the remedy, and has created nothing."""
-    roles.tables.execute("DROP INDEX {schema}.pg_queue_message_due")
+    roles.tables.execute("DROP INDEX {schema}.pg_queue_message_claimed")
     with (
         roles.transport(role) as transport,
         pytest.raises(TransportNotReady, match=r"must be owner of table .*takes the owner of the tables"),

@@ -90,13 +90,13 @@ def test_a_lower_version_is_raised_after_the_steps(
 ) -> None:
     """What a newer version creates and its mark are one transaction: a migration that fails leaves the old mark."""
     monkeypatch.setattr(migrate, "SCHEMA_VERSION", 2)
-    tables.execute("DROP INDEX {schema}.pg_queue_message_due")
-    tables.execute("CREATE TABLE {schema}.pg_queue_message_due ()")
-    with pytest.raises(Exception, match="pg_queue_message_due"):
+    tables.execute("DROP INDEX {schema}.pg_queue_message_claimed")
+    tables.execute("CREATE TABLE {schema}.pg_queue_message_claimed ()")
+    with pytest.raises(Exception, match="pg_queue_message_claimed"):
         postgres.migrate()
     assert marked(tables) == OURS
-    tables.execute("DROP TABLE {schema}.pg_queue_message_due")
-    assert postgres.migrate() == ["pg_queue_message_due"]
+    tables.execute("DROP TABLE {schema}.pg_queue_message_claimed")
+    assert postgres.migrate() == ["pg_queue_message_claimed"]
     assert marked(tables) == "unstract-wire schema 2"
 
 
@@ -106,7 +106,7 @@ def test_an_older_migrate_refuses_a_newer_schema_and_changes_nothing(
 ) -> None:
     """The error names both versions, the schema and the remedy; what is missing by the older one's lights stays so."""
     mark(tables, f"unstract-wire schema {newer}")
-    tables.execute("DROP INDEX {schema}.pg_queue_message_due; ALTER TABLE {results} ADD COLUMN trace text")
+    tables.execute("DROP INDEX {schema}.pg_queue_message_claimed; ALTER TABLE {results} ADD COLUMN trace text")
     before = everything(tables)
     with pytest.raises(ConfigurationError) as caught:
         postgres.migrate()

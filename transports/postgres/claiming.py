@@ -12,13 +12,18 @@ it takes longer than a statement may: then it is tried ever more rarely. What li
 
 Both are found by a claim over the whole at the latest, and are the only ones that others can overtake. Nothing in here
 talks to the server: it is told what was found, and moments of the monotonic clock.
+
+One statement merges the ready rows of at most MERGED queues. A subscription to more of them first reads which queues
+have ready rows, and claims from those whose first rows come first. Where more than MERGED have some, it reads that
+again after MERGED rows: so many come before the first row of every other queue.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from operator import itemgetter
 from typing import Any
 
 import attrs
@@ -32,9 +37,20 @@ SHARE = 1 / 25
 LONGEST_REST = 30.0
 CHEAP = 0.01
 """Seconds in which the whole can be looked at without a second thought, when there is nothing else to do."""
+MERGED = 64
+"""The number of queues that one claim merges."""
+_SIZES = (8, MERGED)
+"""The numbers of queues for which a subscription to many has statements, so that only a few have to be prepared."""
 RECENT_INTERVAL = 1.0
 GENERATION = 10.0
 _MOST_DOUBLINGS = 4
+
+PART = 20_000
+"""The number of claimed rows that are read at once."""
+NEW = 1_000
+MOST_KNOWN = 20_000
+OLDEST = 30.0
+_LOWEST = -(2**63)
 
 PRIORITIES = list(range(HIGHEST_PRIORITY, LOWEST_PRIORITY - 1, -1))
 
@@ -84,17 +100,19 @@ class Claim:
     extent: Extent
     statement: bytes
     parameters: Mapping[str, Any]
+    bounded: bool = True
 
 
 class Claims:
     """Chooses the claims of one subscription."""
 
     def __init__(self, statements: Statements, queues: Sequence[str]) -> None:
-        self._queues = queues
-        whole, self._names = statements.claim(queues)
-        self._over_the_whole = Claim(Extent.WHOLE, whole, self._names)
-        self._thorough, _ = statements.claim(queues, bounded=False)
-        self._beyond, _ = statements.claim_beyond(queues)
+        self._statements = statements
+        self._all = frozenset(queues)
+        #: Whether one statement cannot merge all queues: `choose` is to be called before a claim over the whole.
+        self.many = len(queues) > MERGED
+        self._left = math.inf
+        self._select([] if self.many else queues)
         self._paces = {Extent.WHOLE: Pace(), Extent.RECENT: Pace(RECENT_INTERVAL)}
         self._last = Extent.WHOLE
         self._taken: _Bounds = {}
@@ -102,6 +120,45 @@ class Claims:
         # What is true of the moment at which the last generation began, and the one before.
         self._marks: list[tuple[_Bounds, int]] = [({}, 0), ({}, 0)]
         self._marked_at = -math.inf
+
+    def choose(self, ready: Sequence[tuple[str, int]], claim: Claim) -> Claim:
+        """Take from the first of the queues that have ready rows; return a claim over the whole of these.
+
+        Args:
+            ready: queues, not only ours, and the priority of the first ready row of each, in the order of these rows.
+            claim: the claim over the whole that is about to be made.
+        """
+        first = [(queue, priority) for queue, priority in ready if queue in self._all]
+        self._left = MERGED if len(first) > MERGED else math.inf
+        names = [queue for queue, _ in first[:MERGED]]
+        if names != self._queues:
+            self._select(names)
+        self.none_ready_above(dict(first[:MERGED]))
+        return self._over_the_whole if claim.bounded else self._thorough
+
+    @property
+    def queues(self) -> Sequence[str]:
+        """The queues that the next claim takes from."""
+        return self._queues
+
+    @property
+    def highest(self) -> int:
+        """The highest id that was taken."""
+        return self._highest
+
+    def most(self, limit: int) -> int:
+        """Return how many rows a claim may take so that none of another queue comes before them."""
+        return int(min(limit, self._left))
+
+    def _select(self, queues: Sequence[str]) -> None:
+        self._queues = list(queues)
+        size = next(size for size in _SIZES if size >= len(queues)) if self.many else len(queues)
+        self._slots: list[str | None] = [*queues, *[None] * (size - len(queues))]
+        whole, self._names = self._statements.claim(self._slots)
+        thorough, _ = self._statements.claim(self._slots, bounded=False)
+        self._over_the_whole = Claim(Extent.WHOLE, whole, self._names)
+        self._thorough = Claim(Extent.WHOLE, thorough, self._names, bounded=False)
+        self._beyond, _ = self._statements.claim_beyond(self._slots)
 
     def next(self, now: float) -> Claim:
         """Return the claim over as much as may be looked at now."""
@@ -124,7 +181,7 @@ class Claims:
 
         The second passes over no row because others have locked many before it, and may read a whole queue for that.
         """
-        return self._over_the_whole, Claim(Extent.WHOLE, self._thorough, self._names)
+        return self._over_the_whole, self._thorough
 
     def made(self, claim: Claim, limit: int, taken: Sequence[Delivery], began: float, ended: float) -> None:
         """Learn what a claim has taken, in the order in which it comes."""
@@ -137,6 +194,9 @@ class Claims:
         # Of the priority at which a full batch ends there may be more that lies below the bound.
         unfinished = taken[-1].priority if len(taken) == limit else None
         last = {(one.queue, one.priority): int(one.id) for one in taken}
+        self._left -= len(taken)
+        if self._left <= 0 or (len(taken) < limit and self._left < math.inf):
+            self._paces[Extent.WHOLE].due_at = ended  # the other queues' turn
         if claim.extent is Extent.WHOLE and unfinished is not None and self._any_below(taken):
             self._paces[Extent.WHOLE].due_at = ended  # more may lie below, of other priorities too
         for key, msg_id in last.items():
@@ -175,7 +235,74 @@ class Claims:
 
     def _from(self, extent: Extent, bounds: _Bounds) -> Claim:
         beyond = {
-            f"beyond_{number}": [bounds.get((queue, priority), 0) for priority in PRIORITIES]
-            for number, queue in enumerate(self._queues)
+            f"beyond_{number}": [0 if queue is None else bounds.get((queue, priority), 0) for priority in PRIORITIES]
+            for number, queue in enumerate(self._slots)
         }
         return Claim(extent, self._beyond, {**self._names, **beyond, "priorities": PRIORITIES})
+
+
+class Expiry:
+    """Which claimed rows are read next for expired leases and delays, for which no index is in the order of time."""
+
+    def __init__(self) -> None:
+        self._after = _LOWEST
+        self._soon: dict[int, float] = {}
+        self._seen: list[tuple[float, int]] = []
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether the last part has not reached the end of the claimed rows."""
+        return self._after != _LOWEST
+
+    def next_part(self) -> dict[str, Any]:
+        """Return the parameters for the next part of all claimed rows."""
+        return {"after": self._after, "window": PART, "known": []}
+
+    def due_and_new(self, now: float, ahead: float, margin: float) -> dict[str, Any]:
+        """Return the parameters for rows that are known to be due, and for those that are new.
+
+        Args:
+            now: the moment, of the monotonic clock.
+            ahead: seconds from now within which a row counts as due.
+            margin: seconds that the transaction of a row may have taken.
+        """
+        due = [msg_id for msg_id, due_at in self._soon.items() if due_at <= now + ahead]
+        first = self._seen[0][1] if self._seen else _LOWEST
+        after = next((last for moment, last in reversed(self._seen) if moment <= now - margin), first)
+        return {"after": after, "window": NEW, "known": due[:NEW]}
+
+    def read_part(self, now: float, last: int | None, newest: int | None, *, to_the_end: bool) -> None:
+        """Learn what a part of all claimed rows was.
+
+        Args:
+            now: the moment at which it had been read, of the monotonic clock.
+            last: its highest id; None where it has no row.
+            newest: the highest id of all claimed rows beyond the part before; None where there is none.
+            to_the_end: whether no claimed row comes after it.
+        """
+        if to_the_end and self._after == _LOWEST:
+            self._soon = {}
+        self._after = _LOWEST if to_the_end or last is None else last
+        self._reached(now, newest)
+
+    def read_new(self, now: float, known: Iterable[int], last: int | None) -> None:
+        """Learn that the rows of `known` were read, and new rows up to the id `last`."""
+        for msg_id in known:
+            self._soon.pop(msg_id, None)
+        self._reached(now, last)
+
+    def is_due_soon(self, now: float, soon: Iterable[tuple[int, float]]) -> None:
+        """Remember rows that are due soon, each with the seconds until then."""
+        self._soon.update((msg_id, now + seconds) for msg_id, seconds in soon)
+        if len(self._soon) > MOST_KNOWN:
+            self._soon = dict(sorted(self._soon.items(), key=itemgetter(1))[: MOST_KNOWN // 2])
+
+    def _reached(self, now: float, last: int | None) -> None:
+        before = self._seen[-1][1] if self._seen else _LOWEST
+        self._seen.append((now, before if last is None else max(before, last)))
+        while len(self._seen) > 1 and self._seen[1][0] <= now - OLDEST:
+            del self._seen[0]
+
+    def next_due(self, now: float) -> float:
+        """Return the seconds until a row is due that is known; infinite where there is none."""
+        return max(0.0, min(self._soon.values(), default=math.inf) - now)

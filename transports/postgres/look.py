@@ -17,7 +17,7 @@ from unstract_core.errors import TransportError, TransportNotReady, TransportRef
 
 _PLANNED: dict[str, dict[str, Any]] = {
     "claim_one_queue": {"queue_0": "", "limit": 1, "lease": 1.0},
-    "bring_back": {"queues": [], "limit": 1},
+    "bring_back": {"queues": [], "limit": 1, "after": 0, "window": 1, "known": [], "ahead": 1.0},
     "settle": {**settle_parameters([]), "channel": "", "wake": [], "reply_channel": "", "wake_callers": False},
 }
 _LACKING = """

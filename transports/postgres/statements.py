@@ -21,14 +21,16 @@ _TABLES = {"messages": "pg_queue_message", "results": "pg_task_result", "dead": 
 _PARTS = (
     "inserted",
     "bound",
+    "costly",
     "is_ready",
+    "still_ready",
     "is_claimed",
+    "still_claimed",
     "largest",
     "parts",
     "claimed",
-    "since",
-    "horizon",
     "first_ready",
+    "newest",
     "letters",
 )
 """What others are composed of, and of each other in this order."""
@@ -51,14 +53,13 @@ class Statements:
         self._parts: dict[str, str] = {}
         for name in _PARTS:
             self._parts[name] = self._composed(name)
-        whole = {"since": "", "horizon": "'infinity'"}
         self._texts = {
-            name: self._composed(name, **whole).encode()
-            for name in self._raw
-            if name not in _NEED_MORE and name not in _PARTS
+            name: self._composed(name).encode() for name in self._raw if name not in _NEED_MORE and name not in _PARTS
         }
         self._texts["claim_one_queue"], _ = self.claim([""])
-        self._texts["bring_back_lately"] = self._composed("bring_back", first_ready="NULL").encode()
+        self._texts["bring_back_to_many"] = self._composed("bring_back", first_ready="NULL").encode()
+        lately = self._composed("bring_back", first_ready="NULL", newest="NULL::bigint")
+        self._texts["bring_back_lately"] = lately.encode()
         self._texts["send_one"] = self._raw["send_one"].format(**_identifiers(schema)).encode()  # libpq's parameters
 
     def __getitem__(self, name: str) -> bytes:
@@ -78,8 +79,8 @@ class Statements:
         inserted = self._raw["inserted"].format(**self._identifiers)
         return self._raw[name].format(**self._identifiers, inserted=inserted)
 
-    def claim(self, queues: Sequence[str], *, bounded: bool = True) -> tuple[bytes, dict[str, str]]:
-        """Return the claim for these queues, and the parameters that name them.
+    def claim(self, queues: Sequence[str | None], *, bounded: bool = True) -> tuple[bytes, dict[str, str | None]]:
+        """Return the claim for these queues, and the parameters that name them; None stands for no queue.
 
         It looks at little more rows of a queue than it could take, unless `bounded` is False.
         """
@@ -92,7 +93,7 @@ class Statements:
         """Return a claim that claims the same messages and returns none of their content."""
         return claim.replace(_CONTENT, b"NULL::text")
 
-    def claim_beyond(self, queues: Sequence[str]) -> tuple[bytes, dict[str, str]]:
+    def claim_beyond(self, queues: Sequence[str | None]) -> tuple[bytes, dict[str, str | None]]:
         """Return the claim for these queues beyond some ids, and the parameters that name the queues.
 
         The ids are arrays `beyond_0`, `beyond_1` and so on in the order of `queues`, beside the array `priorities`.
@@ -115,7 +116,7 @@ class Statements:
         return _ARRAY.sub(r"\1b", self._raw[name]).format(**{**self._identifiers, **self._parts, **parts})
 
 
-def _numbered(queues: Sequence[str]) -> dict[str, str]:
+def _numbered(queues: Sequence[str | None]) -> dict[str, str | None]:
     return {f"queue_{number}": queue for number, queue in enumerate(queues)}
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import psycopg
 
-from transports.postgres.claiming import RECENT_INTERVAL, Claim, Claims, Pace
+from transports.postgres.claiming import LONGEST_REST, RECENT_INTERVAL, Claim, Claims, Expiry, Extent, Pace
 from transports.postgres.notifier import Notifier
 from transports.postgres.session import Session
 from transports.postgres.settling import settle_parameters
@@ -34,7 +34,7 @@ _Key: TypeAlias = tuple[str, int, str]
 _BRING_BACK_INTERVAL = 0.5
 _BRING_BACK_LIMIT = 500
 _BRING_BACK_MARGIN = 2.0  # seconds that a claim or a settlement may take to be committed
-_LOOK_BACK = 20.0  # seconds that may take, where somebody's transaction is slow: looked for once a second
+_LOOK_BACK = 20.0  # seconds that may take, where a transaction is slow: looked for once a second
 _LOOK_AGAIN = 0.05
 _SWEEP_INTERVAL = 60.0
 _SWEEP_LIMIT = 1000
@@ -78,7 +78,7 @@ class PostgresSubscription:
         self._bring_back_at = 0.0
         self._bring_back_pace = Pace()
         self._look_back_pace = Pace(RECENT_INTERVAL)
-        self._brought_until = -math.inf
+        self._expiry = Expiry()
         self._sweep_at = time.monotonic() + _SWEEP_INTERVAL
         self._swept_until = -math.inf
 
@@ -202,8 +202,14 @@ class PostgresSubscription:
 
     def _claimed(self, claim: Claim, limit: int) -> list[Delivery]:
         began = time.monotonic()
+        rows: list[tuple[Any, ...]] = []
         with _noting_what_takes_too_long(self._claims.pace_of(claim)):
-            rows = self._claim(claim.statement, {**claim.parameters, "limit": limit, "lease": self._lease})
+            if self._claims.many and claim.extent is Extent.WHOLE:
+                ready = self._session.execute("look for queues", self._statements["queues_with_ready"], {})
+                claim = self._claims.choose(ready, claim)
+            limit = self._claims.most(limit)
+            if self._claims.queues:
+                rows = self._claim(claim.statement, {**claim.parameters, "limit": limit, "lease": self._lease})
         ended = time.monotonic()
         claimed = [_delivery(*row) for row in rows]
         self._claims.made(claim, limit, claimed, began, ended)
@@ -239,39 +245,57 @@ class PostgresSubscription:
     def _bring_back(self, ahead: float) -> tuple[int, float, bool]:
         """Return how many rows became ready again, the seconds until more is to be done, and whether any are ready now.
 
-        It looks `ahead` seconds ahead at least. What is dead is not looked at every time, nor then what is ready.
+        It reads all claimed rows where that takes a moment. Where they are many, it reads them in parts, for a small
+        share of the time, and in between those that are due and those that are new.
         """
+        whole, in_parts = time.monotonic() >= self._bring_back_pace.due_at, self._expiry.in_parts
+        brought, next_due, any_ready = self._bring_back_some(ahead, whole=whole)
+        if whole and (in_parts or self._expiry.in_parts) and brought < _BRING_BACK_LIMIT:
+            more, next_due, _ = self._bring_back_some(ahead, whole=False)
+            brought += more
+        return brought, next_due, any_ready
+
+    def _bring_back_some(self, ahead: float, *, whole: bool) -> tuple[int, float, bool]:
+        """Do so for a part of all claimed rows, or for those that are due and those that are new."""
         began = time.monotonic()
-        whole, back = began >= self._bring_back_pace.due_at, began >= self._look_back_pace.due_at
-        parameters: dict[str, Any] = {"queues": self._queues, "limit": _BRING_BACK_LIMIT}
-        if not whole:
-            since = self._brought_until - (_LOOK_BACK if back else _BRING_BACK_MARGIN)
-            parameters |= {"since": since, "ahead": ahead}
+        back = began >= self._look_back_pace.due_at
+        parameters: dict[str, Any] = {"queues": self._queues, "limit": _BRING_BACK_LIMIT, "ahead": LONGEST_REST}
+        if whole:
+            parameters |= self._expiry.next_part()
+        else:
+            parameters |= self._expiry.due_and_new(began, ahead, _LOOK_BACK if back else _BRING_BACK_MARGIN)
         pace = self._bring_back_pace if whole else self._look_back_pace if back else None
+        highest = self._claims.highest
+        name = "bring_back_lately" if not whole else "bring_back_to_many" if self._claims.many else "bring_back"
         with _noting_what_takes_too_long(pace):
-            rows = self._session.execute(
-                "bring back expired leases",
-                self._statements["bring_back" if whole else "bring_back_lately"],
-                parameters,
-            )
+            rows = self._session.execute("bring back expired leases", self._statements[name], parameters)
         ended = time.monotonic()
-        ((brought, next_due, first_ready, now, lowest),) = rows
+        ((brought, next_due, first_ready, lowest, last, newest, read, soon),) = rows
         if pace is not None:
             pace.took(began, ended)
-        if whole:
+        if first_ready is not None:
             self._claims.none_ready_above(first_ready)
         for queue, priority, msg_id in lowest or ():
             self._claims.became_ready(queue, priority, msg_id)
+        seen_all = read < parameters["window"]
         if brought < _BRING_BACK_LIMIT:
-            self._brought_until = now
             self._bring_back_at = ended + _BRING_BACK_INTERVAL
+            if whole:
+                self._expiry.read_part(ended, last, newest, to_the_end=seen_all)
+            else:
+                self._expiry.read_new(ended, parameters["known"], highest if seen_all else last)
+            self._expiry.is_due_soon(ended, soon or ())
         else:
             self._bring_back_at = 0.0
-        again_at = math.inf if whole else self._bring_back_pace.due_at
+        seen_all = seen_all and whole
+        again_at = math.inf if seen_all else self._bring_back_pace.due_at
         if not whole and not back:
             again_at = min(again_at, self._look_back_pace.due_at)
         next_due = math.inf if next_due is None else next_due
-        return brought, max(0.0, min(again_at - ended, next_due)), bool(first_ready)
+        if not seen_all:
+            next_due = min(next_due, self._expiry.next_due(ended))
+        any_ready = bool(self._claims.queues) if self._claims.many else bool(first_ready)
+        return brought, max(0.0, min(again_at - ended, next_due)), any_ready
 
     def _sweep(self) -> None:
         """Remove expired replies, a bite at a time. Nobody waits for it: when it fails, work is taken all the same."""

@@ -58,7 +58,7 @@ WITH next AS MATERIALIZED (
     SELECT free.msg_id
     FROM (SELECT * FROM ({candidates}) AS ready ORDER BY priority DESC, msg_id) AS candidate
     CROSS JOIN LATERAL (
-        SELECT msg_id FROM {messages} WHERE msg_id = candidate.msg_id AND state = 'ready' FOR UPDATE SKIP LOCKED
+        SELECT msg_id FROM {messages} WHERE msg_id = candidate.msg_id AND {still_ready} FOR UPDATE SKIP LOCKED
     ) AS free
     LIMIT %(limit)s::bigint
 ), {claimed};
@@ -81,7 +81,7 @@ WITH next AS MATERIALIZED (
         SELECT unlocked.msg_id
         FROM (SELECT * FROM ({candidates}) AS ready ORDER BY msg_id) AS candidate
         CROSS JOIN LATERAL (
-            SELECT msg_id FROM {messages} WHERE msg_id = candidate.msg_id AND state = 'ready' FOR UPDATE SKIP LOCKED
+            SELECT msg_id FROM {messages} WHERE msg_id = candidate.msg_id AND {still_ready} FOR UPDATE SKIP LOCKED
         ) AS unlocked
         LIMIT %(limit)s::bigint
     ) AS free
@@ -98,22 +98,35 @@ WITH next AS MATERIALIZED (
 LIMIT %(limit)s::bigint + 100;
 
 -- name: is_ready
--- The second condition follows from the first, and is never computed. It is free where the index of ready rows is read
--- in its order, for that index has proven it; every other way to these rows pays for it in the planner's eyes. By its
--- statistics alone the planner takes others: where those are of an empty table all ways cost the same, and it may read
--- the whole queue to sort it; and the primary key leads to rows beyond an id as well, through those of all other queues.
-state = 'ready' AND (state = 'ready' OR to_tsvector('pg_catalog.simple', state) IS NOT NULL);
+-- The second condition follows from the first: its subquery is never run. The planner drops it for the index of ready
+-- rows, whose predicate proves it, and adds some 10,000 units of cost for each row that it would reach in another way.
+-- So no statistics and no cost settings make another way look cheaper, such as the primary key for the rows beyond an id.
+state = 'ready' AND (state = 'ready' OR {costly});
+
+-- name: still_ready
+-- For a row that is reached by its id. The planner cannot prove the predicate of the index of ready rows from it, all of
+-- which it would read for the one id where the statistics say that there are none. The function is never called; a little
+-- cost for each row keeps a small table from being read as a whole for each id.
+state || '' = 'ready' AND (state || '' = 'ready' OR to_tsvector('pg_catalog.simple', state) IS NOT NULL);
 
 -- name: is_claimed
--- The same for the index of leases and delays.
-state = 'claimed' AND (state = 'claimed' OR to_tsvector('pg_catalog.simple', state) IS NOT NULL);
+-- The same as is_ready for the index of claimed rows.
+state = 'claimed' AND (state = 'claimed' OR {costly});
+
+-- name: still_claimed
+-- The same as still_ready.
+state || '' = 'claimed' AND (state || '' = 'claimed' OR to_tsvector('pg_catalog.simple', state) IS NOT NULL);
+
+-- name: costly
+-- The planner expects a million rows of it; were it run, it would count at most 49.
+(SELECT count(*) FROM generate_series(1, length(state)) AS a, generate_series(1, length(state)) AS b) IS NULL;
 
 -- name: claimed
 -- How each claim ends.
 claimed AS (
     UPDATE {messages} AS m
     SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second', read_ct = least(m.read_ct, 2147483646) + 1
-    FROM next WHERE m.msg_id = ANY (ARRAY[next.msg_id])
+    FROM next WHERE m.msg_id = ANY (ARRAY[next.msg_id]) AND {still_ready}
     RETURNING m.msg_id, m.queue_name, m.read_ct, m.message, m.org_id, m.priority,
               timestamptz_send(m.enqueued_at) AS enqueued
 )
@@ -158,38 +171,47 @@ CROSS JOIN LATERAL (
        ELSE false END)
 
 -- name: bring_back
--- Expired leases and delays become ready again, a bounded number at a time; also tells when the next one is due, the
--- priority of the first ready row of each queue, the time, and the lowest ids that are back, by queue and priority.
-WITH due AS MATERIALIZED (
+-- Expired leases and delays become ready again, at most `limit`. Reads at most `window` claimed rows beyond the id
+-- `after`, of any queue, and those of `known`; no index has `vt`, so that the renewal of a lease is a HOT update. Also
+-- returns when the next of these is due, the priority of the first ready row of each queue, the time, the lowest ids that
+-- are back, by queue and priority, the last id that it read and the newest, the number of rows that it read, and the rows
+-- that are due soon.
+WITH looked_at AS MATERIALIZED (
+    SELECT msg_id, queue_name, vt FROM {messages}
+    WHERE msg_id > %(after)s::bigint AND {is_claimed}
+    ORDER BY msg_id LIMIT %(window)s::bigint
+), ours AS MATERIALIZED (
+    SELECT msg_id, vt FROM looked_at WHERE (queue_name::text IN (SELECT unnest(%(queues)s::text[]))) IS TRUE
+    UNION ALL
+    SELECT m.msg_id, m.vt FROM unnest(%(known)s::bigint[]) AS k (msg_id)
+    CROSS JOIN LATERAL (SELECT msg_id, vt FROM {messages} WHERE msg_id = k.msg_id AND {still_claimed} LIMIT 1) AS m
+), due AS MATERIALIZED (
     SELECT free.msg_id
-    FROM unnest(%(queues)s::text[]) AS q (name)
+    FROM (SELECT msg_id FROM ours WHERE vt <= now()) AS candidate
     CROSS JOIN LATERAL (
         SELECT msg_id FROM {messages}
-        WHERE queue_name = q.name AND vt <= now() {since} AND {is_claimed} {bound}
-    ) AS candidate
-    CROSS JOIN LATERAL (
-        SELECT msg_id FROM {messages}
-        WHERE msg_id = candidate.msg_id AND state = 'claimed' AND vt <= now()
+        WHERE msg_id = candidate.msg_id AND {still_claimed} AND vt <= now()
         FOR UPDATE SKIP LOCKED
     ) AS free
     LIMIT %(limit)s::bigint
 ), back AS (
-    UPDATE {messages} AS m SET state = 'ready' FROM due WHERE m.msg_id = ANY (ARRAY[due.msg_id])
+    UPDATE {messages} AS m SET state = 'ready' FROM due
+    WHERE m.msg_id = ANY (ARRAY[due.msg_id]) AND {still_claimed}
     RETURNING m.queue_name, m.priority, m.msg_id
 ), lowest AS (
     SELECT queue_name, priority, min(msg_id) AS msg_id FROM back GROUP BY queue_name, priority
+), soon AS (
+    SELECT msg_id, vt FROM ours WHERE vt > now() AND vt < now() + %(ahead)s::float8 * interval '1 second'
+    ORDER BY vt LIMIT 1000
 )
 SELECT (SELECT count(*) FROM back),
-       (SELECT extract(epoch FROM min(soonest.vt) - now())::float8
-        FROM unnest(%(queues)s::text[]) AS q (name)
-        CROSS JOIN LATERAL (
-            SELECT vt FROM {messages}
-            WHERE queue_name = q.name AND vt > now() AND vt < {horizon} AND {is_claimed}
-            ORDER BY vt LIMIT 1
-        ) AS soonest),
+       (SELECT extract(epoch FROM min(vt) - now())::float8 FROM ours WHERE vt > now() AND vt < 'infinity'),
        {first_ready},
-       extract(epoch FROM now())::float8,
-       (SELECT jsonb_agg(jsonb_build_array(queue_name, priority, msg_id)) FROM lowest);
+       (SELECT jsonb_agg(jsonb_build_array(queue_name, priority, msg_id)) FROM lowest),
+       (SELECT max(msg_id) FROM looked_at),
+       {newest},
+       (SELECT count(*) FROM looked_at),
+       (SELECT jsonb_agg(jsonb_build_array(msg_id, extract(epoch FROM vt - now())::float8)) FROM soon);
 
 -- name: first_ready
 -- Counts what others have locked, too: what a claim may have passed over.
@@ -199,13 +221,22 @@ SELECT (SELECT count(*) FROM back),
      SELECT priority FROM {messages} WHERE queue_name = q.name AND {is_ready} ORDER BY priority DESC, msg_id LIMIT 1
  ) AS ready);
 
--- name: since
--- Makes bring_back skip what is dead before `since` (seconds of the epoch).
-AND vt > to_timestamp(%(since)s::float8);
+-- name: newest
+(SELECT msg_id FROM {messages} WHERE msg_id > %(after)s::bigint AND {is_claimed} ORDER BY msg_id DESC LIMIT 1);
 
--- name: horizon
--- Makes it look no more than `ahead` seconds ahead, over what is dead there.
-now() + %(ahead)s::float8 * interval '1 second';
+-- name: queues_with_ready
+-- The queues that have ready rows, that of the first row first. It jumps from queue to queue in the index, so that its
+-- cost depends on the number of queues that are not empty, and not on how many a worker takes from.
+WITH RECURSIVE first AS (
+    (SELECT queue_name, priority, msg_id FROM {messages} WHERE queue_name >= '' AND {is_ready}
+     ORDER BY queue_name, priority DESC, msg_id LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM first CROSS JOIN LATERAL (
+        SELECT queue_name, priority, msg_id FROM {messages} WHERE queue_name > first.queue_name AND {is_ready}
+        ORDER BY queue_name, priority DESC, msg_id LIMIT 1
+    ) AS next
+)
+SELECT queue_name, priority FROM first ORDER BY priority DESC, msg_id;
 
 -- name: renew
 -- Fenced: a row that was claimed again since is not touched. One that expired but was not claimed is taken back. One that

@@ -46,9 +46,9 @@ CREATE TABLE {dead} (
 -- The order in which messages are claimed.
 CREATE INDEX pg_queue_message_ready ON {messages} USING btree (queue_name, priority DESC, msg_id) WHERE (state = 'ready')
 
--- name: pg_queue_message_due
--- Leases and delays by the time when they end.
-CREATE INDEX pg_queue_message_due ON {messages} USING btree (queue_name, vt) WHERE (state = 'claimed')
+-- name: pg_queue_message_claimed
+-- The claimed rows, among which expired leases are looked for. An index with `vt` would end HOT updates of renewals.
+CREATE INDEX pg_queue_message_claimed ON {messages} USING btree (msg_id) WHERE (state = 'claimed')
 
 -- name: pg_task_result_expires
 CREATE INDEX pg_task_result_expires ON {results} USING btree (expires_at)
