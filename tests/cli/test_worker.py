@@ -214,6 +214,14 @@ def test_tables_that_are_not_there_are_told_with_the_remedy(
     assert "unstract-wire migrate" in the_one_line(run(*command, url=bare_url))
 
 
+def test_migrate_prints_sql_and_changes_nothing(run: Callable[..., Any], bare_url: str) -> None:
+    """`--sql` prints the statements; the schema is still missing afterwards."""
+    printed = run("migrate", "--sql", url=bare_url).stdout
+    assert "CREATE TABLE" in printed
+    assert "CREATE INDEX pg_queue_message_ready" in printed
+    assert run("migrate", "--lock-timeout", "2", "--create-tables", url=bare_url).stdout.startswith("created schema")
+
+
 def test_migrate_creates_the_tables_once(run: Callable[..., Any], bare_url: str) -> None:
     """After `migrate` the other commands work, and a second one has nothing to do."""
     created = json.loads(run("migrate", "--json", url=bare_url).stdout)["created"]

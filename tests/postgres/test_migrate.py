@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import subprocess
 import sys
 import threading
@@ -29,6 +30,7 @@ from unstract_core import (
     Settlement,
     TransportError,
     TransportNotReady,
+    TransportUnavailable,
     Verdict,
 )
 
@@ -77,6 +79,71 @@ def whole_path(transport: PostgresTransport) -> None:
     assert transport.dead.purge() == 0
     (state,) = transport.queues([queue])
     assert state.in_flight + state.delayed == 3
+
+
+def test_a_lock_that_is_held_ends_a_migration_and_is_named(postgres: PostgresTransport, tables: Tables) -> None:
+    """`migrate` waits for a lock for its timeout; the error names the session, and a send is not kept waiting."""
+    tables.execute("DROP INDEX {schema}.pg_queue_message_claimed")
+    with tables.locked("INSERT INTO {messages} SELECT * FROM {messages}") as holder:
+        with pytest.raises(TransportUnavailable) as raised:
+            postgres.migrate(lock_timeout=0.2)
+        text = str(raised.value)
+        assert f"pg_queue_message is held by session {holder.info.backend_pid} " in text
+        assert "idle in transaction" in text
+        assert "nothing was done" in text
+        assert len(postgres.send([message("t", "q")])) == 1
+    assert postgres.migrate() == ["pg_queue_message_claimed"]
+
+
+def test_a_reader_that_holds_a_table_stops_no_migration(postgres: PostgresTransport, tables: Tables) -> None:
+    """A session that has only read keeps no index from being created."""
+    tables.execute("DROP INDEX {schema}.pg_queue_message_claimed")
+    with tables.locked("SELECT count(*) FROM {messages}"):
+        assert postgres.migrate(lock_timeout=0.5) == ["pg_queue_message_claimed"]
+
+
+@pytest.mark.parametrize("lock_timeout", [0, -1, math.nan, math.inf])
+def test_a_lock_timeout_that_is_no_time_is_refused(postgres: PostgresTransport, lock_timeout: float) -> None:
+    """Zero would mean to wait for ever."""
+    with pytest.raises(ConfigurationError, match="lock_timeout"):
+        postgres.migrate(lock_timeout=lock_timeout)
+
+
+def test_migrate_leaves_the_tables_of_django_to_its_migrations(tables: Tables) -> None:
+    """Where Django keeps its migrations, `migrate` creates no table that one of these would fail to create."""
+    tables.execute("CREATE SCHEMA {schema}; CREATE TABLE {schema}.django_migrations (id int)")
+    with transport_on(tables.url, tables.schema) as transport:
+        with pytest.raises(TransportNotReady, match=r"no table pg_queue_message.*nothing was done.*--create-tables"):
+            transport.migrate()
+        tables.execute("DROP SCHEMA {schema} CASCADE")
+        product.make_tables(tables, "varchar")
+        tables.execute("CREATE TABLE {schema}.django_migrations (id int)")
+        assert transport.migrate() == ["pg_queue_dead_letter", "pg_queue_dead_letter_queue"]
+        tables.execute("DROP TABLE {messages}")
+        assert transport.migrate(create_tables=True)[0] == "pg_queue_message"
+
+
+@pytest.mark.parametrize("whose", ["nobody's", "the product's", "ours"])
+def test_the_printed_sql_does_what_migrate_does(tables: Tables, whose: str) -> None:
+    """The SQL creates what is missing, can be run twice, and leaves nothing for `migrate` to do."""
+    with transport_on(tables.url, tables.schema) as transport:
+        if whose == "the product's":
+            product.make_tables(tables, "varchar")
+        elif whose == "ours":
+            transport.migrate()
+        for _ in range(2):
+            with tables.connect(autocommit=False) as connection:
+                connection.execute(transport.migration_sql().encode())
+        assert transport.migrate() == []
+        assert (
+            len(
+                tables.rows(
+                    "SELECT 1 FROM pg_index WHERE indrelid = to_regclass(%s)", f"{tables.schema}.pg_queue_message"
+                )
+            )
+            == 3
+        )
+        whole_path(transport)
 
 
 def test_a_second_migration_does_nothing(postgres_url: str, schema: str) -> None:
@@ -225,6 +292,9 @@ def test_any_name_that_postgresql_can_have_is_a_schema(postgres_url: str, schema
     """Quotes, percent signs, braces, Unicode: the whole path works, twice migrated."""
     try:
         with transport_on(postgres_url, schema) as transport:
+            with psycopg.connect(postgres_url) as connection:
+                connection.execute(transport.migration_sql().encode())
+                connection.rollback()
             assert transport.migrate() == [f"schema {schema}", *EVERYTHING]
             assert transport.migrate() == []
             whole_path(transport)

@@ -9,19 +9,23 @@ Workers do not ask for it. They look at the tables, and work on newer ones that 
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from functools import partial
 
-from psycopg import errors
+from psycopg import errors, sql
 
 from transports.postgres.connections import Connection, Connector, run
 from transports.postgres.errors import mapped
 from transports.postgres.look import Execute, look_at_tables
 from transports.postgres.statements import Statements, definitions
-from unstract_core.errors import ConfigurationError, TransportNotReady, TransportRefused
+from unstract_core.errors import ConfigurationError, TransportNotReady, TransportRefused, TransportUnavailable
 
 SCHEMA_VERSION = 1
 """The version of what is created here."""
+
+LOCK_TIMEOUT = 5.0
 
 _TAKEN = (
     errors.UniqueViolation,
@@ -38,25 +42,59 @@ _INDEXES = """
     JOIN pg_namespace AS n ON n.oid = t.relnamespace
     WHERE n.nspname = %s AND t.relname = ANY (%s)
 """
+_TABLE = "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = %s"
+_SAME_INDEX = (
+    "SELECT FROM pg_index WHERE indrelid = {table}::regclass AND indisvalid AND regexp_replace(regexp_replace("
+    "pg_get_indexdef(indexrelid), '^.* USING ', ''), '::(text|character varying)|[()[:space:]]', '', 'g') = {shape}"
+)
+_HOLDERS = """
+    SELECT t.relname::text, l.pid, a.usename::text, a.application_name, a.state,
+           extract(epoch FROM clock_timestamp() - a.xact_start)::float8
+    FROM pg_locks AS l
+    JOIN pg_class AS t ON t.oid = l.relation
+    JOIN pg_namespace AS n ON n.oid = t.relnamespace
+    LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+    WHERE n.nspname = %s AND t.relname = ANY (%s) AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')
+    ORDER BY a.xact_start NULLS FIRST
+    LIMIT 3
+"""
 _TABLES = ("pg_queue_message", "pg_task_result", "pg_queue_dead_letter")
 _VERSION = "SELECT obj_description(to_regclass(%(table)s), 'pg_class')"
 _MARK = re.compile(r"unstract-wire schema ([0-9]{1,9})")
 
 
-def migrate(connector: Connector, statements: Statements) -> list[str]:
+def migrate(
+    connector: Connector,
+    statements: Statements,
+    *,
+    lock_timeout: float = LOCK_TIMEOUT,
+    create_tables: bool | None = None,
+) -> list[str]:
     """Bring the schema up to date in one transaction; return what was created, in order, empty when nothing was.
 
-    Looks at the tables afterwards: one that was there already may be another's. Raises ConfigurationError, and does
-    nothing, where a newer version has been here.
+    Looks at the tables afterwards: one that was there already may be another's.
+
+    Args:
+        lock_timeout: seconds to wait for a lock on a table; senders queue behind that wait. Default 5.
+        create_tables: whether to create the tables that the product's own migrations create too. None (default): unless
+            Django keeps its migrations in the schema.
+
+    Raises:
+        ConfigurationError: a newer version has been here; nothing was done.
+        TransportNotReady: a table is missing that Django has to create first; nothing was done.
+        TransportUnavailable: a lock was not free in time; nothing was done. The text names the session that holds it.
     """
     with mapped("migrate", committed_by_us=False), connector.connect() as connection:
         obstacle = ""
         for _ in range(_TRIES):
             try:
-                with connection.transaction():
+                with _told_who_blocks(connection, statements.schema, lock_timeout), connection.transaction():
+                    connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{lock_timeout * 1000:.0f}ms",))
                     execute = partial(run, connection)
                     version = _version_of_no_newer(execute, statements)
-                    created = _create_what_is_missing(connection, statements.schema)
+                    created = _create_what_is_missing(connection, statements.schema, create_tables)
                     look_at_tables(execute, statements)
                     if version != SCHEMA_VERSION:
                         _mark(connection, execute, statements)
@@ -64,6 +102,66 @@ def migrate(connector: Connector, statements: Statements) -> list[str]:
             except _TAKEN as exc:
                 obstacle = exc.diag.message_primary or type(exc).__name__
     raise TransportRefused(f"migrate: {obstacle}; nothing was done. Is the name taken by something else?")
+
+
+def migration_sql(statements: Statements) -> str:
+    """Return what `migrate` does as plain SQL, for a migration of one's own; it can be run again."""
+    parts = [
+        f"-- unstract-wire schema {SCHEMA_VERSION}: creates what is missing, and leaves what is there as it is.",
+        "-- On a large live table, run each CREATE INDEX with CONCURRENTLY first, outside a transaction.",
+    ]
+    for name, statement in definitions(statements.schema).items():
+        if name == "schema":
+            there = f"SELECT FROM pg_namespace WHERE nspname = {_literal(statements.schema)}"
+        elif name in _TABLES:
+            there = f"SELECT FROM pg_tables WHERE schemaname = {_literal(statements.schema)} AND tablename = '{name}'"
+        else:
+            table = next(table for table in _TABLES if name.startswith(table))
+            qualified = sql.Identifier(statements.schema, table).as_string(None)
+            there = _SAME_INDEX.format(table=_literal(qualified), shape=_literal(_shape(statement)))
+        parts.append(_unless(f"EXISTS ({there})", statement))
+    dead = statements.table("dead")
+    version = f"substring(obj_description({_literal(dead)}::regclass, 'pg_class') FROM 'unstract-wire schema ([0-9]+)')"
+    mark = f"COMMENT ON TABLE {dead} IS 'unstract-wire schema {SCHEMA_VERSION}'"
+    parts.append(_unless(f"coalesce({version}::int, 0) >= {SCHEMA_VERSION}", mark))
+    return "\n".join(parts)
+
+
+def _unless(condition: str, statement: str) -> str:
+    body = f"BEGIN\nIF NOT ({condition}) THEN\n{statement};\nEND IF;\nEND"
+    tag = "$migrate$"
+    while tag in body:
+        tag = f"{tag[:-1]}_$"
+    return f"DO {tag} {body} {tag};"
+
+
+def _literal(text: str) -> str:
+    return sql.Literal(text).as_string(None)
+
+
+@contextlib.contextmanager
+def _told_who_blocks(connection: Connection, schema: str, seconds: float) -> Iterator[None]:
+    """Name the sessions that hold the tables where a lock was not free in time."""
+    try:
+        yield
+    except Exception as exc:
+        if not isinstance(exc, errors.LockNotAvailable) and not isinstance(exc.__cause__, errors.LockNotAvailable):
+            raise
+        rows = connection.execute(_HOLDERS.encode(), (schema, list(_TABLES))).fetchall()
+        holders = "; ".join(_holder(*row) for row in rows) or "the session that held it has ended it"
+        raise TransportUnavailable(
+            f"migrate: a lock on a table in schema {schema} was not free within {seconds:g} s; nothing was done. "
+            f"{holders}. End what holds it, and run this again"
+        ) from exc
+
+
+def _holder(table: str, pid: int | None, user: str | None, name: str | None, state: str | None, age: float) -> str:
+    if pid is None:
+        return f"{table} is held by a prepared transaction (see pg_prepared_xacts)"
+    since = "" if age is None else f", in its transaction for {age:.0f} s"
+    return (
+        f"{table} is held by session {pid} (user {user}, application {name or 'unnamed'}, {state or 'unknown'}{since})"
+    )
 
 
 def schema_version(execute: Execute, statements: Statements) -> int | None:
@@ -92,15 +190,20 @@ def _mark(connection: Connection, execute: Execute, statements: Statements) -> N
     connection.execute(f"COMMENT ON TABLE {table} IS 'unstract-wire schema {SCHEMA_VERSION}'".encode())
 
 
-def _create_what_is_missing(connection: Connection, schema: str) -> list[str]:
+def _create_what_is_missing(connection: Connection, schema: str, create_tables: bool | None) -> list[str]:
     created: list[str] = []
+    if create_tables is None:
+        create_tables = _missing(connection, _TABLE, (schema, "django_migrations"))
     for name, statement in definitions(schema).items():
         if name == "schema":
             missing = _missing(connection, "SELECT 1 FROM pg_namespace WHERE nspname = %s", (schema,))
         elif name in _TABLES:
-            missing = _missing(
-                connection, "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = %s", (schema, name)
-            )
+            missing = _missing(connection, _TABLE, (schema, name))
+            if missing and not create_tables and name != "pg_queue_dead_letter":
+                raise TransportNotReady(
+                    f"migrate: there is no table {name} in schema {schema}, where Django keeps its migrations; nothing "
+                    "was done. If one of these creates it, run them first; if none does, run this with --create-tables"
+                )
         else:
             table = next(table for table in _TABLES if name.startswith(table))
             missing = (table, _shape(statement)) not in _indexes(connection, schema)

@@ -18,7 +18,7 @@ from transports.postgres.connections import Connector, check_size
 from transports.postgres.dead_letters import PostgresDeadLetters
 from transports.postgres.errors import mapped
 from transports.postgres.look import look_at_tables
-from transports.postgres.migrate import migrate
+from transports.postgres.migrate import LOCK_TIMEOUT, migrate, migration_sql
 from transports.postgres.notifier import Channels, Notifier
 from transports.postgres.pool import Pool
 from transports.postgres.replies import ReplyWaiter
@@ -147,14 +147,29 @@ class PostgresTransport:
         self._notifier.reset()
         self._waiter.reset()
 
-    def migrate(self) -> list[str]:
+    def migrate(self, *, lock_timeout: float = LOCK_TIMEOUT, create_tables: bool | None = None) -> list[str]:
         """Create what is missing in the schema, the schema included, and return what was created.
 
-        Several processes may do this at once. Raises TransportNotReady where a table that was there already lacks a
-        column, or an index is there but not valid.
+        Several processes may do this at once.
+
+        Args:
+            lock_timeout: seconds to wait for a lock on a table; senders queue behind that wait. Default 5.
+            create_tables: whether to create the tables that the product's own migrations create too. None (default):
+                unless Django keeps its migrations in the schema.
+
+        Raises:
+            TransportNotReady: a table that was there already lacks a column; an index is there but not valid; or a
+                table is missing that Django has to create first.
+            TransportUnavailable: a lock was not free in time; the text names the session that holds it.
         """
         self._check_open()
-        return migrate(self._connector, self._statements)
+        if not 0 < lock_timeout <= _LARGEST:
+            raise ConfigurationError(f"lock_timeout must be positive, and {_LARGEST} at most; got {lock_timeout!r}")
+        return migrate(self._connector, self._statements, lock_timeout=lock_timeout, create_tables=create_tables)
+
+    def migration_sql(self) -> str:
+        """Return what `migrate` does as plain SQL that can be run again, for a migration of one's own."""
+        return migration_sql(self._statements)
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         """Enqueue all of `messages` or none, in one commit, and return their ids in order. Durable when it returns.
