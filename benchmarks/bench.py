@@ -45,6 +45,11 @@ CLAIM = """WITH next AS (SELECT msg_id FROM {0} WHERE queue_name = {queue} AND s
                          ORDER BY priority DESC, msg_id LIMIT 500 FOR UPDATE SKIP LOCKED)
            UPDATE {0} m SET state = 'claimed', vt = now() + interval '1 minute', read_ct = read_ct + 1
            FROM next WHERE m.msg_id = next.msg_id RETURNING m.msg_id, m.message::text"""
+FILL = """INSERT INTO {} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)
+          SELECT 'q', {message}::jsonb, '', now(), now(), 0, 5, 'ready' FROM generate_series(1, {number})"""
+DRAIN_SECONDS = 4.0
+WAITING = ((10_000, 1), (60_000, 1), (60_000, 2), (60_000, 4), (1_000_000, 1), (1_000_000, 2), (1_000_000, 4))
+"""How many messages wait, analysed, and how many processes drain them."""
 DELETE = "DELETE FROM {} m USING unnest(%b::bigint[]) AS done (id) WHERE m.msg_id = done.id"
 CONTINUE = f"WITH removed AS ({DELETE}) {INSERT_MANY}"
 
@@ -133,6 +138,29 @@ class Bench:
             raise SystemExit(f"expected {number * len(queues)} runs, saw {ran}")
         return number / elapsed
 
+    def drain_long(self, number: int, processes: int) -> float:
+        """Tasks a second that some processes run from a long queue whose statistics are fresh."""
+        self.empty()
+        text = sql.Literal(json.dumps(to_wire(self.payload)))
+        number = self.count(number)
+        self.raw.execute(sql.SQL(FILL).format(self.table, message=text, number=sql.Literal(number)))
+        self.raw.execute(sql.SQL("ANALYZE {}").format(self.table))
+        spawn = multiprocessing.get_context("spawn")
+        pipes, drainers = [], []
+        for _ in range(processes):
+            ours, theirs = spawn.Pipe()
+            pipes.append(ours)
+            drainers.append(spawn.Process(target=drain, args=(self.url, self.schema, theirs), daemon=True))
+            drainers[-1].start()
+        for pipe in pipes:
+            pipe.recv()
+        for pipe in pipes:
+            pipe.send(DRAIN_SECONDS * min(1.0, self.scale * 4))
+        ends = [pipe.recv() for pipe in pipes]
+        for process in drainers:
+            process.join(10)
+        return float(sum(ran for ran, _ in ends) / max(elapsed for _, elapsed in ends))
+
     def idle_chain(self) -> list[float]:
         """Seconds from dispatch to the callback's first line; executor and callback worker are two other processes."""
         with workers(self.url, self.schema) as callbacks:
@@ -188,6 +216,18 @@ def work(url: str, schema: str, queue: str, pipe: Connection) -> None:
     transport.close()
 
 
+def drain(url: str, schema: str, pipe: Connection) -> None:
+    """A process that drains for as long as it is told to; answers with what it ran, and in which time."""
+    transport = PostgresTransport(url, schema)
+    consumer = Consumer(transport, {"noop": noop}, ["q"])
+    pipe.send("ready")
+    seconds = pipe.recv()
+    started = time.monotonic()
+    ran = consumer.drain(timeout=seconds)
+    pipe.send((ran, time.monotonic() - started))
+    transport.close()
+
+
 @contextlib.contextmanager
 def workers(url: str, schema: str) -> Iterator[Connection]:
     spawn = multiprocessing.get_context("spawn")
@@ -225,6 +265,15 @@ def report(bench: Bench, rounds: int) -> None:
         figures = [max(our_rates), statistics.median(our_rates), max(raw_rates), statistics.median(raw_rates)]
         columns = "".join(f"{figure:>9,.0f}" for figure in figures)
         print(f"{name:32}{columns}{figures[0] / figures[2]:>7.2f}   {what}  (goal {goal})", flush=True)
+    rates: dict[tuple[int, int], float] = {}
+    for waiting, processes in WAITING if bench.scale >= 0.1 else WAITING[:2] + WAITING[4::2]:
+        rates[waiting, processes] = max(bench.drain_long(waiting, processes) for _ in range(rounds))
+        name = f"drain, {waiting:,} analysed, {processes} proc."
+        print(f"{name:32}{rates[waiting, processes]:>9,.0f}", flush=True)
+    bench.empty()
+    length = rates[1_000_000, 1] / rates[10_000, 1]
+    width = rates[1_000_000, 4] / rates[1_000_000, 1]
+    print(f"{'1,000,000 waiting / 10,000':32}{length:>9.2f}   (goal 0.80);  4 processes / 1: {width:.2f}  (goal 1.00)")
     times = sorted(bench.idle_chain())
     p50, p99 = statistics.median(times), times[int(len(times) * 0.99)]
     single = 1 / bench.raw_send()

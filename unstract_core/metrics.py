@@ -292,12 +292,16 @@ class QueueCollector:
             "unstract_wire_queue_oldest_seconds", "Age of the oldest ready message, 0 if none waits.", labels=["queue"]
         )
         dead = GaugeMetricFamily("unstract_wire_queue_dead_letters", "Messages buried in a queue.", labels=["queue"])
+        estimated = GaugeMetricFamily(
+            "unstract_wire_queue_estimated", "1 where a queue is too long to be counted, else 0.", labels=["queue"]
+        )
         for state in _few(states or ()):
+            estimated.add_metric([state.queue], float(state.estimated))
             for name in ("ready", "in_flight", "delayed"):
                 messages.add_metric([state.queue, name], getattr(state, name))
             oldest.add_metric([state.queue], state.oldest or 0.0)
             dead.add_metric([state.queue], state.dead)
-        return [up, messages, oldest, dead]
+        return [up, messages, oldest, dead, estimated]
 
     def _look(self) -> Sequence[QueueState] | None:
         with self._lock:
@@ -335,6 +339,7 @@ def _few(states: Sequence[QueueState]) -> Iterable[QueueState]:
             delayed=sum(state.delayed for state in rest),
             oldest=max(state.oldest or 0.0 for state in rest),
             dead=sum(state.dead for state in rest),
+            estimated=any(state.estimated for state in rest),
         )
 
 

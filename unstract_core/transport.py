@@ -249,6 +249,8 @@ class QueueState:
     oldest: float | None
     dead: int
     unknown: int = 0
+    estimated: bool = attrs.field(default=False, kw_only=True)
+    """Whether the store stopped counting: its numbers are estimates, or lower bounds."""
 
 
 @attrs.frozen

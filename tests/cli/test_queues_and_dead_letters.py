@@ -62,8 +62,9 @@ def test_queues_as_json_have_stable_keys(run: Run, transport: Lasting) -> None:
     fill(transport)
     full, other = json.loads(run("queues", "--json").stdout)
     assert 0 <= full.pop("oldest_seconds") < 60
-    assert full == {"queue": "full", "depth": 4, "ready": 1, "in_flight": 2, "delayed": 1, "dead": 1}
-    assert list(other) == ["queue", "depth", "ready", "in_flight", "delayed", "oldest_seconds", "dead"]
+    counts = {"depth": 4, "ready": 1, "in_flight": 2, "delayed": 1, "dead": 1}
+    assert full == {"queue": "full", **counts, "estimated": False}
+    assert list(other) == ["queue", "depth", "ready", "in_flight", "delayed", "oldest_seconds", "dead", "estimated"]
     assert other["oldest_seconds"] is None
 
 

@@ -177,7 +177,8 @@ def test_json_has_stable_keys(run: Run, watched: Watched) -> None:
     document = json.loads(run("top", "--once", "--json", "--queue", "q").stdout)
     assert list(document) == ["at", "queues", "workers", "failures"]
     assert [row["queue"] for row in document["queues"]] == ["q"]
-    assert list(document["queues"][0]) == ["queue", "depth", "ready", "in_flight", "delayed", "oldest_seconds", "dead"]
+    keys = ["queue", "depth", "ready", "in_flight", "delayed", "oldest_seconds", "dead", "estimated"]
+    assert list(document["queues"][0]) == keys
     assert document["workers"][0] == {
         "name": "unstract-wire worker h:1",
         "address": "10.0.0.7",

@@ -20,6 +20,7 @@ from queues import queue_name
 from contract_tests.kit import wait_until
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport, claiming
+from transports.postgres import transport as transport_module
 from transports.postgres.claiming import LONGEST_REST, SHARE, Claims, Extent, Pace
 from transports.postgres.statements import Statements
 from transports.postgres.subscription import PostgresSubscription
@@ -512,3 +513,23 @@ def test_a_whole_claim_that_found_something_below_a_bound_is_made_again() -> Non
     assert claims.next(42.2).extent is Extent.WHOLE
     claims.made(whole, 1, [taken(301, 5)], 42.2, 43.2)
     assert claims.next(43.3).extent is not Extent.WHOLE
+
+
+def test_a_long_queue_is_estimated_and_says_so(
+    postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`queues` counts no more rows than it may, and takes the planner's estimate where that is more."""
+    names = [f"{queue}-short", f"{queue}-{'x' * 5}"]
+    postgres.send([message("t", names[1], priority=n % 10 + 1) for n in range(3000)])
+    postgres.send([message("t", names[0]), message("t", names[0], delay=60)])
+    short, long = postgres.queues()
+    assert (short.ready, short.delayed, short.estimated) == (1, 1, False)
+    assert (long.ready, long.estimated) == (3000, False)
+    monkeypatch.setattr(transport_module, "_MOST_COUNTED", 100)
+    tables.execute("ANALYZE {messages}")
+    short, long = postgres.queues()
+    assert (short.ready, short.delayed, short.estimated) == (1, 1, False)
+    assert 2700 <= long.ready <= 3300
+    assert long.estimated
+    assert long.oldest is not None
+    assert long.oldest >= (short.oldest or 0)

@@ -32,6 +32,7 @@ _PARTS = (
     "first_ready",
     "newest",
     "letters",
+    "strange_rows",
 )
 """What others are composed of, and of each other in this order."""
 _CONTENT = b"c.message::text"

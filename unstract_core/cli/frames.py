@@ -12,6 +12,7 @@ import attrs
 from unstract_core.checkup import Watched, WorkerState, kind_of_reason
 from unstract_core.cli.dead import summaries
 from unstract_core.cli.output import age, utc
+from unstract_core.cli.queues import _count as count
 from unstract_core.cli.queues import _depth as depth
 from unstract_core.cli.queues import _queue_row as queue_row
 from unstract_core.transport import DeadLetter, DeadLetters, Inspection, QueueState, Transport
@@ -81,9 +82,9 @@ def queue_rows(frame: Frame) -> Rows:
     return [
         [
             state.queue,
-            str(depth(state)),
+            count(state, depth(state)),
             f"{frame.rates[state.queue]:+.1f}" if state.queue in frame.rates else "-",
-            str(state.ready),
+            count(state, state.ready),
             str(state.in_flight),
             str(state.delayed),
             "-" if state.oldest is None else age(state.oldest),

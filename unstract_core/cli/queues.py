@@ -25,6 +25,7 @@ def queues(session: Session, names: tuple[str, ...], as_json: bool) -> None:
     Depth is everything in the queue: ready to be taken, in flight with a worker, and delayed. Oldest is how long the
     first of the ready ones has waited; dead is how many were buried. A queue that holds nothing is shown when named.
     Where other programs store messages in a state that no worker of this package takes, these are shown as unknown.
+    The numbers of a queue that is too long to be counted are estimates, marked with ~.
     """
 
     def ask(transport: Any) -> Sequence[QueueState]:
@@ -41,8 +42,8 @@ def queues(session: Session, names: tuple[str, ...], as_json: bool) -> None:
         [
             [
                 state.queue,
-                str(_depth(state)),
-                str(state.ready),
+                _count(state, _depth(state)),
+                _count(state, state.ready),
                 str(state.in_flight),
                 str(state.delayed),
                 "-" if state.oldest is None else age(state.oldest),
@@ -59,6 +60,10 @@ def _depth(state: QueueState) -> int:
     return state.ready + state.in_flight + state.delayed + state.unknown
 
 
+def _count(state: QueueState, number: int) -> str:
+    return f"~{number}" if state.estimated else str(number)
+
+
 def _queue_row(state: QueueState) -> dict[str, Any]:
     return {
         "queue": state.queue,
@@ -69,4 +74,5 @@ def _queue_row(state: QueueState) -> dict[str, Any]:
         "oldest_seconds": None if state.oldest is None else round(state.oldest, 3),
         "dead": state.dead,
         **({"unknown": state.unknown} if state.unknown else {}),
+        "estimated": state.estimated,
     }

@@ -379,23 +379,85 @@ SELECT t.relname::text FROM pg_class AS t JOIN pg_namespace AS n ON n.oid = t.re
 WHERE n.nspname = %(schema)s AND t.relname = ANY (%(tables)s::text[]) AND row_security_active(t.oid)
 ORDER BY 1;
 
+-- name: queue_names
+-- The queues that hold anything. It jumps from name to name in the indexes, and reads at most `most` claimed rows.
+WITH RECURSIVE ready AS (
+    (SELECT queue_name FROM {messages} WHERE queue_name >= '' AND {is_ready}
+     ORDER BY queue_name, priority DESC, msg_id LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM ready CROSS JOIN LATERAL (
+        SELECT queue_name FROM {messages} WHERE queue_name > ready.queue_name AND {is_ready}
+        ORDER BY queue_name, priority DESC, msg_id LIMIT 1
+    ) AS next
+), dead AS (
+    (SELECT queue_name FROM {dead} ORDER BY queue_name, dead_id LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM dead CROSS JOIN LATERAL (
+        SELECT queue_name FROM {dead} WHERE queue_name > dead.queue_name ORDER BY queue_name, dead_id LIMIT 1
+    ) AS next
+)
+SELECT queue_name::text FROM ready
+UNION SELECT queue_name::text FROM dead
+UNION SELECT queue_name::text FROM (
+    SELECT queue_name FROM {messages} WHERE msg_id >= 0 AND {is_claimed} ORDER BY msg_id LIMIT %(most)s::bigint
+) AS claimed
+UNION SELECT name FROM {strange_rows} AS s;
+
+-- name: strange_rows
+-- Rows that another program has put into a state of its own, among the oldest and the newest of the table: no index leads
+-- to them, and a table may be long.
+(SELECT ends.queue_name::text AS name FROM (
+     (SELECT msg_id, queue_name, state FROM {messages} ORDER BY msg_id LIMIT 10000)
+     UNION
+     (SELECT msg_id, queue_name, state FROM {messages} ORDER BY msg_id DESC LIMIT 10000)
+ ) AS ends WHERE ends.state NOT IN ('ready', 'claimed'));
+
 -- name: queues
-SELECT q.name,
-       count(m.msg_id) FILTER (WHERE m.state = 'ready'),
-       count(m.msg_id) FILTER (WHERE m.state = 'claimed' AND m.read_ct > 0),
-       count(m.msg_id) FILTER (WHERE m.state = 'claimed' AND m.read_ct = 0),
-       extract(epoch FROM now() - min(least(now(), greatest(m.vt, m.enqueued_at)))
-               FILTER (WHERE m.state = 'ready' AND isfinite(m.vt) AND isfinite(m.enqueued_at)))::float8,
-       (SELECT count(*) FROM {dead} AS d WHERE d.queue_name = q.name),
-       count(m.msg_id) FILTER (WHERE m.state NOT IN ('ready', 'claimed'))
-FROM (
-    SELECT unnest(%(names)s::text[]) AS name
-    UNION SELECT DISTINCT queue_name FROM {messages} WHERE %(all)s
-    UNION SELECT DISTINCT queue_name FROM {dead} WHERE %(all)s
-) AS q
-LEFT JOIN {messages} AS m ON m.queue_name = q.name
-GROUP BY q.name
+-- Counts at most `most` rows of a queue in each state, and as many claimed rows of all queues, so that it takes no longer
+-- the more wait. `oldest` is of these, and of the first of each priority. The last but one says whether it
+-- stopped; the last counts rows in a state that no statement of this package takes.
+WITH claimed AS MATERIALIZED (
+    SELECT queue_name::text AS name, read_ct FROM {messages}
+    WHERE msg_id >= 0 AND {is_claimed} ORDER BY msg_id LIMIT %(most_claimed)s::bigint
+), working AS (
+    SELECT name, count(*) FILTER (WHERE read_ct > 0) AS in_flight, count(*) FILTER (WHERE read_ct = 0) AS delayed
+    FROM claimed GROUP BY name
+), strange AS MATERIALIZED (
+    SELECT name, count(*) AS rows FROM {strange_rows} AS s GROUP BY name
+)
+SELECT q.name, ready.rows, coalesce(w.in_flight, 0), coalesce(w.delayed, 0),
+       extract(epoch FROM now() - least(ready.since, first.since))::float8,
+       dead.rows,
+       ready.rows >= %(most)s::bigint OR dead.rows >= %(most)s::bigint
+           OR (SELECT count(*) FROM claimed) >= %(most_claimed)s::bigint
+FROM unnest(%(names)s::text[]) AS q (name)
+LEFT JOIN working AS w ON w.name = q.name
+LEFT JOIN strange AS s ON s.name = q.name
+CROSS JOIN LATERAL (
+    SELECT count(*) AS rows, min(least(now(), greatest(vt, enqueued_at)))
+               FILTER (WHERE isfinite(vt) AND isfinite(enqueued_at)) AS since
+    FROM (
+        SELECT vt, enqueued_at FROM {messages} WHERE queue_name = q.name AND {is_ready}
+        ORDER BY priority DESC, msg_id LIMIT %(most)s::bigint
+    ) AS r
+) AS ready
+CROSS JOIN LATERAL (
+    SELECT min(least(now(), greatest(vt, enqueued_at)))
+               FILTER (WHERE isfinite(vt) AND isfinite(enqueued_at)) AS since
+    FROM generate_series(1, 10) AS p (priority)
+    CROSS JOIN LATERAL (
+        SELECT vt, enqueued_at FROM {messages}
+        WHERE queue_name = q.name AND priority = p.priority::smallint AND {is_ready} ORDER BY msg_id LIMIT 100
+    ) AS r
+) AS first
+CROSS JOIN LATERAL (
+    SELECT count(*) AS rows FROM (SELECT FROM {dead} WHERE queue_name = q.name LIMIT %(most)s::bigint) AS d
+) AS dead
 ORDER BY q.name;
+
+-- name: ready_estimate
+-- The planner's own estimate of a queue's ready rows, which no index condition of ours leads.
+EXPLAIN (FORMAT JSON) SELECT FROM {messages} WHERE queue_name = %(queue)s AND state = 'ready';
 
 -- name: find_dead
 -- The newest letters. `most` bytes of content are read in all.
