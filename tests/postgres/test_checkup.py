@@ -177,9 +177,20 @@ def test_an_index_that_was_dropped_is_named_with_the_statement_that_makes_it(
 def test_an_index_of_the_right_name_and_the_wrong_columns_is_none(postgres: PostgresTransport, tables: Tables) -> None:
     """It counts by its definition."""
     tables.execute("DROP INDEX {schema}.pg_queue_message_claimed")
-    tables.execute("CREATE INDEX pg_queue_message_claimed ON {messages} (vt)")
+    tables.execute("CREATE INDEX pg_queue_message_claimed ON {messages} (read_ct)")
     finding = the("indexes", check(postgres))
     assert (finding.level, "pg_queue_message_claimed" in finding.what) == ("error", True)
+
+
+@on_one_server
+def test_an_index_that_ends_hot_updates_is_named(postgres: PostgresTransport, tables: Tables) -> None:
+    """An index with `vt`, as earlier versions made it, is a warning with the statement that drops it."""
+    tables.execute("CREATE INDEX pg_queue_message_due ON {messages} (queue_name, vt) WHERE state = 'claimed'")
+    finding = the("indexes", check(postgres))
+    assert (finding.level, "pg_queue_message_due" in finding.what) == ("warning", True)
+    with tables.connect() as connection:
+        connection.execute(finding.remedy.partition("runs: ")[2].encode())
+    assert the("indexes", check(postgres)).level == "ok"
 
 
 def test_an_index_that_is_not_valid_is_named_and_to_be_dropped(postgres: PostgresTransport, tables: Tables) -> None:

@@ -91,6 +91,13 @@ def indexes(look: Look) -> Iterator[Finding]:
             yield Finding("indexes", "error", what, f"when nobody is making it: drop it, and {MIGRATE}")
             continue
         valid.add((table, shape(definition)))
+        if table == "pg_queue_message" and re.search(r"\bvt\b", definition.rpartition(" USING ")[2]):
+            wrong = True
+            what = f"{name} indexes vt, so that no renewal of a lease is a HOT update"
+            remedy = (
+                f"when no worker of an earlier version runs: DROP INDEX CONCURRENTLY {look.statements.schema}.{name}"
+            )
+            yield Finding("indexes", "warning", what, remedy)
         if definition.startswith("CREATE UNIQUE"):
             unique.add((table, shape(definition)))
     present = {table for table, _ in look.ask_of_tables("columns")}

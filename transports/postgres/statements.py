@@ -33,6 +33,7 @@ _PARTS = (
     "newest",
     "letters",
     "strange_rows",
+    "unexpired",
 )
 """What others are composed of, and of each other in this order."""
 _CONTENT = b"c.message::text"
