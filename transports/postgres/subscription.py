@@ -208,7 +208,7 @@ class PostgresSubscription:
                 ready = self._session.execute("look for queues", self._statements["queues_with_ready"], {})
                 claim = self._claims.choose(ready, claim)
             limit = self._claims.most(limit)
-            if self._claims.queues:
+            if self._claims.queues and not (self._claims.many and self._must_renew):
                 rows = self._claim(claim.statement, {**claim.parameters, "limit": limit, "lease": self._lease})
         ended = time.monotonic()
         claimed = [_delivery(*row) for row in rows]
@@ -250,7 +250,7 @@ class PostgresSubscription:
         """
         whole, in_parts = time.monotonic() >= self._bring_back_pace.due_at, self._expiry.in_parts
         brought, next_due, any_ready = self._bring_back_some(ahead, whole=whole)
-        if whole and (in_parts or self._expiry.in_parts) and brought < _BRING_BACK_LIMIT:
+        if whole and (in_parts or self._expiry.in_parts) and brought < _BRING_BACK_LIMIT and not self._must_renew:
             more, next_due, _ = self._bring_back_some(ahead, whole=False)
             brought += more
         return brought, next_due, any_ready
