@@ -63,7 +63,7 @@ def celery_tasks(app: Any) -> Mapping[str, Callable[..., Any]]:
     if all(name.startswith(_CELERYS_OWN) for name in found):
         raise ConfigurationError("the Celery app has no tasks; import the modules that define them first")
     _keep_django_connected(app)
-    limited = sorted(name for name, task in found.items() if task.limited)
+    limited = sorted(name for name, task in found.items() if task.limited and not name.startswith(_CELERYS_OWN))
     for_all = [
         name for name in ("task_time_limit", "task_soft_time_limit", "task_default_rate_limit") if app.conf[name]
     ]
