@@ -434,7 +434,8 @@ SELECT q.name, ready.rows, coalesce(w.in_flight, 0), coalesce(w.delayed, 0),
        extract(epoch FROM now() - least(ready.since, first.since))::float8,
        dead.rows,
        ready.rows >= %(most)s::bigint OR dead.rows >= %(most)s::bigint
-           OR (SELECT count(*) FROM claimed) >= %(most_claimed)s::bigint
+           OR (SELECT count(*) FROM claimed) >= %(most_claimed)s::bigint,
+       coalesce(s.rows, 0)
 FROM unnest(%(names)s::text[]) AS q (name)
 LEFT JOIN working AS w ON w.name = q.name
 LEFT JOIN strange AS s ON s.name = q.name
