@@ -201,7 +201,7 @@ def test_delayed_messages_of_a_quorum_queue_open_few_consumers(make_celery: Make
         transport.send([later, message("t", queue, number)] if mixed or number == 149 else [later])
     with running(Consumer(transport, {"t": task}, [queue])):
         task.wait_for(149)
-        assert pipe.consumers(queue) <= 40
+        wait_until(lambda: pipe.consumers(queue) <= 40, timeout=ALIVE, what="those without messages to be gone")
     assert pipe.count(queue) == 150
 
 
