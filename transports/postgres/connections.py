@@ -23,7 +23,7 @@ from psycopg.rows import TupleRow
 from psycopg.types import TypesRegistry
 from psycopg.types.json import set_json_loads
 
-from transports.postgres.errors import DuplicateId, PlanOutdated, PreparedStatementLost, ReadOnly, translate
+from transports.postgres.errors import DuplicateId, PlanOutdated, PreparedStatementLost, ReadOnly, mapped, translate
 from unstract_core.errors import ConfigurationError, TransportRefused, TransportUnavailable
 from unstract_core.events import emit
 
@@ -287,7 +287,7 @@ class Connector:
         try:
             connection = Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
             connection.made(generation)
-            self._look_at(connection, patience, limit)
+            self._look_for_a_pooler(connection, patience, limit)
             connection.limit = limit
             return connection
         except psycopg.OperationalError as exc:
@@ -298,7 +298,7 @@ class Connector:
             said = " ".join(str(exc).split())
             raise ConfigurationError(f"the PostgreSQL conninfo cannot be used: {said}") from exc
 
-    def _look_at(self, connection: Connection, patience: float | None, limit: float | None) -> None:
+    def _look_for_a_pooler(self, connection: Connection, patience: float | None, limit: float | None) -> None:
         """Look whether a pooler stands before the server, and set what a role or database has set otherwise.
 
         Only the server itself keeps prepared statements and settings for a session; a pooler gives its clients process
@@ -378,7 +378,11 @@ def run(
         how: runs the statement on the connection.
         durable: whether the caller promises that the commit outlasts a failover.
     """
-    connection.large = connection.large or check_size(doing, parameters) > _LARGE
+    size = check_size(doing, parameters)
+    if type(connection) is psycopg.Connection:  # an application's own: nothing is known of it, and nothing kept
+        with mapped(doing):
+            return how(connection, statement, parameters)
+    connection.large = connection.large or size > _LARGE
     commits = connection.commits
     commits.unreplicated = False
     for skipped in _SKIPPED_IDS:
