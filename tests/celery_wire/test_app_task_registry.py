@@ -166,10 +166,11 @@ def test_limits_that_threads_cannot_keep_are_named_at_start(caplog: pytest.LogCa
 
 
 def test_limits_of_the_whole_app_are_named_at_start(caplog: pytest.LogCaptureFixture) -> None:
-    """The WARNING names the app's own limits with their values, beside the tasks that have them."""
+    """The WARNING names the app's own limits with their values, beside the tasks that have others."""
     app = Celery("limited", set_as_current=False)
     app.conf.update(task_time_limit=3600, task_soft_time_limit=3300)
-    app.task(nothing, name="a", shared=False)
+    app.task(nothing, name="a", shared=False, time_limit=5)
+    app.task(nothing, name="b", shared=False)
     celery_tasks(app)
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     expected = 'tasks=a count=1 of_the_app="task_time_limit=3600, task_soft_time_limit=3300"'

@@ -35,6 +35,7 @@ from unstract_core.values import type_name
 logger = logging.getLogger(__name__)
 
 _CELERYS_OWN = "celery."
+_LIMITS_OF_ALL = ("task_time_limit", "task_soft_time_limit", "task_default_rate_limit")
 WITHOUT_LIMIT = 2**31
 """The attempts of a task whose `max_retries` is None."""
 
@@ -79,14 +80,16 @@ class CeleryTask:
     """One task of a Celery app, callable as our Runner calls tasks.
 
     `asked_attempts` is how many deliveries the task may have because it asks for them, `retry_raised` whether it may be
-    run again because it raised (see `RetryPolicy`), `limited` whether it has a time limit or a rate limit.
+    run again because it raised (see `RetryPolicy`), `limited` whether it has a time limit or a rate limit of its own.
     """
 
     def __init__(self, task: Any) -> None:
         self.task = task
         self.asked_attempts = _asked_attempts(task)
         self.retry_raised = _retries(task)
-        self.limited = any((task.time_limit, task.soft_time_limit, task.rate_limit))
+        of_the_app = [task.app.conf[name] for name in _LIMITS_OF_ALL]
+        own = (task.time_limit, task.soft_time_limit, task.rate_limit)
+        self.limited = any(limit and limit != of_all for limit, of_all in zip(own, of_the_app, strict=True))
         self._celery = _Celery()
         if self._celery.function(task) is not task:
             runnable(task.name, getattr(task, "_orig_run", task.run))
