@@ -92,11 +92,9 @@ class SqliteSubscription:
             for queue in self._queues:
                 connection.execute(statement("bring_back"), {"queue": queue, "now": now})
                 first += connection.execute(statement("first"), {"queue": queue, "limit": limit})
+            first = sorted(first)[:limit]
             claim = {"due": now + self._lease, "fence": secrets.token_hex(8)}
-            claimed = [
-                connection.execute(statement("claim"), {**claim, "id": id}).fetchone()
-                for _, id in sorted(first)[:limit]
-            ]
+            claimed = [connection.execute(statement("claim"), {**claim, "id": id}).fetchone() for _, id in first]
         deliveries = [delivered(row) for row in claimed]
         self._held.update(map(_key, deliveries))
         return deliveries
