@@ -27,6 +27,8 @@ from contract_tests.needs import needs
 from contract_tests.profiles import examples
 from unstract_core import Delivery, Reply, Settlement, Verdict
 
+FOUND_WITHIN = 5.0
+"""Seconds within which a worker that waits finds a lease that has ended."""
 WORKERS = st.integers(0, 1)
 VERDICTS = st.sampled_from(Verdict)
 
@@ -96,6 +98,8 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(worker=WORKERS, limit=st.integers(1, 6))
     def receive(self, worker: int, limit: int) -> None:
         batch = self.workers[worker].receive(limit=limit, wait=0)
+        if not batch and any(one.state == "due" for one in self.known.values()):
+            batch = self.workers[worker].receive(limit=limit, wait=FOUND_WITHIN)
         received = [self.known[first(delivery)] for delivery in batch]
         assert len(received) <= limit
         assert all(one.state in ("ready", "due") for one in received)

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 _LARGEST_BATCH = 1000
 _MOST_FAILURES = 5
 PATIENCE = 300.0
+_RELEASE_PATIENCE = 10.0
+"""Seconds for which a release that fails is tried again, as over a restart of the database."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 _COUNTED_AS = {Verdict.ACK: "settled", Verdict.RETRY: "retried", Verdict.BURY: "buried"}
 
@@ -160,16 +162,23 @@ class Endings:
         self._no_room = failure
 
     def _failed(self, batch: Sequence[Held], failure: TransportError) -> None:
-        """Prepare the next try. What was given back is let go: that settlement was the last use of its delivery."""
+        """Prepare the next try.
+
+        A release that may have taken effect was the last use of its delivery, whose next holder may have the same
+        attempt. One that did not is tried again for a while: after that the end of the lease counts as an attempt.
+        """
+        now = time.monotonic()
+        unknown = bool(getattr(failure, "fate_unknown", False))
         for held in batch:
-            held.doubtful = held.doubtful or bool(getattr(failure, "fate_unknown", False))
+            held.doubtful = held.doubtful or unknown or not _settlement(held).counted
             if not _settlement(held).counted:
-                self._forget(held)
+                held.failing_since = min(held.failing_since, now)
+                if unknown or now - held.failing_since >= _RELEASE_PATIENCE:
+                    self._forget(held)
         if len(batch) > 1:
             self._largest_batch = len(batch) // 2
             return
         (held,) = batch
-        now = time.monotonic()
         if held.answers != self.answers:
             held.answers = self.answers
             held.failures += 1

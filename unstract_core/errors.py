@@ -16,6 +16,8 @@
      +-- GateFailed                       a gate cannot tell which way a dispatch is to go
      +-- TransportError
           +-- TransportUnavailable        away for now; `.fate_unknown` tells whether it may have happened
+          |    +-- NoRoom                 takes no message for now, and says why
+          |         +-- QueueFull         one queue is full
           +-- TransportRefused            refused for good: trying the same again cannot help
           +-- TransportNotReady           its tables or queues are not there yet
           +-- TransportClosed             used after close()

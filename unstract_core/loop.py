@@ -91,6 +91,7 @@ class Loop:
         self._ran, self._busy = settings.counters["ran"], 0.0
         self._renew_at = time.monotonic() + settings.lease / 3
         self._renewal_failed = False
+        self._crowded_since = math.inf
         self._resume_at = 0.0
         self._pause = 0.0
         self._told_away = False
@@ -169,15 +170,22 @@ class Loop:
 
     def _give_back(self) -> None:
         """Release what waits for a thread when this worker stops, or when it waits behind long tasks."""
+        now = time.monotonic()
         if self._settings.stopping():
             why = "the worker stops"
         elif not self._prefetch.adapts or not self._runner.waiting:
+            self._crowded_since = math.inf
             return
         elif self._runner.stuck_for >= WINDOW:
             why = "every thread is busy for longer"
         elif self._runner.waiting > 2 * self._limit():
             why = "tasks have become longer"
         else:
+            self._crowded_since = math.inf
+            return
+        # Seen once it may mean that the whole process had no processor: what it holds may run in the next moment.
+        self._crowded_since = min(self._crowded_since, now)
+        if now - self._crowded_since < WINDOW / 2 and not self._settings.stopping():
             return
         self._prefetch.fall()
         for held in self._runner.withdraw():

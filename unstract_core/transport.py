@@ -164,7 +164,8 @@ class Settlement:
 
     `delay` (seconds) goes with RETRY; `reason`, and the `result` of a task that ran, go with BURY. `counted=False` goes
     with RETRY and says that the task was never started: where the transport can, it takes the attempt back. Such a
-    settlement is the last use of its delivery, whatever becomes of it: the next holder may have the same attempt.
+    settlement is the last use of its delivery once it may have taken effect: the next holder may have the same attempt.
+    One that failed for certain may be made again; a transport that has released the message by itself answers False.
     """
 
     delivery: Delivery

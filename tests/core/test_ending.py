@@ -178,15 +178,39 @@ def test_what_fails_in_every_form_is_never_dropped(
     assert [vars(record)["wire.event"] for record in caplog.records] == ["settlement_refused"]
 
 
-@pytest.mark.parametrize("error", [TransportRefused("no"), TransportUnavailable("away"), ValueError("odd")], ids=repr)
-def test_what_was_given_back_is_let_go_whatever_the_answer(error: Exception) -> None:
-    """Its settlement was the last use of its delivery: the next holder may have the same attempt."""
+@pytest.mark.parametrize(
+    "error", [TransportRefused("no"), TransportUnavailable("in doubt", fate_unknown=True), ValueError("odd")], ids=repr
+)
+def test_a_release_that_may_have_taken_effect_is_not_made_again(error: Exception) -> None:
+    """It was the last use of its delivery: the next holder may have the same attempt. A refusal is final as well."""
     script = Script(failing(error))
     made, held, _ = endings(script, finished(0, verdict=Verdict.RETRY, counted=False))
     settle(made)
     assert held == {}
     settle(made)
     assert len(script.asked) == 1
+
+
+def test_a_release_that_failed_for_certain_is_made_again_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    """Over a short outage a message that was never started keeps its attempt; a long one ends with its lease."""
+    away = [True]
+    script = Script(failing(TransportUnavailable("away"), lambda batch: away[0]))
+    one = finished(0, verdict=Verdict.RETRY, counted=False)
+    made, held, counters = endings(script, one)
+    settle_again(made, one, 3)
+    away[0] = False
+    settle_again(made, one)
+    assert (len(script.asked), held, counters["given_back"]) == (4, {}, 1)
+
+    away[0] = True
+    other = finished(1, verdict=Verdict.RETRY, counted=False)
+    held[other.key] = other
+    made.add([other])
+    settle(made)
+    other.failing_since -= 10
+    settle_again(made, other)
+    assert held == {}
+    assert [vars(record)["wire.event"] for record in caplog.records] == []
 
 
 @pytest.mark.parametrize("error", [TransportRefused("no"), TransportNotReady("no right"), TransportUnavailable("away")])

@@ -92,7 +92,7 @@ def test_a_schema_of_any_name_is_worked_alone(
             assert seen == ["result"]
             status = transport.reply(id)
             assert status is not None
-            assert status.result == "result"
+            assert status.status == "completed"
             (letter,) = transport.dead.find()
             assert letter.org_id == org
         assert [one["queue"] for one in run("queues")] == [queue]  # type: ignore[attr-defined]

@@ -134,7 +134,7 @@ def test_a_worker_goes_on_on_a_newer_schema(postgres: PostgresTransport, tables:
         assert consumer.drain(timeout=30) == 2
         status = transport.reply(queue)
         assert status is not None
-        assert status.result == 1
+        assert status.status == "completed"
         assert len(transport.dead.replay(queue=queue)) == 1
         assert len(receive_all(transport, queue)) == 1
 

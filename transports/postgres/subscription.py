@@ -72,6 +72,7 @@ class PostgresSubscription:
         self._closed = False
         self._held: set[_Key] = set()
         self._renew_at = math.inf
+        self._renewal_was_due = False
         self._owes_claim = False
         self._unread = Unread(session, statements, lease)
         self._careful = False
@@ -84,6 +85,8 @@ class PostgresSubscription:
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         deadline = time.monotonic() + wait
+        # A caller that has something in flight renews it first. What it has forgotten must not end each receive.
+        self._renewal_was_due = time.monotonic() >= self._renew_at
         while True:
             self._check_open()
             self._session.forget_heard()
@@ -197,8 +200,8 @@ class PostgresSubscription:
 
     @property
     def _must_renew(self) -> bool:
-        """Whether a third of the lease has passed since what is in flight was claimed or renewed."""
-        return bool(self._held) and time.monotonic() >= self._renew_at
+        """Whether a renewal has become due in this receive: a third of the lease after the last one, or the claim."""
+        return bool(self._held) and not self._renewal_was_due and time.monotonic() >= self._renew_at
 
     def _claimed(self, claim: Claim, limit: int) -> list[Delivery]:
         began = time.monotonic()
