@@ -141,6 +141,16 @@ def test_tables_that_are_not_there_are_named(postgres_url: str, schema: str) -> 
         assert the(name, found).level == "skipped"
 
 
+def test_a_sequence_that_is_behind_is_named(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """With the highest id that exists, and the statement that puts it right."""
+    postgres.send([message("t", queue)] * 3)
+    tables.execute("SELECT setval(pg_get_serial_sequence('{messages}', 'msg_id'), 1)")
+    finding = the("tables", check(postgres))
+    assert (finding.level, "behind the id 3" in finding.what) == ("warning", True)
+    tables.execute(finding.remedy)
+    assert the("tables", check(postgres)).level == "ok"
+
+
 def test_a_column_that_is_missing_is_named(postgres: PostgresTransport, tables: Tables) -> None:
     """With its table, and what to compare that with."""
     tables.execute("ALTER TABLE {dead} DROP COLUMN attempts")

@@ -32,7 +32,7 @@ def version(look: Look) -> Iterator[Finding]:
 
 
 def tables(look: Look) -> Iterator[Finding]:
-    """Whether every table is there, with every column."""
+    """Whether every table is there, with every column, and nothing in it stands in the way of new rows."""
     missing = _missing(look)
     for table, columns in missing.items():
         if columns is None:
@@ -44,7 +44,12 @@ def tables(look: Look) -> Iterator[Finding]:
     for table, trigger in triggers:
         what = f"trigger {trigger} runs before each row of {table} is written, and can keep it as it was"
         yield Finding("tables", "warning", what, "let it return the row always, or drop it")
-    if not missing and not triggers:
+    names = {table: look.statements.table(table) for table in ("messages", "dead")}
+    behind = [] if missing else look.ask("sequences_behind", **names)
+    for sequence, highest in behind:
+        what = f"the sequence {sequence} is behind the id {highest}: it hands out ids that exist"
+        yield Finding("tables", "warning", what, f"SELECT setval('{sequence}', {highest})")
+    if not missing and not triggers and not behind:
         yield Finding("tables", "ok", f"{', '.join(look.tables)}")
 
 

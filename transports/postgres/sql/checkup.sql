@@ -157,3 +157,14 @@ WHERE id.sequence IS NOT NULL AND NOT has_sequence_privilege(id.sequence, 'USAGE
 
 -- name: may_sweep
 SELECT has_table_privilege(%(results)s, 'DELETE');
+
+-- name: sequences_behind
+-- Sequences whose next id may be one that exists, as after a restore of the rows alone, with the highest id.
+SELECT id.sequence, id.highest
+FROM (
+    SELECT pg_get_serial_sequence(%(messages)s, 'msg_id'), (SELECT max(msg_id) FROM {messages})
+    UNION ALL
+    SELECT pg_get_serial_sequence(%(dead)s, 'dead_id'), (SELECT max(dead_id) FROM {dead})
+) AS id (sequence, highest)
+JOIN pg_sequences AS s ON format('%%I.%%I', s.schemaname, s.sequencename) = id.sequence
+WHERE coalesce(s.last_value, 0) < id.highest;
