@@ -81,3 +81,12 @@ def test_the_document_on_conformance_lists_every_concern_of_the_kit() -> None:
     files = sorted((ROOT / "contract_tests").glob("test_*.py"))
     concerns = {file.name: str(ast.get_docstring(ast.parse(file.read_text()))).partition("\n")[0] for file in files}
     assert dict(listed) == concerns
+
+
+def test_no_heading_of_the_changelog_repeats_in_a_version() -> None:
+    """Each version has each heading once, and each entry once."""
+    for version in (ROOT / "CHANGELOG.md").read_text("utf-8").split("\n## ")[1:]:
+        headings = re.findall(r"^### .+$", version, re.MULTILINE)
+        assert len(headings) == len(set(headings))
+        entries = re.findall(r"^- .+$", version, re.MULTILINE)
+        assert len(entries) == len(set(entries))
