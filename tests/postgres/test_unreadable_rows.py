@@ -21,14 +21,16 @@ from queues import queue_name
 from contract_tests.kit import insist, wait_until
 from contract_tests.messages import first, message
 from transports.postgres import PostgresTransport, dead_letters
-from unstract_core import Consumer, Delivery, Reply, TransportError, cli
+from transports.postgres.unread import Unread
+from unstract_core import Consumer, Delivery, Reply, Settlement, TransportError, Verdict, cli
 
 pytestmark = on_one_server
 
-# Reading a message as text fails with the SQLSTATE that stands in the message.
+# Reading a message as text takes the seconds, and fails with the SQLSTATE, that stand in the message.
 FAILING_CAST = """
 CREATE FUNCTION failing(message jsonb) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
+    IF message ? 'takes' THEN PERFORM pg_sleep((message ->> 'takes')::float8); END IF;
     IF message ? 'fails' THEN RAISE EXCEPTION 'this row fails' USING ERRCODE = message ->> 'fails'; END IF;
     RETURN format('%s', message);
 END $$;
@@ -175,13 +177,67 @@ def test_messages_whose_content_is_read_later_keep_their_lease(
     subscription = transport.subscribe([queue], lease=60)
     with pytest.raises(TransportError):
         subscription.receive(limit=4, wait=0)
-    vt = tables.rows("SELECT min(vt) FROM {messages} WHERE queue_name = %s", queue)
-    subscription._unread._renew_at = 0.0
+    claimed = "SELECT min(vt) FROM {messages} WHERE queue_name = %s AND read_ct > 0"
+    vt = tables.rows(claimed, queue)
+    subscription._unread.since -= 30
     found = insist(lambda: subscription.receive(limit=4, wait=0))
     assert asked.count("renew leases") == 1
     assert list(map(first, found)) == [0]
-    assert tables.rows("SELECT min(vt) FROM {messages} WHERE queue_name = %s", queue) > vt
+    assert tables.rows(claimed, queue) > vt
     assert list(map(first, insist(lambda: subscription.receive(limit=4, wait=0)))) == [2, 3]
+    subscription.close()
+
+
+def test_messages_beside_unreadable_ones_are_returned_with_a_whole_lease(
+    failing: tuple[PostgresTransport, Tables],
+) -> None:
+    """However long the unreadable rows take, a healthy message is delivered once, and early in its lease."""
+    transport, tables = failing
+    queue = queue_name()
+    lease = 2.0
+    for number in range(16):
+        bad: dict[str, Any] = {"state": "54000", "takes": 0.12} if number % 2 else {}
+        tables.inject(queue, row(queue, number, **bad))
+    subscription = transport.subscribe([queue], lease=lease)
+    numbers: list[Any] = []
+    left: list[float] = []
+
+    def receive() -> bool:
+        for one in insist(lambda: subscription.receive(limit=16, wait=0)):
+            seconds = "SELECT extract(epoch FROM vt - clock_timestamp())::float8 FROM {messages} WHERE msg_id = %s"
+            left.extend(tables.rows(seconds, int(one.id))[0])
+            numbers.extend(one.payload.args if one.payload else [])
+            assert subscription.settle([Settlement(one, Verdict.ACK)]) == [True]
+        return len(left) >= 16
+
+    wait_until(receive, timeout=30, what="all deliveries")
+    subscription.close()
+    assert sorted(numbers) == list(range(0, 16, 2))
+    assert min(left) > lease / 2
+
+
+def test_a_message_that_is_lost_while_others_are_read_is_not_returned(
+    failing: tuple[PostgresTransport, Tables], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages that have been read are renewed before they are returned, if reading the others took a while."""
+    transport, tables = failing
+    queue = queue_name()
+    for number in range(4):
+        tables.inject(queue, row(queue, number, "54000" if number == 1 else None))
+    subscription = transport.subscribe([queue], lease=60)
+    texts = Unread._texts
+
+    def slow(self: Unread, group: list[Delivery]) -> Any:
+        read = texts(self, group)
+        if len(group) == 1:
+            taken = "UPDATE {messages} SET read_ct = 2 WHERE queue_name = %s AND message @> %s::jsonb"
+            tables.execute(taken, queue, json.dumps({"args": [0]}))
+            self.since -= 10
+        return read
+
+    monkeypatch.setattr(Unread, "_texts", slow)
+    found = insist(lambda: subscription.receive(limit=4, wait=0))
+    assert [first(one) if one.payload else None for one in found] == [None, 2, 3]
     subscription.close()
 
 

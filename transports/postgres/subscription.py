@@ -92,7 +92,7 @@ class PostgresSubscription:
             self._session.forget_heard()
             next_due = math.inf
             if limit > 0:
-                if self._unread and ((deliveries := self._read(limit)) or self._must_renew):
+                if self._unread and ((deliveries := self._read(limit)) or self._must_renew or self._unread):
                     return deliveries
                 # Upkeep comes first: if it failed after the claim, what was claimed would be nobody's for a lease.
                 ahead = max(0.0, min(deadline - time.monotonic(), self._poll_interval))
@@ -103,18 +103,18 @@ class PostgresSubscription:
                     return ()
                 if deliveries := self._claimed(self._claims.next(time.monotonic()), limit):
                     return deliveries
-                if self._must_renew:
+                if self._must_renew or self._unread:
                     return ()
                 if (claim := self._claims.otherwise()) and (deliveries := self._claimed(claim, limit)):
                     return deliveries
-                if self._must_renew:
+                if self._must_renew or self._unread:
                     return ()
                 brought, next_due, passed_over = found or self._bring_back(ahead)
                 if brought:
                     continue
                 if passed_over:
                     for claim in self._claims.last_resorts():
-                        if self._must_renew:
+                        if self._must_renew or self._unread:
                             return ()
                         if deliveries := self._claimed(claim, limit):
                             return deliveries
@@ -216,7 +216,7 @@ class PostgresSubscription:
         ended = time.monotonic()
         claimed = [_delivery(*row) for row in rows]
         self._claims.made(claim, limit, claimed, began, ended)
-        self._unread.add([one for one in claimed if not one.raw])
+        self._unread.add([one for one in claimed if not one.raw], began)
         deliveries = self._hold([one for one in claimed if one.raw], began)
         return deliveries or (self._read(limit) if self._unread and not self._must_renew else [])
 
@@ -235,13 +235,14 @@ class PostgresSubscription:
         return self._session.execute("claim messages", self._statements.without_content(statement), parameters)
 
     def _read(self, limit: int) -> list[Delivery]:
-        began = time.monotonic()
-        return self._hold(self._unread.read(limit, lambda: self._must_renew), began)
+        deliveries = self._unread.read(limit, lambda: self._must_renew)
+        return self._hold(deliveries, self._unread.since)
 
     def _hold(self, deliveries: list[Delivery], began: float) -> list[Delivery]:
         """Note deliveries that are returned to the consumer, whose leases are not older than `began`."""
-        if not self._held:
-            self._renew_at = began + self._lease / 3
+        if deliveries:
+            renew_at = began + self._lease / 3
+            self._renew_at = min(self._renew_at, renew_at) if self._held else renew_at
         self._held.update(map(_key, deliveries))
         return deliveries
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Sequence
+from typing import Any, TypeAlias
 
 import attrs
 import psycopg
@@ -28,49 +28,103 @@ _NOT_THE_CONTENT = ("08", "25", "28", "40", "42", "530", "531", "533", "534", "5
 _MAY_PASS = ("53200", "57014")
 _MOST_STRIKES = 3
 """Attempts after which a row counts as unreadable whose content takes too long or too much memory each time."""
+_FRESH = 1 / 20
+"""The part of a lease that may have passed when a delivery is returned: the consumer counts its lease from then on."""
 TOO_LARGE = "its JSON text is larger than 256 MiB"
+
+Key: TypeAlias = tuple[str, int, str]
 
 
 class Unread:
-    """The messages of one subscription that are claimed and not yet delivered. They are renewed while they wait."""
+    """The messages of one subscription that are claimed and not yet delivered. They are renewed while they wait.
+
+    Attributes:
+        since: when the oldest lease of them was claimed or renewed, on the monotonic clock.
+    """
 
     def __init__(self, session: Session, statements: Statements, lease: float) -> None:
+        self.since = math.inf
         self._session = session
         self._statements = statements
         self._lease = lease
         self._groups: deque[list[Delivery]] = deque()
-        self._renew_at = 0.0
+        self._found: list[Delivery] = []
 
     def __bool__(self) -> bool:
-        return bool(self._groups)
+        return bool(self._groups or self._found)
 
-    def add(self, claimed: list[Delivery]) -> None:
-        """Keep what was claimed just now, until `read` returns it. All of it together is known to fail."""
+    @property
+    def waiting(self) -> list[Delivery]:
+        """All of them, those that have been read first."""
+        return [*self._found, *(one for group in self._groups for one in group)]
+
+    @property
+    def renew_at(self) -> float:
+        """When a third of the oldest lease has passed, on the monotonic clock; infinite if there are none."""
+        return self.since + self._lease / 3 if self else math.inf
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() >= self.renew_at
+
+    def add(self, claimed: list[Delivery], began: float) -> None:
+        """Keep messages until `read` returns them. Reading all of them together is known to fail.
+
+        Args:
+            claimed: the messages, without their content.
+            began: when the claim began, on the monotonic clock.
+        """
+        if claimed:
+            self.since = min(self.since, began) if self else began
         middle = (len(claimed) + 1) // 2
-        for half in filter(None, (claimed[:middle], claimed[middle:])):
-            self._renew_at = min(self._renew_at if self._groups else math.inf, time.monotonic() + self._lease / 3)
-            self._groups.append(half)
+        self._groups.extend(filter(None, (claimed[:middle], claimed[middle:])))
 
     def read(self, limit: int, hurried: Callable[[], bool]) -> list[Delivery]:
-        """Return up to `limit` deliveries with their payload or problem; fewer as soon as `hurried` answers True.
+        """Return deliveries with their payload or problem, whose leases are ours and have just begun.
 
-        Raises errors of ours; call it again then.
+        It returns fewer than `limit` as soon as a third of a lease has passed. Raises errors of ours; call it again
+        then.
+
+        Args:
+            limit: the number of deliveries at most.
+            hurried: returns True as soon as the caller has to do something else.
         """
-        if time.monotonic() >= self._renew_at:
-            self._renew()
-        found: list[Delivery] = []
-        while self._groups and len(found) < limit and not hurried():
-            group = self._groups.popleft()
-            self._put_back(group[limit - len(found) :])
-            try:
-                found += self._read(group[: limit - len(found)])
-            except TransportError:
-                if found:
-                    return found
+        if self.is_due and not hurried():
+            self.renew()
+        try:
+            while self._groups and len(self._found) < limit and not hurried() and not self.is_due:
+                room = limit - len(self._found)
+                group = self._groups.popleft()
+                self._put_back(group[room:])
+                self._read(group[:room], hurried)
+        except TransportError:
+            if not self._found:
                 raise
+        if self._found and time.monotonic() > self.since + self._lease * _FRESH:
+            if hurried():
+                return []
+            self.renew()
+        if self.is_due:
+            return []
+        found, self._found = self._found[:limit], self._found[limit:]
         return found
 
-    def _read(self, group: list[Delivery]) -> list[Delivery]:
+    def renew(self) -> None:
+        """Extend their leases, and forget those that were lost."""
+        began = time.monotonic()
+        rows = self._session.execute(
+            "renew leases", self._statements["renew"], {**fences(self.waiting), "lease": self._lease}
+        )
+        self.renewed({(str(msg_id), attempt, enqueued.hex()) for msg_id, attempt, enqueued in rows}, began)
+
+    def renewed(self, kept: Container[Key], began: float) -> None:
+        """Forget those that are not among `kept`: the leases of the others were renewed after the moment `began`."""
+        self._found = [one for one in self._found if _key(one) in kept]
+        groups = [[one for one in group if _key(one) in kept] for group in self._groups]
+        self._groups = deque(group for group in groups if group)
+        self.since = began
+
+    def _read(self, group: list[Delivery], hurried: Callable[[], bool]) -> None:
         try:
             texts = self._texts(group)
         except TransportError as exc:
@@ -81,43 +135,42 @@ class Unread:
                 self._put_back(group[: len(group) // 2], group[len(group) // 2 :])
                 if state_of(exc) in _MAY_PASS:  # it took long: what else is due comes first
                     raise
-                return []
+                return
             if state_of(exc) in _MAY_PASS and group[0].attempt < _MOST_STRIKES:
                 raise  # its lease ends, and another attempt may succeed
-            return [self._unreadable(group[0], f"PostgreSQL cannot return it: {cause_of(exc)}")]
-        return [self._delivered(one, texts[_key(one)]) for one in group if _key(one) in texts]
+            self._find(group, f"PostgreSQL cannot return it: {cause_of(exc)}")
+            return
+        ours = [one for one in group if _key(one) in texts]
+        for place, one in enumerate(ours):
+            if (text := texts[_key(one)]) is not None:
+                payload, problem = payload_of(text, one.queue)
+                self._found.append(attrs.evolve(one, payload=payload, raw=text, problem=problem))
+                continue
+            if place and (hurried() or self.is_due):
+                self._put_back(ours[place:])
+                return
+            self._find(ours[place:], TOO_LARGE)
 
-    def _delivered(self, one: Delivery, text: str | None) -> Delivery:
-        if text is None:
-            return self._unreadable(one, TOO_LARGE)
-        payload, problem = payload_of(text, one.queue)
-        return attrs.evolve(one, payload=payload, raw=text, problem=problem)
-
-    def _texts(self, group: Sequence[Delivery]) -> dict[tuple[str, int, str], str | None]:
+    def _texts(self, group: Sequence[Delivery]) -> dict[Key, str | None]:
         rows = self._session.execute("read messages", self._statements["contents"], fences(group))
         return {(str(msg_id), attempt, enqueued.hex()): text for msg_id, attempt, enqueued, text in rows}
 
-    def _unreadable(self, one: Delivery, problem: str) -> Delivery:
-        """Return a delivery that says why it has no payload, with its sender's addresses where these can be read."""
+    def _find(self, group: list[Delivery], problem: str) -> None:
+        """Add the first of a group with the reason why it has no payload, and the addresses of its sender.
+
+        Addresses that cannot be read are left out. If this raises, the whole group is still to be read.
+        """
+        one = group[0]
         try:
             rows = self._session.execute("read who sent a message", self._statements["digest"], fences([one]))
         except TransportError as exc:
             if not may_be_the_content(exc):
-                self._put_back([one])
+                self._put_back(group)
                 raise
             rows = []
         raw = rows[0][0] if rows else None
-        return attrs.evolve(one, raw=raw or "{}", problem=f"the stored message cannot be read: {problem}")
-
-    def _renew(self) -> None:
-        waiting = [one for group in self._groups for one in group]
-        rows = self._session.execute(
-            "renew leases", self._statements["renew"], {**fences(waiting), "lease": self._lease}
-        )
-        kept = {(str(msg_id), attempt, enqueued.hex()) for msg_id, attempt, enqueued in rows}
-        groups = [[one for one in group if _key(one) in kept] for group in self._groups]
-        self._groups = deque(group for group in groups if group)
-        self._renew_at = time.monotonic() + self._lease / 3
+        problem = f"the stored message cannot be read: {problem}"
+        self._found.append(attrs.evolve(one, raw=raw or "{}", problem=problem))
 
     def _put_back(self, *groups: list[Delivery]) -> None:
         self._groups.extendleft(group for group in reversed(groups) if group)
@@ -157,5 +210,5 @@ def payload_of(text: str, queue: str) -> tuple[TaskPayload | None, str | None]:
         return None, str(exc)
 
 
-def _key(delivery: Delivery) -> tuple[str, int, str]:
+def _key(delivery: Delivery) -> Key:
     return delivery.id, delivery.attempt, delivery.fence
