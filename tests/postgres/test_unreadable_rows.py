@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from queues import queue_name
 from contract_tests.kit import insist, wait_until
 from contract_tests.messages import first, message
 from transports.postgres import PostgresTransport, dead_letters
+from transports.postgres.subscription import PostgresSubscription
 from transports.postgres.unread import Unread
 from unstract_core import Consumer, Delivery, Reply, Settlement, TransportError, Verdict, cli
 
@@ -239,6 +241,71 @@ def test_a_message_that_is_lost_while_others_are_read_is_not_returned(
     found = insist(lambda: subscription.receive(limit=4, wait=0))
     assert [first(one) if one.payload else None for one in found] == [None, 2, 3]
     subscription.close()
+
+
+def partly_read(transport: PostgresTransport, tables: Tables, queue: str) -> PostgresSubscription:
+    """Return a subscription that has claimed four messages and read none, since another one took too long."""
+    for number in range(4):
+        tables.inject(queue, row(queue, number, "53200" if number == 1 else None))
+    subscription = transport.subscribe([queue], lease=60)
+    with pytest.raises(TransportError):
+        subscription.receive(limit=4, wait=0)
+    assert tables.rows("SELECT sum(read_ct) FROM {messages} WHERE queue_name = %s", queue) == [(4,)]
+    return subscription
+
+
+def test_messages_that_were_not_read_are_released_by_close(failing: tuple[PostgresTransport, Tables]) -> None:
+    """A worker that stops returns the messages that it has claimed and not read, and their attempt does not count."""
+    transport, tables = failing
+    queue = queue_name()
+    partly_read(transport, tables, queue).close()
+    states = tables.rows("SELECT DISTINCT state, read_ct FROM {messages} WHERE queue_name = %s", queue)
+    assert states == [("ready", 0)]
+
+
+def test_messages_that_were_not_read_hold_up_no_exit(
+    failing: tuple[PostgresTransport, Tables], asked: list[str]
+) -> None:
+    """A process that leaves at once, as at a second signal, asks the server for nothing more."""
+    transport, tables = failing
+    queue = queue_name()
+    subscription = partly_read(transport, tables, queue)
+    asked.clear()
+    with pytest.raises(SystemExit), contextlib.closing(subscription):
+        raise SystemExit(143)
+    assert asked == []
+
+
+@pytest.mark.parametrize("with_a_delivery", [False, True])
+def test_messages_that_were_not_read_are_renewed_without_room(
+    failing: tuple[PostgresTransport, Tables], with_a_delivery: bool
+) -> None:
+    """While a worker has no room, as when it stops, it renews its unread messages as it renews its deliveries."""
+    transport, tables = failing
+    queue = queue_name()
+    subscription = partly_read(transport, tables, queue)
+    held = list(insist(lambda: subscription.receive(limit=1, wait=0))) if with_a_delivery else []
+    old = tables.rows("SELECT max(vt) FROM {messages} WHERE queue_name = %s", queue)
+    subscription._unread.since -= 30
+    if with_a_delivery:
+        assert subscription.renew(held) == [True]
+    else:
+        assert subscription.receive(limit=0, wait=0) == ()
+    assert tables.rows("SELECT min(vt) FROM {messages} WHERE queue_name = %s", queue) > old
+    subscription.close()
+
+
+def test_messages_that_were_not_read_can_be_left_to_their_lease(failing: tuple[PostgresTransport, Tables]) -> None:
+    """`close` raises nothing where the server does not take the release."""
+    transport, tables = failing
+    queue = queue_name()
+    subscription = partly_read(transport, tables, queue)
+    tables.execute("ALTER TABLE {messages} ADD CONSTRAINT no_release CHECK (state <> 'ready') NOT VALID")
+    try:
+        subscription.close()
+    finally:
+        tables.execute("ALTER TABLE {messages} DROP CONSTRAINT no_release")
+    assert tables.rows("SELECT sum(read_ct) FROM {messages} WHERE queue_name = %s", queue) == [(4,)]
 
 
 def test_dead_letters_are_listed_whatever_their_content_is(failing: tuple[PostgresTransport, Tables]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -122,6 +123,12 @@ class PostgresSubscription:
                 next_due = min(next_due, self._claims.sees_more_in(time.monotonic()))
                 if self._swept_until > -math.inf:
                     next_due = min(next_due, max(0.0, self._sweep_at - time.monotonic()))
+            elif self._unread:
+                if self._must_renew:
+                    return ()
+                if self._unread.is_due:
+                    self._unread.renew()
+                next_due = max(0.0, self._unread.renew_at - time.monotonic())
             remaining = deadline - time.monotonic()
             if remaining <= 0 or self._session.wait(min(remaining, self._poll_interval, next_due)):
                 self._check_open()
@@ -129,15 +136,19 @@ class PostgresSubscription:
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         self._check_open()
-        self._renew_at = time.monotonic() + self._lease / 3
+        began = time.monotonic()
+        self._renew_at = began + self._lease / 3
+        waiting = self._unread.waiting
         held = [delivery for delivery in deliveries if _key(delivery) in self._held]
         rows = self._session.execute(
             "renew leases",
             self._statements["renew"],
-            {**fences(held), "lease": self._lease},
+            {**fences([*held, *waiting]), "lease": self._lease},
         )
         kept = {(str(msg_id), attempt, enqueued.hex()) for msg_id, attempt, enqueued in rows}
         self._held.difference_update(key for delivery in held if (key := _key(delivery)) not in kept)
+        if waiting:
+            self._unread.renewed(kept, began)
         return [_key(delivery) in kept for delivery in deliveries]
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
@@ -186,7 +197,18 @@ class PostgresSubscription:
         self._session.wake()
 
     def close(self) -> None:
-        if not self._closed:
+        """Stop receiving, and release messages that were claimed and not delivered: their attempt is not counted.
+
+        Deliveries in flight come back when their lease ends. So does everything if the server does not answer, or if
+        the process exits at once (SystemExit is being raised).
+        """
+        if self._closed:
+            return
+        try:
+            if self._unread and not isinstance(sys.exc_info()[1], SystemExit):
+                with contextlib.suppress(TransportError):
+                    self._release(self._unread.waiting)
+        finally:
             self._closed = True
             self._session.close()
 
@@ -237,6 +259,19 @@ class PostgresSubscription:
     def _read(self, limit: int) -> list[Delivery]:
         deliveries = self._unread.read(limit, lambda: self._must_renew)
         return self._hold(deliveries, self._unread.since)
+
+    def _release(self, deliveries: Sequence[Delivery]) -> None:
+        """Make messages ready again that were claimed and not delivered, without counting their attempt.
+
+        Args:
+            deliveries: the messages; if the call raises, this subscription does not count them as in flight either.
+        """
+        keys = set(map(_key, deliveries))
+        self._held |= keys
+        try:
+            self.settle([Settlement(one, Verdict.RETRY, counted=False) for one in deliveries])
+        finally:
+            self._held -= keys
 
     def _hold(self, deliveries: list[Delivery], began: float) -> list[Delivery]:
         """Note deliveries that are returned to the consumer, whose leases are not older than `began`."""
