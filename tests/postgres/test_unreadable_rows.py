@@ -21,7 +21,7 @@ from queues import queue_name
 
 from contract_tests.kit import insist, wait_until
 from contract_tests.messages import first, message
-from transports.postgres import PostgresTransport, dead_letters
+from transports.postgres import PostgresTransport, dead_letters, unread
 from transports.postgres.subscription import PostgresSubscription
 from transports.postgres.unread import Unread
 from unstract_core import Consumer, Delivery, Reply, Settlement, TransportError, Verdict, cli
@@ -123,10 +123,10 @@ def test_a_sender_with_a_number_of_many_digits_is_not_fetched(failing: tuple[Pos
 
 
 @pytest.mark.parametrize("state", MAY_PASS)
-def test_a_row_that_may_be_readable_later_has_three_attempts(
+def test_a_row_that_may_be_readable_later_is_read_three_times(
     failing: tuple[PostgresTransport, Tables], state: str
 ) -> None:
-    """Too little memory or time may pass: the others run at once, and only the third attempt counts as unreadable."""
+    """Too little memory or time may pass: the others run at once, only the third read counts, and no attempt does."""
     transport, tables = failing
     queue = queue_name()
     for number in range(4):
@@ -139,8 +139,8 @@ def test_a_row_that_may_be_readable_later_has_three_attempts(
             found.extend(subscription.receive(limit=10, wait=0.05))
         except TransportError as exc:
             failures.append(exc)
-        if len(found) >= 3:
-            tables.execute("UPDATE {messages} SET vt = now() WHERE queue_name = %s AND message ? 'fails'", queue)
+        if len(found) == 3:
+            tables.execute("UPDATE {messages} SET vt = now() WHERE queue_name = %s AND read_ct = 0", queue)
         return len(found) == 4
 
     subscription = transport.subscribe([queue], lease=60)
@@ -148,7 +148,49 @@ def test_a_row_that_may_be_readable_later_has_three_attempts(
     subscription.close()
     assert failures
     assert {str(one.payload.args[0]) for one in found[:3] if one.payload} == {"0", "2", "3"}
-    assert (found[3].attempt, found[3].payload) == (3, None)
+    assert (found[3].attempt, found[3].payload) == (1, None)
+
+
+def test_a_row_that_is_slow_once_runs_with_never_rerun(
+    failing: tuple[PostgresTransport, Tables], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that was claimed and could not be read once was never started: its next delivery is its first."""
+    monkeypatch.setattr(unread, "_REST", 0.01, raising=False)
+    transport, tables = failing
+    queue = queue_name()
+    tables.inject(queue, row(queue, 1, "57014"))
+    subscription = transport.subscribe([queue], lease=60)
+    for _ in range(2):  # the claim, and the read
+        with pytest.raises(TransportError):
+            subscription.receive(limit=4, wait=0)
+    subscription.close()
+    tables.execute("UPDATE {messages} SET message = message - 'fails', vt = now() WHERE queue_name = %s", queue)
+    ran: list[int] = []
+    Consumer(transport, {"t": ran.append}, [queue], never_rerun=True).drain(timeout=30)
+    assert ran == [1]
+    assert transport.dead.find(queue=queue) == []
+
+
+def test_the_strikes_that_are_remembered_are_bounded(
+    failing: tuple[PostgresTransport, Tables], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A subscription remembers the strikes of the rows that were slow last, and forgets the older ones."""
+    monkeypatch.setattr(unread, "_MOST_KNOWN", 2)
+    transport, tables = failing
+    queue = queue_name()
+    for number in range(4):
+        tables.inject(queue, row(queue, number, "53200"))
+    subscription = transport.subscribe([queue], lease=60)
+    released = "SELECT count(*) FROM {messages} WHERE queue_name = %s AND read_ct = 0"
+
+    def receive() -> bool:
+        with pytest.raises(TransportError):
+            subscription.receive(limit=4, wait=0)
+        return tables.rows(released, queue) == [(4,)]
+
+    wait_until(receive, timeout=30, what="the release of all four")
+    assert len(subscription._unread._strikes) == 2
+    subscription.close()
 
 
 def test_a_row_that_others_claimed_meanwhile_is_not_delivered(failing: tuple[PostgresTransport, Tables]) -> None:

@@ -75,7 +75,7 @@ class PostgresSubscription:
         self._renew_at = math.inf
         self._renewal_was_due = False
         self._owes_claim = False
-        self._unread = Unread(session, statements, lease)
+        self._unread = Unread(session, statements, lease, self._release)
         self._careful = False
         self._bring_back_at = 0.0
         self._bring_back_pace = Pace()
@@ -207,7 +207,7 @@ class PostgresSubscription:
         try:
             if self._unread and not isinstance(sys.exc_info()[1], SystemExit):
                 with contextlib.suppress(TransportError):
-                    self._release(self._unread.waiting)
+                    self._release(self._unread.waiting, 0.0)
         finally:
             self._closed = True
             self._session.close()
@@ -260,16 +260,17 @@ class PostgresSubscription:
         deliveries = self._unread.read(limit, lambda: self._must_renew)
         return self._hold(deliveries, self._unread.since)
 
-    def _release(self, deliveries: Sequence[Delivery]) -> None:
+    def _release(self, deliveries: Sequence[Delivery], delay: float) -> None:
         """Make messages ready again that were claimed and not delivered, without counting their attempt.
 
         Args:
             deliveries: the messages; if the call raises, this subscription does not count them as in flight either.
+            delay: seconds until they are ready.
         """
         keys = set(map(_key, deliveries))
         self._held |= keys
         try:
-            self.settle([Settlement(one, Verdict.RETRY, counted=False) for one in deliveries])
+            self.settle([Settlement(one, Verdict.RETRY, delay=delay, counted=False) for one in deliveries])
         finally:
             self._held -= keys
 

@@ -27,7 +27,11 @@ _NOT_THE_CONTENT = ("08", "25", "28", "40", "42", "530", "531", "533", "534", "5
 """SQLSTATEs that say nothing about the rows that a statement returns: connections, rights, locks, shutdowns."""
 _MAY_PASS = ("53200", "57014")
 _MOST_STRIKES = 3
-"""Attempts after which a row counts as unreadable whose content takes too long or too much memory each time."""
+"""Reads after which a row counts as unreadable if its content took too long or too much memory each time."""
+_REST = 5.0
+"""Seconds, times the strikes of a row, until a subscription tries to read it again."""
+_MOST_KNOWN = 1000
+"""The number of rows whose strikes a subscription remembers: the latest ones."""
 _FRESH = 1 / 20
 """The part of a lease that may have passed when a delivery is returned: the consumer counts its lease from then on."""
 TOO_LARGE = "its JSON text is larger than 256 MiB"
@@ -42,13 +46,29 @@ class Unread:
         since: when the oldest lease of them was claimed or renewed, on the monotonic clock.
     """
 
-    def __init__(self, session: Session, statements: Statements, lease: float) -> None:
+    def __init__(
+        self,
+        session: Session,
+        statements: Statements,
+        lease: float,
+        release: Callable[[Sequence[Delivery], float], None],
+    ) -> None:
+        """Begin with no messages.
+
+        Args:
+            session: the subscription's connection.
+            statements: the statements of its schema.
+            lease: seconds for which a message is claimed.
+            release: makes deliveries ready again after a delay in seconds, without counting their attempt.
+        """
         self.since = math.inf
         self._session = session
         self._statements = statements
         self._lease = lease
+        self._release = release
         self._groups: deque[list[Delivery]] = deque()
         self._found: list[Delivery] = []
+        self._strikes: dict[tuple[str, str], int] = {}
 
     def __bool__(self) -> bool:
         return bool(self._groups or self._found)
@@ -136,13 +156,15 @@ class Unread:
                 if state_of(exc) in _MAY_PASS:  # it took long: what else is due comes first
                     raise
                 return
-            if state_of(exc) in _MAY_PASS and group[0].attempt < _MOST_STRIKES:
-                raise  # its lease ends, and another attempt may succeed
+            if state_of(exc) in _MAY_PASS and (strikes := self._struck(group[0])) < _MOST_STRIKES:
+                self._let_rest(group[0], _REST * strikes)
+                raise
             self._find(group, f"PostgreSQL cannot return it: {cause_of(exc)}")
             return
         ours = [one for one in group if _key(one) in texts]
         for place, one in enumerate(ours):
             if (text := texts[_key(one)]) is not None:
+                self._strikes.pop(_row(one), None)
                 payload, problem = payload_of(text, one.queue)
                 self._found.append(attrs.evolve(one, payload=payload, raw=text, problem=problem))
                 continue
@@ -171,6 +193,22 @@ class Unread:
         raw = rows[0][0] if rows else None
         problem = f"the stored message cannot be read: {problem}"
         self._found.append(attrs.evolve(one, raw=raw or "{}", problem=problem))
+
+    def _struck(self, one: Delivery) -> int:
+        """Note that the content of a row took too long or too much memory; return how often it has."""
+        strikes = self._strikes.pop(_row(one), 0) + 1
+        self._strikes[_row(one)] = strikes
+        if len(self._strikes) > _MOST_KNOWN:
+            del self._strikes[next(iter(self._strikes))]
+        return strikes
+
+    def _let_rest(self, one: Delivery, delay: float) -> None:
+        try:
+            self._release([one], delay)
+        except TransportError as exc:
+            if not getattr(exc, "fate_unknown", False):
+                self._put_back([one])
+            raise
 
     def _put_back(self, *groups: list[Delivery]) -> None:
         self._groups.extendleft(group for group in reversed(groups) if group)
@@ -212,3 +250,8 @@ def payload_of(text: str, queue: str) -> tuple[TaskPayload | None, str | None]:
 
 def _key(delivery: Delivery) -> Key:
     return delivery.id, delivery.attempt, delivery.fence
+
+
+def _row(delivery: Delivery) -> tuple[str, str]:
+    """Return what is the same in every delivery of a row, and of no other row."""
+    return delivery.id, delivery.fence
