@@ -302,18 +302,24 @@ class DeadLetters(Protocol):
     def replay(self, ids: Sequence[str] | None = None, *, queue: str | None = None) -> Sequence[str]:
         """Send each again as new, the oldest first, and remove it here; returns the ids of those.
 
-        One letter is sent and removed in one step, and many in several batches.
+        One letter is sent and removed in one step, and many in several batches. If a batch fails, those before it are
+        done, and calling again replays the others. Over PostgreSQL the error then says how many letters were done, and
+        a TransportUnavailable has `fate_unknown`.
         """
 
     def purge(self, *, ids: Sequence[str] | None = None, queue: str | None = None, older_than: float = 0.0) -> int:
-        """Remove for good; `older_than` in seconds since burial. Returns how many."""
+        """Remove for good; `older_than` in seconds since burial. Returns how many.
+
+        Many letters are removed in several batches. If one fails, those before it are done, as in `replay`.
+        """
 
 
 @runtime_checkable
 class BatchedDeadLetters(Protocol):
     """What a `dead` may have as well, for letters of any number and size.
 
-    The batches are of the letters that are there at the beginning. If one raises, the batches that it yielded are done.
+    The batches are of the letters that are there at the beginning. If one raises, the batches that it yielded are done,
+    and the caller keeps them: the error says how many letters they had, and its fate is that of the batch that failed.
     """
 
     def summaries(self, *, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 from click.testing import CliRunner
@@ -13,7 +14,7 @@ from queues import bury, receive_all
 
 from contract_tests.messages import message, then
 from transports.postgres import PostgresTransport, dead_letters
-from unstract_core import Consumer, Settlement, Verdict, cli, to_wire
+from unstract_core import Consumer, Settlement, TransportError, TransportUnavailable, Verdict, cli, to_wire
 from unstract_core.cli import dead
 from unstract_core.transport import DeadLetter
 
@@ -203,6 +204,60 @@ def test_two_replays_at_once_send_each_letter_once(
         pass
     assert sorted(replayed, key=int) == ids
     assert len(receive_all(first, queue)) == 60
+
+
+@on_one_server
+@pytest.mark.parametrize("state", ["P0001", "53200"])
+@pytest.mark.parametrize("doing", ["replay", "purge"])
+def test_an_error_says_how_many_letters_were_done(
+    postgres: PostgresTransport,
+    tables: Tables,
+    queue: str,
+    monkeypatch: pytest.MonkeyPatch,
+    doing: str,
+    state: str,
+) -> None:
+    """A batch that fails after others leaves these done, and the error has their number; the first one has none."""
+    monkeypatch.setattr(dead_letters, "_BATCH", 2)
+    ids = [letter.id for letter in buried(postgres, queue, 8)]
+    tables.execute(
+        f"""CREATE FUNCTION {{schema}}.stop() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN IF OLD.dead_id = {ids[4]} THEN RAISE EXCEPTION 'stop' USING ERRCODE = '{state}'; END IF;
+            RETURN OLD; END $$;
+            CREATE TRIGGER stop BEFORE DELETE ON {{dead}} FOR EACH ROW EXECUTE FUNCTION {{schema}}.stop()"""
+    )
+    use: Callable[[], object] = partial(getattr(postgres.dead, doing), queue=queue)
+    with pytest.raises(TransportError, match=f"4 dead letters were {doing}e?d; .*stop") as caught:
+        use()
+    assert getattr(caught.value, "fate_unknown", True)
+    assert "nothing took effect" not in str(caught.value)
+    assert [letter.id for letter in postgres.dead.find(queue=queue)] == ids[:3:-1]
+    with pytest.raises(TransportError) as caught:
+        use()
+    assert "dead letters were" not in str(caught.value)
+    assert not getattr(caught.value, "fate_unknown", False)
+
+
+@on_one_server
+def test_the_batches_before_one_that_fails_are_kept(
+    postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The iterator has yielded what is done; its error names the number, and its fate is of the batch that failed."""
+    monkeypatch.setattr(dead_letters, "_BATCH", 2)
+    ids = [letter.id for letter in buried(postgres, queue, 6)]
+    tables.execute(
+        f"""CREATE FUNCTION {{schema}}.stop() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN IF OLD.dead_id = {ids[5]} THEN RAISE EXCEPTION 'stop' USING ERRCODE = '53200'; END IF;
+            RETURN OLD; END $$;
+            CREATE TRIGGER stop BEFORE DELETE ON {{dead}} FOR EACH ROW EXECUTE FUNCTION {{schema}}.stop()"""
+    )
+    batches: list[list[str]] = []
+    with pytest.raises(
+        TransportUnavailable, match=r"4 dead letters were replayed; .*nothing of it took effect"
+    ) as caught:
+        batches.extend(map(list, postgres.dead.replay_in_batches(queue=queue)))
+    assert batches == [ids[:2], ids[2:4]]
+    assert not caught.value.fate_unknown
 
 
 @on_one_server

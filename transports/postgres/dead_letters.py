@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from transports.postgres.errors import NotifyQueueFull
 from transports.postgres.notifier import Channels
@@ -15,8 +15,11 @@ from unstract_core.domain import MAX_SIZE
 from unstract_core.errors import TransportError, TransportUnavailable
 from unstract_core.transport import DeadLetter
 
+T = TypeVar("T")
+
 _BATCH = 1000
 _DOING = {"replay_dead": "replay dead letters", "purge_dead": "purge dead letters"}
+_DONE = {"replay_dead": "replayed", "purge_dead": "purged"}
 _MOST_LISTED = MAX_SIZE
 _NOT_LISTED = f"a list reads {MAX_SIZE >> 20} MiB of content, the newest first"
 
@@ -53,16 +56,18 @@ class PostgresDeadLetters:
     def replay(self, ids: Sequence[str] | None = None, *, queue: str | None = None) -> Sequence[str]:
         """Send each again as new, the oldest first, and remove it here; return the ids of those.
 
-        Each batch is one commit: see `replay_in_batches`.
+        Each batch is one commit: see `replay_in_batches`. If a later batch fails, the error says how many letters were
+        replayed before it, and its fate is unknown.
         """
-        return [id for batch in self.replay_in_batches(ids, queue=queue) for id in batch]
+        return [id for batch in _as_one(self.replay_in_batches(ids, queue=queue)) for id in batch]
 
     def purge(self, *, ids: Sequence[str] | None = None, queue: str | None = None, older_than: float = 0.0) -> int:
         """Remove for good those that were buried more than `older_than` seconds ago; return how many.
 
-        Each batch is one commit: see `purge_in_batches`.
+        Each batch is one commit: see `purge_in_batches`. If a later batch fails, the error says how many letters were
+        purged before it, and its fate is unknown.
         """
-        return sum(self.purge_in_batches(ids, queue=queue, older_than=older_than))
+        return sum(_as_one(self.purge_in_batches(ids, queue=queue, older_than=older_than)))
 
     def replay_in_batches(
         self, ids: Sequence[str] | None = None, *, queue: str | None = None
@@ -81,7 +86,11 @@ class PostgresDeadLetters:
     def _batches(
         self, name: str, ids: Sequence[str] | None, parameters: dict[str, Any]
     ) -> Iterator[list[tuple[Any, ...]]]:
-        """Run a statement over batches of letters. One that takes too long is tried again with fewer letters."""
+        """Run a statement over batches of letters. One that takes too long is tried again with fewer letters.
+
+        If a batch fails, the error says how many letters were done before it, and whether this batch was is its fate.
+        """
+        done = 0
         ((until,),) = self._read(_DOING[name], "last_dead", {})
         numbers = None if ids is None else sorted(set(_numbers(ids)))
         starts: Sequence[int] = [0] if numbers is None else range(0, len(numbers), _BATCH)
@@ -96,14 +105,17 @@ class PostgresDeadLetters:
                 except NotifyQueueFull:
                     parameters = {**parameters, "channel": None}
                     continue
-                except TransportUnavailable as exc:
-                    if state_of(exc) != "57014" or limit == 1:
-                        raise
-                    limit = max(1, limit // 4)
-                    continue
+                except TransportError as exc:
+                    if isinstance(exc, TransportUnavailable) and state_of(exc) == "57014" and limit > 1:
+                        limit = max(1, limit // 4)
+                        continue
+                    if done:
+                        _say_what_was_done(exc, done, _DONE[name])
+                    raise
                 full = len(rows) == limit
                 if rows:
                     after = rows[-1][0]
+                    done += sum(row[1] for row in rows)
                     yield rows
 
     def _listed(self, parameters: dict[str, Any]) -> list[DeadLetter]:
@@ -126,6 +138,25 @@ class PostgresDeadLetters:
 
     def _read(self, doing: str, name: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         return self._pool.execute(doing, self._statements[name], parameters, harmless=True)
+
+
+def _say_what_was_done(exc: TransportError, done: int, how: str) -> None:
+    """Let the text of an error be about the batch that failed, and name the letters of those before it."""
+    letters = "1 dead letter was" if done == 1 else f"{done} dead letters were"
+    text = str(exc).replace("; nothing ", "; nothing of it ")
+    exc.args = (f"{letters} {how}; the batch after that failed: {text}",)
+
+
+def _as_one(batches: Iterator[T]) -> Iterator[T]:
+    """Yield batches that the caller reports together: where one fails after others, the call has had an effect."""
+    any_done = False
+    try:
+        for batch in batches:
+            any_done = any_done or bool(batch)
+            yield batch
+    except TransportUnavailable as exc:
+        exc.fate_unknown = exc.fate_unknown or any_done
+        raise
 
 
 def _numbers(ids: Sequence[str]) -> list[int]:
