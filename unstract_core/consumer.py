@@ -23,7 +23,7 @@ from typing import Any, cast
 
 from unstract_core.continuation import RetryPolicy, StatusPayload
 from unstract_core.errors import ConfigurationError, NotSupported, TransportError, TransportUnavailable
-from unstract_core.forking import handling, reset_in_child
+from unstract_core.forking import Stopped, handling, keeping_signals, reset_in_child
 from unstract_core.loop import LONGEST_WAIT, Loop, Settings
 from unstract_core.observer import Observer, Observers
 from unstract_core.registry import runnable
@@ -155,7 +155,8 @@ class Consumer:
         """Work as `run` does, but run the tasks on the calling thread, and call the transport on another one.
 
         For the main thread of a process of its own: `signal.signal`, `asyncio.get_event_loop` and libraries that want
-        the main thread work in tasks. A second signal means nothing; a task's signal handlers are undone after it.
+        the main thread work in tasks. A second signal means nothing. After each task its signal handlers and timers
+        are undone: they would stop another one.
         Raises what `run` raises, and ConfigurationError for a `concurrency` above 1.
 
         Args:
@@ -179,8 +180,8 @@ class Consumer:
                 here.end()
                 ended()
 
-        with _signals(self, leave_at_second=False) as install:
-            here = Here(install)
+        with _signals(self, leave_at_second=False):
+            here = Here(keeping_signals())
             thread = threading.Thread(target=work, args=[here], name="unstract-wire-io", daemon=True)
             thread.start()
             here.work()
@@ -281,7 +282,7 @@ def _signals(consumer: Consumer, *, leave_at_second: bool) -> Iterator[Callable[
     def handle(number: int, frame: object) -> None:
         nonlocal asked
         if asked and leave_at_second:
-            raise SystemExit(128 + number)
+            raise Stopped(128 + number)
         asked = True
         consumer.stop()
 
@@ -305,7 +306,7 @@ def _allowed_one(entry: object) -> tuple[str, str | None]:
     if isinstance(queue, str) and queue and (task_name is None or (isinstance(task_name, str) and task_name)):
         return queue, task_name
     raise ConfigurationError(
-        f'allow_continuations: {entry!r} names no queue; write "queue", "queue:task" or ("queue", "task")'
+        f'allow_continuations: {entry!r} names no queue, or an empty task; write "queue", "queue:task" or ("queue", "task")'
     )
 
 

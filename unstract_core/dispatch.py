@@ -161,6 +161,11 @@ class Dispatcher:
 
         A plain `send` that succeeded leaves nothing, and stays None. Raises what the transport's `reply` raises.
         """
+        if not isinstance(task_id, str):
+            raise PayloadError(
+                f"expected the id of a dispatch, a text such as handle.id, got {type(task_id).__name__}",
+                path="$.task_id",
+            )
         return self.transport.reply(task_id)
 
     def _send(self, payload: TaskPayload, *, org_id: str | None, delay: float, within: object | None) -> DispatchHandle:

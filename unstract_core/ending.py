@@ -45,8 +45,9 @@ _COUNTED_AS = {Verdict.ACK: "settled", Verdict.RETRY: "retried", Verdict.BURY: "
 class Endings:
     """What is finished and not settled yet, of one subscription. `held` is everything held: what ends leaves it.
 
-    `answers` is counted up by the owner whenever the transport has answered something else. `renew_in_time` is called
-    before each settlement, and renews the leases if that is due: settling takes as many statements as it needs.
+    `settled` counts the statements that settled something. `answers` is counted up by the owner whenever the transport
+    has answered something else. `renew_in_time` is called before each settlement, and renews the leases if that is due:
+    settling takes as many statements as it needs.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Endings:
         policy: RetryPolicy | None = None,
     ) -> None:
         self.answers = 0
+        self.settled = 0
         self._subscription = subscription
         self._held = held
         self._counters = counters
@@ -135,6 +137,7 @@ class Endings:
             self._refused(batch, exc)
         else:
             self.answers += 1
+            self.settled += 1
             for held in batch:  # before anything is renewed: what was settled has no lease any more
                 self._forget(held)
             for held, effective in zip(batch, took_effect, strict=True):
@@ -188,8 +191,10 @@ class Endings:
         if isinstance(failure, NoRoom):
             held.failing_since = math.inf
             return
-        if not isinstance(failure, TransportUnavailable):  # an operator has to give a right, or make a queue
-            return
+        if held.settled_before is None:
+            held.settled_before = self.settled
+        if not isinstance(failure, TransportUnavailable) and self.settled == held.settled_before:
+            return  # an operator has to give a right, or make a queue; while others are settled it is at fault itself
         worn_out = held.failures > _MOST_FAILURES and now - held.failing_since >= PATIENCE
         if worn_out or (held.fallbacks is not None and held.failures):
             self._fall_back(held, failure)

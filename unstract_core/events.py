@@ -11,11 +11,12 @@ import json
 import logging
 import os
 import re
+import sys
 import time
 import traceback
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Generic, TypeVar
 
 Kind = TypeVar("Kind", bound=Hashable)
@@ -66,10 +67,20 @@ def frames(exc: BaseException) -> str:
     return "; ".join(texts)
 
 
+def stack_of(thread: int) -> str:
+    """Return where a thread of this process is now, as `frames` writes it; "" where it is not there."""
+    frame = sys._current_frames().get(thread)
+    return "" if frame is None else _shown(reversed(list(traceback.walk_stack(frame))))
+
+
 def _frames(trace: TracebackType | None) -> str:
-    called = [(step.f_code.co_filename, line, step.f_code.co_name) for step, line in traceback.walk_tb(trace)]
-    while len(called) > 1 and called[0][0].startswith(_OURS):
-        del called[0]
+    return _shown(traceback.walk_tb(trace))
+
+
+def _shown(steps: Iterable[tuple[FrameType, int]]) -> str:
+    called = [(step.f_code.co_filename, line, step.f_code.co_name) for step, line in steps]
+    ours = [n for n, (file, _, _) in enumerate(called) if file.startswith(_OURS)]
+    called = called[min(max(ours, default=-1) + 1, len(called) - 1) :] if called else called
     shown = [f"{file}:{line} {name}" for file, line, name in reversed(called[-_MOST_FRAMES:])]
     return " < ".join(shown) + (f" < {len(called) - _MOST_FRAMES} more" if len(called) > _MOST_FRAMES else "")
 

@@ -19,6 +19,10 @@ from typing import Any, NoReturn, Protocol
 Handler = Callable[[int, FrameType | None], Any]
 
 
+class Stopped(SystemExit):
+    """A signal asked the process to leave at once; the handler raised this in whatever code the thread was."""
+
+
 class ResetInChild(Protocol):
     """An object with state of the worker's process, which a forked child must not use."""
 
@@ -71,6 +75,28 @@ def handling(numbers: Sequence[int], handler: Handler) -> Iterator[Callable[[], 
         for entry in before:
             with contextlib.suppress(ValueError):  # a forked child has forgotten them
                 _installed.remove(entry)
+
+
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+
+
+def keeping_signals() -> Callable[[], None]:
+    """Return a function that undoes what a task has left behind: timers, and handlers that are not those of now.
+
+    For the main thread.
+    """
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    idle = [timer for timer in _TIMERS if signal.getitimer(timer) == (0.0, 0.0)]
+
+    def undo() -> None:
+        for timer in idle:
+            if signal.getitimer(timer) != (0.0, 0.0):
+                signal.setitimer(timer, 0.0)
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+    return undo
 
 
 def reset_in_child(one: ResetInChild) -> None:

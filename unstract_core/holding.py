@@ -34,6 +34,7 @@ class Held:
     failures: int = 0
     failing_since: float = math.inf
     answers: int = -1
+    settled_before: int | None = None
     retry_at: float = 0.0
     no_room: bool = False
     original: Settlement | None = None

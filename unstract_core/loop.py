@@ -33,6 +33,8 @@ Result = TypeVar("Result")
 
 LONGEST_WAIT = 5.0
 _MOST_SUSPECTS = 3
+_SHORTEST_PROBE, _LONGEST_PROBE = 1.0, 60.0
+"""Seconds between two receives while more settlements than that fail, each by itself."""
 _REJECTIONS, _BETWEEN_REJECTIONS = 10, 30.0
 """So many rejected messages of a queue and a kind of error are logged each; how many follow, after so many seconds."""
 _MOMENT = 0.001
@@ -92,6 +94,7 @@ class Loop:
         self._renew_at = time.monotonic() + settings.lease / 3
         self._renewal_failed = False
         self._crowded_since = math.inf
+        self._probed_after, self._probe_at, self._probe_pause = 0, 0.0, _SHORTEST_PROBE
         self._resume_at = 0.0
         self._pause = 0.0
         self._told_away = False
@@ -251,10 +254,25 @@ class Loop:
         """
         suspects = self._endings.suspects
         at_fault = sum(not held.no_room for held in suspects)
-        if self._settings.stopping() or at_fault > _MOST_SUSPECTS or len(suspects) > _MOST_WITHOUT_ROOM:
+        if self._settings.stopping() or len(suspects) > _MOST_WITHOUT_ROOM:
+            return 0
+        if at_fault > _MOST_SUSPECTS and not self._may_probe():
             return 0
         settled_next = len(self._runner.done) if self._prefetch.adapts and self.problem is None else 0
-        return max(0, self._limit() - (len(self._held) - len(suspects) - settled_next))
+        room = max(0, self._limit() - (len(self._held) - len(suspects) - settled_next))
+        return min(room, self._settings.concurrency) if at_fault > _MOST_SUSPECTS else room
+
+    def _may_probe(self) -> bool:
+        """Whether to take more although several settlements fail: at once after another one succeeded, else rarely."""
+        now = time.monotonic()
+        if self._endings.settled != self._probed_after:
+            self._probed_after, self._probe_pause = self._endings.settled, _SHORTEST_PROBE
+        elif now < self._probe_at:
+            return False
+        else:
+            self._probe_pause = min(_LONGEST_PROBE, self._probe_pause * 2)
+        self._probe_at = now + self._probe_pause
+        return True
 
     def _longest_wait(self, patience: float, deadline: float) -> float:
         """Return the moment until which nothing but a message or a finished task is to be waited for."""

@@ -1,13 +1,15 @@
 """Who looks on: metrics, traces, and whatever else wants to know of each send, run and settlement.
 
-An observer learns of things where they happen and decides nothing: one that raises is passed over, and that is logged
-once. It is told of messages and settlements as they are, and has to leave payload content alone as logs do.
+An observer learns of things where they happen and decides nothing: one that raises is passed over, and that is logged.
+It gets messages and settlements as they are, and has to leave payload content alone as logs do.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -16,13 +18,18 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import attrs
 
 from unstract_core.codec import check_headers
-from unstract_core.errors import PayloadError
-from unstract_core.events import emit
+from unstract_core.errors import ConfigurationError, PayloadError
+from unstract_core.events import emit, frames
+from unstract_core.forking import Stopped
 from unstract_core.transport import Delivery, Message, Settlement
 
 logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
+
+_BETWEEN_REPORTS = 60.0
+_NOT_AN_OBSERVERS = (KeyboardInterrupt, Stopped)
+"""What a signal raises, wherever the thread is at that moment."""
 
 End: TypeAlias = Literal["returned", "raised", "retry_asked", "rejected", "ignored"]
 """How a task ended: "retry_asked" where it will be run again, and else "raised"; "rejected" also stands for a message
@@ -105,18 +112,21 @@ class Observers(Observer):
     """All of these as one, in their order, none of which can do harm; one that overrides no hook costs nothing."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
+        for one in observers:
+            if isinstance(one, type):
+                raise ConfigurationError(f"observers takes an observer, not the class {one.__name__}: call it")
         self._all = tuple(observers)
         self._with = {hook: [one for one in self._all if _overrides(one, hook)] for hook in _HOOKS}
-        self._told: set[tuple[str, str]] = set()
+        self._logged: dict[tuple[str, str, str], tuple[float, int]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._all)
 
     def sending(self, message: Message) -> AbstractContextManager[Message]:
-        return _Around(self._with["sending"], lambda one, sent: one.sending(sent), _with_headers, message, self._tell)
+        return self._around("sending", lambda one, sent: one.sending(sent), _with_headers, message)
 
     def running(self, delivery: Delivery) -> AbstractContextManager[dict[str, str] | None]:
-        return _Around(self._with["running"], lambda one, _: one.running(delivery), _headers, None, self._tell)
+        return self._around("running", lambda one, _: one.running(delivery), _headers, None)
 
     def task_failed(self, delivery: Delivery, end: End, exception: BaseException) -> None:
         self._each("task_failed", delivery, end, exception)
@@ -139,18 +149,35 @@ class Observers(Observer):
     def turned(self, turn: Turn) -> None:
         self._each("turned", turn)
 
+    def _around(
+        self,
+        hook: str,
+        enter: Callable[[Observer, Value], AbstractContextManager[Any]],
+        take: Callable[[Any, Value], Value],
+        value: Value,
+    ) -> AbstractContextManager[Value]:
+        return _Around(self._with[hook], enter, take, value, lambda one, exc: self._report(one, exc, hook))
+
     def _each(self, hook: str, *told: object) -> None:
         for one in self._with[hook]:
             try:
                 getattr(one, hook)(*told)
-            except Exception as exc:
-                self._tell(one, exc)
+            except _NOT_AN_OBSERVERS:
+                raise
+            except BaseException as exc:
+                self._report(one, exc, hook)
 
-    def _tell(self, one: Observer, exc: Exception) -> None:
-        key = type(one).__name__, type(exc).__name__
-        if key not in self._told:
-            self._told.add(key)
-            emit(logger, logging.ERROR, "observer_failed", observer=key[0], error_type=key[1])
+    def _report(self, one: Observer, exc: BaseException, hook: str) -> None:
+        """Log that an observer raised: once a minute for each hook and type of error, with the number of the others."""
+        key = type(one).__name__, hook, type(exc).__name__
+        now = time.monotonic()
+        logged_at, suppressed = self._logged.get(key, (-math.inf, 0))
+        if now - logged_at < _BETWEEN_REPORTS:
+            self._logged[key] = logged_at, suppressed + 1
+            return
+        self._logged[key] = now, 0
+        fields = {"observer": key[0], "hook": hook, "error_type": key[2], "traceback": frames(exc)}
+        emit(logger, logging.ERROR, "observer_failed", **fields, **({"suppressed": suppressed} if suppressed else {}))
 
 
 class _Around(AbstractContextManager[Value]):
@@ -165,13 +192,13 @@ class _Around(AbstractContextManager[Value]):
         enter: Callable[[Observer, Value], AbstractContextManager[Any]],
         take: Callable[[Any, Value], Value],
         value: Value,
-        tell: Callable[[Observer, Exception], None],
+        report: Callable[[Observer, BaseException], None],
     ) -> None:
         self._observers = observers
         self._enter = enter
         self._take = take
         self._value = value
-        self._tell = tell
+        self._report = report
         self._entered: list[tuple[Observer, AbstractContextManager[Any]]] = []
 
     def __enter__(self) -> Value:
@@ -182,8 +209,10 @@ class _Around(AbstractContextManager[Value]):
                 found = manager.__enter__()
                 self._entered.append((one, manager))
                 value = self._take(found, value)
-            except Exception as exc:
-                self._tell(one, exc)
+            except _NOT_AN_OBSERVERS:
+                raise
+            except BaseException as exc:
+                self._report(one, exc)
         return value
 
     def __exit__(
@@ -192,9 +221,11 @@ class _Around(AbstractContextManager[Value]):
         for one, manager in reversed(self._entered):
             try:
                 manager.__exit__(kind, exc, trace)
-            except Exception as raised:
+            except _NOT_AN_OBSERVERS:
+                raise
+            except BaseException as raised:
                 if raised is not exc:
-                    self._tell(one, raised)
+                    self._report(one, raised)
 
 
 def _overrides(one: Observer, hook: str) -> bool:

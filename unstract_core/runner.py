@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import math
 import os
@@ -29,7 +30,7 @@ from unstract_core.continuation import (
     with_headers,
 )
 from unstract_core.current import delivering
-from unstract_core.events import emit, frames
+from unstract_core.events import emit, frames, stack_of
 from unstract_core.forking import end_child
 from unstract_core.holding import Held
 from unstract_core.observer import End, Observers
@@ -112,6 +113,7 @@ class Runner:
         self._here = here
         self._pid = os.getpid()
         self._started: dict[Held, float] = {}
+        self._threads_of: dict[Held, int] = {}
         self._waiting: SimpleQueue[Held | None] = SimpleQueue()
         self._count = threading.Lock()
         self._threads = [self._thread(number) for number in range(1, concurrency + 1)]
@@ -167,7 +169,8 @@ class Runner:
                 continue
             given_up += 1
             self._counters["overdue"] += 1
-            emit(logger, logging.ERROR, "task_overdue", **ids(held.delivery), deadline=self._deadline)
+            fields = {"deadline": self._deadline, "traceback": stack_of(self._threads_of.pop(held, 0))}
+            emit(logger, logging.ERROR, "task_overdue", **ids(held.delivery), **fields)
             late = overdue(self._deadline)
             self._observers.task_failed(held.delivery, "raised", late)
             self._observers.ran(held.delivery, "raised", type_name(late), seconds, 0)
@@ -254,6 +257,7 @@ class Runner:
     def _run(self, held: Held) -> Settlement | None:
         """Run a task and return what follows; None where that was decided meanwhile."""
         delivery = held.delivery
+        self._threads_of[held] = threading.get_ident()
         self._started[held] = time.monotonic()
         headers = None
         try:
@@ -264,6 +268,7 @@ class Runner:
         self.end_if_forked()
         if self._here is not None and self._here.is_current:
             self._here.after_task()
+        self._threads_of.pop(held, None)
         if self._started.pop(held, None) is None:
             return None
         settlement = settle(delivery, outcome, self._policy_of(delivery))
@@ -324,9 +329,8 @@ class Runner:
             "task_retry_asked" if asked else "task_raised",
             **ids(delivery),
             error_type=type_name(exc),
-            where=_where(exc.__traceback__),
+            **_place(self._task_of(delivery), exc),
             seconds=round(seconds, 3),
-            traceback=frames(exc),
             **({"error": error_text(exc)} if self._log_errors else {}),
         )
 
@@ -354,6 +358,16 @@ def ids(delivery: Delivery) -> dict[str, object]:
         "task": payload.task_name if payload is not None else None,
         "task_id": payload.task_id if payload is not None else None,
     }
+
+
+def _place(task: Callable[..., Any], exc: BaseException) -> dict[str, object]:
+    """Return the fields that say where a task failed; where it could not even be called, which function that is."""
+    where = _where(exc.__traceback__)
+    code = getattr(inspect.unwrap(getattr(task, "task", task)), "__code__", None)
+    if code is not None and where is not None and where.startswith(f"{__file__}:"):
+        where = f"{code.co_filename}:{code.co_firstlineno}"
+        return {"where": where, "traceback": f"{where} {code.co_name}: called with other arguments than it takes"}
+    return {"where": where, "traceback": frames(exc)}
 
 
 def _where(frame: TracebackType | None) -> str | None:

@@ -453,6 +453,24 @@ def test_dead_letters_that_nothing_takes_hold_up_nobody_else() -> None:
         wait_until(lambda: consumer.counters["buried"] == 3, what="the dead letters to be taken")
 
 
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_settlements_that_fail_alone_do_not_stop_the_others(concurrency: int) -> None:
+    """Ten messages whose settlement is not allowed hold up none of those that can be settled."""
+    transport = Faulty()
+
+    def deny(settlements: Sequence[Settlement]) -> None:
+        if concerned(settlements, "denied"):
+            raise TransportNotReady("policy")
+
+    transport.before = deny
+    transport.send([message("denied", QUEUE)] * 10 + [message("t", QUEUE)] * 20)
+    consumer = Consumer(transport, {"t": lambda: None, "denied": lambda: None}, [QUEUE], concurrency=concurrency)
+    with running(consumer):
+        wait_until(lambda: consumer.counters["settled"] == 20, timeout=60, what="the others to be settled")
+        transport.before = lambda settlements: None
+        wait_until(lambda: consumer.counters["settled"] == 30, timeout=60, what="all to be settled")
+
+
 @pytest.mark.parametrize("fails", ["settle", "renew"])
 def test_trouble_is_met_with_patience_and_not_with_a_storm(fails: str) -> None:
     """Whether all threads are at long tasks or much is finished: what fails is asked a few times a second."""

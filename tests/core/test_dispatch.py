@@ -171,6 +171,14 @@ def test_call_refuses_a_timeout_that_cannot_be_waited(timeout: float) -> None:
     assert transport.sends == 0
 
 
+@pytest.mark.parametrize("wrong", [DispatchHandle("id"), uuid.UUID(int=1), 5, None, {}, b"id"], ids=repr)
+def test_status_refuses_what_is_no_id(wrong: Any) -> None:
+    """A handle, a UUID or a number is refused with what to pass, and is no outage."""
+    with pytest.raises(PayloadError, match=r"handle\.id") as caught:
+        Dispatcher(RecordingTransport()).status(wrong)
+    assert caught.value.path == "$.task_id"
+
+
 @given(some.names)
 def test_status_reads_without_consuming(task_id: str) -> None:
     """status asks once, without waiting, and leaves the status for others."""

@@ -160,6 +160,18 @@ def test_what_is_not_ready_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (counters["refused"], list(held.values())) == (0, [one])
 
 
+def test_what_alone_is_not_ready_counts_as_refused_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A right that only this settlement lacks, while others are settled, is its own fault: its sender is told."""
+    monkeypatch.setattr(ending, "PATIENCE", 0.0)
+    script = Script(failing(TransportNotReady("policy"), lambda batch: batch[0].verdict is Verdict.ACK))
+    one = finished(0)
+    made, held, counters = endings(script, one)
+    settle_again(made, one, 3)
+    made.settled += 1
+    settle_again(made, one, 10)
+    assert (counters["refused"], counters["buried"], held) == (1, 1, {})
+
+
 def test_what_fails_in_every_form_is_never_dropped(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

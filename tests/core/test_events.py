@@ -6,9 +6,11 @@ import ast
 import json
 import logging
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -141,6 +143,35 @@ def test_a_reader_of_logfmt_finds_the_fields_that_were_logged(name: str) -> None
     text = records[0].getMessage()
     assert text.isprintable()
     assert read_logfmt(text.removeprefix("wire.odd ")) == [("task", name), ("attempt", "1")]
+
+
+@pytest.mark.parametrize("arguments", [[], [1, 2, 3], ["1", 2, "x", 4]])
+def test_a_task_with_wrong_arguments_is_named_with_its_file(
+    caplog: pytest.LogCaptureFixture, arguments: list[Any]
+) -> None:
+    """The log names the function that could not be called, and not the code that called it."""
+    transport = MemoryTransport()
+    transport.send([message("fail", "q", *arguments)])
+    Consumer(transport, {"fail": fail_with}, ["q"], max_attempts=1).drain()
+    (record,) = [vars(one) for one in caplog.records if vars(one)["wire.event"] == "task_raised"]
+    place = f"{__file__}:{fail_with.__code__.co_firstlineno}"
+    assert record["wire.where"] == place
+    assert record["wire.traceback"] == f"{place} fail_with: called with other arguments than it takes"
+
+
+def test_an_overdue_task_is_logged_with_the_place_where_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    """Its process may be replaced at once, so the log is the only place that can say where it hung."""
+    ended = threading.Event()
+
+    def hang() -> None:
+        ended.wait(60)
+
+    transport = MemoryTransport()
+    transport.send([message("hang", "q")])
+    Consumer(transport, {"hang": hang}, ["q"], max_attempts=1, task_deadline=0.2).drain(timeout=30)
+    ended.set()
+    (record,) = [vars(one) for one in caplog.records if vars(one)["wire.event"] == "task_overdue"]
+    assert f"{__file__}:{hang.__code__.co_firstlineno + 1} hang" in record["wire.traceback"]
 
 
 def test_logging_never_decides_about_a_message() -> None:

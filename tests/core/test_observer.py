@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import sys
@@ -12,12 +13,23 @@ from typing import Any
 
 import attrs
 import pytest
+from core.signatures import as_object, fields_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from contract_tests.messages import message, then
 from transports.memory import MemoryTransport
-from unstract_core import Consumer, Delivery, Dispatcher, Message, Observer, RetryLater, Settlement, Verdict
+from unstract_core import (
+    ConfigurationError,
+    Consumer,
+    Delivery,
+    Dispatcher,
+    Message,
+    Observer,
+    RetryLater,
+    Settlement,
+    Verdict,
+)
 from unstract_core.errors import DeadlineExceeded
 from unstract_core.observer import Turn
 
@@ -280,6 +292,55 @@ def test_dead_lettered_gets_the_payload_and_the_reason() -> None:
     assert dead["nobody"].reason.startswith("UnknownTask: ")
     assert dead[None].delivery.raw == "{no json"
     assert {one.reason for one in transport.dead.find()} == {one.reason for one in failures.dead}
+
+
+@pytest.mark.parametrize("raised", [asyncio.CancelledError, SystemExit, GeneratorExit])
+@given(st.sets(st.sampled_from(HOOKS)))
+def test_no_kind_of_exception_of_an_observer_changes_a_task(raised: type[BaseException], hooks: set[str]) -> None:
+    """What is no Exception is passed over too: the paid result is settled, and the consumer lives on."""
+
+    class Ending(Harmful):
+        def __getattribute__(self, hook: str) -> Any:
+            if hook not in HOOKS or hook not in object.__getattribute__(self, "_hooks"):
+                return object.__getattribute__(self, hook)
+
+            def end(*_: Any) -> Any:
+                raise raised
+
+            return end
+
+    transport = MemoryTransport()
+    both = [Ending(hooks)]
+    callback = as_object(fields_of(task="ok", kwargs={}, options={"queue": QUEUE}))
+    Dispatcher(transport, observers=both).send_with_callback("ok", queue=QUEUE, on_success=callback)
+    consumer = Consumer(transport, TASKS, [QUEUE], observers=both)
+    assert consumer.drain() == 2
+    assert (consumer.counters["settled"], transport.dead.find()) == (2, [])
+
+
+def test_an_observer_that_raises_is_reported_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    """Each hook and type of error is logged with its frames, so that the application finds its own fault."""
+
+    class Failing(Observer):
+        def dead_lettered(self, settlement: Settlement) -> None:
+            raise KeyError("payload secret")
+
+        def task_failed(self, delivery: Delivery, end: str, exception: BaseException) -> None:
+            raise KeyError("payload secret")
+
+    transport = MemoryTransport()
+    transport.send([message("fail", QUEUE)] * 2)
+    Consumer(transport, TASKS, [QUEUE], observers=[Failing()], max_attempts=1).drain()
+    reports = [vars(one) for one in caplog.records if vars(one)["wire.event"] == "observer_failed"]
+    assert sorted(one["wire.hook"] for one in reports) == ["dead_lettered", "task_failed"]
+    assert all(one["wire.traceback"].startswith(f"{__file__}:") for one in reports)
+    assert "secret" not in str(reports)
+
+
+def test_a_class_is_no_observer() -> None:
+    """It is refused with what to do, and not passed over at each hook."""
+    with pytest.raises(ConfigurationError, match="not the class Failures: call it"):
+        Consumer(MemoryTransport(), TASKS, [QUEUE], observers=[Failures])  # type: ignore[list-item]
 
 
 def test_a_dead_lettered_hook_that_raises_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import subprocess
 import sys
 import threading
@@ -351,3 +352,13 @@ def test_results_without_their_key_are_told_before_a_task_is_paid_for(
     for look in (postgres.migrate, lambda: postgres.subscribe([queue], lease=1)):
         with pytest.raises(TransportNotReady, match=r"ON CONFLICT.*schema.sql"):
             look()
+
+
+def test_the_printed_sql_can_leave_out_the_products_tables() -> None:
+    """With `create_tables=False` it creates the dead letters and the indexes, as `migrate` does."""
+    transport = PostgresTransport("postgresql://nobody@127.0.0.1:1/nothing")
+    printed = transport.migration_sql(create_tables=False)
+    assert "CREATE TABLE" in printed
+    assert not re.search(r"CREATE TABLE \S*pg_(queue_message|task_result)\W", printed)
+    assert re.search(r"CREATE TABLE \S*pg_queue_message\W", transport.migration_sql())
+    transport.close()

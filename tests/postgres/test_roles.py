@@ -435,3 +435,18 @@ def test_a_right_that_is_taken_from_a_running_consumer_costs_nothing(
     )
     assert table in said
     assert "it takes" in said
+
+
+@pytest.mark.parametrize("attempts", [-1, -1000, -(2**31)])
+def test_a_forged_number_of_attempts_is_the_first_at_least(
+    postgres: PostgresTransport, tables: Tables, queue: str, attempts: int
+) -> None:
+    """A producer that writes a negative count gets its task no further starts and no missing back-off."""
+    postgres.send([message("t", queue)])
+    tables.execute("UPDATE {messages} SET read_ct = %s", attempts)
+    subscription = postgres.subscribe([queue], lease=60)
+    (delivery,) = subscription.receive(limit=1, wait=5)
+    assert delivery.attempt == 1
+    assert subscription.renew([delivery]) == [True]
+    assert subscription.settle([Settlement(delivery, Verdict.ACK)]) == [True]
+    subscription.close()

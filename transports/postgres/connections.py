@@ -66,8 +66,8 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
 """Settings that a role or database may carry and on which statements depend: the values that do, the first one is set.
 
 Settings by which an administrator limits or closes access stay as they are: read-only transactions, timeouts, row
-security. `search_path` does, too: every name in a statement of ours is qualified, those in the triggers of a table may
-not be.
+security. `search_path` does, too: the triggers of a table may depend on it. Tables in statements of ours are qualified;
+their functions are those of pg_catalog unless an administrator puts another schema before it.
 """
 _PROBE = "SELECT pg_backend_pid(), {}".format(", ".join(f"current_setting('{name}', true)" for name in _SETTINGS))
 LARGEST_STATEMENT = 1_000_000_000

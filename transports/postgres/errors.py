@@ -286,7 +286,7 @@ def _without_state(exc: BaseException, doing: str, committed_by_us: bool) -> Con
     driver = type(exc).__module__.partition(".")[0]
     if "DatabaseError" in kinds and driver not in _DRIVERS:
         return ConfigurationError(f"{doing}: takes an open cursor of psycopg 3, psycopg2 or Django, not of {driver}")
-    if isinstance(exc, psycopg.DataError) or "DataError" in kinds:
+    if isinstance(exc, psycopg.ProgrammingError | psycopg.NotSupportedError) or "DataError" in kinds:
         return TransportRefused(f"{doing}: the driver cannot send this value ({type(exc).__name__})")
     if isinstance(exc, psycopg.Error) or "OperationalError" in kinds or "InterfaceError" in kinds:
         text = f"{doing}: the connection to PostgreSQL was lost"

@@ -61,6 +61,7 @@ _HOLDERS = """
     LIMIT 3
 """
 _TABLES = ("pg_queue_message", "pg_task_result", "pg_queue_dead_letter")
+_PRODUCTS = _TABLES[:2]
 _VERSION = "SELECT obj_description(to_regclass(%(table)s), 'pg_class')"
 _MARK = re.compile(r"unstract-wire schema ([0-9]{1,9})")
 
@@ -104,8 +105,13 @@ def migrate(
     raise TransportRefused(f"migrate: {obstacle}; nothing was done. Is the name taken by something else?")
 
 
-def migration_sql(statements: Statements) -> str:
-    """Return what `migrate` does as plain SQL, for a migration of one's own; it can be run again."""
+def migration_sql(statements: Statements, *, create_tables: bool | None = None) -> str:
+    """Return what `migrate` does as plain SQL, for a migration of one's own; it can be run again.
+
+    Args:
+        statements: Those of the schema.
+        create_tables: False leaves out the two tables that the product's migrations create too.
+    """
     parts = [
         f"-- unstract-wire schema {SCHEMA_VERSION}: creates what is missing, and leaves what is there as it is.",
         "-- On a large live table, run each CREATE INDEX with CONCURRENTLY first, outside a transaction.",
@@ -114,6 +120,8 @@ def migration_sql(statements: Statements) -> str:
         if name == "schema":
             there = f"SELECT FROM pg_namespace WHERE nspname = {_literal(statements.schema)}"
         elif name in _TABLES:
+            if create_tables is False and name in _PRODUCTS:
+                continue
             there = f"SELECT FROM pg_tables WHERE schemaname = {_literal(statements.schema)} AND tablename = '{name}'"
         else:
             table = next(table for table in _TABLES if name.startswith(table))

@@ -58,6 +58,8 @@ def needed(doing: str, said: str) -> str:
     """
     if doing == "migrate":
         return "it takes the owner of the tables, with CREATE on the schema (on the database, for a new schema)"
+    if doing.startswith("check "):
+        return "it takes SELECT on the table" if "pg_" in said else "it takes USAGE on the schema"
     if "_id_seq" in said:
         return "it takes USAGE on the sequence"
     for table, rights in _BY_WORK.get(doing, _CONSUMERS).items():

@@ -32,6 +32,7 @@ from transports.postgres.within import ascii_json, cursor_beside
 from unstract_core.checkup import Finding, WorkerState
 from unstract_core.errors import (
     ConfigurationError,
+    PayloadError,
     TransportClosed,
     TransportError,
     TransportUnavailable,
@@ -170,9 +171,13 @@ class PostgresTransport:
             raise ConfigurationError(f"lock_timeout must be positive, and {_LARGEST} at most; got {lock_timeout!r}")
         return migrate(self._connector, self._statements, lock_timeout=lock_timeout, create_tables=create_tables)
 
-    def migration_sql(self) -> str:
-        """Return what `migrate` does as plain SQL that can be run again, for a migration of one's own."""
-        return migration_sql(self._statements)
+    def migration_sql(self, *, create_tables: bool | None = None) -> str:
+        """Return what `migrate` does as plain SQL that can be run again, for a migration of one's own.
+
+        Args:
+            create_tables: False leaves out the two tables that the product's migrations create too.
+        """
+        return migration_sql(self._statements, create_tables=create_tables)
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         """Enqueue all of `messages` or none, in one commit, and return their ids in order. Durable when it returns.
@@ -208,6 +213,8 @@ class PostgresTransport:
 
         `consume` clears its result and error once they were read. An outage is waited out within the timeout.
         """
+        if not isinstance(key, str):
+            raise PayloadError(f"expected a text, got {type(key).__name__}", path="$.key")
         normalise(key, path="$.key")
         deadline = time.monotonic() + timeout
         waits = timeout > 0

@@ -63,4 +63,6 @@ def _option(name: str, value: str) -> Any:
     try:
         return _OPTIONS[name](value)
     except (ValueError, KeyError) as exc:
-        raise ConfigurationError(f"the URL option {name}={value!r} is not understood") from exc
+        raise ConfigurationError(
+            f"the URL option {name}={value!r} is not understood; write true or false for a switch, a number for seconds"
+        ) from exc

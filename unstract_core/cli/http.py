@@ -224,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/metrics":
             self._tell_metrics()
         else:
-            self._answer(404, b"there are /healthz and /metrics\n")
+            self._answer(404, b"there are /healthz, /health, /livez and /metrics\n")
 
     do_HEAD = do_GET  # noqa: N815 - http.server's name
 

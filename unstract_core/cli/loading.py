@@ -12,13 +12,14 @@ from pathlib import Path
 
 from unstract_core import discovery
 from unstract_core.errors import ConfigurationError, ContractError
+from unstract_core.forking import Stopped
 from unstract_core.values import error_text
 
 _HERE = f"{Path(__file__).parent}{os.sep}"
 _IMPORT_SYSTEM = ("<frozen importlib", str(importlib.__file__), str(discovery.__file__), _HERE)
 
 
-class Left(SystemExit):
+class Left(Stopped):
     """SIGTERM came while nothing was held yet, or any more."""
 
 
@@ -50,5 +51,6 @@ def loading(what: str) -> Iterator[None]:
 
 def where(exc: BaseException, *, without: tuple[str, ...] = ()) -> str:
     """Return " (file:line)" of where it was raised, the files `without` aside."""
+    without = (*without, "<frozen ")
     frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if not frame.filename.startswith(without)]
     return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

@@ -34,13 +34,15 @@ def migrate(
     """
     given = {"lock_timeout": lock_timeout, "create_tables": create_tables}
     options = {name: value for name, value in given.items() if value is not None}
+    if as_sql and (as_json or lock_timeout is not None):
+        raise click.UsageError("--sql prints SQL: it goes with --create-tables and --no-create-tables alone.")
     with session.transport() as transport:
         wanted = "migration_sql" if as_sql else "migrate"
         create = getattr(transport, wanted, None)
         if not callable(create):
             raise NotSupported(f"the transport {session.url} has nothing to migrate; use it as it is")
         if as_sql:
-            write(create())
+            write(create(**options))
             return
         created = [str(name) for name in create(**options)]
     if as_json:

@@ -125,7 +125,7 @@ state || '' = 'claimed' AND (state || '' = 'claimed' OR to_tsvector('pg_catalog.
 -- How each claim ends.
 claimed AS (
     UPDATE {messages} AS m
-    SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second', read_ct = least(m.read_ct, 2147483646) + 1
+    SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second', read_ct = greatest(0, least(m.read_ct, 2147483646)) + 1
     FROM next WHERE m.msg_id = ANY (ARRAY[next.msg_id]) AND {still_ready}
     RETURNING m.msg_id, m.queue_name, m.read_ct, m.message, m.org_id, m.priority,
               timestamptz_send(m.enqueued_at) AS enqueued
