@@ -238,7 +238,7 @@ class Consumer:
             states = cast(Inspection, self.transport).queues(self.queues)
         except TransportError:
             return False
-        return not any(state.ready or state.in_flight or state.delayed for state in states)
+        return not any(state.ready or state.in_flight or state.delayed or state.estimated for state in states)
 
     @contextlib.contextmanager
     def _loop(self, here: Here | None = None) -> Iterator[Loop]:

@@ -251,7 +251,8 @@ class QueueState:
     dead: int
     unknown: int = 0
     estimated: bool = attrs.field(default=False, kw_only=True)
-    """Whether the store stopped counting: its numbers are estimates, or lower bounds."""
+    """Whether the store stopped counting what is ready, in flight or delayed: these are estimates, or lower bounds, and
+    none of them tells that the queue is empty."""
 
 
 @attrs.frozen

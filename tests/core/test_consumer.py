@@ -24,6 +24,7 @@ from unstract_core import (
     Delivery,
     Dispatcher,
     NotSupported,
+    QueueState,
     Reply,
     RetryLater,
     Settlement,
@@ -676,6 +677,22 @@ def test_drain_starts_nothing_after_its_time(inspection: bool) -> None:
     assert started == [0]
     (state,) = transport.queues([QUEUE])
     assert (state.ready, state.in_flight) == (2, 0)
+
+
+def test_drain_takes_no_estimate_for_an_empty_queue() -> None:
+    """A store that stopped counting, and found nothing until then, does not say that nothing is there."""
+
+    class Estimating(MemoryTransport):
+        looks = 0
+
+        def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueState]:
+            self.looks += 1
+            if self.looks == 1:
+                self.send([message("t", QUEUE)])
+                return [QueueState(QUEUE, 0, 0, 0, None, 0, estimated=True)]
+            return super().queues(names)
+
+    assert Consumer(Estimating(), {"t": lambda: None}, [QUEUE]).drain(timeout=30) == 1
 
 
 @pytest.mark.parametrize("inspection", [True, False])
