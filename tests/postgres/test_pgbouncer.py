@@ -25,7 +25,7 @@ from psycopg.conninfo import make_conninfo
 from contract_tests.kit import insist, wait_until
 from contract_tests.messages import first, message, then
 from transports.postgres import PostgresTransport
-from transports.postgres.connections import Connector
+from transports.postgres.connections import Connector, run, uncompiled
 from unstract_core import Consumer, Dispatcher, Settlement, TransportUnavailable, Verdict
 
 Make = Callable[..., PostgresTransport]
@@ -104,6 +104,18 @@ def test_nothing_is_left_in_a_session_that_others_share(
             transport.send([message("t", queue, n)])
         assert pgbouncer.on_each(LISTENING) == []
         assert pgbouncer.on_each(PREPARED) == []
+
+
+def test_no_statement_that_counts_is_compiled(pgbouncer: PgBouncer, server_url: str) -> None:
+    """A direct connection has JIT off; through a pooler the counting statements do, and all others stay one command."""
+    show = b"SELECT current_setting('jit')"
+    with Connector(server_url, prepare=False).connect() as direct:
+        assert direct.execute(show).fetchall() == [("off",)]
+    with Connector(pgbouncer.url, prepare=False).connect() as pooled:
+        ((default,),) = run(pooled, "look", show, {})
+        assert pooled.lacks == {}
+        assert run(pooled, "look", show, {}, uncompiled) == [("off",)]
+        assert run(pooled, "look", show, {}) == [(default,)]
 
 
 @pytest.mark.parametrize("mode", ["transaction", "session"])

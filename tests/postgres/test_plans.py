@@ -209,6 +209,7 @@ def found() -> Iterator[dict[str, dict[str, list[str]]]]:
             yield look(Table(server.url, direct, pooled))
 
 
+            pooled.execute("SET jit = on")
 def look(table: Table) -> dict[str, dict[str, list[str]]]:
     found = {states: {kind: list[str]() for kind in table.faults} for states in ("none", "some", "held")}
     before = [

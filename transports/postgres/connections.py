@@ -62,8 +62,13 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
     "plan_cache_mode": ("auto",),
     "enable_indexscan": ("on",),
     "enable_nestloop": ("on",),
+    "jit": ("off",),
 }
 """Settings that a role or database may carry and on which statements depend: the values that do, the first one is set.
+
+A plan that counts much is so dear that the server would compile it, for longer than it runs. Where that is all that a
+pooler's sessions lack, it is switched off for these statements alone (`uncompiled`), because settings cost each
+statement round trips there.
 
 Settings by which an administrator limits or closes access stay as they are: read-only transactions, timeouts, row
 security. `search_path` does, too: the triggers of a table may depend on it. Tables in statements of ours are qualified;
@@ -106,6 +111,7 @@ class Connection(psycopg.Connection[TupleRow]):
         generation: the connector's generation when the connection was made.
         lacks: settings, and the values that statements need, which a pooler does not keep for a session: each
             transaction sets them. Empty on a direct connection.
+        compiles: whether a pooler's sessions compile dear plans, and no transaction switches that off.
         large: whether libpq has grown a buffer for a large statement or row, which it never gives back.
     """
 
@@ -115,6 +121,7 @@ class Connection(psycopg.Connection[TupleRow]):
     spoiled: bool = False
     generation: int = 0
     lacks: Mapping[str, str] = {}
+    compiles: bool = False
     large: bool = False
     _was_read_only: bool = False
 
@@ -316,6 +323,8 @@ class Connector:
             }
             connection.pooled = pid != connection.info.backend_pid
             if connection.pooled:
+                connection.compiles = set(lacks) == {"jit"}
+                lacks = {} if connection.compiles else lacks
                 connection.lacks = lacks
                 connection.isolation_level = IsolationLevel.READ_COMMITTED if lacks else None
             elif lacks:
@@ -357,6 +366,15 @@ class Connector:
 def by_cursor(connection: Connection, statement: bytes, parameters: Parameters) -> Rows:
     """Run a statement as psycopg's users do."""
     return connection.execute(statement, parameters).fetchall()
+
+
+def uncompiled(connection: Connection, statement: bytes, parameters: Parameters) -> Rows:
+    """Run a statement whose plan is so dear that a server would compile it."""
+    if not connection.compiles:
+        return by_cursor(connection, statement, parameters)
+    with connection.transaction():
+        connection.execute(b"SET LOCAL jit = off")
+        return by_cursor(connection, statement, parameters)
 
 
 def run(

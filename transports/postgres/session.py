@@ -153,8 +153,6 @@ def use_indexes(connection: Connection) -> None:
 
     The plan that it keeps may have been made while the table was empty, or while its statistics said so because all
     in it was dead: then every way looks as cheap, and it may be kept to read, and sort, all of a table or an index.
-    Where no other way is left, one that is switched off looks so dear to a server older than 18 that it compiles the
-    plan, for longer than it would ever run.
     """
     if connection.prepare_threshold is not None:
-        connection.execute(b"SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off", prepare=False)
+        connection.execute(b"SET enable_seqscan = off; SET enable_bitmapscan = off", prepare=False)

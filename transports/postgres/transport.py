@@ -14,7 +14,7 @@ import attrs
 
 from transports.postgres.checkup import check_up
 from transports.postgres.checkup_look import Limits, questions
-from transports.postgres.connections import Connector, check_size
+from transports.postgres.connections import Connector, check_size, uncompiled
 from transports.postgres.dead_letters import PostgresDeadLetters
 from transports.postgres.errors import mapped
 from transports.postgres.look import look_at_tables
@@ -278,7 +278,8 @@ class PostgresTransport:
         return QueueState(name, ready, in_flight, delayed, oldest, dead, unknown, estimated=cut)
 
     def _look(self, statement: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-        return self._pool.execute("look at the queues", self._statements[statement], parameters, harmless=True)
+        text = self._statements[statement]
+        return self._pool.execute("look at the queues", text, parameters, how=uncompiled, harmless=True)
 
     def waiting_tasks(self, queue: str, limit: int = 1000) -> Mapping[str, int]:
         """Return the names of the tasks of the first `limit` ready messages of `queue`, with their counts."""
