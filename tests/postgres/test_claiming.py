@@ -480,6 +480,33 @@ def test_a_delay_ends_on_time_beside_many_claimed_rows(
     subscription.close()
 
 
+def test_only_queues_with_ready_rows_are_merged_where_nothing_is_prepared() -> None:
+    """Each claim is planned anew there, which takes longer the more queues it merges."""
+    names = [f"q-{number}" for number in range(64)]
+    assert not Claims(Statements("s"), names).many
+    claims = Claims(Statements("s"), names, prepared=False)
+    claim = claims.choose([("q-7", 5), ("other", 5), ("q-3", 1)], claims.next(0.0))
+    assert claims.many
+    assert claim.parameters == {"queue_0": "q-7", "queue_1": "q-3"}
+    assert not Claims(Statements("s"), names[:8], prepared=False).many
+
+
+def test_many_queues_keep_the_order_where_nothing_is_prepared(
+    make_postgres: Callable[..., PostgresTransport], queue: str
+) -> None:
+    """A subscription without prepared statements takes from 20 queues by priority, then in the order of sending."""
+    postgres = make_postgres(listen=False, poll_interval=0.1)
+    names = [f"{queue}-{number}" for number in range(20)]
+    ids = postgres.send([message("t", names[n % 20], priority=1 + n % 3) for n in range(60)])
+    (later,) = postgres.send([message("t", names[3], delay=0.2)])
+    subscription = postgres.subscribe(names, lease=60)
+    assert subscription._claims.many
+    received = [one.id for _ in range(6) for one in subscription.receive(limit=10, wait=0)]
+    assert received == sorted(ids, key=lambda one: (-(ids.index(one) % 3), int(one)))
+    assert [one.id for one in subscription.receive(limit=10, wait=10)] == [later]
+    subscription.close()
+
+
 def test_a_priority_from_which_nothing_is_ready_gets_a_bound_without_having_been_taken_from() -> None:
     """What others have taken from it is dead as well; what may still be committed is not passed over."""
     claims = Claims(Statements("s"), ["q", "r"])

@@ -15,7 +15,8 @@ talks to the server: it is told what was found, and moments of the monotonic clo
 
 One statement merges the ready rows of at most MERGED queues. A subscription to more of them first reads which queues
 have ready rows, and claims from those whose first rows come first. Where more than MERGED have some, it reads that
-again after MERGED rows: so many come before the first row of every other queue.
+again after MERGED rows: so many come before the first row of every other queue. Where nothing is prepared, planning a
+claim takes longer the more queues it merges: a subscription to more than UNPREPARED then reads that first as well.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ CHEAP = 0.01
 """Seconds in which the whole can be looked at without a second thought, when there is nothing else to do."""
 MERGED = 64
 """The number of queues that one claim merges."""
+UNPREPARED = 8
+"""The number of queues that a claim merges whether they have ready rows or not, where each claim is planned anew."""
 _SIZES = (8, MERGED)
 """The numbers of queues for which a subscription to many has statements, so that only a few have to be prepared."""
 RECENT_INTERVAL = 1.0
@@ -106,11 +109,18 @@ class Claim:
 class Claims:
     """Chooses the claims of one subscription."""
 
-    def __init__(self, statements: Statements, queues: Sequence[str]) -> None:
+    Args:
+        statements: the statements.
+        queues: the queues that the subscription takes from.
+        prepared: whether its connection keeps the plan of a statement. Default True.
+    """
+
+    def __init__(self, statements: Statements, queues: Sequence[str], *, prepared: bool = True) -> None:
         self._statements = statements
         self._all = frozenset(queues)
-        #: Whether one statement cannot merge all queues: `choose` is to be called before a claim over the whole.
-        self.many = len(queues) > MERGED
+        #: Whether no statement is to merge all queues: `choose` is to be called before a claim over the whole.
+        self.many = len(queues) > (MERGED if prepared else UNPREPARED)
+        self._prepared = prepared
         self._left = math.inf
         self._select([] if self.many else queues)
         self._paces = {Extent.WHOLE: Pace(), Extent.RECENT: Pace(RECENT_INTERVAL)}
@@ -152,7 +162,9 @@ class Claims:
 
     def _select(self, queues: Sequence[str]) -> None:
         self._queues = list(queues)
-        size = next(size for size in _SIZES if size >= len(queues)) if self.many else len(queues)
+        size = len(queues)
+        if self.many and self._prepared:
+            size = next(size for size in _SIZES if size >= len(queues))
         self._slots: list[str | None] = [*queues, *[None] * (size - len(queues))]
         whole, self._names = self._statements.claim(self._slots)
         thorough, _ = self._statements.claim(self._slots, bounded=False)

@@ -41,6 +41,11 @@ class Session:
         self._selector.register(self._bell, selectors.EVENT_READ)
         self._heard = False
 
+    @property
+    def prepares(self) -> bool:
+        """Whether the connection prepares statements, so that a plan is made once; False while there is none."""
+        return self._connection is not None and self._connection.prepare_threshold is not None
+
     def execute(self, doing: str, statement: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         """Run one statement in a commit of its own and return its rows; a broken connection is replaced before.
 

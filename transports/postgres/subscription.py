@@ -66,7 +66,7 @@ class PostgresSubscription:
         self._statements = statements
         self._notifier = notifier
         self._queues = list(queues)
-        self._claims = Claims(statements, self._queues)
+        self._claims = Claims(statements, self._queues, prepared=session.prepares)
         self._lease = lease
         self._poll_interval = poll_interval
         self._transport_closed = closed
