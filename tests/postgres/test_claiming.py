@@ -507,6 +507,20 @@ def test_many_queues_keep_the_order_where_nothing_is_prepared(
     subscription.close()
 
 
+def test_a_retry_is_on_time_although_its_id_is_old(postgres: PostgresTransport, queue: str) -> None:
+    """The subscription knows when its own retries are due, and finds them without a look at all claimed rows."""
+    (sent,) = postgres.send([message("t", queue)])
+    postgres.send([message("t", queue, delay=3600) for _ in range(20)])
+    subscription = bounded(postgres, [queue])
+    (delivery,) = subscription.receive(limit=1, wait=5)
+    subscription._expiry._seen = [(0.0, 2**40)]  # long ago, and beyond all of these rows
+    assert subscription.settle([Settlement(delivery, Verdict.RETRY, delay=0.3)]) == [True]
+    settled = time.monotonic()
+    assert [one.id for one in subscription.receive(limit=1, wait=10)] == [sent]
+    assert time.monotonic() - settled < 0.3 + AT_ONCE
+    subscription.close()
+
+
 def test_a_priority_from_which_nothing_is_ready_gets_a_bound_without_having_been_taken_from() -> None:
     """What others have taken from it is dead as well; what may still be committed is not passed over."""
     claims = Claims(Statements("s"), ["q", "r"])

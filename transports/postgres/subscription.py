@@ -186,6 +186,8 @@ class PostgresSubscription:
         self._held.difference_update(first)
         effective = {id(batch[place - 1]) for place, kept in rows if place is not None and kept is None}
         for kept in (batch[place - 1].delivery for place, kept in rows if place is not None and kept is not None):
+        later = [one for one in batch if one.verdict is Verdict.RETRY and one.delay and id(one) in effective]
+        self._expiry.is_due_soon(time.monotonic(), [(int(one.delivery.id), one.delay) for one in later])
             fields = {"queue": kept.queue, "id": kept.id, "attempt": kept.attempt}
             emit(logger, logging.ERROR, "row_kept", **fields)
         for one in batch:
