@@ -460,15 +460,20 @@ def test_a_connection_that_is_lost_puts_no_look_off(postgres: PostgresTransport,
     subscription.close()
 
 
+@pytest.mark.parametrize("queues", [1, 3, 70])
 def test_a_delay_ends_on_time_beside_many_claimed_rows(
-    make_postgres: Callable[..., PostgresTransport], tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
+    make_postgres: Callable[..., PostgresTransport],
+    tables: Tables,
+    queue: str,
+    monkeypatch: pytest.MonkeyPatch,
+    queues: int,
 ) -> None:
     """Claimed rows are read in parts where they are many; new delays and known ones end on time all the same."""
     monkeypatch.setattr(claiming, "PART", 20)
     monkeypatch.setattr(claiming, "NEW", 10)
     postgres = make_postgres(poll_interval=LONG_POLL)
     ids = postgres.send([message("t", queue, delay=3600) for _ in range(400)])
-    subscription = postgres.subscribe([queue], lease=60)
+    subscription = postgres.subscribe([f"{queue}-{number}" for number in range(1, queues)] + [queue], lease=60)
     assert subscription.receive(limit=1, wait=0) == ()
     for delay in (0.2, 1.0):
         (sent,) = postgres.send([message("t", queue, delay=delay)])
@@ -477,6 +482,35 @@ def test_a_delay_ends_on_time_beside_many_claimed_rows(
         assert delay <= time.monotonic() - started + 0.01 < delay + AT_ONCE
     tables.execute("UPDATE {messages} SET vt = now() WHERE msg_id = %s", int(ids[200]))
     assert [one.id for one in subscription.receive(limit=1, wait=30)] == [ids[200]]
+    subscription.close()
+
+
+def test_a_retry_is_on_time_although_its_id_is_old(postgres: PostgresTransport, queue: str) -> None:
+    """The subscription knows when its own retries are due, and finds them without a look at all claimed rows."""
+    (sent,) = postgres.send([message("t", queue)])
+    postgres.send([message("t", queue, delay=3600) for _ in range(20)])
+    subscription = bounded(postgres, [queue])
+    (delivery,) = subscription.receive(limit=1, wait=5)
+    subscription._expiry._seen = [(0.0, 2**40)]  # long ago, and beyond all of these rows
+    assert subscription.settle([Settlement(delivery, Verdict.RETRY, delay=0.3)]) == [True]
+    settled = time.monotonic()
+    assert [one.id for one in subscription.receive(limit=1, wait=10)] == [sent]
+    assert time.monotonic() - settled < 0.3 + AT_ONCE
+    subscription.close()
+
+
+@pytest.mark.parametrize("queues", [1, 64])
+def test_claimed_rows_of_other_queues_delay_no_lease(
+    postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch, queues: int
+) -> None:
+    """An expired lease is found by the first look, however many rows of other queues are claimed before it."""
+    monkeypatch.setattr(claiming, "PART", 20)
+    postgres.send([message("t", f"{queue}-other", delay=3600) for _ in range(100)])
+    (sent,) = postgres.send([message("t", queue, delay=3600)])
+    postgres.send([message("t", f"{queue}-other", delay=3600)])
+    tables.execute("UPDATE {messages} SET vt = now() WHERE msg_id = %s", int(sent))
+    subscription = postgres.subscribe([queue, *(f"{queue}-{n}" for n in range(1, queues))], lease=60)
+    assert [one.id for one in subscription.receive(limit=1, wait=0)] == [sent]
     subscription.close()
 
 
@@ -504,20 +538,6 @@ def test_many_queues_keep_the_order_where_nothing_is_prepared(
     received = [one.id for _ in range(6) for one in subscription.receive(limit=10, wait=0)]
     assert received == sorted(ids, key=lambda one: (-(ids.index(one) % 3), int(one)))
     assert [one.id for one in subscription.receive(limit=10, wait=10)] == [later]
-    subscription.close()
-
-
-def test_a_retry_is_on_time_although_its_id_is_old(postgres: PostgresTransport, queue: str) -> None:
-    """The subscription knows when its own retries are due, and finds them without a look at all claimed rows."""
-    (sent,) = postgres.send([message("t", queue)])
-    postgres.send([message("t", queue, delay=3600) for _ in range(20)])
-    subscription = bounded(postgres, [queue])
-    (delivery,) = subscription.receive(limit=1, wait=5)
-    subscription._expiry._seen = [(0.0, 2**40)]  # long ago, and beyond all of these rows
-    assert subscription.settle([Settlement(delivery, Verdict.RETRY, delay=0.3)]) == [True]
-    settled = time.monotonic()
-    assert [one.id for one in subscription.receive(limit=1, wait=10)] == [sent]
-    assert time.monotonic() - settled < 0.3 + AT_ONCE
     subscription.close()
 
 
@@ -554,6 +574,21 @@ def test_a_whole_claim_that_found_something_below_a_bound_is_made_again() -> Non
     assert claims.next(42.2).extent is Extent.WHOLE
     claims.made(whole, 1, [taken(301, 5)], 42.2, 43.2)
     assert claims.next(43.3).extent is not Extent.WHOLE
+
+
+def test_a_queue_is_counted_beside_many_claimed_rows_of_others(
+    postgres: PostgresTransport, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Delayed rows of another queue hide none of this one: it is listed and counted, and `drain` waits for it."""
+    monkeypatch.setattr(transport_module, "_MOST_COUNTED", 1000)
+    monkeypatch.setattr(transport_module, "_FEWEST_COUNTED", 1000)
+    postgres.send([message("t", f"{queue}-other", delay=3600) for _ in range(1500)])
+    postgres.send([message("t", queue, delay=1.0)])
+    mine, other = postgres.queues()
+    assert (mine.queue, mine.delayed, mine.estimated) == (queue, 1, False)
+    assert (other.delayed, other.estimated) == (1000, True)
+    assert postgres.queues([queue]) == [mine]
+    assert Consumer(postgres, {"t": lambda: None}, [queue]).drain(timeout=30) == 1
 
 
 def test_a_long_queue_is_estimated_and_says_so(

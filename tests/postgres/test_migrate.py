@@ -41,7 +41,15 @@ EVERYTHING = [
     "pg_queue_dead_letter",
     "pg_queue_message_ready",
     "pg_queue_message_claimed",
+    "pg_queue_message_held",
+    "pg_queue_message_strange",
     "pg_task_result_expires",
+    "pg_queue_dead_letter_queue",
+]
+BESIDE_THE_PRODUCTS = [
+    "pg_queue_dead_letter",
+    "pg_queue_message_held",
+    "pg_queue_message_strange",
     "pg_queue_dead_letter_queue",
 ]
 
@@ -119,7 +127,7 @@ def test_migrate_leaves_the_tables_of_django_to_its_migrations(tables: Tables) -
         tables.execute("DROP SCHEMA {schema} CASCADE")
         product.make_tables(tables, "varchar")
         tables.execute("CREATE TABLE {schema}.django_migrations (id int)")
-        assert transport.migrate() == ["pg_queue_dead_letter", "pg_queue_dead_letter_queue"]
+        assert transport.migrate() == BESIDE_THE_PRODUCTS
         tables.execute("DROP TABLE {messages}")
         assert transport.migrate(create_tables=True)[0] == "pg_queue_message"
 
@@ -142,7 +150,7 @@ def test_the_printed_sql_does_what_migrate_does(tables: Tables, whose: str) -> N
                     "SELECT 1 FROM pg_index WHERE indrelid = to_regclass(%s)", f"{tables.schema}.pg_queue_message"
                 )
             )
-            == 3
+            == 5
         )
         whole_path(transport)
 
@@ -189,7 +197,7 @@ def test_the_whole_path_works_on_the_products_tables(tables: Tables, text: str) 
     product.make_tables(tables, text)
     with transport_on(tables.url, tables.schema) as transport:
         created = transport.migrate()
-        assert created == ["pg_queue_dead_letter", "pg_queue_dead_letter_queue"]
+        assert created == BESIDE_THE_PRODUCTS
         assert transport.migrate() == []
         whole_path(transport)
 

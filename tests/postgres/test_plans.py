@@ -41,6 +41,7 @@ FILL = """INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, 
           FROM generate_series(1, %s) AS n"""
 TABLES = ("pg_queue_message", "pg_task_result", "pg_queue_dead_letter")
 READY, CLAIMED = "pg_queue_message_ready", "pg_queue_message_claimed"
+HELD, STRANGE = "pg_queue_message_held", "pg_queue_message_strange"
 
 
 def hot_statements(schema: str = SCHEMA) -> dict[str, tuple[bytes, dict[str, Any], set[str]]]:
@@ -54,11 +55,13 @@ def hot_statements(schema: str = SCHEMA) -> dict[str, tuple[bytes, dict[str, Any
         bounds = {f"beyond_{number}": [0, *range(9)] for number in range(len(queues))}
         found[f"claim from {name}"] = claim, {**names, **more}, {READY}
         found[f"claim beyond, from {name}"] = beyond, {**names, **more, **bounds, "priorities": PRIORITIES}, {READY}
-        bring = {"queues": queues, "limit": 500, "after": 0, "window": PART, "known": [], "ahead": 30.0}
-        found[f"bring back to {name}"] = statements["bring_back"], bring, {READY, CLAIMED}
-        lately = {**bring, "window": NEW, "known": list(range(1, 101))}
+        part = {"walked": queues, "afters": [0] * len(queues), "share": PART, "window": PART, "known": []}
+        bring = {"queues": queues, "limit": 500, "ahead": 30.0, **part}
+        found[f"bring back to {name}"] = statements["bring_back"], bring, {READY, HELD}
+        lately = {**bring, "share": NEW, "window": NEW, "known": list(range(1, 101))}
         found[f"bring back to many, {name}"] = statements["bring_back_to_many"], bring, {CLAIMED}
-        found[f"bring back lately to {name}"] = statements["bring_back_lately"], lately, {CLAIMED}
+        found[f"bring back lately to {name}"] = statements["bring_back_lately"], lately, {HELD}
+        found[f"bring back lately to many, {name}"] = statements["bring_back_lately_to_many"], lately, {CLAIMED}
     found["look for queues"] = statements["queues_with_ready"], {}, {READY}
     held = {"ids": list(range(1, 101)), "attempts": [1] * 100, "enqueued": [b""] * 100, "lease": 60.0}
     found["renew"] = statements["renew"], held, set()
@@ -206,10 +209,10 @@ def found() -> Iterator[dict[str, dict[str, list[str]]]]:
             Connector(server.url, prepare=True).connect() as direct,
             Connector(server.url, prepare=False).connect() as pooled,
         ):
+            pooled.execute("SET jit = on")
             yield look(Table(server.url, direct, pooled))
 
 
-            pooled.execute("SET jit = on")
 def look(table: Table) -> dict[str, dict[str, list[str]]]:
     found = {states: {kind: list[str]() for kind in table.faults} for states in ("none", "some", "held")}
     before = [
@@ -329,9 +332,10 @@ def claims_and_looks(schema: str, size: int) -> Iterator[tuple[str, bytes, dict[
             bounds = {f"beyond_{number}": [last] * 10 for number in range(len(names))}
             name = f"claim from {len(names)} beyond {last}"
             yield name, beyond, {**parameters, **more, **bounds, "priorities": PRIORITIES}
-    bring = {"queues": queues, "limit": TAKEN, "after": 0, "window": PART, "known": [], "ahead": 30.0}
+    part = {"walked": queues, "afters": [0] * len(queues), "share": PART, "window": PART, "known": []}
+    bring = {"queues": queues, "limit": TAKEN, "ahead": 30.0, **part}
     yield "bring back", statements["bring_back"], bring
-    lately = {**bring, "after": size // 2, "window": NEW, "known": [1, 2, 3, 1000]}
+    lately = {**bring, "afters": [size // 2] * len(queues), "share": NEW, "window": NEW, "known": [1, 2, 3, 1000]}
     yield "bring back lately", statements["bring_back_lately"], lately
     yield "look for queues", statements["queues_with_ready"], {}
 

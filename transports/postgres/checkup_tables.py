@@ -11,10 +11,16 @@ from transports.postgres.checkup_look import COMPARE, MIGRATE, Look, as_options,
 from transports.postgres.look import look_at_row_security, look_at_tables
 from transports.postgres.migrate import _shape as shape
 from transports.postgres.settling import message_columns
-from unstract_core.checkup import Finding, kind_of_reason
+from unstract_core.checkup import Finding, Level, kind_of_reason
 from unstract_core.errors import TransportError, TransportNotReady, TransportRefused
 
 _OFF = ("autovacuum_enabled=false", "autovacuum_enabled=off", "autovacuum_enabled=no", "autovacuum_enabled=0")
+
+_EFFECTS: dict[str, tuple[Level, str]] = {
+    "pg_queue_message_held": ("error", "counts, and looks for expired leases, read the claimed rows of all queues"),
+    "pg_queue_message_strange": ("warning", "`queues` does not count messages in a state of another program"),
+}
+"""What a missing index means, where that is something else than a slow claim."""
 
 
 def version(look: Look) -> Iterator[Finding]:
@@ -111,7 +117,8 @@ def indexes(look: Look) -> Iterator[Finding]:
             wrong = True
             by_hand = text.replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1)
             remedy = f"{MIGRATE}, or on a large live table: {by_hand}"
-            yield Finding("indexes", "error", f"{table} has no index like {name}: every claim reads it all", remedy)
+            level, effect = _EFFECTS.get(name, ("error", "every claim reads it all"))
+            yield Finding("indexes", level, f"{table} has no index like {name}: {effect}", remedy)
     for table, column in keys.items():
         if table in present and (table, f"btree{column}") not in unique:
             wrong = True
@@ -119,7 +126,7 @@ def indexes(look: Look) -> Iterator[Finding]:
             yield Finding("indexes", "error", what, f"make {column} its primary key")
     if not wrong:
         level, what = ("ok", f"{len(rows)}, all valid") if present else ("skipped", "there is no table")
-        yield Finding("indexes", level, what)  # type: ignore[arg-type]  # of two literals
+        yield Finding("indexes", level, what)
 
 
 def autovacuum(look: Look) -> Iterator[Finding]:

@@ -52,6 +52,8 @@ PART = 20_000
 """The number of claimed rows that are read at once."""
 NEW = 1_000
 MOST_KNOWN = 20_000
+_SHARED = 8
+"""So many times NEW rows are read at most where there are many queues, the same number of each."""
 OLDEST = 30.0
 _LOWEST = -(2**63)
 
@@ -107,7 +109,7 @@ class Claim:
 
 
 class Claims:
-    """Chooses the claims of one subscription."""
+    """Chooses the claims of one subscription.
 
     Args:
         statements: the statements.
@@ -254,9 +256,17 @@ class Claims:
 
 
 class Expiry:
-    """Which claimed rows are read next for expired leases and delays, for which no index is in the order of time."""
+    """Which claimed rows are read next for expired leases and delays, for which no index is in the order of time.
 
-    def __init__(self) -> None:
+    Args:
+        queues: the queues that are looked at one after the other; one name, which is not looked at, stands for all
+            queues of the table, where a subscription has too many to be looked at one by one.
+    """
+
+    def __init__(self, queues: Sequence[str]) -> None:
+        self._queues = list(queues)
+        self._share = min(NEW, _SHARED * NEW // len(self._queues))
+        self._place = 0
         self._after = _LOWEST
         self._soon: dict[int, float] = {}
         self._seen: list[tuple[float, int]] = []
@@ -264,11 +274,13 @@ class Expiry:
     @property
     def in_parts(self) -> bool:
         """Whether the last part has not reached the end of the claimed rows."""
-        return self._after != _LOWEST
+        return (self._place, self._after) != (0, _LOWEST)
 
     def next_part(self) -> dict[str, Any]:
         """Return the parameters for the next part of all claimed rows."""
-        return {"after": self._after, "window": PART, "known": []}
+        walked = self._queues[self._place :]
+        afters = [self._after, *[_LOWEST] * (len(walked) - 1)]
+        return {"walked": walked, "afters": afters, "share": PART, "window": PART, "known": []}
 
     def due_and_new(self, now: float, ahead: float, margin: float) -> dict[str, Any]:
         """Return the parameters for rows that are known to be due, and for those that are new.
@@ -281,20 +293,26 @@ class Expiry:
         due = [msg_id for msg_id, due_at in self._soon.items() if due_at <= now + ahead]
         first = self._seen[0][1] if self._seen else _LOWEST
         after = next((last for moment, last in reversed(self._seen) if moment <= now - margin), first)
-        return {"after": after, "window": NEW, "known": due[:NEW]}
+        number = len(self._queues)
+        limits = {"share": self._share, "window": number * self._share}
+        return {"walked": self._queues, "afters": [after] * number, **limits, "known": due[:NEW]}
 
-    def read_part(self, now: float, last: int | None, newest: int | None, *, to_the_end: bool) -> None:
+    def read_part(self, now: float, last: tuple[int, int] | None, newest: int | None, *, to_the_end: bool) -> None:
         """Learn what a part of all claimed rows was.
 
         Args:
             now: the moment at which it had been read, of the monotonic clock.
-            last: its highest id; None where it has no row.
-            newest: the highest id of all claimed rows beyond the part before; None where there is none.
+            last: the place of its last queue, from 1 on, and its last id there; None where it has no row.
+            newest: the highest id of all claimed rows; None where there is none.
             to_the_end: whether no claimed row comes after it.
         """
-        if to_the_end and self._after == _LOWEST:
+        if to_the_end and not self.in_parts:
             self._soon = {}
-        self._after = _LOWEST if to_the_end or last is None else last
+        if to_the_end or last is None:
+            self._place, self._after = 0, _LOWEST
+        else:
+            place, self._after = last
+            self._place += place - 1
         self._reached(now, newest)
 
     def read_new(self, now: float, known: Iterable[int], last: int | None) -> None:

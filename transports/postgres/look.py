@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from transports.postgres.claiming import Expiry
 from transports.postgres.rights import CONSUMER
 from transports.postgres.settling import settle_parameters
 from transports.postgres.statements import Statements
@@ -17,7 +18,7 @@ from unstract_core.errors import TransportError, TransportNotReady, TransportRef
 
 _PLANNED: dict[str, dict[str, Any]] = {
     "claim_one_queue": {"queue_0": "", "limit": 1, "lease": 1.0},
-    "bring_back": {"queues": [], "limit": 1, "after": 0, "window": 1, "known": [], "ahead": 1.0},
+    "bring_back": {"queues": [], "limit": 1, "ahead": 1.0, **Expiry([""]).next_part()},
     "settle": {**settle_parameters([]), "channel": "", "wake": [], "reply_channel": "", "wake_callers": False},
 }
 _LACKING = """

@@ -25,14 +25,18 @@ _PARTS = (
     "is_ready",
     "still_ready",
     "is_claimed",
+    "is_claimed_there",
     "still_claimed",
     "largest",
     "parts",
     "claimed",
     "first_ready",
     "newest",
+    "newest_of_any",
+    "looked_at",
+    "looked_at_of_any",
     "letters",
-    "strange_rows",
+    "is_strange",
     "unexpired",
 )
 """What others are composed of, and of each other in this order."""
@@ -51,6 +55,7 @@ class Statements:
         self.schema = checked_schema(schema)
         # A percent sign in an identifier must not be read as a parameter.
         self._identifiers = {name: text.replace("%", "%%") for name, text in _identifiers(schema).items()}
+        self._identifiers["strange_table"] = _literal(self._identifiers["messages"])
         self._raw = _load("queries.sql")
         self._parts: dict[str, str] = {}
         for name in _PARTS:
@@ -59,9 +64,14 @@ class Statements:
             name: self._composed(name).encode() for name in self._raw if name not in _NEED_MORE and name not in _PARTS
         }
         self._texts["claim_one_queue"], _ = self.claim([""])
-        self._texts["bring_back_to_many"] = self._composed("bring_back", first_ready="NULL").encode()
-        lately = self._composed("bring_back", first_ready="NULL", newest="NULL::bigint")
-        self._texts["bring_back_lately"] = lately.encode()
+        of_any = {"first_ready": "NULL", "looked_at": self._parts["looked_at_of_any"]}
+        lately = {"first_ready": "NULL", "newest": "NULL::bigint"}
+        for variant, parts in {
+            "bring_back_lately": lately,
+            "bring_back_to_many": {**of_any, "newest": self._parts["newest_of_any"]},
+            "bring_back_lately_to_many": {**of_any, **lately},
+        }.items():
+            self._texts[variant] = self._composed("bring_back", **parts).encode()
         self._texts["send_one"] = self._raw["send_one"].format(**_identifiers(schema)).encode()  # libpq's parameters
 
     def __getitem__(self, name: str) -> bytes:
@@ -139,6 +149,12 @@ def checked_schema(schema: str) -> str:
     if size > LONGEST_IDENTIFIER:
         raise ConfigurationError(f"the schema's name is {size} bytes long; PostgreSQL keeps {LONGEST_IDENTIFIER}")
     return schema
+
+
+def _literal(text: str) -> str:
+    """Write a text as SQL by hand: an application may have registered an adapter of its own for texts."""
+    escaped = text.replace("\\", "\\\\").replace("'", "''")
+    return f"E'{escaped}'"
 
 
 def _identifiers(schema: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import psycopg
 
-from transports.postgres.claiming import LONGEST_REST, RECENT_INTERVAL, Claim, Claims, Expiry, Extent, Pace
+from transports.postgres.claiming import LONGEST_REST, MERGED, RECENT_INTERVAL, Claim, Claims, Expiry, Extent, Pace
 from transports.postgres.notifier import Notifier
 from transports.postgres.session import Session
 from transports.postgres.settling import settle_parameters
@@ -80,7 +80,8 @@ class PostgresSubscription:
         self._bring_back_at = 0.0
         self._bring_back_pace = Pace()
         self._look_back_pace = Pace(RECENT_INTERVAL)
-        self._expiry = Expiry()
+        self._wide = len(self._queues) > MERGED
+        self._expiry = Expiry([""] if self._wide else self._queues)
         self._sweep_at = time.monotonic() + _SWEEP_INTERVAL
         self._swept_until = -math.inf
 
@@ -185,9 +186,9 @@ class PostgresSubscription:
             raise
         self._held.difference_update(first)
         effective = {id(batch[place - 1]) for place, kept in rows if place is not None and kept is None}
-        for kept in (batch[place - 1].delivery for place, kept in rows if place is not None and kept is not None):
         later = [one for one in batch if one.verdict is Verdict.RETRY and one.delay and id(one) in effective]
         self._expiry.is_due_soon(time.monotonic(), [(int(one.delivery.id), one.delay) for one in later])
+        for kept in (batch[place - 1].delivery for place, kept in rows if place is not None and kept is not None):
             fields = {"queue": kept.queue, "id": kept.id, "attempt": kept.attempt}
             emit(logger, logging.ERROR, "row_kept", **fields)
         for one in batch:
@@ -308,24 +309,24 @@ class PostgresSubscription:
             parameters |= self._expiry.due_and_new(began, ahead, _LOOK_BACK if back else _BRING_BACK_MARGIN)
         pace = self._bring_back_pace if whole else self._look_back_pace if back else None
         highest = self._claims.highest
-        name = "bring_back_lately" if not whole else "bring_back_to_many" if self._claims.many else "bring_back"
+        name = ("bring_back" if whole else "bring_back_lately") + ("_to_many" if self._wide else "")
         with _noting_what_takes_too_long(pace):
             rows = self._session.execute("bring back expired leases", self._statements[name], parameters)
         ended = time.monotonic()
-        ((brought, next_due, first_ready, lowest, last, newest, read, soon),) = rows
+        ((brought, next_due, first_ready, lowest, last, newest, read, soon, cut),) = rows
         if pace is not None:
             pace.took(began, ended)
         if first_ready is not None:
             self._claims.none_ready_above(first_ready)
         for queue, priority, msg_id in lowest or ():
             self._claims.became_ready(queue, priority, msg_id)
-        seen_all = read < parameters["window"]
+        seen_all = read < parameters["window"] if whole else cut is None
         if brought < _BRING_BACK_LIMIT:
             self._bring_back_at = ended + _BRING_BACK_INTERVAL
             if whole:
                 self._expiry.read_part(ended, last, newest, to_the_end=seen_all)
             else:
-                self._expiry.read_new(ended, parameters["known"], highest if seen_all else last)
+                self._expiry.read_new(ended, parameters["known"], highest if seen_all else cut)
             self._expiry.is_due_soon(ended, soon or ())
         else:
             self._bring_back_at = 0.0
@@ -336,7 +337,7 @@ class PostgresSubscription:
         next_due = math.inf if next_due is None else next_due
         if not seen_all:
             next_due = min(next_due, self._expiry.next_due(ended))
-        any_ready = bool(self._claims.queues) if self._claims.many else bool(first_ready)
+        any_ready = bool(self._claims.queues) if self._wide else bool(first_ready)
         return brought, max(0.0, min(again_at - ended, next_due)), any_ready
 
     def _sweep(self) -> None:

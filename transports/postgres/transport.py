@@ -259,7 +259,8 @@ class PostgresTransport:
         """Return the state of each queue of `names`, or of all that hold anything.
 
         It counts at most 100,000 messages of a queue in each state, and fewer where there are more than ten queues. The
-        state of a queue that has more is `estimated`.
+        state of a queue in which more are ready, in flight or delayed is `estimated`; dead and unknown ones are counted
+        up to that number. `unknown` is 0 where `migrate` has not made its index yet.
         """
         self._check_open()
         if names is None:
@@ -267,7 +268,7 @@ class PostgresTransport:
             names = [name for (name,) in rows]
         wanted = list(dict.fromkeys(names))
         most = max(_FEWEST_COUNTED, min(_MOST_COUNTED, 10 * _MOST_COUNTED // max(1, len(wanted))))
-        rows = self._look("queues", {"names": wanted, "most": most, "most_claimed": _MOST_COUNTED})
+        rows = self._look("queues", {"names": wanted, "most": most})
         return [self._state(most, *row) for row in rows]
 
     def _state(self, most: int, name: str, ready: int, *counted: Any) -> QueueState:

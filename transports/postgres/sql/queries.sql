@@ -113,6 +113,11 @@ state || '' = 'ready' AND (state || '' = 'ready' OR to_tsvector('pg_catalog.simp
 -- The same as is_ready for the index of claimed rows.
 state = 'claimed' AND (state = 'claimed' OR {costly});
 
+-- name: is_claimed_there
+-- The same for the index of the claimed rows of a queue. The conditions on the name are in its predicate alone, so that
+-- no statistics make the other index of claimed rows look as cheap, which leads through the rows of all queues.
+queue_name >= '' AND (queue_name >= '' OR {costly}) AND {is_claimed};
+
 -- name: still_claimed
 -- The same as still_ready.
 state || '' = 'claimed' AND (state || '' = 'claimed' OR to_tsvector('pg_catalog.simple', state) IS NOT NULL);
@@ -171,15 +176,13 @@ CROSS JOIN LATERAL (
        ELSE false END)
 
 -- name: bring_back
--- Expired leases and delays become ready again, at most `limit`. Reads at most `window` claimed rows beyond the id
--- `after`, of any queue, and those of `known`; no index has `vt`, so that the renewal of a lease is a HOT update. Also
--- returns when the next of these is due, the priority of the first ready row of each queue, the time, the lowest ids that
--- are back, by queue and priority, the last id that it read and the newest, the number of rows that it read, and the rows
--- that are due soon.
+-- Expired leases and delays become ready again, at most `limit`. Reads at most `window` claimed rows beyond some ids
+-- ({looked_at}), and those of `known`; no index has `vt`, so that the renewal of a lease is a HOT update. Also returns
+-- when the next of these is due, the priority of the first ready row of each queue, the time, the lowest ids that are
+-- back, by queue and priority, where it stopped reading (the place of the queue and the id), the newest id, the number of
+-- rows that it read, the rows that are due soon, and the id up to which it read all where a queue had more.
 WITH looked_at AS MATERIALIZED (
-    SELECT msg_id, queue_name, vt FROM {messages}
-    WHERE msg_id > %(after)s::bigint AND {is_claimed}
-    ORDER BY msg_id LIMIT %(window)s::bigint
+    {looked_at}
 ), ours AS MATERIALIZED (
     SELECT msg_id, vt FROM looked_at WHERE (queue_name::text IN (SELECT unnest(%(queues)s::text[]))) IS TRUE
     UNION ALL
@@ -208,10 +211,29 @@ SELECT (SELECT count(*) FROM back),
        (SELECT extract(epoch FROM min(vt) - now())::float8 FROM ours WHERE vt > now() AND vt < 'infinity'),
        {first_ready},
        (SELECT jsonb_agg(jsonb_build_array(queue_name, priority, msg_id)) FROM lowest),
-       (SELECT max(msg_id) FROM looked_at),
+       (SELECT jsonb_build_array(place, max(msg_id)) FROM looked_at GROUP BY place ORDER BY place DESC LIMIT 1),
        {newest},
        (SELECT count(*) FROM looked_at),
-       (SELECT jsonb_agg(jsonb_build_array(msg_id, extract(epoch FROM vt - now())::float8)) FROM soon);
+       (SELECT jsonb_agg(jsonb_build_array(msg_id, extract(epoch FROM vt - now())::float8)) FROM soon),
+       (SELECT min(cut.last) FROM (SELECT max(msg_id) AS last FROM looked_at
+                                   GROUP BY place HAVING count(*) >= %(share)s::bigint) AS cut);
+
+-- name: looked_at
+-- Of the queues of `walked`, one after the other, the claimed rows beyond an id of each, and at most `share` of each.
+SELECT q.place, held.msg_id, q.name AS queue_name, held.vt
+FROM unnest(%(walked)s::text[], %(afters)s::bigint[]) WITH ORDINALITY AS q (name, after, place)
+CROSS JOIN LATERAL (
+    SELECT msg_id, vt FROM {messages}
+    WHERE queue_name = q.name AND msg_id > q.after AND {is_claimed_there}
+    ORDER BY msg_id LIMIT %(share)s::bigint
+) AS held
+ORDER BY q.place LIMIT %(window)s::bigint
+
+-- name: looked_at_of_any
+-- The claimed rows of any queue beyond an id, for a subscription to more queues than can be looked at one by one.
+SELECT 1::bigint AS place, msg_id, queue_name::text AS queue_name, vt FROM {messages}
+WHERE msg_id > (%(afters)s::bigint[])[1] AND {is_claimed}
+ORDER BY msg_id LIMIT %(window)s::bigint
 
 -- name: first_ready
 -- Counts what others have locked, too: what a claim may have passed over.
@@ -222,7 +244,13 @@ SELECT (SELECT count(*) FROM back),
  ) AS ready);
 
 -- name: newest
-(SELECT msg_id FROM {messages} WHERE msg_id > %(after)s::bigint AND {is_claimed} ORDER BY msg_id DESC LIMIT 1);
+(SELECT max(newest.msg_id) FROM unnest(%(queues)s::text[]) AS q (name)
+ CROSS JOIN LATERAL (
+     SELECT msg_id FROM {messages} WHERE queue_name = q.name AND {is_claimed_there} ORDER BY msg_id DESC LIMIT 1
+ ) AS newest);
+
+-- name: newest_of_any
+(SELECT msg_id FROM {messages} WHERE msg_id > (%(afters)s::bigint[])[1] AND {is_claimed} ORDER BY msg_id DESC LIMIT 1);
 
 -- name: queues_with_ready
 -- The queues that have ready rows, that of the first row first. It jumps from queue to queue in the index, so that its
@@ -385,7 +413,7 @@ WHERE n.nspname = %(schema)s AND t.relname = ANY (%(tables)s::text[]) AND row_se
 ORDER BY 1;
 
 -- name: queue_names
--- The queues that hold anything. It jumps from name to name in the indexes, and reads at most `most` claimed rows.
+-- The queues that hold anything. It jumps from name to name in the indexes.
 WITH RECURSIVE ready AS (
     (SELECT queue_name FROM {messages} WHERE queue_name >= '' AND {is_ready}
      ORDER BY queue_name, priority DESC, msg_id LIMIT 1)
@@ -393,6 +421,13 @@ WITH RECURSIVE ready AS (
     SELECT next.* FROM ready CROSS JOIN LATERAL (
         SELECT queue_name FROM {messages} WHERE queue_name > ready.queue_name AND {is_ready}
         ORDER BY queue_name, priority DESC, msg_id LIMIT 1
+    ) AS next
+), claimed AS (
+    (SELECT queue_name FROM {messages} WHERE {is_claimed_there} ORDER BY queue_name, msg_id LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM claimed CROSS JOIN LATERAL (
+        SELECT queue_name FROM {messages} WHERE queue_name > claimed.queue_name AND {is_claimed_there}
+        ORDER BY queue_name, msg_id LIMIT 1
     ) AS next
 ), dead AS (
     (SELECT queue_name FROM {dead} ORDER BY queue_name, dead_id LIMIT 1)
@@ -403,42 +438,26 @@ WITH RECURSIVE ready AS (
 )
 SELECT queue_name::text FROM ready
 UNION SELECT queue_name::text FROM dead
+UNION SELECT queue_name::text FROM claimed
 UNION SELECT queue_name::text FROM (
-    SELECT queue_name FROM {messages} WHERE msg_id >= 0 AND {is_claimed} ORDER BY msg_id LIMIT %(most)s::bigint
-) AS claimed
-UNION SELECT name FROM {strange_rows} AS s;
+    SELECT queue_name FROM {messages} WHERE queue_name >= '' AND {is_strange} LIMIT %(most)s::bigint
+) AS strange;
 
--- name: strange_rows
--- Rows that another program has put into a state of its own, among the oldest and the newest of the table: no index leads
--- to them, and a table may be long.
-(SELECT ends.queue_name::text AS name FROM (
-     (SELECT msg_id, queue_name, state FROM {messages} ORDER BY msg_id LIMIT 10000)
-     UNION
-     (SELECT msg_id, queue_name, state FROM {messages} ORDER BY msg_id DESC LIMIT 10000)
- ) AS ends WHERE ends.state NOT IN ('ready', 'claimed'));
+-- name: is_strange
+-- A row that another program has put into a state of its own. They are looked for where an index leads to them alone:
+-- without it, each look would read the whole table.
+state <> 'ready' AND state <> 'claimed'
+    AND (SELECT EXISTS (SELECT FROM pg_catalog.pg_index WHERE indrelid = {strange_table}::regclass AND indisvalid
+                        AND pg_catalog.pg_get_expr(indpred, indrelid) ~ '<> ''ready''.*<> ''claimed'''))
 
 -- name: queues
--- Counts at most `most` rows of a queue in each state, and as many claimed rows of all queues, so that it takes no longer
--- the more wait. `oldest` is of these, and of the first of each priority. The last but one says whether it
--- stopped; the last counts rows in a state that no statement of this package takes.
-WITH claimed AS MATERIALIZED (
-    SELECT queue_name::text AS name, read_ct FROM {messages}
-    WHERE msg_id >= 0 AND {is_claimed} ORDER BY msg_id LIMIT %(most_claimed)s::bigint
-), working AS (
-    SELECT name, count(*) FILTER (WHERE read_ct > 0) AS in_flight, count(*) FILTER (WHERE read_ct = 0) AS delayed
-    FROM claimed GROUP BY name
-), strange AS MATERIALIZED (
-    SELECT name, count(*) AS rows FROM {strange_rows} AS s GROUP BY name
-)
-SELECT q.name, ready.rows, coalesce(w.in_flight, 0), coalesce(w.delayed, 0),
+-- Counts at most `most` rows of a queue in each state, so that it takes no longer the more wait. `oldest` is of these,
+-- and of the first of each priority. The last but one says whether it stopped among what is ready or claimed; the last
+-- counts rows in a state that no statement of this package takes.
+SELECT q.name, ready.rows, working.in_flight, working.delayed,
        extract(epoch FROM now() - least(ready.since, first.since))::float8,
-       dead.rows,
-       ready.rows >= %(most)s::bigint OR dead.rows >= %(most)s::bigint
-           OR (SELECT count(*) FROM claimed) >= %(most_claimed)s::bigint,
-       coalesce(s.rows, 0)
+       dead.rows, ready.rows >= %(most)s::bigint OR working.rows >= %(most)s::bigint, strange.rows
 FROM unnest(%(names)s::text[]) AS q (name)
-LEFT JOIN working AS w ON w.name = q.name
-LEFT JOIN strange AS s ON s.name = q.name
 CROSS JOIN LATERAL (
     SELECT count(*) AS rows, min(least(now(), greatest(vt, enqueued_at)))
                FILTER (WHERE isfinite(vt) AND isfinite(enqueued_at)) AS since
@@ -456,6 +475,19 @@ CROSS JOIN LATERAL (
         WHERE queue_name = q.name AND priority = p.priority::smallint AND {is_ready} ORDER BY msg_id LIMIT 100
     ) AS r
 ) AS first
+CROSS JOIN LATERAL (
+    SELECT count(*) AS rows, count(*) FILTER (WHERE read_ct > 0) AS in_flight,
+           count(*) FILTER (WHERE read_ct = 0) AS delayed
+    FROM (
+        SELECT read_ct FROM {messages} WHERE queue_name = q.name AND {is_claimed_there}
+        ORDER BY msg_id LIMIT %(most)s::bigint
+    ) AS c
+) AS working
+CROSS JOIN LATERAL (
+    SELECT count(*) AS rows FROM (
+        SELECT FROM {messages} WHERE queue_name = q.name AND {is_strange} LIMIT %(most)s::bigint
+    ) AS s
+) AS strange
 CROSS JOIN LATERAL (
     SELECT count(*) AS rows FROM (SELECT FROM {dead} WHERE queue_name = q.name LIMIT %(most)s::bigint) AS d
 ) AS dead

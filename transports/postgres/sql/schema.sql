@@ -47,8 +47,19 @@ CREATE TABLE {dead} (
 CREATE INDEX pg_queue_message_ready ON {messages} USING btree (queue_name, priority DESC, msg_id) WHERE (state = 'ready')
 
 -- name: pg_queue_message_claimed
--- The claimed rows, among which expired leases are looked for. An index with `vt` would end HOT updates of renewals.
+-- The claimed rows of all queues, among which a worker of very many queues looks for expired leases. An index with `vt`
+-- would end HOT updates of renewals.
 CREATE INDEX pg_queue_message_claimed ON {messages} USING btree (msg_id) WHERE (state = 'claimed')
+
+-- name: pg_queue_message_held
+-- The claimed rows of a queue, among which all other workers look, and which are counted.
+CREATE INDEX pg_queue_message_held ON {messages} USING btree (queue_name, msg_id)
+WHERE ((state = 'claimed') AND (queue_name >= ''))
+
+-- name: pg_queue_message_strange
+-- Rows that another program has put into a state of its own; it has no entry for any row of ours.
+CREATE INDEX pg_queue_message_strange ON {messages} USING btree (queue_name)
+WHERE ((state <> 'ready') AND (state <> 'claimed'))
 
 -- name: pg_task_result_expires
 CREATE INDEX pg_task_result_expires ON {results} USING btree (expires_at)
