@@ -124,6 +124,17 @@ def test_the_command_tells_it_in_one_line(postgres: PostgresTransport, tables: T
     assert line.startswith(f"unstract-wire: migrate: the tables in schema {tables.schema} are of version 2,")
 
 
+def test_a_worker_goes_on_where_a_newer_index_is_missing(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """Before `migrate` has run it works and counts as afterwards, but for rows in a state of another program."""
+    tables.execute("DROP INDEX {schema}.pg_queue_message_held, {schema}.pg_queue_message_strange")
+    postgres.send([message("t", queue, delay=delay) for delay in (0, 0.3)] + [message("t", f"{queue}-x", delay=3600)])
+    mine, other = postgres.queues()
+    assert (mine.ready, mine.delayed, other.delayed, other.unknown) == (1, 1, 1, 0)
+    assert Consumer(postgres, {"t": lambda: None}, [queue]).drain(timeout=30) == 2
+
+
 def test_a_worker_goes_on_on_a_newer_schema(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
     """It does not know what a newer version has added: it sends, runs, continues, buries and replays."""
     mark(tables, "unstract-wire schema 2")

@@ -452,8 +452,8 @@ state <> 'ready' AND state <> 'claimed'
 
 -- name: queues
 -- Counts at most `most` rows of a queue in each state, so that it takes no longer the more wait. `oldest` is of these,
--- and of the first of each priority. The last but one says whether it stopped among what is ready or claimed; the last
--- counts rows in a state that no statement of this package takes.
+-- and of the first of each priority where there are more. The last but one says whether it stopped among what is ready
+-- or claimed; the last counts rows in a state that no statement of this package takes.
 SELECT q.name, ready.rows, working.in_flight, working.delayed,
        extract(epoch FROM now() - least(ready.since, first.since))::float8,
        dead.rows, ready.rows >= %(most)s::bigint OR working.rows >= %(most)s::bigint, strange.rows
@@ -469,7 +469,7 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT min(least(now(), greatest(vt, enqueued_at)))
                FILTER (WHERE isfinite(vt) AND isfinite(enqueued_at)) AS since
-    FROM generate_series(1, 10) AS p (priority)
+    FROM generate_series(1, CASE WHEN ready.rows >= %(most)s::bigint THEN 10 ELSE 0 END) AS p (priority)
     CROSS JOIN LATERAL (
         SELECT vt, enqueued_at FROM {messages}
         WHERE queue_name = q.name AND priority = p.priority::smallint AND {is_ready} ORDER BY msg_id LIMIT 100
