@@ -80,7 +80,7 @@ def test_a_schema_of_any_name_is_worked_alone(
         return json.loads(ended.stdout)
 
     try:
-        assert len(run("migrate")["created"]) == 8  # type: ignore[index]
+        assert len(run("migrate")["created"]) == 10  # type: ignore[index]
         with transport_on(tables.url, schema) as transport:
             seen: list[str] = []
             with tables.connect(autocommit=False) as connection:
