@@ -55,6 +55,18 @@ def test_a_message_is_parked_for_less_than_half_its_visibility(
     assert settings.longest_parked == longest
 
 
+SPELLINGS = ["redis://h", "REDIS://h", "rediss://h", "redis+socket:///r.sock", "sentinel://h", "redis://a;redis://b"]
+
+
+@pytest.mark.parametrize("url", SPELLINGS)
+def test_every_spelling_of_a_redis_url_has_the_limits_of_redis(url: str) -> None:
+    """Delays and waits are limited for each URL that kombu takes for Redis."""
+    options = {"visibility_timeout": 60}
+    with contextlib.closing(CeleryTransport(url, confirm_timeout=7.0, transport_options=options)) as transport:
+        assert transport._settings.longest_parked == 24
+        assert transport._settings.kombus_options["socket_timeout"] == 7.0
+
+
 def test_a_delay_beyond_the_visibility_timeout_runs_once(make: Callable[..., CeleryTransport], client: Any) -> None:
     """A message whose delay is longer than `visibility_timeout` is run once, at its time."""
     transport = make(transport_options={"visibility_timeout": 2, "unacked_restore_throttle": 1})

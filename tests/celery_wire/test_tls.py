@@ -110,6 +110,14 @@ def test_a_broker_that_nobody_trusted_has_signed_is_refused(encrypted: Encrypted
                 transport.subscribe(["q"], lease=1)
 
 
+@pytest.mark.parametrize("options", ["", "?ssl_cert_reqs=required"])
+def test_the_case_of_a_scheme_does_not_change_what_is_checked(options: str) -> None:
+    """A certificate is held to the name in the URL, whether the scheme is written small or large."""
+    for scheme in ("amqps", "AMQPS"):
+        with contextlib.closing(from_url(f"{scheme}://h//{options}")) as transport:
+            assert transport._settings.ssl["server_hostname"] is None
+
+
 def test_a_name_that_the_certificate_does_not_have_is_refused(encrypted: Encrypted) -> None:
     """A certificate that is valid for another host is another host's."""
     url = encrypted.url(encrypted.made.authority, ssl_server_hostname="broker.example.com")

@@ -34,10 +34,9 @@ from unstract_core.errors import ConfigurationError, TransportError, TransportUn
 
 _IN_FLIGHT = 500
 """How many messages may wait for their confirms at once."""
-_DRIVERS = {"redis": "redis", "rediss": "redis"}
-"""What kombu needs for a scheme, and does not miss before it connects."""
+_REDIS = "redis"
+"""kombu's name for the driver of Redis, under each of its schemes, and the package that this driver needs."""
 _UNEXPECTED = re.compile(r"unexpected keyword argument '([a-z_]{1,40})'")
-_REDIS = re.compile(r"(redis|rediss|sentinel)://")
 _LONGEST_PARKED = 600.0
 """Seconds that a message may wait with a consumer for its time: RabbitMQ takes back what is held for half an hour."""
 _VISIBILITY_TIMEOUT = 3600.0
@@ -60,6 +59,15 @@ class Settings:
     heartbeat: float
     ssl: Any
     transport_options: Mapping[str, Any]
+    driver: str = attrs.field(init=False)
+    """kombu's name for what speaks to this broker, such as "amqp" or "redis"; "" for a URL that kombu cannot read."""
+
+    @driver.default
+    def _(self) -> str:
+        try:
+            return str(kombu.Connection(self.url).get_transport_cls().driver_type)
+        except Exception:  # `connection_of` raises the error
+            return ""
 
     def arguments_of(self, queue: str) -> dict[str, Any]:
         """Return the arguments with which a queue is declared: its own where there are such, else those for all."""
@@ -84,7 +92,7 @@ class Settings:
     @property
     def longest_parked(self) -> float:
         """Seconds that a consumer may hold a message before its time, on this broker."""
-        if not self._is_redis:
+        if not self.is_redis:
             return _LONGEST_PARKED
         taken_back_after = self.transport_options.get("visibility_timeout") or _VISIBILITY_TIMEOUT
         return min(_LONGEST_PARKED, float(taken_back_after) * 0.4)
@@ -92,14 +100,15 @@ class Settings:
     @property
     def kombus_options(self) -> dict[str, Any]:
         """Return kombu's transport options: without ours, a Redis that is silent is waited for without an end."""
-        if not self._is_redis:
+        if not self.is_redis:
             return dict(self.transport_options)
         ours = {"socket_timeout": self.confirm_timeout, "socket_connect_timeout": self.connect_timeout}
         return {**ours, **self.transport_options}
 
     @property
-    def _is_redis(self) -> bool:
-        return _REDIS.match(self.url) is not None
+    def is_redis(self) -> bool:
+        """Whether kombu plays a broker on Redis, by any of its schemes."""
+        return self.driver == _REDIS
 
     @property
     def _common(self) -> dict[str, Any]:
@@ -295,7 +304,7 @@ class Broker:
         return [self._outcome(doing, n, message, published, failure, alone) for n, message in enumerate(messages)]
 
     def _hand_over(self, message: Outgoing) -> None:
-        if message.lives is not None and self.connection.transport.driver_type == "redis":
+        if message.lives is not None and self._settings.is_redis:
             milliseconds = int(message.lives * 1000)
             self._channel.queue_declare(queue=message.queue, arguments={"x-expires": milliseconds})
         self._producer.publish(
@@ -373,7 +382,7 @@ class Broker:
         if self.amqp:
             channel.confirm_select()
             self._confirms.listen(channel)
-        elif self.connection.transport.driver_type == "redis":
+        elif self._settings.is_redis:
             channel.priority_steps = [0]  # one list, first in, first out: kombu gives out the lowest priority first
         return channel
 
@@ -518,8 +527,8 @@ def _checked(settings: Settings, url: str, heartbeat: float) -> kombu.Connection
         ) from None
     except ValueError:
         raise _unparsed() from None
-    if (driver := _DRIVERS.get(connection.transport_cls)) is not None and find_spec(driver) is None:
-        raise ConfigurationError(f"{connection.transport_cls}:// needs a driver: pip install 'kombu[{driver}]'")
+    if settings.driver == _REDIS and find_spec(_REDIS) is None:
+        raise ConfigurationError(f"{connection.transport_cls}:// needs a driver: pip install 'kombu[{_REDIS}]'")
     if is_amqp:
         check_platform()
     return connection

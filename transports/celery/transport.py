@@ -31,7 +31,7 @@ from unstract_core.errors import (
 from unstract_core.payload import HIGHEST_PRIORITY
 from unstract_core.transport import Capabilities, Message, QueueState, Reply, check_subscription
 
-_SPEAKS_AMQP = re.compile("(amqps?|pyamqp)://")
+_SPEAKS_AMQP = re.compile("(amqps?|pyamqp)://", re.IGNORECASE)
 
 
 class CeleryTransport:
@@ -258,7 +258,7 @@ def from_url(url: str) -> CeleryTransport:
 
 
 def _tls_option(address: str, name: str, value: str) -> Any:
-    if not address.startswith("amqps:"):
+    if not address.lower().startswith("amqps:"):
         raise ConfigurationError(f"the URL option {name} goes with amqps://; this URL would not be encrypted")
     if not _TLS.fullmatch(name) or (name == "ssl_cert_reqs" and value not in _REQUIRED):
         raise ConfigurationError(
@@ -270,7 +270,7 @@ def _tls_option(address: str, name: str, value: str) -> Any:
 
 def _checking(url: str, ssl: Any) -> Any:
     """Return kombu's `ssl`, so that a certificate is held to the name in the URL, which its driver leaves out."""
-    if not (ssl or url.startswith("amqps:")) or not _SPEAKS_AMQP.match(url):
+    if not (ssl or url.lower().startswith("amqps:")) or not _SPEAKS_AMQP.match(url):
         return ssl
     options = dict(ssl) if isinstance(ssl, Mapping) else {}
     if "context" not in options and options.get("cert_reqs") is not tls.CERT_NONE:
