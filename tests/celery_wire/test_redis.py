@@ -162,6 +162,18 @@ def test_an_answer_that_is_not_read_expires(make: Callable[..., CeleryTransport]
     assert 3600 <= client.ttl(address) <= 86400
 
 
+def drained(transport: CeleryTransport, queue: str, number: int) -> list[Any]:
+    """Return the first arguments of so many messages, in the order in which they come."""
+    found: list[Any] = []
+    with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
+        while len(found) < number:
+            for held in subscription.receive(limit=1, wait=ALIVE):
+                assert held.payload is not None
+                found.append(held.payload.args[0])
+                subscription.settle([Settlement(held, Verdict.ACK)])
+    return found
+
+
 def test_messages_are_first_in_first_out_whatever_their_priority(
     make: Callable[..., CeleryTransport], client: Any
 ) -> None:
@@ -171,12 +183,36 @@ def test_messages_are_first_in_first_out_whatever_their_priority(
     random.Random(7).shuffle(ranks)
     for number, rank in enumerate(ranks):
         transport.send([message("t", "ranked", number, priority=rank)])
-    subscription = transport.subscribe(["ranked"], lease=60)
-    found: list[Any] = []
-    while len(found) < len(ranks):
-        for held in subscription.receive(limit=1, wait=ALIVE):
-            assert held.payload is not None
-            found.append(held.payload.args[0])
-            subscription.settle([Settlement(held, Verdict.ACK)])
+    assert drained(transport, "ranked", len(ranks)) == list(range(len(ranks)))
+
+
+@pytest.mark.parametrize("limit", [1, 3, 5])
+@pytest.mark.parametrize("way", ["settled", "closed", "both"])
+def test_released_messages_come_next_whatever_their_priority(
+    make: Callable[..., CeleryTransport], client: Any, way: str, limit: int
+) -> None:
+    """Messages that are released keep their order, and come before those that were sent after them."""
+    transport = make()
+    for number, rank in enumerate([9, 3, 10, 1, 7, 5]):
+        transport.send([message("t", "released", number, priority=rank)])
+    subscription = transport.subscribe(["released"], lease=60)
+    held: list[Any] = []
+    while len(held) < limit:
+        held += subscription.receive(limit=limit - len(held), wait=ALIVE)
+    for number in range(6, 9):
+        transport.send([message("t", "released", number, priority=1)])
+    released = {"settled": held, "closed": [], "both": held[1:]}[way]
+    assert all(subscription.settle([Settlement(one, Verdict.RETRY, counted=False) for one in released]))
     subscription.close()
-    assert found == list(range(len(ranks)))
+    assert drained(transport, "released", 9) == list(range(9))
+
+
+def test_dead_letters_keep_their_order_when_looked_at(make: Callable[..., CeleryTransport], client: Any) -> None:
+    """A look at dead letters leaves them in their queue as they were, whatever their priority."""
+    transport = make()
+    for number, rank in enumerate([9, 1, 5, 10]):
+        transport.send([message("t", "looked.dead", number, priority=rank)])
+    for _ in range(2):
+        assert len(transport.dead.find(queue="looked")) == 4
+    assert client.llen("looked.dead") == 4
+    assert drained(transport, "looked.dead", 4) == list(range(4))

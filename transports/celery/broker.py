@@ -18,7 +18,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import kombu
@@ -32,6 +32,7 @@ from transports.celery.protocol import DEAD_SUFFIX, Outgoing
 from transports.celery.waits import check_platform, limit_waits, tend
 from unstract_core.errors import ConfigurationError, TransportError, TransportUnavailable
 
+_One = TypeVar("_One")
 _IN_FLIGHT = 500
 """How many messages may wait for their confirms at once."""
 _REDIS = "redis"
@@ -174,10 +175,24 @@ class Broker:
 
         py-amqp opens such a channel anew by itself, without its consumers, its confirms and what it was to acknowledge.
         """
-        channel = keep_compressed(self.connection.channel())
+        channel = self.passing_channel()
         if self.amqp:
             channel.on_open = self._note_reopened
         return channel
+
+    def passing_channel(self) -> Any:
+        """Open a channel for one use. The connection stays of use when the broker closes the channel."""
+        channel = keep_compressed(self.connection.channel())
+        if self._settings.is_redis:
+            _requeue_first(channel)
+        return channel
+
+    def in_requeue_order(self, messages: Sequence[_One]) -> Sequence[_One]:
+        """Return messages in the order in which they have to be requeued to stand in their queue as given.
+
+        On Redis each requeued message becomes the first of its queue, so the last one has to be requeued first.
+        """
+        return messages[::-1] if self._settings.is_redis else messages
 
     def tend(self) -> None:
         """Send a heartbeat where one is due. Raises, and closes the connection, where the broker's own are missing."""
@@ -392,6 +407,24 @@ class Broker:
 
     def _note_reopened(self, channel: Any) -> None:
         self._failed = True
+
+
+def _requeue_first(channel: Any) -> None:
+    """Let messages that are requeued on a channel of kombu's Redis come next, whatever their priority.
+
+    kombu keeps a list for each priority. It would append the message to the list of its priority, where all that was
+    sent meanwhile with a lower number comes before it.
+    """
+    requeue = channel._do_restore_message
+
+    def first(payload: Any, exchange: str, routing_key: str, pipe: Any, leftmost: bool = False) -> None:
+        steps, channel.priority_steps = channel.priority_steps, [0]
+        try:
+            requeue(payload, exchange, routing_key, pipe)  # not leftmost: messages are taken from the right
+        finally:
+            channel.priority_steps = steps
+
+    channel._do_restore_message = first
 
 
 class _Confirms:

@@ -23,7 +23,6 @@ import kombu
 from amqp.exceptions import NotFound
 
 from transports.celery.broker import Broker
-from transports.celery.compression import keep_compressed
 from transports.celery.envelope import Envelope, read_message
 from transports.celery.errors import mapped
 from transports.celery.protocol import DEAD_SUFFIX, check_queue
@@ -147,7 +146,7 @@ class _Look:
         self._queue = queue
         self._dead = queue + DEAD_SUFFIX
         self._doing = doing
-        self._channel = keep_compressed(broker.connection.channel())
+        self._channel = broker.passing_channel()
         self._out: list[kombu.Message] = []
         self._removed = 0
 
@@ -171,7 +170,7 @@ class _Look:
     def put_back(self) -> None:
         if self.broker.amqp and any(message.headers.get("x-delivery-count") for message in self._left()):
             self._send_anew()
-        for message in self._left():
+        for message in self.broker.in_requeue_order(self._left()):
             message.requeue()
         self._channel.close()
 

@@ -121,7 +121,7 @@ class Link:
         """Hang up. What is unacknowledged goes back to its queue, which a broker that kombu plays has to be told."""
         if self._live is not None:
             broker, taps = self._live
-            for one in () if broker.amqp else (*unacknowledged, *taps.arrived):
+            for one in () if broker.amqp else broker.in_requeue_order((*unacknowledged, *taps.arrived)):
                 with contextlib.suppress(Exception):
                     one.requeue()
             self._drop().close(taps.cancel)

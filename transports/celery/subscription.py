@@ -330,7 +330,7 @@ class CelerySubscription:
         return refused
 
     def _acknowledge(self, plans: Sequence[_Plan], errors: list[TransportError | None]) -> None:
-        for plan, error in zip(plans, errors, strict=True):
+        for plan, error in self._link.broker.in_requeue_order(list(zip(plans, errors, strict=True))):
             held = plan.held
             if held is None or held.arrived is None or error is not None:
                 continue
@@ -464,7 +464,7 @@ class CelerySubscription:
     def _give_back(self, unwanted: Sequence[Arrived]) -> None:
         """Let others have what nobody here has time for; what is requeued in a quorum queue counts, so not there."""
         anew = [one for one in unwanted if self._counts_returns(one)]
-        for one in unwanted:
+        for one in self._link.broker.in_requeue_order(unwanted):
             if one not in anew:
                 one.requeue()
         if anew:
