@@ -7,12 +7,14 @@ import functools
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import kombu
 import pytest
-from celery import Celery, Task, signals
+from celery import Celery, Task, current_task, signals
 from celery.app import trace
 from celery.exceptions import Ignore, Reject
 from celery_wire.app_task_support import Stage, declared
@@ -22,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract_tests.kit import wait_until
-from transports.celery import CeleryTransport
+from transports.celery import CeleryTransport, app_tracers
 from transports.celery.envelope import read_message
 from transports.memory import MemoryTransport
 from unstract_core import Consumer
@@ -264,3 +266,43 @@ def test_a_tracer_that_raises_costs_no_outcome() -> None:
     finally:
         trace.build_tracer = build
     assert ended.told == ("succeeded", {"given": "v"})
+
+
+def test_tasks_in_other_threads_are_traced_as_usual_meanwhile() -> None:
+    """A task that another thread applies while a tracer is built is the current one, and its signals are sent."""
+    app = Celery("beside", broker="memory://", set_as_current=False)
+    build, current, sent = trace.build_tracer, [], []
+
+    @app.task(name="inner", shared=False)
+    def inner() -> None:
+        current.append(current_task and current_task.name)
+
+    def retry(task: Any) -> None:
+        task.retry(countdown=0)
+
+    again = app.task(name="again", shared=False, bind=True, max_retries=1)(retry)
+    main = threading.get_ident()
+
+    def note(signal: Any, sender: Any, **_: Any) -> None:
+        sent.append((signal.name, sender.name))
+
+    def build_tracer(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+        if threading.get_ident() == main:
+            with ThreadPoolExecutor() as pool:
+                for task in (inner, again):
+                    pool.submit(task.apply).result(ALIVE)
+        return build(*args, **kwargs)
+
+    found = (signals.task_prerun, signals.task_success, signals.task_postrun, signals.task_retry)
+    with contextlib.ExitStack() as stack:
+        for signal in found:
+            signal.connect(note)
+            stack.callback(signal.disconnect, note)
+        plain = [task.apply().state for task in (inner, again)]
+        usual, sent[:] = list(sent), []
+        trace.build_tracer = build_tracer
+        stack.callback(setattr, trace, "build_tracer", build)
+        ended = app_tracers.run_instrumented(trace, inner, {"id": "i", "args": [], "kwargs": {}}, lambda: "ended")
+    assert (plain, ended) == (["SUCCESS", "FAILURE"], "ended")
+    assert sent == usual
+    assert current == ["inner", "inner"]

@@ -118,18 +118,32 @@ _SILENT = SimpleNamespace(receivers=())
 _SIGNALS = SimpleNamespace(task_prerun=_SILENT, task_postrun=_SILENT, task_success=_SILENT)
 
 
+class _SilentHere:
+    """Stands for a module or an object: the calling thread finds `silent` instead, other threads find what is there."""
+
+    def __init__(self, real: Any, silent: Any) -> None:
+        self._real = real
+        self._silent = silent
+        self._thread = threading.get_ident()
+
+    def __getattr__(self, name: str) -> Any:
+        here = self._thread == threading.get_ident()
+        return getattr(self._silent if here and hasattr(self._silent, name) else self._real, name)
+
+
 def _tracer(trace: Any, task: Any) -> Callable[..., Any]:
     """Let the builder build a tracer that sends no signals and makes no task the current one.
 
-    It looks for the receivers of signals, and for the stack of tasks, when it is built.
+    It looks for the receivers of signals, and for the stack of tasks, when it is built. Tracers that other threads
+    build meanwhile, as `apply` does, are as usual.
     """
     with _building:
-        own = trace.signals, trace._task_stack
-        trace.signals, trace._task_stack = _SIGNALS, _STACK
+        signals, stack = trace.signals, trace._task_stack
+        trace.signals, trace._task_stack = _SilentHere(signals, _SIGNALS), _SilentHere(stack, _STACK)
         try:
             tracer: Callable[..., Any] = trace.build_tracer(
                 task.name, task, _LOADER, socket.gethostname(), Info=_Info, app=_APP
             )
         finally:
-            trace.signals, trace._task_stack = own
+            trace.signals, trace._task_stack = signals, stack
     return tracer
