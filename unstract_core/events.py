@@ -14,7 +14,8 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Hashable, Iterable
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Generic, TypeVar
@@ -133,3 +134,51 @@ class Flood(Generic[Kind]):
                 found.append((kind, others, round(now - began, 1)))
                 self._kinds[kind] = (now, self._burst - 1, 0)
         return found
+
+
+class NewNames:
+    """Limits warnings about the names that a client gives to something: one for the same names, and few at a time.
+
+    It keeps a hash of names, and forgets those that have not come for longest. Names that came while too many were new
+    are new again later.
+
+    Args:
+        most: How many different sets of names are remembered.
+        burst: How many may be new within `seconds`.
+        seconds: The time for which `burst` counts.
+    """
+
+    SHOWN = 20
+    """How many of the names a warning has."""
+    LONGEST = 100
+    """Characters of each of them."""
+
+    def __init__(self, *, most: int = 1000, burst: int = 100, seconds: float = 60.0) -> None:
+        self._most = most
+        self._burst = burst
+        self._seconds = seconds
+        self._known: OrderedDict[int, None] = OrderedDict()
+        self._began = 0.0
+        self._new = 0
+
+    def are(self, names: Sequence[str]) -> bool:
+        """Return whether these names are to be warned of, and remember them if so."""
+        found = hash(tuple(names))
+        with contextlib.suppress(KeyError):
+            self._known.move_to_end(found)
+            return False
+        now = time.monotonic()
+        if now - self._began >= self._seconds:
+            self._began, self._new = now, 0
+        if self._new >= self._burst:
+            return False
+        self._new += 1
+        self._known[found] = None
+        if len(self._known) > self._most:
+            self._known.popitem(last=False)
+        return True
+
+    @classmethod
+    def shown(cls, names: Sequence[str]) -> str:
+        """Return the first of the names, for a field of a log event."""
+        return ", ".join(name[: cls.LONGEST] for name in names[: cls.SHOWN])

@@ -17,7 +17,7 @@ import attrs
 from unstract_core.codec import check_name
 from unstract_core.dispatch import Dispatcher, DispatchHandle
 from unstract_core.errors import ContractError, MalformedPayload, PayloadError
-from unstract_core.events import emit
+from unstract_core.events import NewNames, emit
 from unstract_core.payload import DEFAULT_PRIORITY, FairnessKey
 from unstract_core.signature import Callback
 from unstract_core.transport import Reply
@@ -30,7 +30,6 @@ QUEUE_PREFIX = "celery_executor_"
 TIMEOUT_VARIABLE = "EXECUTOR_RESULT_TIMEOUT"
 DEFAULT_TIMEOUT = 3600.0
 FAIRNESS_HEADER = "x-fairness-key"
-_MOST_LEFT_OUT = 1000
 
 
 class ExecutionContext(Protocol):
@@ -91,7 +90,7 @@ class ExecutorDispatcher:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self.dispatcher = dispatcher
-        self._left_out: set[tuple[str, ...]] = set()
+        self._left_out = NewNames()
 
     def dispatch(
         self, context: ExecutionContext, timeout: float | None = None, headers: Mapping[str, Any] | None = None
@@ -181,9 +180,8 @@ class ExecutorDispatcher:
     def _note_left_out(self, headers: Mapping[str, Any] | None) -> None:
         """Warn of headers that are not sent, once for the same names."""
         names = tuple(sorted(str(name) for name in headers or () if name != FAIRNESS_HEADER))
-        if names and names not in self._left_out and len(self._left_out) < _MOST_LEFT_OUT:
-            self._left_out.add(names)
-            emit(logger, logging.WARNING, "dispatch_headers_left_out", names=", ".join(names), count=len(names))
+        if names and self._left_out.are(names):
+            emit(logger, logging.WARNING, "dispatch_headers_left_out", names=NewNames.shown(names), count=len(names))
 
 
 def _unexplained(context: ExecutionContext, exc: Exception) -> str:

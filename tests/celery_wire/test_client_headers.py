@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,11 +26,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract_tests.kit import wait_until
-from transports.celery import CeleryTransport, app_tracers
+from transports.celery import CeleryTransport, app_tracers, envelope
 from transports.celery.envelope import read_message
 from transports.memory import MemoryTransport
 from unstract_core import Consumer
 from unstract_core.codec import MAX_HEADERS_BYTES
+from unstract_core.events import NewNames
 
 # mypy: disable-error-code="untyped-decorator, misc"
 
@@ -40,9 +43,14 @@ values = st.text(max_size=20) | st.integers() | st.none() | st.just("x" * MAX_HE
 
 
 def test_a_clients_headers_are_on_the_request(
-    product: Celery, transport: CeleryTransport, queue: str, caplog: pytest.LogCaptureFixture
+    product: Celery,
+    transport: CeleryTransport,
+    queue: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Texts are on `request.headers` and the request itself; the names of the others are logged, and no value."""
+    monkeypatch.setattr(envelope, "_left_out", NewNames())
     seen: list[Any] = []
 
     def look(task: Any) -> None:
@@ -78,9 +86,9 @@ def test_headers_are_carried_within_the_limit(own: dict[str, Any], table: dict[s
     """The wire's headers are texts within the limit, a trace's context before all others, whatever a client sends."""
     message = kombu.Message(body=b"[[], {}, {}]", content_type="application/json", content_encoding="utf-8")
     message.headers = {**own, "task": "t", "id": "the-id", "headers": table}
-    envelope = read_message(message, "q", default_queue="celery")
-    assert envelope.payload is not None
-    found = envelope.payload.headers or {}
+    payload = read_message(message, "q", default_queue="celery").payload
+    assert payload is not None
+    found = payload.headers or {}
     assert sum(len(name.encode()) + len(value.encode()) for name, value in found.items()) <= MAX_HEADERS_BYTES
     assert not found.keys() & {"retries", "x-death", "task", "id", "", "a\0b"}
     known = {**table, **{name: value for name, value in own.items() if value is not None}}
@@ -142,6 +150,32 @@ def heard() -> Iterator[list[str]]:
             signal.connect(hear)
             stack.callback(signal.disconnect, hear)
         yield found
+
+
+def test_the_names_of_headers_take_no_memory(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages with ever new headers, that the wire cannot carry, leave nothing large in memory or in the log."""
+    monkeypatch.setattr(envelope, "_left_out", NewNames())
+    message = kombu.Message(body=b"[[], {}, {}]", content_type="application/json", content_encoding="utf-8")
+
+    def read(first: int, last: int) -> None:
+        for number in range(first, last):
+            own = {f"{number}-{other}-{'x' * 200}": 1 for other in range(100)}
+            message.headers = {**own, "task": "t", "id": "the-id"}
+            assert read_message(message, "q", default_queue="celery").payload is not None
+
+    read(0, 2)
+    sizes = [len(getattr(one, "wire.names")) for one in caplog.records]
+    assert [getattr(one, "wire.count") for one in caplog.records] == [100] * len(sizes)
+    assert max(sizes) <= 20 * 102
+    with caplog.at_level(logging.ERROR):
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            read(2, 100)
+            grown = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+    assert grown < 500_000
 
 
 def give(task: Any, value: Any) -> Any:
@@ -271,7 +305,9 @@ def test_a_tracer_that_raises_costs_no_outcome() -> None:
 def test_tasks_in_other_threads_are_traced_as_usual_meanwhile() -> None:
     """A task that another thread applies while a tracer is built is the current one, and its signals are sent."""
     app = Celery("beside", broker="memory://", set_as_current=False)
-    build, current, sent = trace.build_tracer, [], []
+    build: Any = trace.build_tracer
+    current: list[Any] = []
+    sent: list[tuple[str, str]] = []
 
     @app.task(name="inner", shared=False)
     def inner() -> None:
@@ -286,7 +322,7 @@ def test_tasks_in_other_threads_are_traced_as_usual_meanwhile() -> None:
     def note(signal: Any, sender: Any, **_: Any) -> None:
         sent.append((signal.name, sender.name))
 
-    def build_tracer(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+    def build_tracer(*args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() == main:
             with ThreadPoolExecutor() as pool:
                 for task in (inner, again):

@@ -20,7 +20,7 @@ from contract_tests.messages import message
 from tools.check_lock import ROOT
 from transports.memory import MemoryTransport
 from unstract_core import Consumer
-from unstract_core.events import Flood, emit, frames
+from unstract_core.events import Flood, NewNames, emit, frames
 
 logger = logging.getLogger("tests.events")
 
@@ -293,3 +293,34 @@ def test_rejected_messages_are_logged_up_to_ten_and_counted_beyond(caplog: pytes
     assert [one["wire.event"] for one in events] == ["message_rejected"] * 10 + ["messages_rejected"]
     assert (events[-1]["wire.count"], events[-1]["wire.queue"]) == (490, "q")
     assert events[-1]["wire.error_type"] == "UnknownTask"
+
+
+@pytest.mark.parametrize("kinds", [11, 1500])
+def test_names_are_new_once_and_the_oldest_are_forgotten(kinds: int) -> None:
+    """Only the names that have not come for longest are warned of again, however many there were."""
+    names = NewNames(most=10, burst=10_000)
+    often = ("often",)
+    assert names.are(often)
+    for number in range(kinds):
+        assert names.are((f"a{number}", "b"))
+        assert not names.are((f"a{number}", "b"))
+        assert not names.are(often)
+    assert names.are(("a0", "b"))
+    assert len(names._known) == 10
+
+
+def test_names_beyond_the_burst_are_new_when_they_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many new names are not warned of, and are not taken for known either."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    names = NewNames(burst=2, seconds=60)
+    assert [names.are((name,)) for name in "abcd"] == [True, True, False, False]
+    now += 61
+    assert [names.are((name,)) for name in "abcd"] == [False, False, True, True]
+
+
+def test_shown_names_have_a_limit() -> None:
+    """A field has the first twenty names, each of at most 100 characters."""
+    shown = NewNames.shown([f"{number:03}" + "x" * 5000 for number in range(300)]).split(", ")
+    assert [len(name) for name in shown] == [100] * 20
+    assert shown[-1].startswith("019")

@@ -33,7 +33,7 @@ from transports.celery.protocol import (
 )
 from unstract_core.codec import MAX_HEADERS_BYTES, check_headers, check_name, from_wire
 from unstract_core.errors import MalformedPayload, PayloadError
-from unstract_core.events import emit
+from unstract_core.events import NewNames, emit
 from unstract_core.execution import FAIRNESS_HEADER
 from unstract_core.payload import DEFAULT_PRIORITY, HIGHEST_PRIORITY, TaskPayload
 from unstract_core.transport import LONGEST_DELAY, Delivery
@@ -48,8 +48,7 @@ _CANVAS = {"chain": "tasks", "group": "tasks", "chord": "header"}
 """Where Celery keeps the tasks of a canvas among its kwargs."""
 _DEEPEST_CANVAS = 20
 _MOST_RETRIES = 2**31
-_MOST_LEFT_OUT = 1000
-_left_out: set[tuple[str, ...]] = set()
+_left_out = NewNames()
 """The names of headers that were warned of."""
 COUNT_HEADER = "x-delivery-count"
 """In which a quorum queue says how often it has delivered a message before."""
@@ -448,9 +447,8 @@ def _clients_own(headers: Any) -> dict[str, Any]:
 
 def _note_left_out(names: tuple[str, ...]) -> None:
     """Warn of headers that the wire has no place for, once for the same names: a sender sends them every time."""
-    if names not in _left_out and len(_left_out) < _MOST_LEFT_OUT:
-        _left_out.add(names)
-        emit(logger, logging.WARNING, "message_headers_left_out", names=", ".join(names), count=len(names))
+    if _left_out.are(names):
+        emit(logger, logging.WARNING, "message_headers_left_out", names=NewNames.shown(names), count=len(names))
 
 
 def _members(container: Any, path: str) -> Any:
