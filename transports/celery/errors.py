@@ -1,17 +1,19 @@
 """The one place where an error of kombu, its drivers or the operating system becomes one of ours.
 
-What the broker said decides: a lost or silent connection leaves the fate of what was published on it unknown, a
-channel that the broker closed tells why. Texts carry the broker's own words, which name queues and arguments and
-never a payload.
+`ANSWERS` is the table of the brokers' answers and what they mean; docs/operating.md has the same table. A connection
+that is lost or silent leaves the fate of what was published on it unknown. Texts carry the broker's own words, which
+name queues and arguments and never a payload.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import attrs
 import kombu.exceptions
 from amqp import exceptions as amqp
 
@@ -33,7 +35,6 @@ _INEQUIVALENT = re.compile(
     r"received (?P<ours>.*?) but current is (?P<theirs>.*)"
 )
 _TYPED = re.compile(r"the value (.*) of type '\w+'")
-_NOT_READY = (amqp.AccessRefused, amqp.NotFound, amqp.ResourceLocked, amqp.NotAllowed, amqp.PreconditionFailed)
 _ADVICE = (
     ("reserved prefix", "Choose a name that does not begin with 'amq.'"),
     ("connection limit", "Raise that limit on the broker, or close connections"),
@@ -42,14 +43,9 @@ _ADVICE = (
     ("exclusive access", "The queue is exclusive to another connection: use a queue of another name"),
     ("no queue", "Declare the queue, or set declare=True so that it is declared here"),
 )
-"""What to do, by words of the broker's; the first that fits."""
+"""What to do, by words of RabbitMQ's; the first that fits."""
 _QUOTED_COMMAND = " of pipeline caused error: "
 """After which the driver of Redis says what is wrong; before it stands the command, with parts of a message."""
-_REDIS_REFUSALS = {
-    "AuthenticationError": "Check the user and password in the URL",
-    "AuthorizationError": "Check the user and password in the URL, and the rights of the user (ACL)",
-    "NoPermissionError": "Give the user the right to these commands and keys (ACL)",
-}
 
 
 class Unroutable(TransportNotReady):
@@ -72,6 +68,129 @@ class InDoubt(Blocked):
         self.tag = tag
 
 
+class Meaning(enum.Enum):
+    """The answer to two questions: can the same operation succeed later, and did it take effect?"""
+
+    UNAVAILABLE = "unavailable"
+    IN_DOUBT = "unavailable, in doubt"
+    NOT_READY = "not ready"
+    REFUSED = "refused"
+
+
+@attrs.frozen
+class Answer:
+    """One row of the table.
+
+    Attributes:
+        keys: AMQP's reply codes or methods, or kinds of error of the driver of Redis. After a space stand words of the
+            broker's that tell errors of one kind apart. A key with words wins over one without.
+        meaning: what the answer means.
+        cause: when the broker answers this; a cell of the table in docs/operating.md.
+        advice: what to do, for the error's text.
+        says: what stands before the broker's own words in the error's text.
+        kind: the error that is raised.
+    """
+
+    keys: tuple[str, ...]
+    meaning: Meaning
+    cause: str
+    advice: str = ""
+    says: str = ""
+    kind: type[TransportError] = TransportUnavailable
+
+
+_UNAVAILABLE, _IN_DOUBT, _NOT_READY, _REFUSED = Meaning
+
+ANSWERS = (
+    Answer(
+        ("311", "406 larger than configured max size"),
+        _REFUSED,
+        "the message exceeds the broker's limit",
+        kind=TransportRefused,
+    ),
+    Answer(
+        ("403", "530"),
+        _NOT_READY,
+        "user, password, virtual host or permission",
+        "Check the user, password, virtual host and permissions",
+        kind=TransportNotReady,
+    ),
+    Answer(
+        ("404", "405", "406"),
+        _NOT_READY,
+        "the queue is missing, is exclusive to another connection, or has other arguments",
+        kind=TransportNotReady,
+    ),
+    Answer(("312",), _NOT_READY, "there is no queue of that name; the message is returned", kind=Unroutable),
+    Answer(("basic.nack",), _UNAVAILABLE, "the queue is full (`x-overflow=reject-publish`)", kind=Nacked),
+    Answer(
+        ("connection.blocked",),
+        _UNAVAILABLE,
+        "memory or disk space of the broker is low, and the message was not handed over",
+        kind=Blocked,
+    ),
+    Answer(
+        ("connection.blocked unconfirmed",),
+        _IN_DOUBT,
+        "memory or disk space of the broker is low, and the message was handed over before the broker said so",
+        kind=InDoubt,
+    ),
+    Answer(
+        ("AuthenticationError", "AuthenticationWrongNumberOfArgsError"),
+        _NOT_READY,
+        "Redis rejects the user or the password",
+        "Check the user and password in the URL",
+        "Redis refused",
+        TransportNotReady,
+    ),
+    Answer(
+        ("AuthorizationError",),
+        _NOT_READY,
+        "Redis rejects the user, or the user's rights",
+        "Check the user and password in the URL, and the rights of the user (ACL)",
+        "Redis refused",
+        TransportNotReady,
+    ),
+    Answer(
+        ("NoPermissionError",),
+        _NOT_READY,
+        "a right to a command or key of Redis is missing",
+        "Give the user the right to these commands and keys (ACL)",
+        "Redis refused",
+        TransportNotReady,
+    ),
+    Answer(
+        ("ResponseError DB index", "ValueError Database is int"),
+        _NOT_READY,
+        "Redis has no database of that number",
+        "The URL ends with the number of a database: redis://host:6379/0",
+        "there is no such database",
+        TransportNotReady,
+    ),
+    Answer(
+        ("ResponseError wrong kind of value", "ResponseError unknown command"),
+        _NOT_READY,
+        "a key of the queue's name is used for something else, or Redis lacks a command",
+        "Is a key of the queue's name used for something else?",
+        "Redis refused",
+        TransportNotReady,
+    ),
+    Answer(
+        ("ResponseError",),
+        _UNAVAILABLE,
+        "any other refusal of Redis: memory is full, a replica is read-only",
+        says="Redis refused for now",
+    ),
+    Answer(("other",), _IN_DOUBT, "any other answer, a lost connection, silence"),
+)
+_ANY_OTHER = ANSWERS[-1]
+_BY_KIND: dict[str, list[tuple[str, Answer]]] = {}
+for _answer in ANSWERS:
+    for _key in _answer.keys:
+        _kind, _, _words = _key.partition(" ")
+        _BY_KIND.setdefault(_kind, []).append((_words, _answer))
+
+
 @contextlib.contextmanager
 def mapped(doing: str, *, fate_unknown: bool = False) -> Iterator[None]:
     """Turn every error of a driver inside the block into ours, with the driver's as its cause.
@@ -86,6 +205,18 @@ def mapped(doing: str, *, fate_unknown: bool = False) -> Iterator[None]:
         raise translate(exc, doing, fate_unknown=fate_unknown) from exc
 
 
+def answer_of(kinds: Sequence[str], said: str = "") -> Answer:
+    """Return the row of the table for an error.
+
+    Args:
+        kinds: what the error is, the most special first: a reply code, a method, or a kind of the driver's.
+        said: the broker's own words.
+    """
+    rows = [row for kind in kinds for row in _BY_KIND.get(kind, ())]
+    fits = [answer for words, answer in rows if words and words in said]
+    return next(iter(fits or [answer for words, answer in rows if not words]), _ANY_OTHER)
+
+
 def translate(exc: Exception, doing: str, *, fate_unknown: bool = False) -> TransportError | ConfigurationError:
     """Return our error for a driver's; what is no refusal of the broker's is taken for a lost connection.
 
@@ -94,21 +225,13 @@ def translate(exc: Exception, doing: str, *, fate_unknown: bool = False) -> Tran
     said = _said(exc)
     if isinstance(exc, amqp.PreconditionFailed) and (found := _INEQUIVALENT.search(said)):
         return TransportNotReady(f"{doing}: {_inequivalent(found)}")
-    if isinstance(exc, amqp.ContentTooLarge) or (
-        isinstance(exc, amqp.PreconditionFailed) and "larger than configured max size" in said
-    ):
-        return TransportRefused(f"{doing}: {said}")
-    if isinstance(exc, _NOT_READY):
-        fits = [advice for words, advice in _ADVICE if words in said]
-        if isinstance(exc, amqp.AccessRefused | amqp.NotAllowed):
-            fits.append("Check the user, password, virtual host and permissions")
-        return TransportNotReady(". ".join([f"{doing}: {said.rstrip('.')}", *fits[:1]]))
     if isinstance(exc, ImportError):
         return ConfigurationError(f"{doing}: {exc}; install the driver, such as pip install 'kombu[redis]'")
     if isinstance(exc, kombu.exceptions.EncodeError):
         return TransportRefused(f"{doing}: cannot be serialised ({type(exc).__name__})")
-    if (refusal := _redis_refusal(exc, doing, said)) is not None:
-        return refusal
+    answer = answer_of(_kinds(exc), said)
+    if answer is not _ANY_OTHER:
+        return _refusal(answer, doing, said)
     said = said or type(exc).__name__
     fate = "; whether it took effect is unknown, so it was not tried again" if fate_unknown else "; nothing was done"
     return TransportUnavailable(f"{doing}: {_what_happened(exc, doing)} ({said}){fate}", fate_unknown=fate_unknown)
@@ -137,22 +260,27 @@ def _inequivalent(found: re.Match[str]) -> str:
     )
 
 
-def _redis_refusal(exc: Exception, doing: str, said: str) -> TransportError | None:
-    """Return our error where Redis has answered, and refused; its driver is not imported here."""
-    kinds = {kind.__name__ for kind in type(exc).__mro__ if kind.__module__.startswith("redis.")}
-    for kind, advice in _REDIS_REFUSALS.items():
-        if kind in kinds:
-            return TransportNotReady(f"{doing}: Redis refused: {said.rstrip('.')}. {advice}")
-    if "DB index" in said or (isinstance(exc, ValueError) and said.startswith("Database is int")):  # kombu's own
-        advice = "The URL ends with the number of a database: redis://host:6379/0"
-        return TransportNotReady(f"{doing}: there is no such database: {said.rstrip('.')}. {advice}")
-    if "ResponseError" not in kinds:
-        return None
-    if "wrong kind of value" in said or "unknown command" in said:
-        return TransportNotReady(
-            f"{doing}: Redis refused: {said}. Is a key of the queue's name used for something else?"
-        )
-    return TransportUnavailable(f"{doing}: Redis refused for now: {said}; nothing was done")
+def _refusal(answer: Answer, doing: str, said: str) -> TransportError:
+    """Return our error where the broker has answered, and nothing took effect."""
+    text = f"{doing}: {answer.says}: {said}" if answer.says else f"{doing}: {said}"
+    if answer.meaning is Meaning.UNAVAILABLE:
+        return answer.kind(f"{text}; nothing was done")
+    if answer.meaning is Meaning.REFUSED:
+        return answer.kind(text)
+    fits = [advice for words, advice in _ADVICE if words in said] if not answer.says else []
+    advice = [*fits, answer.advice][0]
+    return answer.kind(f"{text.rstrip('.')}. {advice}" if advice else text.rstrip("."))
+
+
+def _kinds(exc: Exception) -> list[str]:
+    """Return what the table may know an error by; the driver of Redis is not imported here."""
+    if isinstance(exc, amqp.AMQPError):
+        return [str(type(exc).code)]
+    return [
+        kind.__name__
+        for kind in type(exc).__mro__
+        if kind.__module__.startswith("redis.") or kind is ValueError  # kombu's, for a database
+    ]
 
 
 def _what_happened(exc: Exception, doing: str) -> str:

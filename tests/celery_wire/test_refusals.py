@@ -1,0 +1,106 @@
+"""The table of what RabbitMQ and Redis answer: each answer is unavailable, not ready or refused on purpose."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import amqp.exceptions
+import brokers
+import pytest
+import redis
+from redis import exceptions
+
+from contract_tests.messages import message
+from transports.celery import CeleryTransport
+from transports.celery.errors import ANSWERS, Answer, Meaning, answer_of, translate
+from unstract_core import TransportError, TransportNotReady, TransportRefused, TransportUnavailable
+
+OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
+KINDS: dict[Meaning, type[TransportError]] = {
+    Meaning.UNAVAILABLE: TransportUnavailable,
+    Meaning.IN_DOUBT: TransportUnavailable,
+    Meaning.NOT_READY: TransportNotReady,
+    Meaning.REFUSED: TransportRefused,
+}
+KEYS = [(key, answer) for answer in ANSWERS for key in answer.keys]
+
+
+def raised(kind: str, said: str) -> Exception:
+    """Return the driver's error for an AMQP reply code or a kind of error."""
+    if kind.isdigit():
+        error: Exception = amqp.exceptions.ERROR_MAP[int(kind)](said)
+        return error
+    return ValueError(said) if kind == "ValueError" else getattr(exceptions, kind)(said)
+
+
+def test_docs_table_equals_the_table_of_the_code() -> None:
+    """docs/operating.md lists the same answers, causes and meanings, in the same order."""
+    _, _, section = OPERATING.read_text().partition("### Answers of RabbitMQ and Redis\n")
+    rows = re.findall(r"^\| (`.+?) \| (.+?) \| (.+?) \|", section.partition("\n#")[0], re.M)
+    assert rows == [
+        (", ".join(f"`{key}`" for key in answer.keys), answer.cause, answer.meaning.value) for answer in ANSWERS
+    ]
+
+
+@pytest.mark.parametrize(("key", "answer"), KEYS, ids=[key for key, _ in KEYS])
+def test_every_answer_becomes_the_error_of_its_row(key: str, answer: Answer) -> None:
+    """The error has the meaning of its row, says what to do, and has a known fate unless the row is in doubt."""
+    kind, _, words = key.partition(" ")
+    assert issubclass(answer.kind, KINDS[answer.meaning])
+    if (kind.isdigit() and kind != "312") or kind.endswith("Error"):
+        error = translate(raised(kind, f"said {words} said"), "send", fate_unknown=True)
+        assert type(error) is answer.kind
+        assert not getattr(error, "fate_unknown", False)
+        assert answer.says in str(error)
+        assert answer.advice in str(error)
+
+
+def test_every_reply_code_that_is_not_listed_is_in_doubt() -> None:
+    """A reply code without a row is no refusal: the connection counts as lost."""
+    listed = {key.partition(" ")[0] for key, _ in KEYS}
+    for code, kind in amqp.exceptions.ERROR_MAP.items():
+        if str(code) not in listed:
+            assert answer_of([str(code)]).meaning is Meaning.IN_DOUBT
+            error = translate(kind("said"), "send", fate_unknown=True)
+            assert isinstance(error, TransportUnavailable)
+            assert error.fate_unknown
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[brokers.PrivateRedis]:
+    with brokers.private_redis("--rename-command", "LPUSH", "") as found:
+        yield found
+
+
+REFUSED: dict[str, tuple[Callable[[Any], object], str, type[TransportError], str]] = {
+    "right": (
+        lambda client: client.acl_setuser("u", enabled=True, nopass=True, keys=["none"], commands=["+@all"]),
+        "u:x@",
+        TransportNotReady,
+        "Give the user the right",
+    ),
+    "user": (lambda client: client.acl_deluser("u"), "u:x@", TransportNotReady, "Check the user and password"),
+    "key": (lambda client: client.set("_kombu.binding.q", "x"), "", TransportNotReady, "used for something else"),
+    "command": (lambda client: client.flushall(), "", TransportNotReady, "Redis refused: unknown command"),
+    "replica": (lambda client: client.replicaof("127.0.0.1", 1), "", TransportUnavailable, "Redis refused for now"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_refusal_of_redis_has_the_meaning_of_its_row(server: brokers.PrivateRedis, what: str) -> None:
+    """The error of a send that a real Redis refuses says so and what to do, and nothing is in doubt."""
+    prepare, user, kind, said = REFUSED[what]
+    with contextlib.closing(redis.Redis(port=server.port)) as client:
+        prepare(client)
+        with (
+            contextlib.closing(CeleryTransport(server.url.replace("127", f"{user}127"))) as transport,
+            pytest.raises(kind, match=said) as caught,
+        ):
+            transport.send([message("t", "q")])
+        assert not getattr(caught.value, "fate_unknown", False)
+        client.replicaof("NO", "ONE")
+        client.flushall()
