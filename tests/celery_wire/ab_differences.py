@@ -30,8 +30,8 @@ LOST = "WorkerLostError: Worker exited prematurely: exitcode 3."
 NOT_REGISTERED = "NotRegistered: 'nobody_has_it'"
 _TOLD: tuple[Way, ...] = ("callbacks", "on_success alone", "on_error alone", "neither")
 
-SYSTEM_EXIT = "A task that leaves with SystemExit takes its process with it, and is told as a lost worker."
-REJECTED = "A task that rejects itself is told with the arguments of its Reject; elsewhere with its reason."
+SYSTEM_EXIT = "A task that leaves with SystemExit ends its process, and its sender gets a lost worker."
+REJECTED = "The error of a task that rejects itself has the arguments of its Reject; elsewhere its reason."
 UNREGISTERED = "A task that the worker does not know fires no errback; the result backend says NotRegistered."
 REJECT = "Reject: ('not for me', False)"
 Shown = Mapping[str, Any]
@@ -72,7 +72,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     Difference(
         "RabbitMQ",
-        "A connection that breaks gives the message to another worker, and both outcomes are told, under one id.",
+        "A connection that breaks gives the message to another worker, and both outcomes are sent, under one id.",
         {"lease lost": {"callbacks": {"callbacks": (Fired("complete", [RESULT], KWARGS),) * 2}}},
     ),
     Difference(
@@ -82,7 +82,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     Difference(
         "Celery",
-        "A callback does not say for whom it is: the fairness of its parent, and its priority, stay behind.",
+        "A callback has neither the fairness nor the priority of its parent.",
         {"returned, for an organisation": {"callbacks": {"callbacks": (Fired("complete", [RESULT], KWARGS),)}}},
     ),
     Difference.of(
@@ -108,7 +108,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     Difference.of(
         "Celery",
-        "A task that raised, and that nobody awaits, is not run again.",
+        "A task that raised, and whose end is not awaited, is not run again.",
         [name for name in ROWS if ROWS[name].again],
         ["neither"],
         runs=1,
@@ -131,7 +131,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference.of("Celery", REJECTED, ["rejected itself"], ["a reply"], caller=failure(REJECT)),
     Difference.of(
         "Celery",
-        "A malformed message is dropped: nobody is told, and whoever waits times out.",
+        "A malformed message is dropped without an error to its sender: a blocked caller times out.",
         ["malformed"],
         WAYS,
         callbacks=(),

@@ -1,4 +1,4 @@
-"""What a task came to, as Celery's result backends write it, in both directions.
+"""Results of tasks as Celery's result backends write them, in both directions.
 
 A failure travels as the type and the arguments of an exception. Classes are never imported from what the wire says:
 ours reads them as text, and writes `Type: message` as a type and one argument, in the module that it is known to be of,
@@ -27,9 +27,9 @@ _ERROR = re.compile(r"(?P<type>[A-Za-z_]\w*)(?:: (?P<message>.*))?", re.DOTALL)
 _EXPIRED = "MalformedPayload: expired"
 _ENDED = {"SUCCESS", "FAILURE", "REVOKED"}
 _UNREAD = 86400.0
-"""Seconds after which an answer that nobody has read may be removed: as long as Celery keeps results."""
+"""Seconds after which an unread answer may be removed: as long as Celery keeps results."""
 _TEXT = "exc_text"
-"""What ours adds to Celery's fields of a failure."""
+"""The field that we add to Celery's fields of a failure."""
 
 
 def write_answer(reply: Reply, *, task_id: str, correlation_id: str, reply_to: str) -> Outgoing:
@@ -64,7 +64,7 @@ def read_answer(message: kombu.Message, key: str) -> Reply | None:
     try:
         meta = loads(body, message.content_type, message.content_encoding, accept=["application/json"])
         status, result = meta["status"], meta["result"]
-    except Exception:  # whatever came, it answers nobody
+    except Exception:  # an unreadable message is no answer
         return None
     if status not in _ENDED:
         return None

@@ -1,4 +1,4 @@
-"""What a task of a Celery app asks for while our Consumer runs it: it comes to us, not to the app's broker.
+"""Retries and replacements that a task of a Celery app asks for come to our Consumer, not to the app's broker.
 
 A retry (`autoretry_for`, `self.retry()`) becomes RetryLater: the message waits, and survives its worker. What a
 redelivery or a continuation cannot carry is refused, never lost: a retry with other arguments or options, and
@@ -39,7 +39,7 @@ class Run:
         return cls(task, delivery, pickle.dumps(([], {}) if payload is None else (payload.args, payload.kwargs)))
 
     def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the task's function; what was refused is raised, whatever the function made of it."""
+        """Call the task's function. Raises the refusal of a retry or replacement, also if the function caught it."""
         try:
             result = function(*args, **kwargs)
         except Exception:

@@ -48,10 +48,10 @@ def celery_tasks(app: Any) -> Mapping[str, Callable[..., Any]]:
 
     Each has `request.id` (the dispatch's, the same on every delivery), `request.retries`, `request.headers` (fairness
     as `x-fairness-key`) and `request.delivery_info`; bound tasks, class-based ones, handlers and signals work. A retry
-    that a task asks for really happens, later and elsewhere, as often as its `max_retries` says, and only the last
-    error is told. With `max_retries=0` a task is never run again because it raised. A retry with other arguments or
-    options cannot be had, because a redelivery has the same message, nor can a task be replaced that somebody waits
-    for: it then fails with NotSupported.
+    that a task asks for happens later, possibly in another process, as often as its `max_retries` says, and only the
+    last error reaches its sender. With `max_retries=0` a task is never run again because it raised. A task fails with
+    NotSupported if it asks for a retry with other arguments or options, because a redelivery has the same message, or
+    if it has a callback or a reply and replaces itself.
 
     Raises ConfigurationError for what is no Celery app, has no tasks of its own, or has one that no thread can run.
     """
@@ -136,18 +136,18 @@ def _traced(celery: _Celery, run: Run, request: Any, args: tuple[Any, ...], kwar
     """Run a task between the handlers and signals that Celery's worker gives it, and let out what it raises."""
     task = run.task
     what = (request.id, request.args, request.kwargs)
-    told = {"task_id": request.id, "args": request.args, "kwargs": request.kwargs}
+    fields = {"task_id": request.id, "args": request.args, "kwargs": request.kwargs}
     state, retval, started = None, None, time.monotonic()
     celery.push(task, request)
     try:
-        celery.signal("task_prerun", task, task=task, **told)
+        celery.signal("task_prerun", task, task=task, **fields)
         task.app.loader.on_task_init(request.id, task)
         try:
             task.before_start(*what)
             retval = run.called(celery.function(task), args, kwargs)
         except Exception as exc:
             state, retval = celery.state_of(exc), exc
-            celery.tell(task, request, state, exc)
+            celery.report(task, request, state, exc)
             raise
         state = "SUCCESS"
         _handled(task.on_success, retval, *what)
@@ -156,7 +156,7 @@ def _traced(celery: _Celery, run: Run, request: Any, args: tuple[Any, ...], kwar
         return retval
     finally:
         try:
-            celery.signal("task_postrun", task, task=task, retval=retval, state=state, **told)
+            celery.signal("task_postrun", task, task=task, retval=retval, state=state, **fields)
         finally:
             celery.pop(task)
         _handled(task.app.loader.on_process_cleanup)
@@ -229,8 +229,8 @@ class _Celery:
         found = (state for name, state in kinds.items() if isinstance(exc, getattr(self._exceptions, name)))
         return next(found, "FAILURE")
 
-    def tell(self, task: Any, request: Any, state: str, exc: Exception) -> None:
-        """Tell handlers and signals of a task that did not return."""
+    def report(self, task: Any, request: Any, state: str, exc: Exception) -> None:
+        """Call the handlers and send the signals for a task that did not return."""
         what, einfo = (request.id, request.args, request.kwargs), self._einfo()
         if state == "RETRY":
             _handled(task.on_retry, getattr(exc, "exc", None), *what, einfo)

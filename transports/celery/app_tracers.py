@@ -45,7 +45,7 @@ def run_instrumented(trace: Any, task: Any, fields: dict[str, Any], run: Callabl
 
 
 class _Outcome:
-    """What came of a run, which a tracer keeps to itself."""
+    """The result or error of a run, which a tracer does not return."""
 
     def __init__(self, run: Callable[[], Any]) -> None:
         self._run = run
@@ -92,7 +92,7 @@ class _StandIn:
 
 
 class _Info:
-    """What a tracer notes of an end that is no success; the handlers and signals for it have been called already."""
+    """A tracer's record of a run that did not succeed. Its handlers do nothing: they have been called already."""
 
     def __init__(self, state: str, retval: Any = None) -> None:
         self.state = state

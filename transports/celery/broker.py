@@ -1,7 +1,7 @@
 """One connection to the broker, with a channel to publish on: declaring, publishing with confirms, hanging up.
 
 Messages are published in one go and their confirms waited for together, so that a batch costs one round trip. Every
-wait has a limit of `confirm_timeout` seconds, whatever is being waited for. Brokers that kombu plays itself
+wait has a limit of `confirm_timeout` seconds. Brokers that kombu plays itself
 (memory://, redis://) confirm by returning.
 
 A broker that is short of memory or disk space blocks the connections that publish: it reads nothing more from them
@@ -87,7 +87,7 @@ class Settings:
         return self.arguments_of(queue).get("x-queue-type") == "quorum"
 
     def queue(self, name: str) -> kombu.Queue:
-        """Return a queue as Celery declares those that nobody configured: with a direct exchange of its name."""
+        """Return a queue as Celery declares one by default: with a direct exchange of its name."""
         return kombu.Queue(name, kombu.Exchange(name), name, queue_arguments=self.arguments_of(name) or None)
 
     @property
@@ -117,7 +117,7 @@ class Settings:
 
 
 class Broker:
-    """An open connection. `amqp` tells whether a real broker is there, or one that kombu plays itself.
+    """An open connection. `amqp` is true for a real broker, and false for one that kombu plays itself.
 
     `blocked` is why the broker takes no messages over it for now, None while it does; `on_block` is called with that.
     Messages whose confirm is missing meanwhile end as InDoubt; one that is `lasting` gives up waiting for them soon,
@@ -480,7 +480,7 @@ class _Confirms:
         return tag
 
     def answer_to(self, tag: int) -> bool | None:
-        """Return whether a doubted message was accepted, None where that is not known yet; it is told once."""
+        """Return whether a doubted message was accepted, None where that is not known yet. Can be asked once."""
         answer = self._doubted.get(tag, False)
         if answer is not None:
             self._doubted.pop(tag, None)

@@ -70,7 +70,7 @@ def is_compressed(message: kombu.Message) -> bool:
 
 
 def bytes_of(message: kombu.Message) -> Any:
-    """Return the body as it was sent; some brokers of kombu's have decoded it, whatever its encoding is called."""
+    """Return the body as it was sent; some brokers of kombu's have decoded it already."""
     if not isinstance(message.body, str):
         return message.body
     try:

@@ -107,7 +107,7 @@ class CeleryDeadLetters:
 
     @contextlib.contextmanager
     def _looking(self, queue: str, doing: str, *, removes: bool = False) -> Iterator[_Look]:
-        """Take out every letter of `queue`; what is not removed in the block is put back, whatever happens there."""
+        """Take out every letter of `queue`. Those that the block does not remove are put back, also after an error."""
         with self._publishers.broker(doing) as broker, mapped(doing, fate_unknown=removes):
             look = _Look(broker, queue, doing)
             try:
@@ -185,7 +185,7 @@ class _Look:
             for message, error in zip(some, outcomes, strict=True):
                 if error is None:
                     message.ack()
-            self._channel.basic_qos(0, 0, False)  # whose answer tells that these were passed on before the next come
+            self._channel.basic_qos(0, 0, False)  # its answer comes after these were passed on
 
 
 def _found(messages: Iterable[kombu.Message], queue: str) -> Iterator[_Found]:
@@ -207,7 +207,7 @@ def _id(message: kombu.Message) -> str:
 
 
 def _buried_at(message: kombu.Message) -> datetime.datetime:
-    """Return when a letter was buried; now, where it does not tell."""
+    """Return when a letter was buried; now, where its header is missing or unreadable."""
     value = message.headers.get("x-dead-at")
     with contextlib.suppress(OverflowError, ValueError):
         moment = value if isinstance(value, datetime.datetime) else datetime.datetime.fromisoformat(str(value))

@@ -1,8 +1,8 @@
 """Celery's message protocol 2, incoming: a broker's message as a payload of ours, and what else it asks for.
 
-Read tolerantly where Celery is tolerant, and refused aloud where it asks for what cannot be honoured here: a message
-that cannot be read, or not be honoured, becomes a delivery with its problem, searched for whom to tell. Nothing is
-unpickled; bodies are JSON, and values those of the one domain (docs/wire.md), so that a UUID is text here too.
+Read tolerantly where Celery is tolerant. A message that cannot be read, or asks for something that cannot be honoured
+here, becomes a delivery with its problem, and is searched for the address of its sender. Nothing is unpickled; bodies
+are JSON, and values those of the one domain (docs/wire.md), so that a UUID is text here too.
 
 The wire has one continuation of kwargs for each outcome. Celery's links may be several, with positional arguments of
 their own: they stand in `callbacks` and `errbacks` as they came, and the first of each lends the payload its face.
@@ -56,7 +56,7 @@ COUNT_HEADER = "x-delivery-count"
 
 @attrs.frozen
 class Envelope:
-    """What a message says, beside its payload. `raw` is the payload as it stands on our wire, as far as it is readable.
+    """A message as it was read. `raw` is the payload as it stands on our wire, as far as it is readable.
 
     `callbacks` are Celery's signatures as they came. `errbacks` are too, but for the parts that cannot be honoured,
     whose paths are `dropped`. `embed` is the body's third part; `answered` whether its sender gave an address for the
@@ -114,13 +114,13 @@ def read_message(message: kombu.Message, queue: str, *, default_queue: str, time
         reading.read()
     except _Problem as exc:
         problem = str(exc)
-    except Exception as exc:  # a header of a kind that nobody foresaw
+    except Exception as exc:  # a header of an unforeseen kind
         problem = f"unreadable ({type(exc).__name__})"
     return reading.envelope(problem)
 
 
 class _Reading:
-    """One message being read; what could be read stands in its fields, whatever went wrong after."""
+    """One message being read; its fields have the parts that could be read before an error."""
 
     def __init__(self, message: kombu.Message, queue: str, default_queue: str, time_limits: bool) -> None:
         self.message = message
@@ -201,7 +201,7 @@ class _Reading:
         )
 
     def _address(self) -> None:
-        """Note who is told: by a reply where an address was given and nothing is chained, as a status otherwise."""
+        """Note where the outcome goes: to a reply if an address was given and nothing is chained, else to a status."""
         if known := self.id or self.correlation_id:  # the same for a real client
             self.raw["task_id"] = known
         answered = bool(self.reply_to) and self.headers.get("ignore_result") is not True

@@ -29,7 +29,7 @@ from unstract_core.errors import (
 )
 
 CONNECTING = "connect to the broker"
-"""What is being done when a connection is opened."""
+"""The operation that opens a connection, in the texts of errors."""
 _INEQUIVALENT = re.compile(
     r"inequivalent arg '(?P<name>[^']*)' for (?P<kind>queue|exchange) .*?"
     r"received (?P<ours>.*?) but current is (?P<theirs>.*)"
@@ -43,7 +43,7 @@ _ADVICE = (
     ("exclusive access", "The queue is exclusive to another connection: use a queue of another name"),
     ("no queue", "Declare the queue, or set declare=True so that it is declared here"),
 )
-"""What to do, by words of RabbitMQ's; the first that fits."""
+"""Advice by words of RabbitMQ's; the first that fits is used."""
 _QUOTED_COMMAND = " of pipeline caused error: "
 """After which the driver of Redis says what is wrong; before it stands the command, with parts of a message."""
 

@@ -1,4 +1,4 @@
-"""What py-amqp cannot read: why the broker takes no more messages, and odd properties of a message.
+"""Frames that py-amqp cannot read: why the broker takes no more messages, and odd properties of a message.
 
 py-amqp drops the broker's reason when that blocks a connection; here it is passed on.
 

@@ -1,7 +1,7 @@
 """Where answers to blocked callers arrive: one queue and one connection for the whole process, served by one thread.
 
 The queue is there before the first message that asks for an answer is sent. It outlives a lost connection for an hour,
-so that an answer that comes meanwhile is found when it is back. Answers that nobody waits for are dropped.
+so that an answer that comes meanwhile is found when it is back. Answers that no caller waits for are dropped.
 """
 
 from __future__ import annotations

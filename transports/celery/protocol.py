@@ -44,12 +44,12 @@ BROKERS_HEADERS = re.compile(
 DEAD_SUFFIX = ".dead"
 LONGEST_QUEUE = 255 - len(DEAD_SUFFIX)
 UNSET_PRIORITY = 0
-"""What Celery writes where no priority was asked for."""
+"""The priority that Celery writes for a message without one."""
 
 
 @attrs.frozen
 class Outgoing:
-    """What is published: to the default exchange, with the queue's name as the routing key.
+    """A message to publish: to the default exchange, with the queue's name as the routing key.
 
     `body` is serialised as JSON by kombu, unless `content_type` says that it is serialised already.
     """
@@ -65,7 +65,7 @@ class Outgoing:
     declared: bool = True
     """Whether its queue is ours to declare; a reply's is not, and may be gone."""
     lives: float | None = None
-    """Seconds after which its queue may be removed, where a broker keeps queues that nobody reads; None for never."""
+    """Seconds after which its queue may be removed, where a broker keeps unread queues; None for never."""
 
     @property
     def id(self) -> str:

@@ -37,7 +37,7 @@ class _RoomUsedUp(Exception):
 
 
 class _Text:
-    """What is written so far, the room that is left, and the containers that are open, outermost first."""
+    """The text so far, the room that is left, and the containers that are open, outermost first."""
 
     __slots__ = ("levels", "opened", "parts", "room", "separator")
 

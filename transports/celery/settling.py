@@ -1,4 +1,4 @@
-"""What the end of a delivery publishes: its continuation, its answer, its next try or its dead letter.
+"""Messages that a settlement publishes: the continuation, the answer, the next try or the dead letter.
 
 A continuation is fired as a Celery worker would fire it, from the message's own links, which may be several, immutable
 and with arguments of their own: on success a lone one by itself and several as a group, on failure always as a group.
@@ -232,14 +232,14 @@ def _listed(links: Any) -> list[Any] | None:
 
 def _dead_letter(received: Received, settlement: Settlement) -> Outgoing:
     message, envelope = received.message, received.envelope
-    told = {
+    why = {
         "x-dead-id": str(uuid.uuid4()),
         "x-dead-queue": received.queue,
         "x-dead-reason": settlement.reason,
         "x-dead-attempts": settlement.delivery.attempt,
         "x-dead-at": datetime.datetime.now(datetime.UTC).isoformat(),
     }
-    letter = _copy(message, received.queue + DEAD_SUFFIX, {**_with_room(_kept(message)), **told})
+    letter = _copy(message, received.queue + DEAD_SUFFIX, {**_with_room(_kept(message)), **why})
     if settlement.result is None or envelope.body is None:
         return letter
     args, kwargs, embed = envelope.body

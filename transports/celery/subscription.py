@@ -139,7 +139,7 @@ class CelerySubscription:
                 self._check_open()
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
-        """Tell which deliveries are still ours: all of them while the connection lives."""
+        """Return which deliveries are still ours: all of them while the connection lives."""
         self._check_open()
         with contextlib.suppress(TransportError), self._working("renew"):
             self._link.tend()

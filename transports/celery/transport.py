@@ -100,9 +100,9 @@ class CeleryTransport:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What this transport claims.
+        """The capabilities that this transport claims.
 
-        Priorities need queues that keep ten of them (`x-max-priority`); only quorum queues count what nobody settled.
+        Priorities need queues that keep ten of them (`x-max-priority`); only quorum queues count unsettled deliveries.
         """
         arguments = self._settings.queue_arguments
         ranks = arguments.get("x-max-priority")
@@ -154,13 +154,17 @@ class CeleryTransport:
         return self._inbox.reply(key, timeout=timeout, consume=consume)
 
     def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueState]:
-        """Raises NotSupported: a broker tells nobody what stands in its queues over AMQP."""
+        """Raises NotSupported: AMQP has no list of queues and their messages."""
         self._check_open()
-        raise NotSupported("a broker does not tell what stands in its queues; ask its own tools (rabbitmqctl)")
+        raise NotSupported("a broker does not report the state of its queues; use its own tools (rabbitmqctl)")
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> CelerySubscription:
-        """Receive from `queues`. There are no leases: a message is ours while its connection lives, and `lease` only
-        tells how often the consumer looks after it."""
+        """Receive from `queues`. There are no leases: a message is ours while its connection lives.
+
+        Args:
+            queues: the names of the queues.
+            lease: the time in seconds within which the consumer renews its deliveries.
+        """
         names = check_subscription(queues, lease)
         for name in names:
             check_queue(name)
@@ -225,7 +229,7 @@ def from_url(url: str) -> CeleryTransport:
     `ignore_time_limits` are ours and taken out of its query, and so are queue arguments such as `x-queue-type=quorum`,
     `x-max-priority=10` and `x-single-active-consumer=true`. An `amqps://` URL may have `ssl_ca_certs`, `ssl_certfile`,
     `ssl_keyfile` (files), `ssl_cert_reqs` (`required`, `none`), `ssl_server_hostname` and `ssl_ciphers`. The others are
-    kombu's. Raises ConfigurationError for a bad value or an option that nobody knows.
+    kombu's. Raises ConfigurationError for a bad value or an unknown option.
     """
     address, _, query = url.removeprefix("celery+").partition("?")
     options: dict[str, Any] = {}
