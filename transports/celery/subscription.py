@@ -464,7 +464,7 @@ class CelerySubscription:
     def _give_back(self, unwanted: Sequence[Arrived]) -> None:
         """Let others have what nobody here has time for; what is requeued in a quorum queue counts, so not there."""
         anew = [one for one in unwanted if self._counts_returns(one)]
-        for one in self._link.broker.in_requeue_order(unwanted):
+        for one in unwanted:
             if one not in anew:
                 one.requeue()
         if anew:

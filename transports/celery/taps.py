@@ -165,10 +165,11 @@ class Taps:
         due = min((one.due for name, one in self._unwanted.items() if name in waiting), default=math.inf)
         return max(0.0, due - time.monotonic())
 
-    def want(self, limit: int, paused: Collection[str] = ()) -> list[Arrived]:
+    def want(self, limit: int, paused: Collection[str] = ()) -> Sequence[Arrived]:
         """Say how many more messages there is room for now, of any queue that is not `paused`.
 
-        Returns what is to be given back to its queue. Raises TransportNotReady for a queue that is not there any more.
+        Returns what is to be given back to its queue, in the order of requeueing. Raises
+        TransportNotReady for a queue that is not there any more.
         """
         limit = min(limit, _LARGEST_GRANT)
         unwanted = []
@@ -182,7 +183,7 @@ class Taps:
                 self._grant(queue, limit)
             else:
                 unwanted.append(queue)
-        return self._offers(unwanted) if unwanted else []
+        return self._broker.in_requeue_order(self._offers(unwanted)) if unwanted else ()
 
     def cancel(self) -> None:
         """Let nothing more be sent. When this returns the queues have taken in what was acknowledged before."""
