@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import servers
@@ -17,7 +20,10 @@ from supervised import Command, noted, worker
 from contract_tests.kit import wait_until
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport
-from unstract_core.cli.child import Limits, Role
+from unstract_core.cli import slot as slots
+from unstract_core.cli import supervisor as supervisors
+from unstract_core.cli.child import VARIABLE, Limits, Report, Role
+from unstract_core.cli.supervisor import Supervisor
 
 HTTP = ("--http", "127.0.0.1:0")
 
@@ -30,6 +36,148 @@ def database_(embedded_url: str) -> Iterator[tuple[str, PostgresTransport]]:
     ):
         transport.migrate()
         yield f"{embedded_url}?schema={schema}", transport
+
+
+class Child:
+    """A process of a supervisor that a test moves: it writes to the real pipes, and ends when the test says so."""
+
+    def __init__(self, pid: int, variable: str) -> None:
+        _, reports, _, _, role = variable.split(",", 4)
+        self.pid, self.role = pid, Role.of(role)
+        self.status: int | None = None
+        self.leaves = False
+        self._reports = os.dup(int(reports))
+
+    def poll(self) -> int | None:
+        return self.status
+
+    def tell(self, *reports: Report) -> None:
+        for report in reports:
+            self.leaves = self.leaves or report.leaves
+            os.write(self._reports, report.value)
+
+    def end(self, status: int = 0) -> None:
+        if self.status is None:
+            self.status = status
+            os.close(self._reports)
+
+
+class Moved(Supervisor):
+    """A supervisor whose children and clock a test moves."""
+
+    def __init__(self, processes: int = 1) -> None:
+        super().__init__(["a command"], {}, processes=processes, grace=25, silence=60)
+        self.now = 1000.0
+        self.all: list[Child] = []
+
+    @contextlib.contextmanager
+    def moving(self) -> Iterator[Moved]:
+        """Replace the clock and the start of a process; nothing is signalled, as there are no such processes."""
+
+        def start(command: Sequence[str], env: Mapping[str, str], **_: Any) -> Child:
+            self.all.append(Child(2**30 + len(self.all), env[VARIABLE]))
+            return self.all[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            clock = SimpleNamespace(monotonic=lambda: self.now)
+            patch.setattr(slots, "time", clock)
+            patch.setattr(supervisors, "time", clock)
+            patch.setattr(slots, "subprocess", SimpleNamespace(Popen=start))
+            patch.setattr(supervisors.Supervisor, "_reap_orphans", lambda self: None)
+            try:
+                self.step()
+                yield self
+            finally:
+                for child in self.all:
+                    child.end()
+                for slot in self._all():
+                    slot.close()
+
+    def step(self, seconds: float = 0.0) -> None:
+        """Let so many seconds pass, and do what the supervisor does in each iteration but wait."""
+        self.now += seconds
+        self._reap()
+        self._look()
+        self._start_what_is_due()
+
+    @property
+    def living(self) -> list[Child]:
+        return [child for child in self.all if child.status is None]
+
+
+def logged(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any]]:
+    """Return the fields of each event of this name."""
+    return [vars(record) for record in caplog.records if getattr(record, "wire.event", "") == event]
+
+
+MOVES = st.lists(
+    st.tuples(
+        st.sampled_from([*Report, 0, 1, -signal.SIGKILL, "time passes"]),
+        st.integers(0, 9),
+    ),
+    max_size=40,
+)
+
+
+@given(st.integers(1, 2), MOVES)
+def test_a_place_has_at_most_two_processes(processes: int, moves: list[tuple[Report | int | str, int]]) -> None:
+    """In every order of reports and ends a place has at most two processes, and one that works when the others end."""
+    with Moved(processes).moving() as supervisor:
+        for move, index in moves:
+            if not supervisor.living:
+                supervisor.step(60)
+            child = supervisor.living[index % len(supervisor.living)]
+            if isinstance(move, Report):
+                child.tell(move)
+            elif isinstance(move, int):
+                child.end(move)
+            supervisor.step(60 * index if move == "time passes" else 0)
+            for _ in range(3):
+                supervisor.step()
+            places = Counter(slot.number for slot in supervisor._all() if slot.process is not None)
+            assert max(places.values(), default=0) <= 2
+        for child in supervisor.living:
+            if child.leaves:
+                child.end()
+        supervisor.step()
+        supervisor.step(60)
+        working = {slot.number for slot in supervisor._slots if slot.process is not None and slot.leaves is None}
+        assert working == set(range(1, processes + 1))
+
+
+def test_a_child_that_leaves_slowly_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A long task of a child that leaves is one WARNING, and /healthz is 200 as long as the next child works."""
+    with Moved().moving() as supervisor:
+        supervisor.all[0].tell(Report.STARTED, Report.MAX_TASKS)
+        for _ in range(3):
+            supervisor.step(40)
+            supervisor.living[-1].tell(Report.STARTED)
+            supervisor.all[0].tell(Report.ALIVE)
+        supervisor.step()
+        assert supervisor.health().reasons == []
+        assert [record["wire.pid"] for record in logged(caplog, "child_still_leaving")] == [supervisor.all[0].pid]
+        leaving = [child.get("leaving") for child in supervisor.health().details["children"]]
+        assert leaving == [None, 80.0]
+
+
+def test_a_task_that_hangs_adds_at_most_one_process(tmp_path: Path) -> None:
+    """Two children that cannot leave get no third; /healthz says so, and the place works again when they end."""
+    before = "import unstract_core.cli.worker as w; w._LEAST_SILENCE = 1.5"
+    options = ("--concurrency", "2", "--max-tasks", "1", "--lease", "0.5", *HTTP)
+    with worker(*options, url="supervised:recycling", directory=tmp_path, before=before) as command:
+        first, second = command.children(2)
+
+        def is_told() -> bool:
+            return any("child 1 has taken no messages for" in reason for reason in command.health()["reasons"])
+
+        wait_until(is_told, what="the place without a worker to be reported")
+        assert not command.healthy()
+        assert [child["pid"] for child in command.health()["children"]] == [second, first]
+        assert command.event("child_still_leaving")["pid"] == str(first)
+        (tmp_path / "held.go").touch()
+        command.children(3)
+        command.signal(signal.SIGTERM)
+        assert command.ends() == 0
 
 
 def spare(command: Command) -> int:

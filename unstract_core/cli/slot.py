@@ -60,6 +60,8 @@ class Slot:
         wants_spare: Whether the process has asked for another to prepare.
         ready: Whether a spare process has prepared.
         refused: Whether the process could not work, and another one reports why.
+        left_at: When the process began to leave.
+        late: Whether the supervisor has logged that the process takes long to leave.
     """
 
     number: int
@@ -83,6 +85,8 @@ class Slot:
     """Its process has closed its end of the pipe, and may live on."""
     leaves: Report | None = None
     """Why its process makes room for another."""
+    left_at: float = 0.0
+    late: bool = False
 
     @property
     def lived(self) -> float:
@@ -107,7 +111,7 @@ class Slot:
         It has a session of its own: what is typed at the terminal is for the parent alone.
         """
         self.started_at, self.away, self.silent, self.deaf, self.leaves = None, False, False, False, None
-        self.is_spare, self.wants_spare, self.ready = role.spare, False, False
+        self.is_spare, self.wants_spare, self.ready, self.late = role.spare, False, False, False
         self.reports, theirs = os.pipe()
         life, self.orders = os.pipe()
         watched, self.guard = os.pipe()

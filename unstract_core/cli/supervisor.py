@@ -106,7 +106,15 @@ class Supervisor:
                 reasons.append(f"child {slot.number} has not been heard of for {now - slot.heard_at:.0f} s")
             if slot.backoff.looping:
                 reasons.append(f"child {slot.number} has died {slot.backoff.deaths} times in a row")
+            leaving = 0.0 if slot.leaves is None or process is None else now - slot.left_at
+            if leaving >= self._silence and slot in self._slots:
+                reasons.append(
+                    f"child {slot.number} has taken no messages for {leaving:.0f} s: it leaves, and so does the one"
+                    " before it; does a task hang? Give --task-deadline"
+                )
             child = {"slot": slot.number, "state": state, "deaths": slot.backoff.deaths, "away": slot.away}
+            if leaving:
+                child["leaving"] = round(leaving, 1)
             if process is not None:
                 child |= {"pid": process.pid, "heard": round(now - slot.heard_at, 1), "lived": round(slot.lived, 1)}
             children.append(child)
@@ -123,7 +131,8 @@ class Supervisor:
         if self._kill_at is not None:
             return
         for slot in self._slots:
-            if slot.process is not None and slot.wants_spare and slot.spare is None:
+            wanted = slot.process is not None and slot.wants_spare and slot.spare is None
+            if wanted and self._leaver(slot.number) is None:
                 slot.spare = Slot(slot.number, slot.backoff, is_spare=True)
         for slot in self._all():
             if slot.process is not None or slot.start_at > time.monotonic():
@@ -144,9 +153,19 @@ class Supervisor:
         spares = [slot.spare for slot in self._slots if slot.spare is not None]
         return [*self._slots, *spares, *self._leaving]
 
+    def _leaver(self, number: int) -> Slot | None:
+        """Return the process that has left a place to another one, and has not ended."""
+        return next((slot for slot in self._leaving if slot.number == number), None)
+
     def _hand_over(self, slot: Slot) -> None:
-        """Give the place of a process that leaves to the one that has prepared to follow, or to a new one at once."""
+        """Give the place of a process that leaves to the one that has prepared to follow, or to a new one at once.
+
+        While an earlier process still leaves this place, the place stays with the process that has it until one of the
+        two has ended: tasks that hang would otherwise add a process at each limit.
+        """
         if slot not in self._slots or self._kill_at is not None:
+            return
+        if slot.process is not None and self._leaver(slot.number) is not None:
             return
         follower = slot.spare or Slot(slot.number, slot.backoff)
         self._slots[self._slots.index(slot)] = follower
@@ -228,6 +247,8 @@ class Supervisor:
             self._note_start()
             emit(logger, logging.INFO, "child_started", slot=slot.number, pid=slot.process.pid)
         elif report.leaves:
+            if slot.leaves is None:
+                slot.left_at = time.monotonic()
             slot.leaves = report if report is Report.OVERDUE else slot.leaves or report
             self._hand_over(slot)
         elif report is Report.SOON:
@@ -254,6 +275,9 @@ class Supervisor:
         slot.close()
         if slot in self._leaving:
             self._leaving.remove(slot)
+            place = self._slots[slot.number - 1]
+            if place.leaves is not None and place.process is not None:
+                self._hand_over(place)
         if not stopping and not self._ever_started and status == FAILED:
             if slot.number == 1:
                 self._code = status
@@ -303,6 +327,18 @@ class Supervisor:
                 slot.silent = True
                 seconds = round(silent_for, 1)
                 emit(logger, logging.ERROR, "child_silent", slot=slot.number, pid=slot.process.pid, seconds=seconds)
+            leaving = 0.0 if slot.leaves is None else time.monotonic() - slot.left_at
+            if leaving >= self._silence and not slot.late:
+                slot.late = True
+                seconds = round(leaving, 1)
+                emit(
+                    logger,
+                    logging.WARNING,
+                    "child_still_leaving",
+                    slot=slot.number,
+                    pid=slot.process.pid,
+                    seconds=seconds,
+                )
 
     def _kill_all(self) -> None:
         """Kill what is left, and wait for it to be gone."""
