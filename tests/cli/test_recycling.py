@@ -145,6 +145,100 @@ def test_a_place_has_at_most_two_processes(processes: int, moves: list[tuple[Rep
         assert working == set(range(1, processes + 1))
 
 
+def deaths(supervisor: Moved, count: int, *reports: Report) -> list[float]:
+    """Let the newest child report and die so many times; return for each the seconds until the next start."""
+    pauses = []
+    for _ in range(count):
+        supervisor.living[-1].tell(*reports)
+        supervisor.step()
+        started, died_at = len(supervisor.all), supervisor.now
+        supervisor.living[-1].end(1)
+        supervisor.step()
+        while len(supervisor.all) == started:
+            for child in supervisor.living:
+                child.tell(Report.ALIVE)
+            supervisor.step(1)
+        pauses.append(supervisor.now - died_at)
+    return pauses
+
+
+def test_a_spare_child_that_crashes_is_backed_off(caplog: pytest.LogCaptureFixture) -> None:
+    """A spare child that dies at import waits ever longer, and its crash loop is reported."""
+    caplog.set_level("INFO")
+    with Moved().moving() as supervisor:
+        child = supervisor.all[0]
+        child.tell(Report.STARTED)
+        supervisor.step()
+        supervisor.step(1000)
+        child.tell(Report.SOON)
+        supervisor.step()
+        supervisor.step()
+        assert [one.role.spare for one in supervisor.living] == [False, True]
+        assert deaths(supervisor, 6) == [1, 2, 4, 8, 16, 32]
+        assert all(record["wire.spare"] for record in logged(caplog, "child_died"))
+        (looping,) = logged(caplog, "crash_loop")
+        assert (looping["wire.deaths"], looping["wire.spare"]) == (5, True)
+        assert supervisor.health().reasons == ["the spare of child 1 has died 6 times in a row"]
+        assert [one["deaths"] for one in supervisor.health().details["children"]] == [0, 6]
+        supervisor.living[-1].tell(Report.READY)
+        supervisor.step()
+        assert logged(caplog, "crash_loop_over") == []
+        child.tell(Report.ALIVE)
+        supervisor.step(60)
+        assert len(logged(caplog, "crash_loop_over")) == 1
+        child.tell(Report.ALIVE)
+        supervisor.living[-1].tell(Report.ALIVE)
+        supervisor.step()
+        assert supervisor.health().reasons == []
+
+
+def test_a_crash_loop_of_a_spare_child_stays_when_it_takes_over(caplog: pytest.LogCaptureFixture) -> None:
+    """The place of a child that leaves waits for as long as its spare child would have, and counts its deaths."""
+    with Moved().moving() as supervisor:
+        child = supervisor.all[0]
+        child.tell(Report.STARTED, Report.SOON)
+        supervisor.step()
+        supervisor.step()
+        deaths(supervisor, 4)
+        supervisor.living[-1].end(1)
+        supervisor.step()
+        child.tell(Report.MAX_TASKS)
+        supervisor.step()
+        child.end()
+        supervisor.step()
+        assert supervisor.living == []
+        assert "child 1 has died 5 times in a row" in supervisor.health().reasons
+        supervisor.step(16)
+        assert [one.role.spare for one in supervisor.living] == [False]
+
+
+@pytest.mark.parametrize("soon", [False, True])
+def test_a_child_that_leaves_hides_no_crash_loop(caplog: pytest.LogCaptureFixture, soon: bool) -> None:
+    """Neither a child that still leaves nor a spare child that is ready ends the row of deaths of their place."""
+    with Moved().moving() as supervisor:
+        old = supervisor.all[0]
+        old.tell(Report.STARTED)
+        supervisor.step()
+        supervisor.step(1000)
+        old.tell(Report.ALIVE if soon else Report.MAX_TASKS)
+        for _ in range(3):
+            supervisor.step()
+        if soon:
+            for number in range(5):
+                supervisor.living[-1].tell(Report.STARTED, Report.SOON)
+                supervisor.step()
+                supervisor.step(32)
+                supervisor.step()
+                assert [one.role.spare for one in supervisor.living] == [bool(number), True]
+                supervisor.living[-1].tell(Report.READY)
+                supervisor.step()
+                supervisor.living[0].end(1)
+                supervisor.step()
+        else:
+            assert deaths(supervisor, 5, Report.STARTED) == [1, 2, 4, 8, 16]
+        assert len(logged(caplog, "crash_loop")) == 1
+
+
 def test_a_child_that_leaves_slowly_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """A long task of a child that leaves is one WARNING, and /healthz is 200 as long as the next child works."""
     with Moved().moving() as supervisor:
@@ -173,7 +267,7 @@ def test_a_task_that_hangs_adds_at_most_one_process(tmp_path: Path) -> None:
         wait_until(is_told, what="the place without a worker to be reported")
         assert not command.healthy()
         assert [child["pid"] for child in command.health()["children"]] == [second, first]
-        assert command.event("child_still_leaving")["pid"] == str(first)
+        command.event("child_still_leaving", pid=str(first))
         (tmp_path / "held.go").touch()
         command.children(3)
         command.signal(signal.SIGTERM)

@@ -38,6 +38,10 @@ class Backoff:
         if seconds >= _FORGOTTEN:
             self._pause = 0.0
 
+    def join(self, other: Backoff) -> None:
+        """Keep the longer of two rows of deaths, and the longer pause: `other` becomes part of this one."""
+        self.deaths, self._pause = max(self.deaths, other.deaths), max(self._pause, other._pause)
+
     def died(self, lived: float) -> float:
         """Note a death after so many seconds at work; return the seconds until the next start."""
         self.lives(lived)
@@ -52,13 +56,13 @@ class Slot:
 
     Args:
         number: The place.
-        backoff: That of the place: a process that follows another has the same one.
+        backoff: That of the place. A spare process has its own, which joins that of the place when it takes over.
         orders: The write end of the pipe that the process reads.
         guard: The write end of the pipe at whose end the guard of the process's group ends that group.
         spare: The process that is to follow, which prepares while this one works on.
         is_spare: Whether this process is such a one, and was not told to take over.
         wants_spare: Whether the process has asked for another to prepare.
-        ready: Whether a spare process has prepared.
+        ready_at: When a spare process had prepared; None before.
         refused: Whether the process could not work, and another one reports why.
         left_at: When the process began to leave.
         late: Whether the supervisor has logged that the process takes long to leave.
@@ -73,7 +77,7 @@ class Slot:
     spare: Slot | None = None
     is_spare: bool = False
     wants_spare: bool = False
-    ready: bool = False
+    ready_at: float | None = None
     refused: bool = False
     start_at: float = 0.0
     started_at: float | None = None
@@ -94,6 +98,12 @@ class Slot:
         return 0.0 if self.started_at is None else time.monotonic() - self.started_at
 
     @property
+    def well_for(self) -> float:
+        """For how many seconds its process has been at work or, where it has not begun, ready to follow another."""
+        since = self.ready_at if self.started_at is None else self.started_at
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
     def state(self) -> str:
         if self.process is None:
             return "dead" if self.backoff.deaths else "waiting"
@@ -101,7 +111,7 @@ class Slot:
             return "silent"
         if self.leaves is not None:
             return "recycling"
-        if self.is_spare and self.ready:
+        if self.is_spare and self.ready_at is not None:
             return "spare"
         return "starting" if self.started_at is None else "running"
 
@@ -111,7 +121,7 @@ class Slot:
         It has a session of its own: what is typed at the terminal is for the parent alone.
         """
         self.started_at, self.away, self.silent, self.deaf, self.leaves = None, False, False, False, None
-        self.is_spare, self.wants_spare, self.ready, self.late = role.spare, False, False, False
+        self.is_spare, self.wants_spare, self.ready_at, self.late = role.spare, False, None, False
         self.reports, theirs = os.pipe()
         life, self.orders = os.pipe()
         watched, self.guard = os.pipe()

@@ -104,8 +104,9 @@ class Supervisor:
                 reasons.append(f"child {slot.number} has died and is started again")
             if state == "silent":
                 reasons.append(f"child {slot.number} has not been heard of for {now - slot.heard_at:.0f} s")
-            if slot.backoff.looping:
-                reasons.append(f"child {slot.number} has died {slot.backoff.deaths} times in a row")
+            if slot.backoff.looping and slot not in self._leaving:
+                spare = "the spare of " if slot.is_spare else ""
+                reasons.append(f"{spare}child {slot.number} has died {slot.backoff.deaths} times in a row")
             leaving = 0.0 if slot.leaves is None or process is None else now - slot.left_at
             if leaving >= self._silence and slot in self._slots:
                 reasons.append(
@@ -133,7 +134,7 @@ class Supervisor:
         for slot in self._slots:
             wanted = slot.process is not None and slot.wants_spare and slot.spare is None
             if wanted and self._leaver(slot.number) is None:
-                slot.spare = Slot(slot.number, slot.backoff, is_spare=True)
+                slot.spare = Slot(slot.number, start_at=slot.start_at, is_spare=True)
         for slot in self._all():
             if slot.process is not None or slot.start_at > time.monotonic():
                 continue
@@ -170,6 +171,10 @@ class Supervisor:
         follower = slot.spare or Slot(slot.number, slot.backoff)
         self._slots[self._slots.index(slot)] = follower
         slot.spare = None
+        if follower.backoff is not slot.backoff:
+            slot.backoff.join(follower.backoff)
+            follower.backoff = slot.backoff
+        follower.start_at = max(follower.start_at, slot.start_at)
         if slot.process is not None:
             self._leaving.append(slot)
         if follower.is_spare:
@@ -254,7 +259,7 @@ class Supervisor:
         elif report is Report.SOON:
             slot.wants_spare = True
         elif report is Report.READY:
-            slot.ready = True
+            slot.ready_at = time.monotonic()
         else:
             slot.away = report is Report.AWAY
 
@@ -273,7 +278,8 @@ class Supervisor:
         if died or why is Report.OVERDUE:
             slot.end_group()
         slot.close()
-        if slot in self._leaving:
+        had_left = slot in self._leaving
+        if had_left:
             self._leaving.remove(slot)
             place = self._slots[slot.number - 1]
             if place.leaves is not None and place.process is not None:
@@ -284,11 +290,10 @@ class Supervisor:
             else:
                 slot.refused, slot.start_at = True, math.inf
         elif died:
-            self._died(slot, _named(status), pid, lived)
+            self._died(slot, _named(status), pid, lived, had_left=had_left)
             if slot.spare is not None:
                 self._hand_over(slot)
         elif not stopping and why is not None:
-            slot.backoff.lives(lived)
             reason = why.name.lower()
             emit(
                 logger, logging.INFO, "child_recycled", slot=slot.number, pid=pid, reason=reason, lived=round(lived, 1)
@@ -300,18 +305,24 @@ class Supervisor:
             return status != 0 or slot.leaves is None
         return status not in _ASKED_TO
 
-    def _died(self, slot: Slot, how: str | int, pid: int | None, lived: float = 0.0) -> None:
+    def _died(self, slot: Slot, how: str | int, pid: int | None, lived: float = 0.0, *, had_left: bool = False) -> None:
+        """Log a death, and put off the next start. A process that `had_left` its place does not end a row of deaths."""
         told = {"slot": slot.number, "pid": pid, "exit": how, "lived": round(lived, 1)}
+        if slot.is_spare:
+            told["spare"] = True
         if self._kill_at is not None:
             self._deaths += 1
             emit(logger, logging.WARNING, "child_died", **told)
             return
         was_looping = slot.backoff.looping
-        pause = slot.backoff.died(lived)
+        pause = slot.backoff.died(0.0 if had_left else slot.well_for)
         slot.start_at = time.monotonic() + pause
-        emit(logger, logging.WARNING, "child_died", **told, restart_in=pause)
+        if not had_left:
+            told["restart_in"] = pause
+        emit(logger, logging.WARNING, "child_died", **told)
         if slot.backoff.looping and not was_looping:
-            emit(logger, logging.ERROR, "crash_loop", slot=slot.number, deaths=slot.backoff.deaths, exit=how)
+            spare = {"spare": True} if slot.is_spare else {}
+            emit(logger, logging.ERROR, "crash_loop", slot=slot.number, deaths=slot.backoff.deaths, exit=how, **spare)
 
     def _look(self) -> None:
         """Report who has fallen silent, and who lives after all."""
@@ -319,7 +330,8 @@ class Supervisor:
             if slot.process is None:
                 continue
             was_looping = slot.backoff.looping
-            slot.backoff.lives(slot.lived)
+            if slot not in self._leaving:  # one that hangs there would hide that the next ones die
+                slot.backoff.lives(slot.well_for)
             if was_looping and not slot.backoff.looping:
                 emit(logger, logging.INFO, "crash_loop_over", slot=slot.number, pid=slot.process.pid)
             silent_for = time.monotonic() - slot.heard_at
