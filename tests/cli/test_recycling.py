@@ -19,11 +19,16 @@ from supervised import Command, noted, worker
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message
+from transports.memory import MemoryTransport
 from transports.postgres import PostgresTransport
+from unstract_core import Consumer, Delivery
+from unstract_core.cli import child as children
 from unstract_core.cli import slot as slots
 from unstract_core.cli import supervisor as supervisors
-from unstract_core.cli.child import VARIABLE, Limits, Report, Role
+from unstract_core.cli.child import VARIABLE, Limits, Parent, Pulse, Report, Role
+from unstract_core.cli.slot import Slot
 from unstract_core.cli.supervisor import Supervisor
+from unstract_core.observer import Turn
 
 HTTP = ("--http", "127.0.0.1:0")
 
@@ -237,6 +242,75 @@ def test_a_child_that_leaves_hides_no_crash_loop(caplog: pytest.LogCaptureFixtur
         else:
             assert deaths(supervisor, 5, Report.STARTED) == [1, 2, 4, 8, 16]
         assert len(logged(caplog, "crash_loop")) == 1
+
+
+@contextlib.contextmanager
+def reporting(monkeypatch: pytest.MonkeyPatch, limits: Limits) -> Iterator[Any]:
+    """Yield what a child reports when it has `ran` so many tasks, and has so many bytes at its peak, at a moment."""
+    now = SimpleNamespace(moment=0.0, peak=100)
+    monkeypatch.setattr(children, "time", SimpleNamespace(monotonic=lambda: now.moment))
+    monkeypatch.setattr(children, "peak_memory", lambda: now.peak)
+    life, (ours, theirs) = os.pipe(), os.pipe()
+    os.set_blocking(ours, False)
+    consumer, slot = Consumer(MemoryTransport(), {"t": print}, ["q"]), Slot(1, reports=ours)
+    pulse = Pulse(Parent(life[0], theirs, first=True), limits)
+    pulse.attend(consumer)
+
+    def reports(ran: int, peak: int, moment: float) -> list[Report]:
+        now.moment, now.peak = moment, peak
+        if ran != consumer.counters["ran"]:
+            consumer.counters["ran"] = ran
+            pulse.ran(Delivery("1", "q", 1, None, ""), "returned", None, 0.0, 0)
+        pulse.turned(Turn(held=0, running=0, away=False))
+        return [report for report in slot.hear() if report is not Report.ALIVE]
+
+    yield reports
+    for end in (*life, ours, theirs):
+        os.close(end)
+
+
+def test_a_spare_child_is_given_up_when_memory_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peak that stays below the limit needs a spare child for some minutes, and again only when it has grown."""
+    with reporting(monkeypatch, Limits(max_memory=1100)) as reports:
+        assert reports(1, 899, 1) == []
+        assert reports(2, 901, 10) == [Report.SOON]
+        assert reports(3, 901, 309) == []
+        assert reports(4, 901, 310) == [Report.UNNEEDED]
+        assert [reports(5 + hour, 1050, 3600.0 * (1 + hour)) for hour in range(9)] == [[]] * 9
+        assert reports(20, 1070, 40_000) == [Report.SOON]
+        assert reports(20, 1099, 40_300) == []  # it has come much nearer
+        assert reports(20, 1099, 40_600) == [Report.UNNEEDED]
+        assert reports(21, 1101, 40_601) == [Report.MAX_MEMORY]
+
+
+def test_a_spare_child_waits_for_the_last_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that has a task left before its limit keeps its spare child, however long the queue is empty."""
+    with reporting(monkeypatch, Limits(max_tasks=100)) as reports:
+        assert reports(99, 100, 1) == [Report.SOON]
+        assert reports(99, 100, 100_000) == reports(99, 100, 200_000) == []
+        assert reports(100, 100, 200_001) == [Report.MAX_TASKS]
+
+
+@pytest.mark.parametrize("status", [0, 128 + signal.SIGTERM, -signal.SIGTERM])
+def test_a_spare_child_that_is_not_needed_ends(caplog: pytest.LogCaptureFixture, status: int) -> None:
+    """Its end is no death, whenever it comes; the child that works has another one when it asks again."""
+    caplog.set_level("INFO")
+    with Moved().moving() as supervisor:
+        child = supervisor.all[0]
+        for asked in range(2):
+            child.tell(Report.STARTED, Report.SOON)
+            supervisor.step()
+            supervisor.step()
+            spare = supervisor.living[-1]
+            child.tell(Report.UNNEEDED)
+            supervisor.step()
+            assert [slot.state for slot in supervisor._all()] == ["running", "recycling"]
+            spare.end(status)
+            supervisor.step()
+            assert supervisor.living == [child]
+            assert [record["wire.pid"] for record in logged(caplog, "spare_stopped")][asked:] == [spare.pid]
+        assert logged(caplog, "child_died") == logged(caplog, "child_recycled") == []
+        assert supervisor.health().reasons == []
 
 
 def test_a_child_that_leaves_slowly_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

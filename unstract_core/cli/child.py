@@ -34,6 +34,8 @@ _OFTEN = 1.0
 _HEAD_START = 2.0
 """How much longer than this child another one may take to prepare, and be ready in time."""
 _MOST_OF = 0.8
+_SPARE_WAITS = 300.0
+"""For how many seconds a spare child is kept while this child comes no nearer to a limit."""
 _MOST_FILES = 1024
 """Files that a child may have at its start: the supervisor's own stay closed in it."""
 
@@ -75,6 +77,7 @@ class Report(enum.Enum):
 
     READY = b"r"
     SOON = b"n"
+    UNNEEDED = b"u"
 
     STARTED = b"s"
     ALIVE = b"a"
@@ -240,7 +243,7 @@ class Pulse(Observer):
         self._told = 0.0
         self._began = 0.0
         self._memory = 0
-        self._announced = False
+        self._announced_at: float | None = None
 
     def attend(self, consumer: Consumer) -> None:
         """Say which consumer it is. Raises ConfigurationError where it would be replaced after each task."""
@@ -258,9 +261,30 @@ class Pulse(Observer):
             self._stop(Report.MAX_TASKS)
         elif limits.max_memory is not None and peak_memory() > limits.max_memory:
             self._stop(Report.MAX_MEMORY)
-        elif not self._announced and self._is_near():
-            self._announced = True
+        elif self._announced_at is None and self._is_near():
+            self._note_near()
             self._parent.tell(Report.SOON)
+
+    def _note_near(self) -> None:
+        """Note that a limit is near. From now on memory counts as near when most of the rest has been taken too."""
+        self._announced_at = time.monotonic()
+        if self._limits.max_memory is not None:
+            self._memory = peak_memory()
+
+    def _look_again(self) -> None:
+        """Report that no spare child is needed, if the limit that was near has come no nearer for some minutes.
+
+        The peak of memory never falls: a child whose peak stays below the limit would keep its spare for ever.
+        """
+        if self._announced_at is None or self._parent.leaving is not None:
+            return
+        if time.monotonic() - self._announced_at < _SPARE_WAITS:
+            return
+        if self._is_near():
+            self._note_near()
+        else:
+            self._announced_at = None
+            self._parent.tell(Report.UNNEEDED)
 
     def _is_near(self) -> bool:
         """Whether another child has to prepare now, to be ready when this one reaches a limit."""
@@ -282,6 +306,7 @@ class Pulse(Observer):
         if (now := time.monotonic()) - self._told >= _OFTEN:
             self._told = now
             self._parent.tell(Report.AWAY if turn.away else Report.ALIVE)
+            self._look_again()
 
     def _counted(self, name: str) -> int:
         return 0 if self._consumer is None else self._consumer.counters[name]

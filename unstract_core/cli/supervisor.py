@@ -258,10 +258,21 @@ class Supervisor:
             self._hand_over(slot)
         elif report is Report.SOON:
             slot.wants_spare = True
+        elif report is Report.UNNEEDED:
+            slot.wants_spare = False
+            self._dismiss_spare(slot)
         elif report is Report.READY:
             slot.ready_at = time.monotonic()
         else:
             slot.away = report is Report.AWAY
+
+    def _dismiss_spare(self, slot: Slot) -> None:
+        """Stop the process that prepares to follow another one, which goes on for longer than it seemed."""
+        spare, slot.spare = slot.spare, None
+        if spare is not None and spare.process is not None:
+            spare.leaves, spare.left_at = Report.UNNEEDED, time.monotonic()
+            self._leaving.append(spare)
+            spare.stop()
 
     def _note_start(self) -> None:
         """Note that a child has started: what others could not do is a crash from now on."""
@@ -293,6 +304,8 @@ class Supervisor:
             self._died(slot, _named(status), pid, lived, had_left=had_left)
             if slot.spare is not None:
                 self._hand_over(slot)
+        elif not stopping and why is Report.UNNEEDED:
+            emit(logger, logging.INFO, "spare_stopped", slot=slot.number, pid=pid)
         elif not stopping and why is not None:
             reason = why.name.lower()
             emit(
@@ -301,7 +314,7 @@ class Supervisor:
 
     def _died_of_itself(self, slot: Slot, status: int) -> bool:
         """Whether a child has ended otherwise than it says, or is asked to: by SIGTERM, where it had not begun."""
-        if self._kill_at is None:
+        if self._kill_at is None and slot.leaves is not Report.UNNEEDED:
             return status != 0 or slot.leaves is None
         return status not in _ASKED_TO
 
@@ -340,6 +353,8 @@ class Supervisor:
                 seconds = round(silent_for, 1)
                 emit(logger, logging.ERROR, "child_silent", slot=slot.number, pid=slot.process.pid, seconds=seconds)
             leaving = 0.0 if slot.leaves is None else time.monotonic() - slot.left_at
+            if leaving >= self._grace and slot.leaves is Report.UNNEEDED:
+                slot.signal(signal.SIGKILL)  # it holds no message, and its place must not wait for it
             if leaving >= self._silence and not slot.late:
                 slot.late = True
                 seconds = round(leaving, 1)
