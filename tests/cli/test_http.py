@@ -188,6 +188,25 @@ def test_scrapes_that_wait_do_not_keep_out_a_probe(caplog: pytest.LogCaptureFixt
         assert {one.result()[0] for one in first} == {200}
 
 
+def test_clients_that_read_no_answer_keep_out_no_scrape(caplog: pytest.LogCaptureFixture) -> None:
+    """While twenty clients ask for large metrics and read nothing, /metrics and /healthz answer at once."""
+    asked, large = threading.Semaphore(0), b"x" * (16 << 20)
+
+    def metrics() -> tuple[bytes, str]:
+        asked.release()
+        return large, "text/plain"
+
+    with served(caplog, metrics=metrics) as address, contextlib.ExitStack() as stack:
+        host, _, port = address.rpartition(":")
+        for _ in range(20):
+            slow = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            slow.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert asked.acquire(timeout=60)
+        began = time.monotonic()
+        assert [ask(address, path)[0] for path in ("/metrics", "/healthz")] == [200, 200]
+        assert time.monotonic() - began < 4
+
+
 def test_a_port_that_is_taken_is_told_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     """One WARNING, however often it is tried; it is served as soon as the port is free."""
     caplog.set_level(logging.INFO)

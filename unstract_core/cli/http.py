@@ -34,8 +34,9 @@ _PATIENCE = 5.0
 _LONGEST_REQUEST = 15.0
 _MOST_AT_ONCE = 16
 _MOST_COLLECTIONS = 4
-"""So many requests for /metrics are answered at once: they may wait for a database, and a probe must not."""
+"""For so many requests at once the metrics are collected: that may wait for a database, and a probe must not."""
 _TICK = 0.5
+_TEXT = "text/plain; charset=utf-8"
 _HEALTH = ("/healthz", "/health", "/livez")
 """The paths that probes ask, those of the product's workers among them; all three answer alike."""
 
@@ -140,7 +141,7 @@ class _Server(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         self.collecting = threading.BoundedSemaphore(_MOST_COLLECTIONS)
         self._open: dict[socket.socket, bool] = {}
-        """The connections, oldest first, and whether a whole request has come over each."""
+        """The connections, oldest first, and whether each is protected: its request is being answered."""
         self._closing: set[socket.socket] = set()
         self._changed = threading.Condition()
         super().__init__((address.host, address.port), _Handler)
@@ -170,16 +171,19 @@ class _Server(ThreadingHTTPServer):
             self._forget(request)
             raise
 
-    def note_request(self, request: socket.socket) -> None:
-        """Note that a whole request has come over a connection: it is answered, and not closed for a newer one."""
+    def note_request(self, request: socket.socket, *, protected: bool = True) -> None:
+        """Note that a whole request has come over a connection, which is then not closed for a newer one.
+
+        With `protected=False` it may be closed again: its client may read the answer slowly, or not at all.
+        """
         with self._changed:
             if request in self._open:
-                self._open[request] = True
+                self._open[request] = protected
 
     def _has_room(self) -> bool:
-        """Close the oldest connections without a request, as far as needed, and wait for the end of one."""
+        """Close the oldest connections that are not protected, as far as needed, and wait for the end of one."""
         with self._changed:
-            for request in [one for one, has_come in self._open.items() if not has_come]:
+            for request in [one for one, protected in self._open.items() if not protected]:
                 if len(self._open) - len(self._closing) < _MOST_AT_ONCE:
                     break
                 if request not in self._closing:
@@ -238,18 +242,19 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.server.collecting.acquire(blocking=False):
             self._answer(503, b"the metrics are being collected for others; ask again later\n")
             return
+        status, content_type = 200, _TEXT
         try:
             body, content_type = self.server.metrics()
         except ContractError as exc:
-            self._answer(501, f"{exc}\n".encode())
-        except Exception as exc:  # whatever a collector raises: it is told without its text
-            self._answer(500, f"the metrics cannot be collected: {type(exc).__name__}\n".encode())
-        else:
-            self._answer(200, body, content_type)
+            status, body = 501, f"{exc}\n".encode()
+        except Exception as exc:  # a collector may raise anything; its text may hold payload content
+            status, body = 500, f"the metrics cannot be collected: {type(exc).__name__}\n".encode()
         finally:
             self.server.collecting.release()
+        self.server.note_request(self.request, protected=False)
+        self._answer(status, body, content_type)
 
-    def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
+    def _answer(self, status: int, body: bytes, content_type: str = _TEXT) -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
