@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from supervised import ROOT, SIGNALLED_WHILE_FINALIZING, ask, gone, lives, noted
 from contract_tests.kit import wait_until
 from transports.memory import MemoryTransport
 from unstract_core import Consumer, Delivery
-from unstract_core.cli.child import Limits, Parent, Pulse, Report
+from unstract_core.cli.child import Limits, Parent, Pulse, Report, Role
 from unstract_core.cli.slot import LONGEST_PAUSE, LOOPING, Backoff, Slot
 from unstract_core.observer import Turn
 
@@ -480,6 +482,28 @@ def test_a_task_that_hangs_is_told_whatever_else_its_child_leaves_for(first: dic
     assert told == ([Report.MAX_TASKS] if "overdue" not in first else []) + [Report.OVERDUE]
     for end in (*life, *reports):
         os.close(end)
+
+
+@pytest.mark.parametrize("left", range(8))
+def test_a_start_without_descriptors_leaves_none_open(left: int) -> None:
+    """However few files the supervisor can open, a start that fails closes what it has opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before, taken, slot = os.listdir("/dev/fd"), [], Slot(1)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, before)) + 20, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(left):
+            os.close(taken.pop())
+        with pytest.raises(OSError, match="Too many open files"):
+            slot.start([sys.executable, "-c", ""], {}, Role(first=True))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for end in taken:
+            os.close(end)
+    assert os.listdir("/dev/fd") == before
+    assert (slot.process, slot.reports, slot.orders, slot.guard) == (None, -1, -1, -1)
 
 
 def test_a_foreign_byte_among_the_reports_is_passed_over() -> None:

@@ -122,25 +122,18 @@ class Slot:
         """
         self.started_at, self.away, self.silent, self.deaf, self.leaves = None, False, False, False, None
         self.is_spare, self.wants_spare, self.ready_at, self.late = role.spare, False, None, False
-        self.reports, theirs = os.pipe()
-        life, self.orders = os.pipe()
-        watched, self.guard = os.pipe()
-        for end in (self.orders, self.guard):
-            os.set_blocking(end, False)
-        os.set_blocking(self.reports, False)
-        try:
+        with contextlib.ExitStack() as failed, contextlib.ExitStack() as theirs:
+            failed.callback(self.close)
+            self.reports, reports = _pipe(theirs, ours=0)
+            self.orders, life = _pipe(theirs, ours=1)
+            self.guard, watched = _pipe(theirs, ours=1)
             self.process = subprocess.Popen(  # noqa: S603 - the command that this process itself was started by
                 command,
-                env={**environment, VARIABLE: f"{life},{theirs},{watched},{self.guard},{role}"},
-                pass_fds=(life, theirs, watched, self.guard),
+                env={**environment, VARIABLE: f"{life},{reports},{watched},{self.guard},{role}"},
+                pass_fds=(life, reports, watched, self.guard),
                 start_new_session=True,
             )
-        except OSError:
-            self.close()
-            raise
-        finally:
-            for end in (theirs, life, watched):
-                os.close(end)
+            failed.pop_all()
         self.heard_at = time.monotonic()
 
     def order(self, order: Order) -> None:
@@ -187,3 +180,14 @@ class Slot:
             if end >= 0:
                 os.close(end)
         self.reports = self.orders = self.guard = -1
+
+
+def _pipe(theirs: contextlib.ExitStack, *, ours: int) -> tuple[int, int]:
+    """Return the ends of a new pipe: first `ours` (0 to read, 1 to write), which never blocks, then that of the child.
+
+    The child's end is closed with `theirs`. Raises OSError where there is no descriptor left.
+    """
+    ends = os.pipe()
+    theirs.callback(os.close, ends[1 - ours])
+    os.set_blocking(ends[ours], False)
+    return ends[ours], ends[1 - ours]

@@ -386,12 +386,11 @@ class Supervisor:
     @contextlib.contextmanager
     def _pipes(self) -> Iterator[selectors.BaseSelector]:
         """Be woken by signals for as long as the block runs."""
-        woken, bell = os.pipe()
-        for end in (woken, bell):
-            os.set_blocking(end, False)
         with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+            woken, bell = os.pipe()
             for end in (woken, bell):
                 stack.callback(os.close, end)
+                os.set_blocking(end, False)
             selector.register(woken, selectors.EVENT_READ, self)
             stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(bell, warn_on_full_buffer=False))
             for number in _STOPPING:
