@@ -360,18 +360,29 @@ def test_the_memory_of_who_started_it_is_not_a_childs_own(tmp_path: Path) -> Non
     assert 5 < int(told) < 200
 
 
-@pytest.mark.parametrize("how", ["killed", "overdue", "abandoned", "abandoned overdue", "exits", "both killed"])
+WITH_MANY_FILES = """
+import os, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (1500, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+"""
+"""A supervisor that has more than 1,024 files open, as one may have that has run for long."""
+
+
+@pytest.mark.parametrize(
+    "how", ["killed", "overdue", "abandoned", "abandoned overdue", "exits", "both killed", "both killed, many files"]
+)
 def test_what_a_task_has_started_ends_with_its_child(tmp_path: Path, how: str) -> None:
     """A child that was lost, left a hanging task behind or was left alone leaves no program of a task at work."""
     options = ["--task-deadline", "2"] if "overdue" in how else []
     options += ["--grace", "1" if how == "abandoned" else "30"] if "abandoned" in how else []
-    with worker("--processes", "1", *options, url="supervised:starting", directory=tmp_path) as command:
+    before = WITH_MANY_FILES if how == "both killed, many files" else ""
+    with worker("--processes", "1", *options, url="supervised:starting", directory=tmp_path, before=before) as command:
         (child,) = command.children()
         wait_until(lambda: noted(tmp_path, "program"), what="the program")
         (program,) = noted(tmp_path, "program")
         if "abandoned" in how:
             command.process.kill()
-        elif how == "both killed":
+        elif "both killed" in how:
             os.kill(command.process.pid, signal.SIGSTOP)  # it sees neither the end of the child nor its own
             os.kill(child, signal.SIGKILL)
             command.process.kill()

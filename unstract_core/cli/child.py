@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import attrs
 
@@ -36,8 +36,8 @@ _HEAD_START = 2.0
 _MOST_OF = 0.8
 _SPARE_WAITS = 300.0
 """For how many seconds a spare child is kept while this child comes no nearer to a limit."""
-_MOST_FILES = 1024
-"""Files that a child may have at its start: the supervisor's own stay closed in it."""
+_MOST_FILES = 2**16
+"""The highest file number that is looked at where the system does not list the files of a process."""
 
 
 class Order(enum.Enum):
@@ -124,7 +124,7 @@ class Parent:
         *ends, rest = told.split(",", 4)
         life, reports, watched, guard = map(int, ends)
         role = Role.of(rest)
-        _guard_group(watched)
+        _guard_group(watched, guard)
         os.set_inheritable(guard, False)
         return cls(life, reports, first=role.first, role=role, guard=guard)
 
@@ -176,35 +176,46 @@ class Parent:
             os.killpg(0, signal.SIGKILL)
 
 
-def _guard_group(watched: int) -> None:
+def _guard_group(watched: int, guard: int) -> None:
     """Start a process that ends this one's group when this process and its parent are gone, however they went.
 
-    It waits for the end of a pipe that the two hold open; a byte in the pipe means that nothing is to be ended. It is
-    in the group itself, so that the group is there to be signalled, and it is no child of this process, so that a task
-    that waits for all its children does not wait for it.
+    It waits at `watched` for the end of a pipe whose other end, `guard`, the two hold open. A byte in the pipe means
+    that nothing is to be ended. It is in the group itself, so that the group is there to be signalled, and it is no
+    child of this process, so that a task that waits for all its children does not wait for it.
     """
     if os.getpgrp() == os.getpid():
         middle = os.fork()
         if middle == 0:
             try:
                 if os.fork() == 0:
-                    _guard(watched)
+                    _guard(watched, guard)
             finally:
                 os._exit(0)
         os.waitpid(middle, 0)
     os.close(watched)
 
 
-def _guard(watched: int) -> None:
+def _guard(watched: int, guard: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    os.close(guard)  # it would wait for itself
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
-    os.closerange(3, watched)
-    os.closerange(watched + 1, _MOST_FILES)
+    for end in _open_files():
+        if end not in (0, 1, 2, watched):
+            with contextlib.suppress(OSError):
+                os.close(end)
     if not os.read(watched, 1):
         os.killpg(0, signal.SIGKILL)
+
+
+def _open_files() -> Iterable[int]:
+    """Return the numbers of the files that this process has open, and perhaps of some that it has not."""
+    with contextlib.suppress(OSError):
+        return [int(name) for name in os.listdir("/dev/fd")]
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return range(min(limit, _MOST_FILES) if limit >= 0 else _MOST_FILES)
 
 
 def _terminate() -> None:
