@@ -1,8 +1,7 @@
-"""The child's side of a supervised worker: what it tells its parent, and when it leaves for another to take its place.
+"""The child's side of a supervised worker: its reports to its parent, and when it leaves for another to take its place.
 
-Two pipes lead from one to the other. From the first the child reads one byte for each order; nothing but the parent has
-its write end, so that at the end of the pipe the parent is gone, however it went. Into the second the child writes one
-byte for each report.
+Two pipes connect them. From the first the child reads one byte for each order. Only the parent has its write end, so
+the end of this pipe means that the parent has ended. Into the second the child writes one byte for each report.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _MOST_FILES = 2**16
 
 
 class Order(enum.Enum):
-    """What a parent tells its child: to stop, and to subscribe in the place of another child."""
+    """Orders of a parent to its child: to stop, and to subscribe in the place of another child."""
 
     STOP = b"q"
     TAKE_OVER = b"g"
@@ -49,7 +48,7 @@ class Order(enum.Enum):
 
 @attrs.frozen
 class Role:
-    """What a child is among the children of its parent.
+    """The part of a child among the children of its parent.
 
     Args:
         first: Whether no child has started yet: what cannot work then never will.
@@ -73,11 +72,14 @@ class Role:
 
 
 class Report(enum.Enum):
-    """What a child tells its parent: that it has subscribed, that it lives, why it leaves for another."""
+    """Reports of a child to its parent: that it has subscribed, that it lives, why it leaves for another."""
 
     READY = b"r"
+    """A spare child has prepared."""
     SOON = b"n"
+    """A limit is near: a spare child has to prepare."""
     UNNEEDED = b"u"
+    """No spare child is needed any more."""
 
     STARTED = b"s"
     ALIVE = b"a"
@@ -92,10 +94,13 @@ class Report(enum.Enum):
 
 
 class Parent:
-    """The supervisor, as its child sees it. `first` tells that no child of it has ever started.
+    """The supervisor, as its child sees it.
 
-    `leaving` is why it was told to put another in the place of this one. `preparation` is how many seconds this
-    process took until it could subscribe, `born` the moment on the monotonic clock from which that is counted.
+    Attributes:
+        first: Whether no child of this supervisor has ever started.
+        leaving: Why this child has asked for another one in its place; None while it stays.
+        born: When this process began, on the monotonic clock.
+        preparation: Seconds from then until this process could subscribe.
     """
 
     def __init__(self, life: int, reports: int, *, first: bool, role: Role | None = None, guard: int = -1) -> None:
@@ -117,7 +122,7 @@ class Parent:
 
     @classmethod
     def of_this_process(cls) -> Parent | None:
-        """Return the parent that has started this process as its child; None where nobody has."""
+        """Return the parent that has started this process as its child; None for any other process."""
         told = os.environ.pop(VARIABLE, "")  # what a task starts is no child of the supervisor
         if not told:
             return None
@@ -171,7 +176,7 @@ class Parent:
         os._exit(ABANDONED)
 
     def end_group_if_gone(self) -> None:
-        """Kill this process with whatever its tasks have started, where no parent is left to do so."""
+        """Kill this process and the programs that its tasks have started, where no parent is left to do so."""
         if self._gone and os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)
 
@@ -245,7 +250,7 @@ class Limits:
 
 
 class Pulse(Observer):
-    """Tells the parent that the consumer lives, and stops the consumer when it has reached a limit."""
+    """Reports to the parent that the consumer lives, and stops the consumer when it has reached a limit."""
 
     def __init__(self, parent: Parent, limits: Limits) -> None:
         self._consumer: Consumer | None = None
@@ -326,7 +331,7 @@ class Pulse(Observer):
         leaving = self._parent.leaving
         if self._consumer is None or leaving is Report.OVERDUE:
             return
-        if leaving is None or why is Report.OVERDUE:  # a task that hangs is told also of a child that leaves
+        if leaving is None or why is Report.OVERDUE:  # reported also when the child leaves already
             self._parent.tell(why)
             self._consumer.stop()
 

@@ -1,9 +1,9 @@
 """/healthz and /metrics of a worker: for probes and scrapers, over the standard library's server.
 
-It serves beside the work and never instead of it. A port that is taken is told once and tried again; a request that
-fails or dawdles costs its own thread. When too many connections are open, the oldest that has sent no whole request is
-closed for a new one: slow clients do not keep out a probe. Nothing else is served, nothing is read from a request but
-its path.
+It serves beside the work and never instead of it. A port that is taken is logged once and tried again; a request that
+fails or takes long costs its own thread. When too many connections are open, the oldest that has sent no whole request,
+or reads large metrics slowly, is closed for a new one: slow clients do not keep out a probe. Nothing else is served,
+nothing is read from a request but its path.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class _Server(ThreadingHTTPServer):
             self._forget(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Who hangs up in mid-request is no news."""
+        """Log nothing: a client may close its connection at any time."""
 
 
 def _hang_up(request: socket.socket) -> None:
@@ -267,4 +267,4 @@ class _Handler(BaseHTTPRequestHandler):
         return "unstract-wire"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Every probe would be a line."""
+        """Log nothing: every probe would be a line."""

@@ -1,4 +1,4 @@
-"""The place of one child: the process that has it now, what is known of it, and when it gets another one."""
+"""The place of one child: its process, the state of that process, and the time of the next start."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Slot:
         orders: The write end of the pipe that the process reads.
         guard: The write end of the pipe at whose end the guard of the process's group ends that group.
         spare: The process that is to follow, which prepares while this one works on.
-        is_spare: Whether this process is such a one, and was not told to take over.
+        is_spare: Whether this process is such a one, and has got no order to take over.
         wants_spare: Whether the process has asked for another to prepare.
         ready_at: When a spare process had prepared; None before.
         refused: Whether the process could not work, and another one reports why.
@@ -137,7 +137,7 @@ class Slot:
         self.heard_at = time.monotonic()
 
     def order(self, order: Order) -> None:
-        """Tell the process what to do. One that is gone, or reads nothing, is not waited for."""
+        """Send the process an order, without waiting: it may have ended, or read nothing."""
         with contextlib.suppress(OSError):
             os.write(self.orders, order.value)
 
@@ -147,7 +147,7 @@ class Slot:
         self.signal(signal.SIGTERM)
 
     def hear(self) -> Iterator[Report]:
-        """Yield what the process has told since it was last asked."""
+        """Yield the reports that have come from the process since the last call."""
         with contextlib.suppress(BlockingIOError):
             while said := os.read(self.reports, 4096):
                 self.heard_at = time.monotonic()
@@ -157,7 +157,7 @@ class Slot:
             self.deaf = True
 
     def signal(self, number: signal.Signals) -> None:
-        """Signal the process; kill it together with whatever its tasks have started."""
+        """Signal the process. SIGKILL goes to its whole group, with the programs that its tasks have started."""
         if self.process is not None and self.process.poll() is None:
             if number == signal.SIGKILL:
                 self.end_group()
@@ -166,13 +166,13 @@ class Slot:
                 os.kill(self.process.pid, number)
 
     def end_group(self) -> None:
-        """Kill the process, if it has not ended, and what its tasks have started: it would work on for nobody."""
+        """Kill the process, if it has not ended, and the programs that its tasks have started."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: nothing but zombies is left of it
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Let go of a process that has ended."""
+        """Close the pipes of a process that has ended."""
         self.process = None
         with contextlib.suppress(OSError):
             os.write(self.guard, b"-")  # what the tasks of a process that left in good order have started may go on

@@ -1,9 +1,9 @@
 """The parent of a supervised worker: it keeps each place filled with a child, and ends them all together.
 
-It imports neither the app nor a driver, and holds no message: whatever becomes of it, nothing is lost. One thread does
-everything here, woken by signals and by what children tell; `health` is for any thread. All children are started side
-by side; until one has subscribed, the first alone reports what cannot work at all, and that ends the supervisor too. A
-child that comes near a limit works on while another prepares, and that one takes over when the child leaves.
+It imports neither the app nor a driver, and holds no message, so its end loses none. One thread does everything here,
+woken by signals and by reports of children; `health` is for any thread. All children are started side by side. Until
+one has subscribed, the first alone reports an error that no restart fixes, and that ends the supervisor too. A child
+that comes near a limit works on while another prepares, and that one takes over when the child leaves.
 """
 
 from __future__ import annotations
@@ -36,8 +36,14 @@ _ASKED_TO = {0, *(code for number in _STOPPING for code in (-number, 128 + numbe
 class Supervisor:
     """Runs `command` in `processes` children until SIGTERM or SIGINT.
 
-    Then they have `grace` seconds to leave, all together. One that tells nothing for `silence` seconds is reported;
-    `forget` is called with the pid of each that has ended.
+    Args:
+        command: The command of a child, with its arguments.
+        environment: The environment of a child.
+        processes: How many places there are.
+        grace: Seconds that all children together have to leave after the first signal.
+        silence: Seconds without a report after which a child is reported as silent, and seconds of leaving after which
+            a child is reported as slow.
+        forget: Called with the pid of each child that has ended.
     """
 
     def __init__(
@@ -161,8 +167,8 @@ class Supervisor:
     def _hand_over(self, slot: Slot) -> None:
         """Give the place of a process that leaves to the one that has prepared to follow, or to a new one at once.
 
-        While an earlier process still leaves this place, the place stays with the process that has it until one of the
-        two has ended: tasks that hang would otherwise add a process at each limit.
+        While an earlier process still leaves this place, the place stays with the process that has it. That ends when
+        one of the two has ended: tasks that hang would otherwise add a process at each limit.
         """
         if slot not in self._slots or self._kill_at is not None:
             return
@@ -182,7 +188,7 @@ class Supervisor:
             follower.order(Order.TAKE_OVER)
 
     def _wait(self, selector: selectors.BaseSelector) -> None:
-        """Wait until something is told or due."""
+        """Wait for a report, a signal or the next moment at which something is due."""
         moments = [time.monotonic() + _LONGEST_WAIT]
         if self._kill_at is not None:
             moments.append(self._kill_at)
@@ -238,7 +244,7 @@ class Supervisor:
         with contextlib.suppress(ChildProcessError, ProcessLookupError):
             while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 if ended.si_pid in ours or os.getpgid(ended.si_pid) == os.getpgrp():
-                    return  # somebody else waits for it; the next round sees to what is behind it
+                    return  # other code waits for it; the next round sees to what is behind it
                 os.waitpid(ended.si_pid, 0)
 
     def _heard(self, slot: Slot, report: Report) -> None:
@@ -379,7 +385,7 @@ class Supervisor:
         deadline = time.monotonic() + _TO_BE_REAPED
         for slot in left:
             if slot.process is not None:
-                with contextlib.suppress(Exception):  # in an uninterruptible sleep; nobody can do more
+                with contextlib.suppress(Exception):  # in an uninterruptible sleep, which no signal ends
                     slot.process.wait(max(0.0, deadline - time.monotonic()))
                 slot.close()
 
