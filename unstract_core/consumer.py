@@ -306,7 +306,7 @@ def _allowed_one(entry: object) -> tuple[str, str | None]:
     if isinstance(queue, str) and queue and (task_name is None or (isinstance(task_name, str) and task_name)):
         return queue, task_name
     raise ConfigurationError(
-        f'allow_continuations: {entry!r} names no queue, or an empty task; write "queue", "queue:task" or ("queue", "task")'
+        f'allow_continuations: {entry!r} lacks a queue or a task; write "queue", "queue:task" or ("queue", "task")'
     )
 
 
