@@ -17,7 +17,7 @@ from queues import queue_name
 from contract_tests.kit import wait_until
 from contract_tests.messages import message
 from transports.celery import CeleryTransport
-from unstract_core import Consumer, Delivery, TransportUnavailable
+from unstract_core import Consumer, Delivery, Settlement, TransportUnavailable, Verdict
 
 pytestmark = pytest.mark.usefixtures("tidy")
 
@@ -61,10 +61,13 @@ def test_a_delayed_message_counts_no_attempt_when_workers_stop(make_celery: Make
         assert [one.attempt for one in received(subscription, 2)] == [1, 1]
 
 
-def test_what_a_worker_had_prefetched_counts_no_attempt_when_it_stops(make_celery: Make, pipe: Pipe) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+def test_what_a_worker_had_prefetched_counts_no_attempt_when_it_stops(
+    make_celery: Make, pipe: Pipe, known: bool
+) -> None:
     """On a quorum queue, by stop() while a task runs and others wait behind it."""
     queue, started = pipe.declare(queue_name(), **QUORUM), list[Any]()
-    transport = make_celery(queue_arguments=QUORUM)
+    transport = make_celery(queue_arguments=QUORUM if known else {}, declare=known)
     transport.send([message("t", queue, n) for n in range(20)])
     for expected in range(1, 4):
         running_now: list[Consumer] = []
@@ -78,6 +81,33 @@ def test_what_a_worker_had_prefetched_counts_no_attempt_when_it_stops(make_celer
         assert len(started) == expected
     with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
         assert {one.attempt for one in received(subscription, 17)} == {1}
+
+
+def test_a_release_counts_no_attempt_on_a_queue_of_unknown_type(make_celery: Make, pipe: Pipe) -> None:
+    """A message of a quorum queue that is given back again and again stays at its first attempt."""
+    queue = pipe.declare(queue_name(), **QUORUM)
+    transport = make_celery(declare=False)
+    transport.send([message("t", queue)])
+    attempts = []
+    for _ in range(4):
+        with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
+            (delivery,) = received(subscription)
+            attempts.append(delivery.attempt)
+            assert subscription.settle([Settlement(delivery, Verdict.RETRY, counted=False)]) == [True]
+    assert attempts == [1, 1, 1, 1]
+
+
+def test_a_release_keeps_its_place_in_a_queue_of_a_named_classic_type(make_celery: Make, pipe: Pipe) -> None:
+    """A classic queue that is declared elsewhere gives out first what was given back, where its type is named."""
+    queue = pipe.declare(queue_name())
+    transport = make_celery(declare=False, queue_arguments={"x-queue-type": "classic"})
+    transport.send([message("t", queue, n) for n in range(3)])
+    with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
+        (first,) = received(subscription)
+        assert subscription.settle([Settlement(first, Verdict.RETRY, counted=False)]) == [True]
+    with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
+        found = received(subscription, 3)
+        assert [one.payload.args[0] for one in found if one.payload] == [0, 1, 2]
 
 
 def test_what_waited_when_a_connection_broke_counts_no_attempt(through: Make, between: Proxy, pipe: Pipe) -> None:

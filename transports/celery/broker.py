@@ -86,6 +86,11 @@ class Settings:
     def is_quorum(self, queue: str) -> bool:
         return self.arguments_of(queue).get("x-queue-type") == "quorum"
 
+    def may_be_quorum(self, queue: str) -> bool:
+        """Whether a queue is a quorum queue, or may be one because it is declared elsewhere and its type not given."""
+        kind = self.arguments_of(queue).get("x-queue-type")
+        return kind == "quorum" or (kind is None and not self.declare)
+
     def queue(self, name: str) -> kombu.Queue:
         """Return a queue as Celery declares one by default: with a direct exchange of its name."""
         return kombu.Queue(name, kombu.Exchange(name), name, queue_arguments=self.arguments_of(name) or None)

@@ -37,6 +37,7 @@ class Link:
         self._since = 0.0
         self._live: tuple[Broker, Taps] | None = None
         self._standing: dict[str, int] = {}
+        self._counting: set[str] = set()
         self._logged_blocked = False
         self.unread: list[Arrived] = []
         """What had arrived over a connection that was dropped since, for the owner to take."""
@@ -134,7 +135,7 @@ class Link:
             broker = Broker(self._settings, heartbeat=self._settings.heartbeat, lasting=True, on_block=self._note_block)
             try:
                 queues = [self._settings.queue(name) for name in self._queues]
-                taps = Taps(broker, queues, self._settings, self._standing)
+                taps = Taps(broker, queues, self._settings, self._standing, self._counting)
                 if broker.amqp:
                     self._selector.register(broker.connection.connection.sock, selectors.EVENT_READ)
             except BaseException:

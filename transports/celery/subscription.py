@@ -22,7 +22,7 @@ import attrs
 from kombu.message import Message as Raw
 
 from transports.celery.broker import Settings
-from transports.celery.envelope import COUNT_HEADER, Envelope, key_of, read_message
+from transports.celery.envelope import Envelope, key_of, read_message
 from transports.celery.errors import InDoubt, Nacked, Unroutable, mapped
 from transports.celery.link import Link
 from transports.celery.protocol import Outgoing
@@ -190,13 +190,13 @@ class CelerySubscription:
             return
         self._link.broker.hurry(_GOODBYE)
         taps = self._link.taps
-        waiting = [*(arrived for _, _, arrived in sorted(self._parked)), *taps.arrived]
-        if not any(map(self._counts_returns, waiting)) and not any(map(self._settings.is_quorum, self._queues)):
+        self._link.pump()  # a message that is on its way here may show that its queue counts
+        if not any(map(taps.counts_returns, self._queues)):
             return
         taps.cancel()
         self._parked, parked = [], sorted(self._parked)
-        counted = [one for one in (*(arrived for _, _, arrived in parked), *taps.arrived) if self._counts_returns(one)]
-        if counted:
+        waiting = [*(arrived for _, _, arrived in parked), *taps.arrived]
+        if counted := [one for one in waiting if taps.counts_returns(one.queue)]:
             self._send_anew(counted)
             taps.flush()
 
@@ -245,11 +245,7 @@ class CelerySubscription:
 
     def _is_quorum(self, held: _Held) -> bool:
         """Quorum queues count what is requeued, and drop it in the end: such a message is sent anew instead."""
-        return held.arrived is not None and self._counts_returns(held.arrived)
-
-    def _counts_returns(self, arrived: Arrived) -> bool:
-        """Whether its queue is known for a quorum queue; one that nobody told us of shows it once it has counted."""
-        return self._settings.is_quorum(arrived.queue) or COUNT_HEADER in arrived.message.headers
+        return held.arrived is not None and self._link.taps.counts_returns(held.arrived.queue)
 
     def _await_orphans(self, plans: Sequence[_Plan]) -> None:
         """Give the broker a moment to deliver again what was running when the connection broke."""
@@ -463,7 +459,7 @@ class CelerySubscription:
 
     def _give_back(self, unwanted: Sequence[Arrived]) -> None:
         """Let others have what nobody here has time for; what is requeued in a quorum queue counts, so not there."""
-        anew = [one for one in unwanted if self._counts_returns(one)]
+        anew = [one for one in unwanted if self._link.taps.counts_returns(one.queue)]
         for one in unwanted:
             if one not in anew:
                 one.requeue()

@@ -38,7 +38,7 @@ import attrs
 import kombu
 
 from transports.celery.broker import Broker, Settings
-from transports.celery.envelope import key_of
+from transports.celery.envelope import COUNT_HEADER, key_of
 from transports.celery.errors import mapped
 from unstract_core.errors import TransportNotReady
 
@@ -122,16 +122,23 @@ class Arrived:
 class Taps:
     """The consumers of a subscription, on a channel of their own. `standing` are the grants of its standing consumers.
 
-    They are kept by the owner, for the next connection.
+    `counting` are the queues whose messages have shown that the broker counts their deliveries. The owner keeps both,
+    for the next connection.
     """
 
     def __init__(
-        self, broker: Broker, queues: Sequence[kombu.Queue], settings: Settings, standing: dict[str, int]
+        self,
+        broker: Broker,
+        queues: Sequence[kombu.Queue],
+        settings: Settings,
+        standing: dict[str, int],
+        counting: set[str],
     ) -> None:
         self.arrived: deque[Arrived] = deque()
         self._broker = broker
         self._settings = settings
         self._grants = standing
+        self._counting = counting
         single = "x-single-active-consumer"
         self._single = {queue.name for queue in queues if settings.arguments_of(queue.name).get(single)}
         self._idle_looks: dict[str, tuple[float, int]] = {}
@@ -217,6 +224,10 @@ class Taps:
                 self._holding[name] = taps[-_LEFT_HOLDING:]
         return found
 
+    def counts_returns(self, queue: str) -> bool:
+        """Whether a queue counts requeued messages, as quorum queues do; where that is unknown, whether it may."""
+        return self._broker.amqp and (queue in self._counting or self._settings.may_be_quorum(queue))
+
     def flush(self) -> None:
         """Return when the queues have taken in what was acknowledged, also where nothing is left to cancel."""
         for queue in self._queues:
@@ -254,7 +265,7 @@ class Taps:
             self._steps[queue.name] = min(_LARGEST_STEP, 2 * max(last.granted, self._steps.get(queue.name, 0)))
         for tap in list(flows):
             # What is on its way to a cancelled consumer of a quorum queue counts as a crash.
-            if not tap.free or not self._settings.is_quorum(queue.name):
+            if not tap.free or not self.counts_returns(queue.name):
                 flows.remove(tap)
                 self._cancel(tap)
         if (more := limit - self._granted(queue)) > 0:
@@ -293,7 +304,10 @@ class Taps:
 
         def receive(raw: Any) -> None:
             tap.unacknowledged += 1
-            self.arrived.append(Arrived(self._channel.message_to_python(raw), queue.name, tap))
+            arrived = Arrived(self._channel.message_to_python(raw), queue.name, tap)
+            if COUNT_HEADER in arrived.message.headers:
+                self._counting.add(queue.name)
+            self.arrived.append(arrived)
 
         if self._broker.amqp:
             self._channel.basic_qos(0, limit, False)
@@ -361,13 +375,13 @@ class Taps:
 
     def _cancel(self, tap: Tap) -> None:
         tap.queue.cancel(tap.tag)
-        if tap.unacknowledged and self._broker.amqp and self._settings.is_quorum(tap.queue.name):
+        if tap.unacknowledged and self.counts_returns(tap.queue.name):
             self._holding.setdefault(tap.queue.name, []).append(tap)
 
     def _settle_down(self, taps: Iterable[Tap]) -> None:
         """Let what is on its way to consumers of quorum queues arrive, before they are cancelled: it would count."""
         for tap in taps:
-            if not self._broker.amqp or not self._settings.is_quorum(tap.queue.name):
+            if not self.counts_returns(tap.queue.name):
                 continue
             silent = 0
             for _ in range(_QUIET):
