@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from queues import queue_name
 from contract_tests.kit import wait_until
 from contract_tests.messages import message, then
 from transports.celery import CeleryTransport
-from unstract_core import Consumer, TransportUnavailable
+from unstract_core import Consumer, Delivery, Settlement, TransportUnavailable, Verdict
 
 pytestmark = pytest.mark.usefixtures("tidy")
 
@@ -100,6 +101,28 @@ def test_an_alarm_longer_than_the_confirm_timeout_doubles_nothing(
     ]
     assert events(caplog, "lease_lost") == []
     pipe._connection.release()
+
+
+def test_a_release_in_an_alarm_is_delivered_once(make_celery: Make, alarmed: PrivateBroker) -> None:
+    """A message of a quorum queue that is given back while the broker blocks comes once, as its first attempt."""
+    queue, quorum, asked = queue_name(), {"x-queue-type": "quorum"}, 2
+    transport = make_celery(alarmed.url, confirm_timeout=CONFIRM, queue_arguments=quorum)
+    transport.send([message("t", queue, n) for n in range(asked)])
+    with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
+        held: list[Delivery] = []
+        while len(held) < asked:
+            held += subscription.receive(limit=asked, wait=0.1)
+        alarmed.alarm()
+        for delivery in held:  # the first finds out that the broker blocks, the second knows it
+            with pytest.raises(TransportUnavailable, match="low on memory"):
+                subscription.settle([Settlement(delivery, Verdict.RETRY, counted=False)])
+        alarmed.alarm(on=False)
+        found: list[Delivery] = []
+        ends = time.monotonic() + 2
+        while len(found) < asked or time.monotonic() < ends:
+            found += subscription.receive(limit=5, wait=0.1)
+    assert Counter(one.payload.args[0] for one in found if one.payload) == Counter(range(asked))
+    assert {one.attempt for one in found} == {1}
 
 
 def test_a_worker_goes_on_taking_from_the_bounded_queue_that_it_fills(

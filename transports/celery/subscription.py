@@ -55,6 +55,8 @@ _MOST_UNSTARTED = 20_000
 """Of how many messages is remembered that they went back without having been started."""
 _GOODBYE = 5.0
 """Seconds that a broker is given to answer when messages are given back at the end."""
+_GIVEN_BACK = "given back"
+"""What the copy of a message is called that goes back to a queue that counts."""
 _MOST_STUCK = 3
 """How many messages of one queue may wait for room in another one before no more of it are taken."""
 _MOST_STUCK_ITSELF = 1000
@@ -228,7 +230,7 @@ class CelerySubscription:
         messages = outgoing(held.received, settlement, self._settings, self._default_queue)
         if settlement.verdict is Verdict.RETRY and not settlement.counted:
             returned = again(held.received, retries=held.received.envelope.attempt - 1)
-            messages[f"given back {returned.id}"] = returned
+            messages[f"{_GIVEN_BACK} {returned.id}"] = returned
         return _Plan(settlement, held, {name: one for name, one in messages.items() if name not in held.sent})
 
     def _let_go(self, plans: Sequence[_Plan]) -> None:
@@ -237,11 +239,24 @@ class CelerySubscription:
             if plan.settlement.verdict is not Verdict.RETRY or plan.settlement.counted:
                 continue
             held = self._held.pop(_key(plan.settlement.delivery), None)
-            if held is not None:
-                self._note_unstarted(held.received.message, held.unstarted)
-            if held is not None and held.arrived is not None:
+            if held is None:
+                continue
+            if held.arrived is not None and self._keeps_given_back(held, held.arrived):
+                continue
+            self._note_unstarted(held.received.message, held.unstarted)
+            if held.arrived is not None:
                 with contextlib.suppress(Exception):
                     held.arrived.requeue()
+
+    def _keeps_given_back(self, held: _Held, arrived: Arrived) -> bool:
+        """Keep a message here while its copy may be accepted later (a requeue would double it), or be sent later."""
+        tag = next((tag for name, tag in held.in_doubt.items() if name.startswith(_GIVEN_BACK)), None)
+        if tag is None and not (self._link.blocked and self._is_quorum(held)):
+            return False
+        arrived.in_doubt = tag
+        arrived.unstarted = held.unstarted
+        heapq.heappush(self._parked, (time.monotonic() + TICK, next(self._numbers), arrived))
+        return True
 
     def _is_quorum(self, held: _Held) -> bool:
         """Quorum queues count what is requeued, and drop it in the end: such a message is sent anew instead."""
