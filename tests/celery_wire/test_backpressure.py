@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("tidy")
 
 Make: TypeAlias = Callable[..., CeleryTransport]
 
+_LARGE = 8_000_000
 CONFIRM = 1.0
 """Seconds that a confirm is waited for here."""
 
@@ -100,6 +102,44 @@ def test_an_alarm_longer_than_the_confirm_timeout_doubles_nothing(
         ("INFO", "broker_unblocked"),
     ]
     assert events(caplog, "lease_lost") == []
+    pipe._connection.release()
+
+
+def test_a_large_result_waits_for_the_end_of_an_alarm(make_celery: Make, alarmed: PrivateBroker) -> None:
+    """A message larger than every buffer keeps its connection while the broker blocks, and is taken once after it."""
+    queue, calls, sent, ran, go = queue_name(), queue_name(), queue_name(), list[int](), threading.Event()
+
+    def task() -> str:
+        ran.append(1)
+        go.wait(ALIVE)
+        return "x" * _LARGE
+
+    worker = make_celery(alarmed.url, heartbeat=2, confirm_timeout=CONFIRM)
+    sender, pipe = make_celery(alarmed.url, confirm_timeout=CONFIRM), Pipe(alarmed.url)
+    pipe.declare(calls)
+    pipe.declare(sent)
+    consumer = Consumer(worker, {"t": task}, [queue])
+    with running(consumer):
+        sender.send([message("t", queue, task_id="large", on_success=then("done", calls))])
+        wait_until(lambda: ran, timeout=ALIVE, what="the task to begin")
+        inside: Any = consumer._running
+        link = inside._subscription._link
+        connection = link._live[0]
+        alarmed.alarm()
+        go.set()
+        wait_until(lambda: link.blocked, timeout=ALIVE, what="the broker to block the worker")
+        with pytest.raises(TransportUnavailable, match="low on memory") as caught:
+            sender.send([message("t", sent, "y" * _LARGE)])
+        time.sleep(1.5 * CONFIRM)
+        assert link._live[0] is connection
+        alarmed.alarm(on=False)
+        wait_until(lambda: consumer.counters["settled"], timeout=ALIVE, what="the result to be settled")
+        assert link._live[0] is connection
+    assert caught.value.fate_unknown
+    sender.send([message("t", sent, "small")])  # over the connection that has the rest of the large one
+    assert [len(one.args[0]) for one in pipe.left(calls)] == [_LARGE]
+    assert [len(one.args[0]) for one in pipe.take(sent, 2)] == [_LARGE, len("small")]
+    assert ran == [1]
     pipe._connection.release()
 
 

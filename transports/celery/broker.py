@@ -29,7 +29,7 @@ from transports.celery.compression import keep_compressed
 from transports.celery.errors import CONNECTING, Blocked, InDoubt, Nacked, Unroutable, mapped, translate
 from transports.celery.frames import note_blocks, tolerate_unreadable_properties
 from transports.celery.protocol import DEAD_SUFFIX, Outgoing
-from transports.celery.waits import check_platform, limit_waits, tend
+from transports.celery.waits import Waits, check_platform, tend
 from unstract_core.errors import ConfigurationError, TransportError, TransportUnavailable
 
 _One = TypeVar("_One")
@@ -150,7 +150,9 @@ class Broker:
                 self.connection.ensure_connection(max_retries=more, reraise_as_library_errors=False)
                 self.amqp = self.connection.transport.driver_type == "amqp"
                 if self.amqp:
-                    limit_waits(self.connection.connection, settings.confirm_timeout)
+                    self._waits = Waits(
+                        self.connection.connection, settings.confirm_timeout, lambda: self.blocked is not None
+                    )
                     tolerate_unreadable_properties(self.connection.connection)
                     note_blocks(self.connection.connection, self._note_block)
                 self._channel = self._declaring = self._open_channel()
@@ -225,7 +227,7 @@ class Broker:
     def hurry(self, seconds: float) -> None:
         """Wait no longer than this for anything but confirms from now on."""
         if self.amqp:
-            limit_waits(self.connection.connection, seconds)
+            self._waits.limit(seconds)
 
     def publish(
         self, doing: str, messages: Sequence[Outgoing], *, together: bool = False

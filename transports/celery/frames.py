@@ -27,6 +27,7 @@ _BLOCKED = b"\x00\x0a\x00\x3c"  # connection.blocked: a short text after the met
 _UNBLOCKED = b"\x00\x0a\x00\x3d"
 _HEADER = 2
 """The kind of frame that carries a message's properties, after 12 bytes about its body."""
+_HEARTBEAT = 8
 _BEFORE = 12
 _INSTEAD = b"\x80\x00" + bytes([len(UNREADABLE)]) + UNREADABLE.encode()
 
@@ -64,6 +65,12 @@ def note_blocks(connection: Any, note: Callable[[str | None], None]) -> None:
         return handle(frame)
 
     connection.on_inbound_frame = on_frame
+
+
+def is_about_the_connection(frame: tuple[int, int, Any]) -> bool:
+    """Whether a frame is a heartbeat or says that the connection is blocked, or no longer: nothing answers these."""
+    kind, channel, payload = frame
+    return kind == _HEARTBEAT or (channel == 0 and kind == _METHOD and bytes(payload[:4]) in (_BLOCKED, _UNBLOCKED))
 
 
 def _with_a_readable_key(payload: Any, exchange_at: int) -> Any:
