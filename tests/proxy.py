@@ -40,6 +40,12 @@ class Proxy:
         """Do not pass on the next answer that holds `marker`, and cut nothing."""
         self._swallowed = marker
 
+    def say(self, data: bytes) -> None:
+        """Send these bytes to the client of each connection that there is, as if the server had."""
+        for line in self._lines:
+            with contextlib.suppress(OSError):
+                line.client.sendall(data)
+
     @property
     def has_lost(self) -> bool:
         return self._marker is None

@@ -21,6 +21,7 @@ from amqp.exceptions import NotFound
 from celery import Celery
 
 from contract_tests.kit import wait_until
+from unstract_core import Delivery, TransportUnavailable
 from unstract_core.execution import QUEUE_PREFIX
 
 HERE = Path(__file__).parent
@@ -53,6 +54,17 @@ class Raw:
     @property
     def embed(self) -> Any:
         return self.json[2]
+
+
+def received(subscription: Any, limit: int = 1) -> list[Delivery]:
+    """Receive so many messages, over as many connections as that takes."""
+    found: list[Delivery] = []
+    deadline = time.monotonic() + ALIVE
+    while len(found) < limit:
+        assert time.monotonic() < deadline, f"only {len(found)} of {limit} messages came"
+        with contextlib.suppress(TransportUnavailable):
+            found += subscription.receive(limit=limit - len(found), wait=0.2)
+    return found
 
 
 class Pipe:

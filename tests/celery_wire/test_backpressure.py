@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 
 import pytest
 from brokers import PrivateBroker
-from celery_wire.support import ALIVE, Pipe
+from celery_wire.support import ALIVE, Pipe, received
 from consumers import running
+from proxy import Proxy
 from queues import queue_name
 
 from contract_tests.kit import wait_until
@@ -26,6 +27,11 @@ pytestmark = pytest.mark.usefixtures("tidy")
 Make: TypeAlias = Callable[..., CeleryTransport]
 
 _LARGE = 8_000_000
+BLOCKED = b"\x01\0\0\0\0\0\x08\0\x0a\0\x3c\x03low\xce"
+UNBLOCKED = b"\x01\0\0\0\0\0\x04\0\x0a\0\x3d\xce"
+"""The frames of connection.blocked and connection.unblocked."""
+CONFIRMED = b"\0\x3c\0\x50"
+"""The method basic.ack, by which the broker confirms a message."""
 CONFIRM = 1.0
 """Seconds that a confirm is waited for here."""
 
@@ -163,6 +169,64 @@ def test_a_release_in_an_alarm_is_delivered_once(make_celery: Make, alarmed: Pri
             found += subscription.receive(limit=5, wait=0.1)
     assert Counter(one.payload.args[0] for one in found if one.payload) == Counter(range(asked))
     assert {one.attempt for one in found} == {1}
+
+
+def test_each_alarm_is_logged_when_a_connection_broke_in_one(
+    through: Make, between: Proxy, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end of an alarm is logged when another connection has published, and so the next alarm is logged as well."""
+    transport = through()
+    transport.send([message("t", queue)])
+    with caplog.at_level(logging.INFO), contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
+        for _ in range(2):
+            between.say(BLOCKED)
+            while not subscription._link.blocked:
+                subscription.receive(limit=0, wait=0.1)
+            between.cut()
+            (delivery,) = received(subscription)
+            assert subscription.settle([Settlement(delivery, Verdict.RETRY)]) == [True]
+    assert events(caplog, "broker_blocked", "broker_unblocked") == 2 * [
+        ("WARNING", "broker_blocked"),
+        ("INFO", "broker_unblocked"),
+    ]
+
+
+def test_a_confirm_that_never_comes_after_an_alarm_ends_the_connection(
+    through: Make, between: Proxy, queue: str
+) -> None:
+    """A settlement waits for `confirm_timeout` seconds after the alarm, and is then made over a new connection."""
+    transport, errors = through(confirm_timeout=CONFIRM), list[str]()
+    transport.send([message("t", queue)])
+    with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
+        (delivery,) = received(subscription)
+        retry = Settlement(delivery, Verdict.RETRY)
+
+        def settled() -> bool:
+            try:
+                return subscription.settle([retry]) == [True]
+            except TransportUnavailable as exc:
+                errors.append(str(exc))
+                return False
+
+        between.swallow(CONFIRMED)
+        between.say(BLOCKED)
+        assert not settled()
+        between.say(UNBLOCKED)
+        wait_until(settled, timeout=ALIVE, what="the settlement")
+    assert "has not confirmed it yet" in errors[0]
+    assert any("takes messages again and has not confirmed one within 1 s" in error for error in errors)
+
+
+def test_a_sender_keeps_no_doubts_after_an_alarm(through: Make, between: Proxy, queue: str) -> None:
+    """The pooled connection of a sender notes nothing that will never be asked for."""
+    transport: Any = through(confirm_timeout=0.3)
+    transport.send([message("t", queue)])
+    between.swallow(CONFIRMED)
+    between.say(BLOCKED)
+    assert refusal(transport, queue).fate_unknown
+    (connection,) = transport._publishers._idle
+    assert connection.blocked
+    assert connection._confirms._doubted == {}
 
 
 def test_a_worker_goes_on_taking_from_the_bounded_queue_that_it_fills(

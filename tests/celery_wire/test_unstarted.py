@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import pytest
-from celery_wire.support import ALIVE, Pipe
+from celery_wire.support import ALIVE, Pipe, received
 from consumers import running
 from proxy import Proxy
 from queues import queue_name
@@ -24,17 +24,6 @@ pytestmark = pytest.mark.usefixtures("tidy")
 Make: TypeAlias = Callable[..., CeleryTransport]
 
 QUORUM = {"x-queue-type": "quorum"}
-
-
-def received(subscription: Any, limit: int = 1) -> list[Delivery]:
-    """Receive so many messages, over as many connections as that takes."""
-    found: list[Delivery] = []
-    deadline = time.monotonic() + ALIVE
-    while len(found) < limit:
-        assert time.monotonic() < deadline, f"only {len(found)} of {limit} messages came"
-        with contextlib.suppress(TransportUnavailable):
-            found += subscription.receive(limit=limit - len(found), wait=0.2)
-    return found
 
 
 def waiting(inside: Any, number: int) -> bool:

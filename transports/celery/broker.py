@@ -138,6 +138,7 @@ class Broker:
         on_block: Callable[[str | None], None] = lambda reason: None,
     ) -> None:
         self.blocked: str | None = None
+        self._unblocked_at = 0.0
         self._settings = settings
         self._lasting = lasting
         self._on_block = on_block
@@ -261,8 +262,27 @@ class Broker:
         return outcomes
 
     def answer_to(self, tag: int) -> bool | None:
-        """Return whether a message that was in doubt was accepted; None where there is no answer yet."""
-        return self._confirms.answer_to(tag)
+        """Return whether a message that was in doubt was accepted; None where there is no answer yet.
+
+        Raises TransportUnavailable, after which this is of no more use, where the broker takes messages again and has
+        not answered for `confirm_timeout` seconds.
+        """
+        answer = self._confirms.answer_to(tag)
+        if answer is None:  # it may be here, and not be read yet
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    self.connection.drain_events(timeout=0)
+            answer = self._confirms.answer_to(tag)
+        patience = self._settings.confirm_timeout
+        waited = time.monotonic() - max(self._unblocked_at, self._waits.wrote_at)
+        if answer is None and self.blocked is None and waited >= patience:
+            self._failed = True
+            raise TransportUnavailable(
+                f"the broker takes messages again and has not confirmed one within {patience:g} s, so the connection "
+                "is given up; whether that message took effect is unknown",
+                fate_unknown=True,
+            )
+        return answer
 
     @property
     def usable(self) -> bool:
@@ -308,6 +328,8 @@ class Broker:
                 if (stopped := self.blocked) is not None:
                     break
             self._await_confirms()
+            if self.amqp and self.blocked is None:
+                self._on_block(None)  # also where it was another connection that was blocked
         except TransportError as exc:
             failure = exc
         except Exception as exc:
@@ -381,7 +403,7 @@ class Broker:
             return error
         if number >= published:
             return _blocked(where, reason)
-        tag = self._confirms.doubt(number)
+        tag = self._confirms.doubt(number) if self._lasting else 0  # a sender never asks for the answer
         text = f"{where}: the broker takes no messages for now ({reason}), and has not confirmed it yet"
         return InDoubt(f"{text}; whether it took effect is unknown, so it was not tried again", tag)
 
@@ -410,6 +432,8 @@ class Broker:
 
     def _note_block(self, reason: str | None) -> None:
         self.blocked = reason
+        if reason is None:
+            self._unblocked_at = time.monotonic()
         self._on_block(reason)
 
     def _note_reopened(self, channel: Any) -> None:

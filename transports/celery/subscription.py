@@ -483,7 +483,12 @@ class CelerySubscription:
 
     def _send_anew(self, stale: Sequence[Arrived]) -> None:
         """Send messages again to the end of their queues, and acknowledge them; those that cannot be sent wait here."""
-        stale = [one for one in stale if not self._is_sent(one)]
+        try:
+            stale = [one for one in stale if not self._is_sent(one)]
+        except TransportError:
+            self._parked += [(time.monotonic() + TICK, next(self._numbers), one) for one in stale]
+            heapq.heapify(self._parked)
+            raise
         for start in range(0, len(stale), _THINNED):
             batch = stale[start : start + _THINNED]
             copies: list[Outgoing] = []
