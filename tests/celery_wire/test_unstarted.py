@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import kombu
 import pytest
 from celery_wire.support import ALIVE, Pipe, received
 from consumers import running
@@ -84,6 +85,52 @@ def test_a_release_counts_no_attempt_on_a_queue_of_unknown_type(make_celery: Mak
             attempts.append(delivery.attempt)
             assert subscription.settle([Settlement(delivery, Verdict.RETRY, counted=False)]) == [True]
     assert attempts == [1, 1, 1, 1]
+
+
+def test_a_bad_message_stays_bad_when_it_is_given_back(make_celery: Make, pipe: Pipe) -> None:
+    """A message of a quorum queue whose eta is no moment is not run without it after a release."""
+    queue = pipe.declare(queue_name(), **QUORUM)
+    pipe.put(queue, "[[], {}, {}]", {"task": "t", "id": "bad", "eta": "soon"})
+    transport, problems = make_celery(queue_arguments=QUORUM), list[str | None]()
+    with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
+        for _ in range(2):
+            (delivery,) = received(subscription)
+            problems.append(delivery.problem)
+            assert subscription.settle([Settlement(delivery, Verdict.RETRY, counted=False)]) == [True]
+    assert problems == 2 * ["the header 'eta' is no ISO 8601 moment"]
+
+
+def test_the_memory_of_unstarted_messages_forgets_the_oldest(
+    make_celery: Make, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages that never come back do not fill it up, and an entry lasts for an hour."""
+    monkeypatch.setattr("transports.celery.subscription._MOST_UNSTARTED", 3)
+    with contextlib.closing(make_celery().subscribe([queue], lease=60)) as found:
+        subscription: Any = found
+        for number in range(5):
+            subscription._note_unstarted(kombu.Message(headers={"id": f"m{number}"}))
+        assert [key for key, _ in subscription._unstarted] == ["m2", "m3", "m4"]
+        monkeypatch.setattr("transports.celery.subscription._UNSTARTED_FOR", 0.0)
+        subscription._note_unstarted(kombu.Message(headers={"id": "m5"}))
+        assert [key for key, _ in subscription._unstarted] == ["m5"]
+
+
+def test_a_consumer_counts_only_messages_that_still_wait(make_celery: Make, queue: str) -> None:
+    """Delayed messages whose time has come are no reason to ask the broker for more than is wanted."""
+    transport = make_celery()
+    transport.send([message("t", queue, delay=0.5), message("t", queue, delay=0.5)])
+    with contextlib.closing(transport.subscribe([queue], lease=60)) as found:
+        subscription: Any = found
+        deliveries: list[Delivery] = []
+        most = 0
+        while len(deliveries) < 2:
+            deliveries += subscription.receive(limit=2, wait=0.1)
+            taps = subscription._link.taps
+            counted = sum(tap.waiting for tap in (taps._standing[queue], *taps._flows[queue]))
+            most = max(most, counted)
+        assert most > 0
+        assert counted == 0
+        subscription.settle([Settlement(delivery, Verdict.ACK) for delivery in deliveries])
 
 
 def test_a_release_keeps_its_place_in_a_queue_of_a_named_classic_type(make_celery: Make, pipe: Pipe) -> None:

@@ -79,8 +79,9 @@ def _fit(settlement: Settlement) -> Settlement:
 
 def again(received: Received, *, retries: int, delay: float = 0.0) -> Outgoing:
     """Return the same message, to be delivered again after `delay` seconds, with this many tries behind it."""
-    message = received.message
-    eta = message.headers.get("eta") if received.envelope.eta is not None and not delay else eta_of(delay)
+    message, envelope = received.message, received.envelope
+    keeps = not delay and (envelope.eta is not None or envelope.problem is not None)  # a malformed one stays malformed
+    eta = message.headers.get("eta") if keeps else eta_of(delay)
     return _copy(message, received.queue, {**_with_room(_kept(message)), "retries": retries, "eta": eta})
 
 

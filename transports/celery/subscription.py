@@ -14,7 +14,7 @@ import heapq
 import itertools
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TypeAlias
 
@@ -52,7 +52,8 @@ _THINNED = 500
 _ROUND = 5.0
 """Seconds without taking more, after what was sent again has come back: then all that is in the queue was seen."""
 _MOST_UNSTARTED = 20_000
-"""Of how many messages is remembered that they went back without having been started."""
+_UNSTARTED_FOR = 3600.0
+"""Of how many messages, and for how many seconds, is remembered that they went back without having been started."""
 _GOODBYE = 5.0
 """Seconds that a broker is given to answer when messages are given back at the end."""
 _GIVEN_BACK = "given back"
@@ -108,7 +109,7 @@ class CelerySubscription:
         self._thin_out_at = 0.0
         self._logged_crowded = False
         self._full: set[str] = set()
-        self._unstarted: dict[tuple[str | None, int], int] = {}
+        self._unstarted: OrderedDict[tuple[str | None, int], tuple[int, float]] = OrderedDict()
         self._numbers = itertools.count()
         self._closed = False
         self._link = Link(settings, self._queues)
@@ -386,6 +387,7 @@ class CelerySubscription:
         name = envelope.id or f"{arrived.queue}/{next(self._numbers)}"
         if (name, envelope.attempt) in self._held:  # the same task was sent twice
             name = f"{name}/{next(self._numbers)}"
+        arrived.wait_no_more()
         self._link.taps.took(arrived.queue)
         delivery = envelope.delivery(name, arrived.queue)
         self._held[_key(delivery)] = _Held(delivery, received, arrived, unstarted=arrived.unstarted)
@@ -405,14 +407,19 @@ class CelerySubscription:
             if arrived.due > time.time():
                 arrived.unstarted = counted
         if self._unstarted:
-            arrived.unstarted = max(arrived.unstarted, self._unstarted.pop(arrived.key, 0))
+            known, since = self._unstarted.pop(arrived.key, (0, 0.0))
+            if time.monotonic() - since < _UNSTARTED_FOR:
+                arrived.unstarted = max(arrived.unstarted, known)
         arrived.unstarted = min(arrived.unstarted, counted)
         return attrs.evolve(envelope, attempt=envelope.attempt - arrived.unstarted) if arrived.unstarted else envelope
 
     def _note_unstarted(self, message: Raw, already: int = 0) -> None:
         """Remember that a message of ours goes back without having been started: the broker may count that."""
-        if len(self._unstarted) < _MOST_UNSTARTED:
-            self._unstarted[key_of(message)] = already + 1
+        now, key = time.monotonic(), key_of(message)
+        self._unstarted[key] = (already + 1, now)
+        self._unstarted.move_to_end(key)
+        while len(self._unstarted) > _MOST_UNSTARTED or now - next(iter(self._unstarted.values()))[1] > _UNSTARTED_FOR:
+            self._unstarted.popitem(last=False)
 
     def _room(self, limit: int) -> int:
         """Return how many more messages may come: none for a while when too many wait here and all were looked at."""
@@ -422,7 +429,7 @@ class CelerySubscription:
         if self._sent_again and arrived.key[0] in self._sent_again:
             self._sent_again.clear()
             self._thin_out_at = time.monotonic() + _ROUND
-        arrived.tap.waiting += 1
+        arrived.wait()
         until = time.monotonic() + min(seconds, self._settings.longest_parked)
         heapq.heappush(self._parked, (until, next(self._numbers), arrived))
 

@@ -72,7 +72,7 @@ class Tap:
     granted: int
     unacknowledged: int = 0
     waiting: int = 0
-    """How many of its messages were put aside, to wait here for their time."""
+    """How many of its messages wait here for their time."""
 
     @property
     def free(self) -> int:
@@ -101,6 +101,8 @@ class Arrived:
     """Before when it is not to be started, in seconds since the epoch; known once it was read."""
     in_doubt: int | None = None
     """The number under which it was sent again, where the broker has not confirmed that yet."""
+    waits: bool = False
+    """Whether it waits here for its time."""
 
     @property
     def redelivered(self) -> bool:
@@ -110,13 +112,23 @@ class Arrived:
     def key(self) -> tuple[str | None, int]:
         return key_of(self.message)
 
+    def wait(self) -> None:
+        self.tap.waiting += not self.waits
+        self.waits = True
+
+    def wait_no_more(self) -> None:
+        self.tap.waiting -= self.waits
+        self.waits = False
+
     def ack(self) -> None:
         self.message.ack()  # which is asked again where it fails, and counts once
         self.tap.unacknowledged -= 1
+        self.wait_no_more()
 
     def requeue(self) -> None:
         self.message.requeue()
         self.tap.unacknowledged -= 1
+        self.wait_no_more()
 
 
 class Taps:
