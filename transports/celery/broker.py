@@ -83,9 +83,6 @@ class Settings:
         limit = self.arguments_of(queue).get("x-max-priority")
         return isinstance(limit, int) and limit >= 1
 
-    def is_quorum(self, queue: str) -> bool:
-        return self.arguments_of(queue).get("x-queue-type") == "quorum"
-
     def may_be_quorum(self, queue: str) -> bool:
         """Whether a queue is a quorum queue, or may be one because it is declared elsewhere and its type not given."""
         kind = self.arguments_of(queue).get("x-queue-type")
