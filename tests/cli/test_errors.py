@@ -59,8 +59,11 @@ WORKER = ("worker", "--queue", "q", "--app")
         (("dead", "replay", "--all"), ["either IDs, or --queue NAME --all"]),
         ((*WORKER, "cli.shared:tasks", "--status-payload", "all"), ["--status-payload", "'all'"]),
         ((*WORKER, "cli.shared:tasks", "--returned-failure", "none"), ["--returned-failure", "'none'"]),
-        ((*WORKER, "cli.shared:tasks", "--allow-continuation", ":task"), ["':task' names no queue", '"queue:task"']),
-        ((*WORKER, "cli.shared:tasks", "--allow-continuation", "queue:"), ["'queue:' names no queue"]),
+        (
+            (*WORKER, "cli.shared:tasks", "--allow-continuation", ":task"),
+            ["':task' lacks a queue or a task", '"queue:task"'],
+        ),
+        ((*WORKER, "cli.shared:tasks", "--allow-continuation", "queue:"), ["'queue:' lacks a queue or a task"]),
         (("dead", "replay", "17", "x"), ["no dead letters 17, x"]),
         (("dead", "purge"), ["either IDs, or --queue NAME, or --all"]),
         (("dead", "purge", "1", "--all"), ["either IDs, or --queue NAME, or --all"]),
