@@ -273,3 +273,22 @@ def test_a_drain_ends_when_its_time_is_up_although_a_queue_is_full(make_celery: 
     transport.send([message("t", queue, on_success=then("done", full))])
     with pytest.raises(TransportUnavailable, match="1 messages could not be settled"):
         Consumer(transport, {"t": lambda: None}, [queue]).drain(timeout=1)
+
+
+def test_two_full_queues_that_continue_into_each_other_go_on(make_celery: Make) -> None:
+    """Each has a worker of its own: what one takes makes room for the other's callbacks, so all are called."""
+    one, other = queue_name(), queue_name()
+    options: dict[str, Any] = {"queue_arguments": {name: bounded(5) for name in (one, other)}, "confirm_timeout": 5.0}
+    called: list[int] = []
+    tasks = {"t": lambda number: (time.sleep(0.02), number)[1], "done": called.append}
+    sender, sent = make_celery(**options), 0
+    consumers = [Consumer(make_celery(**options), tasks, [name], concurrency=4) for name in (one, other)]
+    with running(*consumers):
+        until = time.monotonic() + 2.5
+        while time.monotonic() < until:
+            queue, next_queue = ((one, other), (other, one))[sent % 2]
+            with contextlib.suppress(TransportUnavailable):
+                sender.send([message("t", queue, sent, on_success=then("done", next_queue))])
+                sent += 1
+        wait_until(lambda: len(called) >= sent, timeout=60, what="all to be called back")
+    assert sorted(called) == list(range(sent))

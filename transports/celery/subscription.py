@@ -60,6 +60,8 @@ _GIVEN_BACK = "given back"
 """What the copy of a message is called that goes back to a queue that counts."""
 _MOST_STUCK = 3
 """How many messages of one queue may wait for room in another one before no more of it are taken."""
+_TAKEN_EVERY = 0.5
+"""Seconds after which some of them are taken all the same."""
 _MOST_STUCK_ITSELF = 1000
 """The same of a queue that is full itself, and only shrinks when more is taken."""
 
@@ -108,6 +110,7 @@ class CelerySubscription:
         self._sent_again: set[str | None] = set()
         self._thin_out_at = 0.0
         self._logged_crowded = False
+        self._take_at: dict[str, float] = {}
         self._full: set[str] = set()
         self._unstarted: OrderedDict[tuple[str | None, int], tuple[int, float]] = OrderedDict()
         self._numbers = itertools.count()
@@ -327,11 +330,21 @@ class CelerySubscription:
         if not self._full:
             return frozenset()
         stuck = Counter(held.delivery.queue for held in self._held.values() if held.full)
-        return frozenset(
-            queue
-            for queue, count in stuck.items()
-            if count > (_MOST_STUCK_ITSELF if queue in self._full else _MOST_STUCK)
-        )
+        return frozenset(queue for queue, count in stuck.items() if self._must_wait(queue, count))
+
+    def _must_wait(self, queue: str, stuck: int) -> bool:
+        """Whether nothing is taken from a queue whose results are stuck.
+
+        Some are taken now and then: each makes room in its own queue, for which the worker of the full one may wait.
+        """
+        if stuck <= (_MOST_STUCK_ITSELF if queue in self._full else _MOST_STUCK):
+            self._take_at.pop(queue, None)
+            return False
+        now = time.monotonic()
+        if stuck > _MOST_STUCK_ITSELF or now < self._take_at.setdefault(queue, now + _TAKEN_EVERY):
+            return True
+        self._take_at[queue] = now + _TAKEN_EVERY
+        return False
 
     def _for_good(self, error: TransportError) -> TransportError:
         """A callback for a queue that cannot be had is refused for good: to try it for ever would hold up others."""
