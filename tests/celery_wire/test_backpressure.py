@@ -280,7 +280,12 @@ def test_two_full_queues_that_continue_into_each_other_go_on(make_celery: Make) 
     one, other = queue_name(), queue_name()
     options: dict[str, Any] = {"queue_arguments": {name: bounded(5) for name in (one, other)}, "confirm_timeout": 5.0}
     called: list[int] = []
-    tasks = {"t": lambda number: (time.sleep(0.02), number)[1], "done": called.append}
+
+    def task(number: int) -> int:
+        time.sleep(0.02)
+        return number
+
+    tasks: dict[str, Callable[[int], object]] = {"t": task, "done": called.append}
     sender, sent = make_celery(**options), 0
     consumers = [Consumer(make_celery(**options), tasks, [name], concurrency=4) for name in (one, other)]
     with running(*consumers):
