@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections import Counter
 from typing import Any
 
 import amqp
@@ -77,7 +78,7 @@ def check(headers: dict[str, Any], properties: dict[str, Any], body: bytes) -> N
     """Raise AssertionError, or whatever came out, where a promise is broken."""
     message = received(headers, properties, body)
     envelope = read_message(message, QUEUE, default_queue="celery")
-    arrived = Arrived(message, QUEUE, Tap(None, "", 1))
+    arrived = Arrived(message, QUEUE, Tap(None, "", 1, Counter()))
     if envelope.eta is not None:
         envelope.eta.timestamp()
     hash(arrived.key)

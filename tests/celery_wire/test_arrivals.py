@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 
 import kombu
@@ -123,7 +124,7 @@ def test_the_rest_of_a_chain_that_cannot_be_addressed_is_not_told(bench: Bench) 
 def test_any_id_can_be_looked_up(id: object) -> None:
     """What a foreign message has for an id never breaks the search for messages that come back."""
     raw = Raw(headers={"id": id, "retries": "many"}, delivery_info={"redelivered": True})
-    arrived = Arrived(raw, "q", Tap(kombu.Queue("q"), "t", 1))
+    arrived = Arrived(raw, "q", Tap(kombu.Queue("q"), "t", 1, Counter()))
     assert {arrived.key: 1} == {(None, 0): 1}
 
 

@@ -204,7 +204,7 @@ class CelerySubscription:
         waiting = [*(arrived for _, _, arrived in parked), *taps.arrived]
         if counted := [one for one in waiting if taps.counts_returns(one.queue)]:
             self._send_anew(counted)
-            taps.flush()
+        taps.flush()
 
     def _is_ours(self, key: Key, waiting: bool) -> bool:
         held = self._held.get(key)

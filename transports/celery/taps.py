@@ -30,7 +30,7 @@ import contextlib
 import math
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -70,6 +70,8 @@ class Tap:
     queue: kombu.Queue
     tag: str
     granted: int
+    sent_back: Counter[str]
+    """Acknowledgements and requeues of all taps by queue, since they were last flushed."""
     unacknowledged: int = 0
     waiting: int = 0
     """How many of its messages wait here for their time."""
@@ -78,6 +80,10 @@ class Tap:
     def free(self) -> int:
         """How many more messages the broker may send through it."""
         return max(0, self.granted - self.unacknowledged)
+
+
+_IN_FLIGHT, _LEAST_ROUNDS, _ROUND = 16, 5, 0.01
+"""Acknowledgements in a round, how many rounds there are at least, and seconds between two."""
 
 
 @attrs.define
@@ -123,11 +129,13 @@ class Arrived:
     def ack(self) -> None:
         self.message.ack()  # which is asked again where it fails, and counts once
         self.tap.unacknowledged -= 1
+        self.tap.sent_back[self.queue] += 1
         self.wait_no_more()
 
     def requeue(self) -> None:
         self.message.requeue()
         self.tap.unacknowledged -= 1
+        self.tap.sent_back[self.queue] += 1
         self.wait_no_more()
 
 
@@ -154,6 +162,7 @@ class Taps:
         single = "x-single-active-consumer"
         self._single = {queue.name for queue in queues if settings.arguments_of(queue.name).get(single)}
         self._idle_looks: dict[str, tuple[float, int]] = {}
+        self._sent_back: Counter[str] = Counter()
         self._standing: dict[str, Tap] = {}
         self._flows: dict[str, list[Tap]] = {queue.name: [] for queue in queues}
         self._holding: dict[str, list[Tap]] = {}
@@ -241,8 +250,16 @@ class Taps:
         return self._broker.amqp and (queue in self._counting or self._settings.may_be_quorum(queue))
 
     def flush(self) -> None:
-        """Return when the queues have taken in what was acknowledged, also where nothing is left to cancel."""
+        """Return when the queues have taken in what was acknowledged, also where nothing is left to cancel.
+
+        The broker hands a quorum queue some 32 acknowledgements of a channel at a time. The others wait in the channel,
+        and would be lost with it: their messages would be delivered again. So it gets time for all of them.
+        """
         for queue in self._queues:
+            counts, sent_back = self.counts_returns(queue.name), self._sent_back.pop(queue.name, 0)
+            for _ in range(_LEAST_ROUNDS + sent_back // _IN_FLIGHT if counts and sent_back else 0):
+                self._channel.queue_declare(queue.name, passive=True)
+                time.sleep(_ROUND)
             self._channel.queue_declare(queue.name, passive=True)
 
     @property
@@ -312,7 +329,7 @@ class Taps:
         return self._standing[queue.name].free + sum(one.free for one in self._flows[queue.name]) + waiting
 
     def _open(self, queue: kombu.Queue, limit: int) -> Tap:
-        tap = Tap(queue, f"unstract-wire-{uuid.uuid4()}", limit)
+        tap = Tap(queue, f"unstract-wire-{uuid.uuid4()}", limit, self._sent_back)
 
         def receive(raw: Any) -> None:
             tap.unacknowledged += 1
