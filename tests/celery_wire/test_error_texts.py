@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import re
 from collections.abc import Callable
 from typing import Any
@@ -193,3 +194,10 @@ def test_no_known_mistake_quotes_a_password(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         from_url(url)
     assert SECRET not in str(caught.value)
+
+
+def test_a_redis_url_without_its_driver_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kombu knows the scheme without redis-py, and fails later on an attribute of None."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'kombu\[redis\]'"):
+        CeleryTransport("redis://127.0.0.1:6379/0").subscribe(["q"], lease=60)

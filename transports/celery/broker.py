@@ -14,6 +14,7 @@ Not for two threads at once.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -576,6 +577,8 @@ def _checked(settings: Settings, url: str, heartbeat: float) -> kombu.Connection
             ssl=dict(settings.ssl) if isinstance(settings.ssl, Mapping) else settings.ssl,  # kombu writes into it
             transport_options=settings.kombus_options,
         )
+        if settings.driver == "redis" and importlib.util.find_spec("redis") is None:  # kombu would fail on None
+            raise ImportError("redis is not installed: pip install 'kombu[redis]'")
         is_amqp = connection.transport.driver_type == "amqp"  # resolves the driver, which may be missing
     except (KeyError, ImportError) as exc:
         raise ConfigurationError(f"no broker can be reached by this URL: {exc}") from exc
