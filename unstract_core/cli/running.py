@@ -103,6 +103,8 @@ def run(consumer: Consumer, session: Session, parent: Parent | None, asked: Sequ
     except SystemExit as second_signal:
         code = int(second_signal.code or 0)
     finally:
+        if parent is not None:
+            _ignore_signals()  # the order to stop came by the pipe as well, and the signal may be still on its way
         back.set()
         stopped()
     if code is None and consumer.counters["overdue"]:
@@ -181,6 +183,7 @@ def _leave(log: Callable[[], AbstractContextManager[None]], seconds: float, code
 
 def leave(code: int) -> NoReturn:
     """End this process now; what the application has written to its open files is written out."""
+    _ignore_signals()
     with contextlib.suppress(Exception):
         logging.shutdown()
     for one in gc.get_objects():
@@ -189,6 +192,13 @@ def leave(code: int) -> NoReturn:
                 one.flush()
     _flush()
     os._exit(code)
+
+
+def _ignore_signals() -> None:
+    """Let no signal interrupt the end of this process: an exception there leads to the interpreter's own clean-up."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _flush() -> None:
