@@ -117,21 +117,22 @@ class PrivateBroker:
         if self._process is not None:
             self._signal(number)
             self._process.wait(timeout=_STARTS)
-            wait_until(lambda: not self._listens(), what="the broker's port to be free")
+            wait_until(lambda: not _listens(self.port), what="the broker's port to be free")
             self._process = None
 
     def _started(self) -> bool:
         if self._process is None or self._process.poll() is not None:
             said = (self._directory / "output").read_text(errors="replace")
             raise AssertionError(f"RabbitMQ has ended: {said[-2000:]}")
-        return self._listens()
+        return _listens(self.port)
 
-    def _listens(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-        except OSError:
-            return False
-        return True
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -177,7 +178,7 @@ class PrivateRedis:
         self.url = f"redis://127.0.0.1:{self.port}/0"
         command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", *options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_until(self._listens, timeout=_STARTS, what="Redis to start")
+        wait_until(lambda: _listens(self.port), timeout=_STARTS, what="Redis to start")
 
     def freeze(self) -> None:
         """Let it accept bytes and connections and never answer, until `thaw`."""
@@ -189,13 +190,6 @@ class PrivateRedis:
     def remove(self) -> None:
         self._process.kill()
         self._process.wait()
-
-    def _listens(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-        except OSError:
-            return False
-        return True
 
 
 @contextlib.contextmanager

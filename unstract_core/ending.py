@@ -118,9 +118,6 @@ class Endings:
 
     def _settle(self, batch: Sequence[Held]) -> None:
         self._renew_in_time()
-        batch = [held for held in batch if held.key in self._finished]  # a renewal may have ended what is in doubt
-        if not batch:
-            return
         try:
             took_effect = self._subscription.settle([_settlement(held) for held in batch])
         except TransportClosed:

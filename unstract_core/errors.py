@@ -27,6 +27,17 @@ Guarantee: every one of them can be pickled. A driver's own error appears only a
 
 from __future__ import annotations
 
+import enum
+
+
+class Meaning(enum.Enum):
+    """What an answer of a database or broker means: can the same operation succeed later, and did it take effect?"""
+
+    UNAVAILABLE = "unavailable"
+    IN_DOUBT = "unavailable, in doubt"
+    NOT_READY = "not ready"
+    REFUSED = "refused"
+
 
 class ContractError(Exception):
     """The root: catch this to catch whatever this package raises on purpose."""

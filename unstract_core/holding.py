@@ -22,7 +22,8 @@ class Held:
     `until` is when its lease ends, on the monotonic clock and with a margin: after that it is not started any more.
     The other fields say how settling it went: `doubtful` if it may have taken effect; `failures` of it alone, since
     `failing_since`, while the transport answered others; `retry_at` the earliest moment of the next try; `original`
-    what was to be settled, and `fallbacks` what else there is to try; `no_room` if it waits for a queue that is full.
+    what was to be settled, and `fallbacks` what else there is to try; `settled_before` how many statements had settled
+    others when it first failed; `no_room` if it waits for a queue that is full.
     """
 
     delivery: Delivery

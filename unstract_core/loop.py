@@ -138,7 +138,6 @@ class Loop:
             time.sleep(min(pause, SHORTEST_PAUSE))
             return None
         self.problem, self._renewal_failed = None, False
-        self._renew_in_time()
         self._try(self._settle)
         self._renew_in_time()
         room = self._room()

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
 _BETWEEN_REPORTS = 60.0
-_NOT_AN_OBSERVERS = (KeyboardInterrupt, Stopped)
+_RAISED_BY_SIGNALS = (KeyboardInterrupt, Stopped)
 """What a signal raises, wherever the thread is at that moment."""
 
 End: TypeAlias = Literal["returned", "raised", "retry_asked", "rejected", "ignored"]
@@ -162,7 +162,7 @@ class Observers(Observer):
         for one in self._with[hook]:
             try:
                 getattr(one, hook)(*told)
-            except _NOT_AN_OBSERVERS:
+            except _RAISED_BY_SIGNALS:
                 raise
             except BaseException as exc:
                 self._report(one, exc, hook)
@@ -209,7 +209,7 @@ class _Around(AbstractContextManager[Value]):
                 found = manager.__enter__()
                 self._entered.append((one, manager))
                 value = self._take(found, value)
-            except _NOT_AN_OBSERVERS:
+            except _RAISED_BY_SIGNALS:
                 raise
             except BaseException as exc:
                 self._report(one, exc)
@@ -221,7 +221,7 @@ class _Around(AbstractContextManager[Value]):
         for one, manager in reversed(self._entered):
             try:
                 manager.__exit__(kind, exc, trace)
-            except _NOT_AN_OBSERVERS:
+            except _RAISED_BY_SIGNALS:
                 raise
             except BaseException as raised:
                 if raised is not exc:

@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from unstract_core.continuation import (
     Ignored,
@@ -42,6 +42,13 @@ logger = logging.getLogger(__name__)
 
 _ODD_KEY = re.compile(r'\["(?:\\.|[^"\\])*"\]')
 """A key in a path that is no plain name, and so may be content: an address, a phrase of a document."""
+
+
+class _Start(NamedTuple):
+    """When a task was started, on the monotonic clock, and on which thread."""
+
+    moment: float
+    thread: int
 
 
 class Here:
@@ -112,8 +119,7 @@ class Runner:
         self._log_errors = log_errors
         self._here = here
         self._pid = os.getpid()
-        self._started: dict[Held, float] = {}
-        self._threads_of: dict[Held, int] = {}
+        self._started: dict[Held, _Start] = {}
         self._waiting: SimpleQueue[Held | None] = SimpleQueue()
         self._count = threading.Lock()
         self._threads = [self._thread(number) for number in range(1, concurrency + 1)]
@@ -139,7 +145,7 @@ class Runner:
     @property
     def started(self) -> list[float]:
         """When each task that runs now was started, on the monotonic clock."""
-        return list(self._started.values())
+        return [start.moment for start in list(self._started.values())]
 
     @property
     def stuck_for(self) -> float:
@@ -163,13 +169,13 @@ class Runner:
         if time.monotonic() < self.overdue_at:
             return 0
         given_up = 0
-        for held, started in list(self._started.items()):
-            seconds = time.monotonic() - started
+        for held, start in list(self._started.items()):
+            seconds = time.monotonic() - start.moment
             if seconds < self._deadline or self._started.pop(held, None) is None:
                 continue
             given_up += 1
             self._counters["overdue"] += 1
-            fields = {"deadline": self._deadline, "traceback": stack_of(self._threads_of.pop(held, 0))}
+            fields = {"deadline": self._deadline, "traceback": stack_of(start.thread)}
             emit(logger, logging.ERROR, "task_overdue", **ids(held.delivery), **fields)
             late = overdue(self._deadline)
             self._observers.task_failed(held.delivery, "raised", late)
@@ -257,8 +263,7 @@ class Runner:
     def _run(self, held: Held) -> Settlement | None:
         """Run a task and return what follows; None where that was decided meanwhile."""
         delivery = held.delivery
-        self._threads_of[held] = threading.get_ident()
-        self._started[held] = time.monotonic()
+        self._started[held] = _Start(time.monotonic(), threading.get_ident())
         headers = None
         try:
             with self._observers.running(delivery) if self._observers else contextlib.nullcontext() as headers:
@@ -268,7 +273,6 @@ class Runner:
         self.end_if_forked()
         if self._here is not None and self._here.is_current:
             self._here.after_task()
-        self._threads_of.pop(held, None)
         if self._started.pop(held, None) is None:
             return None
         settlement = settle(delivery, outcome, self._policy_of(delivery))

@@ -16,8 +16,9 @@ from redis import exceptions
 
 from contract_tests.messages import message
 from transports.celery import CeleryTransport
-from transports.celery.errors import ANSWERS, Answer, Meaning, answer_of, translate
+from transports.celery.errors import ANSWERS, Answer, answer_of, translate
 from unstract_core import TransportError, TransportNotReady, TransportRefused, TransportUnavailable
+from unstract_core.errors import Meaning
 
 OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
 KINDS: dict[Meaning, type[TransportError]] = {

@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport
-from transports.postgres.errors import ANSWERS, Meaning, answer_of, translate
+from transports.postgres.errors import ANSWERS, answer_of, translate
 from unstract_core import (
     Settlement,
     TransportNotReady,
@@ -26,6 +26,7 @@ from unstract_core import (
     TransportUnavailable,
     Verdict,
 )
+from unstract_core.errors import Meaning
 
 EVERY_STATE = sorted(
     {

@@ -8,7 +8,6 @@ name queues and arguments and never a payload.
 from __future__ import annotations
 
 import contextlib
-import enum
 import re
 import ssl
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from amqp import exceptions as amqp
 from unstract_core.errors import (
     ConfigurationError,
     ContractError,
+    Meaning,
     NoRoom,
     QueueFull,
     TransportError,
@@ -66,15 +66,6 @@ class InDoubt(Blocked):
     def __init__(self, message: str, tag: int) -> None:
         super().__init__(message, fate_unknown=True)
         self.tag = tag
-
-
-class Meaning(enum.Enum):
-    """The answer to two questions: can the same operation succeed later, and did it take effect?"""
-
-    UNAVAILABLE = "unavailable"
-    IN_DOUBT = "unavailable, in doubt"
-    NOT_READY = "not ready"
-    REFUSED = "refused"
 
 
 @attrs.frozen

@@ -8,7 +8,6 @@ which can quote a payload.
 from __future__ import annotations
 
 import contextlib
-import enum
 import re
 from collections.abc import Iterator, Mapping
 
@@ -20,6 +19,7 @@ from transports.postgres.rights import needed
 from unstract_core.errors import (
     ConfigurationError,
     ContractError,
+    Meaning,
     TransportError,
     TransportNotReady,
     TransportRefused,
@@ -65,15 +65,6 @@ class DuplicateId(TransportUnavailable):
 
     table: str = ""
     column: str = ""
-
-
-class Meaning(enum.Enum):
-    """The answer to two questions: can the same statement succeed later, and did it take effect?"""
-
-    UNAVAILABLE = "unavailable"
-    IN_DOUBT = "unavailable, in doubt"
-    NOT_READY = "not ready"
-    REFUSED = "refused"
 
 
 @attrs.frozen
