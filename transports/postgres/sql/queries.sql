@@ -130,7 +130,8 @@ state || '' = 'claimed' AND (state || '' = 'claimed' OR to_tsvector('pg_catalog.
 -- How each claim ends.
 claimed AS (
     UPDATE {messages} AS m
-    SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second', read_ct = greatest(0, least(m.read_ct, 2147483646)) + 1
+    SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second',
+        read_ct = greatest(0, least(m.read_ct, 2147483646)) + 1
     FROM next WHERE m.msg_id = ANY (ARRAY[next.msg_id]) AND {still_ready}
     RETURNING m.msg_id, m.queue_name, m.read_ct, m.message, m.org_id, m.priority,
               timestamptz_send(m.enqueued_at) AS enqueued
@@ -293,7 +294,8 @@ WHERE h.msg_id NOT IN (SELECT msg_id FROM free) OR h.msg_id IN (SELECT msg_id FR
 -- name: settle
 -- A whole batch in one commit. Only what passes the fence has any effect: `fenced` is the root of everything below it.
 -- Follow-ups and replies depend on `ended`, the rows that were really removed or made ready: a trigger can keep a row
--- that is to be deleted or changed, and the answer says so ('kept'). They refer to a settlement by its place in the batch, which may hold a message's lost attempt too.
+-- that is to be deleted or changed, and the answer says so ('kept'). They refer to a settlement by its place in the
+-- batch, which may hold a message's lost attempt too.
 WITH settlement AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(verdicts)s::text[], %(delays)s::float8[],
                          %(counted)s::bool[], %(reasons)s::text[], %(results)s::text[], %(enqueued)s::bytea[])
