@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from servers import free_port, miss
+from servers import free_port, miss, wait_until_stopped
 
 from contract_tests.kit import wait_until
 
@@ -87,6 +87,7 @@ class PrivateBroker:
     def freeze(self) -> None:
         """Let it accept bytes and connections and never answer, until `thaw`."""
         self._signal(signal.SIGSTOP)
+        wait_until_stopped(self._group())
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
@@ -112,6 +113,14 @@ class PrivateBroker:
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:
             os.killpg(self._process.pid, number)
+
+    def _group(self) -> list[int]:
+        """Return the processes that a signal reaches."""
+        if self._process is None:
+            return []
+        listed = subprocess.run(["ps", "-e", "-o", "pgid=,pid="], capture_output=True, text=True, check=True)
+        pairs = [line.split() for line in listed.stdout.splitlines()]
+        return [int(pid) for group, pid in pairs if int(group) == self._process.pid]
 
     def _end(self, number: signal.Signals) -> None:
         if self._process is not None:
@@ -183,6 +192,7 @@ class PrivateRedis:
     def freeze(self) -> None:
         """Let it accept bytes and connections and never answer, until `thaw`."""
         self._process.send_signal(signal.SIGSTOP)
+        wait_until_stopped([self._process.pid])
 
     def thaw(self) -> None:
         self._process.send_signal(signal.SIGCONT)

@@ -18,7 +18,7 @@ from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from servers import free_port, miss
+from servers import free_port, miss, wait_until_stopped
 
 from contract_tests.kit import wait_until
 from transports.postgres import PostgresTransport
@@ -93,6 +93,8 @@ class PgBouncer:
     def freeze(self) -> None:
         """Let it accept bytes and connections and never answer, until `thaw`."""
         self._signal(signal.SIGSTOP)
+        if self._process is not None:
+            wait_until_stopped([self._process.pid])
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)

@@ -12,7 +12,8 @@ import subprocess
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +28,8 @@ REQUIRE_SERVICES = os.environ.get("UNSTRACT_WIRE_REQUIRE_SERVICES") == "1"
 SERVER_URL = os.environ.get("UNSTRACT_WIRE_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
 BROKER_URL = os.environ.get("UNSTRACT_WIRE_TEST_RABBITMQ", "amqp://guest:guest@127.0.0.1:5672//")
 REDIS_URL = os.environ.get("UNSTRACT_WIRE_TEST_REDIS", "redis://127.0.0.1:6379/11")
+_STOPPED = set("TtZX")
+"""The states of a thread that does not run (proc(5)): stopped, traced, a zombie, dead."""
 
 
 class PrivateServer:
@@ -56,7 +59,7 @@ class PrivateServer:
 
     def freeze(self) -> None:
         """Let the server accept bytes and never answer, until `thaw`."""
-        self._signal_all(signal.SIGSTOP)
+        wait_until_stopped(self._signal_all(signal.SIGSTOP))
 
     def thaw(self) -> None:
         self._signal_all(signal.SIGCONT)
@@ -85,6 +88,20 @@ class PrivateServer:
             stderr=subprocess.DEVNULL,
             cwd="/",
         )
+
+
+def wait_until_stopped(pids: Iterable[int]) -> None:
+    """Wait until no thread of these processes runs after a SIGSTOP: on a busy machine some go on for a while."""
+    for pid in pids:
+        wait_until(partial(_is_stopped, pid), what=f"process {pid} to stop")
+
+
+def _is_stopped(pid: int) -> bool:
+    states = set()
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # a thread, or the process, that ends meanwhile
+            states.add(stat.read_text().rpartition(")")[2].split()[0])
+    return states <= _STOPPED
 
 
 @contextlib.contextmanager

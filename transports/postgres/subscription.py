@@ -74,6 +74,7 @@ class PostgresSubscription:
         self._held: set[_Key] = set()
         self._renew_at = math.inf
         self._renewal_was_due = False
+        self._just_renewed = False
         self._owes_claim = False
         self._unread = Unread(session, statements, lease, self._release)
         self._careful = False
@@ -88,7 +89,9 @@ class PostgresSubscription:
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         deadline = time.monotonic() + wait
         # A caller that has something in flight renews it first. What it has forgotten must not end each receive.
-        self._renewal_was_due = time.monotonic() >= self._renew_at
+        # After a renewal that took so long that the next one is due, one statement comes before that.
+        self._renewal_was_due = time.monotonic() >= self._renew_at and not self._just_renewed
+        self._just_renewed = False
         while True:
             self._check_open()
             self._session.forget_heard()
@@ -138,7 +141,7 @@ class PostgresSubscription:
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         self._check_open()
         began = time.monotonic()
-        self._renew_at = began + self._lease / 3
+        self._renew_at, self._just_renewed = began + self._lease / 3, True
         waiting = self._unread.waiting
         held = [delivery for delivery in deliveries if _key(delivery) in self._held]
         rows = self._session.execute(
