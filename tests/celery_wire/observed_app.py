@@ -269,6 +269,10 @@ SINGLE: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
 """One run each: task name, args, kwargs."""
 
 
+QUIET = 2.0
+"""Seconds without a note after which everything has run: on a busy machine a retry takes a while to begin."""
+
+
 def main() -> None:
     """Let a real worker run everything, print its notes as JSON, and leave at once."""
     calls = dict(SINGLE)
@@ -280,10 +284,11 @@ def main() -> None:
     for task_id, (name, args, kwargs) in calls.items():
         app.tasks[name].apply_async(args, kwargs, task_id=task_id, headers={"x-fairness-key": FAIRNESS})
     with start_worker(app, perform_ping_check=False, loglevel="CRITICAL"):
-        before = -1
-        while (now := sum(map(len, list(SEEN.values())))) != before or len(SEEN) < len(calls):
-            before = now
-            time.sleep(0.3)
+        before, quiet_since = -1, time.monotonic()
+        while time.monotonic() - quiet_since < QUIET or len(SEEN) < len(calls):
+            if (now := sum(map(len, list(SEEN.values())))) != before:
+                before, quiet_since = now, time.monotonic()
+            time.sleep(0.1)
         print(json.dumps(SEEN), flush=True)
         os._exit(0)  # stopping a worker takes seconds
 
@@ -297,7 +302,7 @@ def real_runs(first: str = "") -> dict[str, list[Any]]:
     program = f"from celery_wire import observed_app; {first or 'pass'}; observed_app.main()"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (HERE.parents[1], HERE.parent)))}
     ended = subprocess.run(
-        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=240, check=False
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     found: dict[str, list[Any]] = json.loads(ended.stdout.splitlines()[-1])

@@ -112,6 +112,7 @@ def test_the_products_executor_is_tried_four_times_spread_by_its_backoff(
     ended = place.ended(id, "callbacks", queue)
     assert ended.told == ("failed", "ConnectionError: away for the 3th time")
     assert (ended.status and ended.status.error, ended.buried) == (ended.told[1], None)
+    del consumer.counters["given_back"]  # a drain may end between the claim and the run
     assert +consumer.counters == {"ran": 4, "retried": 3, "settled": 1}
 
 

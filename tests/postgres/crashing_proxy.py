@@ -66,7 +66,7 @@ class CuttingProxy(Proxy):
     def _pass(self, line: _Line, side: Side) -> None:
         source, target = (line.client, line.server) if side == "client" else (line.server, line.client)
         with contextlib.suppress(OSError):
-            while data := source.recv(65536):
+            while (data := source.recv(65536)) and not line.doomed:
                 exchange = self.exchange
                 if exchange is not None and side == "client" and exchange.marker in data:
                     exchange.line = line
@@ -74,8 +74,10 @@ class CuttingProxy(Proxy):
                     data = exchange.take(side, data)
                     if exchange.is_over:
                         self.exchange = None
+                # Before the last byte is passed on: what the other side answers to it must not pass any more.
+                line.doomed = exchange is not None and exchange.is_cut and exchange.line is line
                 target.sendall(data)
-                if exchange is not None and exchange.is_cut and exchange.line is line:
+                if line.doomed:
                     break
         line.end()
 

@@ -32,6 +32,8 @@ from unstract_core.loop import Loop
 
 ALL = os.environ.get("UNSTRACT_WIRE_CRASH_POINTS") == "all"
 STEP = 1 if ALL else 29
+TRIES = 3
+"""On a busy machine the threads of a worker may now and then go another way, and it dies elsewhere."""
 
 
 @on_one_server
@@ -60,21 +62,27 @@ def test_a_worker_that_dies_at_any_line_has_settled_everything_or_nothing(
     with crashing(named(tables.url, name), tables.schema, queue, len(shapes)) as crash:
         ledger.send(0, shapes)
         whole = crash().lines
-        points = [(thread, number) for thread, lines in whole.items() for number in range(1, len(lines) + 1, step)]
-        died_at = []
-        for trial, point in enumerate(points, 1):
-            ledger.send(trial, shapes)
-            died_at.append(crash(point).died_at)
+        places = [(thread, number) for thread, lines in whole.items() for number in range(1, len(lines) + 1, step)]
+        died_at, trials, trial = [], [], 0
+        for place in places:
+            for _ in range(TRIES):
+                trial += 1
+                ledger.send(trial, shapes)
+                died = crash(place).died_at
+                if died == whole[place[0]][place[1] - 1]:
+                    break
+            died_at.append(died)
+            trials.append(trial)
     wait_until(lambda: not tables.backends(name), what="the connections of the dead to end")
     verdicts = ledger.verdicts()
-    assert verdicts.pop(0), "the worker that lived has not settled"
-    assert died_at == [whole[thread][number - 1] for thread, number in points]
+    assert verdicts[0], "the worker that lived has not settled"
+    assert died_at == [whole[thread][number - 1] for thread, number in places]
     if step == 1:
         assert set(died_at) == set(chain(*whole.values()))
-    by_thread = {thread: [verdicts[n] for n, (where, _) in enumerate(points, 1) if where == thread] for thread in whole}
-    assert set(by_thread["io"]) == {True, False}
-    settled = sum(verdicts.values())
-    print(f"{', '.join(shapes)}: {len(points)} deaths, {len(points) - settled} not settled, {settled} settled")
+    outcomes = [verdicts[trial] for trial in trials]
+    assert {outcome for outcome, (thread, _) in zip(outcomes, places, strict=True) if thread == "io"} == {True, False}
+    settled = sum(outcomes)
+    print(f"{', '.join(shapes)}: {len(places)} deaths, {len(places) - settled} not settled, {settled} settled")
     ledger.finish()
 
 
