@@ -19,8 +19,9 @@ _READY_FOR_QUERY = b"Z\0\0\0\5I"
 class Exchange:
     """What was passed on from either side, from the first byte of a request to the last of its answer.
 
-    `allowed` is how much of one side may be: there the connection is cut. `is_over` tells that it was cut, or that
-    the answer was passed on to its end.
+    `allowed` is how much of one side may be: there the connection is cut. Of a request, which comes in one piece, it is
+    counted from the end, because its length depends on the name of the prepared statement: 0 is all of it. `is_over`
+    tells that it was cut, or that the answer was passed on to its end.
     """
 
     marker: bytes
@@ -37,7 +38,7 @@ class Exchange:
         """Return what may be passed on."""
         allowed = self.allowed.get(side)
         if allowed is not None:
-            room = allowed - len(self.passed[side])
+            room = max(0, len(data) + allowed) if side == "client" else allowed - len(self.passed[side])
             self.is_cut = self.is_cut or len(data) >= room
             data = data[:room]
         passed = self.passed[side] + data
