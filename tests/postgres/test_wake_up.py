@@ -376,11 +376,14 @@ def test_a_send_that_failed_does_not_mute_the_next(make_postgres: Make, tables: 
 def test_an_idle_worker_asks_about_once_a_poll_interval(
     postgres: PostgresTransport, make_postgres: Make, queue: str, asked: list[str]
 ) -> None:
-    """Waiting costs two statements for each interval, and none in between: no spin, also beside delayed messages."""
+    """Waiting costs two or three statements for each interval, and none in between: no spin, beside delayed messages.
+
+    The third is a claim over the whole index, where a slow machine made one over a part of it first.
+    """
     transport = make_postgres(poll_interval=0.2)
     subscription = transport.subscribe([queue], lease=60)
     postgres.send([message("t", queue, delay=3600)])
     asked.clear()
     assert subscription.receive(limit=1, wait=1.0) == ()
-    assert 2 <= len(asked) <= 16
+    assert 2 <= len(asked) <= 3 * 6
     subscription.close()
