@@ -103,6 +103,8 @@ def test_the_products_executor_is_tried_four_times_spread_by_its_backoff(
     while tables.count(queue):
         wait_until(lambda: consumer.drain(timeout=0.2), what="the task to be run")
         for state, attempts, wait in tables.rows(row, queue):
+            if jitter and state == "ready":
+                continue  # its wait was over, and the drain ended between the claim and the run
             longest = backoff * 2 ** (attempts - 1)
             assert (state, wait <= longest, jitter or wait > longest - 8) == ("claimed", True, True)
             assert tables.count(told(queue)) == 0
