@@ -17,7 +17,7 @@ settings.register_profile(
 settings.register_profile("nightly", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so starts a shell what it runs in the background
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts its background jobs like this
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
