@@ -31,7 +31,7 @@ from unstract_core.runner import ids
 from unstract_core.transport import Settlement, Subscription, Verdict
 from unstract_core.values import error_text
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.worker")
 
 _LARGEST_BATCH = 1000
 _MOST_FAILURES = 5

@@ -23,7 +23,7 @@ from unstract_core.signature import Callback
 from unstract_core.transport import Reply
 from unstract_core.values import error_text
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.producer")
 
 EXECUTOR_TASK = "execute_extraction"
 QUEUE_PREFIX = "celery_executor_"

@@ -27,7 +27,7 @@ from unstract_core.runner import Here, Runner, ids
 from unstract_core.transport import Delivery, Subscription
 from unstract_core.values import error_text
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.worker")
 
 Result = TypeVar("Result")
 

@@ -23,7 +23,7 @@ from unstract_core.events import emit, frames
 from unstract_core.forking import Stopped
 from unstract_core.transport import Delivery, Message, Settlement
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.observer")
 
 Value = TypeVar("Value")
 

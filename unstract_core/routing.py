@@ -30,7 +30,7 @@ from unstract_core.signature import Callback
 from unstract_core.transport import Reply
 from unstract_core.values import type_name
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.producer")
 
 Gate: TypeAlias = Callable[[ExecutionContext], bool]
 """Says whether a dispatch goes `on` (True) or `off` (False). It is asked at every call, on any thread."""

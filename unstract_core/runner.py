@@ -38,7 +38,7 @@ from unstract_core.payload import TaskPayload
 from unstract_core.transport import Delivery, Settlement
 from unstract_core.values import error_text, type_name
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.worker")
 
 _ODD_KEY = re.compile(r'\["(?:\\.|[^"\\])*"\]')
 """A key in a path that is no plain name, and so may be content: an address, a phrase of a document."""

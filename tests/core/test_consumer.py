@@ -92,7 +92,7 @@ def test_a_log_handler_that_raises_costs_no_thread() -> None:
             raise ValueError("broken")
 
     broken = Broken()
-    runner = logging.getLogger("unstract_core.runner")
+    runner = logging.getLogger("unstract_wire.worker")
     runner.addFilter(broken)
     try:
         transport = MemoryTransport()

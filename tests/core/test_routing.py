@@ -112,7 +112,7 @@ def warnings_of(count: int | None = None) -> Iterator[list[dict[str, Any]]]:
             assert CONTENT not in f"{record.getMessage()}{vars(record)}"
             found.append({key.removeprefix("wire."): v for key, v in vars(record).items() if key.startswith("wire.")})
 
-    logger, handler = logging.getLogger("unstract_core.routing"), Handler()
+    logger, handler = logging.getLogger("unstract_wire.producer"), Handler()
     logger.addHandler(handler)
     try:
         yield found

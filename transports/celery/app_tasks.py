@@ -32,7 +32,7 @@ from unstract_core.registry import runnable
 from unstract_core.transport import Delivery
 from unstract_core.values import type_name
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.celery")
 
 _CELERYS_OWN = "celery."
 _LIMITS_OF_ALL = ("task_time_limit", "task_soft_time_limit", "task_default_rate_limit")

@@ -39,7 +39,7 @@ from unstract_core.payload import DEFAULT_PRIORITY, HIGHEST_PRIORITY, TaskPayloa
 from unstract_core.transport import LONGEST_DELAY, Delivery
 from unstract_core.values import normalise, normalise_members
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.celery")
 
 _JSON = frozenset({"application/json"})
 _OPTIONS = {"queue", "task_id", "link", "link_error", "countdown"}

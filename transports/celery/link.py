@@ -18,7 +18,7 @@ from transports.celery.taps import Arrived, Taps
 from transports.celery.waits import TICK
 from unstract_core.events import emit
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.celery")
 
 _SLICE = 0.02
 """Seconds between two looks at a broker that cannot be waited on."""

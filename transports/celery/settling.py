@@ -27,7 +27,7 @@ from unstract_core.events import emit
 from unstract_core.transport import Message, Reply, Settlement, Verdict
 from unstract_core.values import normalise, normalise_members
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.celery")
 
 DEAD_HEADERS = ("x-dead-id", "x-dead-queue", "x-dead-reason", "x-dead-attempts", "x-dead-at")
 DEAD_RESULT = "x-dead-result"

@@ -39,7 +39,7 @@ from unstract_core.errors import (
 from unstract_core.events import emit
 from unstract_core.transport import Delivery, Settlement, Verdict, check_delay
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.celery")
 
 Key: TypeAlias = tuple[str, int]
 

@@ -27,7 +27,7 @@ from transports.postgres.errors import DuplicateId, PlanOutdated, PreparedStatem
 from unstract_core.errors import ConfigurationError, TransportRefused, TransportUnavailable
 from unstract_core.events import emit
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.postgres")
 
 # What libpq would leave to the operating system: minutes to hours until a silent network is noticed.
 _DEFAULTS = {

@@ -23,7 +23,7 @@ from transports.postgres.statements import Statements
 from unstract_core.errors import ContractError
 from unstract_core.events import emit
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.postgres")
 
 WINDOW = 0.01
 SILENCE = 10.0

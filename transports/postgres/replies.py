@@ -19,7 +19,7 @@ from unstract_core.errors import TransportClosed, TransportError
 from unstract_core.events import emit
 from unstract_core.values import error_text
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.postgres")
 
 _PAUSE = 0.25
 _LONGEST_PAUSE = 5.0

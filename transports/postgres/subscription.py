@@ -28,7 +28,7 @@ from unstract_core.events import emit
 from unstract_core.transport import Delivery, Settlement, Verdict
 from unstract_core.values import error_text
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.postgres")
 
 _Key: TypeAlias = tuple[str, int, str]
 

@@ -41,7 +41,7 @@ from unstract_core.events import emit
 from unstract_core.transport import Capabilities, Message, QueueState, Reply, ReplyStatus, check_subscription
 from unstract_core.values import error_text, normalise
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.postgres")
 
 _PAUSE = 0.25
 _LAST_LOOK = 0.5

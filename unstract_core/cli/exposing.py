@@ -23,7 +23,7 @@ from unstract_core.events import emit
 from unstract_core.observer import Observer
 from unstract_core.transport import Transport
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.supervisor")
 
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 _REMEDY = "give it a directory with room, and that can be written to, by TMPDIR"

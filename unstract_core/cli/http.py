@@ -26,7 +26,7 @@ from unstract_core.events import emit
 from unstract_core.forking import reset_in_child
 from unstract_core.observer import Observer, Turn
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.http")
 
 DEFAULT_HOST = "127.0.0.1"
 RETRY = 30.0

@@ -27,7 +27,7 @@ from unstract_core.forking import handling
 from unstract_core.transport import Subscription, Transport
 from unstract_core.values import error_text
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.worker")
 
 _COUNTERS = ("ran", "settled", "retried", "buried", "given_back", "lost", "refused", "replaced", "overdue")
 _MOMENT = 0.5

@@ -24,7 +24,7 @@ from unstract_core.cli.session import FAILED
 from unstract_core.cli.slot import Slot
 from unstract_core.events import emit
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("unstract_wire.supervisor")
 
 KILLED = 128 + signal.SIGKILL
 _LONGEST_WAIT = 5.0
