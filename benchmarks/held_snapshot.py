@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.bench import PAYLOAD, server
 from transports.postgres import PostgresTransport
-from transports.postgres.claiming import Claim, Claims, Pace
+from transports.postgres.claim_planner import Claim, Claims, Pace
 from unstract_core import Message, Settlement, TaskPayload, Verdict
 
 CASES = ("held", "free", "whole")

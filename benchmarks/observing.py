@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.bench import PAYLOAD, Bench, chain, noop, server
 from unstract_core import Consumer, Dispatcher, Message, Observer, TaskPayload
-from unstract_core.metrics import Metrics
-from unstract_core.tracing import Tracing
+from unstract_core.observability.metrics import Metrics
+from unstract_core.observability.tracing import Tracing
 
 
 class Nowhere(SpanExporter):

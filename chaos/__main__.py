@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from chaos.environments import Place, on_postgres, on_rabbitmq, what_is_missing
 from chaos.ledger import take_stock
-from chaos.places import Place, on_postgres, on_rabbitmq, what_is_missing
-from chaos.plants import PLANTS
+from chaos.planted_bugs import PLANTS
 from chaos.report import summary, table
 from chaos.run import run
 from chaos.schedule import KINDS, TransportName, schedule

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from chaos import halts
+from chaos import breakpoints
+from chaos.environments import BrokerPlace
 from chaos.evidence import Fault
 from chaos.faults import Faults
-from chaos.fleet import Fleet
-from chaos.places import BrokerPlace
+from chaos.processes import Fleet
 from chaos.schedule import FRAMES, Planned
 
 _PUBLISH = b"\x00\x3c\x00\x28"
@@ -24,7 +24,7 @@ class BrokerFaults(Faults):
 
     def kill_settling(self, planned: Planned) -> Fault:
         """Kill a worker between the confirm of a callback and the acknowledgement of what it follows from."""
-        return self._killed_at(halts.SETTLING, planned)
+        return self._killed_at(breakpoints.SETTLING, planned)
 
     def broker_restart(self, planned: Planned) -> Fault:
         began = time.monotonic()

@@ -1,6 +1,6 @@
 """The faults that hit one process, on either transport; those of the servers are in the files that follow this one.
 
-A worker is hit in a phase by stopping it there first (halts.py): what it holds, and has not settled, is then known.
+A fault stops a worker in a phase first (breakpoints.py), so that its unsettled deliveries are known.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from contextlib import contextmanager
 
 import attrs
 
-from chaos import halts
+from chaos import breakpoints
 from chaos.evidence import Fault
-from chaos.fleet import Fleet, Process
+from chaos.messages import LEASE
+from chaos.processes import Fleet, Process
 from chaos.schedule import Planned
-from chaos.wire import LEASE
 
 BEYOND_A_LEASE = LEASE + 1.0
 
@@ -33,24 +33,24 @@ class Faults:
         return attrs.evolve(strike(planned), number=number, name=planned.kind.name, excuses=planned.kind.excuses)
 
     def kill_claimed(self, planned: Planned) -> Fault:
-        return self._killed_at(halts.CLAIMED, planned)
+        return self._killed_at(breakpoints.CLAIMED, planned)
 
     def kill_running(self, planned: Planned) -> Fault:
-        return self._killed_at(halts.RUNNING, planned)
+        return self._killed_at(breakpoints.RUNNING, planned)
 
     def kill_finished(self, planned: Planned) -> Fault:
-        return self._killed_at(halts.FINISHED, planned)
+        return self._killed_at(breakpoints.FINISHED, planned)
 
     def kill_settled(self, planned: Planned) -> Fault:
-        return self._killed_at(halts.SETTLED, planned)
+        return self._killed_at(breakpoints.SETTLED, planned)
 
     def kill_callback(self, planned: Planned) -> Fault:
         process = self.fleet.ready(planned.victims[0])
-        with self.halted(process, halts.RUNNING) as there:
+        with self.halted(process, breakpoints.RUNNING) as there:
             return attrs.evolve(self._killed(process, there), again=there)
 
     def kill_producer(self, planned: Planned) -> Fault:
-        return self._killed_at(halts.SENT, planned)
+        return self._killed_at(breakpoints.SENT, planned)
 
     def sigterm(self, planned: Planned) -> Fault:
         process = self.fleet.ready(planned.victims[0])
@@ -67,12 +67,12 @@ class Faults:
             lines = self.fleet.history.halted[before:]
             return frozenset(line.dispatch for line in lines if (line.process, line.detail) == (process.name, phase))
 
-        halts.ask(self.fleet.directory, process.name, phase)
+        breakpoints.ask(self.fleet.directory, process.name, phase)
         try:
             self.fleet.wait(lambda: bool(there()), f"{process.name} to stop when {phase}")
             yield there()
         finally:
-            halts.release(self.fleet.directory, process.name)
+            breakpoints.release(self.fleet.directory, process.name)
 
     def _killed_at(self, phase: str, planned: Planned) -> Fault:
         process = self.fleet.ready(planned.victims[0])

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from chaos.halts import SENT
+from chaos.breakpoints import SENT
 from chaos.journal import Line
 
 _LETS_GO = ("settled", "given_back")

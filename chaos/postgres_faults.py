@@ -10,11 +10,11 @@ from typing import Any
 import attrs
 import psycopg
 
-from chaos import halts
+from chaos import breakpoints
+from chaos.environments import PostgresPlace
 from chaos.evidence import Fault
 from chaos.faults import BEYOND_A_LEASE, Faults
-from chaos.fleet import Fleet, Process
-from chaos.places import PostgresPlace
+from chaos.processes import Fleet, Process
 from chaos.schedule import Planned
 
 AWAY = 20.0
@@ -48,7 +48,7 @@ class PostgresFaults(Faults):
         """Stop a worker between its tasks' end and their settlement until others have done all of it, and go on."""
         process = self.fleet.ready(planned.victims[0])
         history = self.fleet.history
-        with self.halted(process, halts.FINISHED) as there:
+        with self.halted(process, breakpoints.FINISHED) as there:
             touched, awaited = there | self._in_hand(process), self._open()
             began, ended = self._stopped(
                 process,
@@ -121,7 +121,7 @@ class PostgresFaults(Faults):
     def _settling(self, process: Process) -> Iterator[frozenset[str]]:
         """Hold a lock for which a process's statement waits that settles; yield what it settles."""
         with self._locking() as session:
-            with self.halted(process, halts.FINISHED) as touched:
+            with self.halted(process, breakpoints.FINISHED) as touched:
                 session.execute(self.place.tables.sql(_LOCK), [list(touched)])
             self.fleet.wait(lambda: self._waits(process.name), f"the settlement of {process.name} to wait")
             yield touched

@@ -13,8 +13,8 @@ import threading
 import time
 from typing import Any
 
-from chaos import pulse, wire
-from chaos.halts import SENT, Halts
+from chaos import messages, stall_detector
+from chaos.breakpoints import SENT, Halts
 from chaos.journal import Journal
 from unstract_core import Dispatcher, TransportError, load_transport
 
@@ -25,10 +25,10 @@ _FAILS = 10
 
 
 def main() -> None:
-    options = wire.options(__doc__).parse_args()
+    options = messages.options(__doc__).parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     journal = Journal(options.directory, options.name)
-    pulse.start(journal, wire.LEASE / 3)
+    stall_detector.start(journal, messages.LEASE / 3)
     halts = Halts(options.directory, options.name, journal)
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
@@ -43,15 +43,15 @@ def main() -> None:
 
 
 def _dispatch(dispatcher: Dispatcher, journal: Journal, halts: Halts, dispatch: str, *, fails: bool) -> None:
-    journal.write("before", dispatch, wire.ON_ERROR if fails else wire.ON_SUCCESS)
+    journal.write("before", dispatch, messages.ON_ERROR if fails else messages.ON_SUCCESS)
     try:
         dispatcher.send_with_callback(
-            wire.TASK,
+            messages.TASK,
             kwargs={"dispatch": dispatch, "fails": fails},
-            queue=wire.EXECUTOR_QUEUE,
+            queue=messages.EXECUTOR_QUEUE,
             task_id=dispatch,
-            on_success=_callback(wire.ON_SUCCESS, dispatch),
-            on_error=_callback(wire.ON_ERROR, dispatch),
+            on_success=_callback(messages.ON_SUCCESS, dispatch),
+            on_error=_callback(messages.ON_ERROR, dispatch),
         )
     except TransportError as exc:
         unknown = getattr(exc, "fate_unknown", False)
@@ -62,7 +62,7 @@ def _dispatch(dispatcher: Dispatcher, journal: Journal, halts: Halts, dispatch: 
 
 
 def _callback(kind: str, dispatch: str) -> dict[str, Any]:
-    return {"task": kind, "kwargs": {"dispatch": dispatch}, "options": {"queue": wire.CALLBACK_QUEUE}}
+    return {"task": kind, "kwargs": {"dispatch": dispatch}, "options": {"queue": messages.CALLBACK_QUEUE}}
 
 
 if __name__ == "__main__":

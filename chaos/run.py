@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from chaos.broker_faults import BrokerFaults
+from chaos.environments import Place, PostgresPlace
 from chaos.evidence import Evidence, Fault
 from chaos.faults import Faults
-from chaos.fleet import PATIENCE, Fleet
-from chaos.places import Place, PostgresPlace
 from chaos.postgres_faults import PostgresFaults
+from chaos.processes import PATIENCE, Fleet
 from chaos.recovery import recovery
 from chaos.schedule import CALLBACKS, EXECUTORS, PRODUCERS, Planned
 

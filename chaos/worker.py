@@ -10,11 +10,11 @@ import logging
 import threading
 import time
 
-from chaos import pulse, wire
-from chaos.halts import RUNNING, Halts
+from chaos import messages, stall_detector
+from chaos.breakpoints import RUNNING, Halts
 from chaos.journal import Journal
-from chaos.plants import PLANTS
-from chaos.watched import WatchedTransport
+from chaos.planted_bugs import PLANTS
+from chaos.recording import WatchedTransport
 from unstract_core import Consumer, Tasks, load_transport
 
 _SHORTEST, _STEP, _STEPS = 0.02, 0.005, 8
@@ -29,7 +29,7 @@ def tasks(journal: Journal, halts: Halts) -> Tasks:
     registry = Tasks()
     turns = threading.local()
 
-    @registry.register(wire.TASK)
+    @registry.register(messages.TASK)
     def work(dispatch: str, fails: bool) -> dict[str, str]:
         journal.write("started", dispatch)
         turns.count = getattr(turns, "count", 0) + 1
@@ -40,28 +40,29 @@ def tasks(journal: Journal, halts: Halts) -> Tasks:
             raise Failed(dispatch)
         return {"dispatch": dispatch}
 
-    @registry.register(wire.ON_SUCCESS)
+    @registry.register(messages.ON_SUCCESS)
     def on_success(result: dict[str, str], dispatch: str) -> None:
-        journal.write("called", dispatch, wire.ON_SUCCESS if result == {"dispatch": dispatch} else "another's result")
+        right = result == {"dispatch": dispatch}
+        journal.write("called", dispatch, messages.ON_SUCCESS if right else "another's result")
         halts.at(RUNNING, [dispatch])
 
-    @registry.register(wire.ON_ERROR)
+    @registry.register(messages.ON_ERROR)
     def on_error(task_id: str, dispatch: str) -> None:
-        journal.write("called", dispatch, wire.ON_ERROR if task_id == dispatch else "another's error")
+        journal.write("called", dispatch, messages.ON_ERROR if task_id == dispatch else "another's error")
         halts.at(RUNNING, [dispatch])
 
     return registry
 
 
 def main() -> None:
-    parser = wire.options(__doc__)
+    parser = messages.options(__doc__)
     parser.add_argument("--queue", required=True)
     parser.add_argument("--concurrency", type=int, required=True)
     parser.add_argument("--plant", choices=list(PLANTS))
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     journal = Journal(options.directory, options.name)
-    pulse.start(journal, wire.LEASE / 3)
+    stall_detector.start(journal, messages.LEASE / 3)
     halts = Halts(options.directory, options.name, journal)
     transport = WatchedTransport(load_transport(options.url), journal, halts, PLANTS.get(options.plant))
     Consumer(
@@ -69,8 +70,8 @@ def main() -> None:
         tasks(journal, halts),
         [options.queue],
         concurrency=options.concurrency,
-        lease=wire.LEASE,
-        max_attempts=wire.MAX_ATTEMPTS,
+        lease=messages.LEASE,
+        max_attempts=messages.MAX_ATTEMPTS,
     ).run()
     transport.close()
 

@@ -9,12 +9,12 @@ from typing import TypeAlias
 
 import pytest
 
-from contract_tests import limits, profiles
-from contract_tests.checked import CheckedSubscription, CheckedTransport
+from contract_tests import profiles, time_limits
+from contract_tests.checking import CheckedSubscription, CheckedTransport
 from contract_tests.harness import Harness
 from contract_tests.kit import Kit
-from contract_tests.needs import skip_unclaimed
-from contract_tests.table import Table
+from contract_tests.requires import skip_unclaimed
+from contract_tests.scenario import Table
 
 Subscribe: TypeAlias = Callable[..., CheckedSubscription]
 
@@ -46,9 +46,9 @@ def in_time(request: pytest.FixtureRequest) -> Iterator[None]:
         return f"{kit.calls}"
 
     kit.calls.wrong.clear()
-    with limits.limited(profiles.limit(), doing):
+    with time_limits.limited(profiles.limit(), doing):
         yield
-        with limits.told():
+        with time_limits.told():
             kit.clean()
     kit.calls.running.clear()
     if hasattr(sys, "last_value"):  # the test has failed already
@@ -58,7 +58,7 @@ def in_time(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def transport(in_time: None, kit: Kit) -> Iterator[CheckedTransport]:
-    with limits.told(), kit.open() as transport:
+    with time_limits.told(), kit.open() as transport:
         yield transport
 
 
@@ -77,7 +77,7 @@ def subscribe(transport: CheckedTransport) -> Iterator[Subscribe]:
         return made[-1]
 
     yield make
-    with limits.told():
+    with time_limits.told():
         for subscription in made:
             subscription.close()
 

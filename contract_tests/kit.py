@@ -12,13 +12,13 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from contract_tests.checked import Calls, CheckedSubscription, CheckedTransport, Misbehaviour
+from contract_tests.checking import Calls, CheckedSubscription, CheckedTransport, Misbehaviour
 from contract_tests.harness import Harness
-from contract_tests.limits import start
 from contract_tests.messages import message
-from contract_tests.needs import not_claimed
+from contract_tests.requires import not_claimed
+from contract_tests.time_limits import start
 from unstract_core import Capabilities, Consumer, Delivery, Reply, Settlement, Transport, TransportError, Verdict
-from unstract_core.domain import JSONValue
+from unstract_core.values.limits import JSONValue
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from contract_tests import limits, profiles
-from contract_tests.checked import Calls
+from contract_tests import profiles, time_limits
+from contract_tests.checking import Calls
 from contract_tests.harness import Harness, load_harness
 from contract_tests.report import Report
 from unstract_core.errors import ConfigurationError
@@ -64,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
     names = [harness.name for harness in harnesses]
     if twice := {name for name in names if names.count(name) > 1}:
         raise pytest.UsageError(f"--transport: two harnesses are named {', '.join(twice)}; each test names its own")
-    limits.last_words = lambda words: _written(config, words)
+    time_limits.last_words = lambda words: _written(config, words)
     config.stash[_HARNESSES] = harnesses
     config.stash[_REPORT] = Report(harnesses)
 
@@ -134,9 +134,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def _in_time(harness: Harness, what: str) -> Iterator[None]:
     """End a call of the harness that does not end by itself, and say whose it is, whatever becomes of it."""
     with (
-        limits.told(),
+        time_limits.told(),
         Calls(harness.name).call(f"the harness's {what}"),
-        limits.limited(profiles.limit(60.0), lambda: f" of {what}, by the harness of {harness.name}"),
+        time_limits.limited(profiles.limit(60.0), lambda: f" of {what}, by the harness of {harness.name}"),
     ):
         yield
 

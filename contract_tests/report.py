@@ -14,7 +14,7 @@ import pytest
 
 from contract_tests import KIT_VERSION, WIRE_VERSION
 from contract_tests.harness import Harness
-from contract_tests.needs import CLAIMED, NOT_CLAIMED
+from contract_tests.requires import CLAIMED, NOT_CLAIMED
 from unstract_core import Capabilities
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from unstract_core import ContinuationSpec, FairnessKey, TaskPayload
-from unstract_core.domain import ENVELOPE
+from unstract_core.values.limits import ENVELOPE
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=12)
 integers = st.integers(-(2**63), 2**63 - 1)

@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from contract_tests.checked import CheckedSubscription, CheckedTransport
+from contract_tests.checking import CheckedSubscription, CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit, insist
-from contract_tests.limits import start
 from contract_tests.messages import first, message
-from contract_tests.needs import needs
+from contract_tests.requires import needs
+from contract_tests.time_limits import start
 from unstract_core import Reply, Settlement, TransportError, Verdict
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from contract_tests.checked import CheckedTransport
+from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit
 from contract_tests.messages import message
-from contract_tests.needs import needs, skip_claimed
+from contract_tests.requires import needs, skip_claimed
 from unstract_core import NotSupported, Reply, Settlement, Verdict
 
 

@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 
-from contract_tests.checked import CheckedTransport
+from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit, timed
-from contract_tests.limits import together
 from contract_tests.messages import message
+from contract_tests.time_limits import together
 from unstract_core import ConfigurationError, PayloadError, Settlement, Verdict
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from contract_tests.checked import CheckedTransport
+from contract_tests.checking import CheckedTransport
 from contract_tests.kit import LONG, SOON, Kit
-from contract_tests.limits import start, together
 from contract_tests.messages import message
-from contract_tests.needs import needs, not_claimed
+from contract_tests.requires import needs, not_claimed
+from contract_tests.time_limits import start, together
 from unstract_core import Consumer, Dispatcher, Settlement, TransportClosed, Verdict
 
 USES: dict[str, Callable[[CheckedTransport, str], object]] = {

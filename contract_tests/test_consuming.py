@@ -14,10 +14,10 @@ from typing import Any
 import attrs
 import pytest
 
-from contract_tests.limits import start
 from contract_tests.messages import message, then
-from contract_tests.needs import needs, not_claimed
-from contract_tests.table import FAILURES, ODD_RESULTS, Table, tasks
+from contract_tests.requires import needs, not_claimed
+from contract_tests.scenario import FAILURES, ODD_RESULTS, Table, tasks
+from contract_tests.time_limits import start
 from unstract_core import Consumer, Dispatcher, FairnessKey, Reply, ReplyTimeout, TaskFailed, current_delivery
 
 

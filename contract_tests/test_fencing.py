@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import pytest
 
-from contract_tests.checked import CheckedSubscription, CheckedTransport
+from contract_tests.checking import CheckedSubscription, CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit, timed
 from contract_tests.messages import first, message
-from contract_tests.needs import needs
+from contract_tests.requires import needs
 from unstract_core import Delivery, Reply, Settlement, Verdict
 
 

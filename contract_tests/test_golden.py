@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from contract_tests.checked import CheckedTransport
-from contract_tests.corpus import Readable, equal, wire_messages
+from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
+from contract_tests.golden_corpus import Readable, equal, wire_messages
 from contract_tests.kit import Kit
 from unstract_core import Consumer, Settlement, Verdict, to_wire
 

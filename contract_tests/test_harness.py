@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from contract_tests.checked import CheckedTransport
+from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit, wait_until
 from contract_tests.messages import message

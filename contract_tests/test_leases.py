@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from contract_tests.checked import CheckedTransport
+from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import LONG, SOON, Kit, timed
 from contract_tests.messages import message
-from contract_tests.needs import needs
+from contract_tests.requires import needs
 from unstract_core import Settlement, Verdict
 
 

@@ -16,7 +16,7 @@ import attrs
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from contract_tests.checked import CheckedSubscription
+from contract_tests.checking import CheckedSubscription
 from contract_tests.kit import Kit, insist
 from contract_tests.messages import first, message
 from contract_tests.profiles import examples

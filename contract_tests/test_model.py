@@ -23,8 +23,8 @@ from hypothesis.stateful import (
 
 from contract_tests.kit import Kit
 from contract_tests.messages import first, message
-from contract_tests.needs import needs
 from contract_tests.profiles import examples
+from contract_tests.requires import needs
 from unstract_core import Delivery, Reply, Settlement, Verdict
 
 FOUND_WITHIN = 5.0

@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract_tests.checked import CheckedTransport
+from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit
 from contract_tests.messages import first, message
-from contract_tests.needs import needs
 from contract_tests.profiles import examples
+from contract_tests.requires import needs
 
 limits = st.lists(st.integers(1, 12), min_size=1, max_size=30)
 

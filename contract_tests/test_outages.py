@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-from contract_tests.checked import CheckedTransport
+from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import RECOVERY, Kit, insist, wait_until
-from contract_tests.limits import start
 from contract_tests.messages import first, message
-from contract_tests.needs import needs
+from contract_tests.requires import needs
+from contract_tests.time_limits import start
 from unstract_core import TransportError
 
 

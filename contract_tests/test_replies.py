@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from contract_tests.checked import CheckedTransport
+from contract_tests.checking import CheckedTransport
 from contract_tests.kit import SOON, Kit, timed, wait_until
-from contract_tests.limits import start, together
 from contract_tests.messages import message
-from contract_tests.needs import needs
 from contract_tests.profiles import examples
+from contract_tests.requires import needs
 from contract_tests.strategies import json_values
+from contract_tests.time_limits import start, together
 from unstract_core import Reply, Settlement, Verdict
 from unstract_core.values import normalise
 

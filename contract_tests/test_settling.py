@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract_tests.checked import CheckedTransport
+from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import LONG, SOON, Kit, timed
 from contract_tests.messages import first, message, parsed
-from contract_tests.needs import needs
 from contract_tests.profiles import examples
+from contract_tests.requires import needs
 from unstract_core import ContractError, Delivery, Message, PayloadError, Reply, Settlement, Verdict
 
 Kind = tuple[Verdict, bool, bool]

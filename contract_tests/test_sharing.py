@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from contract_tests.checked import CheckedTransport
+from contract_tests.checking import CheckedTransport
 from contract_tests.kit import Kit
-from contract_tests.limits import start
 from contract_tests.messages import first, message
-from contract_tests.needs import needs, not_claimed
+from contract_tests.requires import needs, not_claimed
+from contract_tests.time_limits import start
 from unstract_core import Reply, Settlement, Verdict
 
 

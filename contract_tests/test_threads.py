@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from contract_tests.checked import CheckedTransport
+from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit, insist
-from contract_tests.limits import together
 from contract_tests.messages import first, message
-from contract_tests.needs import needs
+from contract_tests.requires import needs
+from contract_tests.time_limits import together
 from unstract_core import Reply, Settlement, Verdict
 
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract_tests.checked import CheckedTransport
+from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit
 from contract_tests.messages import first, message, newer, parsed
-from contract_tests.needs import needs
 from contract_tests.profiles import examples
+from contract_tests.requires import needs
 from contract_tests.strategies import json_values, payloads
 from unstract_core import Dispatcher, Message, PayloadError, Settlement, TaskPayload, Verdict, to_wire
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import attrs
 
-from contract_tests.checked import CheckedSubscription, CheckedTransport
+from contract_tests.checking import CheckedSubscription, CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import SOON, Kit, timed, wait_until
-from contract_tests.limits import start, together
 from contract_tests.messages import first, message
-from contract_tests.needs import needs
+from contract_tests.requires import needs
+from contract_tests.time_limits import start, together
 from unstract_core import Consumer, Delivery
 
 

@@ -19,9 +19,9 @@ from kombu.serialization import dumps
 
 with atheris.instrument_imports(include=["unstract_core", "transports"]):
     from transports.celery.broker import Settings
-    from transports.celery.envelope import Envelope, read_message
+    from transports.celery.consumers import Arrived, Tap
+    from transports.celery.decode import Envelope, read_message
     from transports.celery.settling import Received, again, as_it_is, as_new, outgoing
-    from transports.celery.taps import Arrived, Tap
     from unstract_core import Delivery, from_wire, to_wire
     from unstract_core.codec import salvage
     from unstract_core.continuation import (

@@ -6,7 +6,7 @@ import uuid
 
 from contract_tests.messages import message
 from unstract_core import Delivery, Reply, Settlement, Transport, Verdict
-from unstract_core.domain import JSONValue
+from unstract_core.values.limits import JSONValue
 
 issued: list[str] = []
 """Every name that `queue_name` has given out, for whoever has to delete what was made under them."""

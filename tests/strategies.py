@@ -38,7 +38,8 @@ from contract_tests.strategies import objects
 from contract_tests.strategies import payloads as payloads
 from contract_tests.strategies import scalars as scalars
 from contract_tests.strategies import texts as texts
-from unstract_core import Delivery, PayloadError, domain, to_wire
+from unstract_core import Delivery, PayloadError, to_wire
+from unstract_core.values import limits
 
 ENVELOPE = {"__type__", "__value__"}
 UNFIT_CHARACTERS = "\x00\ud800\udbff\udc00\udfff"
@@ -278,12 +279,12 @@ def nest(depth: int, leaf: object = None, kind: type[list[Any] | dict[str, Any]]
 @contextlib.contextmanager
 def size_limit(size: int) -> Iterator[None]:
     """Make `MAX_SIZE` small enough to be reached in a test."""
-    usual = domain.MAX_SIZE
-    domain.MAX_SIZE = size
+    usual = limits.MAX_SIZE
+    limits.MAX_SIZE = size
     try:
         yield
     finally:
-        domain.MAX_SIZE = usual
+        limits.MAX_SIZE = usual
 
 
 def attempt(call: Callable[..., Any], *args: Any) -> Any:

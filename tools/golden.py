@@ -18,7 +18,7 @@ import amqp
 import attrs
 from kombu.transport.pyamqp import Message
 
-from transports.celery.envelope import Envelope, read_message
+from transports.celery.decode import Envelope, read_message
 from unstract_core import to_wire
 
 ROOT = Path(__file__).resolve().parent.parent

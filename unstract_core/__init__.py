@@ -5,11 +5,8 @@ Importing this package imports attrs and cattrs, and no driver.
 """
 
 from unstract_core.codec import from_wire, to_wire
-from unstract_core.consumer import Consumer
 from unstract_core.continuation import RetryLater
-from unstract_core.current import current_delivery
 from unstract_core.discovery import load_transport
-from unstract_core.dispatch import Dispatcher, DispatchHandle
 from unstract_core.errors import (
     ConfigurationError,
     ContinuationNotAllowed,
@@ -33,12 +30,12 @@ from unstract_core.errors import (
     UnknownTask,
     WorkerLost,
 )
-from unstract_core.execution import ExecutionContext, ExecutionResult, ExecutorDispatcher
-from unstract_core.gates import OpenFeatureGate
-from unstract_core.observer import Observer
+from unstract_core.observability.observer import Observer
 from unstract_core.payload import ContinuationSpec, FairnessKey, TaskPayload
-from unstract_core.registry import Tasks
-from unstract_core.routing import Gate, RoutingDispatcher
+from unstract_core.producer.dispatch import Dispatcher, DispatchHandle
+from unstract_core.producer.executor import ExecutionContext, ExecutionResult, ExecutorDispatcher
+from unstract_core.producer.openfeature import OpenFeatureGate
+from unstract_core.producer.routing import Gate, RoutingDispatcher
 from unstract_core.signature import CallbackSignature, signature_to_continuation
 from unstract_core.transport import (
     Capabilities,
@@ -55,6 +52,9 @@ from unstract_core.transport import (
     Verdict,
 )
 from unstract_core.values import normalise
+from unstract_core.worker.consumer import Consumer
+from unstract_core.worker.context import current_delivery
+from unstract_core.worker.registry import Tasks
 
 __version__ = "0.1.0"
 

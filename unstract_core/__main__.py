@@ -23,7 +23,7 @@ def main() -> None:
 
 def _leave_at_once() -> None:
     """End a worker that has stopped, without the interpreter's own clean-up: on a busy machine that takes seconds."""
-    running = sys.modules.get("unstract_core.cli.running")
+    running = sys.modules.get("unstract_core.cli.run_consumer")
     if running is not None and running.exit_code is not None:
         running.leave(running.exit_code)
 

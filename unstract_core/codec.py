@@ -17,7 +17,6 @@ from cattrs import Converter, transform_error
 from cattrs.errors import ClassValidationError
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
-from unstract_core.domain import json_path
 from unstract_core.errors import MalformedPayload, PayloadError
 from unstract_core.payload import (
     DEFAULT_PRIORITY,
@@ -28,6 +27,7 @@ from unstract_core.payload import (
     TaskPayload,
 )
 from unstract_core.values import normalise, normalise_members
+from unstract_core.values.limits import json_path
 
 RawMessage: TypeAlias = Mapping[str, Any] | str | bytes
 

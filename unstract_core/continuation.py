@@ -19,7 +19,6 @@ from typing import Literal, TypeAlias, cast
 import attrs
 
 from unstract_core.codec import Salvage, check_headers, check_name, salvage, value_to_json
-from unstract_core.domain import JSONValue
 from unstract_core.errors import (
     ConfigurationError,
     ContinuationNotAllowed,
@@ -43,6 +42,7 @@ from unstract_core.transport import (
     Verdict,
 )
 from unstract_core.values import cut, error_text, normalise, normalise_members
+from unstract_core.values.limits import JSONValue
 
 CONTINUATION_IDS = uuid.UUID("5b0f1f0e-54f9-5a52-9a34-6a2f0c1e7c55")
 """The namespace of continuation ids: uuid5 of "<dispatch id>/on_success" or "/on_error" in it."""

@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias
 
 import attrs
 
-from unstract_core.domain import JSONValue
 from unstract_core.errors import PayloadError
+from unstract_core.values.limits import JSONValue
 
 WorkloadType: TypeAlias = Literal["api", "non_api"]
 

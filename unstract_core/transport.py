@@ -18,9 +18,9 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import attrs
 
 from unstract_core.codec import RawMessage, check_name, to_wire
-from unstract_core.domain import JSONValue
 from unstract_core.errors import ConfigurationError, PayloadError
 from unstract_core.payload import DEFAULT_PRIORITY, HIGHEST_PRIORITY, LOWEST_PRIORITY, TaskPayload
+from unstract_core.values.limits import JSONValue
 
 REPLY_TTL = 3600.0
 """Seconds that the reply to a blocked caller is kept."""

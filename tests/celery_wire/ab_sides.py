@@ -32,8 +32,8 @@ from unstract_core import (
     Transport,
     Verdict,
 )
-from unstract_core.execution import QUEUE_PREFIX
-from unstract_core.routing import Side as Methods
+from unstract_core.producer.executor import QUEUE_PREFIX
+from unstract_core.producer.routing import Side as Methods
 
 MAX_ATTEMPTS = 2
 TASK = "execute_extraction"

@@ -13,13 +13,13 @@ import kombu
 from amqp.exceptions import NotFound
 from celery_wire.support import ALIVE, Pipe
 
-from contract_tests.checked import CheckedTransport
+from contract_tests.checking import CheckedTransport
 from contract_tests.harness import load_harness
 from contract_tests.kit import Kit, wait_until
 from contract_tests.messages import message
 from transports.celery import CeleryTransport
 from unstract_core import Delivery, Settlement, Verdict
-from unstract_core.domain import JSONValue
+from unstract_core.values.limits import JSONValue
 
 Put: TypeAlias = tuple[bytes | str, dict[str, Any] | None, str]
 """A message to put: its body, headers and content type."""

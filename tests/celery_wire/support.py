@@ -22,7 +22,7 @@ from celery import Celery
 
 from contract_tests.kit import wait_until
 from unstract_core import Delivery, TransportUnavailable
-from unstract_core.execution import QUEUE_PREFIX
+from unstract_core.producer.executor import QUEUE_PREFIX
 
 HERE = Path(__file__).parent
 ALIVE = 60.0

@@ -50,7 +50,7 @@ from examples.product import DocumentContext
 from transports.celery import CeleryTransport, celery_tasks
 from transports.postgres import PostgresTransport
 from unstract_core import NotSupported, RoutingDispatcher
-from unstract_core.execution import QUEUE_PREFIX
+from unstract_core.producer.executor import QUEUE_PREFIX
 
 QUIET = 0.2
 """Seconds in which nothing more must happen."""

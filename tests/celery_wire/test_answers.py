@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kombu.message import Message
 from kombu.utils.json import dumps
 
-from transports.celery.answers import read_answer, write_answer
+from transports.celery.results import read_answer, write_answer
 from unstract_core import NotSupported, Reply
 from unstract_core.values import error_text
 

@@ -24,7 +24,7 @@ from queues import queue_name
 
 from contract_tests.kit import wait_until
 from unstract_core import Delivery, RetryLater, TaskPayload
-from unstract_core.current import delivering
+from unstract_core.worker.context import delivering
 
 # mypy: disable-error-code="untyped-decorator"
 

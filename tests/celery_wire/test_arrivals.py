@@ -19,8 +19,8 @@ from queues import queue_name
 
 from contract_tests.messages import message
 from transports.celery import CeleryTransport
+from transports.celery.consumers import Arrived, Tap
 from transports.celery.errors import translate
-from transports.celery.taps import Arrived, Tap
 from unstract_core import Delivery, Settlement, Subscription, TransportError, TransportRefused, Verdict
 
 Make = Callable[..., CeleryTransport]

@@ -233,7 +233,7 @@ def test_a_worker_goes_on_taking_from_the_bounded_queue_that_it_fills(
     make_celery: Make, pipe: Pipe, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Callbacks that a full queue refuses wait until the same worker has made room there, and none is dead-lettered."""
-    monkeypatch.setattr("unstract_core.ending.PATIENCE", 0.0)
+    monkeypatch.setattr("unstract_core.worker.settler.PATIENCE", 0.0)
     full, run = pipe.declare(queue_name(), **bounded(1)), list[int]()
     transport = make_celery(queue_arguments={full: bounded(1)})
     transport.send([message("t", queue, n, on_success=then("done", full)) for n in range(20)])

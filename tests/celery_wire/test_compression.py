@@ -24,7 +24,7 @@ from kombu import compression
 from transports.celery import CeleryTransport
 from transports.celery.compression import NotDecompressed, as_sent, readable_body
 from unstract_core import Message, TaskPayload
-from unstract_core.domain import MAX_SIZE
+from unstract_core.values.limits import MAX_SIZE
 
 NAMES = sorted({*compression.encoders(), "gzip", "zlib", "bzip2", "bzip", "lzma", "xz"})
 TWO_GIB = 2**31

@@ -36,7 +36,7 @@ from consumers import running
 from proxy import Proxy
 from queues import queue_name
 
-from contract_tests.checked import CheckedTransport
+from contract_tests.checking import CheckedTransport
 from contract_tests.kit import Kit, wait_until
 from contract_tests.messages import message, then
 from transports.celery import CeleryTransport

@@ -16,7 +16,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from queues import queue_name
 
-from contract_tests.checked import CheckedTransport
+from contract_tests.checking import CheckedTransport
 from contract_tests.kit import Kit, wait_until
 from contract_tests.messages import message
 from transports.celery import CeleryTransport

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract_tests.kit import wait_until
-from transports.celery.envelope import read_message
+from transports.celery.decode import read_message
 
 OPTIONS: dict[str, Any] = {
     "priority": 7,

@@ -21,8 +21,8 @@ from kombu.serialization import dumps
 from contract_tests.kit import wait_until
 from tools.golden import CORPUS, QUEUE, Golden, add, corpus, read, reading, received
 from transports.celery import CeleryTransport
-from transports.celery.envelope import read_message
-from transports.celery.protocol import Outgoing, task_message
+from transports.celery.decode import read_message
+from transports.celery.encode import Outgoing, task_message
 from unstract_core import (
     Consumer,
     Message,

@@ -23,7 +23,7 @@ from queues import queue_name
 from contract_tests.kit import timed, wait_until
 from contract_tests.messages import message
 from transports.celery import CeleryTransport
-from transports.celery.protocol import task_message
+from transports.celery.encode import task_message
 from unstract_core import (
     Consumer,
     Dispatcher,

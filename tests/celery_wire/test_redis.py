@@ -20,7 +20,7 @@ from contract_tests.kit import wait_until
 from contract_tests.messages import message
 from transports.celery import CeleryTransport
 from transports.celery.broker import Settings
-from transports.celery.taps import Arrived
+from transports.celery.consumers import Arrived
 from unstract_core import Consumer, Dispatcher, Message, Settlement, TaskPayload, Tasks, TransportUnavailable, Verdict
 
 SILENCE = 1.0

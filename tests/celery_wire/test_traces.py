@@ -19,7 +19,7 @@ from queues import queue_name
 from contract_tests.kit import wait_until
 from transports.celery import CeleryTransport
 from unstract_core import Consumer, Dispatcher, Tasks
-from unstract_core.tracing import Tracing
+from unstract_core.observability.tracing import Tracing
 
 TRACE = 0x0AF7651916CD43DD8448EB211C80319C
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from chaos import halts
+from chaos import breakpoints
 from chaos.journal import SUFFIX, Journal, Journals, Line
 from contract_tests.kit import wait_until
 
@@ -65,12 +65,12 @@ def test_a_line_counts_once_its_end_is_written(tmp_path: Path) -> None:
 def test_a_process_stops_at_a_phase_until_it_is_released(tmp_path: Path) -> None:
     """It stops at the phase that was asked for, at no other, and not without a dispatch; then it goes on."""
     program = (
-        "import pathlib, sys; from chaos.halts import Halts; from chaos.journal import Journal;"
+        "import pathlib, sys; from chaos.breakpoints import Halts; from chaos.journal import Journal;"
         " directory = pathlib.Path(sys.argv[1]); journal = Journal(directory, 'one');"
-        " halts = Halts(directory, 'one', journal); halts.at('claimed', ['a']); halts.at('settled', []);"
-        " journal.write('passed'); halts.at('settled', ['b']); journal.write('went on')"
+        " halts = Halts(directory, 'one', journal); breakpoints.at('claimed', ['a']); breakpoints.at('settled', []);"
+        " journal.write('passed'); breakpoints.at('settled', ['b']); journal.write('went on')"
     )
-    halts.ask(tmp_path, "one", "settled")
+    breakpoints.ask(tmp_path, "one", "settled")
     seen: list[str] = []
     journals = Journals(tmp_path)
 
@@ -83,7 +83,7 @@ def test_a_process_stops_at_a_phase_until_it_is_released(tmp_path: Path) -> None
             wait_until(lambda: "halted" in read(), what="the process to stop")
             assert seen == ["passed", "halted"]
             assert process.poll() is None
-            halts.release(tmp_path, "one")
+            breakpoints.release(tmp_path, "one")
             assert process.wait(30) == 0
         finally:
             process.kill()

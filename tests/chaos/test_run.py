@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import servers
 
-from chaos.places import what_is_missing
+from chaos.environments import what_is_missing
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -23,7 +23,7 @@ from queues import bury, receive_all
 from contract_tests.messages import message
 from tools.check_lock import ROOT
 from transports.postgres import PostgresTransport
-from unstract_core.checkup import Finding, kind_of_reason
+from unstract_core.observability.diagnostics import Finding, kind_of_reason
 
 Run = Callable[..., Any]
 

@@ -16,7 +16,7 @@ from contract_tests.messages import message
 from transports.memory import MemoryTransport
 from unstract_core import Consumer
 from unstract_core.forking import end_child, handling
-from unstract_core.observer import Observer, Turn
+from unstract_core.observability.observer import Observer, Turn
 
 ALONE, SUPERVISED = ("--concurrency", "3"), ("--processes", "1")
 PLAIN = f"{signal.Handlers.SIG_DFL!r} {signal.default_int_handler!r}\n"

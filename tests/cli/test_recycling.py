@@ -22,13 +22,13 @@ from contract_tests.messages import message
 from transports.memory import MemoryTransport
 from transports.postgres import PostgresTransport
 from unstract_core import Consumer, Delivery
-from unstract_core.cli import child as children
-from unstract_core.cli import slot as slots
-from unstract_core.cli import supervisor as supervisors
-from unstract_core.cli.child import VARIABLE, Limits, Parent, Pulse, Report, Role
-from unstract_core.cli.slot import Slot
-from unstract_core.cli.supervisor import Supervisor
-from unstract_core.observer import Turn
+from unstract_core.cli.supervisor import child as children
+from unstract_core.cli.supervisor import supervisor as supervisors
+from unstract_core.cli.supervisor import worker_process as slots
+from unstract_core.cli.supervisor.child import VARIABLE, Limits, Parent, Pulse, Report, Role
+from unstract_core.cli.supervisor.supervisor import Supervisor
+from unstract_core.cli.supervisor.worker_process import Slot
+from unstract_core.observability.observer import Turn
 
 HTTP = ("--http", "127.0.0.1:0")
 
@@ -330,7 +330,7 @@ def test_a_child_that_leaves_slowly_is_logged_once(caplog: pytest.LogCaptureFixt
 
 def test_a_task_that_hangs_adds_at_most_one_process(tmp_path: Path) -> None:
     """Two children that cannot leave get no third; /healthz says so, and the place works again when they end."""
-    before = "import unstract_core.cli.worker as w; w._LEAST_SILENCE = 1.5"
+    before = "import unstract_core.cli.commands.worker as w; w._LEAST_SILENCE = 1.5"
     options = ("--concurrency", "2", "--max-tasks", "1", "--lease", "0.5", *HTTP)
     with worker(*options, url="supervised:recycling", directory=tmp_path, before=before) as command:
         first, second = command.children(2)

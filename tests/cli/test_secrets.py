@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from contract_tests.messages import message
 from unstract_core import TransportError, load_transport
-from unstract_core.cli.logs import _LogLine
-from unstract_core.cli.masking import mask
-from unstract_core.cli.session import Session
+from unstract_core.cli.context import Session
+from unstract_core.cli.render.logs import _LogLine
+from unstract_core.cli.render.masking import mask
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=4, max_size=40)
 SEPARATORS = st.lists(st.sampled_from([*"@:/?#&=%+'\"\\ $!~é日🧾", "p4", "%41", "pw"]), min_size=3).map("".join)

@@ -20,9 +20,9 @@ from supervised import ROOT, SIGNALLED_WHILE_FINALIZING, ask, gone, lives, noted
 from contract_tests.kit import wait_until
 from transports.memory import MemoryTransport
 from unstract_core import Consumer, Delivery
-from unstract_core.cli.child import Limits, Parent, Pulse, Report, Role
-from unstract_core.cli.slot import LONGEST_PAUSE, LOOPING, Backoff, Slot
-from unstract_core.observer import Turn
+from unstract_core.cli.supervisor.child import Limits, Parent, Pulse, Report, Role
+from unstract_core.cli.supervisor.worker_process import LONGEST_PAUSE, LOOPING, Backoff, Slot
+from unstract_core.observability.observer import Turn
 
 HTTP = ("--http", "127.0.0.1:0")
 
@@ -265,7 +265,7 @@ def test_a_task_that_hangs_keeps_no_child_of_a_killed_parent(tmp_path: Path) -> 
 
 def test_a_child_that_is_not_heard_of_is_told_and_not_killed(tmp_path: Path) -> None:
     """SIGSTOP of a child: one ERROR and 503; it comes back, which is told too, and it is the same process."""
-    before = "import unstract_core.cli.worker as w; w._LEAST_SILENCE = 3.0"
+    before = "import unstract_core.cli.commands.worker as w; w._LEAST_SILENCE = 3.0"
     with worker(
         "--processes", "1", "--lease", "1", *HTTP, url="memory://", directory=tmp_path, before=before
     ) as command:
@@ -345,7 +345,7 @@ def test_nothing_holds_up_the_replacement_of_a_child(tmp_path: Path) -> None:
 IN_A_LARGE_PROGRAM = """
 import subprocess, sys
 large = bytearray(b"x") * (400 << 20)
-told = "from unstract_core.cli import child; print(child.peak_memory() >> 20)"
+told = "from unstract_core.cli.supervisor import child; print(child.peak_memory() >> 20)"
 subprocess.run([sys.executable, "-c", told], check=True)
 """
 

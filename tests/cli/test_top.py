@@ -28,8 +28,8 @@ from supervised import SIGNALLED_WHILE_FINALIZING, program
 from contract_tests.messages import message
 from transports.memory import MemoryTransport
 from transports.postgres import PostgresTransport
-from unstract_core.checkup import WorkerState
-from unstract_core.cli.frames import look
+from unstract_core.cli.render.snapshot import look
+from unstract_core.observability.diagnostics import WorkerState
 
 Run = Callable[..., Any]
 _STYLE = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
@@ -262,7 +262,7 @@ def test_a_signal_leaves_the_terminal_as_it_was(watch: Callable[..., Screen]) ->
 
 
 INTERRUPTED = f"""{SIGNALLED_WHILE_FINALIZING}
-from unstract_core.cli import screen
+from unstract_core.cli.render import live_view as screen
 
 def draw(*arguments, draw=screen._screen, pictures=[]):
     pictures.append(draw(*arguments))

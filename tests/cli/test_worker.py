@@ -24,8 +24,8 @@ from queues import bury, receive_all
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport
 from unstract_core import Dispatcher
-from unstract_core.cli.logs import _LogLine
-from unstract_core.cli.session import Session
+from unstract_core.cli.context import Session
+from unstract_core.cli.render.logs import _LogLine
 
 
 @attrs.frozen
@@ -280,7 +280,7 @@ def test_a_stopped_worker_exits_without_the_interpreters_clean_up(tmp_path: Path
 
 
 @given(st.text(max_size=80), st.booleans())
-@example("failed\n2026-01-01T00:00:00.000Z INFO unstract_core.loop wire.forged", False)
+@example("failed\n2026-01-01T00:00:00.000Z INFO unstract_core.worker.loop wire.forged", False)
 @example("\x1b[31mred\r\x85\u2028next", True)
 def test_a_traceback_forges_no_line_and_steers_no_terminal(text: str, formatted: bool) -> None:
     """Each line of a traceback stands behind a mark, printable; the record is left to other handlers as it was."""

@@ -32,8 +32,8 @@ from unstract_core import (
     TransportRefused,
     TransportUnavailable,
     Verdict,
-    ending,
 )
+from unstract_core.worker import settler
 
 QUEUE = "q"
 
@@ -419,7 +419,7 @@ def test_a_transport_without_delays_retries_at_once() -> None:
 
 def test_a_settlement_that_always_times_out_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits behind the others, and in the end its sender is told without the part that cannot be written."""
-    monkeypatch.setattr(ending, "PATIENCE", 0.5)
+    monkeypatch.setattr(settler, "PATIENCE", 0.5)
 
     def time_out(settlements: Sequence[Settlement]) -> None:
         if any(one.result == "huge" or (one.reply and one.reply.result == "huge") for one in settlements):

@@ -40,7 +40,7 @@ from unstract_core.continuation import (
     rejection,
     settle,
 )
-from unstract_core.observer import End, Turn
+from unstract_core.observability.observer import End, Turn
 
 EXCEEDED = "DeadlineExceeded: deadline of 0.5 s exceeded"
 errors = st.sampled_from(["ValueError: no", "KeyError", "OSError: gone"])

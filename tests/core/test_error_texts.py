@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unstract_core import PayloadError
-from unstract_core.domain import json_path
 from unstract_core.values import ERROR_LIMIT, cut, error_text
+from unstract_core.values.limits import json_path
 
 any_texts = (
     some.texts | some.unfit_texts | st.builds(lambda text, n: (text or "x") * n, some.texts, st.integers(0, 9000))

@@ -10,9 +10,9 @@ import pytest
 import strategies as some
 from queues import receive_all
 
-from contract_tests import corpus
-from contract_tests.checked import CheckedTransport
-from contract_tests.corpus import Readable, Unreadable, WireMessage
+from contract_tests import golden_corpus
+from contract_tests.checking import CheckedTransport
+from contract_tests.golden_corpus import Readable, Unreadable, WireMessage
 from contract_tests.kit import Kit
 from contract_tests.messages import message, parsed
 from transports.memory.harness import MemoryHarness
@@ -21,7 +21,7 @@ from unstract_core.codec import salvage, to_json
 from unstract_core.continuation import with_error
 from unstract_core.values import cut
 
-MESSAGES = list(corpus.wire_messages())
+MESSAGES = list(golden_corpus.wire_messages())
 READABLE = [one for one in MESSAGES if isinstance(one, Readable)]
 UNREADABLE = [one for one in MESSAGES if isinstance(one, Unreadable)]
 
@@ -158,15 +158,15 @@ SIMPLE = {"about": "x", "text": "{}"}
 def test_a_file_of_another_format_is_refused(fields: dict[str, Any]) -> None:
     """A key that is misspelt, or forgotten, is not passed over."""
     with pytest.raises((TypeError, KeyError)):
-        corpus.read("x", fields)
+        golden_corpus.read("x", fields)
 
 
 def test_only_an_unreadable_message_of_the_same_text_is_superseded() -> None:
     """What was readable once stays as it was; an unreadable message may be read better, and counts once."""
     salvage = {"task_id": None, "reply_key": None, "on_error": None, "fairness": None}
-    unreadable = corpus.read("old", {**SIMPLE, "problems": ["$.task_name"], "salvage": salvage})
-    readable = corpus.read("new", {**SIMPLE, "reads_as": {"args": [], "kwargs": {}}, "supersedes": "old"})
-    assert corpus.current({"old": unreadable, "new": readable}) == {"new": readable}
+    unreadable = golden_corpus.read("old", {**SIMPLE, "problems": ["$.task_name"], "salvage": salvage})
+    readable = golden_corpus.read("new", {**SIMPLE, "reads_as": {"args": [], "kwargs": {}}, "supersedes": "old"})
+    assert golden_corpus.current({"old": unreadable, "new": readable}) == {"new": readable}
     others: list[dict[str, WireMessage]] = [
         {"new": readable},
         {"old": attrs.evolve(unreadable, raw="[]"), "new": readable},
@@ -175,7 +175,7 @@ def test_only_an_unreadable_message_of_the_same_text_is_superseded() -> None:
     ]
     for found in others:
         with pytest.raises(ValueError, match="no unreadable message of the same text"):
-            corpus.current(found)
+            golden_corpus.current(found)
 
 
 def test_every_kind_of_file_is_in_the_corpus() -> None:
@@ -187,6 +187,6 @@ def test_every_kind_of_file_is_in_the_corpus() -> None:
 
 def test_json_values_are_equal_by_value_and_not_by_notation() -> None:
     """For whoever stores numbers in another notation than ours."""
-    assert corpus.equal({"a": [1.0, 1e16], "b": None}, {"b": None, "a": [1, 10**16]})
+    assert golden_corpus.equal({"a": [1.0, 1e16], "b": None}, {"b": None, "a": [1, 10**16]})
     for left, right in [(True, 1), (0, False), ([True], [1]), ({"a": 1}, {"a": 1, "b": 1}), ([1], [1, 1]), ("1", 1)]:
-        assert not corpus.equal(left, right)
+        assert not golden_corpus.equal(left, right)

@@ -38,7 +38,7 @@ from unstract_core import (
     TransportUnavailable,
     Verdict,
 )
-from unstract_core.metrics import (
+from unstract_core.observability.metrics import (
     MOST_ERRORS,
     MOST_NAMES,
     OTHER,
@@ -48,7 +48,7 @@ from unstract_core.metrics import (
     forget_process,
     multiprocess_registry,
 )
-from unstract_core.observer import End, Turn
+from unstract_core.observability.observer import End, Turn
 
 QUEUE = "q"
 SECRET = "the contents of the document"  # noqa: S105 - it stands for one
@@ -265,7 +265,7 @@ def test_two_in_one_registry_are_refused_with_the_remedy() -> None:
 
 def test_a_missing_extra_is_named() -> None:
     """Without prometheus_client the import says what to install."""
-    script = "import sys; sys.modules['prometheus_client'] = None; import unstract_core.metrics"
+    script = "import sys; sys.modules['prometheus_client'] = None; import unstract_core.observability.metrics"
     ended = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=child_environment()
     )
@@ -393,8 +393,8 @@ import sys
 from prometheus_client import CollectorRegistry, Summary
 from contract_tests.messages import message
 from unstract_core import Delivery, Settlement, Verdict
-from unstract_core.metrics import Metrics
-from unstract_core.observer import Turn
+from unstract_core.observability.metrics import Metrics
+from unstract_core.observability.observer import Turn
 
 metrics = Metrics(CollectorRegistry())
 delivery = Delivery("1", "q", 1, message("return", "q").payload, b"")

@@ -31,7 +31,7 @@ from unstract_core import (
     Verdict,
 )
 from unstract_core.errors import DeadlineExceeded
-from unstract_core.observer import Turn
+from unstract_core.observability.observer import Turn
 
 QUEUE = "q"
 HOOKS = ("sending", "running", "task_failed", "ran", "rejected", "settled", "dead_lettered", "lost", "turned")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unstract_core.prefetch import LARGEST, WINDOW, AdaptivePrefetch, FixedPrefetch
+from unstract_core.worker.prefetch import LARGEST, WINDOW, AdaptivePrefetch, FixedPrefetch
 
 
 class Clock:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unstract_core import ConfigurationError, Tasks
-from unstract_core.registry import runnable
+from unstract_core.worker.registry import runnable
 
 
 @given(st.lists(some.names, unique=True, max_size=8), some.names)

@@ -44,8 +44,8 @@ from unstract_core import (
     TransportError,
     TransportRefused,
     TransportUnavailable,
-    routing,
 )
+from unstract_core.producer import routing
 
 CONTENT = "the contents of the document"
 METHODS = ["dispatch", "dispatch_async", "dispatch_with_callback"]

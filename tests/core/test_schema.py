@@ -40,8 +40,8 @@ from unstract_core import (
     from_wire,
     to_wire,
 )
-from unstract_core.domain import JSONValue
 from unstract_core.schema import committed_schema, generator, task_payload_schema
+from unstract_core.values.limits import JSONValue
 
 SCHEMA = committed_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

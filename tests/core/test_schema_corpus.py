@@ -5,7 +5,7 @@ from __future__ import annotations
 import jsonschema
 import pytest
 
-from contract_tests.corpus import Readable, wire_messages
+from contract_tests.golden_corpus import Readable, wire_messages
 from unstract_core.schema import committed_schema
 
 WRITTEN = [one for one in wire_messages() if isinstance(one, Readable) and one.reads_as is not None]

@@ -24,8 +24,8 @@ from contract_tests.messages import message, then
 from tools.check_lock import ROOT
 from transports.memory import MemoryTransport
 from unstract_core import Consumer, Delivery, Dispatcher, PayloadError, RetryLater, Settlement, Verdict
-from unstract_core.observer import Observers
-from unstract_core.tracing import MOST_OPEN, Tracing
+from unstract_core.observability.observer import Observers
+from unstract_core.observability.tracing import MOST_OPEN, Tracing
 
 QUEUE = "q"
 SECRET = "the contents of the document"  # noqa: S105 - it stands for one
@@ -382,7 +382,7 @@ def test_without_an_sdk_a_trace_passes_through() -> None:
 
 def test_a_missing_extra_is_named() -> None:
     """Without the API the import says what to install."""
-    script = "import sys; sys.modules['opentelemetry'] = None; import unstract_core.tracing"
+    script = "import sys; sys.modules['opentelemetry'] = None; import unstract_core.observability.tracing"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert "ConfigurationError" in ended.stderr
     assert "pip install 'unstract-wire[otel]'" in ended.stderr

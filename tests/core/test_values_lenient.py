@@ -15,8 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from unstract_core import PayloadError, normalise
-from unstract_core.domain import MAX_SIZE
-from unstract_core.lenient import MAX_REPLACED
+from unstract_core.values.lenient import MAX_REPLACED
+from unstract_core.values.limits import MAX_SIZE
 
 HUGE = 300 * 1024 * 1024
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unstract_core import PayloadError, normalise
-from unstract_core.domain import MAX_DEPTH, MAX_SIZE
+from unstract_core.values.limits import MAX_DEPTH, MAX_SIZE
 
 HUGE = 300 * 1024 * 1024
 

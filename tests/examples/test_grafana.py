@@ -16,8 +16,8 @@ from tools.check_lock import ROOT
 from transports.memory import MemoryTransport
 from unstract_core import Delivery, Reply, Settlement, Verdict
 from unstract_core.cli import main
-from unstract_core.metrics import Metrics, QueueCollector
-from unstract_core.observer import Turn
+from unstract_core.observability.metrics import Metrics, QueueCollector
+from unstract_core.observability.observer import Turn
 
 DOCUMENT = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "examples/grafana/unstract-wire.json").read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 from queues import queue_name
 
 from transports.postgres import PostgresTransport
-from transports.postgres.session import Session
+from transports.postgres.listener import Session
 
 
 @pytest.fixture(scope="session", params=["embedded", "server"])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from contract_tests.limits import start
+from contract_tests.time_limits import start
 from transports.postgres import PostgresTransport
 
 LONG_POLL = 150.0

@@ -28,11 +28,11 @@ LEASE = 2.5
 ALLOWED = {
     "unstract_core.continuation:_celerys_retry": "Celery's Retry may name the moment at which to run again",
     "unstract_core.continuation:expiry": "a Celery message may name the moment at which it expires",
-    "unstract_core.cli.frames:look": "`top` shows what time it is",
-    "unstract_core.cli.screen:Watcher.run": "`top` shows since when it has had no answer",
-    "unstract_core.metrics:Metrics.turned": "a gauge of a moment, which Prometheus compares with its own clock",
-    "unstract_core.tracing:Tracing.settled": "OpenTelemetry's spans begin and end at moments",
-    "transports.postgres.checkup_server:clock": "`doctor` compares this clock with the database's",
+    "unstract_core.cli.render.snapshot:look": "`top` shows what time it is",
+    "unstract_core.cli.render.live_view:Watcher.run": "`top` shows since when it has had no answer",
+    "unstract_core.observability.metrics:Metrics.turned": "Prometheus compares this gauge with its own clock",
+    "unstract_core.observability.tracing:Tracing.settled": "OpenTelemetry's spans begin and end at moments",
+    "transports.postgres.diagnostics.server:clock": "`doctor` compares this clock with the database's",
     "transports.memory.store:Store.__init__": "the one look from which moments are told; it counts monotonic seconds",
 }
 """Who may look at the wall clock, and why. Leases, delays, ages and times to live have no place here."""

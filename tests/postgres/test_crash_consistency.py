@@ -28,7 +28,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from contract_tests.kit import wait_until
 from transports.postgres import PostgresTransport, connections
 from unstract_core import Consumer
-from unstract_core.loop import Loop
+from unstract_core.worker.loop import Loop
 
 ALL = os.environ.get("UNSTRACT_WIRE_CRASH_POINTS") == "all"
 STEP = 1 if ALL else 29

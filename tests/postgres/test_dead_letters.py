@@ -15,7 +15,7 @@ from queues import bury, receive_all
 from contract_tests.messages import message, then
 from transports.postgres import PostgresTransport, dead_letters
 from unstract_core import Consumer, Settlement, TransportError, TransportUnavailable, Verdict, cli, to_wire
-from unstract_core.cli import dead
+from unstract_core.cli.commands import dead_letters as dead
 from unstract_core.transport import DeadLetter
 
 

@@ -13,7 +13,7 @@ from pg_tables import Tables
 
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport
-from transports.postgres.claiming import NEW, PRIORITIES, Expiry
+from transports.postgres.claim_planner import NEW, PRIORITIES, Expiry
 from transports.postgres.statements import Statements
 
 SCHEMA = "night"

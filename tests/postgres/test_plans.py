@@ -25,10 +25,10 @@ from pgbouncer import private_pgbouncer
 from psycopg import sql
 
 from transports.postgres import PostgresTransport
-from transports.postgres.claiming import NEW, PART, PRIORITIES
+from transports.postgres.claim_planner import NEW, PART, PRIORITIES
 from transports.postgres.connections import Connection, Connector
-from transports.postgres.session import use_indexes
-from transports.postgres.settling import settle_parameters
+from transports.postgres.listener import use_indexes
+from transports.postgres.rows import settle_parameters
 from transports.postgres.statements import Statements
 from unstract_core import Delivery, Message, Reply, Settlement, TaskPayload, Verdict
 

@@ -19,8 +19,8 @@ from pg_tables import Tables
 from postgres.support import AT_ONCE, LONG_POLL, transport_on
 
 from contract_tests.kit import wait_until
-from contract_tests.limits import start
 from contract_tests.messages import message, then
+from contract_tests.time_limits import start
 from transports.postgres import PostgresTransport
 from unstract_core import Consumer, PayloadError, cli
 from unstract_core.codec import MAX_NAME_BYTES

@@ -23,7 +23,7 @@ from psycopg.conninfo import make_conninfo
 from contract_tests.kit import wait_until
 from contract_tests.messages import message, then
 from transports.postgres import PostgresTransport
-from transports.postgres.rights import CONSUMER
+from transports.postgres.privileges import CONSUMER
 from unstract_core import Consumer, Dispatcher, Reply, RetryLater, Settlement, TransportNotReady, Verdict
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "security.md"

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 
 from transports.postgres import PostgresTransport
 from unstract_core import Consumer, Dispatcher, Observer, Settlement, Tasks
-from unstract_core.tracing import Tracing
+from unstract_core.observability.tracing import Tracing
 
 tasks = Tasks()
 

@@ -13,9 +13,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from unstract_core.dispatch import DispatchHandle
 from unstract_core.errors import ConfigurationError, MalformedPayload, NotSupported, PayloadError, TransportUnavailable
-from unstract_core.execution import (
+from unstract_core.producer.dispatch import DispatchHandle
+from unstract_core.producer.executor import (
     EXECUTOR_TASK,
     ExecutionContext,
     ExecutionResult,

@@ -24,13 +24,13 @@ import attrs
 from transports.celery.app_retries import Run, intercept, running
 from transports.celery.app_tracers import is_instrumented, run_instrumented
 from unstract_core.continuation import CONTINUATION_IDS
-from unstract_core.current import current_delivery
 from unstract_core.errors import ConfigurationError
-from unstract_core.events import emit
-from unstract_core.execution import FAIRNESS_HEADER
-from unstract_core.registry import runnable
+from unstract_core.observability.log_events import emit
+from unstract_core.producer.executor import FAIRNESS_HEADER
 from unstract_core.transport import Delivery
 from unstract_core.values import type_name
+from unstract_core.worker.context import current_delivery
+from unstract_core.worker.registry import runnable
 
 logger = logging.getLogger("unstract_wire.celery")
 

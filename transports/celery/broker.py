@@ -26,11 +26,11 @@ import kombu
 from amqp.exceptions import MessageNacked
 from kombu.common import maybe_declare
 
+from transports.celery.amqp_patches import Waits, check_platform, tend
 from transports.celery.compression import keep_compressed
+from transports.celery.encode import DEAD_SUFFIX, Outgoing
 from transports.celery.errors import CONNECTING, Blocked, InDoubt, Nacked, Unroutable, mapped, translate
 from transports.celery.frames import note_blocks, tolerate_unreadable_properties
-from transports.celery.protocol import DEAD_SUFFIX, Outgoing
-from transports.celery.waits import Waits, check_platform, tend
 from unstract_core.errors import ConfigurationError, TransportError, TransportUnavailable
 
 _One = TypeVar("_One")

@@ -15,7 +15,7 @@ from typing import Any
 import kombu
 from kombu import compression
 
-from unstract_core import domain
+from unstract_core.values import limits
 
 HEADER = "compression"
 """The header in which kombu writes how a body is compressed."""
@@ -84,7 +84,7 @@ def readable_body(message: kombu.Message) -> Any:
 
     Raises:
         NotDecompressed: the compression is unknown here, the body is not what it says, or it is larger than the limit,
-            `unstract_core.domain.MAX_SIZE` bytes. No more than that is allocated, beside what the decoder itself needs.
+            `limits.MAX_SIZE` bytes. No more than that is allocated, beside what the decoder itself needs.
     """
     if not is_compressed(message):
         return message.body
@@ -97,7 +97,7 @@ def readable_body(message: kombu.Message) -> Any:
             f"the body cannot be decompressed: {str(name)[:64]!r} is no compression that is known here ({known}); "
             "install the library that kombu needs for it, or choose one of these at the sender"
         ) from None
-    limit = domain.MAX_SIZE
+    limit = limits.MAX_SIZE
     pieces: list[bytes] = []
     size = 0
     try:

@@ -23,9 +23,9 @@ import kombu
 from amqp.exceptions import NotFound
 
 from transports.celery.broker import Broker
-from transports.celery.envelope import Envelope, read_message
+from transports.celery.decode import Envelope, read_message
+from transports.celery.encode import DEAD_SUFFIX, check_queue
 from transports.celery.errors import mapped
-from transports.celery.protocol import DEAD_SUFFIX, check_queue
 from transports.celery.publishers import Publishers
 from transports.celery.settling import DEAD_RESULT, as_it_is, as_new
 from unstract_core.codec import check_name

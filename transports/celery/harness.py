@@ -18,7 +18,7 @@ import kombu
 
 from contract_tests.harness import Harness
 from transports.celery.broker import Broker
-from transports.celery.protocol import DEAD_SUFFIX
+from transports.celery.encode import DEAD_SUFFIX
 from transports.celery.subscription import CelerySubscription
 from transports.celery.transport import CeleryTransport, from_url
 from unstract_core.payload import DEFAULT_PRIORITY, TaskPayload

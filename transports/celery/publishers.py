@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from transports.celery.broker import Broker, Settings
-from transports.celery.protocol import Outgoing
+from transports.celery.encode import Outgoing
 from unstract_core.errors import TransportClosed, TransportError, TransportUnavailable
 
 _inherited: list[Broker] = []

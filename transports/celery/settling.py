@@ -16,14 +16,14 @@ from typing import Any
 import attrs
 import kombu
 
-from transports.celery.answers import write_answer
 from transports.celery.broker import Settings
 from transports.celery.compression import HEADER as COMPRESSION_HEADER
 from transports.celery.compression import bytes_of, is_compressed
-from transports.celery.envelope import Envelope, link_queue, name_of, read_message
-from transports.celery.protocol import DEAD_SUFFIX, TRACE_HEADERS, Lineage, Outgoing, eta_of, task_message, write_task
+from transports.celery.decode import Envelope, link_queue, name_of, read_message
+from transports.celery.encode import DEAD_SUFFIX, TRACE_HEADERS, Lineage, Outgoing, eta_of, task_message, write_task
+from transports.celery.results import write_answer
 from unstract_core.continuation import CONTINUATION_IDS, with_error
-from unstract_core.events import emit
+from unstract_core.observability.log_events import emit
 from unstract_core.transport import Message, Reply, Settlement, Verdict
 from unstract_core.values import normalise, normalise_members
 

@@ -21,14 +21,14 @@ from typing import TypeAlias
 import attrs
 from kombu.message import Message as Raw
 
+from transports.celery.amqp_patches import TICK
 from transports.celery.broker import Settings
-from transports.celery.envelope import Envelope, key_of, read_message
+from transports.celery.connection import Link
+from transports.celery.consumers import Arrived
+from transports.celery.decode import Envelope, key_of, read_message
+from transports.celery.encode import Outgoing
 from transports.celery.errors import InDoubt, Nacked, Unroutable, mapped
-from transports.celery.link import Link
-from transports.celery.protocol import Outgoing
 from transports.celery.settling import Received, again, outgoing
-from transports.celery.taps import Arrived
-from transports.celery.waits import TICK
 from unstract_core.errors import (
     TransportClosed,
     TransportError,
@@ -36,7 +36,7 @@ from unstract_core.errors import (
     TransportRefused,
     TransportUnavailable,
 )
-from unstract_core.events import emit
+from unstract_core.observability.log_events import emit
 from unstract_core.transport import Delivery, Settlement, Verdict, check_delay
 
 logger = logging.getLogger("unstract_wire.celery")

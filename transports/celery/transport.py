@@ -15,9 +15,9 @@ from urllib.parse import parse_qsl, urlencode
 
 from transports.celery.broker import Settings, connection_of
 from transports.celery.dead_letters import CeleryDeadLetters
-from transports.celery.inbox import Inbox
-from transports.celery.protocol import check_queue, task_message
+from transports.celery.encode import check_queue, task_message
 from transports.celery.publishers import Publishers
+from transports.celery.reply_queue import Inbox
 from transports.celery.subscription import CelerySubscription
 from unstract_core.codec import check_name
 from unstract_core.errors import (

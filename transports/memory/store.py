@@ -18,9 +18,9 @@ from typing import Literal
 
 import attrs
 
-from unstract_core.domain import JSONValue
 from unstract_core.errors import TransportClosed
 from unstract_core.transport import DeadLetter, Delivery, Message, QueueState, Reply, Settlement
+from unstract_core.values.limits import JSONValue
 
 
 @attrs.define(eq=False)

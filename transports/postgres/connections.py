@@ -25,7 +25,7 @@ from psycopg.types.json import set_json_loads
 
 from transports.postgres.errors import DuplicateId, PlanOutdated, PreparedStatementLost, ReadOnly, mapped, translate
 from unstract_core.errors import ConfigurationError, TransportRefused, TransportUnavailable
-from unstract_core.events import emit
+from unstract_core.observability.log_events import emit
 
 logger = logging.getLogger("unstract_wire.postgres")
 

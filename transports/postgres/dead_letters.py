@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 from transports.postgres.errors import NotifyQueueFull
 from transports.postgres.notifier import Channels
 from transports.postgres.pool import Pool
-from transports.postgres.settling import parsed
+from transports.postgres.rows import parsed
 from transports.postgres.statements import Statements
 from transports.postgres.unread import TOO_LARGE, cause_of, may_be_the_content, state_of
-from unstract_core.domain import MAX_SIZE
 from unstract_core.errors import TransportError, TransportUnavailable
 from unstract_core.transport import DeadLetter
+from unstract_core.values.limits import MAX_SIZE
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ import attrs
 import psycopg
 from psycopg import sql
 
-from transports.postgres.rights import needed
+from transports.postgres.privileges import needed
 from unstract_core.errors import (
     ConfigurationError,
     ContractError,

@@ -18,7 +18,7 @@ from psycopg import errors, sql
 
 from transports.postgres.connections import Connection, Connector, run
 from transports.postgres.errors import mapped
-from transports.postgres.look import Execute, look_at_tables
+from transports.postgres.preflight import Execute, look_at_tables
 from transports.postgres.statements import Statements, definitions
 from unstract_core.errors import ConfigurationError, TransportNotReady, TransportRefused, TransportUnavailable
 

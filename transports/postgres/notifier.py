@@ -21,7 +21,7 @@ from transports.postgres.errors import NotifyQueueFull
 from transports.postgres.pool import Pool
 from transports.postgres.statements import Statements
 from unstract_core.errors import ContractError
-from unstract_core.events import emit
+from unstract_core.observability.log_events import emit
 
 logger = logging.getLogger("unstract_wire.postgres")
 

@@ -13,10 +13,10 @@ import threading
 import time
 
 from transports.postgres.connections import Connector
-from transports.postgres.session import Session
+from transports.postgres.listener import Session
 from transports.postgres.statements import Statements
 from unstract_core.errors import TransportClosed, TransportError
-from unstract_core.events import emit
+from unstract_core.observability.log_events import emit
 from unstract_core.values import error_text
 
 logger = logging.getLogger("unstract_wire.postgres")

@@ -17,14 +17,14 @@ from typing import Any, TypeAlias
 
 import psycopg
 
-from transports.postgres.claiming import LONGEST_REST, MERGED, RECENT_INTERVAL, Claim, Claims, Expiry, Extent, Pace
+from transports.postgres.claim_planner import LONGEST_REST, MERGED, RECENT_INTERVAL, Claim, Claims, Expiry, Extent, Pace
+from transports.postgres.listener import Session
 from transports.postgres.notifier import Notifier
-from transports.postgres.session import Session
-from transports.postgres.settling import settle_parameters
+from transports.postgres.rows import settle_parameters
 from transports.postgres.statements import Statements
 from transports.postgres.unread import Unread, fences, may_be_the_content, payload_of, state_of
 from unstract_core.errors import TransportClosed, TransportError
-from unstract_core.events import emit
+from unstract_core.observability.log_events import emit
 from unstract_core.transport import Delivery, Settlement, Verdict
 from unstract_core.values import error_text
 

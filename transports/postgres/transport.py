@@ -12,24 +12,23 @@ from typing import Any, cast
 
 import attrs
 
-from transports.postgres.checkup import check_up
-from transports.postgres.checkup_look import Limits, questions
+from transports.postgres.caller_transaction import ascii_json, cursor_beside
 from transports.postgres.connections import Connector, check_size, uncompiled
 from transports.postgres.dead_letters import PostgresDeadLetters
+from transports.postgres.diagnostics.look import Limits, questions
+from transports.postgres.diagnostics.report import check_up
 from transports.postgres.errors import mapped
-from transports.postgres.look import look_at_tables
+from transports.postgres.libpq_exec import straight
+from transports.postgres.listener import Session
 from transports.postgres.migrate import LOCK_TIMEOUT, migrate, migration_sql
 from transports.postgres.notifier import Channels, Notifier
 from transports.postgres.pool import Pool
+from transports.postgres.preflight import look_at_tables
 from transports.postgres.replies import ReplyWaiter
-from transports.postgres.session import Session
-from transports.postgres.settling import message_columns, message_text, parsed
+from transports.postgres.rows import message_columns, message_text, parsed
 from transports.postgres.statements import Statements
-from transports.postgres.straight import straight
 from transports.postgres.subscription import PostgresSubscription
 from transports.postgres.waiting import waiting_tasks
-from transports.postgres.within import ascii_json, cursor_beside
-from unstract_core.checkup import Finding, WorkerState
 from unstract_core.errors import (
     ConfigurationError,
     PayloadError,
@@ -37,7 +36,8 @@ from unstract_core.errors import (
     TransportError,
     TransportUnavailable,
 )
-from unstract_core.events import emit
+from unstract_core.observability.diagnostics import Finding, WorkerState
+from unstract_core.observability.log_events import emit
 from unstract_core.transport import Capabilities, Message, QueueState, Reply, ReplyStatus, check_subscription
 from unstract_core.values import error_text, normalise
 

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import attrs
 import psycopg
 
-from transports.postgres.session import Session
+from transports.postgres.listener import Session
 from transports.postgres.statements import Statements
 from unstract_core.codec import from_wire
 from unstract_core.errors import MalformedPayload, TransportError

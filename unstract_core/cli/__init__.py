@@ -13,8 +13,8 @@ from __future__ import annotations
 import click
 
 from unstract_core import __version__
-from unstract_core.cli import dead, doctor, migrate, queues, schema, top, worker
-from unstract_core.cli.session import PROGRAM, Wire, common
+from unstract_core.cli.commands import dead_letters, doctor, migrate, queues, schema, top, worker
+from unstract_core.cli.context import PROGRAM, Wire, common
 
 
 @click.group(
@@ -48,7 +48,7 @@ for command in (
     migrate.migrate,
     worker.worker,
     queues.queues,
-    dead.dead,
+    dead_letters.dead,
     top.top,
     doctor.doctor,
     schema.schema,

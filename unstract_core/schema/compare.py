@@ -16,10 +16,10 @@ from typing import Any
 
 import attrs
 
-from unstract_core.domain import json_path
 from unstract_core.schema.changes import KEEP_READING, ONLY_WHAT_WAS, OPTIONAL, STILL_WRITE, UNDECIDED, Change, Changes
 from unstract_core.schema.document import Part, checked, follow, in_any_order, reached, text
 from unstract_core.schema.keywords import LIMITING, named, shown, told, types_of, verdicts
+from unstract_core.values.limits import json_path
 
 ANNOTATIONS = ("title", "description", "$comment", "examples", "default", "deprecated", "readOnly", "writeOnly")
 OF_THE_DOCUMENT = ("$schema", "$id", "$defs")

@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
-from unstract_core.domain import json_path
 from unstract_core.errors import ConfigurationError
+from unstract_core.values.limits import json_path
 
 Part: TypeAlias = "dict[str, Any] | bool"
 """A schema inside a schema; `true` allows everything, `false` nothing."""

@@ -18,10 +18,10 @@ from typing import Any, TypeAlias
 import attrs
 
 from unstract_core.codec import MAX_HEADERS_BYTES, MAX_NAME_BYTES, to_wire
-from unstract_core.domain import ENVELOPE, FLOAT_LIMIT, INT_MAX, INT_MIN, MAX_DEPTH, MAX_SIZE
 from unstract_core.errors import ConfigurationError, PayloadError
 from unstract_core.payload import HIGHEST_PRIORITY, LOWEST_PRIORITY, TaskPayload
 from unstract_core.schema.document import DIALECT
+from unstract_core.values.limits import ENVELOPE, FLOAT_LIMIT, INT_MAX, INT_MIN, MAX_DEPTH, MAX_SIZE
 
 Schema: TypeAlias = dict[str, Any]
 Write: TypeAlias = Callable[[Any], Mapping[str, Any]]

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from unstract_core import Delivery, MalformedPayload, Message, from_wire
-from unstract_core.domain import JSONValue
 from unstract_core.transport import write_message
+from unstract_core.values.limits import JSONValue
 
 from wire_sqlite.statements import statement
 

@@ -1,0 +1,183 @@
+"""The processes of a run: started, watched, hit, and started again when they have died.
+
+A slot ("executor-2") is always taken by one process; the process itself is named after the slot and how many it has
+had ("executor-2.1"), and its journal and its connections carry that name.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from chaos import ROOT, messages
+from chaos.history import History
+from chaos.journal import Journals
+from chaos.schedule import CALLBACKS, EXECUTORS, PRODUCERS, SLOTS
+
+PATIENCE = 60.0
+"""Seconds within which what has to come has come, on a machine that does much else."""
+_GRACE = 30.0
+"""Seconds that a process is given to leave after SIGTERM."""
+_PAUSE = 0.5
+"""Seconds between two starts in a slot: one that starts while its server is away ends at once."""
+
+
+@attrs.define(eq=False)
+class Process:
+    name: str
+    popen: subprocess.Popen[bytes]
+    started: float
+    doomed: bool = False
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+
+class Fleet:
+    """Every process of a run, and what they have written down. `problems` are ends that nobody has ordered."""
+
+    def __init__(self, directory: Path, url_of: Callable[[str], str], *, plant: str | None = None) -> None:
+        self.directory = directory
+        self.history = History()
+        self.problems: list[str] = []
+        self._journals = Journals(directory)
+        self._url_of = url_of
+        self._plant = plant
+        self._running: dict[str, Process] = {}
+        self._generations: dict[str, int] = dict.fromkeys(SLOTS, 0)
+
+    def start(self) -> None:
+        for slot in SLOTS:
+            self._start(slot)
+        self.wait(lambda: all(map(self.is_ready, SLOTS)), "the processes to be ready")
+
+    def __getitem__(self, slot: str) -> Process:
+        return self._running[slot]
+
+    def is_ready(self, slot: str) -> bool:
+        return slot in self._running and self._running[slot].name in self.history.processes
+
+    def ready(self, slot: str) -> Process:
+        """Return the process in a slot, once it is ready."""
+        self.wait(lambda: self.is_ready(slot), f"a process in {slot} to be ready")
+        return self._running[slot]
+
+    def signal(self, process: Process, number: signal.Signals) -> None:
+        process.doomed = process.doomed or number in (signal.SIGKILL, signal.SIGTERM)
+        os.kill(process.pid, number)
+
+    def kill(self, process: Process) -> float:
+        """Kill a process, wait until it is dead, and return when it was killed."""
+        now = time.monotonic()
+        self.signal(process, signal.SIGKILL)
+        process.popen.wait(PATIENCE)
+        self.read()
+        return now
+
+    def terminate(self, process: Process) -> None:
+        """Ask a process to leave, and wait until it has; it is a problem when it does not, or not well."""
+        self.signal(process, signal.SIGTERM)
+        self._await_end(process)
+
+    def stop(self, slots: Sequence[str]) -> None:
+        """Ask all of these to leave, and start nothing in their slots any more."""
+        leaving = [self._running.pop(slot) for slot in slots if slot in self._running]
+        for process in leaving:
+            if process.popen.poll() is None:
+                self.signal(process, signal.SIGTERM)
+        for process in leaving:
+            self._await_end(process)
+
+    def close(self) -> None:
+        """Kill whatever still runs."""
+        for process in self._running.values():
+            process.popen.kill()
+            process.popen.wait()
+        self._running.clear()
+
+    def tend(self) -> None:
+        """Read what is new, and start again what has died."""
+        self.read()
+        for slot, process in list(self._running.items()):
+            code = process.popen.poll()
+            if code is None or time.monotonic() - process.started < _PAUSE:
+                continue
+            if not process.doomed and process.name in self.history.processes:
+                self.problems.append(f"{process.name} has left by itself, with exit code {code}; {self._said(process)}")
+            self._start(slot)
+
+    def read(self) -> None:
+        for line in self._journals.news():
+            self.history.add(line)
+
+    def pause(self, seconds: float) -> None:
+        """Let time go by, tending the processes."""
+        until = time.monotonic() + seconds
+        self.passes(lambda: time.monotonic() >= until, seconds + PATIENCE)
+
+    def passes(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Wait until a condition holds, tending the processes; return whether it did within so many seconds."""
+        until = time.monotonic() + seconds
+        while True:
+            self.tend()
+            if condition():
+                return True
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.02)
+
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until a condition holds. Raises TimeoutError where it does not."""
+        if not self.passes(condition, PATIENCE):
+            raise TimeoutError(f"not within {PATIENCE:g} s: {what}; see the logs in {self.directory}")
+
+    def _start(self, slot: str) -> None:
+        self._generations[slot] += 1
+        name = f"{slot}.{self._generations[slot]}"
+        options = ["--name", name, "--url", self._url_of(name), "--directory", str(self.directory)]
+        with (self.directory / f"{name}.log").open("wb") as log:
+            popen = subprocess.Popen(
+                [sys.executable, "-m", *self._program(slot), *options],
+                cwd=ROOT,
+                env=_environment(os.environ),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self._running[slot] = Process(name, popen, time.monotonic())
+
+    def _program(self, slot: str) -> list[str]:
+        if slot in PRODUCERS:
+            return ["chaos.producer"]
+        planted = ["--plant", self._plant] if self._plant is not None and slot in EXECUTORS else []
+        queue, threads = (messages.CALLBACK_QUEUE, "2") if slot in CALLBACKS else (messages.EXECUTOR_QUEUE, "4")
+        return ["chaos.worker", "--queue", queue, "--concurrency", threads, *planted]
+
+    def _await_end(self, process: Process) -> None:
+        try:
+            code = process.popen.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            process.popen.kill()
+            process.popen.wait()
+            self.problems.append(f"{process.name} did not leave within {_GRACE:g} s of SIGTERM; {self._said(process)}")
+        else:
+            if code and process.name in self.history.processes:
+                self.problems.append(f"{process.name} left SIGTERM with exit code {code}; {self._said(process)}")
+        self.read()
+
+    def _said(self, process: Process) -> str:
+        lines = (self.directory / f"{process.name}.log").read_text(errors="replace").splitlines()
+        return f"its log ends with: {' | '.join(lines[-3:])}"
+
+
+def _environment(given: Mapping[str, str]) -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), given.get("PYTHONPATH", "")]))
+    return {**given, "PYTHONPATH": path}

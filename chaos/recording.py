@@ -1,0 +1,89 @@
+"""A transport whose subscriptions write down what is held and settled, and stop at the phases between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from chaos.breakpoints import CLAIMED, FINISHED, SETTLED, SETTLING, Halts
+from chaos.journal import Journal
+from chaos.messages import dispatch_of
+from unstract_core import Delivery, Message, Reply, Settlement, Subscription, Transport
+from unstract_core.transport import Capabilities
+
+Plant = Callable[[Subscription, Transport, Halts], Subscription]
+"""A fault of ours around a subscription, by which the ledger is tested."""
+
+
+class WatchedSubscription:
+    def __init__(self, inner: Subscription, journal: Journal, halts: Halts) -> None:
+        self._inner = inner
+        self._journal = journal
+        self._halts = halts
+
+    def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+        deliveries = self._inner.receive(limit=limit, wait=wait)
+        dispatches = [dispatch_of(delivery) for delivery in deliveries]
+        self._journal.write_all("held", dispatches)
+        self._halts.at(CLAIMED, dispatches)
+        return deliveries
+
+    def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
+        return self._inner.renew(deliveries)
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        ended = [dispatch_of(one.delivery) for one in settlements if one.counted]
+        self._halts.at(FINISHED, ended)
+        answers = self._inner.settle(settlements)
+        for one, answer in zip(settlements, answers, strict=True):
+            event = "settled" if one.counted else "given_back"
+            self._journal.write(event, dispatch_of(one.delivery), "yes" if answer else "no")
+        self._halts.at(SETTLED, ended)
+        return answers
+
+    def wake(self) -> None:
+        self._inner.wake()
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class WatchedTransport:
+    def __init__(self, inner: Transport, journal: Journal, halts: Halts, plant: Plant | None) -> None:
+        self._inner = inner
+        self._journal = journal
+        self._halts = halts
+        self._plant = plant
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._inner.capabilities
+
+    def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
+        return self._inner.send(messages, within=within)
+
+    def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
+        return self._inner.reply(key, timeout=timeout, consume=consume)
+
+    def subscribe(self, queues: Sequence[str], *, lease: float) -> Subscription:
+        inner = self._inner.subscribe(queues, lease=lease)
+        if not self._inner.capabilities.atomic_settle:
+            self._halt_before_the_acknowledgement(inner)
+        if self._plant is not None:
+            inner = self._plant(inner, self._inner, self._halts)
+        self._journal.write("ready")
+        return WatchedSubscription(inner, self._journal, self._halts)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _halt_before_the_acknowledgement(self, subscription: Subscription) -> None:
+        """Over a broker a settlement has two steps; this stands between the confirm and the acknowledgement."""
+        name = "_acknowledge"
+        acknowledge = getattr(subscription, name)
+
+        def halting(plans: Sequence[object], errors: list[object]) -> None:
+            ended = [getattr(plan, "settlement") for plan in plans]  # noqa: B009 - the type is not ours
+            self._halts.at(SETTLING, [dispatch_of(one.delivery) for one in ended if one.follow_up is not None])
+            acknowledge(plans, errors)
+
+        setattr(subscription, name, halting)

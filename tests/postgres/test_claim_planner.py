@@ -1,0 +1,618 @@
+"""Claims: exclusive, bounded, in order, for one queue and for several."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pg_tables import Tables
+from postgres.support import AT_ONCE, LONG_POLL, in_background, on_one_server
+from queues import queue_name
+
+from contract_tests.kit import wait_until
+from contract_tests.messages import message
+from transports.postgres import PostgresTransport, claim_planner
+from transports.postgres import transport as transport_module
+from transports.postgres.claim_planner import LONGEST_REST, SHARE, Claims, Extent, Pace
+from transports.postgres.statements import Statements
+from transports.postgres.subscription import PostgresSubscription
+from unstract_core import Consumer, Delivery, Settlement, TransportUnavailable, Verdict
+
+Shared = tuple[PostgresTransport, Tables]
+
+
+@pytest.mark.parametrize("queues", [1, 4], ids=["one queue", "several queues"])
+def test_concurrent_claimers_never_share_a_message_nor_exceed_their_limit(shared: Shared, queues: int) -> None:
+    """Eight subscriptions at once take everything, each message once, never more than asked for."""
+    transport, tables = shared
+    names = [queue_name() for _ in range(queues)]
+    sent = transport.send([message("t", names[n % queues], n, priority=n % 10 + 1) for n in range(1200)])
+    taken: Counter[str] = Counter()
+    excesses: list[int] = []
+    lock, barrier = threading.Lock(), threading.Barrier(8)
+
+    def claimer(limit: int) -> None:
+        subscription = transport.subscribe(names, lease=60)
+        barrier.wait(10)
+        while batch := subscription.receive(limit=limit, wait=0.3):
+            with lock:
+                taken.update(delivery.id for delivery in batch)
+                if len(batch) > limit:
+                    excesses.append(len(batch))
+            assert all(subscription.settle([Settlement(delivery, Verdict.ACK) for delivery in batch]))
+        subscription.close()
+
+    with in_background(*[lambda limit=limit: claimer(limit) for limit in (1, 2, 3, 5, 8, 13, 21, 34)]):
+        pass
+    assert taken == Counter(sent)
+    assert not excesses
+    assert all(tables.count(name) == 0 for name in names)
+
+
+@settings(max_examples=25)
+@given(
+    sent=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 10)), min_size=1, max_size=30),
+    limits=st.lists(st.integers(1, 8), max_size=30),
+    queues=st.integers(1, 4),
+)
+def test_priority_then_first_in_first_out_over_all_queues(
+    shared: Shared, sent: list[tuple[int, int]], limits: list[int], queues: int
+) -> None:
+    """Whatever stands in however many queues: batches, and what is inside them, come in one order."""
+    transport, _ = shared
+    names = [queue_name() for _ in range(queues)]
+    rows = [(names[place % queues], priority) for place, priority in sent]
+    ids = transport.send([message("t", name, priority=priority) for name, priority in rows])
+    subscription = transport.subscribe(names, lease=60)
+    received: list[Delivery] = []
+    for limit in [*limits, len(sent)]:
+        batch = subscription.receive(limit=limit, wait=0)
+        assert len(batch) == min(limit, len(sent) - len(received))
+        received += batch
+    subscription.close()
+    expected = sorted(zip(ids, rows, strict=True), key=lambda one: (-one[1][1], int(one[0])))
+    assert [(one.id, (one.queue, one.priority)) for one in received] == expected
+
+
+@pytest.mark.parametrize("analysed", [False, True])
+@pytest.mark.parametrize("queues", [1, 3], ids=["one queue", "several queues"])
+def test_a_claim_locks_no_more_than_it_takes(shared: Shared, queues: int, analysed: bool) -> None:
+    """While one claim is not committed yet, another gets everything else: no idle workers beside a full queue."""
+    transport, tables = shared
+    names = [queue_name() for _ in range(queues)]
+    transport.send([message("t", names[n % queues]) for n in range(3000)])
+    if analysed:
+        tables.execute("ANALYZE {messages}")
+    claim, parameters = Statements(tables.schema).claim(names)
+    with tables.connect(autocommit=False) as first, tables.connect(autocommit=False) as second:
+        mine = first.execute(claim, {**parameters, "limit": 7, "lease": 60}).fetchall()
+        others = second.execute(claim, {**parameters, "limit": 5000, "lease": 60}).fetchall()
+        first.rollback()
+        second.rollback()
+    assert (len(mine), len(others)) == (7, 2993)
+    tables.execute("DELETE FROM {messages} WHERE queue_name = ANY (%s)", names)
+
+
+@pytest.mark.parametrize("queues", [1, 3], ids=["one queue", "several queues"])
+def test_a_claim_reads_no_more_than_it_takes(shared: Shared, queues: int) -> None:
+    """Ten messages cost the same from a queue of ten thousand: the claim walks its index and sorts nothing."""
+    transport, tables = shared
+    names = [queue_name() for _ in range(queues)]
+    transport.send([message("t", names[n % queues]) for n in range(10_000)])
+    tables.execute("ANALYZE {messages}")
+    claim, parameters = Statements(tables.schema).claim(names)
+    with tables.connect(autocommit=False) as connection:
+        explain = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + claim
+        ((plan,),) = connection.execute(explain, {**parameters, "limit": 10, "lease": 60}).fetchall()
+        connection.rollback()
+    tables.execute("DELETE FROM {messages} WHERE queue_name = ANY (%s)", names)
+    nodes, widest = [plan[0]["Plan"]], 0.0
+    while nodes:
+        node = nodes.pop()
+        nodes += node.get("Plans", [])
+        widest = max(widest, node["Actual Rows"])
+    assert widest <= 20, plan
+
+
+@on_one_server
+@pytest.mark.parametrize("queues", [1, 3], ids=["one queue", "several queues"])
+def test_a_row_that_somebody_keeps_locked_neither_stops_nor_spins_a_worker(
+    postgres: PostgresTransport, tables: Tables, queue: str, queues: int, asked: list[str]
+) -> None:
+    """A receive still ends in time and on `wake`, asks no more than now and then, and takes every other row."""
+    names = [f"{queue}-{n}" for n in range(queues)]
+    (locked, _) = postgres.send([message("t", names[0], priority=9), message("t", names[0])])
+    subscription = postgres.subscribe(names, lease=60)
+    with tables.locked("SELECT 1 FROM {messages} WHERE msg_id = %s FOR UPDATE", int(locked)):
+        (other,) = subscription.receive(limit=1, wait=2)
+        assert other.id != locked
+        asked.clear()
+        started = time.monotonic()
+        assert subscription.receive(limit=1, wait=0.4) == ()
+        assert 0.4 <= time.monotonic() - started < 10
+        assert len(asked) <= 100
+        with in_background(lambda: subscription.receive(limit=1, wait=30), timeout=10):
+            time.sleep(0.1)
+            subscription.wake()
+    assert [one.id for one in subscription.receive(limit=1, wait=2)] == [locked]
+    subscription.close()
+
+
+def test_what_was_sent_while_a_claim_ran_is_not_lost(shared: Shared, queue: str) -> None:
+    """Senders and claimers at once: every message is taken exactly once, the last one too."""
+    transport, tables = shared
+    taken: Counter[str] = Counter()
+    sent: list[str] = []
+    done = threading.Event()
+
+    def sender() -> None:
+        for n in range(150):
+            sent.extend(transport.send([message("t", queue, n)]))
+
+    def claimer() -> None:
+        subscription = transport.subscribe([queue], lease=60)
+        while not done.is_set():
+            batch = subscription.receive(limit=10, wait=0.1)
+            taken.update(delivery.id for delivery in batch)
+            subscription.settle([Settlement(delivery, Verdict.ACK) for delivery in batch])
+        subscription.close()
+
+    with in_background(claimer, claimer):
+        with in_background(sender, sender):
+            pass
+        wait_until(lambda: tables.count(queue) == 0, what="the queue to be empty")
+        done.set()
+    assert taken == Counter(sent)
+
+
+def test_a_column_type_that_changes_under_a_running_consumer_does_not_stop_it(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """The product may migrate its table while our consumers run: statements that were prepared before go on."""
+    subscription = postgres.subscribe([queue], lease=60)
+    for n in range(12):
+        postgres.send([message("t", queue, n)])
+        (delivery,) = subscription.receive(limit=1, wait=0)
+        subscription.settle([Settlement(delivery, Verdict.ACK)])
+    tables.execute(
+        "ALTER TABLE {messages} ALTER COLUMN queue_name TYPE varchar(300), ALTER COLUMN org_id TYPE varchar(80)"
+    )
+    postgres.send([message("t", queue, n) for n in range(3)])
+    received: list[Delivery] = []
+
+    def take() -> bool:
+        try:
+            received.extend(subscription.receive(limit=1, wait=0))
+        except Exception:
+            return False
+        return len(received) == 3
+
+    wait_until(take, what="messages to be received again")
+    subscription.close()
+
+
+@settings(max_examples=25)
+@given(
+    sent=st.lists(st.tuples(st.integers(0, 8), st.integers(1, 10)), min_size=1, max_size=60),
+    limits=st.lists(st.integers(1, 8), max_size=30),
+)
+def test_a_subscription_to_many_queues_keeps_the_order(
+    shared: Shared, sent: list[tuple[int, int]], limits: list[int]
+) -> None:
+    """Messages of more queues than one claim merges come in one order too, whatever the size of a batch."""
+    transport, _ = shared
+    names = [queue_name() for _ in range(9)]
+    ids = transport.send([message("t", names[place], priority=priority) for place, priority in sent])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(claim_planner, "MERGED", 4)
+        patch.setattr(claim_planner, "_SIZES", (2, 4))
+        subscription = transport.subscribe(names, lease=60)
+        received: list[str] = []
+        for limit in itertools.chain(limits, itertools.repeat(len(sent))):
+            batch = subscription.receive(limit=limit, wait=0)
+            assert len(batch) <= limit
+            received += [one.id for one in batch]
+            if not batch:
+                break
+        subscription.close()
+    expected = sorted(zip(ids, sent, strict=True), key=lambda one: (-one[1][1], int(one[0])))
+    assert received == [one for one, _ in expected]
+
+
+def test_a_consumer_takes_from_thousands_of_queues(shared: Shared) -> None:
+    """Two thousand queues are served, and what another program sends to the last of them is found."""
+    transport, tables = shared
+    prefix = queue_name()
+    names = [f"{prefix}-{number:04}" for number in range(2000)]
+    sent = transport.send([message("t", name) for name in names[::20]])
+    consumer = Consumer(transport, {"t": lambda: None}, names)
+    assert consumer.drain(timeout=60) == len(sent)
+    tables.execute(
+        "INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)"
+        " SELECT queue_name, message, '', now(), now(), 0, 1, 'ready' FROM (VALUES (%s, %s::jsonb)) AS v"
+        " (queue_name, message)",
+        names[-1],
+        '{"task_name": "t", "args": [], "kwargs": {}, "queue": "q", "fairness": null}',
+    )
+    assert consumer.drain(timeout=60) == 1
+
+
+@on_one_server
+def test_an_idle_look_costs_the_same_for_any_number_of_queues(
+    postgres: PostgresTransport, tables: Tables, asked: list[str]
+) -> None:
+    """A receive that finds nothing runs as many statements for two thousand queues as for a hundred, each as short."""
+    costs = []
+    for number in (100, 2000):
+        subscription = postgres.subscribe([f"q-{place}" for place in range(number)], lease=60)
+        postgres.send([message("t", "another queue")])
+        subscription.receive(limit=10, wait=0)
+        all_due(subscription)  # at the same moment in both, however long the first receive took
+        asked.clear()
+        subscription.receive(limit=10, wait=0)
+        costs.append((len(asked), subscription._claims.queues))
+        subscription.close()
+    assert costs[0] == costs[1]
+    assert costs[0][0] <= 4
+
+
+def all_due(subscription: PostgresSubscription) -> list[Pace]:
+    """Let each statement that is repeated now and then be due at once; return the paces of these statements."""
+    paces = [*subscription._claims._paces.values(), subscription._bring_back_pace, subscription._look_back_pace]
+    for pace in paces:
+        pace.due_at = 0.0
+    subscription._bring_back_at = 0.0
+    return paces
+
+
+def bounded(transport: PostgresTransport, names: Sequence[str]) -> PostgresSubscription:
+    """Subscribe with claims that never look at the whole index, as while that takes very long."""
+    subscription = transport.subscribe(names, lease=60)
+    for pace in (subscription._claims._paces[Extent.WHOLE], subscription._bring_back_pace):
+        pace.due_at, pace.seconds = math.inf, math.inf
+    return subscription
+
+
+@settings(max_examples=25)
+@given(
+    sent=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 10)), min_size=1, max_size=30),
+    limits=st.lists(st.integers(1, 8), max_size=30),
+    queues=st.integers(1, 3),
+    later=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 10)), max_size=10),
+)
+def test_claims_beyond_what_was_taken_keep_the_order(
+    shared: Shared,
+    sent: list[tuple[int, int]],
+    limits: list[int],
+    queues: int,
+    later: list[tuple[int, int]],
+) -> None:
+    """Bounds are of each queue and priority: what is sent later with a higher priority comes before what waits."""
+    transport, _ = shared
+    names = [queue_name() for _ in range(queues)]
+    waiting: list[tuple[int, int]] = []
+
+    def send(rows: list[tuple[int, int]]) -> None:
+        if rows:
+            ids = transport.send([message("t", names[place % queues], priority=priority) for place, priority in rows])
+            waiting.extend((-priority, int(id)) for id, (_, priority) in zip(ids, rows, strict=True))
+
+    subscription = bounded(transport, names)
+    send(sent)
+    for limit in [*limits, len(sent) + len(later)]:
+        batch = subscription.receive(limit=limit, wait=0)
+        waiting.sort()
+        assert [(-one.priority, int(one.id)) for one in batch] == waiting[:limit]
+        del waiting[: len(batch)]
+        send(later)
+        later = []
+    assert len(subscription.receive(limit=100, wait=0)) == len(waiting)
+    subscription.close()
+
+
+@on_one_server
+@pytest.mark.parametrize("queues", [1, 3], ids=["one queue", "several queues"])
+def test_an_id_that_is_committed_late_is_found_in_about_a_second(
+    make_postgres: Callable[..., PostgresTransport], tables: Tables, queue: str, queues: int
+) -> None:
+    """A message whose sender committed after higher ids were taken waits no longer, however much is dead below."""
+    names = [f"{queue}-{n}" for n in range(queues)]
+    postgres = make_postgres(poll_interval=LONG_POLL)
+    subscription = bounded(postgres, names)
+    with tables.connect(autocommit=False) as slow:
+        (late,) = postgres.send([message("t", names[0])], within=slow.cursor())
+        (early,) = postgres.send([message("t", names[0])])
+        assert int(late) < int(early)
+        assert [one.id for one in subscription.receive(limit=10, wait=10)] == [early]
+        slow.commit()
+    committed = time.monotonic()
+    assert [one.id for one in subscription.receive(limit=10, wait=30)] == [late]
+    assert time.monotonic() - committed < 1.0 + AT_ONCE
+    subscription.close()
+
+
+@on_one_server
+@pytest.mark.parametrize("late", [0.5, 5.0], ids=["just missed", "long missed"])
+def test_a_delay_that_is_committed_late_is_found_in_about_a_second(
+    make_postgres: Callable[..., PostgresTransport], tables: Tables, queue: str, late: float
+) -> None:
+    """A delayed message whose time was up before it was committed waits no longer, however much is dead around it."""
+    postgres = make_postgres(poll_interval=LONG_POLL)
+    subscription = bounded(postgres, [queue])
+    with tables.connect(autocommit=False) as slow:
+        (sent,) = postgres.send([message("t", queue, delay=0.2)], within=slow.cursor())
+        assert subscription.receive(limit=1, wait=0.2 + late) == ()
+        slow.commit()
+    committed = time.monotonic()
+    received: list[Delivery] = []
+    while not received and time.monotonic() < committed + 30:
+        received += subscription.receive(limit=1, wait=1)
+    assert [one.id for one in received] == [sent]
+    assert time.monotonic() - committed < 2.0 + AT_ONCE
+    subscription.close()
+
+
+@on_one_server
+def test_what_a_subscription_gives_back_it_can_take_again_at_once(postgres: PostgresTransport, queue: str) -> None:
+    """A retry without delay lies below what was taken since, and is found by the next claim."""
+    subscription = bounded(postgres, [queue])
+    sent = postgres.send([message("t", queue) for _ in range(5)])
+    first, *others = subscription.receive(limit=5, wait=0)
+    assert all(subscription.settle([Settlement(one, Verdict.ACK) for one in others]))
+    subscription._claims._paces[Extent.RECENT].due_at = math.inf
+    assert subscription.settle([Settlement(first, Verdict.RETRY)]) == [True]
+    assert [(one.id, one.attempt) for one in subscription.receive(limit=5, wait=0)] == [(sent[0], 2)]
+    subscription.close()
+
+
+@on_one_server
+def test_what_a_subscription_brings_back_it_takes_at_once(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """A lease that ended lies below what was taken since, and is found as soon as it is brought back."""
+    subscription = bounded(postgres, [queue])
+    sent = postgres.send([message("t", queue) for _ in range(5)])
+    assert len(subscription.receive(limit=5, wait=0)) == 5
+    subscription._claims._paces[Extent.RECENT].due_at = math.inf
+    tables.execute("UPDATE {messages} SET vt = now() WHERE msg_id = %s", int(sent[1]))
+    assert [(one.id, one.attempt) for one in subscription.receive(limit=5, wait=20)] == [(sent[1], 2)]
+    subscription.close()
+
+
+@on_one_server
+def test_what_others_made_ready_again_is_found_by_a_claim_over_the_whole(
+    postgres: PostgresTransport, tables: Tables, queue: str
+) -> None:
+    """Nothing that is ready stays unseen: where no bound is lowered for it, it waits for the whole to be looked at."""
+    subscription = bounded(postgres, [queue])
+    (low, _) = postgres.send([message("t", queue), message("t", queue)])
+    assert len(subscription.receive(limit=2, wait=0)) == 2
+    subscription._claims._marks = [({}, 0), (dict(subscription._claims._taken), 0)]
+    tables.execute("UPDATE {messages} SET state = 'ready' WHERE msg_id = %s", int(low))
+    subscription._claims._paces[Extent.RECENT].due_at = math.inf
+    assert subscription.receive(limit=2, wait=0) == ()
+    subscription._claims._paces[Extent.WHOLE].due_at = time.monotonic() + 0.3
+    assert [one.id for one in subscription.receive(limit=2, wait=20)] == [low]
+    subscription.close()
+
+
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=20), st.floats(0, 5))
+def test_what_takes_long_is_done_for_a_small_part_of_the_time(durations: list[float], shortest: float) -> None:
+    """After each time a rest in proportion, half a minute at most; one slow time by itself changes nothing."""
+    pace, now, before = Pace(shortest), 0.0, math.inf
+    for seconds in durations:
+        now = max(now, pace.due_at)
+        pace.took(now, now + seconds)
+        now += seconds
+        rest = pace.due_at - now
+        assert rest == pytest.approx(min(max(min(seconds, before) / SHARE, shortest), LONGEST_REST), abs=1e-6)
+        before = seconds
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=10), st.floats(0, 100))
+def test_what_fails_is_tried_more_and_more_rarely(durations: list[float], seconds: float) -> None:
+    """A rest in proportion after each failure, half a minute at most and then twice as long; a success ends that."""
+    pace, now = Pace(), 0.0
+    for number, failing in enumerate(durations):
+        now = max(now, pace.due_at)
+        pace.failed(now, now + failing)
+        now += failing
+        assert pace.due_at - now == pytest.approx(min(failing / SHARE, LONGEST_REST * 2 ** min(number, 4)), abs=1e-6)
+    pace.took(now, now)
+    pace.failed(now, now + seconds)
+    assert pace.due_at - (now + seconds) == pytest.approx(min(seconds / SHARE, LONGEST_REST), abs=1e-6)
+
+
+@on_one_server
+def test_a_look_at_the_whole_that_takes_too_long_stops_no_work(postgres: PostgresTransport, queue: str) -> None:
+    """Where it exceeds the limit of a statement, what is beyond the bounds is taken all the same."""
+    subscription = postgres.subscribe([queue], lease=3)
+    slow = b"SELECT pg_sleep(30), %(lease)s, %(limit)s"
+    subscription._claims._over_the_whole = attrs.evolve(subscription._claims._over_the_whole, statement=slow)
+    subscription._statements._texts["bring_back"] = b"SELECT pg_sleep(30), %(limit)s"
+    sent = postgres.send([message("t", queue), message("t", queue)])
+    failures, taken = 0, list[str]()
+    while len(taken) < len(sent):
+        try:
+            for delivery in subscription.receive(limit=1, wait=1):
+                taken.append(delivery.id)
+        except TransportUnavailable:
+            failures += 1
+            assert failures <= 2, "the whole was looked at again and again"
+    assert taken == sent
+    assert [list(subscription.receive(limit=1, wait=0.1)) for _ in range(3)] == [[], [], []]
+    subscription.close()
+
+
+@on_one_server
+def test_a_connection_that_is_lost_puts_no_look_off(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """Only what took too long is tried more rarely: a server that was away has nothing to do with it."""
+    subscription = postgres.subscribe([queue], lease=60)
+    assert subscription.receive(limit=1, wait=0) == ()
+    paces = all_due(subscription)
+    connection = subscription._session._connection
+    assert connection is not None
+    tables.execute("SELECT pg_terminate_backend(%s)", connection.info.backend_pid)
+    with pytest.raises(TransportUnavailable):
+        subscription.receive(limit=1, wait=0)
+    assert [pace.due_at for pace in paces] == [0.0] * 4
+    subscription.close()
+
+
+@pytest.mark.parametrize("queues", [1, 3, 70])
+def test_a_delay_ends_on_time_beside_many_claimed_rows(
+    make_postgres: Callable[..., PostgresTransport],
+    tables: Tables,
+    queue: str,
+    monkeypatch: pytest.MonkeyPatch,
+    queues: int,
+) -> None:
+    """Claimed rows are read in parts where they are many; new delays and known ones end on time all the same."""
+    monkeypatch.setattr(claim_planner, "PART", 20)
+    monkeypatch.setattr(claim_planner, "NEW", 10)
+    postgres = make_postgres(poll_interval=LONG_POLL)
+    ids = postgres.send([message("t", queue, delay=3600) for _ in range(400)])
+    subscription = postgres.subscribe([f"{queue}-{number}" for number in range(1, queues)] + [queue], lease=60)
+    assert subscription.receive(limit=1, wait=0) == ()
+    for delay in (0.2, 1.0):
+        (sent,) = postgres.send([message("t", queue, delay=delay)])
+        started = time.monotonic()
+        assert [one.id for one in subscription.receive(limit=1, wait=30)] == [sent]
+        assert delay <= time.monotonic() - started + 0.01 < delay + AT_ONCE
+    tables.execute("UPDATE {messages} SET vt = now() WHERE msg_id = %s", int(ids[200]))
+    assert [one.id for one in subscription.receive(limit=1, wait=30)] == [ids[200]]
+    subscription.close()
+
+
+def test_a_retry_is_on_time_although_its_id_is_old(postgres: PostgresTransport, queue: str) -> None:
+    """The subscription knows when its own retries are due, and finds them without a look at all claimed rows."""
+    (sent,) = postgres.send([message("t", queue)])
+    postgres.send([message("t", queue, delay=3600) for _ in range(20)])
+    subscription = bounded(postgres, [queue])
+    (delivery,) = subscription.receive(limit=1, wait=5)
+    subscription._expiry._seen = [(0.0, 2**40)]  # long ago, and beyond all of these rows
+    assert subscription.settle([Settlement(delivery, Verdict.RETRY, delay=0.3)]) == [True]
+    settled = time.monotonic()
+    assert [one.id for one in subscription.receive(limit=1, wait=10)] == [sent]
+    assert time.monotonic() - settled < 0.3 + AT_ONCE
+    subscription.close()
+
+
+@pytest.mark.parametrize("queues", [1, 64])
+def test_claimed_rows_of_other_queues_delay_no_lease(
+    postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch, queues: int
+) -> None:
+    """An expired lease is found by the first look, however many rows of other queues are claimed before it."""
+    monkeypatch.setattr(claim_planner, "PART", 20)
+    postgres.send([message("t", f"{queue}-other", delay=3600) for _ in range(100)])
+    (sent,) = postgres.send([message("t", queue, delay=3600)])
+    postgres.send([message("t", f"{queue}-other", delay=3600)])
+    tables.execute("UPDATE {messages} SET vt = now() WHERE msg_id = %s", int(sent))
+    subscription = postgres.subscribe([queue, *(f"{queue}-{n}" for n in range(1, queues))], lease=60)
+    assert [one.id for one in subscription.receive(limit=1, wait=0)] == [sent]
+    subscription.close()
+
+
+def test_only_queues_with_ready_rows_are_merged_where_nothing_is_prepared() -> None:
+    """Each claim is planned anew there, which takes longer the more queues it merges."""
+    names = [f"q-{number}" for number in range(64)]
+    assert not Claims(Statements("s"), names).many
+    claims = Claims(Statements("s"), names, prepared=False)
+    claim = claims.choose([("q-7", 5), ("other", 5), ("q-3", 1)], claims.next(0.0))
+    assert claims.many
+    assert claim.parameters == {"queue_0": "q-7", "queue_1": "q-3"}
+    assert not Claims(Statements("s"), names[:8], prepared=False).many
+
+
+def test_many_queues_keep_the_order_where_nothing_is_prepared(
+    make_postgres: Callable[..., PostgresTransport], queue: str
+) -> None:
+    """A subscription without prepared statements takes from 20 queues by priority, then in the order of sending."""
+    postgres = make_postgres(listen=False, poll_interval=0.1)
+    names = [f"{queue}-{number}" for number in range(20)]
+    ids = postgres.send([message("t", names[n % 20], priority=1 + n % 3) for n in range(60)])
+    (later,) = postgres.send([message("t", names[3], delay=0.2)])
+    subscription = postgres.subscribe(names, lease=60)
+    assert subscription._claims.many
+    received = [one.id for _ in range(6) for one in subscription.receive(limit=10, wait=0)]
+    assert received == sorted(ids, key=lambda one: (-(ids.index(one) % 3), int(one)))
+    assert [one.id for one in subscription.receive(limit=10, wait=10)] == [later]
+    subscription.close()
+
+
+def test_a_priority_from_which_nothing_is_ready_gets_a_bound_without_having_been_taken_from() -> None:
+    """What others have taken from it is dead as well; what may still be committed is not passed over."""
+    claims = Claims(Statements("s"), ["q", "r"])
+    pace = claims._paces[Extent.WHOLE]
+    taken = [Delivery(str(msg_id), "q", 1, None, "", None, "", 5) for msg_id in (70, 90)]
+    for moment in (100.0, 111.0, 122.0):
+        pace.due_at = math.inf
+        claims.made(claims.next(moment), 2, taken, moment, moment)
+    claims.none_ready_above({"q": 5})
+    claims._paces[Extent.RECENT].due_at = math.inf
+    bounds = claims.next(123.0).parameters
+    assert bounds["priorities"] == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+    assert bounds["beyond_0"] == [90] * 6 + [0] * 4
+    assert bounds["beyond_1"] == [90] * 10
+
+
+def test_a_whole_claim_that_found_something_below_a_bound_is_made_again() -> None:
+    """What others made ready again may be more, of every priority: it does not wait a rest for each of them."""
+
+    def taken(msg_id: int, priority: int) -> Delivery:
+        return Delivery(str(msg_id), "q", 1, None, "{}", None, "", priority)
+
+    claims = Claims(Statements("s"), ["q"])
+    whole = claims.next(0.0)
+    claims.made(whole, 2, [taken(100, 10), taken(200, 5)], 0.0, 1.0)
+    claims.made(whole, 1, [taken(300, 5)], 2.0, 3.0)
+    assert claims.next(3.1).extent is not Extent.WHOLE
+    claims.made(whole, 1, [taken(50, 10)], 40.0, 41.0)
+    assert claims.next(41.1).extent is Extent.WHOLE
+    claims.made(whole, 1, [taken(60, 5)], 41.1, 42.1)
+    assert claims.next(42.2).extent is Extent.WHOLE
+    claims.made(whole, 1, [taken(301, 5)], 42.2, 43.2)
+    assert claims.next(43.3).extent is not Extent.WHOLE
+
+
+def test_a_queue_is_counted_beside_many_claimed_rows_of_others(
+    postgres: PostgresTransport, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Delayed rows of another queue hide none of this one: it is listed and counted, and `drain` waits for it."""
+    monkeypatch.setattr(transport_module, "_MOST_COUNTED", 1000)
+    monkeypatch.setattr(transport_module, "_FEWEST_COUNTED", 1000)
+    postgres.send([message("t", f"{queue}-other", delay=3600) for _ in range(1500)])
+    postgres.send([message("t", queue, delay=1.0)])
+    mine, other = postgres.queues()
+    assert (mine.queue, mine.delayed, mine.estimated) == (queue, 1, False)
+    assert (other.delayed, other.estimated) == (1000, True)
+    assert postgres.queues([queue]) == [mine]
+    assert Consumer(postgres, {"t": lambda: None}, [queue]).drain(timeout=30) == 1
+
+
+def test_a_long_queue_is_estimated_and_says_so(
+    postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`queues` counts no more rows than it may, and takes the planner's estimate where that is more."""
+    names = [f"{queue}-short", f"{queue}-{'x' * 5}"]
+    postgres.send([message("t", names[1], priority=n % 10 + 1) for n in range(3000)])
+    postgres.send([message("t", names[0]), message("t", names[0], delay=60)])
+    short, long = postgres.queues()
+    assert (short.ready, short.delayed, short.estimated) == (1, 1, False)
+    assert (long.ready, long.estimated) == (3000, False)
+    monkeypatch.setattr(transport_module, "_MOST_COUNTED", 100)
+    tables.execute("ANALYZE {messages}")
+    short, long = postgres.queues()
+    assert (short.ready, short.delayed, short.estimated) == (1, 1, False)
+    assert 2700 <= long.ready <= 3300
+    assert long.estimated
+    assert long.oldest is not None
+    assert long.oldest >= (short.oldest or 0)

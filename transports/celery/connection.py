@@ -1,0 +1,160 @@
+"""A subscription's connection: made when it is needed, made again after it broke, and waited on with a way to be woken.
+
+`wait` ends when the broker has sent something, when `wake` is or was called, or when the heartbeat is due. A broker
+that kombu plays itself cannot be waited on, and is asked again after a moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import socket
+import time
+from collections.abc import Sequence
+
+from transports.celery.amqp_patches import TICK
+from transports.celery.broker import Broker, Settings
+from transports.celery.consumers import Arrived, Taps
+from unstract_core.observability.log_events import emit
+
+logger = logging.getLogger("unstract_wire.celery")
+
+_SLICE = 0.02
+"""Seconds between two looks at a broker that cannot be waited on."""
+
+
+class Link:
+    """Owned by one thread; only `wake` may be called from another, or from a signal handler.
+
+    Connects at once. Raises what that raises; later `broker` and `taps` do, which connect anew.
+    """
+
+    def __init__(self, settings: Settings, queues: Sequence[str]) -> None:
+        self._settings = settings
+        self._queues = queues
+        self._tick_at = 0.0
+        self._since = 0.0
+        self._live: tuple[Broker, Taps] | None = None
+        self._standing: dict[str, int] = {}
+        self._counting: set[str] = set()
+        self._logged_blocked = False
+        self.unread: list[Arrived] = []
+        """What had arrived over a connection that was dropped since, for the owner to take."""
+        self._selector = selectors.DefaultSelector()
+        self._bell, self._clapper = socket.socketpair()
+        self._bell.setblocking(False)
+        self._clapper.setblocking(False)
+        self._selector.register(self._bell, selectors.EVENT_READ)
+        try:
+            self._connected()[1].find()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def broker(self) -> Broker:
+        return self._connected()[0]
+
+    @property
+    def taps(self) -> Taps:
+        return self._connected()[1]
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker takes no messages over this connection, and reads nothing that is sent over it."""
+        return self._live is not None and self._live[0].blocked is not None
+
+    @property
+    def live(self) -> bool:
+        """Whether there is a connection that can be used, without making one."""
+        return self._live is not None and self._live[0].usable and not self.blocked
+
+    @property
+    def age(self) -> float:
+        """Seconds that this connection has lasted; 0 while there is none."""
+        return time.monotonic() - self._since if self._live is not None else 0.0
+
+    def pump(self) -> None:
+        """Take in what the broker has sent, without waiting for more."""
+        broker, taps = self._connected()
+        while not taps.full:
+            try:
+                broker.connection.drain_events(timeout=0)
+            except TimeoutError:  # there was nothing, a heartbeat, or the beginning of something large
+                return
+            for queue in taps.deleted():
+                emit(logger, logging.WARNING, "queue_deleted", queue=queue)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the broker or for `wake`, `seconds` at the most, and no longer than something is due."""
+        broker, taps = self._connected()
+        self.tend()
+        patience = taps.patience if broker.blocked is None else TICK
+        self._selector.select(min(seconds, TICK if broker.amqp else _SLICE, patience))
+
+    def tend(self) -> None:
+        """Send a heartbeat where one is due. Raises where the broker's own have not come."""
+        broker, _ = self._connected()
+        if time.monotonic() >= self._tick_at:
+            self._tick_at = time.monotonic() + TICK
+            broker.tend()
+
+    def wake(self) -> None:
+        # Full, so the owner wakes anyway; or closed, and there is no owner.
+        with contextlib.suppress(OSError):
+            self._clapper.send(b"!")
+
+    def rung(self) -> bool:
+        """Whether `wake` was called since this was last asked."""
+        try:
+            return bool(self._bell.recv(4096))
+        except BlockingIOError:
+            return False
+
+    def let_go_if_broken(self) -> bool:
+        """Drop a connection that is of no more use; says whether there is none now."""
+        if self._live is not None and not self._live[0].usable:
+            self._drop().hang_up()
+        return self._live is None
+
+    def close(self, unacknowledged: Sequence[Arrived] = ()) -> None:
+        """Hang up. What is unacknowledged goes back to its queue, which a broker that kombu plays has to be told."""
+        if self._live is not None:
+            broker, taps = self._live
+            for one in () if broker.amqp else broker.in_requeue_order((*unacknowledged, *taps.arrived)):
+                with contextlib.suppress(Exception):
+                    one.requeue()
+            self._drop().close(taps.cancel)
+        self._selector.close()
+        self._bell.close()
+        self._clapper.close()
+
+    def _connected(self) -> tuple[Broker, Taps]:
+        if self._live is None:
+            broker = Broker(self._settings, heartbeat=self._settings.heartbeat, lasting=True, on_block=self._note_block)
+            try:
+                queues = [self._settings.queue(name) for name in self._queues]
+                taps = Taps(broker, queues, self._settings, self._standing, self._counting)
+                if broker.amqp:
+                    self._selector.register(broker.connection.connection.sock, selectors.EVENT_READ)
+            except BaseException:
+                broker.hang_up()
+                raise
+            self._live, self._since = (broker, taps), time.monotonic()
+        return self._live
+
+    def _note_block(self, reason: str | None) -> None:
+        if reason is not None and not self._logged_blocked:
+            emit(logger, logging.WARNING, "broker_blocked", reason=reason)
+        elif reason is None and self._logged_blocked:
+            emit(logger, logging.INFO, "broker_unblocked")
+        self._logged_blocked = reason is not None
+
+    def _drop(self) -> Broker:
+        (broker, taps), self._live = self._connected(), None
+        self.unread += taps.arrived
+        for key in list(self._selector.get_map().values()):
+            if key.fileobj is not self._bell:
+                self._selector.unregister(key.fileobj)
+        return broker

@@ -1,0 +1,191 @@
+"""Where answers to blocked callers arrive: one queue and one connection for the whole process, served by one thread.
+
+The queue is there before the first message that asks for an answer is sent. It outlives a lost connection for an hour,
+so that an answer that comes meanwhile is found when it is back. Answers that no caller waits for are dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import uuid
+
+import attrs
+import kombu
+
+from transports.celery.broker import Broker, Settings
+from transports.celery.compression import keep_compressed
+from transports.celery.errors import mapped
+from transports.celery.publishers import leave_to_parent
+from transports.celery.results import read_answer
+from unstract_core.errors import ContractError, NotSupported, TransportClosed, TransportUnavailable
+from unstract_core.transport import REPLY_TTL, Reply
+
+_TICK = 0.5
+_SLICE = 0.02
+"""Seconds between two looks at a broker that cannot be waited on."""
+_LONGEST_PAUSE = 2.0
+_CROWD = 1000
+
+
+@attrs.define
+class _Awaited:
+    until: float
+    reply: Reply | None = None
+
+
+class Inbox:
+    """Thread-safe. `address` names the queue to which answers are sent."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._closed = False
+        self._pid = 0
+        self._changed = threading.Condition()
+        self._address = ""
+        self._awaited: dict[str, _Awaited] = {}
+        self._crowded = _CROWD
+        self._thread: threading.Thread | None = None
+        self._broker: Broker | None = None
+        self._listening = False
+        self._problem: ContractError | None = None
+        self._begin()
+
+    @property
+    def address(self) -> str:
+        """The name of the reply queue, which is another one after a fork."""
+        self._mind_fork()
+        return self._address
+
+    def expect(self, keys: list[str]) -> None:
+        """Be ready for answers under `keys`, before what asks for them is sent. Raises TransportUnavailable."""
+        self._mind_fork()
+        deadline = time.monotonic() + self._settings.connect_timeout + self._settings.confirm_timeout
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="unstract-wire-replies", daemon=True)
+                self._thread.start()
+            known = self._problem
+            self._changed.notify_all()  # so that it is tried now, if the thread is pausing
+            while not self._listening:
+                self._check_open()
+                if self._problem is not None and self._problem is not known:
+                    raise self._problem
+                if not self._changed.wait(max(0.0, deadline - time.monotonic())):
+                    raise TransportUnavailable("listen for replies: the broker did not answer; nothing was sent")
+            now = time.monotonic()
+            if len(self._awaited) >= self._crowded:  # not at every call, for there may be many
+                self._awaited = {key: one for key, one in self._awaited.items() if one.until > now}
+                self._crowded = max(_CROWD, 2 * len(self._awaited))
+            for key in keys:
+                self._awaited.setdefault(key, _Awaited(now)).until = now + REPLY_TTL  # the first answer stays
+
+    def reply(self, key: str, *, timeout: float, consume: bool) -> Reply | None:
+        """Return the answer under `key`, waiting up to `timeout` seconds. Raises NotSupported for any other key."""
+        self._mind_fork()
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while True:
+                self._check_open()
+                awaited = self._awaited.get(key)
+                if awaited is None or awaited.until <= time.monotonic():
+                    raise NotSupported(
+                        "a broker keeps no status: reply() answers for an hour for what this process sent with a "
+                        "reply_key. Ask your Celery app's result backend, or dispatch over PostgreSQL"
+                    )
+                remaining = deadline - time.monotonic()
+                if awaited.reply is not None:
+                    found = awaited.reply
+                    if consume:
+                        awaited.reply = attrs.evolve(found, result=None, error="")
+                    return found
+                if remaining <= 0:
+                    return None
+                self._changed.wait(min(remaining, threading.TIMEOUT_MAX))
+
+    def close(self) -> None:
+        self._mind_fork()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=5 * _TICK)
+
+    def _begin(self) -> None:
+        """Start afresh, in a new process: nothing of a parent's can be used, not even its lock."""
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._address = str(uuid.uuid4())
+        self._awaited = {}
+        self._crowded = _CROWD
+        self._thread = None
+        self._broker = None
+        self._listening = False
+        self._problem = None
+
+    def _mind_fork(self) -> None:
+        if self._pid != os.getpid():
+            if self._broker is not None:
+                leave_to_parent(self._broker)
+            self._begin()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TransportClosed("the transport was closed")
+
+    def _serve(self) -> None:
+        pause = _TICK
+        while not self._closed:
+            try:
+                self._listen()
+                pause = _TICK
+            except ContractError as exc:
+                with self._changed:
+                    self._problem = exc
+                    self._listening = False
+                    self._changed.notify_all()
+                self._wait(pause)
+                pause = min(_LONGEST_PAUSE, pause * 2)
+        with self._changed:
+            self._changed.notify_all()
+
+    def _wait(self, seconds: float) -> None:
+        with self._changed:
+            if not self._closed:
+                self._changed.wait(seconds)
+
+    def _listen(self) -> None:
+        """Receive answers until the connection breaks or the inbox is closed."""
+        doing = "listen for replies"
+        broker = self._broker = Broker(self._settings, heartbeat=self._settings.heartbeat)
+        queue = kombu.Queue(self._address, routing_key=self._address, durable=True, expires=REPLY_TTL)
+        try:
+            broker.declare(queue, doing)
+            with mapped(doing):
+                channel = keep_compressed(broker.connection.channel())
+                consumer = kombu.Consumer(channel, [queue], on_message=self._receive, no_ack=True, auto_declare=False)
+                consumer.consume()
+                with self._changed:
+                    self._listening, self._problem = True, None
+                    self._changed.notify_all()
+                while not self._closed:
+                    with contextlib.suppress(TimeoutError):
+                        broker.connection.drain_events(timeout=_TICK if broker.amqp else _SLICE)
+                    broker.tend()
+                queue(channel).delete()
+            broker.close()
+        finally:
+            self._broker = None
+            broker.hang_up()
+
+    def _receive(self, message: kombu.Message) -> None:
+        key = message.properties.get("correlation_id")
+        reply = read_answer(message, key) if isinstance(key, str) else None
+        with self._changed:
+            awaited = self._awaited.get(key) if isinstance(key, str) else None
+            if awaited is not None and awaited.reply is None and reply is not None:
+                awaited.reply = reply
+                self._changed.notify_all()

@@ -1,0 +1,131 @@
+"""Results of tasks as Celery's result backends write them, in both directions.
+
+A failure travels as the type and the arguments of an exception. Classes are never imported from what the wire says:
+ours reads them as text, and writes `Type: message` as a type and one argument, in the module that it is known to be of,
+with the whole text beside them for readers of ours: of the arguments alone it cannot always be made again.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import datetime
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import kombu
+from kombu.serialization import loads
+
+from transports.celery.compression import NotDecompressed, readable_body
+from transports.celery.encode import Outgoing
+from unstract_core.errors import MalformedPayload
+from unstract_core.transport import Reply
+from unstract_core.values import cut, error_text, normalise
+
+_ERROR = re.compile(r"(?P<type>[A-Za-z_]\w*)(?:: (?P<message>.*))?", re.DOTALL)
+_EXPIRED = "MalformedPayload: expired"
+_ENDED = {"SUCCESS", "FAILURE", "REVOKED"}
+_UNREAD = 86400.0
+"""Seconds after which an unread answer may be removed: as long as Celery keeps results."""
+_TEXT = "exc_text"
+"""The field that we add to Celery's fields of a failure."""
+
+
+def write_answer(reply: Reply, *, task_id: str, correlation_id: str, reply_to: str) -> Outgoing:
+    """Write a reply as the message that a Celery worker with the backend rpc:// sends to its client."""
+    status, result = ("SUCCESS", reply.result) if reply.status == "completed" else _failure(reply.error)
+    return Outgoing(
+        queue=reply_to,
+        headers={},
+        properties={"correlation_id": correlation_id, "delivery_mode": 1},
+        body={
+            "status": status,
+            "result": result,
+            "traceback": None,
+            "children": [],
+            "date_done": datetime.datetime.now(datetime.UTC).isoformat(),
+            "task_id": task_id,
+        },
+        declared=False,
+        lives=_UNREAD,
+    )
+
+
+def read_answer(message: kombu.Message, key: str) -> Reply | None:
+    """Read an answer under `key`; None for what is none, or not the last word (STARTED, RETRY). Never raises.
+
+    An answer that cannot be decompressed within the limit is a failure: the caller does not wait for another.
+    """
+    try:
+        body = readable_body(message)
+    except NotDecompressed as exc:
+        return Reply(key, "failed", error=error_text(MalformedPayload(f"the answer cannot be read: {exc}")))
+    try:
+        meta = loads(body, message.content_type, message.content_encoding, accept=["application/json"])
+        status, result = meta["status"], meta["result"]
+    except Exception:  # an unreadable message is no answer
+        return None
+    if status not in _ENDED:
+        return None
+    if status == "SUCCESS":
+        return Reply(key, "completed", result=normalise(result, lenient=True))
+    return Reply(key, "failed", error=cut(_text(result)))
+
+
+def _failure(error: str) -> tuple[str, dict[str, Any]]:
+    if error.startswith(_EXPIRED):
+        return "REVOKED", {
+            "exc_type": "TaskRevokedError",
+            "exc_message": ["expired"],
+            "exc_module": "celery.exceptions",
+            _TEXT: error,
+        }
+    found = _ERROR.fullmatch(error)
+    name, message = (found["type"], found["message"]) if found else ("Exception", error)
+    if name == "UnknownTask":
+        name, module = "NotRegistered", "celery.exceptions"
+    else:
+        module = "builtins" if _is_builtin(name) else None  # type: ignore[assignment]
+    arguments = [] if message is None else [_key(message) if name == "KeyError" else message]
+    return "FAILURE", {"exc_type": name, "exc_message": arguments, "exc_module": module, _TEXT: error}
+
+
+def _key(message: str) -> str:
+    """Return the argument of a KeyError, whose message is its repr."""
+    try:
+        key = ast.literal_eval(message)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return message
+    return key if isinstance(key, str) else message
+
+
+def _is_builtin(name: str) -> bool:
+    """Whether Celery's client may make it again: what ends a process, such as SystemExit, would end the client's."""
+    kind = getattr(builtins, name, None)
+    return isinstance(kind, type) and issubclass(kind, Exception)
+
+
+def _text(result: Any) -> str:
+    """Return `Type: message`, as `str(exception)` would have said where the worker ran."""
+    if not isinstance(result, Mapping):
+        return str(result)
+    if isinstance(text := result.get(_TEXT), str):
+        return text
+    kind, arguments = str(result.get("exc_type", "Exception")), result.get("exc_message")
+    if kind == "UnpickleableExceptionWrapper" and isinstance(arguments, list) and len(arguments) == 4:
+        _, kind, arguments, _ = arguments
+    if not isinstance(arguments, list | tuple):
+        message = "" if arguments is None else str(arguments)
+    elif len(arguments) == 1:
+        message = repr(arguments[0]) if kind == "KeyError" else str(arguments[0])
+    else:
+        message = _os_error(kind, arguments) or (str(tuple(arguments)) if arguments else "")
+    return f"{kind}: {message}" if message else kind
+
+
+def _os_error(kind: str, arguments: Any) -> str | None:
+    error = getattr(builtins, kind, None)
+    if isinstance(error, type) and issubclass(error, OSError) and len(arguments) >= 2:
+        return str(OSError(*arguments[:3]))
+    return None

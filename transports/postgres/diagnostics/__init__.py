@@ -1,0 +1,1 @@
+"""The checks of `unstract-wire doctor` over PostgreSQL."""

@@ -1,0 +1,231 @@
+"""`unstract-wire dead`: list, show, replay and purge what was buried."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar, cast
+
+import click
+
+from unstract_core.cli.context import DECLINED, PROGRAM, Session, common, json_option, queue_name
+from unstract_core.cli.render.output import age, print_json, print_table, printable, readable_json, utc, write
+from unstract_core.errors import ConfigurationError
+from unstract_core.transport import BatchedDeadLetters, DeadLetter, DeadLetters
+
+T = TypeVar("T")
+
+_PROGRESS = 2.0
+"""Seconds between two lines of progress."""
+
+
+@click.group(no_args_is_help=False)
+@common()
+def dead() -> None:
+    """Look after dead letters: messages that were given up."""
+
+
+@dead.command("list")
+@click.option("--queue", type=queue_name, metavar="NAME", help="Only those of this queue.")
+@click.option(
+    "--limit", type=click.IntRange(1, 1_000_000), metavar="N", default=100, show_default=True, help="How many at most."
+)
+@json_option
+@common()
+@click.pass_obj
+def list_(session: Session, queue: str | None, limit: int, as_json: bool) -> None:
+    """List dead letters, the newest first, without their content."""
+    with _dead_letters(session) as letters:
+        found = summaries(letters, queue=queue, limit=limit)
+    if as_json:
+        print_json([_letter_row(letter) for letter in found])
+        return
+    print_table(
+        ["id", "queue", "task", ">attempts", "buried at", "reason"],
+        [
+            [
+                letter.id,
+                letter.queue,
+                letter.task_name or "-",
+                str(letter.attempts),
+                utc(letter.buried_at, "seconds"),
+                letter.reason,
+            ]
+            for letter in found
+        ],
+        empty="no dead letters",
+    )
+    if len(found) == limit:
+        click.echo(f"the newest {limit}; there may be more (--limit)", err=True)
+
+
+@dead.command()
+@click.argument("letter_id", metavar="ID")
+@json_option
+@common()
+@click.pass_obj
+def show(session: Session, letter_id: str, as_json: bool) -> None:
+    """Print one dead letter with its content.
+
+    That is the message as it was stored, and the result where the task had one already.
+    """
+    with _dead_letters(session) as letters:
+        (letter,) = _known(letters, [letter_id])
+    row = _letter_row(letter)
+    content: dict[str, Any] = {"message": letter.message, "result": letter.result}
+    if letter.omitted:
+        row |= {"omitted": letter.omitted}
+    if as_json:
+        print_json(row | content)
+        return
+    lines = [f"{key:12} {printable('-' if value in (None, '') else str(value))}" for key, value in row.items()]
+    lines += [f"\n{key}:\n{readable_json(value)}" for key, value in content.items() if value is not None]
+    write("\n".join(lines))
+
+
+@dead.command()
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option("--queue", type=queue_name, metavar="NAME", help="With --all: every dead letter of this queue.")
+@click.option("--all", "everything", is_flag=True, help="With --queue: all that are there now.")
+@json_option
+@common()
+@click.pass_obj
+def replay(session: Session, ids: tuple[str, ...], queue: str | None, everything: bool, as_json: bool) -> None:
+    """Send dead letters again as new messages, and remove them here.
+
+    Name them by ID, or take a whole queue with --queue NAME --all. If one of the IDs is unknown nothing is sent.
+    """
+    if bool(ids) == bool(queue and everything) or (ids and (queue or everything)):
+        raise click.UsageError("Say which: either IDs, or --queue NAME --all.")
+    with _dead_letters(session) as letters:
+        if ids:
+            _known(letters, ids)
+            replayed = list(letters.replay(ids))
+        else:
+            replayed = []
+            if isinstance(letters, BatchedDeadLetters):
+                for batch in _with_progress("replayed", letters.replay_in_batches(queue=queue), len):
+                    replayed += batch
+            else:
+                replayed = list(letters.replay(queue=queue))
+    if as_json:
+        print_json({"replayed": replayed})
+    else:
+        write(f"replayed {len(replayed)}" + "".join(f"\n{id}" for id in replayed))
+
+
+@dead.command()
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option("--queue", type=queue_name, metavar="NAME", help="Every dead letter of this queue.")
+@click.option("--all", "everything", is_flag=True, help="Every dead letter of every queue (or of --queue).")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(0, 1e9),
+    metavar="SECONDS",
+    help="With --queue or --all: only those buried before.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@common()
+@click.pass_obj
+def purge(
+    session: Session,
+    ids: tuple[str, ...],
+    queue: str | None,
+    everything: bool,
+    older_than: float | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Remove dead letters for good: by ID, of one queue, or all.
+
+    Asks first when run on a terminal; elsewhere it does nothing without --yes. If one of the IDs is unknown nothing is
+    removed.
+    """
+    whole = queue is not None or everything
+    if bool(ids) == whole:
+        raise click.UsageError("Say which: either IDs, or --queue NAME, or --all.")
+    if ids and older_than is not None:
+        raise click.UsageError("--older-than goes with --queue or --all, not with IDs.")
+    with _dead_letters(session) as letters:
+        if ids:
+            _known(letters, ids)
+        if not yes:
+            _confirm(_what_is_purged(ids, queue, older_than))
+        chosen: dict[str, Any] = {"ids": list(ids) or None, "queue": queue, "older_than": older_than or 0.0}
+        if isinstance(letters, BatchedDeadLetters):
+            purged = sum(_with_progress("purged", letters.purge_in_batches(**chosen), int))
+        else:
+            purged = letters.purge(**chosen)
+    if as_json:
+        print_json({"purged": purged})
+    else:
+        write(f"purged {purged}")
+
+
+def summaries(letters: DeadLetters, *, queue: str | None, limit: int) -> Sequence[DeadLetter]:
+    """Return the newest letters, without their content where the transport can leave it out."""
+    look = letters.summaries if isinstance(letters, BatchedDeadLetters) else letters.find
+    return look(queue=queue, limit=limit)
+
+
+def _with_progress(done: str, batches: Iterable[T], size: Callable[[T], int]) -> Iterator[T]:
+    """Yield batches, and say on stderr how much was done: now and then, and when it ends early."""
+    total, next_at = 0, time.monotonic() + _PROGRESS
+    try:
+        for batch in batches:
+            total += size(batch)
+            yield batch
+            if time.monotonic() >= next_at:
+                click.echo(f"{PROGRAM}: {done} {total} so far", err=True)
+                next_at = time.monotonic() + _PROGRESS
+    except BaseException:
+        if total:
+            click.echo(f"{PROGRAM}: {done} {total} before this ended", err=True)
+        raise
+
+
+def _what_is_purged(ids: Sequence[str], queue: str | None, older_than: float | None) -> str:
+    if ids:
+        return f"{len(set(ids))} dead letter{'s' if len(set(ids)) > 1 else ''}"
+    where = "of ALL queues" if queue is None else f"of queue {queue!r}"
+    return f"every dead letter {where}" + ("" if older_than is None else f" buried more than {age(older_than)} ago")
+
+
+def _confirm(what: str) -> None:
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise click.UsageError(f"This removes {what} for good; there is no terminal to ask on: add --yes.")
+    if not click.confirm(printable(f"Remove {what} for good?"), err=True):
+        click.echo(f"{PROGRAM}: nothing was removed", err=True)
+        raise click.exceptions.Exit(DECLINED)
+
+
+@contextlib.contextmanager
+def _dead_letters(session: Session) -> Iterator[DeadLetters]:
+    with session.transport("dead_letters") as transport:
+        yield cast(Any, transport).dead
+
+
+def _known(letters: DeadLetters, ids: Sequence[str]) -> Sequence[DeadLetter]:
+    found = letters.get(ids)
+    unknown = sorted(set(ids).difference(letter.id for letter in found))
+    if unknown:
+        noun = "dead letter" if len(unknown) == 1 else "dead letters"
+        raise ConfigurationError(f"no {noun} {', '.join(unknown)} (see '{PROGRAM} dead list')")
+    return found
+
+
+def _letter_row(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "id": letter.id,
+        "queue": letter.queue,
+        "task_name": letter.task_name,
+        "reason": letter.reason,
+        "attempts": letter.attempts,
+        "org_id": letter.org_id,
+        "priority": letter.priority,
+        "enqueued_at": utc(letter.enqueued_at),
+        "buried_at": utc(letter.buried_at),
+    }

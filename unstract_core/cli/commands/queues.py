@@ -1,0 +1,78 @@
+"""`unstract-wire queues`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import click
+
+from unstract_core.cli.context import Session, common, json_option, queue_name
+from unstract_core.cli.render.output import age, print_json, print_table
+from unstract_core.transport import Inspection, QueueState
+
+
+@click.command()
+@click.option(
+    "--queue", "names", type=queue_name, metavar="NAME", multiple=True, help="Only this queue; may be repeated."
+)
+@json_option
+@common()
+@click.pass_obj
+def queues(session: Session, names: tuple[str, ...], as_json: bool) -> None:
+    """Show what stands in the queues.
+
+    Depth is everything in the queue: ready to be taken, in flight with a worker, and delayed. Oldest is how long the
+    first of the ready ones has waited; dead is how many were buried. A queue that holds nothing is shown when named.
+    Where other programs store messages in a state that no worker of this package takes, these are shown as unknown.
+    The numbers of a queue that is too long to be counted are estimates, marked with ~.
+    """
+
+    def ask(transport: Any) -> Sequence[QueueState]:
+        return cast(Inspection, transport).queues(list(names) or None)
+
+    with session.transport("inspection", asking=ask) as transport:
+        states = ask(transport)
+    if as_json:
+        print_json([_queue_row(state) for state in states])
+        return
+    odd = any(state.unknown for state in states)
+    print_table(
+        ["queue", ">depth", ">ready", ">in flight", ">delayed", ">oldest", ">dead", *([">unknown"] if odd else [])],
+        [
+            [
+                state.queue,
+                _count(state, _depth(state)),
+                _count(state, state.ready),
+                str(state.in_flight),
+                str(state.delayed),
+                "-" if state.oldest is None else age(state.oldest),
+                str(state.dead),
+                *([str(state.unknown)] if odd else []),
+            ]
+            for state in states
+        ],
+        empty="no queue holds anything",
+    )
+
+
+def _depth(state: QueueState) -> int:
+    return state.ready + state.in_flight + state.delayed + state.unknown
+
+
+def _count(state: QueueState, number: int) -> str:
+    return f"~{number}" if state.estimated else str(number)
+
+
+def _queue_row(state: QueueState) -> dict[str, Any]:
+    return {
+        "queue": state.queue,
+        "depth": _depth(state),
+        "ready": state.ready,
+        "in_flight": state.in_flight,
+        "delayed": state.delayed,
+        "oldest_seconds": None if state.oldest is None else round(state.oldest, 3),
+        "dead": state.dead,
+        **({"unknown": state.unknown} if state.unknown else {}),
+        "estimated": state.estimated,
+    }

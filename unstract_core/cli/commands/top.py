@@ -1,0 +1,68 @@
+"""`unstract-wire top`: queues, workers and the last failures, as they are now and as they change."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, cast
+
+import click
+
+from unstract_core.cli.context import Session, common, json_option, queue_name
+from unstract_core.cli.render import snapshot
+from unstract_core.cli.render.live_view import Watcher, watch
+from unstract_core.cli.render.output import print_json, print_table
+from unstract_core.cli.render.snapshot import Frame, Rows
+from unstract_core.transport import Inspection
+
+
+@click.command()
+@click.option(
+    "--queue", "names", type=queue_name, metavar="NAME", multiple=True, help="Only this queue; may be repeated."
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 3600),
+    metavar="SECONDS",
+    default=2.0,
+    show_default=True,
+    help="Look again after so long.",
+)
+@click.option("--once", is_flag=True, help="Show it once and leave, as where no terminal is.")
+@json_option
+@common()
+@click.pass_obj
+def top(session: Session, names: tuple[str, ...], interval: float, once: bool, as_json: bool) -> None:
+    """Watch queues, workers and the last failures.
+
+    On a terminal until q or Ctrl-C. Elsewhere, and with --once or --json, it shows them once. What a message holds, and
+    what a task said in its error, is not shown. Where the transport is away, this is told, and it goes on.
+    """
+
+    def ask(transport: Any) -> object:
+        return cast(Inspection, transport).queues([])
+
+    with session.transport("inspection", asking=ask) as transport:
+        first = snapshot.look(transport, names, None)
+        if as_json:
+            print_json(snapshot.document(first))
+        elif once or sys.stdout is None or not sys.stdout.isatty():
+            _print(first)
+        else:
+            watch(session, Watcher(transport, names, interval, first), interval)
+
+
+def _print(frame: Frame) -> None:
+    _table(snapshot.QUEUES, snapshot.queue_rows(frame), empty="no queue holds anything")
+    if note := snapshot.note_on_workers(frame):
+        click.echo(note, err=True)
+    if frame.workers:
+        click.echo()
+        _table(snapshot.WORKERS, snapshot.worker_rows(frame), empty="")
+    if frame.letters:
+        click.echo()
+    _table(snapshot.FAILURES, snapshot.failure_rows(frame), empty="no dead letters")
+
+
+def _table(headings: Sequence[str], rows: Rows, *, empty: str) -> None:
+    print_table([heading.lstrip("<") for heading in headings], rows, empty=empty)

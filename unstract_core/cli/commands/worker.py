@@ -1,0 +1,338 @@
+"""`unstract-wire worker`: a consumer in a process of its own, from its first log line to its exit code.
+
+With --processes, or an option that needs somebody who starts the worker again, this process is the supervisor
+(supervisor.py), and the consumer is in children of it, which run this same command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import click
+
+from unstract_core import discovery
+from unstract_core.cli.app_import import loading, make_here_importable
+from unstract_core.cli.context import Session, common, queue_name
+from unstract_core.cli.render.logs import log_to_stderr
+from unstract_core.cli.run_consumer import leaving_in_time, run, sigterm_leaves
+from unstract_core.cli.supervisor.child import MEGABYTE, Limits, Parent, Pulse
+from unstract_core.cli.supervisor.health_server import Address, Watched, serving
+from unstract_core.cli.supervisor.metrics_export import Exposed, Gathered
+from unstract_core.cli.supervisor.supervisor import Supervisor
+from unstract_core.continuation import StatusPayload
+from unstract_core.errors import ConfigurationError, NotSupported
+from unstract_core.observability.observer import Observer
+from unstract_core.transport import Inspection, ReplyStatus, Transport
+from unstract_core.worker.consumer import Consumer
+
+_GRACE = 25.0
+"""Kubernetes kills a container 30 s after its SIGTERM: this leaves some for what comes before and after."""
+_LEASES_OF_SILENCE, _LEAST_SILENCE = 3, 60.0
+_SHOWN = 5
+
+
+def _address(typed: str) -> Address:
+    try:
+        return Address.of(typed)
+    except ValueError as exc:
+        raise click.BadParameter(f"{exc}.") from None
+
+
+class _Worker(click.Command):
+    """Remembers how it was called, for the children that are to be called so."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[__name__] = tuple(args)
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Worker)
+@click.option("--app", metavar="MODULE:NAME", required=True, help="The tasks: a Tasks(), or any mapping of functions.")
+@click.option(
+    "--queue", "queues", type=queue_name, metavar="NAME", multiple=True, required=True, help="A queue; may be repeated."
+)
+@click.option(
+    "--concurrency", type=click.IntRange(1), metavar="N", default=1, show_default=True, help="Tasks run at once."
+)
+@click.option(
+    "--lease",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a dead worker's messages wait for another; a living worker renews them.",
+)
+@click.option(
+    "--max-attempts",
+    type=click.IntRange(1),
+    metavar="N",
+    default=5,
+    show_default=True,
+    help="Deliveries until a message that keeps failing becomes a dead letter.",
+)
+@click.option(
+    "--prefetch",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Messages held at once, running ones too. Default: adaptive.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 1000),
+    metavar="P",
+    help="Run P supervised child processes, each with its own --concurrency. Default: this process alone.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0, 1e6),
+    metavar="SECONDS",
+    help=f"How long children have to finish after a first signal, before they are killed. Default: {_GRACE:g}.",
+)
+@click.option(
+    "--max-tasks", type=click.IntRange(1), metavar="N", help="Replace a child that has run N tasks. Default: never."
+)
+@click.option(
+    "--max-memory",
+    type=click.IntRange(1),
+    metavar="MB",
+    help="Replace a child whose peak memory is above that after a task. Default: never.",
+)
+@click.option(
+    "--task-deadline",
+    type=click.FloatRange(0, 1e8, min_open=True),
+    metavar="SECONDS",
+    help="Give up a task that runs for longer, tell its sender, and replace the child. Default: never.",
+)
+@click.option(
+    "--never-rerun", is_flag=True, help="Start no task twice: of one whose worker was lost, its sender is told so."
+)
+@click.option(
+    "--status-payload",
+    type=click.Choice(["none", "result"]),
+    metavar="WHAT",
+    help="What the status of a success keeps: none or result. Default: none where on_success carries the result.",
+)
+@click.option(
+    "--returned-failure",
+    type=click.Choice(["completed", "failed"]),
+    metavar="STATUS",
+    default="completed",
+    show_default=True,
+    help='The status of a task that returned "success": false: completed or failed. on_success is sent either way.',
+)
+@click.option(
+    "--allow-continuation",
+    "allow_continuations",
+    metavar="QUEUE[:TASK]",
+    multiple=True,
+    help="A callback that messages may ask for; may be repeated. Messages with others are not run. Default: all.",
+)
+@click.option(
+    "--strict", is_flag=True, help="Do not start where none of the tasks that wait in a queue is one of --app's."
+)
+@click.option(
+    "--observer",
+    "observers",
+    metavar="MODULE:FACTORY",
+    multiple=True,
+    help="An Observer of each run and settlement, made by this class or factory; may be repeated.",
+)
+@click.option(
+    "--log-errors",
+    is_flag=True,
+    help="Log the messages of the exceptions that tasks raise, too: they may quote what was sent.",
+)
+@click.option(
+    "--http",
+    type=_address,
+    metavar="[HOST:]PORT",
+    help="Serve /healthz and /metrics. Host: 127.0.0.1, so say 0.0.0.0:PORT for the probes of a cluster.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], case_sensitive=False),
+    metavar="LEVEL",
+    default="INFO",
+    show_default=True,
+    help="What is logged to standard error: from DEBUG, INFO, WARNING, ERROR or CRITICAL on.",
+)
+@common()
+@click.pass_context
+def worker(
+    context: click.Context,
+    app: str,
+    queues: tuple[str, ...],
+    concurrency: int,
+    lease: float,
+    max_attempts: int,
+    prefetch: int | None,
+    processes: int | None,
+    grace: float | None,
+    max_tasks: int | None,
+    max_memory: int | None,
+    task_deadline: float | None,
+    never_rerun: bool,
+    status_payload: StatusPayload | None,
+    returned_failure: ReplyStatus,
+    allow_continuations: tuple[str, ...],
+    strict: bool,
+    observers: tuple[str, ...],
+    log_errors: bool,
+    http: Address | None,
+    log_level: str,
+) -> None:
+    """Run the tasks of some queues until SIGTERM or SIGINT.
+
+    The app is imported, the current directory first: --app myproject.tasks:tasks is `tasks` in myproject/tasks.py.
+    On the first signal the worker takes nothing new, finishes what runs, settles it and exits with 0. A second one
+    makes it leave at once with 128 + the signal's number; its messages run again when their lease is over.
+
+    With --processes this process only starts children, again when they die, and ends them together: with 0, with 137
+    if some did not finish in time and were killed, or with 1 if some died meanwhile. --grace, --max-tasks, --max-memory
+    and --task-deadline imply it.
+    """
+    session: Session = context.obj
+    silence = max(_LEAST_SILENCE, _LEASES_OF_SILENCE * lease)
+    parent = Parent.of_this_process()
+    session.silent = parent is not None and parent.role.silent
+    supervised = any(option is not None for option in (processes, grace, max_tasks, max_memory, task_deadline))
+    grace = _GRACE if grace is None else grace
+    with log_to_stderr(session, log_level), sigterm_leaves() as asked, contextlib.ExitStack() as stack:
+        if parent is None and supervised:
+            code = _supervise(session, context.meta[__name__], queues, processes or 1, grace, silence, http)
+            session.at_once = True
+            raise click.exceptions.Exit(code)
+        if parent is not None:
+            parent.watch(grace)
+            stack.enter_context(leaving_in_time(parent, grace, lambda: log_to_stderr(session, log_level)))
+        tasks = _tasks(app)
+        transport = stack.enter_context(session.transport())
+        if strict and (parent is None or parent.first):
+            _check_what_waits(transport, queues, tasks)
+        watching = [_observer(spec) for spec in observers]
+        pulse = None
+        if parent is not None:
+            pulse = Pulse(parent, Limits(max_tasks, None if max_memory is None else max_memory * MEGABYTE))
+            watching.append(pulse)
+        if http is not None:
+            exposed = Exposed.of(tasks, transport, queues, shared=parent is not None)
+            watching += exposed.observers
+            if parent is None:
+                watched = Watched(silence)
+                watching.append(watched)
+                stack.enter_context(serving(http, watched.health, exposed.exposition))
+        consumer = Consumer(
+            transport,
+            tasks,
+            queues,
+            concurrency=concurrency,
+            lease=lease,
+            max_attempts=max_attempts,
+            prefetch=prefetch,
+            task_deadline=task_deadline,
+            never_rerun=never_rerun,
+            observers=watching,
+            log_errors=log_errors,
+            status_payload=status_payload,
+            returned_failure=returned_failure,
+            allow_continuations=allow_continuations or None,
+        )
+        if pulse is not None:
+            pulse.attend(consumer)
+        run(consumer, session, parent, asked)
+    session.at_once = True
+
+
+def _supervise(
+    session: Session,
+    arguments: Sequence[str],
+    queues: Sequence[str],
+    processes: int,
+    grace: float,
+    silence: float,
+    http: Address | None,
+) -> int:
+    """Run this same command in children; what was told on other levels reaches them as it came to us or more hidden."""
+    environment = {**os.environ, "UNSTRACT_WIRE_URL": session.url}
+    if session.debug:
+        environment["UNSTRACT_WIRE_DEBUG"] = "1"
+    with contextlib.ExitStack() as stack:
+        gathered = None
+        if http is not None:
+            gathered = stack.enter_context(Gathered(session, queues))
+            environment |= gathered.environment
+        supervisor = Supervisor(
+            [*_program(arguments), "worker", *arguments],
+            environment,
+            processes=processes,
+            grace=grace,
+            silence=silence,
+            forget=(lambda pid: None) if gathered is None else gathered.forget,
+        )
+        if http is not None and gathered is not None:
+            stack.enter_context(serving(http, supervisor.health, gathered.exposition))
+        return supervisor.run()
+
+
+def _program(arguments: Sequence[str]) -> list[str]:
+    """Return how this process was started, up to its arguments: a child then has the import path that this one has."""
+    typed = len(sys.argv) - 1
+    if sys.argv[0] != "-c" and typed > len(arguments) and sys.argv[-len(arguments) :] == [*arguments]:
+        return [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - typed]]
+    here_first = not sys.flags.safe_path and sys.path[0] in ("", os.getcwd())
+    return [sys.executable, *([] if here_first else ["-P"]), "-m", "unstract_core"]
+
+
+def _tasks(app: str) -> Mapping[str, Callable[..., Any]]:
+    module, _, name = app.partition(":")
+    if not module or not name:
+        raise ConfigurationError(f"--app takes module:name, such as myproject.tasks:tasks, not {app!r}")
+    make_here_importable()
+    with loading(f"--app {app}"):
+        found = discovery.import_object(app, "--app")
+    if not isinstance(found, Mapping):
+        raise ConfigurationError(
+            f"--app {app} is a {type(found).__name__}; it must be a Tasks(), or a mapping of task names to functions"
+        )
+    if odd := [name for name in found if not isinstance(name, str) or not name]:
+        raise ConfigurationError(f"--app {app} has a task whose name is not a string: {odd[0]!r}")
+    return found
+
+
+def _observer(spec: str) -> Observer:
+    what = f"--observer {spec}"
+    make_here_importable()
+    with loading(what):
+        factory = discovery.import_object(spec, "--observer")
+        if not callable(factory):
+            raise ConfigurationError(
+                f"{what} is a {type(factory).__name__}; name a class or a function that returns one"
+            )
+        made = factory()
+    if not isinstance(made, Observer):
+        raise ConfigurationError(f"{what} made a {type(made).__name__}, which is no unstract_core.Observer")
+    return made
+
+
+def _check_what_waits(transport: Transport, queues: Sequence[str], tasks: Mapping[str, object]) -> None:
+    """Raise ConfigurationError where a queue holds tasks, and none of them is ours: somebody took the wrong one."""
+    if not (transport.capabilities.inspection and hasattr(transport, "waiting_tasks")):
+        raise NotSupported(
+            "--strict needs to see which tasks wait in a queue, and this transport does not tell: start without it"
+        )
+    for queue in dict.fromkeys(queues):
+        waiting = cast(Inspection, transport).waiting_tasks(queue)
+        if waiting and not waiting.keys() & tasks.keys():
+            raise ConfigurationError(
+                f"--strict: none of the tasks that wait in queue {queue!r} ({_few(waiting)}) is one of this worker's"
+                f" ({_few(tasks)}): is it the wrong --queue, or the wrong --app?"
+            )
+
+
+def _few(names: Mapping[str, object]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(sorted(names)[:_SHOWN]) + more

@@ -1,0 +1,1 @@
+"""Output of the commands: tables, the live view, log lines, and masked passwords."""

@@ -1,0 +1,215 @@
+"""The terminal of `unstract-wire top`: it looks again and again, draws what it saw, and listens to the keyboard."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import signal
+import sys
+import termios
+import threading
+import time
+import tty
+from collections.abc import Callable, Iterator, Sequence
+from select import select
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from unstract_core.cli.context import Session
+from unstract_core.cli.render import snapshot
+from unstract_core.cli.render.output import printable, utc
+from unstract_core.cli.render.snapshot import Frame, Rows
+from unstract_core.errors import ConfigurationError, TransportUnavailable
+from unstract_core.transport import Transport
+
+if TYPE_CHECKING:
+    from rich.console import ConsoleDimensions, RenderableType
+
+_TICK = 0.25
+_PATIENCE = 2.0
+_SHORTEST_NAME = 8
+
+
+class Watcher:
+    """Looks again and again, on a thread of its own: who presses a key does not wait for a database that is away."""
+
+    def __init__(self, transport: Transport, names: Sequence[str], interval: float, first: Frame) -> None:
+        self._transport = transport
+        self._names = names
+        self._interval = interval
+        self._asked_at: tuple[datetime.datetime, float] | None = None
+        self._away_since: datetime.datetime | None = None
+        self._ended = threading.Event()
+        self.frame = first
+        self.problem = ""
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        while not self._ended.wait(self._interval):
+            asked_at = datetime.datetime.now(datetime.UTC)
+            self._asked_at = asked_at, time.monotonic()
+            try:
+                self.frame = snapshot.look(self._transport, self._names, self.frame)
+                self._away_since, self.problem = None, ""
+            except TransportUnavailable as exc:
+                self._away_since, self.problem = self._away_since or asked_at, str(exc)
+            except Exception as exc:  # it is the main thread's to tell
+                self.failure = exc
+                return
+            self._asked_at = None
+
+    def end(self) -> None:
+        self._ended.set()
+
+    @property
+    def away_since(self) -> datetime.datetime | None:
+        """Since when it cannot be asked, or has not answered for some seconds; None while it does."""
+        asked = self._asked_at
+        if self._away_since is None and asked is not None:
+            asked_at, moment = asked
+            return asked_at if time.monotonic() - moment > _PATIENCE else None
+        return self._away_since
+
+
+def watch(session: Session, watcher: Watcher, interval: float) -> None:
+    try:
+        from rich.console import Console
+        from rich.live import Live
+    except ModuleNotFoundError:
+        remedy = "pip install 'unstract-wire[cli]', or use --once"
+        raise ConfigurationError(f"watching needs rich, which is not installed: {remedy}") from None
+    console = Console()
+    thread = threading.Thread(target=watcher.run, name="unstract-wire-top", daemon=True)
+    with contextlib.ExitStack() as stack:
+        stack.callback(watcher.end)
+        asked = stack.enter_context(_told_of(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        pressed = stack.enter_context(_keys())
+        live = stack.enter_context(Live(console=console, screen=True, auto_refresh=False))
+        thread.start()
+        while watcher.failure is None:
+            if asked:
+                _leave(asked[0])
+            live.update(_screen(session, watcher, interval, console.size), refresh=True)
+            if pressed(_TICK) in {"q", "Q"}:
+                return
+    raise watcher.failure
+
+
+def _screen(session: Session, watcher: Watcher, interval: float, size: ConsoleDimensions) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    frame = watcher.frame
+    title = f"{printable(session.mask(session.url))}  {utc(frame.at, 'seconds')}  every {interval:g} s, q to leave"
+    parts: list[RenderableType] = [Text(title, "dim", no_wrap=True, overflow="ellipsis")]
+    if (since := watcher.away_since) is not None:
+        said = printable(session.mask(watcher.problem or "no answer"))
+        away = f"away since {utc(since, 'seconds')}: {said}"
+        parts.append(Text(away, "bold red", no_wrap=True, overflow="ellipsis"))
+    failures = snapshot.failure_rows(frame)[: max(1, size.height // 5)]
+    workers = snapshot.worker_rows(frame)
+    room = max(2, size.height - len(parts) - len(failures) - 7)
+    of_workers = min(len(workers), max(1, room // 2, room - len(frame.queues)))
+    parts += _section(
+        snapshot.QUEUES, _fullest(snapshot.queue_rows(frame), room - of_workers), "no queue holds anything", size.width
+    )
+    parts += _section(snapshot.WORKERS, _first(workers, of_workers), snapshot.note_on_workers(frame), size.width)
+    if workers and (note := snapshot.note_on_workers(frame)):
+        parts.append(Text(note, "dim", no_wrap=True, overflow="ellipsis"))
+    parts += _section(snapshot.FAILURES, failures, "no dead letters", size.width)
+    return Group(*parts)
+
+
+def _fullest(rows: Rows, room: int) -> Rows:
+    """Return the queues that there is room for: where not all have it, those of the greatest depth."""
+    return _first(rows if len(rows) <= room else sorted(rows, key=lambda row: -int(row[1])), room)
+
+
+def _first(rows: Rows, room: int) -> Rows:
+    if len(rows) <= room:
+        return rows
+    return [*rows[: max(0, room - 1)], [f"and {len(rows) - max(0, room - 1)} more", *[""] * (len(rows[0]) - 1)]]
+
+
+def _section(headings: Sequence[str], rows: Rows, empty: str, width: int) -> list[RenderableType]:
+    """Lay out a table, names cut where it does not fit; figures and times are not."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    if not rows:
+        return [Text(""), Text(empty, "dim")]
+    top_line = [heading.strip("<>").upper() for heading in headings]
+    lines = [top_line, *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    names = [column for column, heading in enumerate(headings) if heading.startswith("<")]
+    while sum(widths) + 2 * len(widths) > width:
+        widest = max(names, key=widths.__getitem__)
+        if widths[widest] <= _SHORTEST_NAME:
+            break
+        widths[widest] -= 1
+    texts: list[RenderableType] = [Text("")]
+    for line in lines:
+        text = Text(style="bold" if line is top_line else "", no_wrap=True, overflow="ellipsis")
+        for heading, cell, room in zip(headings, line, widths, strict=True):
+            part = Text(cell)
+            part.truncate(room, overflow="ellipsis", pad=not heading.startswith(">"))
+            text.append(" " * (room - part.cell_len)).append_text(part).append("  ")
+        texts.append(text)
+    return texts
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[Callable[[float], str]]:
+    """Yield a function that waits so many seconds for a key, and returns it or ""; without a keyboard it only waits."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        yield _only_wait
+        return
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+
+    def pressed(seconds: float) -> str:
+        ready, _, _ = select([keyboard], [], [], seconds)
+        if not ready:
+            return ""
+        return os.read(keyboard, 1).decode("ascii", "replace") or "q"  # nothing to read: the terminal has gone
+
+    try:
+        tty.setcbreak(keyboard)
+        yield pressed
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+
+def _only_wait(seconds: float) -> str:
+    time.sleep(seconds)
+    return ""
+
+
+@contextlib.contextmanager
+def _told_of(*signals: signal.Signals) -> Iterator[Sequence[int]]:
+    """Yield a list to which each of these signals is added; from the second on they also leave at once, by exception.
+
+    An exception that a signal raises while an object is being finalized goes nowhere, and the signal would be lost.
+    """
+    asked: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            _leave(number)
+
+    before = {number: signal.signal(number, note) for number in signals}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int) -> NoReturn:
+    """Leave through every `finally`, so that the terminal is as it was."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise click.exceptions.Exit(128 + number)

@@ -1,0 +1,223 @@
+"""The run of a worker's consumer, from its first log line to its last, and to the exit code of its process."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn, cast
+
+import attrs
+
+from unstract_core.cli.app_import import Left
+from unstract_core.cli.context import FAILED, Session
+from unstract_core.cli.supervisor.child import Parent, Report
+from unstract_core.errors import TransportUnavailable
+from unstract_core.forking import handling
+from unstract_core.observability.log_events import OwnText, emit
+from unstract_core.transport import Subscription, Transport
+from unstract_core.values import error_text
+from unstract_core.worker.consumer import Consumer
+
+logger = logging.getLogger("unstract_wire.worker")
+
+_COUNTERS = ("ran", "settled", "retried", "buried", "given_back", "lost", "refused", "replaced", "overdue")
+_MOMENT = 0.5
+_HELD_UP = 5.0
+
+exit_code: int | None = None
+"""With which this process ends when its exit handlers have run; None for the interpreter's usual end."""
+
+
+def run(consumer: Consumer, session: Session, parent: Parent | None, asked: Sequence[int]) -> None:
+    """Run it, unless a signal has `asked` already to leave."""
+    code: int | None = None
+    started = 0.0
+    back = threading.Event()
+
+    def announce() -> None:
+        nonlocal started
+        started = time.monotonic()
+        emit(
+            logger,
+            logging.INFO,
+            "worker_started",
+            transport=OwnText(session.mask(session.url)),
+            queues=",".join(consumer.queues),
+            tasks=",".join(sorted(consumer.tasks)),
+            concurrency=consumer.concurrency,
+            lease=consumer.lease,
+            pid=os.getpid(),
+        )
+        if parent is not None:
+            session.silent = False
+            parent.tell(Report.STARTED)
+
+    def prepared() -> None:
+        """Wait for the place of another child, where this one is to take it."""
+        while parent is not None and not parent.wait_for_turn(_MOMENT):
+            if consumer.stopping:
+                raise SystemExit(0)
+
+    def wait(away: TransportUnavailable) -> None:
+        """Wait for a moment, where the transport may be waited for: it has worked for a child before this one."""
+        if parent is None or parent.first:
+            raise away
+        parent.tell(Report.AWAY)
+        time.sleep(_MOMENT)
+        if consumer.stopping:
+            raise SystemExit(0)
+
+    def stopped() -> None:
+        if started:
+            counts = {name: consumer.counters[name] for name in _COUNTERS}
+            emit(logger, logging.INFO, "worker_stopped", seconds=round(time.monotonic() - started, 3), **counts)
+
+    def held_up() -> None:
+        """End this process if the main thread does not come back from its task, once the run has ended."""
+        overdue = consumer.counters["overdue"]
+        seconds = _MOMENT if overdue else _HELD_UP
+        if back.wait(seconds):
+            return
+        stopped()
+        if not overdue:
+            emit(logger, logging.WARNING, "exit_held_up", pid=os.getpid(), seconds=seconds)
+        _end(0 if overdue else FAILED, parent)
+
+    consumer.transport = cast(Transport, _Announced(consumer.transport, prepared, announce, wait))
+    if asked:
+        raise Left(128 + asked[0])
+    try:
+        if parent is not None and consumer.concurrency == 1:
+            consumer.run_tasks_here(ended=held_up)
+        else:
+            consumer.run(leave_at_second_signal=parent is None)  # a parent kills what takes too long
+    except SystemExit as second_signal:
+        code = int(second_signal.code or 0)
+    finally:
+        if parent is not None:
+            _ignore_signals()  # the order to stop came by the pipe as well, and the signal may be still on its way
+        back.set()
+        stopped()
+    if code is None and consumer.counters["overdue"]:
+        code = 0
+    if code is not None:
+        _end(code, parent)
+
+
+def _end(code: int, parent: Parent | None) -> NoReturn:
+    """End this process at once: a thread that a task has started, or that hangs in one, would hold up a normal exit."""
+    _flush()
+    if parent is not None:
+        parent.end_group_if_gone()
+    os._exit(code)
+
+
+@attrs.frozen
+class _Announced:
+    """A transport that tells when it was subscribed to: from then on the worker works.
+
+    `prepared` is called before the first try, `wait` as long as the transport is away; both may raise.
+    """
+
+    transport: Transport
+    prepared: Callable[[], None]
+    announce: Callable[[], None]
+    wait: Callable[[TransportUnavailable], None]
+
+    def subscribe(self, queues: Sequence[str], *, lease: float) -> Subscription:
+        self.prepared()
+        told = False
+        while True:
+            try:
+                subscription = self.transport.subscribe(queues, lease=lease)
+            except TransportUnavailable as away:
+                self.wait(away)
+                if not told:
+                    told = True
+                    why = {"error_type": type(away).__name__, "error": error_text(away)}
+                    emit(logger, logging.WARNING, "transport_away", **why, held=0)
+            else:
+                self.announce()
+                return subscription
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
+
+
+@contextlib.contextmanager
+def leaving_in_time(parent: Parent, grace: float, log: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Leave some seconds after the block, whatever holds up the end of the process: its place is another's.
+
+    What the application does at exit has its time: `grace` seconds where the process was asked to leave, and fewer
+    where another waits for its place. A thread that it has left behind would be waited for for ever. `log` opens the
+    log once more, to tell of it.
+    """
+    code: object = 0
+    try:
+        yield
+    except BaseException as exc:
+        code = getattr(exc, "exit_code", getattr(exc, "code", FAILED))
+        raise
+    finally:
+        seconds = _HELD_UP if parent.leaving or code else grace
+        code = code if isinstance(code, int) else FAILED
+        threading.Thread(target=_leave, args=[log, seconds, code], name="unstract-wire-exit", daemon=True).start()
+
+
+def _leave(log: Callable[[], AbstractContextManager[None]], seconds: float, code: int) -> None:
+    time.sleep(seconds)
+    with contextlib.suppress(Exception), log():
+        emit(logger, logging.WARNING, "exit_held_up", pid=os.getpid(), seconds=seconds)
+    _flush()
+    os._exit(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now; what the application has written to its open files is written out."""
+    _ignore_signals()
+    with contextlib.suppress(Exception):
+        logging.shutdown()
+    for one in gc.get_objects():
+        if issubclass(type(one), io.IOBase):
+            with contextlib.suppress(Exception):
+                one.flush()
+    _flush()
+    os._exit(code)
+
+
+def _ignore_signals() -> None:
+    """Let no signal interrupt the end of this process: an exception there leads to the interpreter's own clean-up."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
+@contextlib.contextmanager
+def sigterm_leaves() -> Iterator[Sequence[int]]:
+    """Let SIGTERM end the process before the consumer minds it: as process 1 of a container it would be ignored.
+
+    It is also noted in the list that is yielded: an exception goes nowhere while an object is being finalized.
+    """
+    asked: list[int] = []
+
+    def leave(number: int, frame: object) -> NoReturn:
+        asked.append(number)
+        raise Left(128 + number)
+
+    with handling((signal.SIGTERM,), leave):
+        yield asked

@@ -1,0 +1,1 @@
+"""Log events, observers, metrics, traces and diagnostics: they report what happens and decide nothing."""

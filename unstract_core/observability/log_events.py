@@ -1,0 +1,184 @@
+"""How this package logs: named events with fields, ids only, never payload content.
+
+`emit` writes `wire.<event> key=value ...` as the message, and the same fields as `extra` under `wire.<key>`, so that
+both a person and a log pipeline can read it. docs/operating.md lists every event. No handler is added, no level set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Generic, TypeVar
+
+Kind = TypeVar("Kind", bound=Hashable)
+
+LONGEST_FIELD = 500
+"""Characters of a field in the message; the record's `extra` has it whole."""
+_LONGER_FIELDS = {"traceback": 4000, "error": 2000}
+_MOST_FRAMES = 30
+_MOST_CAUSES = 5
+_OURS = f"{Path(__file__).parent.parent}{os.sep}"
+
+
+class OwnText(str):
+    """The text of a field that the operator of this process wrote, such as its URL: an equals sign needs no quotes."""
+
+    __slots__ = ()
+
+
+_SPECIAL = re.compile(r"""[\s="'`\\]""")
+"""Characters that end or begin something for one reader of logfmt or another."""
+
+
+def emit(logger: logging.Logger, level: int, event: str, **fields: object) -> None:
+    """Log one event. The fields must be ids, names, numbers and error types: they end up in somebody's log store.
+
+    Never raises: what somebody's filter or handler does must not decide what becomes of a message.
+    """
+    with contextlib.suppress(Exception):
+        if logger.isEnabledFor(level):
+            text = "".join(
+                f" {key}={_printed(value, _LONGER_FIELDS.get(key, LONGEST_FIELD))}" for key, value in fields.items()
+            )
+            extra = {f"wire.{key}": value for key, value in fields.items()}
+            logger.log(level, "wire.%s%s", event, text, extra={"wire.event": event, **extra}, stacklevel=2)
+
+
+def frames(exc: BaseException) -> str:
+    """Return where an exception came from: file, line and function of each frame, and neither values nor messages.
+
+    The innermost frame stands first; the frames of this package that lead to the task are left out. The exceptions that
+    caused it follow, each after its type's name.
+    """
+    texts: list[str] = []
+    link: BaseException | None = exc
+    while link is not None and len(texts) <= _MOST_CAUSES:
+        texts.append((f"caused by {type(link).__name__}: " if texts else "") + _frames(link.__traceback__))
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return "; ".join(texts)
+
+
+def stack_of(thread: int) -> str:
+    """Return where a thread of this process is now, as `frames` writes it; "" where it is not there."""
+    frame = sys._current_frames().get(thread)
+    return "" if frame is None else _shown(reversed(list(traceback.walk_stack(frame))))
+
+
+def _frames(trace: TracebackType | None) -> str:
+    return _shown(traceback.walk_tb(trace))
+
+
+def _shown(steps: Iterable[tuple[FrameType, int]]) -> str:
+    called = [(step.f_code.co_filename, line, step.f_code.co_name) for step, line in steps]
+    ours = [n for n, (file, _, _) in enumerate(called) if file.startswith(_OURS)]
+    called = called[min(max(ours, default=-1) + 1, len(called) - 1) :] if called else called
+    shown = [f"{file}:{line} {name}" for file, line, name in reversed(called[-_MOST_FRAMES:])]
+    return " < ".join(shown) + (f" < {len(called) - _MOST_FRAMES} more" if len(called) > _MOST_FRAMES else "")
+
+
+def _printed(value: object, longest: int) -> str:
+    """Write a field so that it stays on its line and in its place, whatever a foreign message calls its task."""
+    text = str(value)
+    if len(text) > longest:
+        text = text[:longest] + "..."
+    plain = text.replace("=", "") if isinstance(value, OwnText) else text
+    if text.isprintable() and text and not _SPECIAL.search(plain):
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable()).replace("\x7f", "\\u007f")
+
+
+class Flood(Generic[Kind]):
+    """Limits how often events of one kind are logged, and counts the others: none goes unreported.
+
+    The first `burst` of a kind are logged each; of those that follow within `seconds`, the number is due at the end.
+
+    Args:
+        burst: Events of a kind that are logged each.
+        seconds: The time after which the number of the others is due, and one more is logged.
+    """
+
+    def __init__(self, *, burst: int, seconds: float) -> None:
+        self._burst = burst
+        self._seconds = seconds
+        self._kinds: dict[Kind, tuple[float, int, int]] = {}
+
+    def passes(self, kind: Kind) -> bool:
+        """Count an event, and return whether it is to be logged itself."""
+        now = time.monotonic()
+        began, logged, others = self._kinds.get(kind, (now, 0, 0))
+        if now - began >= self._seconds and not others:
+            began, logged = now, 0
+        passes = logged < self._burst
+        self._kinds[kind] = (began, logged + 1, others) if passes else (began, logged, others + 1)
+        return passes
+
+    def due(self, *, at_once: bool = False) -> list[tuple[Kind, int, float]]:
+        """Return the kinds of which events were not logged, how many, and in how many seconds; count anew for these.
+
+        Args:
+            at_once: Whether to return them before their time is up, because there will be no other call.
+        """
+        now, found = time.monotonic(), []
+        for kind, (began, _, others) in list(self._kinds.items()):
+            if others and (at_once or now - began >= self._seconds):
+                found.append((kind, others, round(now - began, 1)))
+                self._kinds[kind] = (now, self._burst - 1, 0)
+        return found
+
+
+class NewNames:
+    """Limits warnings about the names that a client gives to something: one for the same names, and few at a time.
+
+    It keeps a hash of names, and forgets those that have not come for longest. Names that came while too many were new
+    are new again later.
+
+    Args:
+        most: How many different sets of names are remembered.
+        burst: How many may be new within `seconds`.
+        seconds: The time for which `burst` counts.
+    """
+
+    SHOWN = 20
+    """How many of the names a warning has."""
+    LONGEST = 100
+    """Characters of each of them."""
+
+    def __init__(self, *, most: int = 1000, burst: int = 100, seconds: float = 60.0) -> None:
+        self._most = most
+        self._burst = burst
+        self._seconds = seconds
+        self._known: OrderedDict[int, None] = OrderedDict()
+        self._began = 0.0
+        self._new = 0
+
+    def are(self, names: Sequence[str]) -> bool:
+        """Return whether these names are to be warned of, and remember them if so."""
+        found = hash(tuple(names))
+        with contextlib.suppress(KeyError):
+            self._known.move_to_end(found)
+            return False
+        now = time.monotonic()
+        if now - self._began >= self._seconds:
+            self._began, self._new = now, 0
+        if self._new >= self._burst:
+            return False
+        self._new += 1
+        self._known[found] = None
+        if len(self._known) > self._most:
+            self._known.popitem(last=False)
+        return True
+
+    @classmethod
+    def shown(cls, names: Sequence[str]) -> str:
+        """Return the first of the names, for a field of a log event."""
+        return ", ".join(name[: cls.LONGEST] for name in names[: cls.SHOWN])

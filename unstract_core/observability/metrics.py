@@ -1,0 +1,421 @@
+"""Prometheus metrics: what is dispatched, run and settled, and what stands in the queues (extra [metrics]).
+
+`Metrics` counts what a Consumer and its Dispatchers do; `QueueCollector` asks the transport what waits in its queues.
+Of a worker with several processes each child counts into files of one directory (PROMETHEUS_MULTIPROC_DIR, which has to
+be set before this is imported), and its parent reads them together. docs/operating.md lists every metric.
+
+The labels are bounded: queues are those of subscriptions and dispatches, tasks those that are registered here or
+dispatched from here, errors the first few types. Whatever else there may be counts as one more value, "(other)".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import sys
+import threading
+import time
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, cast
+
+import attrs
+
+from unstract_core.codec import check_name
+from unstract_core.errors import ConfigurationError, ContractError, NotSupported, PayloadError
+from unstract_core.observability.observer import End, Observer, Turn
+from unstract_core.transport import Delivery, Inspection, Message, QueueState, Settlement, Transport, Verdict
+
+try:
+    from prometheus_client import (
+        REGISTRY,
+        CollectorRegistry,
+        Counter,
+        Gauge,
+        Histogram,
+        generate_latest,
+        mmap_dict,
+        multiprocess,
+    )
+    from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+except ImportError as exc:
+    raise ConfigurationError(
+        "metrics need prometheus_client, which is not installed: pip install 'unstract-wire[metrics]'"
+    ) from exc
+
+OTHER = "(other)"
+"""The label of a task that is not registered here, of what cannot be read, and of one name too many."""
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MOST_NAMES, MOST_ERRORS = 500, 50
+
+_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+_COUNTS = ("counter", "histogram")
+_MERGED = (*_COUNTS, "summary")  # a summary is of the application's own
+_MODES = ("livesum", "livemin")
+_ROOM = 2**20
+"""Bytes that each file of a process is given before anything is counted: for some 140 pairs of a queue and a task.
+
+With more of them a file grows, and the disk has to have the room.
+"""
+_RUN_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+_SETTLE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_ENDS: tuple[End, ...] = ("returned", "raised", "retry_asked", "rejected", "ignored")
+
+_multiprocess: Any = multiprocess  # these two have no types
+_mmap_dict: Any = mmap_dict
+_merging = threading.Lock()
+
+
+class _Names:
+    """Lets the first `most` names pass as labels, and those that are known; every other one is OTHER."""
+
+    def __init__(self, most: int, known: Iterable[str] = ()) -> None:
+        self._room = most
+        self._known = set(known)
+
+    def __call__(self, name: object) -> str:
+        if isinstance(name, str) and name in self._known:
+            return name
+        if self._room <= 0 or not isinstance(name, str):
+            return OTHER
+        try:
+            check_name(name, "$")
+        except PayloadError:
+            return OTHER
+        self._room -= 1
+        self.learn(name)
+        return name
+
+    def learn(self, name: str) -> None:
+        self._known.add(name)
+
+
+class _Series:
+    """The metrics of one queue and task, found once: a look-up for each message would cost more than the counting."""
+
+    def __init__(self, metrics: Metrics, queue: str, task: str) -> None:
+        self.started = metrics.started.labels(queue, task)
+        self.running = metrics.running_now.labels(queue, task)
+        self.run_seconds = metrics.run_seconds.labels(queue, task)
+        self.replaced = metrics.replaced.labels(queue, task)
+        self.lost = metrics.leases_lost.labels(queue, task)
+        self.settle_seconds = metrics.settle_seconds.labels(queue, task)
+        self.follow_ups = metrics.follow_ups.labels(queue, task)
+        self.given_back = metrics.given_back.labels(queue, task)
+        self.ran = {end: metrics.ran_total.labels(queue, task, end) for end in _ENDS}
+        self.verdicts = {
+            Verdict.ACK: metrics.acknowledged.labels(queue, task),
+            Verdict.RETRY: metrics.retried.labels(queue, task),
+            Verdict.BURY: metrics.buried.labels(queue, task),
+        }
+        self.replies = {status: metrics.replies.labels(queue, task, status) for status in ("completed", "failed")}
+
+
+class Metrics(Observer):
+    """Counts what one Consumer, and any number of Dispatchers, do; registers itself with `registry`.
+
+    `tasks` are the names that may become labels before they were run here. Another Consumer needs another Metrics, in
+    a registry of its own. Raises ConfigurationError where the registry has these metrics already, OSError where
+    PROMETHEUS_MULTIPROC_DIR has no room for the files of this process.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None, tasks: Container[str] = frozenset()) -> None:
+        self._registry = REGISTRY if registry is None else registry
+        self._tasks = tasks
+        self._ran_here: set[str] = set()
+        self._series: dict[tuple[str, str], _Series] = {}
+        self._queues = _Names(MOST_NAMES)
+        self._queues_sent_to, self._tasks_sent = _Names(MOST_NAMES), _Names(MOST_NAMES)
+        self._errors = _Names(MOST_ERRORS)
+        self._turns: tuple[Gauge, Gauge, Gauge] | None = None
+        if directory := os.environ.get(_DIRECTORY):
+            _allocate(directory)
+        try:
+            self._define()
+        except ValueError as exc:
+            raise ConfigurationError(
+                "this registry has the metrics of another Metrics: share that one, or pass a CollectorRegistry()"
+            ) from exc
+
+    def _define(self) -> None:
+        self.dispatched = self._counter("dispatched", "Messages sent.")
+        self.dispatch_failed = self._counter("dispatch_failed", "Messages that could not be sent.", "error")
+        self.started = self._counter("started", "Tasks started.")
+        self.ran_total = self._counter("ran", "Tasks that came to an end.", "end")
+        self.failed = self._counter("failed", "Tasks that raised, without those that asked to be run again.", "error")
+        self.rejected_total = self._counter("rejected", "Messages that were not to be run.", "error")
+        self.acknowledged = self._counter("acknowledged", "Messages settled for good, and not buried.")
+        self.retried = self._counter("retried", "Messages settled to be run again.")
+        self.buried = self._counter("buried", "Messages settled to the dead letters.")
+        self.given_back = self._counter("given_back", "Messages handed back before they were started.")
+        self.follow_ups = self._counter("follow_ups", "Continuations sent, by the queue and task of their parent.")
+        self.replies = self._counter("replies", "Answers and statuses written.", "status")
+        self.leases_lost = self._counter("leases_lost", "Leases lost, and with them the work of a task.")
+        self.replaced = self._counter("replaced", "Parts of results that did not fit and were replaced.")
+        self.run_seconds = self._histogram("run_seconds", "Seconds that tasks ran.", _RUN_BUCKETS)
+        self.settle_seconds = self._histogram(
+            "settle_seconds", "Seconds from the end of a task until that was settled.", _SETTLE_BUCKETS
+        )
+        self.running_now = Gauge(
+            "unstract_wire_running",
+            "Tasks that run on a thread now.",
+            ["queue", "task"],
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+
+    @contextlib.contextmanager
+    def sending(self, message: Message) -> Iterator[Message]:
+        try:
+            yield message
+        except Exception as exc:
+            error = self._errors(type(exc).__name__) if isinstance(exc, ContractError) else OTHER
+            self.dispatch_failed.labels(*self._addressed(message), error).inc()
+            raise
+        self.dispatched.labels(*self._addressed(message)).inc()
+
+    def running(self, delivery: Delivery) -> AbstractContextManager[None]:
+        if delivery.payload is not None:
+            self._ran_here.add(delivery.payload.task_name)
+        series = self._of(delivery)
+        series.started.inc()
+        return cast(AbstractContextManager[None], series.running.track_inprogress())
+
+    def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
+        series = self._of(delivery)
+        series.ran[end].inc()
+        series.run_seconds.observe(seconds)
+        if replaced:
+            series.replaced.inc(replaced)
+        if end in ("raised", "rejected"):
+            self.failed.labels(*self._labels(delivery), self._errors(error_type)).inc()
+
+    def rejected(self, delivery: Delivery, error_type: str) -> None:
+        self.rejected_total.labels(*self._labels(delivery), self._errors(error_type)).inc()
+
+    def settled(self, settlement: Settlement, seconds: float) -> None:
+        series = self._of(settlement.delivery)
+        if not settlement.counted:
+            series.given_back.inc()
+            return
+        series.verdicts[settlement.verdict].inc()
+        series.settle_seconds.observe(seconds)
+        if settlement.follow_up is not None:
+            series.follow_ups.inc()
+        if settlement.reply is not None:
+            series.replies[settlement.reply.status].inc()
+
+    def lost(self, delivery: Delivery) -> None:
+        self._of(delivery).lost.inc()
+
+    def turned(self, turn: Turn) -> None:
+        held, away, turned_at = self._turns or self._first_turn()
+        held.set(turn.held)
+        away.set(turn.away)
+        turned_at.set(time.time())
+
+    def _first_turn(self) -> tuple[Gauge, Gauge, Gauge]:
+        """Define what only a consumer has: a process that merely dispatches has none that could stand still."""
+        self._turns = (
+            self._gauge("held", "Messages held: waiting for a thread, running, or not settled yet.", "livesum"),
+            self._gauge("transport_away", "Consumers whose transport cannot be used for now.", "livesum"),
+            self._gauge("last_turn_timestamp_seconds", "When the consumer was last seen alive (Unix time).", "livemin"),
+        )
+        return self._turns
+
+    def _labels(self, delivery: Delivery) -> tuple[str, str]:
+        task = delivery.payload.task_name if delivery.payload is not None else OTHER
+        return self._queues(delivery.queue), task if task in self._ran_here or task in self._tasks else OTHER
+
+    def _of(self, delivery: Delivery) -> _Series:
+        if delivery.payload is not None and (found := self._series.get((delivery.queue, delivery.payload.task_name))):
+            return found
+        labels = self._labels(delivery)
+        found = self._series.get(labels)
+        if found is None:
+            found = self._series[labels] = _Series(self, *labels)
+        return found
+
+    def _addressed(self, message: Message) -> tuple[str, str]:
+        return self._queues_sent_to(message.queue), self._tasks_sent(message.payload.task_name)
+
+    def _counter(self, name: str, what: str, *labels: str) -> Counter:
+        return Counter(f"unstract_wire_{name}", what, ["queue", "task", *labels], registry=self._registry)
+
+    def _histogram(self, name: str, what: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(
+            f"unstract_wire_{name}", what, ["queue", "task"], registry=self._registry, buckets=tuple(buckets)
+        )
+
+    def _gauge(self, name: str, what: str, mode: str) -> Gauge:
+        return Gauge(f"unstract_wire_{name}", what, registry=self._registry, multiprocess_mode=mode)  # type: ignore[arg-type]  # a Literal
+
+
+class QueueCollector:
+    """Tells what stands in `queues` (in all that hold anything, when None), for a CollectorRegistry.
+
+    The transport is asked at most once in `every` seconds, on a thread of its own, and a scrape waits for it no longer
+    than `patience` seconds. What cannot be told is absent, and `unstract_wire_up` is 0: a scrape never fails for it.
+    Raises NotSupported where the transport does not claim `inspection`.
+    """
+
+    def __init__(
+        self, transport: Transport, queues: Sequence[str] | None = None, every: float = 5.0, *, patience: float = 2.0
+    ) -> None:
+        if not transport.capabilities.inspection:
+            raise NotSupported("QueueCollector needs a transport that tells what stands in its queues (inspection)")
+        self._transport = cast(Inspection, transport)
+        self._names = None if queues is None else list(dict.fromkeys(queues))
+        self._every = every
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._asking: threading.Event | None = None
+        self._asked_at = float("-inf")
+        self._states: Sequence[QueueState] | None = None
+
+    def describe(self) -> Iterable[Metric]:
+        return self._families(None)
+
+    def collect(self) -> Iterable[Metric]:
+        states = self._look()
+        up = GaugeMetricFamily("unstract_wire_up", _UP, value=0 if states is None else 1)
+        return [up, *self._families(states)[1:]]
+
+    def _families(self, states: Sequence[QueueState] | None) -> list[Metric]:
+        up = GaugeMetricFamily("unstract_wire_up", _UP)
+        messages = GaugeMetricFamily(
+            "unstract_wire_queue_messages", "Messages in a queue: ready, in flight, delayed.", labels=["queue", "state"]
+        )
+        oldest = GaugeMetricFamily(
+            "unstract_wire_queue_oldest_seconds", "Age of the oldest ready message, 0 if none waits.", labels=["queue"]
+        )
+        dead = GaugeMetricFamily("unstract_wire_queue_dead_letters", "Messages buried in a queue.", labels=["queue"])
+        estimated = GaugeMetricFamily(
+            "unstract_wire_queue_estimated", "1 where a queue is too long to be counted, else 0.", labels=["queue"]
+        )
+        for state in _few(states or ()):
+            estimated.add_metric([state.queue], float(state.estimated))
+            for name in ("ready", "in_flight", "delayed"):
+                messages.add_metric([state.queue, name], getattr(state, name))
+            oldest.add_metric([state.queue], state.oldest or 0.0)
+            dead.add_metric([state.queue], state.dead)
+        return [up, messages, oldest, dead, estimated]
+
+    def _look(self) -> Sequence[QueueState] | None:
+        with self._lock:
+            asking = self._asking
+            if asking is None and time.monotonic() - self._asked_at >= self._every:
+                self._asked_at = time.monotonic()
+                asking = self._asking = threading.Event()
+                threading.Thread(target=self._ask, args=[asking], name="unstract-wire-queues", daemon=True).start()
+        if asking is not None and not asking.wait(max(0.0, self._asked_at + self._patience - time.monotonic())):
+            return None
+        return self._states
+
+    def _ask(self, asking: threading.Event) -> None:
+        try:
+            self._states = self._transport.queues(self._names)
+        except Exception:  # away, not migrated, closed, without the right: `up` tells, and the log of the consumer why
+            self._states = None
+        with self._lock:
+            self._asking = None
+        asking.set()
+
+
+_UP = "Whether the transport told what stands in its queues."
+
+
+def _few(states: Sequence[QueueState]) -> Iterable[QueueState]:
+    """Yield the states, and those of one queue too many as one."""
+    yield from states[:MOST_NAMES]
+    if rest := states[MOST_NAMES:]:
+        yield attrs.evolve(
+            rest[0],
+            queue=OTHER,
+            ready=sum(state.ready for state in rest),
+            in_flight=sum(state.in_flight for state in rest),
+            delayed=sum(state.delayed for state in rest),
+            oldest=max(state.oldest or 0.0 for state in rest),
+            dead=sum(state.dead for state in rest),
+            estimated=any(state.estimated for state in rest),
+        )
+
+
+def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
+    """Return what a scrape of `registry` gets, and its content type."""
+    return generate_latest(registry), CONTENT_TYPE
+
+
+def multiprocess_registry(directory: str) -> CollectorRegistry:
+    """Return a registry of what all processes count that have `directory` as their PROMETHEUS_MULTIPROC_DIR.
+
+    Raises ConfigurationError where there is no such directory.
+    """
+    try:
+        files = _multiprocess.MultiProcessCollector(None, path=directory)
+    except ValueError as exc:
+        raise ConfigurationError(f"metrics of several processes need a directory; {directory!r} is none") from exc
+    registry = CollectorRegistry()
+    registry.register(_Processes(files))
+    return registry
+
+
+class _Processes:
+    """The files of all processes, read while none of them is put together with others."""
+
+    def __init__(self, files: Any) -> None:
+        self._files = files
+
+    def collect(self) -> Iterable[Metric]:
+        with _merging:
+            return list(self._files.collect())
+
+
+def _allocate(directory: str) -> None:
+    """Take the room for this process' files: they are mapped, and to write where none is left is a signal, no error."""
+    kinds = [*_COUNTS, *(f"gauge_{mode}" for mode in _MODES)]
+    paths = [os.path.join(directory, f"{kind}_{os.getpid()}.db") for kind in kinds]
+    new = [path for path in paths if not os.path.exists(path)]  # what the application counts itself may be there
+    try:
+        for path in paths:
+            with open(path, "a+b") as file:
+                if sys.platform == "linux":
+                    os.posix_fallocate(file.fileno(), 0, _ROOM)
+                else:  # there is no such call
+                    file.write(bytes(max(0, _ROOM - file.tell())))
+    except OSError:
+        for path in new:  # what is not whole could not be read, and no process' metrics with it
+            with contextlib.suppress(OSError):
+                os.remove(path)
+        raise
+
+
+def forget_process(pid: int, directory: str | None = None) -> None:
+    """Leave out what a process that has ended said of its present. What it has counted stays, in one file for all that
+    have ended: a worker whose children are replaced for weeks is scraped as fast as on its first day.
+
+    `directory` is PROMETHEUS_MULTIPROC_DIR by default. Raises ConfigurationError where there is neither.
+    """
+    directory = directory or os.environ.get(_DIRECTORY)
+    if not directory:
+        raise ConfigurationError(f"forget_process needs a directory, or {_DIRECTORY} in the environment")
+    with _merging, contextlib.suppress(OSError):
+        _multiprocess.mark_process_dead(pid, directory)
+        for kind in _MERGED:
+            _merge(os.path.join(directory, f"{kind}_{pid}.db"), os.path.join(directory, f"{kind}_ended.db"))
+
+
+def _merge(ended: str, into: str) -> None:
+    if not os.path.exists(ended):
+        return
+    disk = os.statvfs(os.path.dirname(into))
+    if disk.f_bavail * disk.f_frsize < 2 * (_ROOM + os.path.getsize(ended)):
+        return  # it is read where it lies, as long as there is no room to put it together with others
+    with contextlib.suppress(RuntimeError, struct.error):  # it was killed while it made its file, which holds nothing
+        values = list(_mmap_dict.MmapedDict.read_all_values_from_file(ended))
+        with contextlib.closing(_mmap_dict.MmapedDict(into)) as whole:
+            for key, value, timestamp, _ in values:
+                whole.write_value(key, whole.read_value(key)[0] + value, timestamp)
+    os.remove(ended)
