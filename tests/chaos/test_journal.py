@@ -67,8 +67,8 @@ def test_a_process_stops_at_a_phase_until_it_is_released(tmp_path: Path) -> None
     program = (
         "import pathlib, sys; from chaos.breakpoints import Halts; from chaos.journal import Journal;"
         " directory = pathlib.Path(sys.argv[1]); journal = Journal(directory, 'one');"
-        " halts = Halts(directory, 'one', journal); breakpoints.at('claimed', ['a']); breakpoints.at('settled', []);"
-        " journal.write('passed'); breakpoints.at('settled', ['b']); journal.write('went on')"
+        " halts = Halts(directory, 'one', journal); halts.at('claimed', ['a']); halts.at('settled', []);"
+        " journal.write('passed'); halts.at('settled', ['b']); journal.write('went on')"
     )
     breakpoints.ask(tmp_path, "one", "settled")
     seen: list[str] = []
