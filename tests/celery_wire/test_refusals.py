@@ -20,7 +20,7 @@ from transports.celery.errors import ANSWERS, Answer, answer_of, translate
 from unstract_core import TransportError, TransportNotReady, TransportRefused, TransportUnavailable
 from unstract_core.errors import Meaning
 
-OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
+PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 KINDS: dict[Meaning, type[TransportError]] = {
     Meaning.UNAVAILABLE: TransportUnavailable,
     Meaning.IN_DOUBT: TransportUnavailable,
@@ -39,8 +39,8 @@ def raised(kind: str, said: str) -> Exception:
 
 
 def test_docs_table_equals_the_table_of_the_code() -> None:
-    """docs/operating.md lists the same answers, causes and meanings, in the same order."""
-    _, _, section = OPERATING.read_text().partition("### Answers of RabbitMQ and Redis\n")
+    """docs/errors.md lists the same answers, causes and meanings, in the same order."""
+    _, _, section = PAGE.read_text().partition("### Answers of RabbitMQ and Redis\n")
     rows = re.findall(r"^\| (`.+?) \| (.+?) \| (.+?) \|", section.partition("\n#")[0], re.M)
     assert rows == [
         (", ".join(f"`{key}`" for key in answer.keys), answer.cause, answer.meaning.value) for answer in ANSWERS

@@ -46,9 +46,9 @@ def test_every_command_and_every_option_is_explained(
 
 
 def test_help_and_documentation_list_the_same_exit_codes(run: Callable[..., Any]) -> None:
-    """`unstract-wire --help` and docs/operating.md tell every exit code, in the same words."""
+    """`unstract-wire --help` and docs/command-line.md tell every exit code, in the same words."""
     helped = re.findall(r"^  +(\d[\d +N]*?)  +(\w.*)$", run("--help").stdout.partition("Exit codes:")[2], re.MULTILINE)
-    documented = re.findall(r"^\| (\d[\d +N]*) \| (.*) \|$", (ROOT / "docs/operating.md").read_text(), re.MULTILINE)
+    documented = re.findall(r"^\| (\d[\d +N]*) \| (.*) \|$", (ROOT / "docs/command-line.md").read_text(), re.MULTILINE)
     assert [code for code, _ in helped] == ["0", "1", "2", "130", "128 + N"]
     assert helped == documented
 

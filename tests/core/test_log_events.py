@@ -202,8 +202,8 @@ def test_a_level_that_is_not_logged_costs_nothing(caplog: pytest.LogCaptureFixtu
 
 
 def test_the_document_lists_every_event_with_its_levels_and_logger() -> None:
-    """Every `emit` in the package stands in the table of docs/operating.md, and nothing else does."""
-    table = (ROOT / "docs" / "operating.md").read_text().partition("## Log events")[2].partition("\n## ")[0]
+    """Every `emit` in the package stands in the table of docs/monitoring.md, and nothing else does."""
+    table = (ROOT / "docs" / "monitoring.md").read_text().partition("## Log events")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| ([A-Z, ]+) \| `([\w.]+)` \| ", table, re.MULTILINE)
     assert len(rows) == len(re.findall(r"^\| `", table, re.MULTILINE))
     listed = [(event, level, name) for event, levels, name in rows for level in levels.split(", ")]

@@ -1,4 +1,4 @@
-"""The dashboard, the alert rules and docs/operating.md know the metrics that there are, and no others."""
+"""The dashboard, the alert rules, docs/monitoring.md and docs/runbooks.md name the exposed metrics and no others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from unstract_core.cli import main
 from unstract_core.observability.metrics import Metrics, QueueCollector
 from unstract_core.observability.observer import Turn
 
-DOCUMENT = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+MONITORING = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text(encoding="utf-8")
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "examples/grafana/unstract-wire.json").read_text(encoding="utf-8"))
 RULES = (ROOT / "examples/grafana/alerts.yml").read_text(encoding="utf-8")
 PREFIX = "unstract_wire_"
@@ -114,7 +115,7 @@ def rules() -> list[Rule]:
 
 def test_every_metric_is_in_the_document_as_it_is_exposed() -> None:
     """The table has each, with its type and its labels, and no other."""
-    rows = re.findall(rf"^\| `({PREFIX}\w+)` \| (\w+) \| ([\w, ]*?) ?\| .+ \|$", DOCUMENT, re.MULTILINE)
+    rows = re.findall(rf"^\| `({PREFIX}\w+)` \| (\w+) \| ([\w, ]*?) ?\| .+ \|$", MONITORING, re.MULTILINE)
     documented = {name: Known(kind, frozenset(filter(None, labels.split(", ")))) for name, kind, labels in rows}
     assert len(rows) == len(documented) > 20
     assert documented == METRICS
@@ -164,7 +165,7 @@ def test_an_alert_asks_for_what_there_is(rule: Rule) -> None:
 def test_an_alert_has_a_runbook(rule: Rule) -> None:
     """A heading of its name, its severity and expression as they stand in the rules, and what it means, where to look
     and what to do."""
-    page = DOCUMENT.partition(f"\n### {rule.name}\n")[2].partition("\n##")[0]
+    page = RUNBOOKS.partition(f"\n### {rule.name}\n")[2].partition("\n##")[0]
     wait = f", after {rule.wait}" if rule.wait else ""
     assert f"\n{rule.severity.capitalize()}{wait}:\n" in page
     assert f"```promql\n{rule.expression}\n```" in page
@@ -174,7 +175,7 @@ def test_an_alert_has_a_runbook(rule: Rule) -> None:
 
 def test_there_is_no_runbook_without_its_alert() -> None:
     """What was renamed in one place was renamed in the other; no two alerts have one name."""
-    headings = re.findall(r"^### (UnstractWire\w+)$", DOCUMENT, re.MULTILINE)
+    headings = re.findall(r"^### (UnstractWire\w+)$", RUNBOOKS, re.MULTILINE)
     assert headings == [rule.name for rule in rules()]
     assert len(headings) == len(set(headings)) > 10
 
@@ -182,12 +183,13 @@ def test_there_is_no_runbook_without_its_alert() -> None:
 def test_the_document_names_commands_events_and_alerts_that_there_are() -> None:
     """Every `unstract-wire COMMAND`, every event of the table of those that deserve an alert, every alert that another
     page points to."""
-    commands = set(re.findall(r"`unstract-wire ([a-z-]+)", DOCUMENT))
+    pages = MONITORING + RUNBOOKS
+    commands = set(re.findall(r"`unstract-wire ([a-z-]+)", pages))
     assert {"doctor", "top", "dead", "queues"} <= commands <= set(main.commands)
-    events = re.findall(r"^\| `(\w+)` \| [A-Z]", DOCUMENT, re.MULTILINE)
-    deserving = DOCUMENT.partition("### Events that deserve an alert")[2].partition("\n## ")[0]
+    events = re.findall(r"^\| `(\w+)` \| [A-Z]", MONITORING, re.MULTILINE)
+    deserving = MONITORING.partition("\n## Events that deserve an alert")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`.+?`) \| ", deserving, re.MULTILINE)
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     assert len(named) > 5
     assert set(named) <= set(events)
-    assert set(re.findall(r"`(UnstractWire\w+)`", DOCUMENT)) <= {rule.name for rule in rules()}
+    assert set(re.findall(r"`(UnstractWire\w+)`", pages)) <= {rule.name for rule in rules()}

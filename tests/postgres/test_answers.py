@@ -41,7 +41,7 @@ KINDS = {
     Meaning.NOT_READY: TransportNotReady,
     Meaning.REFUSED: TransportRefused,
 }
-OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
+PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 
 
 @pytest.mark.parametrize("state", EVERY_STATE)
@@ -53,8 +53,8 @@ def test_every_sqlstate_has_a_deliberate_meaning(state: str) -> None:
 
 
 def test_docs_table_equals_the_table_of_the_code() -> None:
-    """docs/operating.md lists the same SQLSTATEs, causes and meanings, in the same order."""
-    _, _, section = OPERATING.read_text().partition("### SQLSTATEs\n")
+    """docs/errors.md lists the same SQLSTATEs, causes and meanings, in the same order."""
+    _, _, section = PAGE.read_text().partition("### SQLSTATEs\n")
     rows = re.findall(r"^\| (`.+?) \| (.+?) \| (.+?) \|", section.partition("\n#")[0], re.M)
     assert rows == [
         (", ".join(f"`{key}`" for key in answer.keys), answer.cause, answer.meaning.value) for answer in ANSWERS

@@ -1,4 +1,4 @@
-"""Observers of the worker command: the examples of docs/operating.md as they stand there, and what cannot be one."""
+"""Observers of the worker command: the examples of docs/monitoring.md as they stand there, and what cannot be one."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
 def example(named: str) -> str:
-    """Return the one block of docs/operating.md that defines this class."""
-    blocks = _BLOCK.findall((ROOT / "docs" / "operating.md").read_text("utf-8"))
+    """Return the one block of docs/monitoring.md that defines this class."""
+    blocks = _BLOCK.findall((ROOT / "docs" / "monitoring.md").read_text("utf-8"))
     (block,) = [block for block in blocks if f"class {named}(Observer)" in block]
     assert len(block.splitlines()) <= 13
     return str(block)

@@ -1,6 +1,6 @@
 """The one place where an error of kombu, its drivers or the operating system becomes one of ours.
 
-`ANSWERS` is the table of the brokers' answers and what they mean; docs/operating.md has the same table. A connection
+`ANSWERS` is the table of the brokers' answers and what they mean; docs/errors.md has the same table. A connection
 that is lost or silent leaves the fate of what was published on it unknown. Texts carry the broker's own words, which
 name queues and arguments and never a payload.
 """
@@ -76,7 +76,7 @@ class Answer:
         keys: AMQP's reply codes or methods, or kinds of error of the driver of Redis. After a space stand words of the
             broker's that tell errors of one kind apart. A key with words wins over one without.
         meaning: what the answer means.
-        cause: when the broker answers this; a cell of the table in docs/operating.md.
+        cause: when the broker answers this; a cell of the table in docs/errors.md.
         advice: what to do, for the error's text.
         says: what stands before the broker's own words in the error's text.
         kind: the error that is raised.

@@ -1,6 +1,6 @@
 """The one place where a driver's error becomes one of ours.
 
-`ANSWERS` is the table of SQLSTATEs and what they mean; docs/operating.md has the same table. An error is a refusal only
+`ANSWERS` is the table of SQLSTATEs and what they mean; docs/errors.md has the same table. An error is a refusal only
 if the same statement can never succeed. Texts carry the SQLSTATE and the server's primary message, never its detail,
 which can quote a payload.
 """
@@ -76,7 +76,7 @@ class Answer:
             space it names the cause that tells errors of one SQLSTATE apart: the server's source file, which is the
             same in every language, `id` for the key of a message or dead letter, or PgBouncer's own message.
         meaning: what the error means.
-        cause: when the server answers this; a cell of the table in docs/operating.md.
+        cause: when the server answers this; a cell of the table in docs/errors.md.
         advice: what to do, for the error's text.
         kind: the error that is raised where it is unavailable.
     """

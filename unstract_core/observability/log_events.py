@@ -1,7 +1,7 @@
 """How this package logs: named events with fields, ids only, never payload content.
 
 `emit` writes `wire.<event> key=value ...` as the message, and the same fields as `extra` under `wire.<key>`, so that
-both a person and a log pipeline can read it. docs/operating.md lists every event. No handler is added, no level set.
+both a person and a log pipeline can read it. docs/monitoring.md lists every event. No handler is added, no level set.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `Metrics` counts what a Consumer and its Dispatchers do; `QueueCollector` asks the transport what waits in its queues.
 Of a worker with several processes each child counts into files of one directory (PROMETHEUS_MULTIPROC_DIR, which has to
-be set before this is imported), and its parent reads them together. docs/operating.md lists every metric.
+be set before this is imported), and its parent reads them together. docs/monitoring.md lists every metric.
 
 The labels are bounded: queues are those of subscriptions and dispatches, tasks those that are registered here or
 dispatched from here, errors the first few types. Whatever else there may be counts as one more value, "(other)".
