@@ -37,10 +37,10 @@ def main() -> None:
     \b
     Exit codes:
       0        done
-      1        a change of schema breaks, a purge was declined, doctor found an error, a child died, or its reader left
-      2        an error, told in one line on standard error
+      1        an incompatible schema change, a declined purge, an error found by doctor, a dead child, or a closed output pipe
+      2        an error, described in one line on standard error
       130      interrupted by Ctrl-C
-      128 + N  a worker was made to leave at once, or top to leave, by signal number N
+      128 + N  a worker stopped at once, or top stopped, by signal number N
     """
 
 
