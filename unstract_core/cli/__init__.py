@@ -37,7 +37,7 @@ def main() -> None:
     \b
     Exit codes:
       0        done
-      1        an incompatible schema change, a declined purge, an error found by doctor, a dead child, or a closed output pipe
+      1        an incompatible schema change, a declined purge, an error found by doctor, a dead child, or a closed pipe
       2        an error, described in one line on standard error
       130      interrupted by Ctrl-C
       128 + N  a worker stopped at once, or top stopped, by signal number N
