@@ -40,7 +40,7 @@ def raised(kind: str, said: str) -> Exception:
 
 def test_docs_table_equals_the_table_of_the_code() -> None:
     """docs/errors.md lists the same answers, causes and meanings, in the same order."""
-    _, _, section = PAGE.read_text().partition("### Answers of RabbitMQ and Redis\n")
+    _, _, section = PAGE.read_text().partition("\n## RabbitMQ and Redis\n")
     rows = re.findall(r"^\| (`.+?) \| (.+?) \| (.+?) \|", section.partition("\n#")[0], re.M)
     assert rows == [
         (", ".join(f"`{key}`" for key in answer.keys), answer.cause, answer.meaning.value) for answer in ANSWERS

@@ -54,7 +54,7 @@ def test_every_sqlstate_has_a_deliberate_meaning(state: str) -> None:
 
 def test_docs_table_equals_the_table_of_the_code() -> None:
     """docs/errors.md lists the same SQLSTATEs, causes and meanings, in the same order."""
-    _, _, section = PAGE.read_text().partition("### SQLSTATEs\n")
+    _, _, section = PAGE.read_text().partition("\n## SQLSTATEs\n")
     rows = re.findall(r"^\| (`.+?) \| (.+?) \| (.+?) \|", section.partition("\n#")[0], re.M)
     assert rows == [
         (", ".join(f"`{key}`" for key in answer.keys), answer.cause, answer.meaning.value) for answer in ANSWERS
