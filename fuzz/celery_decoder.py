@@ -60,8 +60,8 @@ SETTINGS = Settings("memory://", {}, True, 1.0, 1.0, 0.0, False, {})
 POLICY = RetryPolicy()
 OUTCOMES: list[Outcome] = [
     Returned({"success": True}),
-    Raised("ValueError: bad"),
-    RetryAsked(1.0, "again"),
+    Raised("ValueError", "bad"),
+    RetryAsked("Retry", "again", delay=1.0),
     Rejected("no"),
 ]
 PROPERTIES: dict[str, list[Any]] = {

@@ -22,7 +22,9 @@ from unstract_core.codec import Salvage, check_headers, check_name, salvage, val
 from unstract_core.errors import (
     ConfigurationError,
     ContinuationNotAllowed,
+    ContractError,
     DeadlineExceeded,
+    Expired,
     MalformedPayload,
     PayloadError,
     TooManyAttempts,
@@ -41,7 +43,7 @@ from unstract_core.transport import (
     Settlement,
     Verdict,
 )
-from unstract_core.values import cut, error_text, normalise, normalise_members
+from unstract_core.values import cut, error_parts, error_text, normalise, normalise_members
 from unstract_core.values.limits import JSONValue
 
 CONTINUATION_IDS = uuid.UUID("5b0f1f0e-54f9-5a52-9a34-6a2f0c1e7c55")
@@ -61,7 +63,7 @@ class RetryLater(Exception):
     delay: float | None = None
 
     def __init__(self, delay: float | None = None) -> None:
-        if delay is not None and _delay(delay) != delay:
+        if delay is not None and fit_delay(delay) != delay:
             raise ConfigurationError(f"RetryLater(delay=...) takes seconds from 0 to {LONGEST_DELAY:g}, not {delay!r}")
         super().__init__(delay)
         self.delay = delay
@@ -133,50 +135,73 @@ class Returned:
 
 
 @attrs.frozen
-class Raised:
-    """The task raised; `error` is `Type: message`."""
+class _Failure:
+    """Why a delivery failed, as data.
 
-    error: str
+    Attributes:
+        error_type: The name of the error's type.
+        message: The error's own text; "" if it has none.
+    """
+
+    error_type: str
+    message: str = ""
+
+    @property
+    def error(self) -> str:
+        """The text for the sender: `Type: message`, inside the value domain and at most `ERROR_LIMIT` characters."""
+        return cut(f"{self.error_type}: {self.message}" if self.message else self.error_type)
+
+
+@attrs.frozen
+class Raised(_Failure):
+    """The task raised an error."""
+
+
+@attrs.frozen
+class RetryAsked(_Failure):
+    """The task asked to be run again.
+
+    Attributes:
+        delay: Seconds until then; None (default) for the policy's backoff.
+    """
+
+    delay: float | None = None
+
+
+@attrs.frozen
+class Rejected(_Failure):
+    """The message is never run again: malformed, unknown, expired, delivered too often, or rejected by its task."""
 
     @classmethod
-    def of(cls, exc: BaseException) -> Raised | RetryAsked | Ignored | Rejected:
-        """Read what a task raised; Celery's Retry, Reject and Ignore mean what they mean there."""
-        if isinstance(exc, RetryLater):
-            return RetryAsked(_delay(exc.delay), error_text(exc if exc.__cause__ is None else exc.__cause__))
-        match _celerys(exc):
-            case "Retry":
-                return _celerys_retry(exc)
-            case "Reject":
-                return _celerys_reject(exc)
-            case "Ignore":
-                return Ignored()
-        return cls(error_text(exc))
+    def because(cls, error: ContractError) -> Rejected:
+        """Return the rejection for an error of this package."""
+        return cls(*error_parts(error))
 
 
-def _celerys(exc: BaseException) -> str | None:
-    """Return the name of the exception of Celery's that `exc` is, without importing celery."""
-    return next((kind.__name__ for kind in type(exc).__mro__ if kind.__module__ == "celery.exceptions"), None)
+@attrs.frozen
+class Ignored:
+    """The task asked for no consequence: no reply, no continuation, no retry."""
 
 
-def _celerys_retry(exc: BaseException) -> RetryAsked:
-    """Read Celery's Retry without importing it: `exc` is what the task failed with, `when` seconds or a moment."""
-    when, reason = getattr(exc, "when", None), getattr(exc, "exc", None)
-    if isinstance(when, datetime.datetime):
-        when = max(0.0, (when - datetime.datetime.now(when.tzinfo)).total_seconds())
-    return RetryAsked(_delay(when), error_text(reason if isinstance(reason, BaseException) else exc))
+Outcome: TypeAlias = Returned | Raised | RetryAsked | Rejected | Ignored
 
 
-def _celerys_reject(exc: BaseException) -> RetryAsked | Rejected:
-    """Read Celery's Reject: `reason` is what the task failed with, or a text; `requeue` asks for another try."""
-    reason = getattr(exc, "reason", None)
-    if isinstance(reason, str) or reason is None:
-        error = cut(f"Reject: {str.__str__(reason)}" if reason else "Reject")
-    else:
-        error = error_text(reason if isinstance(reason, BaseException) else exc)
-    return RetryAsked(None, error) if getattr(exc, "requeue", False) else Rejected(error)
+def outcome_of(exc: BaseException, task: object = None) -> Raised | RetryAsked | Rejected | Ignored:
+    """Return the outcome of a task that raised.
+
+    Args:
+        exc: The exception.
+        task: The task. A task of another framework may have a method `outcome_of(exc)`: it returns the outcome that
+            the framework's own exception asks for, and None for every other exception.
+    """
+    if isinstance(exc, RetryLater):
+        return RetryAsked(*error_parts(exc if exc.__cause__ is None else exc.__cause__), delay=fit_delay(exc.delay))
+    of_the_framework = getattr(task, "outcome_of", None)
+    found = of_the_framework(exc) if callable(of_the_framework) else None
+    return found if isinstance(found, RetryAsked | Rejected | Ignored) else Raised(*error_parts(exc))
 
 
-def _delay(seconds: object) -> float | None:
+def fit_delay(seconds: object) -> float | None:
     """Return a delay that a transport takes, the nearest one where it is out of range; None for no number."""
     if not isinstance(seconds, int | float) or seconds != seconds:
         return None
@@ -186,29 +211,6 @@ def _delay(seconds: object) -> float | None:
 def overdue(deadline: float) -> DeadlineExceeded:
     """Return the error of a task that ran for longer than `deadline` seconds."""
     return DeadlineExceeded(f"deadline of {deadline:g} s exceeded")
-
-
-@attrs.frozen
-class RetryAsked:
-    """The task asked to be run again, in `delay` seconds or after the policy's backoff."""
-
-    delay: float | None
-    error: str
-
-
-@attrs.frozen
-class Rejected:
-    """The message is never to be run again: malformed, unknown here, delivered too often, or rejected by its task."""
-
-    error: str
-
-
-@attrs.frozen
-class Ignored:
-    """The task asked, with Celery's Ignore, that nothing follow from it: no answer, no continuation, no retry."""
-
-
-Outcome: TypeAlias = Returned | Raised | RetryAsked | Rejected | Ignored
 
 
 def settle(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settlement:
@@ -221,7 +223,7 @@ def settle(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settlem
     except Exception as exc:  # whatever a message holds, it must have an end
         result = outcome.result if isinstance(outcome, Returned) else None
         reason = cut(f"no rule could be applied: {error_text(exc)}")
-        return Settlement(delivery, Verdict.BURY, reason=reason, result=result)
+        return Settlement(delivery, Verdict.BURY, reason=reason, result=result, outcome="failure")
 
 
 def _by_rule(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settlement:
@@ -230,34 +232,34 @@ def _by_rule(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settl
             return _succeeded(delivery, result, policy)
         case Ignored():
             return Settlement(delivery, Verdict.ACK)
-        case RetryAsked(delay) if delivery.attempt < policy.most_attempts:
+        case RetryAsked(delay=delay) if delivery.attempt < policy.most_attempts:
             return _again(delivery, outcome.error, policy.delay(delivery) if delay is None else delay)
-        case Raised(error) | RetryAsked(_, error):
+        case Raised() | RetryAsked():
             if _awaited(_sender(delivery)):
-                return _failed(delivery, error, Verdict.ACK, policy)
+                return _failed(delivery, outcome.error, outcome.error_type, Verdict.ACK, policy)
             if delivery.attempt < policy.max_attempts and policy.retry_raised and not policy.never_rerun:
-                return _again(delivery, error, policy.delay(delivery))
-            return _failed(delivery, error, Verdict.BURY, policy)
-        case Rejected(error):
-            return _failed(delivery, error, Verdict.BURY, policy)
+                return _again(delivery, outcome.error, policy.delay(delivery))
+            return _failed(delivery, outcome.error, outcome.error_type, Verdict.BURY, policy)
+        case Rejected():
+            return _failed(delivery, outcome.error, outcome.error_type, Verdict.BURY, policy)
 
 
 def rejection(delivery: Delivery, known: Container[str], policy: RetryPolicy) -> Rejected | None:
     """Say why a delivery must not be run: unreadable, delivered too often, not among `known` task names, with a
     continuation that the policy does not allow, too late."""
     if delivery.payload is None:
-        return Rejected(error_text(MalformedPayload(delivery.problem or "unreadable")))
+        return Rejected.because(MalformedPayload(delivery.problem or "unreadable"))
     if policy.never_rerun and delivery.attempt > 1:
         lost = "another worker took this task and did not end it; it may have run, and is not run again"
-        return Rejected(error_text(WorkerLost(lost)))
+        return Rejected.because(WorkerLost(lost))
     if delivery.attempt > policy.most_attempts:
         times = f"delivered {delivery.attempt} times and never settled; the limit is {policy.most_attempts}"
-        return Rejected(error_text(TooManyAttempts(times)))
+        return Rejected.because(TooManyAttempts(times))
     name = delivery.payload.task_name
     if name not in known:
-        return Rejected(error_text(UnknownTask(f"no task {name!r} in the worker of queue {delivery.queue!r}")))
+        return Rejected.because(UnknownTask(f"no task {name!r} in the worker of queue {delivery.queue!r}"))
     if (unwanted := _not_allowed(delivery, policy)) is not None:
-        return Rejected(error_text(ContinuationNotAllowed(unwanted)))
+        return Rejected.because(ContinuationNotAllowed(unwanted))
     return expiry(delivery)
 
 
@@ -281,7 +283,7 @@ def expiry(delivery: Delivery) -> Rejected | None:
     """Say that it is too late to start a delivery, where it is."""
     if delivery.expires is None or datetime.datetime.now(datetime.UTC) < delivery.expires:
         return None
-    return Rejected(error_text(MalformedPayload(f"expired: it was to be run before {delivery.expires.isoformat()}")))
+    return Rejected.because(Expired(f"the message expired at {delivery.expires.isoformat()}, before a worker could run it"))
 
 
 def with_headers(settlement: Settlement, headers: dict[str, str]) -> Settlement:
@@ -307,7 +309,7 @@ def fallbacks(settlement: Settlement, refusal: str, policy: RetryPolicy | None =
     delivery = settlement.delivery
     what = f"{settlement.reason} (settling it failed" if settlement.reason else "result delivery failed"
     error = cut(f"{what}: {refusal}" + (")" if settlement.reason else ""))
-    told = _failed(delivery, error, Verdict.BURY, policy or RetryPolicy())
+    told = _failed(delivery, error, settlement.error_type, Verdict.BURY, policy or RetryPolicy())
     result = _result_of(settlement)
     telling = [told]
     if told.follow_up is not None and told.reply is not None:
@@ -333,14 +335,14 @@ def _succeeded(delivery: Delivery, result: JSONValue, policy: RetryPolicy) -> Se
     payload = cast(TaskPayload, delivery.payload)
     if payload.reply_key is not None:
         reply = Reply(payload.reply_key, "completed", result=result, ttl=REPLY_TTL)
-        return Settlement(delivery, Verdict.ACK, reply=reply)
+        return Settlement(delivery, Verdict.ACK, reply=reply, outcome="success")
     if not payload.has_continuations:
-        return Settlement(delivery, Verdict.ACK)
+        return Settlement(delivery, Verdict.ACK, outcome="success")
     status = None
     if payload.task_id:
         status = _status(_dispatch_id(delivery, payload), result, policy, carried=payload.on_success is not None)
     follow_up = _follow_up(delivery, payload, payload.on_success, "on_success", result) if payload.on_success else None
-    return Settlement(delivery, Verdict.ACK, follow_up=follow_up, reply=status)
+    return Settlement(delivery, Verdict.ACK, follow_up=follow_up, reply=status, outcome="success")
 
 
 def _status(key: str, result: JSONValue, policy: RetryPolicy, *, carried: bool) -> Reply:
@@ -361,7 +363,7 @@ def _returned_failure(result: JSONValue) -> str | None:
     return cut(error) if error.strip() else 'the task returned "success": false without an error text'
 
 
-def _failed(delivery: Delivery, error: str, verdict: Verdict, policy: RetryPolicy) -> Settlement:
+def _failed(delivery: Delivery, error: str, error_type: str, verdict: Verdict, policy: RetryPolicy) -> Settlement:
     sender = _sender(delivery)
     reply = None
     if sender.reply_key is not None:
@@ -372,7 +374,9 @@ def _failed(delivery: Delivery, error: str, verdict: Verdict, policy: RetryPolic
     if sender.on_error is not None and _may_tell(delivery, sender.on_error, policy):
         told = attrs.evolve(sender.on_error, kwargs=with_error(sender.on_error.kwargs, error))
         follow_up = _follow_up(delivery, sender, told, "on_error", _dispatch_id(delivery, sender))
-    return Settlement(delivery, verdict, follow_up=follow_up, reply=reply, reason=error)
+    return Settlement(
+        delivery, verdict, follow_up=follow_up, reply=reply, reason=error, outcome="failure", error_type=error_type
+    )
 
 
 def _may_tell(delivery: Delivery, on_error: ContinuationSpec, policy: RetryPolicy) -> bool:

@@ -9,6 +9,7 @@
      +-- UnknownTask                      a message names a task that this worker does not have
      +-- TooManyAttempts                  a message was delivered too often without ever being settled
      +-- WorkerLost                       a task that is never run twice was lost with the worker that had it
+     +-- Expired                          a message came to a worker after the moment that its sender had set
      +-- ContinuationNotAllowed           a message names a callback that this worker may not send
      +-- DeadlineExceeded                 a task ran for longer than its worker lets it
      +-- TaskFailed                       a blocking call's task raised, or could not be run
@@ -90,6 +91,10 @@ class TooManyAttempts(ContractError):
 
 class WorkerLost(ContractError):
     """The worker that had taken the task never settled it; it may have run, and is never run twice."""
+
+
+class Expired(ContractError):
+    """The message was to be run before a moment that has passed. It was not run."""
 
 
 class ContinuationNotAllowed(ContractError):

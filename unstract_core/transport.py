@@ -32,6 +32,7 @@ LONGEST_DELAY = 10.0 * 365 * 86400
 """Seconds that a message may be delayed: far beyond use, and inside every clock's range."""
 
 ReplyStatus: TypeAlias = Literal["completed", "failed"]
+SettledAs: TypeAlias = Literal["success", "failure"]
 
 
 @attrs.frozen
@@ -176,6 +177,11 @@ class Settlement:
     reason: str = ""
     result: JSONValue = None
     counted: bool = True
+    outcome: SettledAs | None = attrs.field(default=None, kw_only=True)
+    """"success" or "failure": the result for the sender. None if the message is delivered again, or if the task asked
+    for no consequence. The follow-up of a "failure" is the sender's on_error."""
+    error_type: str = attrs.field(default="", kw_only=True)
+    """The type at the start of the error text of a "failure", for a transport that writes it apart; "" if unknown."""
 
 
 class Subscription(Protocol):

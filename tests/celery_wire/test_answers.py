@@ -26,6 +26,10 @@ replies = st.builds(lambda result: Reply("k", "completed", result=result), some.
 )
 
 
+def failure(reply: Reply, kind: type[BaseException]) -> object:
+    return write_answer(reply, task_id="t", correlation_id="k", reply_to="i", error_type=kind.__name__).body
+
+
 def as_message(body: object) -> Message:
     return Message(body=dumps(body), content_type="application/json", content_encoding="utf-8")
 
@@ -33,7 +37,8 @@ def as_message(body: object) -> Message:
 @given(replies)
 def test_an_answer_is_read_as_it_was_written(reply: Reply) -> None:
     """What our worker answers is what our caller gets: result, or type and text."""
-    written = write_answer(reply, task_id="t", correlation_id="k", reply_to="inbox")
+    kind = reply.error.partition(":")[0]
+    written = write_answer(reply, task_id="t", correlation_id="k", reply_to="inbox", error_type=kind)
     assert (written.queue, written.properties["correlation_id"], written.declared) == ("inbox", "k", False)
     found = read_answer(as_message(written.body), "k")
     assert found == Reply("k", reply.status, result=reply.result, error=reply.error)
@@ -43,7 +48,9 @@ def test_an_answer_is_read_as_it_was_written(reply: Reply) -> None:
 def test_celery_makes_the_same_exception_of_our_answer(kind: type[Exception], text: str) -> None:
     """A failure of a builtin type reaches a real client as that type, with the text as its argument."""
     reply = Reply("k", "failed", error=error_text(kind(text)))
-    body = json.loads(dumps(write_answer(reply, task_id="t", correlation_id="k", reply_to="i").body))
+    body = json.loads(
+        dumps(write_answer(reply, task_id="t", correlation_id="k", reply_to="i", error_type=kind.__name__).body)
+    )
     found = Backend.exception_to_python(Backend.__new__(Backend), body["result"])
     assert type(found) is getattr(builtins, kind.__name__)
     assert str(found) == str(kind(text))
@@ -53,7 +60,9 @@ def test_celery_makes_the_same_exception_of_our_answer(kind: type[Exception], te
 def test_what_ends_a_process_does_not_end_the_client(kind: type[BaseException]) -> None:
     """A task that left with SystemExit is an ordinary exception of that name to a real client."""
     reply = Reply("k", "failed", error=error_text(kind(3)))
-    body = json.loads(dumps(write_answer(reply, task_id="t", correlation_id="k", reply_to="i").body))
+    body = json.loads(
+        dumps(write_answer(reply, task_id="t", correlation_id="k", reply_to="i", error_type=kind.__name__).body)
+    )
     found = Backend.exception_to_python(Backend.__new__(Backend), body["result"])
     assert isinstance(found, Exception)
     assert (type(found).__name__, str(found)) == (kind.__name__, "3")

@@ -119,7 +119,7 @@ def test_an_expired_task_is_not_run_and_is_revoked(
     if links:
         found = pipe.one(queue)
         assert (found.headers["task"], found.args) == ("failed", [result.id])
-    assert "expired: it was to be run before 2020" in pipe.buried(served, result.id).headers["x-dead-reason"]
+    assert "Expired: the message expired at 2020" in pipe.buried(served, result.id).headers["x-dead-reason"]
 
 
 def test_a_task_that_expires_while_it_waits_behind_others_is_not_run(

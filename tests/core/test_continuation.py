@@ -6,14 +6,12 @@ The expected settlement is written out whole in each test, so nothing can follow
 from __future__ import annotations
 
 import copy
-import datetime
 import json
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import attrs
-import celery.exceptions
 import pytest
 import strategies as some
 from hypothesis import assume, given
@@ -42,6 +40,7 @@ from unstract_core.continuation import (
     RetryPolicy,
     Returned,
     fallbacks,
+    outcome_of,
     rejection,
     settle,
 )
@@ -58,7 +57,7 @@ policies = st.builds(
 outcomes: st.SearchStrategy[Outcome] = st.one_of(
     st.builds(Returned, some.json_values),
     st.builds(Raised, errors),
-    st.builds(RetryAsked, st.none() | st.floats(0, 1e6), errors),
+    st.builds(RetryAsked, errors, delay=st.none() | st.floats(0, 1e6)),
     st.builds(Rejected, errors),
 )
 AWAITED = ("reply", "both", "on_success", "on_error")
@@ -110,18 +109,21 @@ def status(delivery: Delivery, **outcome: Any) -> Reply | None:
     return Reply(key, ttl=STATUS_TTL, **outcome) if key is not None else None
 
 
-def failed(delivery: Delivery, error: str, verdict: Verdict) -> Settlement:
+def failed(delivery: Delivery, error: str, verdict: Verdict, error_type: str | None = None) -> Settlement:
     """What the table says of a failure that its sender hears of."""
     payload = payload_of(delivery)
+    kind = error if error_type is None else error_type
     if payload.reply_key is not None:
         reply = Reply(payload.reply_key, "failed", error=error, ttl=REPLY_TTL)
-        return Settlement(delivery, verdict, reply=reply, reason=error)
+        return Settlement(delivery, verdict, reply=reply, reason=error, outcome="failure", error_type=kind)
     return Settlement(
         delivery,
         verdict,
         follow_up=follow_up(delivery, "on_error", payload.task_id or delivery.id, error=error),
         reply=status(delivery, status="failed", error=error),
         reason=error,
+        outcome="failure",
+        error_type=kind,
     )
 
 
@@ -132,7 +134,9 @@ def failed(delivery: Delivery, error: str, verdict: Verdict) -> Settlement:
 def test_a_return_answers_a_blocked_caller(delivery: Delivery, result: Any, policy: RetryPolicy) -> None:
     """returned, reply_key: the reply is completed with the result, kept for an hour; acknowledged."""
     reply = Reply(payload_of(delivery).reply_key or "", "completed", result=result, ttl=3600.0)
-    assert settle(delivery, Returned(result), policy) == Settlement(delivery, Verdict.ACK, reply=reply)
+    assert settle(delivery, Returned(result), policy) == Settlement(
+        delivery, Verdict.ACK, reply=reply, outcome="success"
+    )
 
 
 @pytest.mark.parametrize("awaits", ["both", "on_success"])
@@ -147,20 +151,23 @@ def test_a_return_is_continued_with_on_success(
         Verdict.ACK,
         follow_up=follow_up(delivery, "on_success", result),
         reply=status(delivery, status="completed"),
+        outcome="success",
     )
 
 
 @given(some.deliveries("on_error"), some.json_values, policies)
 def test_a_return_without_on_success_chains_nothing(delivery: Delivery, result: Any, policy: RetryPolicy) -> None:
     """returned, only on_error: nothing is chained and nothing re-run; status completed; acknowledged."""
-    expected = Settlement(delivery, Verdict.ACK, reply=status(delivery, status="completed", result=result))
+    expected = Settlement(
+        delivery, Verdict.ACK, reply=status(delivery, status="completed", result=result), outcome="success"
+    )
     assert settle(delivery, Returned(result), policy) == expected
 
 
 @given(some.deliveries("nothing"), some.json_values, policies)
 def test_a_return_that_nobody_awaits_is_acknowledged(delivery: Delivery, result: Any, policy: RetryPolicy) -> None:
     """returned, neither: acknowledged, without a trace."""
-    assert settle(delivery, Returned(result), policy) == Settlement(delivery, Verdict.ACK)
+    assert settle(delivery, Returned(result), policy) == Settlement(delivery, Verdict.ACK, outcome="success")
 
 
 @given(some.deliveries("both"), some.json_objects, errors, policies)
@@ -345,7 +352,7 @@ def test_a_task_that_asks_is_run_again_within_bounds(
 ) -> None:
     """asked to retry: again after its delay or the backoff, whoever awaits it; with the attempts used up, as raised."""
     delivery = data.draw(some.deliveries(awaits))
-    settlement = settle(delivery, RetryAsked(delay, error), policy)
+    settlement = settle(delivery, RetryAsked(error, delay=delay), policy)
     if delivery.attempt < policy.max_attempts:
         wait = policy.delay(delivery) if delay is None else delay
         assert settlement == Settlement(delivery, Verdict.RETRY, delay=wait, reason=error)
@@ -355,12 +362,12 @@ def test_a_task_that_asks_is_run_again_within_bounds(
 
 def test_retry_later_becomes_a_request_with_the_text_of_its_cause() -> None:
     """RetryLater is a request; the exception that it was raised from gives the text."""
-    asked = Raised.of(RetryLater(delay=2))
+    asked = outcome_of(RetryLater(delay=2))
     assert isinstance(asked, RetryAsked)
     assert (asked.delay, asked.error.partition(":")[0]) == (2, "RetryLater")
     request = RetryLater()
     request.__cause__ = ConnectionError("away")
-    assert Raised.of(request) == RetryAsked(None, "ConnectionError: away")
+    assert outcome_of(request) == RetryAsked("ConnectionError", "away")
 
 
 def test_a_request_of_a_users_own_kind_is_one_too() -> None:
@@ -370,11 +377,11 @@ def test_a_request_of_a_users_own_kind_is_one_too() -> None:
         def __init__(self, document: str) -> None:
             self.document = document
 
-    assert isinstance(Raised.of(NotYet("d")), RetryAsked)
+    assert isinstance(outcome_of(NotYet("d")), RetryAsked)
     for senseless, understood in ((-5, 0.0), ("5", None), (float("nan"), None)):
         request = NotYet("d")
         request.delay = senseless  # type: ignore[assignment]
-        found = Raised.of(request)
+        found = outcome_of(request)
         assert isinstance(found, RetryAsked)
         assert found.delay == understood
 
@@ -388,55 +395,7 @@ def test_a_request_whose_cause_is_hostile_is_one_too() -> None:
 
     request = RetryLater(0)
     request.__cause__ = Hostile("x")
-    assert Raised.of(request) == RetryAsked(0, "Hostile: x")
-
-
-def test_celerys_own_retry_is_a_request() -> None:
-    """A task declared for Celery that raises Celery's Retry is run again, after the countdown that it names."""
-    found = Raised.of(celery.exceptions.Retry("again", exc=ConnectionError("away"), when=7))
-    assert found == RetryAsked(7, "ConnectionError: away")
-
-
-@pytest.mark.parametrize("zone", [None, datetime.UTC, datetime.timezone(datetime.timedelta(hours=-5))], ids=str)
-@pytest.mark.parametrize("seconds", [600, -600])
-def test_celerys_own_retry_may_name_a_moment(seconds: int, zone: datetime.tzinfo | None) -> None:
-    """A Retry with an ETA is run again then, or at once when it has passed."""
-    moment = datetime.datetime.now(zone) + datetime.timedelta(seconds=seconds)
-    found = Raised.of(celery.exceptions.Retry(when=moment))
-    assert isinstance(found, RetryAsked)
-    assert found.delay is not None
-    assert max(0, seconds - 60) <= found.delay <= max(0, seconds)
-
-
-@given(st.none() | st.floats() | st.integers() | st.booleans() | st.text() | st.datetimes())
-def test_whatever_celerys_own_retry_holds_can_be_settled(when: Any) -> None:
-    """A Retry is understood or treated as one without a delay; never an error, never a delay out of range."""
-    found = Raised.of(celery.exceptions.Retry(when=when))
-    check_delay(settle(_plain(), found, RetryPolicy()).delay)
-
-
-@pytest.mark.parametrize("requeue", [False, True])
-@pytest.mark.parametrize(
-    ("reason", "error"),
-    [
-        (ValueError("not for me"), "ValueError: not for me"),
-        ("not for me", "Reject: not for me"),
-        ("a\0b", "Reject: a\ufffdb"),
-        (None, "Reject"),
-        (7, "Reject: (7, {requeue})"),
-    ],
-)
-def test_celerys_own_reject_is_told_by_its_reason(reason: Any, error: str, requeue: bool) -> None:
-    """The error that it names, or its text; with `requeue` it asks to be run again."""
-    error = error.format(requeue=requeue)
-    expected = RetryAsked(None, error) if requeue else Rejected(error)
-    assert Raised.of(celery.exceptions.Reject(reason, requeue=requeue)) == expected
-
-
-def test_celerys_own_ignore_has_no_consequence() -> None:
-    """The message is acknowledged, and that is all."""
-    found = Raised.of(celery.exceptions.Ignore("whatever"))
-    assert settle(_plain(), found, RetryPolicy()) == Settlement(_plain(), Verdict.ACK)
+    assert outcome_of(request) == RetryAsked("Hostile", "x", delay=0)
 
 
 @pytest.mark.parametrize("delay", [-1, -0.001, float("nan"), float("inf"), -float("inf"), "5"])
@@ -450,7 +409,7 @@ def test_a_delay_that_makes_no_sense_is_refused_where_it_is_written(delay: Any) 
 def test_any_delay_that_retry_later_takes_can_be_settled(delivery: Delivery, delay: float) -> None:
     """A delay that was accepted from a task is one that a transport accepts: the retry is not lost to it."""
     try:
-        outcome = Raised.of(RetryLater(delay))
+        outcome = outcome_of(RetryLater(delay))
     except ConfigurationError:
         assume(False)
     check_delay(settle(delivery, outcome, RetryPolicy()).delay)
@@ -499,7 +458,7 @@ def test_an_unreadable_message_tells_its_sender_too(
     }
     delivery = attrs.evolve(readable, payload=None, raw=RAW_FORMS[form](wire), problem="broken")
     rejected = rejection(delivery, {payload_of(readable).task_name}, policy)
-    assert rejected == Rejected("MalformedPayload: broken")
+    assert rejected == Rejected("MalformedPayload", "broken")
     expected = failed(readable, error, Verdict.BURY)
     assert settle(delivery, Rejected(error), policy) == attrs.evolve(expected, delivery=delivery)
 
@@ -548,7 +507,9 @@ def test_an_unreadable_message_with_two_addresses_tells_both(
 def test_rubbish_is_buried(raw: Any, error: str, policy: RetryPolicy) -> None:
     """malformed beyond recognition: buried with its reason, and nobody is told because nobody is known."""
     delivery = Delivery("1", "q", 1, None, raw, "not JSON")
-    assert settle(delivery, Rejected(error), policy) == Settlement(delivery, Verdict.BURY, reason=error)
+    assert settle(delivery, Rejected(error), policy) == Settlement(
+        delivery, Verdict.BURY, reason=error, outcome="failure", error_type=error
+    )
 
 
 @given(some.deliveries(), policies)
@@ -807,14 +768,14 @@ def test_the_first_fallback_tells_the_sender_that_the_delivery_failed(
     """on_error, or the blocked caller, hears "result delivery failed: ..." with the reason of the refusal."""
     delivery = data.draw(some.deliveries(awaits))
     first, *_ = fallbacks(settle(delivery, Returned(result), policy), refusal)
-    expected = failed(delivery, f"result delivery failed: {refusal}", Verdict.BURY)
+    expected = failed(delivery, f"result delivery failed: {refusal}", Verdict.BURY, "")
     assert attrs.evolve(first, result=None) == expected
 
 
 @given(some.deliveries(), errors, policies, errors)
 def test_a_failure_has_no_result_to_bury(delivery: Delivery, error: str, policy: RetryPolicy, refusal: str) -> None:
     """A task that raised or was rejected has no result, and its dead letter shows none."""
-    for outcome in (Raised(error), Rejected(error), RetryAsked(None, error)):
+    for outcome in (Raised(error), Rejected(error), RetryAsked(error)):
         assert {each.result for each in fallbacks(settle(delivery, outcome, policy), refusal)} == {None}
 
 

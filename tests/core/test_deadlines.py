@@ -36,6 +36,7 @@ from unstract_core.continuation import (
     RetryPolicy,
     Returned,
     fallbacks,
+    outcome_of,
     overdue,
     rejection,
     settle,
@@ -50,7 +51,7 @@ outcomes: st.SearchStrategy[Outcome] = st.one_of(
     st.builds(RetryAsked, st.none() | st.floats(0, 1e6), errors),
     st.builds(Rejected, errors),
     st.just(Ignored()),
-    st.builds(lambda seconds: Raised.of(overdue(seconds)), st.floats(0.1, 1e6)),
+    st.builds(lambda seconds: outcome_of(overdue(seconds)), st.floats(0.1, 1e6)),
 )
 once = st.builds(
     RetryPolicy,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import builtins
 import datetime
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,12 +18,10 @@ from kombu.serialization import loads
 
 from transports.celery.compression import NotDecompressed, readable_body
 from transports.celery.encode import Outgoing
-from unstract_core.errors import MalformedPayload
+from unstract_core.errors import Expired, MalformedPayload, UnknownTask
 from unstract_core.transport import Reply
 from unstract_core.values import cut, error_text, normalise
 
-_ERROR = re.compile(r"(?P<type>[A-Za-z_]\w*)(?:: (?P<message>.*))?", re.DOTALL)
-_EXPIRED = "MalformedPayload: expired"
 _ENDED = {"SUCCESS", "FAILURE", "REVOKED"}
 _UNREAD = 86400.0
 """Seconds after which an unread answer may be removed: as long as Celery keeps results."""
@@ -32,9 +29,17 @@ _TEXT = "exc_text"
 """The field that we add to Celery's fields of a failure."""
 
 
-def write_answer(reply: Reply, *, task_id: str, correlation_id: str, reply_to: str) -> Outgoing:
-    """Write a reply as the message that a Celery worker with the backend rpc:// sends to its client."""
-    status, result = ("SUCCESS", reply.result) if reply.status == "completed" else _failure(reply.error)
+def write_answer(reply: Reply, *, task_id: str, correlation_id: str, reply_to: str, error_type: str = "") -> Outgoing:
+    """Write a reply as the message that a Celery worker with the backend rpc:// sends to its client.
+
+    Args:
+        reply: The reply.
+        task_id: The id of the task that the client waits for.
+        correlation_id: The id by which the client finds its request.
+        reply_to: The client's queue.
+        error_type: The type at the start of the error text of a failure; "" if it is not known.
+    """
+    status, result = ("SUCCESS", reply.result) if reply.status == "completed" else _failure(reply.error, error_type)
     return Outgoing(
         queue=reply_to,
         headers={},
@@ -73,21 +78,20 @@ def read_answer(message: kombu.Message, key: str) -> Reply | None:
     return Reply(key, "failed", error=cut(_text(result)))
 
 
-def _failure(error: str) -> tuple[str, dict[str, Any]]:
-    if error.startswith(_EXPIRED):
+def _failure(error: str, error_type: str) -> tuple[str, dict[str, Any]]:
+    if error_type == Expired.__name__:
         return "REVOKED", {
             "exc_type": "TaskRevokedError",
             "exc_message": ["expired"],
             "exc_module": "celery.exceptions",
             _TEXT: error,
         }
-    found = _ERROR.fullmatch(error)
-    name, message = (found["type"], found["message"]) if found else ("Exception", error)
-    if name == "UnknownTask":
+    name = error_type if error_type.isidentifier() else "Exception"
+    message = error.removeprefix(error_type).removeprefix(": ") if name == error_type else error
+    module = "builtins" if _is_builtin(name) else None
+    if name == UnknownTask.__name__:
         name, module = "NotRegistered", "celery.exceptions"
-    else:
-        module = "builtins" if _is_builtin(name) else None  # type: ignore[assignment]
-    arguments = [] if message is None else [_key(message) if name == "KeyError" else message]
+    arguments = [_key(message) if name == "KeyError" else message] if message else []
     return "FAILURE", {"exc_type": name, "exc_message": arguments, "exc_module": module, _TEXT: error}
 
 

@@ -61,7 +61,7 @@ def outgoing(received: Received, settlement: Settlement, settings: Settings, def
         follow_ups = list(_follow_ups(received.envelope, settlement, settlement.follow_up, settings, default_queue))
         found += [("follow-up", one) for one in follow_ups]
     if settlement.reply is not None:
-        found += [("answer", one) for one in _answers(received, settlement.reply)]
+        found += [("answer", one) for one in _answers(received, settlement.reply, settlement.error_type)]
     if settlement.verdict is Verdict.RETRY and settlement.counted:
         found.append(("retry", again(received, retries=received.envelope.attempt, delay=settlement.delay)))
     if settlement.verdict is Verdict.BURY:
@@ -139,20 +139,20 @@ def _with_room(headers: dict[str, Any]) -> dict[str, Any]:
     return headers
 
 
-def _answers(received: Received, reply: Reply) -> Iterator[Outgoing]:
+def _answers(received: Received, reply: Reply, error_type: str) -> Iterator[Outgoing]:
     """Write the answer to the sender; of a failed chain, to those too who wait for its later tasks, as Celery does."""
     envelope = received.envelope
     if to := _answer_address(received):
         task_id = envelope.id or reply.key
         correlation_id = envelope.correlation_id or task_id
-        yield write_answer(reply, task_id=task_id, correlation_id=correlation_id, reply_to=to)
+        yield write_answer(reply, task_id=task_id, correlation_id=correlation_id, reply_to=to, error_type=error_type)
     chain = envelope.body[2].get("chain") if envelope.body is not None and reply.status == "failed" else None
     for link in chain if isinstance(chain, list) else ():
         options = link.get("options") if isinstance(link, dict) else None
         if isinstance(options, dict):
             later, address = name_of(options.get("task_id")), name_of(options.get("reply_to"))
             if later is not None and address is not None:
-                yield write_answer(reply, task_id=later, correlation_id=later, reply_to=address)
+                yield write_answer(reply, task_id=later, correlation_id=later, reply_to=address, error_type=error_type)
 
 
 def _answer_address(received: Received) -> str:
@@ -163,7 +163,7 @@ def _answer_address(received: Received) -> str:
 def _follow_ups(
     envelope: Envelope, settlement: Settlement, follow_up: Message, settings: Settings, default_queue: str
 ) -> Iterable[Outgoing]:
-    failed = settlement.verdict is Verdict.BURY or bool(settlement.reason)
+    failed = settlement.outcome == "failure"
     links = envelope.errbacks if failed else envelope.callbacks
     lineage = Lineage(root_id=envelope.root_id or envelope.id, parent_id=envelope.id)
     plain = task_message(follow_up, ranked=settings.keeps_priorities(follow_up.queue), lineage=lineage)

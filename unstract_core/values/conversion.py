@@ -51,12 +51,17 @@ def normalise_members(
 
 def error_text(exc: BaseException) -> str:
     """Write an exception as `Type: message`, inside the domain and at most `ERROR_LIMIT` characters. Never raises."""
+    name, message = error_parts(exc)
+    return cut(f"{name}: {message}" if message else name)
+
+
+def error_parts(exc: BaseException) -> tuple[str, str]:
+    """Return the name of an exception's type and the exception's own text. Never raises."""
     try:
         message = str.__str__(str(exc))
     except BaseException:  # a hostile __str__ may even exit
         message = "<its message cannot be printed>"
-    name = type_name(exc)
-    return cut(f"{name}: {message}" if message else name)
+    return type_name(exc), message
 
 
 def type_name(exc: BaseException) -> str:

@@ -294,10 +294,9 @@ class Loop:
         if rejected is None:
             self._runner.submit(held)
             return
-        error_type = rejected.error.partition(":")[0]
-        if self._rejections.passes((delivery.queue, error_type)):
+        if self._rejections.passes((delivery.queue, rejected.error_type)):
             emit(logger, logging.ERROR, "message_rejected", **ids(delivery), reason=rejected.error)
-        self._settings.observers.rejected(delivery, error_type)
+        self._settings.observers.rejected(delivery, rejected.error_type)
         held.settlement = settle(delivery, rejected, self._settings.policy)
         held.finished = time.monotonic()
         self._runner.done.append(held)

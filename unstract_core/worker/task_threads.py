@@ -25,6 +25,7 @@ from unstract_core.continuation import (
     RetryPolicy,
     Returned,
     expiry,
+    outcome_of,
     overdue,
     settle,
     with_headers,
@@ -34,7 +35,7 @@ from unstract_core.observability.log_events import emit, frames, stack_of
 from unstract_core.observability.observer import End, Observers
 from unstract_core.payload import TaskPayload
 from unstract_core.transport import Delivery, Settlement
-from unstract_core.values import error_text, type_name
+from unstract_core.values import error_parts, error_text, type_name
 from unstract_core.worker.context import delivering
 from unstract_core.worker.in_flight import Held
 
@@ -180,7 +181,7 @@ class Runner:
             late = overdue(self._deadline)
             self._observers.task_failed(held.delivery, "raised", late)
             self._observers.ran(held.delivery, "raised", type_name(late), seconds, 0)
-            held.settlement = settle(held.delivery, Raised.of(late), self._policy_of(held.delivery))
+            held.settlement = settle(held.delivery, outcome_of(late), self._policy_of(held.delivery))
             self.finish(held)
         return given_up
 
@@ -252,7 +253,7 @@ class Runner:
             elif held.until <= time.monotonic():
                 held.give_back("its lease was over before it was started")
             elif (late := expiry(held.delivery)) is not None:  # it may have waited here for long
-                self._observers.rejected(held.delivery, late.error.partition(":")[0])
+                self._observers.rejected(held.delivery, late.error_type)
                 held.settlement = settle(held.delivery, late, self._policy_of(held.delivery))
             elif (settlement := self._run(held)) is not None:
                 held.settlement = settlement
@@ -269,7 +270,7 @@ class Runner:
             with self._observers.running(delivery) if self._observers else contextlib.nullcontext() as headers:
                 outcome = self._outcome(held)
         except BaseException as exc:  # no rule of ours may cost a message or a thread
-            outcome = Raised(error_text(exc))
+            outcome = Raised(*error_parts(exc))
         self.end_if_forked()
         if self._here is not None and self._here.is_current:
             self._here.after_task()
@@ -285,7 +286,7 @@ class Runner:
         try:
             outcome: Outcome = Returned.of(self._call(delivery))
         except BaseException as exc:  # a task may call sys.exit; its thread has others to run
-            outcome = Raised.of(exc)
+            outcome = outcome_of(exc, self._task_of(delivery))
             error_type = type_name(exc)
             self._log_raised(delivery, exc, outcome, time.monotonic() - started)
             if self._observers and held in self._started:

@@ -1,0 +1,75 @@
+"""Celery's exceptions in a task: each asks for the outcome that it has in a Celery worker."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import celery.exceptions
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transports.celery.task_exceptions import outcome_of
+from unstract_core import Delivery, Settlement, TaskPayload, Verdict
+from unstract_core.continuation import Rejected, RetryAsked, RetryPolicy, settle
+from unstract_core.transport import check_delay
+
+PLAIN = Delivery("1", "q", 1, TaskPayload(task_name="t", queue="q"), {})
+
+
+@pytest.mark.parametrize("exc", [ValueError("x"), KeyboardInterrupt(), celery.exceptions.TaskError("x")], ids=repr)
+def test_other_exceptions_ask_for_nothing(exc: BaseException) -> None:
+    """Only Retry, Reject and Ignore have a meaning of their own."""
+    assert outcome_of(exc) is None
+
+
+def test_celerys_retry_asks_for_another_run() -> None:
+    """A task declared for Celery that raises Celery's Retry is run again, after the countdown that it names."""
+    found = outcome_of(celery.exceptions.Retry("again", exc=ConnectionError("away"), when=7))
+    assert found == RetryAsked("ConnectionError", "away", delay=7)
+
+
+@pytest.mark.parametrize("zone", [None, datetime.UTC, datetime.timezone(datetime.timedelta(hours=-5))], ids=str)
+@pytest.mark.parametrize("seconds", [600, -600])
+def test_celerys_retry_may_name_a_moment(seconds: int, zone: datetime.tzinfo | None) -> None:
+    """A Retry with an ETA is run again then, or at once when it has passed."""
+    moment = datetime.datetime.now(zone) + datetime.timedelta(seconds=seconds)
+    found = outcome_of(celery.exceptions.Retry(when=moment))
+    assert isinstance(found, RetryAsked)
+    assert found.delay is not None
+    assert max(0, seconds - 60) <= found.delay <= max(0, seconds)
+
+
+@given(st.none() | st.floats() | st.integers() | st.booleans() | st.text() | st.datetimes())
+def test_celerys_retry_with_any_delay_can_be_settled(when: Any) -> None:
+    """A Retry is understood or treated as one without a delay; never an error, never a delay out of range."""
+    found = outcome_of(celery.exceptions.Retry(when=when))
+    assert found is not None
+    check_delay(settle(PLAIN, found, RetryPolicy()).delay)
+
+
+@pytest.mark.parametrize("requeue", [False, True])
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [
+        (ValueError("not for me"), "ValueError: not for me"),
+        ("not for me", "Reject: not for me"),
+        ("a\0b", "Reject: a\ufffdb"),
+        (None, "Reject"),
+        (7, "Reject: (7, {requeue})"),
+    ],
+)
+def test_celerys_reject_reports_its_reason(reason: Any, error: str, requeue: bool) -> None:
+    """The error that it names, or its text; with `requeue` it asks to be run again."""
+    error = error.format(requeue=requeue)
+    found = outcome_of(celery.exceptions.Reject(reason, requeue=requeue))
+    assert isinstance(found, RetryAsked if requeue else Rejected)
+    assert found.error == error
+
+
+def test_celerys_ignore_has_no_consequence() -> None:
+    """The message is acknowledged, and that is all."""
+    found = outcome_of(celery.exceptions.Ignore("whatever"))
+    assert found is not None
+    assert settle(PLAIN, found, RetryPolicy()) == Settlement(PLAIN, Verdict.ACK)

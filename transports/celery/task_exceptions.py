@@ -1,0 +1,41 @@
+"""Celery's own exceptions in a task: what Retry, Reject and Ignore ask for.
+
+Celery itself is not imported: a task that raises one of its exceptions has imported it.
+"""
+
+from __future__ import annotations
+
+import datetime
+
+from unstract_core.continuation import Ignored, Rejected, RetryAsked, fit_delay
+from unstract_core.values import error_parts
+
+
+def outcome_of(exc: BaseException) -> RetryAsked | Rejected | Ignored | None:
+    """Return the outcome that an exception of Celery's asks for; None for every other exception."""
+    match next((kind.__name__ for kind in type(exc).__mro__ if kind.__module__ == "celery.exceptions"), None):
+        case "Retry":
+            return _retry(exc)
+        case "Reject":
+            return _reject(exc)
+        case "Ignore":
+            return Ignored()
+    return None
+
+
+def _retry(exc: BaseException) -> RetryAsked:
+    """Read a Retry: `exc` is the error of the task, `when` a number of seconds or a moment."""
+    when, reason = getattr(exc, "when", None), getattr(exc, "exc", None)
+    if isinstance(when, datetime.datetime):
+        when = max(0.0, (when - datetime.datetime.now(when.tzinfo)).total_seconds())
+    return RetryAsked(*error_parts(reason if isinstance(reason, BaseException) else exc), delay=fit_delay(when))
+
+
+def _reject(exc: BaseException) -> RetryAsked | Rejected:
+    """Read a Reject: `reason` is the error of the task or a text; `requeue` asks for another run."""
+    reason = getattr(exc, "reason", None)
+    if isinstance(reason, str) or reason is None:
+        error = ("Reject", str.__str__(reason) if reason else "")
+    else:
+        error = error_parts(reason if isinstance(reason, BaseException) else exc)
+    return RetryAsked(*error) if getattr(exc, "requeue", False) else Rejected(*error)
