@@ -8,9 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOCK := requirements.lock
+DOCS_VENV := .venv-docs
+DOCS_READY := $(DOCS_VENV)/.ready
+DOCS_LOCK := requirements-docs.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo flip test kit fuzz chaos soak memory check check-lint check-types check-imports check-lock check-schema check-golden check-faults bench lock schema golden faults clean
+.PHONY: help demo flip test kit fuzz chaos soak memory check check-lint check-types check-imports check-lock check-schema check-golden check-faults bench lock schema golden faults docs clean
 
 help:
 	@echo "make demo    documents through PostgreSQL (ARGS='--transport celery': RabbitMQ): dispatched, executed, continued, saved"
@@ -27,6 +30,7 @@ help:
 	@echo "make lock    resolve the newest versions and write $(LOCK)"
 	@echo "make golden  list new files of contract_tests/golden in its manifest; what is listed is never changed"
 	@echo "make faults  write the table of the faults that the conformance kit catches into docs/conformance.md"
+	@echo "make docs    build the site with the API reference into site/; fails on a broken link"
 	@echo "make clean   remove $(VENV), caches, and what the demo saved"
 	@echo "PYTHON=python3.12 chooses the interpreter for a new $(VENV); 'make clean' first where there is one."
 
@@ -95,8 +99,8 @@ check-faults: $(READY)
 faults: $(READY)
 	@$(BIN)/python tools/check_faults.py --write
 
-# $(1): the environment; $(2): options for pip. The build backend comes from the group, so that it is locked as well.
-define install
+# $(1): the environment to create.
+define venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "unstract-wire needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." >&2; \
 		echo "Name another one: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
@@ -104,6 +108,11 @@ define install
 		echo "'$(PYTHON)' has no venv module; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@$(1)/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(1)
 	@$(1)/bin/python -m pip install -qq --disable-pip-version-check pip==$(PIP_VERSION)
+endef
+
+# $(1): the environment; $(2): options for pip. The build backend comes from the group, so that it is locked as well.
+define install
+	$(call venv,$(1))
 	@$(1)/bin/python -m pip install -qq $(2) --group dev
 	@$(1)/bin/python -m pip install -qq $(2) --no-build-isolation --editable '.[all]'
 endef
@@ -113,6 +122,18 @@ $(READY): pyproject.toml $(LOCK)
 	$(call install,$(VENV),--constraint $(LOCK))
 	@touch $@
 
+# In an environment of its own, so that nothing else has to install it.
+$(DOCS_READY): pyproject.toml $(DOCS_LOCK)
+	@echo "Installing into $(DOCS_VENV); this takes some seconds, once."
+	$(call venv,$(DOCS_VENV))
+	@$(DOCS_VENV)/bin/python -m pip install -qq --constraint $(DOCS_LOCK) --group docs
+	@touch $@
+
+docs: $(DOCS_READY)
+	@$(DOCS_VENV)/bin/python tools/check_lock.py --docs
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict --clean
+	@echo "site/index.html"
+
 schema: $(READY)
 	@$(BIN)/python tools/check_schema.py --write
 
@@ -121,7 +142,11 @@ lock:
 	$(call install,$(VENV)-lock,)
 	@$(VENV)-lock/bin/python tools/check_lock.py --write
 	@rm -rf $(VENV)-lock
+	$(call venv,$(VENV)-lock)
+	@$(VENV)-lock/bin/python -m pip install -qq --group docs
+	@$(VENV)-lock/bin/python tools/check_lock.py --docs --write
+	@rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) $(VENV)-lock .fuzz dist demo-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lock $(DOCS_VENV) site .fuzz dist demo-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,8 @@
 """Check that requirements.lock is what pyproject.toml needs, and what this environment has; `--write` writes it anew.
 
+`--docs` does the same for requirements-docs.lock: the group `docs`, which `make docs` installs into an environment of
+its own.
+
 Asks no registry: what a dependency needs itself is read from its installed metadata. The lock is a constraints file
 of exact pins, one for every supported Python, so a pin that only another Python needs is not superfluous here.
 Left out on purpose: hashes and places to download from, which differ between an index and its mirrors.
@@ -20,6 +23,7 @@ from packaging.version import InvalidVersion, Version
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = "requirements.lock"
+DOCS_LOCK = "requirements-docs.lock"
 SUPPORTED = ("3.11", "3.12", "3.13")
 HEADER = f"""\
 # A constraints file for pip: the exact versions that are developed with, on Python {SUPPORTED[0]} to {SUPPORTED[-1]}.
@@ -67,6 +71,12 @@ def stated(pyproject: Mapping[str, Any]) -> list[Need]:
     own = canonicalize_name(project["name"])
     needs = [Need(Requirement(text), of) for of, texts in tables.items() for text in texts if isinstance(text, str)]
     return [need for need in needs if need.name != own]
+
+
+def stated_by_group(pyproject: Mapping[str, Any], group: str) -> list[Need]:
+    """Return the requirements of one dependency group, without those of the groups that it includes."""
+    texts = pyproject["dependency-groups"][group]
+    return [Need(Requirement(text), f"group {group}") for text in texts if isinstance(text, str)]
 
 
 def included(groups: Mapping[str, Any], name: str) -> list[str]:
@@ -161,18 +171,21 @@ def written(needs: Iterable[Need], installed: Mapping[str, Installed], python: s
 
 
 def main(arguments: list[str]) -> int:
-    if arguments not in ([], ["--write"]):
-        print("usage: check_lock.py [--write]", file=sys.stderr)
+    if not {"--write", "--docs"}.issuperset(arguments):
+        print("usage: check_lock.py [--docs] [--write]", file=sys.stderr)
         return 2
-    needs = stated(tomllib.loads((ROOT / "pyproject.toml").read_text()))
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    lock, needs = LOCK, stated(pyproject)
+    if "--docs" in arguments:
+        lock, needs = DOCS_LOCK, stated_by_group(pyproject, "docs")
     installed = installed_here()
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if arguments:
-        (ROOT / LOCK).write_text(written(needs, installed, python))
-    found = problems((ROOT / LOCK).read_text(), needs, installed, python)
+    if "--write" in arguments:
+        (ROOT / lock).write_text(written(needs, installed, python))
+    found = problems((ROOT / lock).read_text(), needs, installed, python)
     for problem in found:
-        print(f"{LOCK}: {problem}")
-    print(f"{LOCK}: {f'{len(found)} problems; `make lock` resolves anew' if found else 'in step with pyproject.toml'}")
+        print(f"{lock}: {problem}")
+    print(f"{lock}: {f'{len(found)} problems; `make lock` resolves anew' if found else 'in step with pyproject.toml'}")
     return 1 if found else 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from packaging.requirements import Requirement
 
-from tools.check_lock import Installed, Need, problems, read_lock, stated, written
+from tools.check_lock import Installed, Need, problems, read_lock, stated, stated_by_group, written
 
 INSTALLED = {
     "top": Installed("2.0", (Requirement("middle>=1"), Requirement("old-only; python_version < '3.12'"))),
@@ -114,3 +114,10 @@ def test_every_table_of_pyproject_states_requirements() -> None:
         ("driver[fast]", "extra x"),
         ("runner", "group test"),
     }
+
+
+def test_one_group_is_stated_without_the_rest() -> None:
+    """The group `docs` has an environment and a lock of its own."""
+    pyproject = {"dependency-groups": {"test": ["runner"], "docs": ["theme>=1", {"include-group": "test"}]}}
+    (need,) = stated_by_group(pyproject, "docs")
+    assert (str(need.requirement), need.of) == ("theme>=1", "group docs")
