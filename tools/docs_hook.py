@@ -1,11 +1,11 @@
 """MkDocs hook: README, CHANGELOG and their like become pages, and links to source files lead to the repository.
 
 The documents are written for readers of the repository, so a document links to a test or a source file by its relative
-path. The site has no such files. For each relative link the hook decides:
+path. The site has no such files, so the hook replaces the link:
 
-- a page of the site: relative link to the page, whose existence and anchors MkDocs checks;
-- another file of the repository: link to it at the repository URL of pyproject.toml;
-- no file: a warning, which fails the build because `make docs` is strict.
+- A link to a page of the site leads to that page. MkDocs checks the page and the anchor.
+- A link to another file leads to that file at the repository URL of pyproject.toml.
+- A link to no file is a warning, which fails the build because `make docs` is strict.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     "index.md": "README.md",
     "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "reporting.md": "SECURITY.md",
 }
 """Pages that are made of files outside docs/: page -> file, both relative to their roots."""
 

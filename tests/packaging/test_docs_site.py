@@ -30,7 +30,7 @@ def test_page_outside_docs_has_a_source(source: str) -> None:
 
 
 def test_reference_documents_every_exported_name() -> None:
-    """Each name of `unstract_core.__all__` stands in one page of the API reference."""
+    """One page of the API reference has each name of `unstract_core.__all__`."""
     documented = re.findall(r"^::: unstract_core\.(\w+)$", REFERENCE, re.MULTILINE)
     assert sorted(documented) == sorted(unstract_core.__all__)
 
