@@ -73,3 +73,12 @@ def test_repository_url_is_the_one_of_pyproject() -> None:
     """The site takes it from there."""
     assert repository_url().startswith("https://github.com/")
     assert source_of("index.md") == "README.md"
+
+
+@pytest.mark.parametrize("page", WRITTEN)
+def test_nested_lists_are_indented_by_four(page: str) -> None:
+    """Python-Markdown renders an item that is indented by less as one of the outer list."""
+    text = re.sub(
+        r"^```.*?^```", "", (ROOT / "docs" / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    assert re.findall(r"^ {1,3}(?:[-*]|\d+\.) .*$", text, re.MULTILINE) == []
