@@ -1,11 +1,11 @@
-"""Check that requirements.lock is what pyproject.toml needs, and what this environment has; `--write` writes it anew.
+"""Compare requirements.lock with pyproject.toml and with this environment; `--write` writes the lock again.
 
-`--docs` does the same for requirements-docs.lock: the group `docs`, which `make docs` installs into an environment of
-its own.
+`--docs` compares requirements-docs.lock with the group `docs`, which `make docs` installs into an environment of its
+own.
 
-Asks no registry: what a dependency needs itself is read from its installed metadata. The lock is a constraints file
-of exact pins, one for every supported Python, so a pin that only another Python needs is not superfluous here.
-Left out on purpose: hashes and places to download from, which differ between an index and its mirrors.
+The check asks no registry, because the installed metadata names the requirements of each dependency. The lock is a
+constraints file of exact pins for every supported Python, so it may have a pin that only another Python needs. It has
+no hashes and no download addresses, because these differ between an index and its mirrors.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _is_pin(name: str, version: str) -> bool:
 
 
 def problems(lock: str, needs: Iterable[Need], installed: Mapping[str, Installed], python: str) -> list[str]:
-    """What keeps `lock` from being exactly what `needs` lead to, and what is `installed`; empty when all is well."""
+    """Return the differences of `lock` from `needs` and from the `installed` versions; an empty list if there are none."""
     needs = list(needs)
     pins, found = read_lock(lock)
     for need in closure(needs, installed, [python]):
@@ -185,7 +185,7 @@ def main(arguments: list[str]) -> int:
     found = problems((ROOT / lock).read_text(), needs, installed, python)
     for problem in found:
         print(f"{lock}: {problem}")
-    print(f"{lock}: {f'{len(found)} problems; `make lock` resolves anew' if found else 'in step with pyproject.toml'}")
+    print(f"{lock}: {f'{len(found)} problems; run `make lock`' if found else 'in step with pyproject.toml'}")
     return 1 if found else 0
 
 
