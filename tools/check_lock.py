@@ -146,7 +146,7 @@ def _is_pin(name: str, version: str) -> bool:
 
 
 def problems(lock: str, needs: Iterable[Need], installed: Mapping[str, Installed], python: str) -> list[str]:
-    """Return the differences of `lock` from `needs` and from the `installed` versions; an empty list if there are none."""
+    """Return the differences of `lock` from `needs` and from the `installed` versions; empty if there are none."""
     needs = list(needs)
     pins, found = read_lock(lock)
     for need in closure(needs, installed, [python]):
