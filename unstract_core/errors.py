@@ -8,6 +8,7 @@
      +-- NotSupported                     asked of a transport that does not claim the capability
      +-- UnknownTask                      a message names a task that this worker does not have
      +-- TooManyAttempts                  a message was delivered too often without ever being settled
+     +-- Expired                          a message was delivered after the time it was to be run before
      +-- WorkerLost                       a task that is never run twice was lost with the worker that had it
      +-- Expired                          a message came to a worker after the moment that its sender had set
      +-- ContinuationNotAllowed           a message names a callback that this worker may not send
@@ -87,6 +88,10 @@ class UnknownTask(ContractError):
 
 class TooManyAttempts(ContractError):
     """The message has cost a worker its life too often to be given to another."""
+
+
+class Expired(ContractError):
+    """The message was delivered after its `expires` time; its task was not run."""
 
 
 class WorkerLost(ContractError):
