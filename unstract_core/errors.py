@@ -1,30 +1,29 @@
-"""Every error that this package raises, under one root.
+"""Every error that this package raises: one tree under ContractError.
 
     ContractError
-     +-- PayloadError (ValueError)        data that the wire cannot carry; `.path` says where
+     +-- PayloadError (ValueError)        a value that the wire cannot carry; `.path` says where
      |    +-- MalformedPayload            a stored message that cannot be read
-     |    +-- SignatureError              a callback signature that cannot be translated without loss
+     |    +-- SignatureError              a callback signature that a continuation cannot represent
      +-- ConfigurationError               a URL, option, extra or registry that cannot work
-     +-- NotSupported                     asked of a transport that does not claim the capability
-     +-- UnknownTask                      a message names a task that this worker does not have
-     +-- TooManyAttempts                  a message was delivered too often without ever being settled
-     +-- Expired                          a message was delivered after the time it was to be run before
-     +-- WorkerLost                       a task that is never run twice was lost with the worker that had it
-     +-- Expired                          a message came to a worker after the moment that its sender had set
+     +-- NotSupported                     the transport does not claim the capability that the call needs
+     +-- UnknownTask                      this worker has no task of the message's name
+     +-- TooManyAttempts                  a message exceeded `max_attempts` deliveries without being settled
+     +-- Expired                          a message was delivered after its `expires` time
+     +-- WorkerLost                       the worker that claimed a task never settled it; the task is never run twice
      +-- ContinuationNotAllowed           a message names a callback that this worker may not send
-     +-- DeadlineExceeded                 a task ran for longer than its worker lets it
-     +-- TaskFailed                       a blocking call's task raised, or could not be run
-     +-- ReplyTimeout (TimeoutError)      a blocking call's deadline passed without an answer
-     +-- GateFailed                       a gate cannot tell which way a dispatch is to go
-     +-- TransportError
-          +-- TransportUnavailable        away for now; `.fate_unknown` tells whether it may have happened
-          |    +-- NoRoom                 takes no message for now, and says why
+     +-- DeadlineExceeded                 a task exceeded its deadline
+     +-- TaskFailed                       the task of a blocking call raised, or could not be run
+     +-- ReplyTimeout (TimeoutError)      the deadline of a blocking call passed without a reply
+     +-- GateFailed                       a gate cannot choose the transport for a dispatch
+     +-- TransportError                   `.effect` says what the operation changed, `.remedy` what to do
+          +-- TransportUnavailable        it cannot be reached now; `.fate_unknown`: the operation may have taken effect
+          |    +-- NoRoom                 it accepts no message now, and says why
           |         +-- QueueFull         one queue is full
-          +-- TransportRefused            refused for good: trying the same again cannot help
-          +-- TransportNotReady           its tables or queues are not there yet
+          +-- TransportRefused            rejected for good: the same operation fails again
+          +-- TransportNotReady           its tables or queues do not exist, or may not be used
           +-- TransportClosed             used after close()
 
-Guarantee: every one of them can be pickled. A driver's own error appears only as `__cause__`.
+Guarantee: every error can be pickled with its attributes. A driver's error appears only as `__cause__`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ import enum
 
 
 class Meaning(enum.Enum):
-    """What an answer of a database or broker means: can the same operation succeed later, and did it take effect?"""
+    """The meaning of an error of a database or broker: may a second try succeed, and may this one have taken effect?"""
 
     UNAVAILABLE = "unavailable"
     IN_DOUBT = "unavailable, in doubt"
@@ -42,13 +41,19 @@ class Meaning(enum.Enum):
 
 
 class ContractError(Exception):
-    """The root: catch this to catch whatever this package raises on purpose."""
+    """The root of the tree: catch it to catch every error that this package raises on purpose."""
+
+    @property
+    def problem(self) -> str:
+        """What is wrong: the error's text without its path, its effect and its remedy."""
+        return str(self.args[0]) if self.args else ""
 
 
 class PayloadError(ContractError, ValueError):
     """A value that the wire cannot carry.
 
-    `path` is the JSON path of the offender, `$` being the message (or the value that was given alone).
+    Attributes:
+        path: The JSON path of the value; `$` is the message, or the value itself where it was given alone.
     """
 
     def __init__(self, message: str = "", *, path: str = "$") -> None:
@@ -56,26 +61,30 @@ class PayloadError(ContractError, ValueError):
         self.path = path
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.args[0] if self.args else ''}"
+        return f"{self.path}: {self.problem}"
 
 
 class MalformedPayload(PayloadError):
-    """A stored message that cannot be read as a task. `problems` lists every reason, each with its path."""
+    """A stored message that cannot be read as a task.
+
+    Attributes:
+        problems: Every reason, each with its path.
+    """
 
     def __init__(self, message: str = "", *, path: str = "$", problems: tuple[str, ...] = ()) -> None:
         super().__init__(message, path=path)
         self.problems = problems
 
     def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""
+        return self.problem
 
 
 class SignatureError(PayloadError):
-    """A callback signature that would lose something on the way; nothing has been sent."""
+    """A callback signature that a continuation cannot represent without loss; nothing was sent."""
 
 
 class ConfigurationError(ContractError):
-    """A set-up that cannot work: raised at start, before the first message."""
+    """A configuration that cannot work; raised at start, before the first message."""
 
 
 class NotSupported(ContractError):
@@ -83,11 +92,11 @@ class NotSupported(ContractError):
 
 
 class UnknownTask(ContractError):
-    """No task of that name is registered in this worker."""
+    """This worker has no task of that name."""
 
 
 class TooManyAttempts(ContractError):
-    """The message has cost a worker its life too often to be given to another."""
+    """The message exceeded `max_attempts` deliveries without being settled, usually because it crashes its worker."""
 
 
 class Expired(ContractError):
@@ -95,23 +104,19 @@ class Expired(ContractError):
 
 
 class WorkerLost(ContractError):
-    """The worker that had taken the task never settled it; it may have run, and is never run twice."""
-
-
-class Expired(ContractError):
-    """The message was to be run before a moment that has passed. It was not run."""
+    """The worker that claimed the task never settled it. The task may have run, and is never run twice."""
 
 
 class ContinuationNotAllowed(ContractError):
-    """A message names a callback that is not among those that this worker may send."""
+    """A message names a callback that this worker's configuration does not allow."""
 
 
 class DeadlineExceeded(ContractError):
-    """The task ran for longer than its worker lets it; it may be running still."""
+    """The task exceeded its deadline; it may still be running."""
 
 
 class TaskFailed(ContractError):
-    """The task of a blocking call failed; the text is the task's own, as `Type: message`."""
+    """The task of a blocking call failed; the text is the task's own error, as `Type: message`."""
 
 
 class ReplyTimeout(ContractError, TimeoutError):
@@ -119,7 +124,11 @@ class ReplyTimeout(ContractError, TimeoutError):
 
 
 class GateFailed(ContractError):
-    """A gate cannot tell which way a dispatch is to go; `code` is its provider's own name for why."""
+    """A gate cannot choose the transport for a dispatch.
+
+    Attributes:
+        code: The provider's name for the reason, such as `FLAG_NOT_FOUND`; "" where it gives none.
+    """
 
     def __init__(self, message: str = "", *, code: str = "") -> None:
         super().__init__(message)
@@ -127,42 +136,57 @@ class GateFailed(ContractError):
 
 
 class TransportError(ContractError):
-    """Something between this process and its queue went wrong."""
+    """An operation on a queue failed. The text is the problem, then its effect, then its remedy.
+
+    Attributes:
+        effect: What the failed operation changed, such as "nothing was sent"; "" where the text does not say.
+        remedy: What an operator has to do; "" where there is nothing to do, or it is not known.
+    """
+
+    def __init__(self, message: str = "", *, effect: str = "", remedy: str = "") -> None:
+        super().__init__(message)
+        self.effect = effect
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        text = f"{self.problem}; {self.effect}" if self.effect else self.problem
+        return f"{text}{'. ' if self.effect else '; '}{self.remedy}" if self.remedy else text
 
 
 class TransportUnavailable(TransportError):
-    """The transport is away for now.
+    """The database or broker cannot be reached now.
 
-    `fate_unknown` is True where the request may have been carried out although no answer came: doing it again
-    may double it. Where it is False nothing has happened and trying again is safe.
+    Attributes:
+        fate_unknown: True where the operation may have been carried out although no answer came: a second try may
+            carry it out twice. False where nothing happened and a second try is safe.
     """
 
-    def __init__(self, message: str = "", *, fate_unknown: bool = False) -> None:
-        super().__init__(message)
+    def __init__(self, message: str = "", *, fate_unknown: bool = False, effect: str = "", remedy: str = "") -> None:
+        super().__init__(message, effect=effect, remedy=remedy)
         self.fate_unknown = fate_unknown
 
 
 class NoRoom(TransportUnavailable):
-    """The transport takes no message for now, and says why; the message is not at fault, and is kept until it can go.
+    """The transport accepts no message now, and says why. The message is valid, and its sender keeps it.
 
-    A settlement that meets it is tried again for as long as it takes, and is never given up for it.
+    A settlement that raises this error is tried again without a limit on the number of tries.
     """
 
 
 class QueueFull(NoRoom):
-    """One queue takes no message for now; others do. Its messages go on being received, so that it can shrink."""
+    """One queue accepts no message now; others do. Its messages are still delivered, so that it can shrink."""
 
 
 class TransportRefused(TransportError):
-    """The transport understood the request and refuses it for good; nothing of it took effect."""
+    """The database or broker rejected the operation for good; nothing of it took effect."""
 
 
 class TransportNotReady(TransportError):
-    """The tables or queues that the transport works on do not exist, or this user may not use them."""
+    """The tables or queues of the transport do not exist, or this user may not use them; `remedy` says what to do."""
 
 
 class TransportClosed(TransportError):
-    """The transport or subscription was closed before.
+    """The transport or subscription was closed before the call.
 
     Attributes:
         fate_unknown: True where a blocking call had sent its task before the transport was closed.

@@ -95,7 +95,7 @@ def _kwargs(sig: object, task: str) -> dict[str, Any]:
     try:
         normal: dict[str, Any] = normalise_members(kwargs, path="$.kwargs")
     except PayloadError as exc:
-        raise SignatureError(f"callback {task!r}: {exc.args[0]}", path=exc.path) from exc
+        raise SignatureError(f"callback {task!r}: {exc.problem}", path=exc.path) from exc
     return normal
 
 
@@ -122,4 +122,4 @@ def _check_name(name: Any, path: str, what: str) -> None:
     try:
         check_name(name, path)
     except PayloadError as exc:
-        raise SignatureError(f"{what}: {exc.args[0]}", path=exc.path) from exc
+        raise SignatureError(f"{what}: {exc.problem}", path=exc.path) from exc

@@ -126,9 +126,9 @@ def test_call_raises_the_tasks_own_error_text(error: str) -> None:
 @pytest.mark.parametrize(
     "failure",
     [
-        TransportUnavailable("read a reply: away; nothing was done"),
+        TransportUnavailable("read a reply: away", effect="nothing was done"),
         TransportUnavailable("read a reply: lost", fate_unknown=True),
-        TransportNotReady("read a reply: no table; nothing took effect"),
+        TransportNotReady("read a reply: no table", remedy="create the table"),
         TransportRefused("read a reply: refused"),
         TransportClosed("closed"),
     ],

@@ -23,7 +23,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "SignatureError": {"path": "$.options.queue"},
     "MalformedPayload": {"path": "$.fairness", "problems": ("expected an object @ $.fairness",)},
     "GateFailed": {"code": "FLAG_NOT_FOUND"},
-    "TransportUnavailable": {"fate_unknown": True},
+    "TransportError": {"effect": "nothing was sent", "remedy": "start the broker"},
+    "TransportUnavailable": {"fate_unknown": True, "effect": "nothing was sent", "remedy": "start the broker"},
+    "TransportNotReady": {"remedy": "run `unstract-wire migrate`"},
 }
 
 
@@ -81,6 +83,15 @@ def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
 def test_a_payload_error_says_where() -> None:
     """The text of a PayloadError begins with the path, so that a log line alone is enough."""
     assert str(errors.PayloadError("too large", path="$.args[0]")) == "$.args[0]: too large"
+
+
+def test_a_transport_error_keeps_problem_effect_and_remedy() -> None:
+    """The text of a transport error has its problem, its effect and its remedy, and each is an attribute."""
+    error = errors.TransportNotReady("no table", remedy="run the migration")
+    assert (str(error), error.problem, error.remedy) == ("no table; run the migration", "no table", "run the migration")
+    lost = errors.TransportUnavailable("lost", effect="nothing was sent", remedy="Is it running?")
+    assert (str(lost), lost.problem) == ("lost; nothing was sent. Is it running?", "lost")
+    assert str(errors.TransportUnavailable("lost")) == "lost"
 
 
 def test_errors_can_be_caught_as_the_built_in_kind_that_they_are() -> None:

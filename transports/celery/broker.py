@@ -535,7 +535,7 @@ class _Confirms:
 
 
 def _blocked(where: str, reason: str) -> Blocked:
-    return Blocked(f"{where}: the broker takes no messages for now ({reason}); nothing was done")
+    return Blocked(f"{where}: the broker takes no messages for now ({reason})", effect="nothing was done")
 
 
 def _undone(failure: TransportError | None, where: str) -> TransportError:

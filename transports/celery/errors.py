@@ -224,8 +224,10 @@ def translate(exc: Exception, doing: str, *, fate_unknown: bool = False) -> Tran
     if answer is not _ANY_OTHER:
         return _refusal(answer, doing, said)
     said = said or type(exc).__name__
-    fate = "; whether it took effect is unknown, so it was not tried again" if fate_unknown else "; nothing was done"
-    return TransportUnavailable(f"{doing}: {_what_happened(exc, doing)} ({said}){fate}", fate_unknown=fate_unknown)
+    fate = "whether it took effect is unknown, so it was not tried again" if fate_unknown else "nothing was done"
+    return TransportUnavailable(
+        f"{doing}: {_what_happened(exc, doing)} ({said})", effect=fate, fate_unknown=fate_unknown
+    )
 
 
 def _inequivalent(found: re.Match[str]) -> str:
@@ -255,7 +257,7 @@ def _refusal(answer: Answer, doing: str, said: str) -> TransportError:
     """Return our error where the broker has answered, and nothing took effect."""
     text = f"{doing}: {answer.says}: {said}" if answer.says else f"{doing}: {said}"
     if answer.meaning is Meaning.UNAVAILABLE:
-        return answer.kind(f"{text}; nothing was done")
+        return answer.kind(text, effect="nothing was done")
     if answer.meaning is Meaning.REFUSED:
         return answer.kind(text)
     fits = [advice for words, advice in _ADVICE if words in said] if not answer.says else []

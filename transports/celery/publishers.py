@@ -48,7 +48,7 @@ class Publishers:
         self.check_open(doing)
         slots = self._slots
         if not slots.acquire(timeout=self._settings.confirm_timeout):
-            raise TransportUnavailable(f"{doing}: all {self._size} connections were in use; nothing was done")
+            raise TransportUnavailable(f"{doing}: all {self._size} connections were in use", effect="nothing was done")
         try:
             broker = self._alive() or Broker(self._settings)
             try:

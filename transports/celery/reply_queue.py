@@ -74,7 +74,9 @@ class Inbox:
                 if self._problem is not None and self._problem is not known:
                     raise self._problem
                 if not self._changed.wait(max(0.0, deadline - time.monotonic())):
-                    raise TransportUnavailable("listen for replies: the broker did not answer; nothing was sent")
+                    raise TransportUnavailable(
+                        "listen for replies: the broker did not answer", effect="nothing was sent"
+                    )
             now = time.monotonic()
             if len(self._awaited) >= self._crowded:  # not at every call, for there may be many
                 self._awaited = {key: one for key, one in self._awaited.items() if one.until > now}

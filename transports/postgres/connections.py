@@ -299,8 +299,10 @@ class Connector:
             return connection
         except psycopg.OperationalError as exc:
             said = " ".join(str(exc).split())
-            remedies = "".join(f". {remedy}" for words, remedy in _REMEDIES.items() if words in said)
-            raise TransportUnavailable(f"cannot connect to PostgreSQL: {said}; nothing was done{remedies}") from exc
+            remedy = ". ".join(remedy for words, remedy in _REMEDIES.items() if words in said)
+            raise TransportUnavailable(
+                f"cannot connect to PostgreSQL: {said}", effect="nothing was done", remedy=remedy
+            ) from exc
         except (psycopg.Error, ValueError) as exc:
             said = " ".join(str(exc).split())
             raise ConfigurationError(f"the PostgreSQL conninfo cannot be used: {said}") from exc

@@ -143,8 +143,8 @@ class PostgresDeadLetters:
 def _say_what_was_done(exc: TransportError, done: int, how: str) -> None:
     """Let the text of an error be about the batch that failed, and name the letters of those before it."""
     letters = "1 dead letter was" if done == 1 else f"{done} dead letters were"
-    text = str(exc).replace("; nothing ", "; nothing of it ")
-    exc.args = (f"{letters} {how}; the batch after that failed: {text}",)
+    exc.args = (f"{letters} {how}; the batch after that failed: {exc.problem}",)
+    exc.effect = exc.effect.replace("nothing ", "nothing of it ", 1)
 
 
 def _as_one(batches: Iterator[T]) -> Iterator[T]:

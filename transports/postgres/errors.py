@@ -226,20 +226,20 @@ def translate(exc: BaseException, doing: str, *, committed_by_us: bool = True) -
     answer = answer_of(state, _cause(exc, state))
     text = f"{doing}: {_primary(exc)} (SQLSTATE {state})"
     if answer.meaning is Meaning.IN_DOUBT and (state == "40003" or not _was_rolled_back(exc)):
-        return TransportUnavailable(_fate(text, committed_by_us), fate_unknown=committed_by_us)
+        return TransportUnavailable(text, effect=_fate(committed_by_us), fate_unknown=committed_by_us)
     return _told(exc, state, answer, text, doing)
 
 
 def _told(exc: BaseException, state: str, answer: Answer, text: str, doing: str) -> TransportError:
     """Return our error for an answer after which the server has kept nothing of the statement."""
     if state == _NO_RIGHT and (takes := needed(doing, _primary(exc))):
-        text = f"{text}; {takes}"
+        answer = attrs.evolve(answer, advice=f"{takes}; {answer.advice}")
     if answer.meaning is Meaning.NOT_READY:
-        return TransportNotReady(f"{text}; {answer.advice}")
+        return TransportNotReady(text, remedy=answer.advice)
     if answer.meaning is Meaning.REFUSED:
-        return TransportRefused(f"{text}; {answer.advice}" if answer.advice else text)
+        return TransportRefused(text, remedy=answer.advice)
     kind = PlanOutdated if state == "0A000" else answer.kind
-    ours = kind(f"{text}; nothing took effect" + (f". {answer.advice}" if answer.advice else ""))
+    ours = kind(text, effect="nothing took effect", remedy=answer.advice)
     if isinstance(ours, DuplicateId):
         names = [_diagnosed(exc, "schema_name") or "", _diagnosed(exc, "table_name") or ""]
         ours.table, ours.column = sql.Identifier(*names).as_string(None), _id_column(exc)
@@ -281,16 +281,14 @@ def _without_state(exc: BaseException, doing: str, committed_by_us: bool) -> Con
         return TransportRefused(f"{doing}: the driver cannot send this value ({type(exc).__name__})")
     if isinstance(exc, psycopg.Error) or "OperationalError" in kinds or "InterfaceError" in kinds:
         text = f"{doing}: the connection to PostgreSQL was lost"
-        return TransportUnavailable(_fate(text, committed_by_us), fate_unknown=committed_by_us)
+        return TransportUnavailable(text, effect=_fate(committed_by_us), fate_unknown=committed_by_us)
     if "DatabaseError" in kinds:
         return TransportRefused(f"{doing}: refused by the driver ({type(exc).__name__})")
     return None
 
 
-def _fate(text: str, unknown: bool) -> str:
-    if unknown:
-        return f"{text}; whether it took effect is unknown, so it was not tried again"
-    return f"{text}; nothing was committed"
+def _fate(unknown: bool) -> str:
+    return "whether it took effect is unknown, so it was not tried again" if unknown else "nothing was committed"
 
 
 def _sqlstate(exc: BaseException) -> str | None:

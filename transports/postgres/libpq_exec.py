@@ -53,7 +53,7 @@ def _prepare(connection: Connection, name: bytes, statement: bytes) -> None:
     except psycopg.Error as exc:
         if exc.sqlstate is not None:
             raise
-        raise TransportUnavailable("the connection to PostgreSQL was lost; nothing was sent") from exc
+        raise TransportUnavailable("the connection to PostgreSQL was lost", effect="nothing was sent") from exc
     connection.spoiled = False
     connection.has_prepared = True
 

@@ -54,12 +54,13 @@ def look_at_tables(execute: Execute, statements: Statements) -> None:
     except TransportNotReady as exc:
         if not (lacking := _lacking(execute, statements.schema)):
             raise
-        what = str(exc).partition("; ")[0]
-        raise TransportNotReady(f"{what}: this role lacks {lacking}; grant this role the right") from exc
+        raise TransportNotReady(
+            f"{exc.problem}: this role lacks {lacking}", remedy="grant this role the right"
+        ) from exc
     names = {"messages": statements.table("messages"), "dead": statements.table("dead")}
     if closed := execute("look at sequences", statements["closed_sequences"], names):
         sequences = ", ".join(str(sequence) for (sequence,) in closed)
-        raise TransportNotReady(f"this role lacks USAGE on {sequences}; grant this role the right")
+        raise TransportNotReady(f"this role lacks USAGE on {sequences}", remedy="grant this role the right")
 
 
 def look_at_row_security(execute: Execute, statements: Statements) -> None:
@@ -68,8 +69,8 @@ def look_at_row_security(execute: Execute, statements: Statements) -> None:
     if tables := [table for (table,) in execute("look at row security", statements["row_security"], asked)]:
         raise TransportNotReady(
             f"row-level security is active for this role on {', '.join(tables)}: rows can be hidden from it, or stay"
-            " when it deletes them; let the role bypass it (ALTER ROLE ... BYPASSRLS), or ALTER TABLE ... DISABLE ROW"
-            " LEVEL SECURITY"
+            " when it deletes them",
+            remedy="let the role bypass it (ALTER ROLE ... BYPASSRLS), or ALTER TABLE ... DISABLE ROW LEVEL SECURITY",
         )
 
 
@@ -78,7 +79,8 @@ def _plan(execute: Execute, statements: Statements) -> None:
         try:
             execute(f"plan the statement {name}", b"EXPLAIN " + statements[name], parameters)
         except TransportRefused as exc:
-            raise TransportNotReady(f"{exc}; compare the tables with transports/postgres/sql/schema.sql") from exc
+            remedy = "compare the tables with transports/postgres/sql/schema.sql"
+            raise TransportNotReady(str(exc), remedy=remedy) from exc
 
 
 def _lacking(execute: Execute, schema: str) -> str:

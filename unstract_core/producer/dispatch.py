@@ -7,7 +7,6 @@ and nothing here decides between transports.
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,6 @@ from unstract_core.signature import Callback, signature_to_continuation
 from unstract_core.transport import Message, Reply, Transport
 from unstract_core.values.limits import JSONValue
 
-_NOTHING = re.compile(r"; nothing (?:was|took|has) ")
 """What an error says about the statement that read a reply would be wrong about the task."""
 
 
@@ -187,8 +185,8 @@ class Dispatcher:
 
 
 def _no_reply(exc: ContractError, task_name: str, queue: str, key: str, *, in_time: bool) -> ContractError:
-    """Return the error for a reply that could not be read. The error's own text is about the reading, not the task."""
-    said = _NOTHING.split(str(exc), maxsplit=1)[0] or type(exc).__name__
+    """Return the error for a reply that could not be read. Its `effect` is left out: it is about the reading."""
+    said = exc.problem or type(exc).__name__
     text = (
         f"task {task_name!r} was sent to queue {queue!r} and may have run, and its reply cannot be read: {said} "
         f"(reply key {key}). Look for it before you send it again"
@@ -229,4 +227,4 @@ def _continuation(sig: Callback | None, name: str) -> ContinuationSpec | None:
     try:
         return signature_to_continuation(sig)
     except SignatureError as exc:
-        raise SignatureError(str(exc.args[0]), path=exc.path.replace("$", f"$.{name}", 1)) from exc
+        raise SignatureError(exc.problem, path=exc.path.replace("$", f"$.{name}", 1)) from exc

@@ -110,5 +110,4 @@ def as_options(queues: Iterable[str]) -> str:
 
 def told(exc: Exception) -> tuple[str, str]:
     """Split an error of ours into what is wrong and what to do."""
-    what, _, remedy = str(exc).rpartition("; ") if isinstance(exc, TransportNotReady) else (str(exc), "", "")
-    return what, remedy
+    return (exc.problem, exc.remedy) if isinstance(exc, TransportNotReady) else (str(exc), "")

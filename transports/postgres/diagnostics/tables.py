@@ -228,7 +228,7 @@ def _plan_sending(look: Look) -> None:
     parameters = {**message_columns([], []), "channel": "", "wake": []}
     look.run("plan the statement send_many", b"EXPLAIN " + look.statements["send_many"], parameters)
     if closed := look.ask("closed_to_senders", messages=look.statements.table("messages")):
-        raise TransportNotReady(f"this role lacks USAGE on {closed[0][0]}; grant this role the right")
+        raise TransportNotReady(f"this role lacks USAGE on {closed[0][0]}", remedy="grant this role the right")
 
 
 def _refusal(plan: Callable[[], None]) -> TransportError | None:

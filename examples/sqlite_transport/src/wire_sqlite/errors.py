@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from unstract_core import ContractError, TransportNotReady, TransportRefused, TransportUnavailable
 
+_REMEDY = "check that the file is a database of this transport, in a directory that can be written to"
 _AWAY = {
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
@@ -48,7 +49,7 @@ def translated(exc: sqlite3.Error, doing: str, *, committing: bool = False) -> C
     if code in _AWAY:
         unknown = committing and code == sqlite3.SQLITE_IOERR
         fate = "whether it took effect is unknown" if unknown else "nothing took effect"
-        return TransportUnavailable(f"{text}; {fate}", fate_unknown=unknown)
+        return TransportUnavailable(text, effect=fate, fate_unknown=unknown)
     if code in _NOT_READY:
-        return TransportNotReady(f"{text}; is it a database of this transport, in a directory that can be written to?")
+        return TransportNotReady(text, remedy=_REMEDY)
     return TransportRefused(text)
