@@ -20,7 +20,7 @@ from contract_tests.messages import message
 from tools.check_lock import ROOT
 from transports.memory import MemoryTransport
 from unstract_core import Consumer
-from unstract_core.observability.log_events import Flood, NewNames, emit, frames
+from unstract_core.observability.log_events import LogThrottle, NewNames, emit, frames
 
 logger = logging.getLogger("tests.events")
 
@@ -278,7 +278,7 @@ def test_a_flood_of_events_is_counted_and_never_lost(steps: list[tuple[str, floa
     now, logged, reported, moments = 0.0, Counter[str](), Counter[str](), dict[str, list[float]]()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "monotonic", lambda: now)
-        flood: Flood[str] = Flood(burst=burst, seconds=30)
+        flood: LogThrottle[str] = LogThrottle(burst=burst, seconds=30)
         for kind, seconds, asks in steps:
             now += seconds
             if flood.passes(kind):

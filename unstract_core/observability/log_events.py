@@ -97,14 +97,15 @@ def _printed(value: object, longest: int) -> str:
     return json.dumps(text, ensure_ascii=not text.isprintable()).replace("\x7f", "\\u007f")
 
 
-class Flood(Generic[Kind]):
-    """Limits how often events of one kind are logged, and counts the others: none goes unreported.
+class LogThrottle(Generic[Kind]):
+    """Limits how often events of one kind are logged, and counts the suppressed ones so that the count can be logged.
 
-    The first `burst` of a kind are logged each; of those that follow within `seconds`, the number is due at the end.
+    Each of the first `burst` events of a kind is logged; the others within `seconds` are counted. Call `admit` where
+    the next event reports the count, or `passes` and `due` where the count is reported without waiting for one.
 
     Args:
-        burst: Events of a kind that are logged each.
-        seconds: The time after which the number of the others is due, and one more is logged.
+        burst: Events of a kind that are logged in one interval.
+        seconds: Length of the interval, from its first event.
     """
 
     def __init__(self, *, burst: int, seconds: float) -> None:
@@ -112,28 +113,44 @@ class Flood(Generic[Kind]):
         self._seconds = seconds
         self._kinds: dict[Kind, tuple[float, int, int]] = {}
 
-    def passes(self, kind: Kind) -> bool:
-        """Count an event, and return whether it is to be logged itself."""
-        now = time.monotonic()
-        began, logged, others = self._kinds.get(kind, (now, 0, 0))
-        if now - began >= self._seconds and not others:
-            began, logged = now, 0
-        passes = logged < self._burst
-        self._kinds[kind] = (began, logged + 1, others) if passes else (began, logged, others + 1)
-        return passes
-
-    def due(self, *, at_once: bool = False) -> list[tuple[Kind, int, float]]:
-        """Return the kinds of which events were not logged, how many, and in how many seconds; count anew for these.
+    def admit(self, kind: Kind, now: float | None = None) -> int | None:
+        """Return how many events were suppressed since the last logged one, or None if this one is not to be logged.
 
         Args:
-            at_once: Whether to return them before their time is up, because there will be no other call.
+            kind: The kind of the event.
+            now: The monotonic time in seconds; None reads the clock.
         """
-        now, found = time.monotonic(), []
-        for kind, (began, _, others) in list(self._kinds.items()):
-            if others and (at_once or now - began >= self._seconds):
-                found.append((kind, others, round(now - began, 1)))
+        now = time.monotonic() if now is None else now
+        began, logged, suppressed = self._kinds.get(kind, (now, 0, 0))
+        if now - began >= self._seconds:
+            began, logged = now, 0
+        admitted = logged < self._burst
+        self._kinds[kind] = (began, logged + 1, 0) if admitted else (began, logged, suppressed + 1)
+        return suppressed if admitted else None
+
+    def passes(self, kind: Kind) -> bool:
+        """Count an event, and return whether it is to be logged; False until `due` has returned an earlier count."""
+        now = time.monotonic()
+        began, logged, suppressed = self._kinds.get(kind, (now, 0, 0))
+        if suppressed and now - began >= self._seconds:
+            self._kinds[kind] = (began, logged, suppressed + 1)
+            return False
+        return self.admit(kind, now) is not None
+
+    def due(self, *, at_once: bool = False) -> list[tuple[Kind, int, float]]:
+        """Return each kind whose suppressed events are to be reported, their number, and the seconds they span.
+
+        The count of a kind that is returned starts again at zero.
+
+        Args:
+            at_once: True returns every count now, because there will be no other call. False by default.
+        """
+        now, counts = time.monotonic(), []
+        for kind, (began, _, suppressed) in list(self._kinds.items()):
+            if suppressed and (at_once or now - began >= self._seconds):
+                counts.append((kind, suppressed, round(now - began, 1)))
                 self._kinds[kind] = (now, self._burst - 1, 0)
-        return found
+        return counts
 
 
 class NewNames:

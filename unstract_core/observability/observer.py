@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -20,7 +18,7 @@ import attrs
 from unstract_core.codec import check_headers
 from unstract_core.errors import ConfigurationError, PayloadError
 from unstract_core.forking import Stopped
-from unstract_core.observability.log_events import emit, frames
+from unstract_core.observability.log_events import LogThrottle, emit, frames
 from unstract_core.transport import Delivery, Message, Settlement
 
 logger = logging.getLogger("unstract_wire.observer")
@@ -117,7 +115,7 @@ class Observers(Observer):
                 raise ConfigurationError(f"observers takes an observer, not the class {one.__name__}: call it")
         self._all = tuple(observers)
         self._with = {hook: [one for one in self._all if _overrides(one, hook)] for hook in _HOOKS}
-        self._logged: dict[tuple[str, str, str], tuple[float, int]] = {}
+        self._reports: LogThrottle[tuple[str, str, str]] = LogThrottle(burst=1, seconds=_BETWEEN_REPORTS)
 
     def __bool__(self) -> bool:
         return bool(self._all)
@@ -170,12 +168,8 @@ class Observers(Observer):
     def _report(self, one: Observer, exc: BaseException, hook: str) -> None:
         """Log that an observer raised: once a minute for each hook and type of error, with the number of the others."""
         key = type(one).__name__, hook, type(exc).__name__
-        now = time.monotonic()
-        logged_at, suppressed = self._logged.get(key, (-math.inf, 0))
-        if now - logged_at < _BETWEEN_REPORTS:
-            self._logged[key] = logged_at, suppressed + 1
+        if (suppressed := self._reports.admit(key)) is None:
             return
-        self._logged[key] = now, 0
         fields = {"observer": key[0], "hook": hook, "error_type": key[2], "traceback": frames(exc)}
         emit(logger, logging.ERROR, "observer_failed", **fields, **({"suppressed": suppressed} if suppressed else {}))
 

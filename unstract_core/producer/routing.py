@@ -23,7 +23,7 @@ from time import monotonic
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from unstract_core.errors import ConfigurationError, GateFailed, NotSupported, TransportError
-from unstract_core.observability.log_events import emit
+from unstract_core.observability.log_events import LogThrottle, emit
 from unstract_core.producer.dispatch import DispatchHandle
 from unstract_core.producer.executor import ExecutionContext, ExecutionResult
 from unstract_core.signature import Callback
@@ -253,7 +253,8 @@ class _Complaints:
         """Log it, or count it."""
         if self._pid != os.getpid():
             self._begin()
-        suppressed = self._due(trouble.reason)
+        with self._lock:
+            suppressed = self._throttle.admit(trouble.reason, monotonic())
         if suppressed is not None:
             emit(
                 logger,
@@ -268,16 +269,8 @@ class _Complaints:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()  # a new one in the child of a fork, where the old one may be held for ever
-        self._last: dict[str, tuple[float, int]] = {}
+        self._throttle: LogThrottle[str] = LogThrottle(burst=1, seconds=QUIET)
         self._pid = os.getpid()
-
-    def _due(self, reason: str) -> int | None:
-        now = monotonic()
-        with self._lock:
-            last, suppressed = self._last.get(reason, (-math.inf, 0))
-            is_due = now - last >= QUIET
-            self._last[reason] = (now, 0) if is_due else (last, suppressed + 1)
-        return suppressed if is_due else None
 
 
 _asking: ContextVar[tuple[_Doorkeeper, ...]] = ContextVar("unstract_wire_asking", default=())

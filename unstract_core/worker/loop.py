@@ -18,7 +18,7 @@ import attrs
 
 from unstract_core.continuation import RetryPolicy, rejection, settle
 from unstract_core.errors import ContractError, TransportClosed, TransportError
-from unstract_core.observability.log_events import Flood, emit
+from unstract_core.observability.log_events import LogThrottle, emit
 from unstract_core.observability.observer import Observers, Turn
 from unstract_core.transport import Delivery, Subscription
 from unstract_core.values import error_text
@@ -98,7 +98,7 @@ class Loop:
         self._resume_at = 0.0
         self._pause = 0.0
         self._told_away = False
-        self._rejections: Flood[tuple[str, str]] = Flood(burst=_REJECTIONS, seconds=_BETWEEN_REJECTIONS)
+        self._rejections: LogThrottle[tuple[str, str]] = LogThrottle(burst=_REJECTIONS, seconds=_BETWEEN_REJECTIONS)
 
     @property
     def holding(self) -> int:
