@@ -41,7 +41,7 @@ from unstract_core.continuation import (
     rejection,
     settle,
 )
-from unstract_core.observability.observer import End, Turn
+from unstract_core.observability.observer import TaskFinished, WorkerHeartbeat
 
 EXCEEDED = "DeadlineExceeded: deadline of 0.5 s exceeded"
 errors = st.sampled_from(["ValueError: no", "KeyError", "OSError: gone"])
@@ -138,12 +138,12 @@ def test_whoever_is_told_of_an_overdue_task_can_stop_its_worker_before_more_is_s
     started, told = list[int](), list[tuple[str, str | None]]()
 
     class Owner(Observer):
-        def turned(self, turn: Turn) -> None:
+        def on_heartbeat(self, event: WorkerHeartbeat) -> None:
             if consumer.counters["overdue"]:
                 consumer.stop()
 
-        def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
-            told.append((end, error_type))
+        def on_task_finished(self, event: TaskFinished) -> None:
+            told.append((event.end, event.error_type))
 
     def work(number: int) -> None:
         started.append(number)

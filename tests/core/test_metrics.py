@@ -48,7 +48,7 @@ from unstract_core.observability.metrics import (
     forget_process,
     multiprocess_registry,
 )
-from unstract_core.observability.observer import End, Turn
+from unstract_core.observability.observer import End, LeaseLostEvent, TaskFinished, WorkerHeartbeat
 
 QUEUE = "q"
 SECRET = "the contents of the document"  # noqa: S105 - it stands for one
@@ -61,6 +61,12 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None
 
 def of(registry: CollectorRegistry, name: str, task: str, **labels: str) -> float | None:
     return value(registry, name, queue=QUEUE, task=task, **labels)
+
+
+def finish(metrics: Metrics, queue: str, task: str, end: End, error_type: str | None = None) -> None:
+    """Record the end of a task of 0.1 seconds."""
+    delivery = Delivery("1", queue, 1, message(task, queue).payload, b"")
+    metrics.on_task_finished(TaskFinished(delivery, end, error_type, 0.1, 0))
 
 
 def fail(*_: Any) -> None:
@@ -165,7 +171,7 @@ def test_a_lost_lease_and_what_is_given_back_are_counted() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry, {"return"})
     delivery = Delivery("1", QUEUE, 1, message("return", QUEUE).payload, b"{}")
-    metrics.lost(delivery)
+    metrics.on_lease_lost(LeaseLostEvent(delivery))
     metrics.settled(Settlement(delivery, Verdict.RETRY, counted=False), 3.0)
     assert of(registry, "leases_lost_total", "return") == 1
     assert of(registry, "given_back_total", "return") == 1
@@ -194,7 +200,7 @@ def test_no_name_makes_a_scrape_fail(names: list[str]) -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     for name in names:
-        metrics.ran(Delivery("1", name, 1, message(name, name).payload, b""), "raised", name, 0.1, 0)
+        finish(metrics, name, name, "raised", name)
         with contextlib.suppress(RuntimeError), metrics.sending(message(name, name)):
             raise RuntimeError
     body, content_type = exposition(registry)
@@ -211,7 +217,7 @@ def test_the_labels_are_bounded() -> None:
         name = f"made-up-{number}"
         with metrics.sending(message(name, name)):
             pass
-        metrics.ran(Delivery("1", QUEUE, 1, message("return", QUEUE).payload, b""), "raised", name, 0.1, 0)
+        finish(metrics, QUEUE, "return", "raised", name)
     found: dict[tuple[str, str], set[str]] = {}
     for family in registry.collect():
         for sample in family.samples:
@@ -248,10 +254,10 @@ def test_a_turn_tells_that_the_consumer_lives_and_whether_its_transport_is_away(
     metrics = Metrics(registry)
     assert value(registry, "last_turn_timestamp_seconds") is None
     before = time.time()
-    metrics.turned(Turn(held=3, running=1, away=True))
+    metrics.on_heartbeat(WorkerHeartbeat(in_flight=3, running=1, unavailable=True))
     assert (value(registry, "held"), value(registry, "transport_away")) == (3, 1)
     assert before <= (value(registry, "last_turn_timestamp_seconds") or 0.0) <= time.time()
-    metrics.turned(Turn(held=0, running=0, away=False))
+    metrics.on_heartbeat(WorkerHeartbeat(in_flight=0, running=0, unavailable=False))
     assert (value(registry, "held"), value(registry, "transport_away")) == (0, 0)
 
 
@@ -394,15 +400,15 @@ from prometheus_client import CollectorRegistry, Summary
 from contract_tests.messages import message
 from unstract_core import Delivery, Settlement, Verdict
 from unstract_core.observability.metrics import Metrics
-from unstract_core.observability.observer import Turn
+from unstract_core.observability.observer import TaskFinished, WorkerHeartbeat
 
 metrics = Metrics(CollectorRegistry())
 delivery = Delivery("1", "q", 1, message("return", "q").payload, b"")
 with metrics.running(delivery):
-    metrics.ran(delivery, "returned", None, 0.3, 0)
+    metrics.on_task_finished(TaskFinished(delivery, "returned", None, 0.3, 0))
 metrics.settled(Settlement(delivery, Verdict.ACK), 0.1)
 metrics.running(delivery).__enter__()
-metrics.turned(Turn(held=2, running=1, away=False))
+metrics.on_heartbeat(WorkerHeartbeat(in_flight=2, running=1, unavailable=False))
 Summary("of_the_app", "What the application itself observes.").observe(2)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -542,7 +548,7 @@ def test_every_end_is_counted_under_its_name() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     for end in get_args(End):
-        metrics.ran(Delivery("1", QUEUE, 1, message("return", QUEUE).payload, b""), end, None, 0.1, 0)
+        finish(metrics, QUEUE, "return", end)
         assert value(registry, "ran_total", queue=QUEUE, task=OTHER, end=end) == 1
 
 

@@ -31,10 +31,14 @@ from unstract_core import (
     Verdict,
 )
 from unstract_core.errors import DeadlineExceeded
-from unstract_core.observability.observer import Turn
+from unstract_core.observability.observer import End, LeaseLostEvent, Observers, TaskFinished, Turn, WorkerHeartbeat
 
 QUEUE = "q"
-HOOKS = ("sending", "running", "task_failed", "ran", "rejected", "settled", "dead_lettered", "lost", "turned")
+EARLIER = ("ran", "lost", "turned")
+HOOKS = (
+    *("sending", "running", "task_failed", "rejected", "settled", "dead_lettered"),
+    *("on_task_finished", "on_lease_lost", "on_heartbeat", *EARLIER),
+)
 
 
 @attrs.define(eq=False)
@@ -42,7 +46,7 @@ class Diary(Observer):
     """Notes everything."""
 
     notes: list[tuple[Any, ...]] = attrs.field(factory=list)
-    turns: list[Turn] = attrs.field(factory=list)
+    heartbeats: list[WorkerHeartbeat] = attrs.field(factory=list)
 
     @contextlib.contextmanager
     def sending(self, message: Message) -> Iterator[Message]:
@@ -56,9 +60,9 @@ class Diary(Observer):
         yield None
         self.notes.append(("run", name(delivery)))
 
-    def ran(self, delivery: Delivery, end: str, error_type: str | None, seconds: float, replaced: int) -> None:
-        assert seconds >= 0
-        self.notes.append(("ran", name(delivery), end, error_type, replaced))
+    def on_task_finished(self, event: TaskFinished) -> None:
+        assert event.seconds >= 0
+        self.notes.append(("finished", name(event.delivery), event.end, event.error_type, event.replaced))
 
     def rejected(self, delivery: Delivery, error_type: str) -> None:
         self.notes.append(("rejected", name(delivery), error_type))
@@ -67,8 +71,8 @@ class Diary(Observer):
         assert 0 <= seconds < 60
         self.notes.append(("settled", name(settlement.delivery), settlement.verdict))
 
-    def turned(self, turn: Turn) -> None:
-        self.turns.append(turn)
+    def on_heartbeat(self, event: WorkerHeartbeat) -> None:
+        self.heartbeats.append(event)
 
 
 class Harmful(Observer):
@@ -120,11 +124,11 @@ def test_each_send_run_and_settlement_is_told_in_its_order() -> None:
         ("sending", "return"),
         ("sent", "return"),
         ("running", "return"),
-        ("ran", "return", "returned", None, 1),
+        ("finished", "return", "returned", None, 1),
         ("run", "return"),
         ("settled", "return", Verdict.ACK),
     ]
-    assert diary.turns[-1] == Turn(held=0, running=0, away=False)
+    assert diary.heartbeats[-1] == WorkerHeartbeat(in_flight=0, running=0, unavailable=False)
 
 
 def test_every_end_of_a_message_is_told() -> None:
@@ -134,15 +138,15 @@ def test_every_end_of_a_message_is_told() -> None:
     transport.send([message("fail", QUEUE, on_error=then("err", QUEUE)), message("later", QUEUE)])
     transport.send([message("nobody", QUEUE)])
     Consumer(transport, TASKS, [QUEUE], observers=[diary], max_attempts=2).drain()
-    told = [note for note in diary.notes if note[0] in ("ran", "rejected", "settled")]
+    told = [note for note in diary.notes if note[0] in ("finished", "rejected", "settled")]
     assert sorted(told, key=str) == sorted(
         [
-            ("ran", "fail", "raised", "ValueError", 0),
+            ("finished", "fail", "raised", "ValueError", 0),
             ("settled", "fail", Verdict.ACK),
-            ("ran", "err", "returned", None, 0),
+            ("finished", "err", "returned", None, 0),
             ("settled", "err", Verdict.ACK),
-            ("ran", "later", "retry_asked", "RetryLater", 0),
-            ("ran", "later", "raised", "RetryLater", 0),
+            ("finished", "later", "retry_asked", "RetryLater", 0),
+            ("finished", "later", "raised", "RetryLater", 0),
             ("settled", "later", Verdict.RETRY),
             ("settled", "later", Verdict.BURY),
             ("rejected", "nobody", "UnknownTask"),
@@ -162,7 +166,7 @@ def test_an_observer_that_raises_changes_nothing(hooks: set[str]) -> None:
     consumer = Consumer(transport, TASKS, [QUEUE], observers=both)
     assert consumer.drain() == 1
     assert consumer.counters["settled"] == 1
-    assert [note[0] for note in diary.notes] == ["sending", "sent", "running", "ran", "run", "settled"]
+    assert [note[0] for note in diary.notes] == ["sending", "sent", "running", "finished", "run", "settled"]
 
 
 @pytest.mark.parametrize("hook", ["sending", "running"])
@@ -351,3 +355,107 @@ def test_a_dead_lettered_hook_that_raises_stops_nothing(caplog: pytest.LogCaptur
     consumer.drain()
     assert (consumer.counters["buried"], consumer.counters["settled"]) == (3, 1)
     assert [vars(one)["wire.event"] for one in caplog.records].count("observer_failed") == 1
+
+
+class Earlier(Observer):
+    """Overrides the earlier names of the renamed hooks."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
+        self.calls.append(("ran", delivery, end, error_type, seconds, replaced))
+        super().ran(delivery, end, error_type, seconds, replaced)
+
+    def lost(self, delivery: Delivery) -> None:
+        self.calls.append(("lost", delivery))
+        super().lost(delivery)
+
+    def turned(self, turn: Turn) -> None:
+        self.calls.append(("turned", turn))
+        super().turned(turn)
+
+
+class Current(Observer):
+    """Overrides the new names of the renamed hooks."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def on_task_finished(self, event: TaskFinished) -> None:
+        self.calls.append(("on_task_finished", event))
+
+    def on_lease_lost(self, event: LeaseLostEvent) -> None:
+        self.calls.append(("on_lease_lost", event))
+
+    def on_heartbeat(self, event: WorkerHeartbeat) -> None:
+        self.calls.append(("on_heartbeat", event))
+
+
+class EarlierOverCurrent(Earlier, Current):
+    """Overrides the earlier names in a class that is more derived, and calls on."""
+
+
+class Both(Observer):
+    """Overrides both names in one class, as an observer for two releases of this package does."""
+
+    calls: list[tuple[Any, ...]]
+    __init__ = Earlier.__init__
+    ran, lost, turned = Earlier.ran, Earlier.lost, Earlier.turned
+    on_task_finished, on_lease_lost = Current.on_task_finished, Current.on_lease_lost
+    on_heartbeat = Current.on_heartbeat
+
+
+DELIVERY = Delivery("1", QUEUE, 1, None, "")
+EARLIER_CALLS: list[tuple[Any, ...]] = [
+    ("ran", DELIVERY, "raised", "ValueError", 0.5, 2),
+    ("lost", DELIVERY),
+    ("turned", Turn(3, 1, away=True)),
+]
+CURRENT_CALLS: list[tuple[Any, ...]] = [
+    ("on_task_finished", TaskFinished(DELIVERY, "raised", "ValueError", 0.5, 2)),
+    ("on_lease_lost", LeaseLostEvent(DELIVERY)),
+    ("on_heartbeat", WorkerHeartbeat(in_flight=3, running=1, unavailable=True)),
+]
+
+
+def call_renamed_hooks(observer: Observer) -> None:
+    observer.ran(DELIVERY, "raised", "ValueError", 0.5, 2)
+    observer.lost(DELIVERY)
+    observer.turned(Turn(3, 1, away=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "calls"),
+    [
+        (Earlier, EARLIER_CALLS),
+        (Current, CURRENT_CALLS),
+        (Both, CURRENT_CALLS),
+        (EarlierOverCurrent, [call for pair in zip(EARLIER_CALLS, CURRENT_CALLS, strict=True) for call in pair]),
+    ],
+)
+def test_a_renamed_hook_is_called_once_under_either_name(kind: type[Any], calls: list[tuple[Any, ...]]) -> None:
+    """An observer may override the earlier or the new name of a hook; every override is called once for each event."""
+    observer = kind()
+    call_renamed_hooks(Observers([observer]))
+    assert observer.calls == calls
+
+
+def test_an_earlier_name_called_directly_reaches_the_new_hook() -> None:
+    """An observer that forwards to another under the earlier names goes on working."""
+    observer = Current()
+    call_renamed_hooks(observer)
+    assert observer.calls == CURRENT_CALLS
+
+
+def test_an_observer_without_the_new_hooks_is_called_by_the_earlier_names() -> None:
+    """An object with the hooks of an earlier release, and not of this base class, is called for those that it has."""
+
+    calls: list[Delivery] = []
+
+    class Alone:
+        def lost(self, delivery: Delivery) -> None:
+            calls.append(delivery)
+
+    call_renamed_hooks(Observers([Alone()]))  # type: ignore[list-item]
+    assert calls == [DELIVERY]

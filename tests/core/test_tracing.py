@@ -24,7 +24,7 @@ from contract_tests.messages import message, then
 from tools.check_lock import ROOT
 from transports.memory import MemoryTransport
 from unstract_core import Consumer, Delivery, Dispatcher, PayloadError, RetryLater, Settlement, Verdict
-from unstract_core.observability.observer import Observers
+from unstract_core.observability.observer import LeaseLostEvent, Observers
 from unstract_core.observability.tracing import MOST_OPEN, Tracing
 
 QUEUE = "q"
@@ -335,7 +335,7 @@ def delivery(task: str, number: int = 1) -> Delivery:
 def test_a_lost_lease_is_an_event_of_the_run_and_no_settlement(bench: Bench) -> None:
     """It is told while the task still runs."""
     with bench.tracing.running(delivery("ok")):
-        bench.tracing.lost(delivery("ok"))
+        bench.tracing.on_lease_lost(LeaseLostEvent(delivery("ok")))
     (span,) = bench.spans
     assert [event.name for event in span.events] == ["unstract_wire.lease_lost"]
 

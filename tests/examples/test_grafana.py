@@ -17,7 +17,7 @@ from transports.memory import MemoryTransport
 from unstract_core import Delivery, Reply, Settlement, Verdict
 from unstract_core.cli import main
 from unstract_core.observability.metrics import Metrics, QueueCollector
-from unstract_core.observability.observer import Turn
+from unstract_core.observability.observer import LeaseLostEvent, TaskFinished, WorkerHeartbeat
 
 MONITORING = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
 RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text(encoding="utf-8")
@@ -52,13 +52,13 @@ def metrics() -> dict[str, Known]:
     observer = Metrics(registry, {"t"})
     delivery = Delivery("1", "q", 1, message("t", "q", on_success=then("t", "q")).payload, b"")
     with observer.sending(message("t", "q")), observer.running(delivery):
-        observer.ran(delivery, "raised", "ValueError", 1.0, 1)
+        observer.on_task_finished(TaskFinished(delivery, "raised", "ValueError", 1.0, 1))
     with pytest.raises(ValueError, match="no"), observer.sending(message("t", "q")):
         raise ValueError("no")
     observer.rejected(delivery, "UnknownTask")
     observer.settled(Settlement(delivery, Verdict.ACK, reply=Reply("1", "completed")), 1.0)
-    observer.lost(delivery)
-    observer.turned(Turn(1, 1, away=False))
+    observer.on_lease_lost(LeaseLostEvent(delivery))
+    observer.on_heartbeat(WorkerHeartbeat(1, 1, unavailable=False))
     found = {}
     for family in registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name

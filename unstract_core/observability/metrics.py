@@ -24,7 +24,7 @@ import attrs
 
 from unstract_core.codec import check_name
 from unstract_core.errors import ConfigurationError, ContractError, NotSupported, PayloadError
-from unstract_core.observability.observer import End, Observer, Turn
+from unstract_core.observability.observer import End, LeaseLostEvent, Observer, TaskFinished, WorkerHeartbeat
 from unstract_core.transport import Delivery, Inspection, Message, QueueState, Settlement, Transport, Verdict
 
 try:
@@ -129,7 +129,7 @@ class Metrics(Observer):
         self._queues = _Names(MOST_NAMES)
         self._queues_sent_to, self._tasks_sent = _Names(MOST_NAMES), _Names(MOST_NAMES)
         self._errors = _Names(MOST_ERRORS)
-        self._turns: tuple[Gauge, Gauge, Gauge] | None = None
+        self._heartbeat: tuple[Gauge, Gauge, Gauge] | None = None
         if directory := os.environ.get(_DIRECTORY):
             _allocate(directory)
         try:
@@ -183,14 +183,14 @@ class Metrics(Observer):
         series.started.inc()
         return cast(AbstractContextManager[None], series.running.track_inprogress())
 
-    def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
-        series = self._of(delivery)
-        series.ran[end].inc()
-        series.run_seconds.observe(seconds)
-        if replaced:
-            series.replaced.inc(replaced)
-        if end in ("raised", "rejected"):
-            self.failed.labels(*self._labels(delivery), self._errors(error_type)).inc()
+    def on_task_finished(self, event: TaskFinished) -> None:
+        series = self._of(event.delivery)
+        series.ran[event.end].inc()
+        series.run_seconds.observe(event.seconds)
+        if event.replaced:
+            series.replaced.inc(event.replaced)
+        if event.end in ("raised", "rejected"):
+            self.failed.labels(*self._labels(event.delivery), self._errors(event.error_type)).inc()
 
     def rejected(self, delivery: Delivery, error_type: str) -> None:
         self.rejected_total.labels(*self._labels(delivery), self._errors(error_type)).inc()
@@ -207,23 +207,23 @@ class Metrics(Observer):
         if settlement.reply is not None:
             series.replies[settlement.reply.status].inc()
 
-    def lost(self, delivery: Delivery) -> None:
-        self._of(delivery).lost.inc()
+    def on_lease_lost(self, event: LeaseLostEvent) -> None:
+        self._of(event.delivery).lost.inc()
 
-    def turned(self, turn: Turn) -> None:
-        held, away, turned_at = self._turns or self._first_turn()
-        held.set(turn.held)
-        away.set(turn.away)
-        turned_at.set(time.time())
+    def on_heartbeat(self, event: WorkerHeartbeat) -> None:
+        in_flight, unavailable, seen_at = self._heartbeat or self._first_heartbeat()
+        in_flight.set(event.in_flight)
+        unavailable.set(event.unavailable)
+        seen_at.set(time.time())
 
-    def _first_turn(self) -> tuple[Gauge, Gauge, Gauge]:
-        """Define what only a consumer has: a process that merely dispatches has none that could stand still."""
-        self._turns = (
+    def _first_heartbeat(self) -> tuple[Gauge, Gauge, Gauge]:
+        """Define the gauges of a consumer; a process that only dispatches does not have them."""
+        self._heartbeat = (
             self._gauge("held", "Messages held: waiting for a thread, running, or not settled yet.", "livesum"),
             self._gauge("transport_away", "Consumers whose transport cannot be used for now.", "livesum"),
             self._gauge("last_turn_timestamp_seconds", "When the consumer was last seen alive (Unix time).", "livemin"),
         )
-        return self._turns
+        return self._heartbeat
 
     def _labels(self, delivery: Delivery) -> tuple[str, str]:
         task = delivery.payload.task_name if delivery.payload is not None else OTHER

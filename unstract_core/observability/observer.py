@@ -33,15 +33,59 @@ End: TypeAlias = Literal["returned", "raised", "retry_asked", "rejected", "ignor
 """How a task ended: "retry_asked" where it will be run again, and else "raised"; "rejected" also stands for a message
 that was never started."""
 
-_HOOKS = ("sending", "running", "task_failed", "ran", "rejected", "settled", "dead_lettered", "lost", "turned")
+_HOOKS = ("sending", "running", "task_failed", "rejected", "settled", "dead_lettered")
+_RENAMED = {"on_heartbeat": "turned", "on_task_finished": "ran", "on_lease_lost": "lost"}
+"""The hooks that take an event record, and the earlier names under which existing observers override them."""
+
+
+@attrs.frozen
+class WorkerHeartbeat:
+    """The state of a consumer at the end of one iteration of its loop.
+
+    Attributes:
+        in_flight: Messages that are claimed and not yet settled.
+        running: Those of them whose task is running on a thread.
+        unavailable: True while the transport cannot be reached.
+    """
+
+    in_flight: int
+    running: int
+    unavailable: bool
+
+
+@attrs.frozen
+class TaskFinished:
+    """The end of a task's run, or of the wait for a task that exceeded its deadline.
+
+    Attributes:
+        delivery: The message that was run.
+        end: How the run ended.
+        error_type: The name of the exception's type; None where the task returned.
+        seconds: How long the task ran.
+        replaced: How many parts of the result were replaced because the wire cannot carry them.
+    """
+
+    delivery: Delivery
+    end: End
+    error_type: str | None
+    seconds: float
+    replaced: int
+
+
+@attrs.frozen
+class LeaseLostEvent:
+    """The loss of a lease: the result of its task is not written.
+
+    Attributes:
+        delivery: The message whose lease was lost.
+    """
+
+    delivery: Delivery
 
 
 @attrs.frozen
 class Turn:
-    """What a consumer holds at the end of a turn of its loop: `held` messages, of which `running` on a thread.
-
-    `away` tells that its transport cannot be used for now.
-    """
+    """The argument of `turned`, the earlier name of `on_heartbeat`: a WorkerHeartbeat with other field names."""
 
     held: int
     running: int
@@ -49,72 +93,136 @@ class Turn:
 
 
 class Observer:
-    """Does nothing; a subclass overrides what it wants to know.
+    """The base class of observers: each hook does nothing, and a subclass overrides those that it needs.
 
-    `sending` is called on the thread that sends, `running`, `task_failed` and `ran` on that of the task; everything
-    else on the consumer's one I/O thread, but `rejected` on either of the two. The I/O thread renews leases: a hook on
-    it should return within a few seconds.
+    `sending` is called on the thread that sends. `running`, `task_failed` and `on_task_finished` are called on the
+    task's thread, `rejected` on the task's thread or the I/O thread, and every other hook on the consumer's I/O thread.
+    The I/O thread renews leases, so a hook on it has to return within a few seconds.
+
+    `on_heartbeat`, `on_task_finished` and `on_lease_lost` were called `turned`, `ran` and `lost`. The earlier names
+    keep working: of the two names of a hook, the one that the more derived class overrides is called, once. Where one
+    class overrides both, the new name is called.
     """
 
     def sending(self, message: Message) -> AbstractContextManager[Message]:
-        """Stand around the send of a message; what is yielded is sent, and may have other `headers`."""
+        """Surround the send of a message.
+
+        Args:
+            message: The message that is about to be sent.
+
+        Returns:
+            A context manager that is entered before the send and left after it. The transport sends the message that it
+            yields; only the `headers` of that message may differ.
+        """
         return contextlib.nullcontext(message)
 
     def running(self, delivery: Delivery) -> AbstractContextManager[dict[str, str] | None]:
-        """Stand around a task; what is yielded becomes the `headers` of its continuation, None leaving its own."""
+        """Surround the run of a task.
+
+        Args:
+            delivery: The message that is about to be run.
+
+        Returns:
+            A context manager that is entered before the task and left after it. It yields the `headers` of the task's
+            continuation; None keeps those of the message.
+        """
         return contextlib.nullcontext(None)
 
     def task_failed(self, delivery: Delivery, end: End, exception: BaseException) -> None:
-        """Called when a task ended with an exception, inside of `running`, while the exception is being handled.
+        """Called when a task ended with an exception, inside `running`, while the exception is being handled.
 
         If a task exceeds its deadline, this hook is called on the I/O thread at that moment, with DeadlineExceeded.
 
         Args:
             delivery: The message that was run, with its payload.
-            end: "raised" for a failure, "retry_asked" where the task will be run again, "rejected" or "ignored" for
+            end: "raised" for a failure, "retry_asked" if the task will be run again, "rejected" or "ignored" for
                 Celery's Reject and Ignore.
-            exception: What the task raised, with its traceback. Its text may quote the payload.
+            exception: The exception, with its traceback. Its text may quote the payload.
         """
 
-    def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
-        """Note that a task ended, inside of `running`: with what type of error, after how many seconds, and how many
-        parts of its result had to be made to fit. Of a task that was given up it is told when that happens, on the
-        I/O thread, and not when its thread ends."""
+    def on_task_finished(self, event: TaskFinished) -> None:
+        """Called when a task ended, inside `running`.
+
+        If a task exceeds its deadline, this hook is called on the I/O thread at that moment, not when its thread ends.
+
+        Args:
+            event: The message, how its task ended, and how long it ran.
+        """
 
     def rejected(self, delivery: Delivery, error_type: str) -> None:
-        """Note that a message will not be run: malformed, unknown, too often or too late delivered."""
+        """Called when a message will not be run.
+
+        Args:
+            delivery: The message; its payload is None if it cannot be read.
+            error_type: The reason: "MalformedPayload", "UnknownTask", "TooManyAttempts" or another error of this
+                package.
+        """
 
     def settled(self, settlement: Settlement, seconds: float) -> None:
-        """Note that a settlement took effect, this many seconds after its outcome was known."""
+        """Called when a settlement took effect.
+
+        Args:
+            settlement: The settlement as it was written.
+            seconds: The time between the end of the task and the settlement.
+        """
 
     def dead_lettered(self, settlement: Settlement) -> None:
         """Called when a message has become a dead letter, after that was committed.
 
-        A worker that is killed between the commit and this call makes none: what has to happen for sure is the work of
-        `on_error`, which is part of the commit.
+        A worker that is killed between the commit and this call does not make the call. Work that must not be missed
+        belongs in the `on_error` callback, which is part of the commit.
 
         Args:
-            settlement: What was written. `settlement.delivery.payload` is the message's payload; it is None where the
-                message could not be read, and then `settlement.delivery.raw` is the stored message.
+            settlement: The settlement as it was written. `settlement.delivery.payload` is the message's payload; if the
+                message could not be read it is None, and `settlement.delivery.raw` is the stored message.
                 `settlement.reason` is the error text.
         """
 
+    def on_lease_lost(self, event: LeaseLostEvent) -> None:
+        """Called when a lease was lost: the result of its task is not written.
+
+        Args:
+            event: The message whose lease was lost.
+        """
+
+    def on_heartbeat(self, event: WorkerHeartbeat) -> None:
+        """Called by a running consumer at least once in about five seconds.
+
+        Args:
+            event: The number of messages in flight, and whether the transport is available.
+        """
+
+    def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
+        """The earlier name of `on_task_finished`, with the record's fields as arguments."""
+        self.on_task_finished(TaskFinished(delivery, end, error_type, seconds, replaced))
+
     def lost(self, delivery: Delivery) -> None:
-        """Note that a lease was lost: nothing of what its task did is written."""
+        """The earlier name of `on_lease_lost`."""
+        self.on_lease_lost(LeaseLostEvent(delivery))
 
     def turned(self, turn: Turn) -> None:
-        """Note that the consumer lives: at least once in some five seconds."""
+        """The earlier name of `on_heartbeat`."""
+        self.on_heartbeat(WorkerHeartbeat(turn.held, turn.running, turn.away))
 
 
 class Observers(Observer):
-    """All of these as one, in their order, none of which can do harm; one that overrides no hook costs nothing."""
+    """Calls each observer in order, and logs an observer that raises instead of failing.
+
+    An observer is called for the hooks that it overrides, and for no other.
+
+    Raises:
+        ConfigurationError: One of the observers is a class and not an object.
+    """
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         for one in observers:
             if isinstance(one, type):
                 raise ConfigurationError(f"observers takes an observer, not the class {one.__name__}: call it")
         self._all = tuple(observers)
-        self._with = {hook: [one for one in self._all if _overrides(one, hook)] for hook in _HOOKS}
+        self._with = {hook: [(one, hook) for one in self._all if _overrides(one, hook)] for hook in _HOOKS}
+        for hook, earlier in _RENAMED.items():
+            names = [(one, _name_to_call(one, hook, earlier)) for one in self._all]
+            self._with[hook] = [(one, name) for one, name in names if name is not None]
         self._reports: LogThrottle[tuple[str, str, str]] = LogThrottle(burst=1, seconds=_BETWEEN_REPORTS)
 
     def __bool__(self) -> bool:
@@ -130,7 +238,9 @@ class Observers(Observer):
         self._each("task_failed", delivery, end, exception)
 
     def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
-        self._each("ran", delivery, end, error_type, seconds, replaced)
+        if self._with["on_task_finished"]:
+            event = TaskFinished(delivery, end, error_type, seconds, replaced)
+            self._each_renamed("on_task_finished", event, delivery, end, error_type, seconds, replaced)
 
     def rejected(self, delivery: Delivery, error_type: str) -> None:
         self._each("rejected", delivery, error_type)
@@ -142,10 +252,13 @@ class Observers(Observer):
         self._each("dead_lettered", settlement)
 
     def lost(self, delivery: Delivery) -> None:
-        self._each("lost", delivery)
+        if self._with["on_lease_lost"]:
+            self._each_renamed("on_lease_lost", LeaseLostEvent(delivery), delivery)
 
     def turned(self, turn: Turn) -> None:
-        self._each("turned", turn)
+        if self._with["on_heartbeat"]:
+            event = WorkerHeartbeat(turn.held, turn.running, turn.away)
+            self._each_renamed("on_heartbeat", event, turn)
 
     def _around(
         self,
@@ -154,16 +267,25 @@ class Observers(Observer):
         take: Callable[[Any, Value], Value],
         value: Value,
     ) -> AbstractContextManager[Value]:
-        return _Around(self._with[hook], enter, take, value, lambda one, exc: self._report(one, exc, hook))
+        observers = [one for one, _ in self._with[hook]]
+        return _Around(observers, enter, take, value, lambda one, exc: self._report(one, exc, hook))
 
-    def _each(self, hook: str, *told: object) -> None:
-        for one in self._with[hook]:
-            try:
-                getattr(one, hook)(*told)
-            except _RAISED_BY_SIGNALS:
-                raise
-            except BaseException as exc:
-                self._report(one, exc, hook)
+    def _each(self, hook: str, *arguments: object) -> None:
+        for one, _ in self._with[hook]:
+            self._call(one, hook, arguments)
+
+    def _each_renamed(self, hook: str, event: object, *earlier: object) -> None:
+        """Call a hook by the name that each observer overrides: with the event record, or the earlier arguments."""
+        for one, name in self._with[hook]:
+            self._call(one, name, (event,) if name == hook else earlier)
+
+    def _call(self, one: Observer, name: str, arguments: tuple[object, ...]) -> None:
+        try:
+            getattr(one, name)(*arguments)
+        except _RAISED_BY_SIGNALS:
+            raise
+        except BaseException as exc:
+            self._report(one, exc, name)
 
     def _report(self, one: Observer, exc: BaseException, hook: str) -> None:
         """Log that an observer raised: once a minute for each hook and type of error, with the number of the others."""
@@ -225,8 +347,26 @@ class _Around(AbstractContextManager[Value]):
 def _overrides(one: Observer, hook: str) -> bool:
     try:
         return getattr(getattr(one, hook), "__func__", None) is not getattr(Observer, hook)
-    except Exception:  # which is told when it is called
+    except AttributeError:
+        return False
+    except Exception:  # reported when the hook is called
         return True
+
+
+def _name_to_call(one: Observer, hook: str, earlier: str) -> str | None:
+    """Return which of two names of a hook the more derived class overrides; None if neither is overridden."""
+    names = [name for name in (hook, earlier) if _overrides(one, name)]
+    return min(names, key=lambda name: _distance(one, name), default=None)
+
+
+def _distance(one: Observer, name: str) -> int:
+    """Return how many classes lie between an observer and the class that overrides a name; -1 for the object itself."""
+    kinds = type(one).__mro__
+    return (
+        -1
+        if name in getattr(one, "__dict__", {})
+        else next((n for n, kind in enumerate(kinds) if name in vars(kind)), -1)
+    )
 
 
 def _with_headers(observed: object, message: Message) -> Message:

@@ -26,7 +26,7 @@ import attrs
 
 from unstract_core.codec import check_headers
 from unstract_core.errors import ConfigurationError, PayloadError
-from unstract_core.observability.observer import End, Observer
+from unstract_core.observability.observer import LeaseLostEvent, Observer, TaskFinished
 from unstract_core.payload import TaskPayload
 from unstract_core.transport import Delivery, Message, Settlement
 from unstract_core.values import type_name
@@ -109,15 +109,15 @@ class Tracing(Observer):
             self._here.span = None
             span.end()
 
-    def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
+    def on_task_finished(self, event: TaskFinished) -> None:
         span: Span | None = getattr(self._here, "span", None)
         if span is None:
             return
-        span.set_attribute(f"{SYSTEM}.end", end)
-        if replaced:
-            span.set_attribute(f"{SYSTEM}.replaced", replaced)
-        if error_type is not None and end in ("raised", "rejected"):
-            _failed(span, error_type)
+        span.set_attribute(f"{SYSTEM}.end", event.end)
+        if event.replaced:
+            span.set_attribute(f"{SYSTEM}.replaced", event.replaced)
+        if event.error_type is not None and event.end in ("raised", "rejected"):
+            _failed(span, event.error_type)
 
     def rejected(self, delivery: Delivery, error_type: str) -> None:
         self._remember(delivery, _Run(error_type=error_type))
@@ -148,8 +148,8 @@ class Tracing(Observer):
             _failed(span, run.error_type)
         span.end(now)
 
-    def lost(self, delivery: Delivery) -> None:
-        span = self._forget(delivery).span
+    def on_lease_lost(self, event: LeaseLostEvent) -> None:
+        span = self._forget(event.delivery).span
         if span is not None:
             span.add_event(f"{SYSTEM}.lease_lost")
 
