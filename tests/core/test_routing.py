@@ -383,16 +383,16 @@ def test_while_too_many_gates_hang_none_is_asked(released: threading.Event) -> N
     dispatcher, on, off = routed(gate, gate_timeout=0.02)
     before = threading.active_count()
     with warnings_of(2) as found:
-        for _ in range(routing.MOST_HUNG):
+        for _ in range(routing.MOST_STUCK):
             dispatcher.dispatch_async(Context())
         started = time.monotonic()
         for _ in range(1000):
             dispatcher.dispatch_async(Context())
     assert time.monotonic() - started < 1000 * 0.02
-    assert threading.active_count() - before <= routing.MOST_HUNG
-    assert next(asked) == routing.MOST_HUNG
+    assert threading.active_count() - before <= routing.MOST_STUCK
+    assert next(asked) == routing.MOST_STUCK
     assert [each["reason"] for each in found] == ["timed_out", "hung"]
-    assert (len(on.calls), len(off.calls)) == (0, routing.MOST_HUNG + 1000)
+    assert (len(on.calls), len(off.calls)) == (0, routing.MOST_STUCK + 1000)
     released.set()
     deadline = time.monotonic() + 10
     while not on.calls and time.monotonic() < deadline:
@@ -406,7 +406,7 @@ def test_a_gate_that_was_mended_is_asked_again_although_its_old_calls_hang_on(re
     dispatcher, on, _ = routed(lambda context: mended.is_set() or released.wait(), gate_timeout=0.02)
     clock = types.SimpleNamespace(now=1000.0)
     with warnings_of(), mock.patch.object(routing, "monotonic", side_effect=lambda: clock.now):
-        for _ in range(routing.MOST_HUNG):
+        for _ in range(routing.MOST_STUCK):
             dispatcher.dispatch_async(Context())
         mended.set()
         dispatcher.dispatch_async(Context())
@@ -431,7 +431,7 @@ def test_a_gate_that_stays_broken_is_probed_ever_more_seldom(released: threading
         for _ in range(24 * 60):
             dispatcher.dispatch_async(Context())
             clock.now += routing.QUIET
-    assert routing.MOST_HUNG < next(asked) < 100
+    assert routing.MOST_STUCK < next(asked) < 100
 
 
 @pytest.mark.parametrize("gate_timeout", [1.0, None])
@@ -532,13 +532,13 @@ def test_a_router_works_on_in_the_child_of_a_fork(released: threading.Event) -> 
             dispatcher.dispatch(Context())
         theirs.send((len(on.calls), [each["reason"] for each in found]))
 
-    with mock.patch.object(routing, "MOST_HUNG", 2):
+    with mock.patch.object(routing, "MOST_STUCK", 2):
         with warnings_of(2):
             for _ in range(3):
                 dispatcher.dispatch(Context())
         hanging.clear()
         process = fork.Process(target=child, daemon=True)
-        with dispatcher._doorkeeper._complaints._lock:  # as another thread may hold it at that moment
+        with dispatcher._gate_runner._warnings._lock:  # as another thread may hold it at that moment
             process.start()
     try:
         assert mine.poll(10), "the child did not answer"
@@ -589,7 +589,7 @@ def clock() -> Iterator[types.SimpleNamespace]:
 def test_the_warning_comes_once_a_minute_for_each_kind_and_counts_the_rest(
     steps: list[tuple[str | None, float]],
 ) -> None:
-    """At most one a minute for each kind of trouble, which says how many were suppressed since the last."""
+    """At most one a minute for each kind of failure, which says how many were suppressed since the last."""
     gates: dict[str | None, Callable[[Any], Any]] = {"raised": raises, "no_bool": lambda c: 1, None: is_open}
     kind: str | None = None
     dispatcher, _, _ = routed(lambda context: gates[kind](context), gate_timeout=None)
@@ -628,7 +628,7 @@ def test_many_threads_together_warn_once() -> None:
 
 
 def test_each_router_warns_for_itself() -> None:
-    """Two routers, two gates: one's trouble does not hide the other's."""
+    """Two routers, two gates: one's failure does not hide the other's."""
     with warnings_of(2):
         assert is_off(raises)
         assert is_off(raises)

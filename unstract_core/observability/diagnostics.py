@@ -1,7 +1,7 @@
 """What an operator is told of a transport: the findings of a check-up, and who works on it.
 
 `unstract-wire doctor` prints the one and `unstract-wire top` shows the other. Nobody has to offer either; a transport
-that does has the methods of `Doctored` and `Watched`.
+that does has the methods of `SupportsDiagnostics` and `SupportsWorkerList`.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class WorkerState:
     since: float | None
 
 
-class Doctored(Protocol):
+class SupportsDiagnostics(Protocol):
     """A transport that can check what it stands on."""
 
     def check_up(self) -> Iterator[Finding]:
         """Look at everything, one thing after the other. Raises nothing: a check that cannot be made is a finding."""
 
 
-class Watched(Protocol):
+class SupportsWorkerList(Protocol):
     """A transport that can tell who is connected."""
 
     def workers(self) -> Sequence[WorkerState]:

@@ -35,11 +35,11 @@ logger = logging.getLogger("unstract_wire.producer")
 Gate: TypeAlias = Callable[[ExecutionContext], bool]
 """Says whether a dispatch goes `on` (True) or `off` (False). It is asked at every call, on any thread."""
 
-MOST_HUNG = 8
+MOST_STUCK = 8
 """While so many calls of a gate run on past their limit it is not asked, but for a probe now and then."""
 
 QUIET = 60.0
-"""Seconds between two warnings about the same kind of trouble."""
+"""Seconds between two warnings about the same kind of failure."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -121,7 +121,7 @@ class RoutingDispatcher:
             _check_side(name, side)
         self.on = on
         self.off = off
-        self._doorkeeper = _Doorkeeper(gate, gate_timeout)
+        self._gate_runner = _GateRunner(gate, gate_timeout)
 
     dispatch = _routed(Side.dispatch)
     dispatch_async = _routed(Side.dispatch_async)
@@ -160,10 +160,10 @@ class RoutingDispatcher:
         return None
 
     def _side(self, context: ExecutionContext) -> Side:
-        return self.on if self._doorkeeper.lets_in(context) else self.off
+        return self.on if self._gate_runner.is_open(context) else self.off
 
 
-class _Trouble(Exception):
+class _GateFailure(Exception):
     """What is wrong with the gate: the kind, the name of the type that it raised or returned, its provider's code."""
 
     def __init__(self, reason: str, error_type: str = "", code: str = "") -> None:
@@ -173,7 +173,7 @@ class _Trouble(Exception):
         self.code = code
 
 
-class _Doorkeeper:
+class _GateRunner:
     """Asks the gate, within its limit, and takes nothing but a plain True for a yes."""
 
     def __init__(self, gate: Gate, timeout: float | None) -> None:
@@ -181,125 +181,125 @@ class _Doorkeeper:
         _check_timeout(timeout)
         self._gate = gate
         self._timeout = timeout
-        self._hung: set[threading.Thread] = set()  # without a lock, which a fork might leave held
-        self._forgiven = 0
+        self._stuck: set[threading.Thread] = set()  # without a lock, which a fork might leave held
+        self._excused = 0
         self._asked_at = -math.inf
-        self._complaints = _Complaints()
+        self._warnings = _WarningThrottle()
 
-    def lets_in(self, context: ExecutionContext) -> bool:
+    def is_open(self, context: ExecutionContext) -> bool:
         """Return whether the gate is open now. Raises nothing of the gate's own, but what ends the caller itself."""
-        asked = _asking.get()
-        token = _asking.set((*asked, self))
+        asked = _gates_being_asked.get()
+        token = _gates_being_asked.set((*asked, self))
         try:
             if self in asked:
-                raise _Trouble("asked_within")
-            return _asked(self._gate, context) if self._timeout is None else self._asked_aside(context, self._timeout)
-        except _Trouble as trouble:
-            self._complaints.about(trouble)
+                raise _GateFailure("asked_within")
+            return _ask(self._gate, context) if self._timeout is None else self._ask_on_a_thread(context, self._timeout)
+        except _GateFailure as failure:
+            self._warnings.warn(failure)
             return False
         finally:
-            _asking.reset(token)
+            _gates_being_asked.reset(token)
 
-    def _asked_aside(self, context: ExecutionContext, timeout: float) -> bool:
+    def _ask_on_a_thread(self, context: ExecutionContext, timeout: float) -> bool:
         """Ask on a thread of its own, new for each call: it keeps nothing between two calls, nor across a fork."""
-        is_probe = self._is_stuck()
+        is_probe = self._has_too_many_stuck()
         if is_probe and not self._may_probe():
-            raise _Trouble("hung")
+            raise _GateFailure("hung")
         self._asked_at = monotonic()
-        answers: SimpleQueue[bool | _Trouble] = SimpleQueue()
+        answers: SimpleQueue[bool | _GateFailure] = SimpleQueue()
         thread = threading.Thread(
             target=copy_context().run,
-            args=(_answer, self._gate, context, answers),
+            args=(_ask_into, self._gate, context, answers),
             name="unstract-gate",
             daemon=True,  # one that hangs must not hold up the interpreter's exit
         )
         try:
             thread.start()
         except RuntimeError as exc:
-            raise _Trouble("no_thread", type_name(exc)) from exc
+            raise _GateFailure("no_thread", type_name(exc)) from exc
         try:
             answer = answers.get(timeout=timeout)
         except BaseException as exc:  # the limit, or whatever interrupts the caller
-            self._hung.add(thread)
+            self._stuck.add(thread)
             if isinstance(exc, Empty):
-                raise _Trouble("timed_out") from None
+                raise _GateFailure("timed_out") from None
             raise
         if is_probe:  # it answers again, and what still hangs is of another time
-            self._forgiven = len(self._hung)
-        if isinstance(answer, _Trouble):
+            self._excused = len(self._stuck)
+        if isinstance(answer, _GateFailure):
             raise answer
         return answer
 
-    def _is_stuck(self) -> bool:
+    def _has_too_many_stuck(self) -> bool:
         """Whether too many calls hang to make another."""
-        for thread in tuple(self._hung):
+        for thread in tuple(self._stuck):
             if not thread.is_alive():  # as it is in the child of a fork
-                self._hung.discard(thread)
-        self._forgiven = min(self._forgiven, len(self._hung))
-        return len(self._hung) >= self._forgiven + MOST_HUNG
+                self._stuck.discard(thread)
+        self._excused = min(self._excused, len(self._stuck))
+        return len(self._stuck) >= self._excused + MOST_STUCK
 
     def _may_probe(self) -> bool:
         """Whether it is time to see if the gate has been mended: the more calls hang, the more seldom."""
-        return monotonic() - self._asked_at >= QUIET * (1 + len(self._hung) - MOST_HUNG)
+        return monotonic() - self._asked_at >= QUIET * (1 + len(self._stuck) - MOST_STUCK)
 
 
-class _Complaints:
-    """Warns of each kind of trouble at most once in QUIET seconds, and says how many warnings were held back."""
+class _WarningThrottle:
+    """Warns of each kind of failure at most once in QUIET seconds, and says how many warnings were held back."""
 
     def __init__(self) -> None:
-        self._begin()
+        self._reset()
 
-    def about(self, trouble: _Trouble) -> None:
+    def warn(self, failure: _GateFailure) -> None:
         """Log it, or count it."""
         if self._pid != os.getpid():
-            self._begin()
+            self._reset()
         with self._lock:
-            suppressed = self._throttle.admit(trouble.reason, monotonic())
+            suppressed = self._throttle.admit(failure.reason, monotonic())
         if suppressed is not None:
             emit(
                 logger,
                 logging.WARNING,
                 "gate_failed",
-                reason=trouble.reason,
-                error_type=trouble.error_type,
-                code=trouble.code,
+                reason=failure.reason,
+                error_type=failure.error_type,
+                code=failure.code,
                 suppressed=suppressed,
                 side="off",
             )
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._lock = threading.Lock()  # a new one in the child of a fork, where the old one may be held for ever
         self._throttle: LogThrottle[str] = LogThrottle(burst=1, seconds=QUIET)
         self._pid = os.getpid()
 
 
-_asking: ContextVar[tuple[_Doorkeeper, ...]] = ContextVar("unstract_wire_asking", default=())
+_gates_being_asked: ContextVar[tuple[_GateRunner, ...]] = ContextVar("unstract_wire_asking", default=())
 """Whose gates are being asked in this context: one that dispatches through its own router would never end."""
 
 
-def _asked(gate: Gate, context: ExecutionContext) -> bool:
+def _ask(gate: Gate, context: ExecutionContext) -> bool:
     try:
         answer = gate(context)
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as exc:  # some providers raise errors that are no Exception
-        raise _raised(exc) from exc
+        raise _failure_of(exc) from exc
     if answer is True or answer is False:
         return answer
-    raise _Trouble("no_bool", type_name(answer))
+    raise _GateFailure("no_bool", type_name(answer))
 
 
-def _answer(gate: Gate, context: ExecutionContext, answers: SimpleQueue[bool | _Trouble]) -> None:
+def _ask_into(gate: Gate, context: ExecutionContext, answers: SimpleQueue[bool | _GateFailure]) -> None:
     try:
-        answers.put(_asked(gate, context))
-    except _Trouble as trouble:
-        answers.put(trouble)
+        answers.put(_ask(gate, context))
+    except _GateFailure as failure:
+        answers.put(failure)
     except BaseException as exc:  # even an exit is the gate's here: the caller's own thread goes on
-        answers.put(_raised(exc))
+        answers.put(_failure_of(exc))
 
 
-def _raised(exc: BaseException) -> _Trouble:
-    return _Trouble("raised", type_name(exc), exc.code if isinstance(exc, GateFailed) else "")
+def _failure_of(exc: BaseException) -> _GateFailure:
+    return _GateFailure("raised", type_name(exc), exc.code if isinstance(exc, GateFailed) else "")
 
 
 def _check_gate(gate: object) -> None:

@@ -23,7 +23,7 @@ from unstract_core.cli.context import DECLINED, Session, common, json_option
 from unstract_core.cli.render.output import print_json, printable, write
 from unstract_core.discovery import GROUP
 from unstract_core.errors import ContractError
-from unstract_core.observability.diagnostics import Doctored, Finding
+from unstract_core.observability.diagnostics import Finding, SupportsDiagnostics
 from unstract_core.transport import DeadLetters, Inspection, Transport
 from unstract_core.values import error_text
 
@@ -76,7 +76,7 @@ def _findings(session: Session) -> Iterator[Finding]:
             return
         yield Finding("transport", "ok", f"{session.url} is a {type(transport).__name__}")
         if callable(getattr(transport, "check_up", None)):
-            yield from cast(Doctored, transport).check_up()
+            yield from cast(SupportsDiagnostics, transport).check_up()
         else:
             yield _reach(transport)
             yield Finding("everything else", "skipped", "not applicable: this transport has no check-up of its own")

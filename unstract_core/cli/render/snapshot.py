@@ -14,7 +14,7 @@ from unstract_core.cli.commands.queues import _count as count
 from unstract_core.cli.commands.queues import _depth as depth
 from unstract_core.cli.commands.queues import _queue_row as queue_row
 from unstract_core.cli.render.output import age, utc
-from unstract_core.observability.diagnostics import Watched, WorkerState, kind_of_reason
+from unstract_core.observability.diagnostics import SupportsWorkerList, WorkerState, kind_of_reason
 from unstract_core.transport import DeadLetter, DeadLetters, Inspection, QueueState, Transport
 
 QUEUES = ("<queue", ">depth", ">change/s", ">ready", ">in flight", ">delayed", ">oldest", ">dead")
@@ -51,7 +51,7 @@ def look(transport: Transport, names: Sequence[str], before: Frame | None) -> Fr
     if before is not None and (seconds := moment - before.moment) > 0:
         depths = {state.queue: depth(state) for state in before.queues}
         rates = {state.queue: (depth(state) - depths.get(state.queue, 0)) / seconds for state in queues}
-    workers = cast(Watched, about).workers() if callable(getattr(about, "workers", None)) else None
+    workers = cast(SupportsWorkerList, about).workers() if callable(getattr(about, "workers", None)) else None
     letters: list[DeadLetter] = []
     if transport.capabilities.dead_letters:
         for name in names or (None,):
