@@ -7,6 +7,7 @@ with PayloadError. An input says which golden message it begins with, and what i
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import sys
 from collections import Counter
@@ -58,6 +59,7 @@ NAMES += [
 NAMES += ["9999-12-31T23:59:59.999999-23:59", "2020-W01-1T00Z", "x" * 255]
 SETTINGS = Settings("memory://", {}, True, 1.0, 1.0, 0.0, False, {})
 POLICY = RetryPolicy()
+NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 OUTCOMES: list[Outcome] = [
     Returned({"success": True}),
     Raised("ValueError", "bad"),
@@ -116,7 +118,7 @@ def _delivery(envelope: Envelope) -> Delivery:
 
 
 def _outcomes(delivery: Delivery) -> list[Outcome]:
-    rejected = rejection(delivery, {"execute_extraction", "step"}, POLICY)
+    rejected = rejection(delivery, {"execute_extraction", "step"}, POLICY, NOW)
     return [rejected] if rejected is not None else OUTCOMES
 
 

@@ -244,7 +244,9 @@ def _by_rule(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settl
             return _failed(delivery, outcome.error, outcome.error_type, Verdict.BURY, policy)
 
 
-def rejection(delivery: Delivery, known: Container[str], policy: RetryPolicy) -> Rejected | None:
+def rejection(
+    delivery: Delivery, known: Container[str], policy: RetryPolicy, now: datetime.datetime
+) -> Rejected | None:
     """Say why a delivery must not be run: unreadable, delivered too often, not among `known` task names, with a
     continuation that the policy does not allow, too late."""
     if delivery.payload is None:
@@ -260,7 +262,7 @@ def rejection(delivery: Delivery, known: Container[str], policy: RetryPolicy) ->
         return Rejected.because(UnknownTask(f"no task {name!r} in the worker of queue {delivery.queue!r}"))
     if (unwanted := _not_allowed(delivery, policy)) is not None:
         return Rejected.because(ContinuationNotAllowed(unwanted))
-    return expiry(delivery)
+    return expiry(delivery, now)
 
 
 def _not_allowed(delivery: Delivery, policy: RetryPolicy) -> str | None:
@@ -279,11 +281,16 @@ def _not_allowed(delivery: Delivery, policy: RetryPolicy) -> str | None:
     return None
 
 
-def expiry(delivery: Delivery) -> Rejected | None:
-    """Say that it is too late to start a delivery, where it is."""
-    if delivery.expires is None or datetime.datetime.now(datetime.UTC) < delivery.expires:
+def expiry(delivery: Delivery, now: datetime.datetime) -> Rejected | None:
+    """Return the rejection of a delivery that has expired; None if a task may start.
+
+    Args:
+        delivery: The delivery.
+        now: The time, with a time zone.
+    """
+    if delivery.expires is None or now < delivery.expires:
         return None
-    return Rejected.because(Expired(f"the message expired at {delivery.expires.isoformat()}, before a worker could run it"))
+    return Rejected.because(Expired(f"the message expired at {delivery.expires.isoformat()}; it was not run"))
 
 
 def with_headers(settlement: Settlement, headers: dict[str, str]) -> Settlement:

@@ -6,6 +6,7 @@ The expected settlement is written out whole in each test, so nothing can follow
 from __future__ import annotations
 
 import copy
+import datetime
 import json
 import uuid
 from collections.abc import Callable
@@ -60,6 +61,7 @@ outcomes: st.SearchStrategy[Outcome] = st.one_of(
     st.builds(RetryAsked, errors, delay=st.none() | st.floats(0, 1e6)),
     st.builds(Rejected, errors),
 )
+NOW = datetime.datetime.now(datetime.UTC)
 AWAITED = ("reply", "both", "on_success", "on_error")
 
 
@@ -262,7 +264,7 @@ def test_a_continuation_outside_of_the_list_is_never_sent(
     allowed = frozenset(data.draw(st.lists(st.sampled_from(choices))))
     policy = RetryPolicy(allowed_continuations=allowed)
     fine = all((queue, None) in allowed or (queue, name) in allowed for queue, name in everything)
-    rejected = rejection(delivery, {payload.task_name}, policy)
+    rejected = rejection(delivery, {payload.task_name}, policy, NOW)
     assert (rejected is None) == fine
     if rejected is None:
         return
@@ -285,7 +287,7 @@ def test_a_refused_continuation_is_named_with_the_remedy() -> None:
     """The error names the callback, its task, its queue and the option that allows it."""
     spec = ContinuationSpec(task_name="wipe", queue="admin")
     delivery = Delivery("1", "q", 1, TaskPayload(task_name="t", queue="q", on_success=spec), {})
-    rejected = rejection(delivery, {"t"}, RetryPolicy(allowed_continuations=frozenset({("callbacks", None)})))
+    rejected = rejection(delivery, {"t"}, RetryPolicy(allowed_continuations=frozenset({("callbacks", None)})), NOW)
     assert rejected is not None
     assert rejected.error == (
         "ContinuationNotAllowed: on_success names task 'wipe' on queue 'admin', which the worker of queue 'q' may not "
@@ -300,7 +302,7 @@ def test_an_unreadable_message_tells_only_an_allowed_callback(queue: str, task_n
     delivery = Delivery("1", "q", 1, None, raw, problem="unreadable")
     for allowed, sent in ((frozenset({(queue, None)}), True), (frozenset({("no" + queue, None)}), False)):
         policy = RetryPolicy(allowed_continuations=allowed)
-        rejected = rejection(delivery, {}, policy)
+        rejected = rejection(delivery, {}, policy, NOW)
         assert rejected is not None
         settlement = settle(delivery, rejected, policy)
         assert (settlement.follow_up is not None) == sent
@@ -457,7 +459,7 @@ def test_an_unreadable_message_tells_its_sender_too(
         **data.draw(st.sampled_from([{"kwargs": None}, {"args": 7}, {"queue": ""}])),
     }
     delivery = attrs.evolve(readable, payload=None, raw=RAW_FORMS[form](wire), problem="broken")
-    rejected = rejection(delivery, {payload_of(readable).task_name}, policy)
+    rejected = rejection(delivery, {payload_of(readable).task_name}, policy, NOW)
     assert rejected == Rejected("MalformedPayload", "broken")
     expected = failed(readable, error, Verdict.BURY)
     assert settle(delivery, Rejected(error), policy) == attrs.evolve(expected, delivery=delivery)
@@ -515,7 +517,7 @@ def test_rubbish_is_buried(raw: Any, error: str, policy: RetryPolicy) -> None:
 @given(some.deliveries(), policies)
 def test_what_can_be_run_is_not_rejected(delivery: Delivery, policy: RetryPolicy) -> None:
     """A readable message of a known task is run up to its last attempt, and rejected after it with the reason."""
-    rejected = rejection(delivery, {payload_of(delivery).task_name}, policy)
+    rejected = rejection(delivery, {payload_of(delivery).task_name}, policy, NOW)
     if delivery.attempt <= policy.max_attempts:
         assert rejected is None
     else:
@@ -526,7 +528,7 @@ def test_what_can_be_run_is_not_rejected(delivery: Delivery, policy: RetryPolicy
 @given(some.deliveries(attempts=st.just(1)), policies)
 def test_an_unknown_task_is_rejected_by_name(delivery: Delivery, policy: RetryPolicy) -> None:
     """A task that is not registered here is rejected with its name and queue."""
-    rejected = rejection(delivery, {payload_of(delivery).task_name + "x"}, policy)
+    rejected = rejection(delivery, {payload_of(delivery).task_name + "x"}, policy, NOW)
     assert rejected is not None
     assert rejected.error.startswith("UnknownTask: ")
     assert repr(payload_of(delivery).task_name) in rejected.error

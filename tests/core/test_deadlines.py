@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
@@ -53,6 +54,7 @@ outcomes: st.SearchStrategy[Outcome] = st.one_of(
     st.just(Ignored()),
     st.builds(lambda seconds: outcome_of(overdue(seconds)), st.floats(0.1, 1e6)),
 )
+NOW = datetime.datetime.now(datetime.UTC)
 once = st.builds(
     RetryPolicy,
     max_attempts=st.integers(1, 9),
@@ -83,8 +85,8 @@ def test_what_is_never_rerun_is_started_at_its_first_delivery_alone(
     """A later delivery is rejected as lost with its worker, however many attempts there are to be."""
     assert delivery.payload is not None
     known = {delivery.payload.task_name}
-    assert rejection(attrs.evolve(delivery, attempt=1), known, policy) is None
-    rejected = rejection(attrs.evolve(delivery, attempt=attempt), known, policy)
+    assert rejection(attrs.evolve(delivery, attempt=1), known, policy, NOW) is None
+    rejected = rejection(attrs.evolve(delivery, attempt=attempt), known, policy, NOW)
     assert rejected is not None
     assert rejected.error.startswith("WorkerLost: ")
 

@@ -67,7 +67,7 @@ class BrokerSubscription(BareSubscription):
         """Let everything come back that is held: its connection has ended."""
         with self._store.changed:
             for row in self._store.rows.values():
-                if row.state == "held" and row.holders.get(row.attempt) is self:
+                if row.state == "claimed" and row.holders.get(row.attempt) is self:
                     row.due = 0.0
             self._store.changed.notify_all()
 
@@ -149,7 +149,7 @@ class BrokerlikeHarness(ComposedHarness):
         """Cut whoever may hold a message of the queue, as their connections would be."""
         with transport._store.using():
             for row in transport._store.rows.values():
-                if row.queue == queue and row.state == "held":
+                if row.queue == queue and row.state == "claimed":
                     row.due = 0.0
             transport._store.changed.notify_all()
 

@@ -43,7 +43,7 @@ class ClaimsInTwoSteps(MemorySubscription):
         with self._store.changed:
             for one in found:
                 row = self._store.rows[int(one.id)]
-                row.state, row.attempt, row.due = "held", one.attempt, self._store.clock() + self._lease
+                row.state, row.attempt, row.due = "claimed", one.attempt, self._store.clock() + self._lease
         return found
 
 
@@ -156,7 +156,7 @@ class RenewsNothing(MemorySubscription):
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         with self._store.using():
-            return [self._store.held(one, self) is not None for one in deliveries]
+            return [self._store.claimed(one, self) is not None for one in deliveries]
 
 
 @fault("test_one_renewal_serves_everything_that_is_held", "assert not other.receive(limit=5, wait=0.4 * lease)")
@@ -171,8 +171,8 @@ class RenewsTheFirstOnly(MemorySubscription):
 class RefusesALapsedHolder(Store):
     """Whose lease has ended cannot settle any more, although nobody else has the message."""
 
-    def held(self, delivery: Delivery, holder: object) -> Row | None:
-        row = super().held(delivery, holder)
+    def claimed(self, delivery: Delivery, holder: object) -> Row | None:
+        row = super().claimed(delivery, holder)
         return row if row is not None and row.due > self.clock() else None
 
 

@@ -28,7 +28,7 @@ class Unfenced(MemorySubscription):
 
     def is_late(self, one: Settlement) -> bool:
         with self._store.using():
-            return self._store.held(one.delivery, self) is None
+            return self._store.claimed(one.delivery, self) is None
 
 
 @fault("test_a_late_settlement_of_a_lost_lease_changes_nothing", "assert [True] == [False]")
@@ -79,7 +79,7 @@ class LengthensALostLease(MemorySubscription):
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         with self._store.using():
             for one in deliveries:
-                if (row := self._store.rows.get(int(one.id))) is not None and row.state == "held":
+                if (row := self._store.rows.get(int(one.id))) is not None and row.state == "claimed":
                     row.due = self._store.clock() + self._lease
         return super().renew(deliveries)
 
@@ -108,7 +108,7 @@ class GivesUpABatchForOneThatIsLost(Unfenced):
 class FencesByHolderAlone(Store):
     """The fence asks who settles, and not which attempt."""
 
-    def held(self, delivery: Delivery, holder: object) -> Row | None:
+    def claimed(self, delivery: Delivery, holder: object) -> Row | None:
         row = self.rows.get(int(delivery.id))
         return row if row is not None and row.holders.get(row.attempt) is holder else None
 
@@ -117,7 +117,7 @@ class FencesByHolderAlone(Store):
 class FencesByAttemptAlone(Store):
     """The fence asks which attempt is settled, and not by whom."""
 
-    def held(self, delivery: Delivery, holder: object) -> Row | None:
+    def claimed(self, delivery: Delivery, holder: object) -> Row | None:
         row = self.rows.get(int(delivery.id))
         return row if row is not None and row.attempt == delivery.attempt and row.attempt in row.holders else None
 
@@ -126,7 +126,7 @@ class FencesByAttemptAlone(Store):
 class FencesByIdAndAttempt(Store):
     """The fence asks for the id and the attempt, which both come again after a restore."""
 
-    def held(self, delivery: Delivery, holder: object) -> Row | None:
+    def claimed(self, delivery: Delivery, holder: object) -> Row | None:
         row = self.rows.get(int(delivery.id))
         if row is None or row.attempt != delivery.attempt:
             return None

@@ -45,8 +45,8 @@ class WakesNobodyForWhatIsGivenBack(MemorySubscription):
 class OversleepsADelay(Store):
     """Who waits is not told when a delayed message falls due."""
 
-    def bring_back(self) -> float | None:
-        super().bring_back()
+    def requeue_due(self) -> float | None:
+        super().requeue_due()
         return None
 
 

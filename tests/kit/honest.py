@@ -35,9 +35,9 @@ class BareStore(Store):
             row.attempt -= 1
         return row
 
-    def held(self, delivery: Delivery, holder: object) -> Row | None:
+    def claimed(self, delivery: Delivery, holder: object) -> Row | None:
         row = self.rows.get(int(delivery.id))
-        return row if row is not None and row.state == "held" and delivery.attempt in row.holders else None
+        return row if row is not None and row.state == "claimed" and delivery.attempt in row.holders else None
 
 
 class BareSubscription(MemorySubscription):
@@ -53,7 +53,7 @@ class BareSubscription(MemorySubscription):
 
     def settle_one(self, one: Settlement) -> bool:
         with self._store.using():
-            if self._store.held(one.delivery, self) is None:
+            if self._store.claimed(one.delivery, self) is None:
                 return False
         if one.follow_up is not None:
             put(self._store, self.kept_of(one.follow_up))

@@ -138,7 +138,7 @@ class CrashingWorker(PostgresTransport):
 
     @property
     def runner(self) -> Any:
-        return self._consumer._running._runner  # type: ignore[union-attr]
+        return self._consumer._running._threads  # type: ignore[union-attr]
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> Any:
         return Watched(super().subscribe(queues, lease=lease), self)

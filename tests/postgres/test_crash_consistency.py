@@ -119,7 +119,7 @@ def test_a_settlement_that_is_cut_off_anywhere_takes_effect_once(
         exchange = between.watch(marker, {} if cut_at is None else {side: cut_at})
         (label,) = ledger.send(trial, ["on_success"])
         wait_until(lambda: ledger.look()[label] == SHAPES["on_success"].settled, what="the settlement")
-        wait_until(lambda: exchange.is_over and not loop.holding, what="the consumer to know of it")
+        wait_until(lambda: exchange.is_over and not loop.in_flight, what="the consumer to know of it")
         return exchange
 
     if prepared:

@@ -12,6 +12,8 @@ from unstract_core.transport import Message
 
 
 class MemoryHarness(Harness):
+    """Opens memory transports for the kit."""
+
     name = "memory"
     capabilities = MemoryTransport.capabilities
     shared = False

@@ -1,7 +1,7 @@
-"""What the memory transport stores: rows, replies and dead letters, under one lock.
+"""The content of the memory transport: rows, replies and dead letters, under one lock.
 
-Everything but the constructor and `using` is called with `changed` held. A heap entry is a hint; the row says whether
-it holds.
+The caller of every method but the constructor and `using` holds `changed`. A heap entry may be outdated: the state of
+its row decides.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Literal
 
 import attrs
 
+from unstract_core.clock import SYSTEM_CLOCK, Clock
 from unstract_core.errors import TransportClosed
 from unstract_core.transport import DeadLetter, Delivery, Message, QueueState, Reply, Settlement
 from unstract_core.values.limits import JSONValue
@@ -25,8 +26,14 @@ from unstract_core.values.limits import JSONValue
 
 @attrs.define(eq=False)
 class Row:
-    """A stored message. `due` is when a lease or a delay ends; `holders` the subscriptions that took it, by attempt;
-    `fence` belongs to its latest claim."""
+    """A stored message.
+
+    Attributes:
+        enqueued: When it was sent, on the store's clock.
+        due: When its lease or delay ends, on the store's clock.
+        holders: The subscription of each attempt.
+        fence: The fencing token of its latest claim.
+    """
 
     id: int
     queue: str
@@ -35,15 +42,23 @@ class Row:
     priority: int
     enqueued: float
     due: float
-    state: Literal["ready", "held", "delayed"]
+    state: Literal["ready", "claimed", "delayed"]
     attempt: int = 0
     fence: str = ""
     holders: dict[int, object] = attrs.field(factory=dict)
 
 
 class Store:
-    def __init__(self, clock: Callable[[], float]) -> None:
+    """The rows, replies and dead letters of one transport.
+
+    Args:
+        clock: Drives leases, delays and times to live.
+        waits: The clock of waiting calls. Default: the clock of the machine.
+    """
+
+    def __init__(self, clock: Callable[[], float], waits: Clock = SYSTEM_CLOCK) -> None:
         self.clock = clock
+        self.waits = waits
         self.changed = threading.Condition()
         self.rows: dict[int, Row] = {}
         self.dead: dict[str, DeadLetter] = {}
@@ -57,7 +72,7 @@ class Store:
 
     @contextlib.contextmanager
     def using(self) -> Iterator[None]:
-        """Hold the lock. Raises TransportClosed when the transport was closed."""
+        """Hold the lock. Raises TransportClosed if the transport was closed."""
         with self.changed:
             self.check_open()
             yield
@@ -88,13 +103,13 @@ class Store:
             return None
         _, row_id = heapq.heappop(min(heaps, key=lambda heap: heap[0]))
         row = self.rows[row_id]
-        row.state, row.due = "held", self.clock() + lease
+        row.state, row.due = "claimed", self.clock() + lease
         row.attempt += 1
         row.fence = str(next(self._claims))
         row.holders[row.attempt] = holder
         return row
 
-    def bring_back(self) -> float | None:
+    def requeue_due(self) -> float | None:
         """Make every row whose lease or delay is over ready; return the seconds until the next one is due."""
         now = self.clock()
         waiting = [row for row in self.rows.values() if row.state != "ready"]
@@ -103,7 +118,7 @@ class Store:
                 self.postpone(row, 0)
         return min((row.due - now for row in waiting if row.due > now), default=None)
 
-    def held(self, delivery: Delivery, holder: object) -> Row | None:
+    def claimed(self, delivery: Delivery, holder: object) -> Row | None:
         """Return the row if this delivery to this holder is its latest: the fence."""
         row = self.rows.get(int(delivery.id))
         if row is None or (row.attempt, row.fence) != (delivery.attempt, delivery.fence):
@@ -151,14 +166,14 @@ class Store:
         return attrs.evolve(reply, result=json.loads(result))
 
     def states(self, names: Sequence[str] | None) -> list[QueueState]:
-        self.bring_back()
+        self.requeue_due()
         letters = list(self.dead.values())
         if names is None:
             names = {row.queue for row in self.rows.values()} | {letter.queue for letter in letters}  # type: ignore[assignment]
         return [self._state(name, letters) for name in sorted(set(names or ()))]
 
     def waiting_tasks(self, queue: str, limit: int) -> Counter[str]:
-        self.bring_back()
+        self.requeue_due()
         ready = [row for row in self.rows.values() if row.queue == queue and row.state == "ready"]
         ready.sort(key=lambda row: (-row.priority, row.id))
         messages = [_message(row.text) for row in ready[:limit]]
@@ -171,7 +186,7 @@ class Store:
         return QueueState(
             queue=name,
             ready=len(ready),
-            in_flight=sum(row.state == "held" for row in rows),
+            in_flight=sum(row.state == "claimed" for row in rows),
             delayed=sum(row.state == "delayed" for row in rows),
             oldest=max((self.clock() - max(row.enqueued, row.due) for row in ready), default=None),
             dead=sum(letter.queue == name for letter in letters),

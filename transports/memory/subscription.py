@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
+import math
 from collections.abc import Sequence
 
 from transports.memory.store import Row, Store
@@ -14,6 +13,8 @@ from unstract_core.transport import Delivery, Settlement, Verdict, check_delay, 
 
 
 class MemorySubscription:
+    """The messages of some queues; see `unstract_core.Subscription`."""
+
     def __init__(self, store: Store, queues: Sequence[str], lease: float) -> None:
         self._store = store
         self._queues = tuple(queues)
@@ -22,25 +23,27 @@ class MemorySubscription:
         self._closed = False
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
-        deadline = time.monotonic() + wait
+        """Claim up to `limit` messages, waiting up to `wait` seconds for the first."""
+        waits = self._store.waits
+        deadline = waits.monotonic() + wait
         with self._store.changed:
             while True:
                 self._check_open()
-                due = self._store.bring_back()
+                due = self._store.requeue_due()
                 rows = self._take(limit)
-                remaining = deadline - time.monotonic()
+                remaining = deadline - waits.monotonic()
                 if rows or self._woken or remaining <= 0:
                     self._woken = self._woken and (bool(rows) or wait <= 0)
                     return [_delivery(row) for row in rows]
-                self._store.changed.wait(min(remaining, threading.TIMEOUT_MAX if due is None else due))
+                waits.wait(self._store.changed, min(remaining, math.inf if due is None else due))
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         with self._store.changed:
             self._check_open()
-            rows = [self._store.held(delivery, self) for delivery in deliveries]
+            rows = [self._store.claimed(delivery, self) for delivery in deliveries]
             for row in rows:
                 if row is not None:
-                    row.state, row.due = "held", self._store.clock() + self._lease
+                    row.state, row.due = "claimed", self._store.clock() + self._lease
             return [row is not None for row in rows]
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
@@ -69,7 +72,7 @@ class MemorySubscription:
 
     def _settle(self, written: _Written) -> bool:
         settlement = written.settlement
-        row = self._store.held(settlement.delivery, self)
+        row = self._store.claimed(settlement.delivery, self)
         if row is None:
             return False
         if settlement.verdict is Verdict.RETRY:
@@ -93,7 +96,7 @@ class MemorySubscription:
 
 
 class _Written:
-    """A settlement with everything in it written: whatever the wire refuses is refused before anything is changed."""
+    """A settlement in its stored form. Writing it first makes the wire refuse a value before anything has changed."""
 
     def __init__(self, settlement: Settlement) -> None:
         check_delay(settlement.delay)

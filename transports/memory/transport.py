@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from transports.memory.store import Store
 from transports.memory.subscription import MemorySubscription
+from unstract_core.clock import SYSTEM_CLOCK, Clock
 from unstract_core.errors import ConfigurationError, NotSupported
 from unstract_core.transport import (
     Capabilities,
@@ -23,10 +22,14 @@ from unstract_core.transport import (
 
 
 class MemoryTransport:
-    """A transport inside one process, gone with it: the test double, and the sample for transport authors.
+    """A transport inside one process: for tests, and the sample for transport authors. Its messages end with it.
 
-    Thread-safe; any number of subscriptions and consumers may share one. `clock` (seconds) drives leases, delays and
-    ttls. What it claims it keeps as PostgreSQL does: the same tests run over both.
+    It is thread-safe: any number of subscriptions and consumers may share one. The conformance kit holds it to the same
+    guarantees as PostgreSQL.
+
+    Args:
+        clock: Drives leases, delays, times to live and waits: a `Clock`. A function that returns seconds is accepted
+            too; waits then follow the clock of the machine. Default: the clock of the machine.
     """
 
     capabilities = Capabilities(
@@ -43,8 +46,8 @@ class MemoryTransport:
         inspection=True,
     )
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store = Store(clock)
+    def __init__(self, *, clock: Clock | Callable[[], float] = SYSTEM_CLOCK) -> None:
+        self._store = Store(clock, SYSTEM_CLOCK) if callable(clock) else Store(clock.monotonic, clock)
         self.dead = MemoryDeadLetters(self._store)
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
@@ -59,15 +62,16 @@ class MemoryTransport:
 
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
         """Return the reply under `key`, waiting up to `timeout` seconds for it; None when there is none."""
-        deadline = time.monotonic() + timeout
+        waits = self._store.waits
+        deadline = waits.monotonic() + timeout
         with self._store.changed:
             while True:
                 self._store.check_open()
                 reply = self._store.read_reply(key, consume=consume)
-                remaining = deadline - time.monotonic()
+                remaining = deadline - waits.monotonic()
                 if reply is not None or remaining <= 0:
                     return reply
-                self._store.changed.wait(min(remaining, threading.TIMEOUT_MAX))
+                waits.wait(self._store.changed, remaining)
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
         """Receive from `queues`; see `unstract_core.Transport.subscribe`."""
@@ -93,7 +97,7 @@ class MemoryTransport:
 
 
 class MemoryDeadLetters:
-    """The buried messages of a MemoryTransport."""
+    """The dead letters of a MemoryTransport; see `unstract_core.DeadLetters`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

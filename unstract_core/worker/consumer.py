@@ -16,19 +16,19 @@ import contextlib
 import math
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+from unstract_core.clock import SYSTEM_CLOCK, Clock
 from unstract_core.continuation import RetryPolicy, StatusPayload
 from unstract_core.errors import ConfigurationError, NotSupported, TransportError, TransportUnavailable
 from unstract_core.forking import Stopped, handling, keeping_signals, reset_in_child
 from unstract_core.observability.observer import Observer, Observers
 from unstract_core.transport import LONGEST_DELAY, Inspection, ReplyStatus, Transport
-from unstract_core.worker.loop import LONGEST_WAIT, Loop, Settings
+from unstract_core.worker.loop import LONGEST_WAIT, Loop, LoopConfig
 from unstract_core.worker.registry import runnable
-from unstract_core.worker.task_threads import Here
+from unstract_core.worker.task_threads import CallingThread
 
 _DRAIN_PAUSE = 0.2
 
@@ -36,36 +36,44 @@ _DRAIN_PAUSE = 0.2
 class Consumer:
     """Runs the tasks of some queues.
 
-    `tasks` maps names to functions (`Tasks`, or any mapping); `queues` are worked on together, higher priority first;
-    `concurrency` tasks run at once, on threads. `lease` is how long (seconds) a message stays ours without a renewal,
-    and so how long the work of a dead worker waits; a living one renews every third of it. A task that raised and that
-    nobody waits for is run again up to `max_attempts` deliveries, with a backoff from `backoff` to `backoff_max`
-    seconds. `prefetch` fixes how many messages are held at once, running ones included; by default it adapts, and what
-    waits behind long tasks is given back.
-
-    A task that runs for longer than `task_deadline` seconds is given up (never, by default): it counts as failed with
-    "deadline of ... s exceeded", and another thread takes the place of its own, which cannot be stopped. With
-    `never_rerun` a task is started once, whatever happens: it is not retried, and when its worker was lost its sender
-    is told so; messages are then taken one for each free thread, so that few are lost that were not started.
-    `observers` look on. Of an exception the log has the type and where it came from; with `log_errors` its message too,
-    which may quote the payload.
-
     Args:
+        transport: Where the messages come from. The consumer does not close it.
+        tasks: The functions by task name: `Tasks`, or any mapping.
+        queues: The queues to receive from, together, higher priority first.
+        concurrency: How many tasks run at once, on threads. Default: 1.
+        lease: Seconds for which a message belongs to this consumer without a renewal, and so the time after which
+            another worker gets the messages of a dead one. A consumer renews every third of it. Default: 60.
+        max_attempts: How many deliveries a task may have that raises and has no waiting sender. Default: 5.
+        backoff: Seconds before the first retry; each further retry waits twice as long. Default: 1.
+        backoff_max: The longest wait before a retry, in seconds. Default: 300.
+        prefetch: How many messages are in flight at once, running ones included. None (default): the number adapts,
+            and messages that wait behind long tasks are released.
+        task_deadline: Seconds that a task may run. After that it counts as failed with `DeadlineExceeded`, and another
+            thread takes the place of its own, which Python cannot stop. None (default): no limit.
+        never_rerun: Whether a task starts at most once: it is not retried, and a message that a lost worker had taken
+            fails with `WorkerLost`. The consumer then takes one message for each free thread. Default: False.
+        observers: Observers of sends, runs and settlements. Default: none.
+        log_errors: Whether the log has the message of an exception, which may quote the payload. Default: False; the
+            log has the type and the traceback's places in either case.
         status_payload: What the status of a success keeps for a day: "result", or "none" (status and error only).
-            None (default): "none" where on_success carries the result, "result" where nothing else does. The answer to
-            a blocking call always has its result, and so has what a transport without statuses answers.
+            None (default): "none" if on_success carries the result, else "result". The answer to a blocking call
+            always has its result, and so has the answer of a transport without statuses.
         returned_failure: The status of a task that returned `"success": false`: "completed" (default), or "failed" with
-            the text under its key `error`. Its on_success is sent either way.
+            the text under its key `error`. Its on_success is sent in both cases.
         allow_continuations: The callbacks that messages may ask for, each as ("queue", "task"), as ("queue", None) for
             every task of that queue, or as the text "queue:task" or "queue". A message that names another one is not
-            run and ends as failed with ContinuationNotAllowed. None (default) allows all.
+            run and fails with `ContinuationNotAllowed`. None (default): all.
+        clock: The clock for waits, deadlines and expiry. Default: the clock of the machine; tests give a virtual one.
 
-    `counters` counts what has happened: ran, replaced, settled, retried, buried, given_back, lost, refused, overdue.
+    Attributes:
+        counters: Counts ran, replaced, settled, retried, buried, given_back, lost, refused and overdue.
 
-    Guarantee: at least once. Each message is run, continued and answered by the table of continuation.py, and whatever
-    a task does or a message holds, the consumer lives on and no other message is lost. With `never_rerun`: at most one
-    start. Raises ConfigurationError for settings that cannot work, NotSupported for `never_rerun` over a transport that
-    does not count the deliveries which nobody settled.
+    Raises:
+        ConfigurationError: A setting cannot work.
+        NotSupported: `never_rerun` over a transport that does not count the deliveries of lost workers.
+
+    Guarantee: at least once. Each message is run, continued and answered by the table of continuation.py. A task or a
+    message can neither end the consumer nor lose another message. With `never_rerun`: at most one start.
     """
 
     def __init__(
@@ -87,6 +95,7 @@ class Consumer:
         status_payload: StatusPayload | None = None,
         returned_failure: ReplyStatus = "completed",
         allow_continuations: Iterable[str | tuple[str, str | None]] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         if isinstance(queues, str) or not queues or not all(isinstance(queue, str) and queue for queue in queues):
             raise ConfigurationError("queues must be a list of one or more non-empty names")
@@ -134,6 +143,7 @@ class Consumer:
         self.observers = Observers(observers)
         self.log_errors = log_errors
         self.counters: Counter[str] = Counter()
+        self._clock = clock
         self._stopping = False
         self._running: Loop | None = None
         reset_in_child(self)
@@ -149,7 +159,7 @@ class Consumer:
         """
         with _signals(self, leave_at_second=leave_at_second_signal), self._loop() as loop:
             while not loop.ended:
-                loop.turn(LONGEST_WAIT)
+                loop.poll_once(LONGEST_WAIT)
 
     def run_tasks_here(self, *, ended: Callable[[], None]) -> None:
         """Work as `run` does, but run the tasks on the calling thread, and call the transport on another one.
@@ -169,11 +179,11 @@ class Consumer:
             )
         failures: list[BaseException] = []
 
-        def work(here: Here) -> None:
+        def work(here: CallingThread) -> None:
             try:
                 with self._loop(here) as loop:
                     while not loop.ended:
-                        loop.turn(LONGEST_WAIT)
+                        loop.poll_once(LONGEST_WAIT)
             except BaseException as exc:
                 failures.append(exc)
             finally:
@@ -181,10 +191,10 @@ class Consumer:
                 ended()
 
         with _signals(self, leave_at_second=False):
-            here = Here(keeping_signals())
+            here = CallingThread(keeping_signals())
             thread = threading.Thread(target=work, args=[here], name="unstract-wire-io", daemon=True)
             thread.start()
-            here.work()
+            here.run_tasks()
         if failures:
             raise failures[0]
 
@@ -195,31 +205,31 @@ class Consumer:
         the time is up nothing more is started, and what is running is finished and settled. Raises
         TransportUnavailable if that cannot be settled then; their leases bring those messages back.
         """
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        deadline = math.inf if timeout is None else self._clock.monotonic() + timeout
         look = 0.0 if self.transport.capabilities.inspection else _DRAIN_PAUSE
         before = self.counters["ran"]
         with self._loop() as loop:
-            patience = look
+            idle_wait = look
             while not loop.ended:
-                received = loop.turn(patience, math.inf if self._stopping else deadline)
-                patience = look
-                if time.monotonic() >= deadline:
+                received = loop.poll_once(idle_wait, math.inf if self._stopping else deadline)
+                idle_wait = look
+                if self._clock.monotonic() >= deadline:
                     self._stopping = True
-                    if loop.trouble is not None and loop.holding and not loop.running:
+                    if loop.blocked_by is not None and loop.in_flight and not loop.unfinished:
                         raise TransportUnavailable(
-                            f"drain: the time is up, and {loop.holding} messages could not be settled"
-                        ) from loop.trouble
-                elif received == 0 and not loop.holding:
+                            f"drain: the time is up, and {loop.in_flight} messages could not be settled"
+                        ) from loop.blocked_by
+                elif received == 0 and not loop.in_flight:
                     if self._drained(loop.waited):
                         break
-                    patience = _DRAIN_PAUSE
+                    idle_wait = _DRAIN_PAUSE
         return self.counters["ran"] - before
 
     def stop(self) -> None:
         """Make `run` or `drain` finish what runs, settle it and return. For any thread, and for signal handlers."""
         self._stopping = True
         if (loop := self._running) is not None:
-            loop.ring()
+            loop.wake()
 
     @property
     def stopping(self) -> bool:
@@ -241,8 +251,8 @@ class Consumer:
         return not any(state.ready or state.in_flight or state.delayed or state.estimated for state in states)
 
     @contextlib.contextmanager
-    def _loop(self, here: Here | None = None) -> Iterator[Loop]:
-        settings = Settings(
+    def _loop(self, calling_thread: CallingThread | None = None) -> Iterator[Loop]:
+        config = LoopConfig(
             self.tasks,
             self.concurrency,
             self.lease,
@@ -251,15 +261,16 @@ class Consumer:
             self.counters,
             lambda: self._stopping,
             self.observers,
+            self._clock,
             self.task_deadline,
             self.log_errors,
-            here,
+            calling_thread,
         )
         if self._running is not None:
             raise ConfigurationError("this consumer runs already; make another one to run beside it")
         subscription = self.transport.subscribe(self.queues, lease=self.lease)
         try:
-            loop = self._running = Loop(settings, subscription)
+            loop = self._running = Loop(config, subscription)
             try:
                 yield loop
             finally:

@@ -1,55 +1,185 @@
-"""What a consumer holds: a delivery on its way from being received to being settled."""
+"""The deliveries in flight: each from its receipt until it is settled, with an explicit state.
+
+    WAITING ---> RUNNING ---> DONE ---> (settled, removed)
+       |                       ^  |
+       +-- released, rejected -+  +---> RETRYING or UNCERTAIN, until a later settlement succeeds
+
+The consumer's I/O thread adds and removes deliveries. A task thread starts and finishes them. `end_run` decides which
+thread finishes a delivery when a task ends at the moment at which the I/O thread gives it up.
+"""
 
 from __future__ import annotations
 
+import enum
 import math
-from collections.abc import Iterator
-from typing import TypeAlias
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
 
 import attrs
 
+from unstract_core.clock import Clock
 from unstract_core.transport import Delivery, Settlement, Verdict
 
 Key: TypeAlias = int
-"""Of one delivery and no other: ids and attempts come again after a restore, while the old delivery is in flight."""
+"""Identifies one delivery. Its message id and attempt do not: both can repeat after a restore."""
+
+
+class State(enum.Enum):
+    """How far a delivery is."""
+
+    WAITING = "waiting"
+    """No thread has started its task."""
+    RUNNING = "running"
+    """A thread runs its task."""
+    DONE = "done"
+    """Its settlement is known, and no attempt to settle it alone has failed."""
+    RETRYING = "retrying"
+    """Settling it alone failed without effect; it is settled again later."""
+    UNCERTAIN = "uncertain"
+    """Its settlement may have taken effect; settling it again shows whether it did."""
+
+
+class Start(NamedTuple):
+    """The start of a task: seconds on the consumer's clock, and the identifier of its thread."""
+
+    moment: float
+    thread: int
 
 
 @attrs.define(eq=False)
-class Held:
-    """A delivery of ours. It is waiting until a thread takes it, and finished when it has a `settlement`.
+class Entry:
+    """One delivery in flight.
 
-    `finished` is when its outcome was known, on the monotonic clock.
-    `until` is when its lease ends, on the monotonic clock and with a margin: after that it is not started any more.
-    The other fields say how settling it went: `doubtful` if it may have taken effect; `failures` of it alone, since
-    `failing_since`, while the transport answered others; `retry_at` the earliest moment of the next try; `original`
-    what was to be settled, and `fallbacks` what else there is to try; `settled_before` how many statements had settled
-    others when it first failed; `no_room` if it waits for a queue that is full.
+    Attributes:
+        delivery: The delivery.
+        startable_until: When its lease ends, on the consumer's clock and with a margin. Its task does not start later.
+        state: How far it is.
+        settlement: Its settlement; None until its outcome is known.
+        finished_at: When its outcome was known, on the consumer's clock.
+        lease_lost: Whether the loss of its lease was logged.
     """
 
     delivery: Delivery
-    until: float = math.inf
-    lost: bool = False
-    finished: float = 0.0
+    startable_until: float = math.inf
+    state: State = State.WAITING
     settlement: Settlement | None = None
-    doubtful: bool = False
-    failures: int = 0
-    failing_since: float = math.inf
-    answers: int = -1
-    settled_before: int | None = None
-    retry_at: float = 0.0
-    no_room: bool = False
-    original: Settlement | None = None
-    fallbacks: Iterator[Settlement] | None = None
+    finished_at: float = 0.0
+    lease_lost: bool = False
 
     @property
     def key(self) -> Key:
         return id(self.delivery)
 
     @property
-    def suspect(self) -> bool:
-        """Whether settling it has failed when it was tried alone."""
-        return self.retry_at > 0
+    def settlement_due(self) -> Settlement:
+        """The settlement of a finished delivery."""
+        if self.settlement is None:
+            raise RuntimeError("a delivery without a settlement was to be settled")
+        return self.settlement
 
-    def give_back(self, why: str) -> None:
-        """Let another worker have it: its task was never started, so the attempt does not count."""
-        self.settlement = Settlement(self.delivery, Verdict.RETRY, reason=f"given back: {why}", counted=False)
+
+class InFlight:
+    """The deliveries of one consumer that are not settled.
+
+    Args:
+        clock: The consumer's clock.
+        wake: Called when a delivery has finished while the I/O thread said that it is asleep.
+    """
+
+    def __init__(self, clock: Clock, wake: Callable[[], None] = lambda: None) -> None:
+        self.asleep = False
+        """Whether the I/O thread waits, and has to be woken when a delivery finishes."""
+        self._clock = clock
+        self._wake = wake
+        self._entries: dict[Key, Entry] = {}
+        self._running: dict[Entry, Start] = {}
+        self._finished: deque[Entry] = deque()
+        self._to_settle: dict[Key, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(list(self._entries.values()))
+
+    def add(self, delivery: Delivery, startable_until: float = math.inf) -> Entry:
+        """Add a delivery that was received. For the I/O thread."""
+        entry = Entry(delivery, startable_until)
+        self._entries[entry.key] = entry
+        return entry
+
+    def remove(self, entry: Entry) -> None:
+        """Remove a delivery that was settled, or whose lease brings it back. For the I/O thread."""
+        self._to_settle.pop(entry.key, None)
+        self._entries.pop(entry.key, None)
+
+    # Tasks.
+
+    @property
+    def running(self) -> int:
+        """How many deliveries are on a task thread."""
+        return len(self._running)
+
+    @property
+    def starts(self) -> list[float]:
+        """When each running task started, on the consumer's clock."""
+        return [start.moment for start in list(self._running.values())]
+
+    def runs(self) -> list[tuple[Entry, Start]]:
+        """Return the deliveries whose tasks run now, each with its start."""
+        return list(self._running.items())
+
+    def is_running(self, entry: Entry) -> bool:
+        """Whether the task of a delivery runs, and was not given up."""
+        return entry in self._running
+
+    def start_run(self, entry: Entry) -> None:
+        """Record that the calling thread starts the task of a delivery."""
+        entry.state = State.RUNNING
+        self._running[entry] = Start(self._clock.monotonic(), threading.get_ident())
+
+    def end_run(self, entry: Entry) -> bool:
+        """Record that a task ended or was given up; return False if another thread recorded it first."""
+        return self._running.pop(entry, None) is not None
+
+    # Settlements.
+
+    def finish(self, entry: Entry, settlement: Settlement) -> None:
+        """Record the settlement of a delivery, and wake the I/O thread if it is asleep. For every thread."""
+        entry.settlement = settlement
+        entry.state = State.DONE
+        entry.finished_at = self._clock.monotonic()
+        self._finished.append(entry)  # before the look at `asleep`: the I/O thread never sleeps on a finished delivery
+        if self.asleep:
+            self.asleep = False
+            self._wake()
+
+    def release(self, entry: Entry, reason: str) -> None:
+        """Finish a delivery whose task never started: another worker gets it, and the attempt does not count."""
+        reason = f"given back: {reason}"
+        self.finish(entry, Settlement(entry.delivery, Verdict.RETRY, reason=reason, counted=False))
+
+    @property
+    def finished(self) -> int:
+        """How many deliveries have finished since the last `collect`."""
+        return len(self._finished)
+
+    def collect(self) -> None:
+        """Make the finished deliveries those that are to be settled. For the I/O thread."""
+        for _ in range(len(self._finished)):
+            entry = self._finished.popleft()
+            self._to_settle[entry.key] = entry
+
+    def to_settle(self) -> list[Entry]:
+        """Return the deliveries that are to be settled, in the order in which they finished."""
+        return list(self._to_settle.values())
+
+    def is_to_settle(self, entry: Entry) -> bool:
+        return entry.key in self._to_settle
+
+    @property
+    def unfinished(self) -> int:
+        """How many deliveries wait for a thread or run."""
+        return len(self._entries) - len(self._to_settle) - len(self._finished)

@@ -1,14 +1,15 @@
-"""How many messages a consumer holds: what its threads run in some 50 ms, and at least one for each.
+"""The number of messages in flight: as many as the task threads run in 50 ms, and at least one for each thread.
 
-So no-op tasks come in hundreds a round trip, while an LLM call of a minute holds exactly one message per thread and
-leaves the others to idle workers. Only time in tasks counts: a slow network, on which the threads wait for messages,
-makes batches no smaller.
+Tasks that take no time come in hundreds a round trip. A worker with an LLM call of a minute on each thread takes no
+further message, which leaves the others to idle workers. Only time in tasks counts, so a slow network does not make
+batches smaller.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+
+from unstract_core.clock import SYSTEM_CLOCK, Clock
 
 WINDOW = 0.05
 LARGEST = 1000
@@ -16,19 +17,19 @@ _GROWTH = 8
 
 
 class AdaptivePrefetch:
-    """Grows while everything in flight is run, up to what the threads run in one window by the tasks' average time.
+    """Grows while the threads run all that is in flight, up to the number of tasks that they run in one window.
 
-    A window ends when the threads together have spent its length in tasks, each of them. So a window in which they had
-    nothing to run does not end, however long it takes.
+    A window ends when the threads have spent its length in tasks, on average. It does not end while they have nothing
+    to run.
 
     Args:
         concurrency: Number of task threads; the limit is never below it.
-        clock: Returns the monotonic time in seconds.
+        clock: The consumer's clock.
     """
 
     adapts = True
 
-    def __init__(self, concurrency: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, concurrency: int, clock: Clock = SYSTEM_CLOCK) -> None:
         self._least = concurrency
         self._clock = clock
         self._begin(concurrency)
@@ -58,27 +59,27 @@ class AdaptivePrefetch:
         return self._limit
 
     def fall(self) -> None:
-        """Start again at one message for each thread: every thread is in a long task, or the queues are empty."""
+        """Begin again with one message for each thread: every thread runs a long task, or the queues are empty."""
         self._begin(self._least)
 
     def _running(self, started: Iterable[float]) -> float:
         """Return the seconds of this window in tasks that have not ended."""
-        now = self._clock()
+        now = self._clock.monotonic()
         return sum(now - max(moment, self._since) for moment in started)
 
     def _fair(self) -> int:
-        """Return what the threads run in one window."""
+        """Return how many tasks the threads run in one window, by the average of the current one."""
         return int(min(LARGEST, self._least * WINDOW * self._run / max(self._seconds, 1e-9)))
 
     def _begin(self, limit: int) -> None:
         self._limit = max(self._least, limit)
-        self._since = self._clock()
+        self._since = self._clock.monotonic()
         self._run = 0
         self._seconds = 0.0
 
 
 class FixedPrefetch:
-    """Always the same number."""
+    """The same number at all times."""
 
     adapts = False
 

@@ -1,4 +1,4 @@
-"""The worker threads of a consumer: they run tasks and make settlements, and never touch the transport."""
+"""The task threads of a consumer: they run tasks and make settlements, and never call the transport."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import math
 import os
 import re
 import threading
-import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
+from unstract_core.clock import Clock
 from unstract_core.continuation import (
     Ignored,
     Outcome,
@@ -37,23 +37,16 @@ from unstract_core.payload import TaskPayload
 from unstract_core.transport import Delivery, Settlement
 from unstract_core.values import error_parts, error_text, type_name
 from unstract_core.worker.context import delivering
-from unstract_core.worker.in_flight import Held
+from unstract_core.worker.in_flight import Entry, InFlight
 
 logger = logging.getLogger("unstract_wire.worker")
 
 _ODD_KEY = re.compile(r'\["(?:\\.|[^"\\])*"\]')
-"""A key in a path that is no plain name, and so may be content: an address, a phrase of a document."""
+"""A key in a JSON path that is not a plain name. It may be content, so the log does not have it."""
 
 
-class _Start(NamedTuple):
-    """When a task was started, on the monotonic clock, and on which thread."""
-
-    moment: float
-    thread: int
-
-
-class Here:
-    """The thread that runs tasks in its own code, as the first of a runner's threads: a process's main thread.
+class CallingThread:
+    """The thread that made it, as the first task thread: the main thread of a process, which libraries may need.
 
     Args:
         after_task: Called on that thread after each task.
@@ -68,7 +61,7 @@ class Here:
     def is_current(self) -> bool:
         return threading.get_ident() == self._ident
 
-    def work(self) -> None:
+    def run_tasks(self) -> None:
         """Run tasks until `end` is called."""
         while (serve := self._serve.get()) is not None:
             serve()
@@ -80,16 +73,24 @@ class Here:
         self._serve.put(None)
 
 
-class Runner:
-    """Runs deliveries on `concurrency` threads, first come first served, and collects what is to be settled.
+class TaskThreads:
+    """Runs deliveries on threads, first in, first out, and finishes each with its settlement.
 
-    `counters` gets "ran", "replaced" and "overdue", `busy` the seconds in tasks; a task may run for `deadline` seconds;
-    with `log_errors` the log has the messages of exceptions, too; once `stopping`, nothing more is started. The thread
-    `here` takes the place of the first. `ring` is called when something was finished while the owner said that it is
-    `asleep`.
+    Args:
+        tasks: The functions by task name.
+        concurrency: How many tasks run at once.
+        policy: The consumer's policy.
+        in_flight: The deliveries; a thread starts and finishes them.
+        counters: Counts ran, replaced and overdue.
+        stopping: Whether the consumer stops; then no further task starts.
+        observers: Learn of each run.
+        clock: The consumer's clock.
+        deadline: Seconds that a task may run; infinite (default) for no limit.
+        log_errors: Whether the log has the messages of exceptions. They may quote the payload.
+        calling_thread: Takes the place of the first thread; None (default) for threads alone.
 
-    Guarantee: whatever a task, its result, its exception or a log handler does, its delivery ends in `done` and the
-    thread lives on.
+    Guarantee: a task, its result, its exception or a log handler can neither end a thread nor lose a delivery: each
+    delivery is finished.
     """
 
     def __init__(
@@ -97,137 +98,120 @@ class Runner:
         tasks: Mapping[str, Callable[..., Any]],
         concurrency: int,
         policy: RetryPolicy,
+        in_flight: InFlight,
         counters: Counter[str],
         stopping: Callable[[], bool],
-        ring: Callable[[], None],
         observers: Observers,
+        clock: Clock,
         deadline: float = math.inf,
         *,
         log_errors: bool = False,
-        here: Here | None = None,
+        calling_thread: CallingThread | None = None,
     ) -> None:
-        self.done: deque[Held] = deque()
-        self.asleep = False
-        self.busy = 0.0
+        self.busy_seconds = 0.0
+        """Seconds in tasks that have ended, added up over the threads."""
         self._tasks = tasks
         self._concurrency = concurrency
         self._policy = policy
+        self._in_flight = in_flight
         self._counters = counters
         self._stopping = stopping
-        self._ring = ring
         self._observers = observers
+        self._clock = clock
         self._deadline = deadline
         self._log_errors = log_errors
-        self._here = here
+        self._calling_thread = calling_thread
         self._pid = os.getpid()
-        self._started: dict[Held, _Start] = {}
-        self._waiting: SimpleQueue[Held | None] = SimpleQueue()
-        self._count = threading.Lock()
+        self._waiting: SimpleQueue[Entry | None] = SimpleQueue()
+        self._counting = threading.Lock()
         self._threads = [self._thread(number) for number in range(1, concurrency + 1)]
         try:
-            for thread in self._threads[here is not None :]:
+            for thread in self._threads[calling_thread is not None :]:
                 thread.start()
-            if here is not None:
-                here.hand_over(self._serve)
-        except BaseException:  # no more threads to be had: those that run must not wait for ever
+            if calling_thread is not None:
+                calling_thread.hand_over(self._serve)
+        except BaseException:  # the process cannot have more threads: those that run must not wait for ever
             self.close()
             raise
 
     @property
     def waiting(self) -> int:
-        """How many deliveries no thread has taken yet."""
+        """How many deliveries no thread has started."""
         return self._waiting.qsize()
 
     @property
-    def running(self) -> int:
-        """How many deliveries a thread has taken and not finished."""
-        return len(self._started)
-
-    @property
-    def started(self) -> list[float]:
-        """When each task that runs now was started, on the monotonic clock."""
-        return [start.moment for start in list(self._started.values())]
-
-    @property
-    def stuck_for(self) -> float:
-        """For how many seconds every thread has been in the task that it runs now; 0 while one is free."""
-        started = self.started
-        return 0.0 if len(started) < self._concurrency else time.monotonic() - max(started)
+    def blocked_for(self) -> float:
+        """Seconds for which every thread has been in the task that it runs now; 0 while a thread is free."""
+        starts = self._in_flight.starts
+        return 0.0 if len(starts) < self._concurrency else self._clock.monotonic() - max(starts)
 
     @property
     def overdue_at(self) -> float:
-        """When the next running task is overdue, on the monotonic clock."""
+        """When the next running task exceeds its deadline, on the consumer's clock."""
         if self._deadline == math.inf:
             return math.inf
-        return min(self.started, default=math.inf) + self._deadline
+        return min(self._in_flight.starts, default=math.inf) + self._deadline
 
     def give_up_overdue(self) -> int:
-        """Finish what has been running for longer than the deadline as failed; return how many.
+        """Finish as failed each task that has exceeded its deadline; return how many there were.
 
-        Their threads are left to themselves, because a thread cannot be stopped: `replace_threads` gives their places
-        to others, and whoever owns the process should replace it.
+        Python cannot stop a thread, so the threads of these tasks go on. `replace_threads` starts others in their
+        place, and the owner of the process should replace the process.
         """
-        if time.monotonic() < self.overdue_at:
+        if self._clock.monotonic() < self.overdue_at:
             return 0
         given_up = 0
-        for held, start in list(self._started.items()):
-            seconds = time.monotonic() - start.moment
-            if seconds < self._deadline or self._started.pop(held, None) is None:
+        for entry, start in self._in_flight.runs():
+            seconds = self._clock.monotonic() - start.moment
+            if seconds < self._deadline or not self._in_flight.end_run(entry):
                 continue
             given_up += 1
             self._counters["overdue"] += 1
+            delivery = entry.delivery
             fields = {"deadline": self._deadline, "traceback": stack_of(start.thread)}
-            emit(logger, logging.ERROR, "task_overdue", **ids(held.delivery), **fields)
+            emit(logger, logging.ERROR, "task_overdue", **ids(delivery), **fields)
             late = overdue(self._deadline)
-            self._observers.task_failed(held.delivery, "raised", late)
-            self._observers.ran(held.delivery, "raised", type_name(late), seconds, 0)
-            held.settlement = settle(held.delivery, outcome_of(late), self._policy_of(held.delivery))
-            self.finish(held)
+            self._observers.task_failed(delivery, "raised", late)
+            self._observers.ran(delivery, "raised", type_name(late), seconds, 0)
+            self._in_flight.finish(entry, settle(delivery, outcome_of(late), self._policy_of(delivery)))
         return given_up
 
     def replace_threads(self, count: int) -> None:
-        """Start as many threads as were given up; where no more are to be had, fewer work."""
+        """Start `count` more threads. Where the process cannot have more, fewer tasks run at once."""
         with contextlib.suppress(RuntimeError):
             for _ in range(count):
                 replacement = self._thread(len(self._threads) + 1)
                 replacement.start()
                 self._threads.append(replacement)
 
-    def submit(self, held: Held) -> None:
-        self._waiting.put(held)
+    def submit(self, entry: Entry) -> None:
+        """Let the next free thread run a delivery."""
+        self._waiting.put(entry)
 
-    def finish(self, held: Held) -> None:
-        """Hand over what has a settlement, and wake the owner if it sleeps: appended first, so nothing is slept on."""
-        held.finished = time.monotonic()
-        self.done.append(held)
-        if self.asleep:
-            self.asleep = False
-            self._ring()
-
-    def withdraw(self) -> list[Held]:
+    def withdraw(self) -> list[Entry]:
         """Take back every delivery that no thread has started."""
-        waiting: list[Held] = []
+        waiting: list[Entry] = []
         try:
             while True:
-                if (held := self._waiting.get_nowait()) is not None:
-                    waiting.append(held)
+                if (entry := self._waiting.get_nowait()) is not None:
+                    waiting.append(entry)
         except Empty:
             return waiting
 
     def close(self) -> None:
-        """Let the threads end after what they are running; does not wait for them."""
+        """Let each thread end after its task; does not wait for them."""
         self.withdraw()
         for _ in self._threads:
             self._waiting.put(None)
 
     def end_if_forked(self, delivery: Delivery | None = None, exc: BaseException | None = None) -> None:
-        """End this process where it is a child that a task has forked, and that has come back from the task.
+        """End this process if a task has forked it, and it has come back from the task.
 
-        The delivery belongs to the parent, which waits for the child, or for the task in the parent.
+        The delivery belongs to the parent, which waits for the child or goes on with the task.
 
         Args:
-            delivery: The delivery whose task has forked, for the log.
-            exc: The exception by which the child left the task; None where the task returned.
+            delivery: The delivery whose task has forked, for the log; None (default) if unknown.
+            exc: The exception with which the child left the task; None (default) if the task returned.
         """
         if os.getpid() == self._pid:
             return
@@ -247,60 +231,59 @@ class Runner:
         end_child(code)
 
     def _serve(self) -> None:
-        while (held := self._waiting.get()) is not None:
+        while (entry := self._waiting.get()) is not None:
             if self._stopping():
-                held.give_back("the worker stops")
-            elif held.until <= time.monotonic():
-                held.give_back("its lease was over before it was started")
-            elif (late := expiry(held.delivery)) is not None:  # it may have waited here for long
-                self._observers.rejected(held.delivery, late.error_type)
-                held.settlement = settle(held.delivery, late, self._policy_of(held.delivery))
-            elif (settlement := self._run(held)) is not None:
-                held.settlement = settlement
+                self._in_flight.release(entry, "the worker stops")
+            elif entry.startable_until <= self._clock.monotonic():
+                self._in_flight.release(entry, "its lease was over before it was started")
+            elif (late := expiry(entry.delivery, self._clock.now())) is not None:  # it may have waited here
+                self._observers.rejected(entry.delivery, late.error_type)
+                self._in_flight.finish(entry, settle(entry.delivery, late, self._policy_of(entry.delivery)))
+            elif (settlement := self._run(entry)) is not None:
+                self._in_flight.finish(entry, settlement)
             else:
-                return  # it was given up, and another thread has this one's place
-            self.finish(held)
+                return  # the task was given up, and another thread has this one's place
 
-    def _run(self, held: Held) -> Settlement | None:
-        """Run a task and return what follows; None where that was decided meanwhile."""
-        delivery = held.delivery
-        self._started[held] = _Start(time.monotonic(), threading.get_ident())
+    def _run(self, entry: Entry) -> Settlement | None:
+        """Run a task and return its settlement; None if the I/O thread gave it up meanwhile."""
+        delivery = entry.delivery
+        self._in_flight.start_run(entry)
         headers = None
         try:
             with self._observers.running(delivery) if self._observers else contextlib.nullcontext() as headers:
-                outcome = self._outcome(held)
-        except BaseException as exc:  # no rule of ours may cost a message or a thread
+                outcome = self._outcome(entry)
+        except BaseException as exc:  # an error of this package may cost neither a message nor a thread
             outcome = Raised(*error_parts(exc))
         self.end_if_forked()
-        if self._here is not None and self._here.is_current:
-            self._here.after_task()
-        if self._started.pop(held, None) is None:
+        if self._calling_thread is not None and self._calling_thread.is_current:
+            self._calling_thread.after_task()
+        if not self._in_flight.end_run(entry):
             return None
         settlement = settle(delivery, outcome, self._policy_of(delivery))
         return settlement if headers is None else with_headers(settlement, headers)
 
-    def _outcome(self, held: Held) -> Outcome:
-        delivery = held.delivery
-        started = time.monotonic()
+    def _outcome(self, entry: Entry) -> Outcome:
+        delivery = entry.delivery
+        started = self._clock.monotonic()
         error_type = None
         try:
             outcome: Outcome = Returned.of(self._call(delivery))
-        except BaseException as exc:  # a task may call sys.exit; its thread has others to run
+        except BaseException as exc:  # a task may call sys.exit; its thread has other tasks to run
             outcome = outcome_of(exc, self._task_of(delivery))
             error_type = type_name(exc)
-            self._log_raised(delivery, exc, outcome, time.monotonic() - started)
-            if self._observers and held in self._started:
+            self._log_raised(delivery, exc, outcome, self._clock.monotonic() - started)
+            if self._observers and self._in_flight.is_running(entry):
                 self._observers.task_failed(delivery, self._end(delivery, outcome), exc)
-        seconds = time.monotonic() - started
+        seconds = self._clock.monotonic() - started
         replaced = outcome.replaced if isinstance(outcome, Returned) else ()
-        with self._count:
+        with self._counting:
             self._counters["ran"] += 1
-            self.busy += seconds
+            self.busy_seconds += seconds
             self._counters["replaced"] += len(replaced)
         if replaced:
             paths = ", ".join(_ODD_KEY.sub('["*"]', path) for path in replaced)
             emit(logger, logging.WARNING, "result_made_to_fit", **ids(delivery), count=len(replaced), paths=paths)
-        if self._observers and held in self._started:  # else it was given up, and that was told
+        if self._observers and self._in_flight.is_running(entry):  # else observers have its end already
             self._observers.ran(delivery, self._end(delivery, outcome), error_type, seconds, len(replaced))
         return outcome
 
@@ -309,7 +292,7 @@ class Runner:
 
     def _task_of(self, delivery: Delivery) -> Callable[..., Any]:
         if delivery.payload is None:
-            raise RuntimeError("a malformed message was submitted to be run")
+            raise RuntimeError("a malformed message was submitted to a task thread")
         return self._tasks[delivery.payload.task_name]
 
     def _policy_of(self, delivery: Delivery) -> RetryPolicy:
