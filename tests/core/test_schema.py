@@ -157,7 +157,7 @@ def test_a_class_that_is_written_in_two_ways_is_refused() -> None:
         wire.get("two", {}).clear()
         return wire
 
-    with pytest.raises(ConfigurationError, match=r"Twice\.two: another Part"):
+    with pytest.raises(ConfigurationError, match=r"Twice\.two: Part is written differently"):
         generator.schema_of(kind, write)
 
 

@@ -77,7 +77,7 @@ def test_the_remedy_is_that_of_the_change() -> None:
     assert remedies(wider, {**wider, "required": []}) == {"$.x": STILL_WRITE}
     assert remedies(wider, {**wider, "required": ["x", "y"]}) == {"$.y": OPTIONAL}
     assert len({STILL_READ, ONLY_WHAT_WAS, KEEP_READING, STILL_WRITE, OPTIONAL, UNDECIDED}) == 6
-    assert STILL_READ.startswith("go on reading whatever was written before")
+    assert STILL_READ.startswith("keep reading every value that was written before")
 
 
 STRING, NUMBER, INTEGER, NULL = ({"type": name} for name in ("string", "number", "integer", "null"))
@@ -305,7 +305,10 @@ def test_a_recursive_definition_is_compared_once_on_each_way() -> None:
 def test_a_change_says_where_it_is_whom_it_breaks_and_what_to_do() -> None:
     """In one line."""
     (line,) = map(str, compare(at_key(STRING, required=["x"]), at_key(STRING)))
-    assert line == "$.x: breaks old readers of new rows: it was required and no longer is; go on writing it always"
+    assert (
+        line
+        == "$.x: breaks old readers of new rows: it was required and no longer is; keep writing it in every message"
+    )
     (line,) = map(str, compare(at_key(STRING), at_key(INTEGER)))
     assert line.startswith(
         "$.x: breaks old readers of new rows and new readers of old rows: it was string, is integer; "
@@ -315,13 +318,13 @@ def test_a_change_says_where_it_is_whom_it_breaks_and_what_to_do() -> None:
 
 NO_SCHEMA: dict[str, tuple[Any, str]] = {
     "a list": ([], "$: expected a schema"),
-    "no dialect": ({}, "$: expected a schema that says $schema"),
+    "no dialect": ({}, "$: expected a schema with $schema"),
     "another dialect": ({"$schema": "http://json-schema.org/draft-07/schema#"}, "$: expected"),
     "a schema that is none": (at_key(5), "$.properties.x: expected a schema"),
     "properties that are none": (document(properties=[]), "$.properties: expected an object"),
     "choices that are none": (document(anyOf={}), "$.anyOf: expected an array of schemas"),
     "no choices": (document(anyOf=[]), "$.anyOf: expected an array of schemas"),
-    "a type that is none": (at_key({"type": "text"}), "$.properties.x.type: expected one or several of"),
+    "a type that is none": (at_key({"type": "text"}), "$.properties.x.type: expected one or more of"),
     "no types": (at_key({"type": []}), "$.properties.x.type: expected"),
     "names that are none": (document(required="x"), "$.required: expected an array of names"),
     "a limit that is none": (at_key({"minimum": True}), "$.properties.x.minimum: expected a number"),
@@ -335,7 +338,7 @@ NO_SCHEMA: dict[str, tuple[Any, str]] = {
         '$["$defs"].d["$ref"]: expected a reference',
     ),
     "a reference elsewhere": (at_key({"$ref": "other.json"}), '$.properties.x["$ref"]: expected a reference'),
-    "an identity inside": (at_key({"$id": "urn:x"}), '$.properties.x["$id"]: expected no identity'),
+    "an identity inside": (at_key({"$id": "urn:x"}), '$.properties.x["$id"]: expected no $id except'),
 }
 
 

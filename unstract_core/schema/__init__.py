@@ -1,7 +1,7 @@
-"""The wire as JSON Schema 2020-12: for teams that write or read messages with code of their own.
+"""The JSON Schema (2020-12) of a message, for teams that write or read messages with their own code.
 
-`committed_schema` is the file beside this module, as it is packed and released; `task_payload_schema` generates it
-anew from the types, and a check holds the two together. `compare` tells what a change between two of them breaks.
+`committed_schema` reads the released file beside this module. `task_payload_schema` generates the schema from the
+types; `make check` compares the two. `compare` lists the readers that a change between two schemas breaks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,6 @@ FILE = "task_payload.v1.json"
 
 
 def committed_schema() -> dict[str, Any]:
-    """Read the schema of this release."""
+    """Return the schema of this release."""
     text = resources.files(__name__).joinpath(FILE).read_text(encoding="utf-8")
     return cast("dict[str, Any]", json.loads(text))

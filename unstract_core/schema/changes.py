@@ -1,4 +1,4 @@
-"""What a change of the schema means: where it is, which side it breaks, and what to do instead."""
+"""A change between two schemas: its place, the readers that it breaks, and the remedy."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ import attrs
 OLD_READERS = "old readers of new rows"
 NEW_READERS = "new readers of old rows"
 
-ONLY_WHAT_WAS = "write only what was written before, or put what is new under a new optional key"
-STILL_READ = "go on reading whatever was written before; put what is new under a new optional key"
-STILL_WRITE = "go on writing it always"
-KEEP_READING = "keep the key, and go on reading it"
+ONLY_WHAT_WAS = "write only the earlier values, or put the new ones under a new optional key"
+STILL_READ = "keep reading every value that was written before; put new ones under a new optional key"
+STILL_WRITE = "keep writing it in every message"
+KEEP_READING = "keep the key, and keep reading it"
 OPTIONAL = "make it optional"
-UNDECIDED = "this cannot be judged here: take it back, or prove by hand that both sides can live with it"
+UNDECIDED = "this command cannot judge it: revert it, or prove by hand that both sides can read it"
 
 
 @attrs.frozen
 class Change:
-    """One difference at one place of a message; fine where it `breaks` nobody."""
+    """One difference at one place of a message."""
 
+    #: The JSON path of the place.
     path: str
+    #: The difference.
     what: str
+    #: The readers that the change breaks: OLD_READERS, NEW_READERS, both, or neither.
     breaks: tuple[str, ...] = ()
+    #: The action that avoids the break; "" if nothing breaks.
     remedy: str = ""
 
     def __str__(self) -> str:
@@ -32,31 +36,36 @@ class Change:
 
 @attrs.define
 class Changes:
-    """The changes that were found, each once. `inside_not`, what is allowed less is forbidden less."""
+    """The changes between two schemas, each once.
+
+    Attributes:
+        found: The changes, in order.
+        inside_not: True inside a `not`, where a narrower schema allows more.
+    """
 
     found: dict[Change, None] = attrs.field(factory=dict)
     inside_not: bool = False
 
     def fine(self, path: str, what: str) -> None:
-        """It breaks nobody."""
+        """Record a change that breaks no reader."""
         self.found[Change(path, what)] = None
 
     def narrowed(self, path: str, what: str, remedy: str = STILL_READ) -> None:
-        """What was allowed no longer is: there may be rows that say it."""
+        """Record that a value is no longer allowed: stored messages may contain it."""
         if self.inside_not:
-            self._breaks(OLD_READERS, path, f"in what is forbidden, {what}", ONLY_WHAT_WAS)
+            self._breaks(OLD_READERS, path, f"in a forbidden schema, {what}", ONLY_WHAT_WAS)
         else:
             self._breaks(NEW_READERS, path, what, remedy)
 
     def widened(self, path: str, what: str, remedy: str = ONLY_WHAT_WAS) -> None:
-        """What was not allowed now is: a reader that has not heard of it may meet it."""
+        """Record that a value is allowed now: an older reader may receive it."""
         if self.inside_not:
-            self._breaks(NEW_READERS, path, f"in what is forbidden, {what}", STILL_READ)
+            self._breaks(NEW_READERS, path, f"in a forbidden schema, {what}", STILL_READ)
         else:
             self._breaks(OLD_READERS, path, what, remedy)
 
     def other(self, path: str, what: str, remedy: str = UNDECIDED) -> None:
-        """It became another thing, or what it became cannot be told."""
+        """Record a change that breaks both sides, or that cannot be judged."""
         self.found[Change(path, what, (OLD_READERS, NEW_READERS), remedy)] = None
 
     def _breaks(self, side: str, path: str, what: str, remedy: str) -> None:

@@ -1,11 +1,11 @@
-"""What changed between two schemas of the wire, and whom it breaks.
+"""Compare two schemas of the wire, and name the readers that each change breaks.
 
-A schema says what a writer writes. Where the new one allows more, old readers may meet what they cannot read; where it
-allows less, new readers may meet old rows that they refuse. Beside that stand the rules of docs/wire.md: a key that a
-reader does not know is ignored. So a new optional key is fine, and one that is gone is no longer read in old rows.
+A schema describes the messages that a writer writes. If the new schema allows more, an old reader may receive a message
+that it cannot read. If it allows less, a new reader may reject a stored message. A reader ignores a
+key that it does not know (docs/wire.md). So a new optional key breaks no reader, and a removed key is no longer read.
 
-What may stand at one place is compared keyword by keyword, references followed. Whatever cannot be judged breaks both
-sides. The rest is judged with caution: a break may be reported that is none, never the other way round.
+The schemas are compared keyword by keyword, and references are followed. A change that cannot be judged breaks both
+sides. The comparison may report a break that is none, but never misses one.
 """
 
 from __future__ import annotations
@@ -18,18 +18,29 @@ import attrs
 
 from unstract_core.schema.changes import KEEP_READING, ONLY_WHAT_WAS, OPTIONAL, STILL_WRITE, UNDECIDED, Change, Changes
 from unstract_core.schema.document import Part, checked, follow, in_any_order, reached, text
-from unstract_core.schema.keywords import LIMITING, named, shown, told, types_of, verdicts
+from unstract_core.schema.keywords import LIMITING, limit_changes, named, short_text, types_of, value_text
 from unstract_core.values.limits import json_path
 
 ANNOTATIONS = ("title", "description", "$comment", "examples", "default", "deprecated", "readOnly", "writeOnly")
 OF_THE_DOCUMENT = ("$schema", "$id", "$defs")
 MEMBERS = ("properties", "required", "additionalProperties")
 FAR = ("unevaluatedProperties", "unevaluatedItems", "$dynamicRef", "$dynamicAnchor", "$vocabulary")
-"""Keywords whose meaning depends on what stands elsewhere: beside one of them nothing can be judged by itself."""
+"""Keywords whose meaning depends on other parts of the schema: a schema with one of them is not judged."""
 
 
 def compare(old: Any, new: Any) -> list[Change]:
-    """List every change from `old` to `new`; raises ConfigurationError when one of them is no schema."""
+    """List the changes between two schemas.
+
+    Args:
+        old: The earlier schema.
+        new: The later schema.
+
+    Returns:
+        Each change with the readers that it breaks; empty if the schemas are equal.
+
+    Raises:
+        ConfigurationError: One of the two is not a JSON Schema of draft 2020-12, or refers to another document.
+    """
     walk = _Walk(checked(old), checked(new))
     if text(old) != text(new):
         walk.documents()
@@ -46,9 +57,11 @@ class _Walk:
     def documents(self) -> None:
         for keyword in FAR:
             if f'"{keyword}":' in text([self.old, self.new]):
-                self.changes.other("$", f"{keyword} is used, which this command cannot follow")
+                self.changes.other("$", f"{keyword} is used, which this command cannot judge")
         if self.old.get("$id") != self.new.get("$id"):
-            self.changes.other("$", f"$id was {told(self.old, '$id')}, is {told(self.new, '$id')}", UNDECIDED)
+            self.changes.other(
+                "$", f"$id was {value_text(self.old, '$id')}, is {value_text(self.new, '$id')}", UNDECIDED
+            )
         self.parts(self.old, self.new, "$")
         used = reached(self.old, self.old).keys() | reached(self.new, self.new).keys()
         olds, news = self.old.get("$defs", {}), self.new.get("$defs", {})
@@ -57,12 +70,12 @@ class _Walk:
                 self.changes.fine(json_path("$", ["$defs", name]), "a definition that nothing refers to")
         if not self.changes.found:
             if text(in_any_order(self.old)) == text(in_any_order(self.new)):
-                self.changes.fine("$", "the same in another order")
+                self.changes.fine("$", "the same schema in another order")
             else:
-                self.changes.other("$", "it is written in another way")
+                self.changes.other("$", "the same schema in other words")
 
     def parts(self, old: Part, new: Part, path: str) -> None:
-        """Compare what may stand at one place of a message."""
+        """Compare the schemas of one place of a message."""
         pair = (text(old), text(new), self.changes.inside_not)
         if pair in self.begun or self.same(old, new):
             return
@@ -93,7 +106,7 @@ class _Walk:
 
     def references(self, old: dict[str, Any], new: dict[str, Any], path: str) -> None:
         if old.get("$ref") != new.get("$ref"):
-            self.changes.fine(path, f"$ref was {told(old, '$ref')}, is {told(new, '$ref')}")
+            self.changes.fine(path, f"$ref was {value_text(old, '$ref')}, is {value_text(new, '$ref')}")
         self.parts(
             follow(old["$ref"], self.old) if _says_only(old, "$ref") else old,
             follow(new["$ref"], self.new) if _says_only(new, "$ref") else new,
@@ -101,13 +114,13 @@ class _Walk:
         )
 
     def keywords(self, old: dict[str, Any], new: dict[str, Any], path: str) -> None:
-        for verdict in verdicts(old, new):
-            if verdict.less:
-                self.changes.narrowed(path, verdict.what)
-            if verdict.more:
-                self.changes.widened(path, verdict.what)
-            if not verdict.less and not verdict.more:
-                self.changes.fine(path, f"{verdict.what}, which comes to the same")
+        for limit in limit_changes(old, new):
+            if limit.less:
+                self.changes.narrowed(path, limit.what)
+            if limit.more:
+                self.changes.widened(path, limit.what)
+            if not limit.less and not limit.more:
+                self.changes.fine(path, f"{limit.what}, which is equivalent")
         changed = [
             keyword
             for keyword in {**old, **new}
@@ -128,21 +141,21 @@ class _Walk:
             case "allOf":
                 self.conditions(old.get(keyword, []), new.get(keyword, []), path)
             case "not" | "anyOf" | "oneOf" if keyword not in old:
-                self.changes.narrowed(path, f"{keyword} is {told(new, keyword)}, was absent")
+                self.changes.narrowed(path, f"{keyword} is {value_text(new, keyword)}, was absent")
             case "not" | "anyOf" | "oneOf" if keyword not in new:
-                self.changes.widened(path, f"{keyword} was {told(old, keyword)}, is absent")
+                self.changes.widened(path, f"{keyword} was {value_text(old, keyword)}, is absent")
             case "not":
-                with self.turned_round():
+                with self.inside_not():
                     self.parts(old[keyword], new[keyword], path)
             case "anyOf":
                 self.choices(old[keyword], new[keyword], path)
             case "oneOf" if _apart(old[keyword]) and _apart(new[keyword]):
                 self.choices(old[keyword], new[keyword], path)
             case _:
-                self.changes.other(path, f"{keyword} was {told(old, keyword)}, is {told(new, keyword)}")
+                self.changes.other(path, f"{keyword} was {value_text(old, keyword)}, is {value_text(new, keyword)}")
 
     @contextlib.contextmanager
-    def turned_round(self) -> Iterator[None]:
+    def inside_not(self) -> Iterator[None]:
         self.changes.inside_not ^= True
         try:
             yield
@@ -150,7 +163,7 @@ class _Walk:
             self.changes.inside_not ^= True
 
     def choices(self, old: Sequence[Part], new: Sequence[Part], path: str) -> None:
-        """Compare two lists of which one schema has to fit."""
+        """Compare two lists of alternatives."""
         olds, news = self.without_common(old, new)
         for one in olds:
             kind = self.kind(one, self.old)
@@ -163,15 +176,15 @@ class _Walk:
             self.changes.widened(path, f"it can be {self.kind(other, self.new)}")
 
     def conditions(self, old: Sequence[Part], new: Sequence[Part], path: str) -> None:
-        """Compare two lists of which every schema has to fit."""
+        """Compare two lists of conditions that all apply."""
         olds, news = self.without_common(old, new)
         if len(olds) == len(news) == 1:
             self.parts(olds[0], news[0], path)
             return
         for one in olds:
-            self.changes.widened(path, f"the condition {shown(one)} is gone")
+            self.changes.widened(path, f"the condition {short_text(one)} is gone")
         for other in news:
-            self.changes.narrowed(path, f"the condition {shown(other)} is new")
+            self.changes.narrowed(path, f"the condition {short_text(other)} is new")
 
     def without_common(self, old: Sequence[Part], new: Sequence[Part]) -> tuple[list[Part], list[Part]]:
         return (
@@ -186,7 +199,7 @@ class _Walk:
         return named(part)
 
     def members(self, old: dict[str, Any], new: dict[str, Any], path: str) -> None:
-        """Compare the keys of an object: which there are, which have to be, and what may stand under others."""
+        """Compare the keys of an object: the known ones, the required ones, and the schema of any other."""
         olds, news = old.get("properties", {}), new.get("properties", {})
         other_old, other_new = old.get("additionalProperties", True), new.get("additionalProperties", True)
         had, has = old.get("required", []), new.get("required", [])
@@ -217,11 +230,11 @@ class _Walk:
         if not _allows_all(now):
             self.parts(was, now, place)
         else:
-            self.changes.narrowed(place, "a key is gone, and what old rows say under it is ignored", KEEP_READING)
+            self.changes.narrowed(place, "a key is gone, and stored values under it are ignored", KEEP_READING)
 
     def come(self, was: Part, now: Part, required: bool, place: str) -> None:
         if required:
-            self.changes.narrowed(place, "a new required key, which old rows lack", OPTIONAL)
+            self.changes.narrowed(place, "a new required key, which stored messages lack", OPTIONAL)
         if not _allows_all(was):
             self.parts(was, now, place)
         elif not required:
@@ -251,7 +264,7 @@ def _choices(part: dict[str, Any]) -> list[Part]:
 
 
 def _apart(choices: Sequence[Part]) -> bool:
-    """Whether no value can fit two of them, by their types alone."""
+    """Return whether the types of the alternatives do not overlap."""
     met: set[str] = set()
     for found in (types_of(_as_object(part)) for part in choices):
         if met & found:

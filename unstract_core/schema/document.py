@@ -1,8 +1,7 @@
-"""A schema as a document: whether it is one, where its references lead, and whether two parts say the same.
+"""A schema as a document: its validity, its references, and the equality of two parts.
 
-Only what the comparison reads is checked, and that completely, so that it never meets a keyword of the wrong shape or
-a reference that leads nowhere. References stay inside the document; one that leaves it is refused, since what it
-leads to could change unseen.
+Every keyword that the comparison reads is checked first, so that the comparison meets no keyword of a wrong type and no
+dangling reference. A reference to another document is rejected, because that document could change unnoticed.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from unstract_core.errors import ConfigurationError
 from unstract_core.values.limits import json_path
 
 Part: TypeAlias = "dict[str, Any] | bool"
-"""A schema inside a schema; `true` allows everything, `false` nothing."""
+"""A schema inside a schema; `true` allows every value, `false` none."""
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -30,11 +29,15 @@ COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "ma
 
 
 def checked(document: Any) -> dict[str, Any]:
-    """Return what is a schema of JSON Schema 2020-12; raises ConfigurationError with the place of what is not."""
+    """Return the document if it is a JSON Schema of draft 2020-12.
+
+    Raises:
+        ConfigurationError: It is not; the text has the JSON path of the invalid part.
+    """
     if not isinstance(document, dict):
         raise ConfigurationError("$: expected a schema, which is a JSON object")
     if document.get("$schema") != DIALECT:
-        raise ConfigurationError(f"$: expected a schema that says $schema: {DIALECT}")
+        raise ConfigurationError(f"$: expected a schema with $schema: {DIALECT}")
     _check(document, document, [])
     return document
 
@@ -50,10 +53,10 @@ def _check(part: Any, document: dict[str, Any], keys: list[str | int]) -> None:
             _demand(fits(value), here, expected)
         if keyword == "$ref":
             _demand(
-                _leads_to_a_schema(value, document), here, "a reference to a schema of this document (#/$defs/name)"
+                _resolves_to_a_schema(value, document), here, "a reference to a schema of this document (#/$defs/name)"
             )
         elif keyword == "$id":
-            _demand(not keys, here, "no identity but that of the whole document")
+            _demand(not keys, here, "no $id except that of the whole document")
         for inner, keys_of_inner in _inner(keyword, value):
             _check(inner, document, [*here, *keys_of_inner])
 
@@ -105,18 +108,18 @@ def _is_object(value: Any) -> bool:
 
 
 _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "type": (_is_types, f"one or several of {', '.join(TYPES)}"),
+    "type": (_is_types, f"one or more of {', '.join(TYPES)}"),
     "required": (_is_names, "an array of names"),
     "enum": (_is_array, "an array"),
     **dict.fromkeys(TEXTS, (_is_text, "a string")),
     **dict.fromkeys(LIMITS, (_is_number, "a number")),
-    **dict.fromkeys(COUNTS, (_is_count, "an integer from 0 on")),
+    **dict.fromkeys(COUNTS, (_is_count, "an integer of 0 or more")),
     **dict.fromkeys(SCHEMAS_BY_NAME, (_is_object, "an object of schemas")),
     **dict.fromkeys(LISTS_OF_SCHEMAS, (lambda value: _is_array(value) and bool(value), "an array of schemas")),
 }
 
 
-def _leads_to_a_schema(ref: Any, document: dict[str, Any]) -> bool:
+def _resolves_to_a_schema(ref: Any, document: dict[str, Any]) -> bool:
     met: set[str] = set()
     while isinstance(ref, str) and ref not in met:
         met.add(ref)
@@ -130,7 +133,7 @@ def _leads_to_a_schema(ref: Any, document: dict[str, Any]) -> bool:
 
 
 def _target(ref: str, document: dict[str, Any]) -> Any:
-    """What `#/$defs/name` leads to; None where there is nothing, or where it leads elsewhere."""
+    """Return the definition of `#/$defs/name`; None if it does not exist or the reference has another form."""
     place, _, name = ref.rpartition("/")
     definitions = document.get("$defs")
     if place != "#/$defs" or not isinstance(definitions, dict):
@@ -139,18 +142,18 @@ def _target(ref: str, document: dict[str, Any]) -> Any:
 
 
 def follow(ref: str, document: dict[str, Any]) -> Part:
-    """The schema that a reference of a checked document leads to."""
+    """Return the schema that a reference of a checked document names."""
     found: Part = _target(ref, document)
     return found
 
 
 def text(part: Any) -> str:
-    """One spelling for equal JSON, which tells true from 1."""
+    """Return the same text for equal JSON values; `true` and 1 differ."""
     return json.dumps(part, sort_keys=True)
 
 
 def in_any_order(part: Any) -> Any:
-    """The same schema with every list sorted whose order means nothing."""
+    """Return a schema with every list sorted whose order has no meaning."""
     if isinstance(part, list):
         return [in_any_order(item) for item in part]
     if not isinstance(part, dict):
@@ -165,7 +168,7 @@ def in_any_order(part: Any) -> Any:
 
 
 def reached(part: Any, document: dict[str, Any]) -> dict[str, str]:
-    """Every definition that `part` leads to, in any number of steps, by its reference."""
+    """Return every definition that `part` refers to, directly or not, by its reference."""
     found: dict[str, str] = {}
     waiting = [part]
     while waiting:

@@ -1,10 +1,10 @@
-"""The JSON Schema of a task, generated from the types of payload.py and from the writer itself.
+"""Generate the JSON Schema of a task from the types of payload.py and from the writer.
 
-Which keys there are, and of what kind, is read from the attrs classes. What types do not say is asked of the writer,
-by letting it write samples: which keys a bare payload has, how long a string may be, how far an integer goes, which
-keys are refused beside each other. So there is no second list of fields or limits that could fall behind.
+The keys and their types are read from the attrs classes. The other rules are found by writing samples: the keys of a
+minimal payload, the longest string, the range of an integer, and the keys that exclude each other. So no second list of
+fields or limits can become outdated.
 
-The schema says what a writer writes. What JSON Schema cannot say stands in it as `$comment`.
+The schema describes the messages that a writer writes. A rule that JSON Schema cannot express is a `$comment`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Write: TypeAlias = Callable[[Any], Mapping[str, Any]]
 Accepts: TypeAlias = Callable[[object], bool]
 
 TEXT = "^[\x01-\ud7ff\ue000-\U0010ffff]*$"
-"""What is left without NUL and surrogates, as plain characters: escapes for them differ between regex dialects."""
+"""A text without NUL and surrogates; the characters are not escaped, because regex dialects escape differently."""
 
-_ONLY_INTEGERS = "a schema takes 7.0 for an integer; writers write 7, and readers take 7.0 for it"
+_ONLY_INTEGERS = "JSON Schema accepts 7.0 as an integer; writers write 7, and readers accept 7.0"
 
 
 class _Value:
-    """Stands for JSONValue, which is recursive, while hints are resolved."""
+    """Replaces JSONValue, which is recursive, while type hints are resolved."""
 
 
 _TEXTS = dict[str, str]
@@ -42,7 +42,11 @@ _MEMBERS = {list[_Value]: ("array", ["\0"]), dict[str, _Value]: ("object", {"\0"
 
 
 def task_payload_schema() -> Schema:
-    """Generate the schema of a message; raises ConfigurationError for a field of a kind that is not known."""
+    """Generate the schema of a message.
+
+    Raises:
+        ConfigurationError: A field has a type for which no schema is known.
+    """
     return {
         "$schema": DIALECT,
         "$id": "urn:unstract-wire:task_payload:v1",
@@ -52,14 +56,25 @@ def task_payload_schema() -> Schema:
 
 
 def schema_of(kind: type[Any], write: Write) -> Schema:
-    """Generate the schema of what `write` makes of the attrs class `kind`, with all definitions that it needs."""
+    """Generate the schema of a class as `write` encodes it.
+
+    Args:
+        kind: An attrs class.
+        write: Encodes an instance as a mapping; raises PayloadError for an invalid value.
+
+    Returns:
+        The schema, with every definition that it refers to.
+
+    Raises:
+        ConfigurationError: A field has a type for which no schema is known.
+    """
     definitions: dict[str, Schema] = {}
     schema = _object(kind, write, definitions)
     return {**schema, "$defs": {**definitions, **_domain()}}
 
 
 def _domain() -> dict[str, Schema]:
-    """The definitions that every message shares: names, and the values of domain.py."""
+    """Return the definitions that all messages share: names, and the values of limits.py."""
     text, value = _ref("text"), _ref("value")
     return {
         "name": {
@@ -71,8 +86,8 @@ def _domain() -> dict[str, Schema]:
         },
         "text": {"$comment": "no NUL, no lone surrogates", "type": "string", "pattern": TEXT},
         "value": {
-            "$comment": f"at most {MAX_DEPTH} arrays and objects inside each other, args and kwargs themselves not "
-            f"counted; at most {MAX_SIZE} bytes in each args and kwargs; never -0.0",
+            "$comment": f"at most {MAX_DEPTH} levels of arrays and objects below args and kwargs; "
+            f"at most {MAX_SIZE} bytes in each of args and kwargs; no -0.0",
             "anyOf": [
                 {"type": "null"},
                 {"type": "boolean"},
@@ -127,7 +142,7 @@ def _property(hint: Any, put: Callable[[Any], Any], place: str, definitions: dic
     if isinstance(hint, type) and attrs.has(hint):
         part = _object(hint, put, definitions)
         if definitions.setdefault(hint.__name__, part) != part:
-            raise ConfigurationError(f"{place}: another {hint.__name__} than elsewhere; give it a class of its own")
+            raise ConfigurationError(f"{place}: {hint.__name__} is written differently elsewhere; use a separate class")
         return _ref(hint.__name__)
     if typing.get_origin(hint) is typing.Literal:
         return {"enum": list(typing.get_args(hint))}
@@ -177,7 +192,7 @@ def _never_together(kind: type[Any], bare: Any, write: Write, written: Mapping[s
 
 
 def _hints(kind: type[Any]) -> dict[str, Any]:
-    """The type of each field, in order."""
+    """Return the type of each field, in order."""
     hints = typing.get_type_hints(kind, localns={"JSONValue": _Value})
     return {field.name: hints[field.name] for field in attrs.fields(kind)}
 
@@ -190,7 +205,7 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
 
 
 def _bare(kind: type[Any]) -> Any:
-    """An instance of `kind` in which nothing is set but what has to be."""
+    """Return an instance of `kind` with only its required fields."""
     hints = _hints(kind)
     needed = [field for field in attrs.fields(kind) if field.default is attrs.NOTHING]
     samples = {
@@ -200,7 +215,7 @@ def _bare(kind: type[Any]) -> Any:
 
 
 def _sample(hint: Any, place: str) -> Any:
-    """A value that fits a field."""
+    """Return a valid value of a field."""
     if isinstance(hint, type) and attrs.has(hint):
         return _bare(hint)
     if typing.get_origin(hint) is typing.Literal:
@@ -212,7 +227,7 @@ def _sample(hint: Any, place: str) -> Any:
 
 
 def _unknown(place: str, hint: Any) -> ConfigurationError:
-    return ConfigurationError(f"{place}: no schema is known for {hint}; teach {__name__} what the writer makes of it")
+    return ConfigurationError(f"{place}: no schema is known for {hint}; add it to {__name__}")
 
 
 def _ref(name: str) -> Schema:

@@ -1,4 +1,4 @@
-"""Keywords that limit one value (type, enum, ranges, lengths, pattern): whether they allow less now, or more."""
+"""Compare the keywords that limit one value: type, enum, ranges, lengths and pattern."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ _LOW, _HIGH = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 
 
 @attrs.frozen
-class Verdict:
-    """What happened to a limit: some of what was possible is not any more (`less`), and the reverse (`more`)."""
+class LimitChange:
+    """A change of one limit."""
 
+    #: The change.
     what: str
+    #: Whether a value that was allowed no longer is.
     less: bool
+    #: Whether a value that was not allowed now is.
     more: bool
 
 
-def verdicts(old: Keywords, new: Keywords) -> Iterator[Verdict]:
-    """Judge every limit that is written in another way than before."""
+def limit_changes(old: Keywords, new: Keywords) -> Iterator[LimitChange]:
+    """Yield every limit that changed."""
     if _differ(old, new, "type"):
         before, now = types_of(old), types_of(new)
-        yield Verdict(f"it was {named(old)}, is {named(new)}", bool(before - now), bool(now - before))
+        yield LimitChange(f"it was {named(old)}, is {named(new)}", bool(before - now), bool(now - before))
     if _differ(old, new, "enum", "const"):
         yield _choices(_choice(old), _choice(new))
     if _differ(old, new, *_LOW):
@@ -44,13 +47,13 @@ def verdicts(old: Keywords, new: Keywords) -> Iterator[Verdict]:
             before, now = (schema.get(keyword, 0 if lowest else math.inf) for schema in (old, new))
             raised, lowered = now > before, now < before
             less, more = (raised, lowered) if lowest else (lowered, raised)
-            yield Verdict(_written(old, new, (keyword,)), less, more)
+            yield LimitChange(_written(old, new, (keyword,)), less, more)
     if _differ(old, new, "pattern"):
-        yield Verdict(_written(old, new, ("pattern",)), less="pattern" in new, more="pattern" in old)
+        yield LimitChange(_written(old, new, ("pattern",)), less="pattern" in new, more="pattern" in old)
 
 
 def types_of(schema: Keywords) -> frozenset[str]:
-    """The types that are possible; every integer is a number."""
+    """Return the types that a schema allows; "number" includes "integer"."""
     if "type" in schema:
         listed = schema["type"]
         found = {listed} if isinstance(listed, str) else set(listed)
@@ -62,20 +65,20 @@ def types_of(schema: Keywords) -> frozenset[str]:
 
 
 def named(schema: Keywords) -> str:
-    """The types in words."""
+    """Return the allowed types in words."""
     found = types_of(schema)
     if found == set(TYPES):
         return "of any type"
     return " or ".join(name for name in TYPES if name in found and not (name == "integer" and "number" in found))
 
 
-def told(schema: Keywords, keyword: str) -> str:
-    """A keyword's value, or that there is none."""
-    return shown(schema[keyword]) if keyword in schema else "absent"
+def value_text(schema: Keywords, keyword: str) -> str:
+    """Return the text of a keyword's value, or "absent"."""
+    return short_text(schema[keyword]) if keyword in schema else "absent"
 
 
-def shown(value: Any) -> str:
-    """Any JSON, cut to what a line can hold."""
+def short_text(value: Any) -> str:
+    """Return a JSON value as text, cut to fit a line."""
     found = text(value)
     return found if len(found) <= _LONGEST else f"{found[:_LONGEST]}..."
 
@@ -88,11 +91,13 @@ def _differ(old: Keywords, new: Keywords, *keywords: str) -> bool:
 
 def _written(old: Keywords, new: Keywords, keywords: tuple[str, ...]) -> str:
     changed = [keyword for keyword in keywords if _differ(old, new, keyword)]
-    return " and ".join(f"{keyword} was {told(old, keyword)}, is {told(new, keyword)}" for keyword in changed)
+    return " and ".join(
+        f"{keyword} was {value_text(old, keyword)}, is {value_text(new, keyword)}" for keyword in changed
+    )
 
 
 def _choice(schema: Keywords) -> dict[str, Any] | None:
-    """The values that are listed, by their spelling; None where any value may stand."""
+    """Return the listed values by their JSON text; None if any value is allowed."""
     lists = [schema[keyword] for keyword in ("enum",) if keyword in schema]
     lists += [[schema[keyword]] for keyword in ("const",) if keyword in schema]
     if not lists:
@@ -101,19 +106,19 @@ def _choice(schema: Keywords) -> dict[str, Any] | None:
     return {key: value for key, value in first.items() if all(key in other for other in others)}
 
 
-def _choices(old: dict[str, Any] | None, new: dict[str, Any] | None) -> Verdict:
+def _choices(old: dict[str, Any] | None, new: dict[str, Any] | None) -> LimitChange:
     if old is None or new is None:
         listed = ", ".join((new if old is None else old) or {})
         what = f"only {listed} is possible now" if old is None else f"not only {listed} is possible any more"
-        return Verdict(what, less=old is None, more=new is None)
+        return LimitChange(what, less=old is None, more=new is None)
     gone, come = [key for key in old if key not in new], [key for key in new if key not in old]
     parts = [f"{', '.join(gone)} is no longer possible"] if gone else []
     parts += [f"{', '.join(come)} is possible now"] if come else []
-    return Verdict(", and ".join(parts) or "the same values, written in another way", bool(gone), bool(come))
+    return LimitChange(", and ".join(parts) or "the same values in another order", bool(gone), bool(come))
 
 
-def _bounds(stricter_if_less: tuple[float, int], than: tuple[float, int], what: str) -> Verdict:
-    return Verdict(what, less=stricter_if_less < than, more=stricter_if_less > than)
+def _bounds(stricter_if_less: tuple[float, int], than: tuple[float, int], what: str) -> LimitChange:
+    return LimitChange(what, less=stricter_if_less < than, more=stricter_if_less > than)
 
 
 def _low(schema: Keywords) -> tuple[float, int]:
