@@ -1,7 +1,7 @@
-"""A task's wire contract, its dispatch and its continuations, over transports that can be swapped.
+"""Dispatch tasks, run them in workers and send their callbacks, over exchangeable transports with one wire format.
 
-Producers use `Dispatcher` (or `ExecutorDispatcher`), workers `Tasks` and `Consumer`, transport authors `Transport`.
-Importing this package imports attrs and cattrs, and no driver.
+Producers use `Dispatcher` or `ExecutorDispatcher`. Workers use `Tasks` and `Consumer`. Transport authors implement
+`Transport`. Importing this package imports attrs and cattrs, but no database or broker driver.
 """
 
 from unstract_core.codec import from_wire, to_wire

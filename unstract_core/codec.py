@@ -1,9 +1,10 @@
-"""The wire: `to_wire` writes strictly, `from_wire` reads tolerantly, both through the one cattrs converter.
+"""The codec of the wire: `to_wire` writes strictly and `from_wire` reads tolerantly, through one cattrs converter.
 
-A writer raises before anything is sent, with the JSON path of what is wrong. A reader accepts every row that the
-product's own consumer runs: it ignores keys that it does not know, supplies what is absent, null or empty, and reads
-`fairness` as well as it can, because no task depends on it. It guesses nothing about the task itself: a string is no
-list of arguments. An unreadable message is still searched (`salvage`) for the addresses under which its sender waits.
+The writer raises before anything is sent, with the JSON path of the invalid value. The reader accepts every message
+that the product's own consumer runs. It ignores unknown keys, and replaces keys that are absent, null or empty by their
+defaults. A `fairness` that is invalid gets defaults too, because no task depends on it. The reader does not guess about
+the task itself: a string is not accepted as a list of arguments. `salvage` reads the reply addresses of a message that
+cannot be read, so that its sender still gets the error.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from unstract_core.values.limits import json_path
 RawMessage: TypeAlias = Mapping[str, Any] | str | bytes
 
 MAX_NAME_BYTES = 255
-"""Bytes of a task, queue, id or key name in UTF-8: AMQP's short string, so that every transport can carry it."""
+"""The longest name of a task, queue, id or key, in bytes of UTF-8: that of an AMQP short string."""
 
 _encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _NESTED: dict[str, type] = {
@@ -43,14 +44,21 @@ _NESTED: dict[str, type] = {
 _WORKLOAD_TYPES = ("api", "non_api")
 
 MAX_HEADERS_BYTES = 8192
-"""Bytes of all names and values of `headers` in UTF-8: a broker has to find room for them in one frame."""
+"""The largest `headers`, in bytes of UTF-8 of all names and values: a broker sends them in one frame."""
 
 
 def to_wire(payload: TaskPayload) -> dict[str, Any]:
-    """Write a payload as a plain dict in the key order of the wire, every value copied and inside the domain.
+    """Encode a payload as a dict of plain JSON values in the key order of the wire; every value is a copy.
 
-    Raises PayloadError, its `path` from the message's root (`$.on_success.kwargs.x`), for a wrong type, an empty or
-    over-long name, or a value that strict normalisation refuses.
+    Args:
+        payload: The task to encode.
+
+    Returns:
+        The message; `from_wire` reads it back.
+
+    Raises:
+        PayloadError: A value has the wrong type, a name is empty or too long, or strict normalisation rejects a value.
+            `path` starts at the root of the message, such as `$.on_success.kwargs.x`.
     """
     if not isinstance(payload, TaskPayload):
         raise PayloadError(f"expected a TaskPayload, got {type(payload).__name__}")
@@ -76,24 +84,36 @@ def to_wire(payload: TaskPayload) -> dict[str, Any]:
 
 
 def to_json(payload: TaskPayload) -> str:
-    """Write a payload as compact JSON text; raises as `to_wire`."""
+    """Encode a payload as compact JSON text; raises the errors of `to_wire`."""
     return _encoder.encode(to_wire(payload))
 
 
 def value_to_json(value: object, *, path: str = "$") -> str:
-    """Write one value of the domain as compact JSON text; raises PayloadError below `path`."""
+    """Encode one value as compact JSON text, after strict normalisation.
+
+    Args:
+        value: The value to encode.
+        path: The JSON path of the value in its message, for the error.
+
+    Raises:
+        PayloadError: The wire cannot carry the value.
+    """
     return _encoder.encode(normalise(value, path=path))
 
 
 def from_wire(raw: RawMessage, queue: str = "") -> TaskPayload:
-    """Read a payload from a mapping, or from JSON as str or UTF-8 bytes.
+    """Decode a stored message.
 
     Args:
-        raw: The message as it is stored.
-        queue: The queue in which the message was found. It counts where the message itself names none (`queue` absent,
-            null or no text); default "", which no writer accepts.
+        raw: The message: a mapping, or JSON as str or as UTF-8 bytes.
+        queue: The queue in which the message was found, for a message that names none. "" by default.
 
-    Raises MalformedPayload naming every problem with its path; never anything else.
+    Returns:
+        The payload, with defaults for keys that are absent, null or empty.
+
+    Raises:
+        MalformedPayload: The message cannot be read; its `problems` are every reason with its path. No other error is
+            raised.
     """
     wire = _mapping(raw)
     named = wire.get("queue")
@@ -108,7 +128,7 @@ def from_wire(raw: RawMessage, queue: str = "") -> TaskPayload:
 
 @attrs.frozen
 class Salvage:
-    """What could be read of a message that could not: who waits for it."""
+    """The reply addresses of a message that cannot be read; an address that cannot be read either is None."""
 
     task_id: str | None = None
     reply_key: str | None = None
@@ -118,7 +138,7 @@ class Salvage:
 
 
 def salvage(raw: RawMessage) -> Salvage:
-    """Search an unreadable message for the addresses of its sender. Never raises; what is unreadable is None."""
+    """Read the reply addresses of a message that `from_wire` rejects. Never raises."""
     try:
         wire = _mapping(raw)
     except MalformedPayload:
@@ -133,7 +153,7 @@ def salvage(raw: RawMessage) -> Salvage:
 
 
 def check_name(name: Any, path: str) -> None:
-    """Raise PayloadError at `path` unless `name` is a non-empty str that every transport can carry."""
+    """Raise PayloadError with `path` unless `name` is a non-empty str that every transport can carry."""
     if type(name) is not str:
         raise PayloadError(f"expected str, got {_kind(name)}", path=path)
     if not name:
@@ -146,7 +166,7 @@ def check_name(name: Any, path: str) -> None:
 
 
 def check_headers(headers: Any, path: str) -> dict[str, str]:
-    """Return a copy; raises PayloadError at `path` unless names map to texts that every transport can carry."""
+    """Return a copy of `headers`; raises PayloadError with `path` unless every transport can carry it."""
     if not isinstance(headers, Mapping):
         raise PayloadError(f"expected a dict, got {_kind(headers)}", path=path)
     size = 0
@@ -164,7 +184,7 @@ def check_headers(headers: Any, path: str) -> dict[str, str]:
 def _readable(wire: Mapping[str, Any], key: str, read: Callable[[Any, Any], Any]) -> Any:
     try:
         return read(wire.get(key), None)
-    except Exception:  # whatever is wrong with it, there is nobody to be told
+    except Exception:  # the address cannot be read, so there is no recipient for the error
         return None
 
 
@@ -186,7 +206,7 @@ def _parse(text: str | bytes) -> Any:
 
 
 def refuse_constant(name: str) -> NoReturn:
-    """Raise ValueError for NaN and the infinities, as `parse_constant` of `json.loads`."""
+    """Raise ValueError for NaN and the infinities; the `parse_constant` of `json.loads`."""
     raise ValueError(f"{name} is not JSON")
 
 
@@ -197,7 +217,7 @@ def _malformed(problem: str) -> MalformedPayload:
 def _problem(exc: BaseException, kind: type | None) -> str:
     if isinstance(exc, KeyError):
         return "required field missing"
-    return exc.args[0] if exc.args and isinstance(exc, TypeError | ValueError) else type(exc).__name__
+    return str(exc.args[0]) if exc.args and isinstance(exc, TypeError | ValueError) else type(exc).__name__
 
 
 def _write_members(container: Any, kinds: Any, path: str) -> Any:
@@ -231,7 +251,7 @@ def _kind(value: object) -> str:
 
 
 def _is_empty(value: Any) -> bool:
-    """Tell whether a value of JSON is null, or what the product's consumer takes for absent as well."""
+    """Return whether a JSON value is null, or a value that the product's consumer treats like an absent one."""
     return value is None or (type(value) in (bool, int, float, str, list, dict) and not value)
 
 
@@ -253,12 +273,12 @@ def _read_name(value: Any, _: Any) -> str:
 
 
 def _read_queue(value: Any, _: Any) -> str:
-    """Read a continuation's queue; a number is stored as its text, as a database does with the product's."""
+    """Read a continuation's queue; a number becomes its text, as in the product's database."""
     return _number_text(value) or _read_name(value, None)
 
 
 def _read_address(value: Any, _: Any) -> str | None:
-    """Read the key or id under which a sender waits: its text, or the JSON of anything else that is not empty."""
+    """Read the key or id under which a sender waits: a text, or the JSON of any other value that is not empty."""
     if type(value) is str:
         return value or None
     return None if _is_empty(value) else json.dumps(value, separators=(",", ":"))
@@ -269,7 +289,7 @@ def _read_continuation(value: Any, _: Any) -> ContinuationSpec | None:
 
 
 def _read_fairness(value: Any, _: Any) -> FairnessKey | None:
-    """Read what no task depends on: a member that makes no sense gets its default, and no object counts as null."""
+    """Read the fairness key: an invalid member gets its default, and a value that is not an object counts as null."""
     if type(value) is not dict:
         return None
     org_id, kind, priority = (value.get(key) for key in ("org_id", "workload_type", "pipeline_priority"))
@@ -289,7 +309,7 @@ def _number_text(value: Any) -> str | None:
 
 
 def _read_headers(value: Any, _: Any) -> dict[str, str] | None:
-    """Read what no task depends on: whatever is no object of texts counts as absent."""
+    """Read the headers: a value that is not an object of texts counts as absent."""
     if type(value) is not dict or not all(type(name) is str and type(text) is str for name, text in value.items()):
         return None
     return dict(value)

@@ -1,7 +1,7 @@
-"""Find a transport by URL or by `module:factory`.
+"""Load a transport by its URL or by `module:factory`.
 
-A URL's scheme is looked up among the entry points of the group `unstract_core.transports`, so that anybody's package
-can bring one; its entry point is a callable that takes the URL and returns a Transport.
+The scheme of a URL is the name of an entry point of the group `unstract_core.transports`, so that any package can
+provide a transport. The entry point is a callable that takes the URL and returns a Transport.
 """
 
 from __future__ import annotations
@@ -19,10 +19,18 @@ _EXTRAS = {"psycopg": "postgres", "orjson": "postgres", "kombu": "celery"}
 
 
 def load_transport(spec: str) -> Transport:
-    """Return the transport that `spec` names: a URL (`postgresql://...`, `memory://`) or "module:factory".
+    """Load a transport.
 
-    The factory of a "module:factory" is called without arguments. Raises ConfigurationError: an unknown scheme (with
-    those that are known), a missing module or driver (with the extra to install), or what the factory itself refuses.
+    Args:
+        spec: A URL such as `postgresql://user@host/db` or `memory://`, or "module:factory" with a factory that takes no
+            arguments.
+
+    Returns:
+        The transport. A transport connects when it is first used.
+
+    Raises:
+        ConfigurationError: The scheme is unknown, a module or driver is missing, or the factory rejects the URL. The
+            text names the installed schemes, or the extra to install.
     """
     if not isinstance(spec, str) or not spec:
         raise ConfigurationError("no transport given: pass a URL such as postgresql://user@host/db, or module:factory")
@@ -34,7 +42,15 @@ def load_transport(spec: str) -> Transport:
 
 
 def import_object(spec: str, what: str) -> Any:
-    """Import "module:name" (dots may follow in the name). Raises ConfigurationError, saying which part is missing."""
+    """Import the object "module:name"; the name may contain dots.
+
+    Args:
+        spec: The module and the name.
+        what: The kind of the object, for the error, such as "transport".
+
+    Raises:
+        ConfigurationError: `spec` has another form, or the module or the name does not exist.
+    """
     module_name, _, name = spec.partition(":")
     if not name or not all(map(str.isidentifier, module_name.split("."))):
         raise ConfigurationError(f"{what} {spec!r} is not of the form module:name")
@@ -63,7 +79,7 @@ def _from_url(url: str) -> Transport:
 
 def _built(factory: Any, arguments: tuple[str, ...], spec: str) -> Transport:
     if not callable(factory):
-        raise ConfigurationError(f"{spec} names a {type(factory).__name__}, not a factory of transports")
+        raise ConfigurationError(f"{spec} is a {type(factory).__name__}, not a callable that returns a transport")
     try:
         transport = factory(*arguments)
     except ContractError:
@@ -78,11 +94,11 @@ def _missing(exc: Exception, spec: str) -> ConfigurationError:
     if package in _EXTRAS:
         remedy = f"pip install 'unstract-wire[{_EXTRAS[package]}]'"
         return ConfigurationError(f"{spec} needs {package}, which is not installed: {remedy}")
-    return ConfigurationError(f"{spec} cannot be had: {type(exc).__name__}: {exc}")
+    return ConfigurationError(f"{spec} cannot be loaded: {type(exc).__name__}: {exc}")
 
 
 def _checked(transport: Any, spec: str) -> Transport:
     missing = [name for name in ("capabilities", "send", "reply", "subscribe", "close") if not hasattr(transport, name)]
     if missing:
-        raise ConfigurationError(f"{spec} gave a {type(transport).__name__}, which has no {', '.join(missing)}")
+        raise ConfigurationError(f"{spec} returned a {type(transport).__name__}, which has no {', '.join(missing)}")
     return transport  # type: ignore[no-any-return]  # a Protocol is proven by its conformance tests, not here

@@ -15,7 +15,7 @@
      +-- TaskFailed                       the task of a blocking call raised, or could not be run
      +-- ReplyTimeout (TimeoutError)      the deadline of a blocking call passed without a reply
      +-- GateFailed                       a gate cannot choose the transport for a dispatch
-     +-- TransportError                   `.effect` says what the operation changed, `.remedy` what to do
+     +-- TransportError                   `.effect`: what it changed; `.remedy`: what to do
           +-- TransportUnavailable        it cannot be reached now; `.fate_unknown`: the operation may have taken effect
           |    +-- NoRoom                 it accepts no message now, and says why
           |         +-- QueueFull         one queue is full
@@ -45,7 +45,7 @@ class ContractError(Exception):
 
     @property
     def problem(self) -> str:
-        """What is wrong: the error's text without its path, its effect and its remedy."""
+        """The error's text without its path, its effect and its remedy."""
         return str(self.args[0]) if self.args else ""
 
 
@@ -139,8 +139,8 @@ class TransportError(ContractError):
     """An operation on a queue failed. The text is the problem, then its effect, then its remedy.
 
     Attributes:
-        effect: What the failed operation changed, such as "nothing was sent"; "" where the text does not say.
-        remedy: What an operator has to do; "" where there is nothing to do, or it is not known.
+        effect: The change that the failed operation made, such as "nothing was sent"; "" where the text does not say.
+        remedy: The action for an operator; "" where there is none.
     """
 
     def __init__(self, message: str = "", *, effect: str = "", remedy: str = "") -> None:

@@ -1,7 +1,7 @@
 """Signal handlers and thread checks that a forked child does not inherit.
 
 A task may fork at any time: `os.fork`, `multiprocessing`, `subprocess` with a `preexec_fn`. The child gets a copy of
-the worker's memory. It must neither handle the worker's signals nor go on with the worker's deliveries.
+the worker's memory. It must not handle the worker's signals, and must not continue the worker's deliveries.
 """
 
 from __future__ import annotations
@@ -20,34 +20,33 @@ Handler = Callable[[int, FrameType | None], Any]
 
 
 class Stopped(SystemExit):
-    """A signal asked the process to leave at once; the handler raised this in whatever code the thread was."""
+    """A signal asked the process to exit at once; its handler raises this in the code that the thread is running."""
 
 
 class ResetInChild(Protocol):
-    """An object with state of the worker's process, which a forked child must not use."""
+    """An object whose state belongs to the worker's process and must not be used in a forked child."""
 
     def reset_in_child(self) -> None:
-        """Forget that state. Called in the child, right after the fork; must not raise and must take no lock."""
+        """Discard that state. Called in the child right after the fork; must not raise and must not take a lock."""
 
 
 _installed: list[tuple[int, Handler, Any]] = []
-"""Signal, our handler, and the handler that was there before it; the last one installed comes last."""
+"""Signal, our handler, and the previous handler; in the order of installation."""
 _to_reset: weakref.WeakSet[ResetInChild] = weakref.WeakSet()
 
 
 @contextlib.contextmanager
 def handling(numbers: Sequence[int], handler: Handler) -> Iterator[Callable[[], None]]:
-    """Handle signals within the block, in this process alone. For the main thread.
+    """Handle signals within the block, in this process and not in its forked children. Main thread only.
 
-    In a forked child each signal has the handler from before the block again, unless the application has set another
-    one meanwhile.
+    A forked child gets the handlers from before the block, unless the application has set another handler since.
 
     Args:
         numbers: The signals.
         handler: Called with the signal's number and the interrupted frame.
 
     Yields:
-        A function that installs the handler again where a task has replaced it. For the main thread.
+        A function that installs the handler again if a task has replaced it. Main thread only.
     """
     owner = os.getpid()
 
@@ -81,9 +80,9 @@ _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
 def keeping_signals() -> Callable[[], None]:
-    """Return a function that undoes what a task has left behind: timers, and handlers that are not those of now.
+    """Return a function that stops the timers that a task started, and restores the current signal handlers.
 
-    For the main thread.
+    Main thread only.
     """
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     idle = [timer for timer in _TIMERS if signal.getitimer(timer) == (0.0, 0.0)]
@@ -100,15 +99,15 @@ def keeping_signals() -> Callable[[], None]:
 
 
 def reset_in_child(one: ResetInChild) -> None:
-    """Have an object reset in each child that is forked from now on, for as long as the object lives."""
+    """Reset an object in each child that is forked from now on, for as long as the object exists."""
     _to_reset.add(one)
 
 
 def end_child(code: object) -> NoReturn:
-    """End a forked child that has come back into the worker's code, without any clean-up of the worker's.
+    """End a forked child that returned into the worker's code, without running the worker's clean-up.
 
     Args:
-        code: What a `SystemExit` holds: the exit code, None for 0, or a text for 1.
+        code: The `code` of a SystemExit: an exit code, None for 0, or a text for 1.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -124,13 +123,13 @@ def _restore() -> None:
 
 
 def _set(number: int, handler: Any) -> None:
-    """Set a handler; None stands for one that was not installed from Python, and cannot be installed again."""
+    """Set a handler; None is a handler that was not installed from Python, and becomes the default."""
     with contextlib.suppress(ValueError):  # in a fork of a subinterpreter's
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _before() -> None:
-    """Block the signals until the child has its own handlers: Python drops those that come right after a fork."""
+    """Block the signals until the child has its own handlers: Python drops signals that arrive right after a fork."""
     _forking.mask = None
     if _installed:
         _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number for number, _, _ in _installed})

@@ -1,4 +1,4 @@
-"""The documented import path of the metrics; the code is in `unstract_core.observability.metrics`."""
+"""The documented import path of `Metrics` and `QueueCollector` (unstract_core/observability/metrics.py)."""
 
 from unstract_core.observability.metrics import (
     Metrics,

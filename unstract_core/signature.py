@@ -1,8 +1,7 @@
-"""Translate a callback signature, as Celery's users write it, into a continuation of the wire.
+"""Translate a Celery callback signature into a continuation of the wire, without importing celery.
 
-Anything shaped like a Celery `Signature` will do; celery is never imported. A continuation carries a task name,
-kwargs and a queue, so whatever else a signature asks for is refused: losing it silently is the one thing that this
-translation may never do.
+A continuation carries a task name, kwargs and a queue. A signature that has anything else, such as positional
+arguments or another option, is rejected: nothing of a signature is lost silently.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from unstract_core.values import normalise_members
 
 
 class CallbackSignature(Protocol):
-    """The part of `celery.canvas.Signature` that is read: all of it attributes, `options["queue"]` the address."""
+    """The attributes of `celery.canvas.Signature` that are read; `options["queue"]` is the queue of the callback."""
 
     @property
     def task(self) -> Any: ...
@@ -30,18 +29,22 @@ class CallbackSignature(Protocol):
 
 
 Callback: TypeAlias = "CallbackSignature | Mapping[str, Any]"
-"""A signature as its users have it: the object, or the mapping that a serialised one is."""
+"""A signature object, or the mapping of a serialised signature."""
 
 
 def signature_to_continuation(sig: Callback | None) -> ContinuationSpec | None:
-    """Return the continuation that `sig` asks for; None for None.
+    """Translate a callback signature into a continuation.
 
-    Takes an object with Celery's attributes, or the mapping that a serialised signature is. The kwargs are copied and
-    normalised, so that later changes to the caller's dicts do not reach the message.
+    Args:
+        sig: An object with the attributes of Celery's Signature, or the mapping of a serialised one. None for no
+            callback.
 
-    Raises SignatureError (a ValueError): no task name; no queue in `options`; positional args; immutable; a canvas
-    (chain, group, chord); an option other than `queue`, because nothing downstream would honour it; kwargs that the
-    wire cannot carry, with their path.
+    Returns:
+        The continuation, with a normalised copy of the kwargs; None for None.
+
+    Raises:
+        SignatureError: The signature has no task name or no queue. Or it has positional args, an option other than
+            `queue`, or kwargs that the wire cannot carry. Or it is immutable, a chain, a group or a chord.
     """
     if sig is None:
         return None
@@ -50,12 +53,12 @@ def signature_to_continuation(sig: Callback | None) -> ContinuationSpec | None:
     if not task:
         raise SignatureError("a callback needs a task name: signature('my_task', ..., queue=...)", path="$.task")
     _check_name(task, "$.task", "a callback's task name")
-    _refuse_what_would_be_lost(sig, task)
+    _check_nothing_is_lost(sig, task)
     return ContinuationSpec(task_name=task, kwargs=_kwargs(sig, task), queue=_queue(sig, task))
 
 
 def _check_kind(sig: object) -> None:
-    """Raise for what is no signature at all, with what it is."""
+    """Raise SignatureError for a value that is not a signature."""
     if isinstance(sig, Mapping) or (hasattr(sig, "task") and not isinstance(sig, type)):
         return
     if isinstance(sig, list | tuple | set | frozenset):
@@ -71,10 +74,10 @@ def _part(sig: object, name: str) -> Any:
     return sig.get(name) if isinstance(sig, Mapping) else getattr(sig, name, None)
 
 
-def _refuse_what_would_be_lost(sig: object, task: str) -> None:
+def _check_nothing_is_lost(sig: object, task: str) -> None:
     if kind := _part(sig, "subtask_type"):
         raise SignatureError(
-            f"callback {task!r} is a {kind}; only a single task can be continued with", path="$.subtask_type"
+            f"callback {task!r} is a {kind}; pass the signature of a single task", path="$.subtask_type"
         )
     if _part(sig, "args"):
         raise SignatureError(
@@ -83,7 +86,7 @@ def _refuse_what_would_be_lost(sig: object, task: str) -> None:
         )
     if _part(sig, "immutable"):
         raise SignatureError(
-            f"callback {task!r} is immutable; it would not get the result or the failed id: use signature(), not si()",
+            f"callback {task!r} is immutable and would not get the result or the failed id: use signature(), not si()",
             path="$.immutable",
         )
 
@@ -106,7 +109,7 @@ def _queue(sig: object, task: str) -> str:
     for option, value in options.items():
         if option != "queue" and value is not None and value != [] and value != {}:
             raise SignatureError(
-                f"callback {task!r} has the option {option!r}, which a continuation cannot honour; set queue alone",
+                f"callback {task!r} has the option {option!r}, which a continuation does not support; set only queue",
                 path=f"$.options.{option}",
             )
     queue = options.get("queue")

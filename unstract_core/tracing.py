@@ -1,4 +1,4 @@
-"""The documented import path of the tracing observer; the code is in `unstract_core.observability.tracing`."""
+"""The documented import path of `Tracing` (unstract_core/observability/tracing.py)."""
 
 from unstract_core.observability.tracing import Tracing
 

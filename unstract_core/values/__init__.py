@@ -1,4 +1,4 @@
-"""Values that may travel, and how others are made to fit: strictly at dispatch, leniently for a task's result."""
+"""The values that the wire carries, and the normalisation to them: strict at dispatch, lenient for results."""
 
 from unstract_core.values.conversion import (
     ERROR_LIMIT,

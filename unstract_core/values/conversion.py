@@ -1,8 +1,8 @@
-"""How values are made to fit the wire: strictly at dispatch, leniently for a task's result.
+"""Normalisation: the conversion of a Python value to one that the wire can carry.
 
-`normalise` is strict at dispatch, where the caller can still mend a value, and lenient for a task's result, where
-the money is spent and the callback must arrive. Both convert by named rules; neither ever falls back on `str`.
-Deliberately absent: typed decoding. A UUID arrives as a string.
+`normalise` is strict at dispatch, where the caller can still correct a value. It is lenient for a task's result, which
+is already paid for and must reach its callback. Both convert by the same documented rules and never fall back on `str`.
+There is no typed decoding: a UUID arrives as a string.
 """
 
 from __future__ import annotations
@@ -15,20 +15,31 @@ from unstract_core.values.limits import UNFIT, JSONValue
 from unstract_core.values.strict import Strict
 
 ERROR_LIMIT = 4000
-"""Characters of an error text; a longer one is cut, and the cut is marked."""
+"""The longest error text, in characters; a longer one is cut, and the cut is marked."""
 
 
 def normalise(value: object, *, lenient: bool = False, path: str = "$", replaced: list[str] | None = None) -> JSONValue:
-    """Return a copy of `value` made of plain JSON values, inside the domain of limits.py.
+    """Return a copy of a value that consists of plain JSON values within the limits of the wire (limits.py).
 
-    Rules, strict and lenient alike: UUID and Decimal become str; datetime, date and time become RFC 3339 text with
-    `T`; an Enum its value; tuple and set a list (a set in sorted order); an integral float from 1e16 on an int where
-    it fits; -0.0 becomes 0.0; int keys become str; attrs and dataclass instances become dicts; subclasses of the
-    plain types become the plain type.
+    Both modes convert by these rules:
 
-    Strict raises PayloadError for anything else, its `path` below `path`. Lenient never raises: NaN and Infinity
-    become null, NUL and surrogates U+FFFD, bytes base64, other objects their `repr`, what is too deep or too large a
-    marked stub; the path of each such replacement, of the first MAX_REPLACED, is appended to `replaced`.
+    - UUID and Decimal become str; datetime, date and time become RFC 3339 text with `T`.
+    - An Enum becomes its value; a tuple a list; a set a sorted list.
+    - An attrs or dataclass instance becomes a dict; an int key becomes str.
+    - An integral float of 1e16 or more becomes an int of up to 64 bits; -0.0 becomes 0.0.
+    - An instance of a subclass of a plain type becomes the plain type.
+
+    Args:
+        value: The value to convert.
+        lenient: False, the default, raises for any other value. True replaces it and never raises:
+            NaN and Infinity by null, NUL and lone surrogates by U+FFFD, bytes by base64, a part that is too deep or too
+            large by a marked text, and any other object by its `repr`.
+        path: The JSON path of the value in its message.
+        replaced: A list to which the lenient mode appends the path of each replacement, up to MAX_REPLACED of them.
+            None for no list.
+
+    Raises:
+        PayloadError: The strict mode cannot convert a value; `path` says where it is.
     """
     if not lenient:
         return _strictly(value, path, 0)
@@ -43,14 +54,14 @@ def normalise(value: object, *, lenient: bool = False, path: str = "$", replaced
 def normalise_members(
     container: list[Any] | tuple[Any, ...] | dict[Any, Any], *, path: str = "$", lenient: bool = False
 ) -> Any:
-    """Normalise the members of `args` or `kwargs`; the container itself does not count as a level."""
+    """Normalise the members of `args` or `kwargs`; the container itself does not count as a level of nesting."""
     if not container:
         return {} if isinstance(container, dict) else []
     return Lenient(path, []).value(container, -1) if lenient else _strictly(container, path, -1)
 
 
 def error_text(exc: BaseException) -> str:
-    """Write an exception as `Type: message`, inside the domain and at most `ERROR_LIMIT` characters. Never raises."""
+    """Return an exception as `Type: message`: valid on the wire, at most `ERROR_LIMIT` characters. Never raises."""
     name, message = error_parts(exc)
     return cut(f"{name}: {message}" if message else name)
 
@@ -65,7 +76,7 @@ def error_parts(exc: BaseException) -> tuple[str, str]:
 
 
 def type_name(exc: BaseException) -> str:
-    """Return the name of an exception's type. Never raises, whatever its metaclass does."""
+    """Return the name of an exception's type. Never raises, even if the metaclass does."""
     try:
         return str.__str__(type(exc).__name__)
     except BaseException:
@@ -73,7 +84,7 @@ def type_name(exc: BaseException) -> str:
 
 
 def cut(text: str) -> str:
-    """Make an error text fit: inside the domain, and cut at `ERROR_LIMIT` with the cut marked."""
+    """Return an error text that is valid on the wire and at most `ERROR_LIMIT` characters long; a cut is marked."""
     if len(text) > ERROR_LIMIT:
         mark = f" [cut: {len(text)} characters in all]"
         text = text[: ERROR_LIMIT - len(mark)] + mark

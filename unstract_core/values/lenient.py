@@ -1,4 +1,4 @@
-"""The lenient walk: for a task's result, where the money is spent and the callback must arrive."""
+"""The lenient normalisation of a task's result: it replaces a value that the wire cannot carry, and never raises."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from unstract_core.values.limits import ELEMENT_SIZE, MAX_DEPTH, UNFIT, JSONValu
 from unstract_core.values.strict import Strict
 
 MAX_REPLACED = 100
-"""How many replacements in one value are listed and counted: a million NaNs must not cost a million paths."""
+"""The most replacements of one value that are listed and counted: a million NaNs must not make a million paths."""
 
-# A lenient walk that runs out of room leaves a stub on each level, and its result becomes an element of args.
+# A walk that exceeds the size limit leaves a stub on each level, and its result becomes an element of args.
 _STUB_RESERVE = (MAX_DEPTH + 1) * 256
 
 
 class Lenient(Strict):
-    """The same walk, with something to say where the strict one refuses."""
+    """The strict walk with a replacement at each point where the strict one raises."""
 
     __slots__ = ("replaced",)
 
@@ -41,7 +41,7 @@ class Lenient(Strict):
         standing = len(self.keys)
         try:
             return self.by_rule(value, depth)
-        except BaseException:  # the money is spent: even an exit must not cost the result
+        except BaseException:  # the result is paid for: even SystemExit must not lose it
             del self.keys[standing:]
             return self.foreign(value)
 
@@ -93,7 +93,7 @@ class Lenient(Strict):
 
     def foreign(self, value: object) -> JSONValue:
         if issubclass(type(value), bytes | bytearray | memoryview):
-            with contextlib.suppress(Exception):  # a released memoryview, say
+            with contextlib.suppress(Exception):  # such as a released memoryview
                 return self.encoded(bytes(cast("bytes | bytearray | memoryview", value)))
         self.note()
         return self.printed(value)

@@ -1,9 +1,12 @@
-"""The JSON value domain: which values may travel.
+"""The value domain of the wire: the JSON values that every transport can carry.
 
-One domain for every transport: null, bool, int in [-2^63, 2^63), finite float with |x| < 1e16, str without NUL or
-lone surrogates, list, and dict with such str keys whose key set is not {"__type__", "__value__"}; at most
-`MAX_DEPTH` containers deep and `MAX_SIZE` bytes large. The limits are PostgreSQL's jsonb's (NUL, surrogates, 1e22
-comes back an int), kombu's (the envelope) and those of 64-bit JSON readers.
+- null and bool.
+- int in [-2^63, 2^63), the range of 64-bit JSON readers.
+- Finite float with |x| < 1e16: PostgreSQL's jsonb returns a larger one as an int.
+- str without NUL and lone surrogates, which jsonb rejects.
+- list, and dict with such str keys. A dict of exactly "__type__" and "__value__" is excluded: kombu would decode it.
+
+A value has at most `MAX_DEPTH` levels of containers and `MAX_SIZE` bytes.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ from typing import TypeAlias
 JSONValue: TypeAlias = "bool | int | float | str | list[JSONValue] | dict[str, JSONValue] | None"
 
 MAX_DEPTH = 64
-"""How many lists and dicts may stand inside each other."""
+"""The most levels of nested lists and dicts."""
 
 MAX_SIZE = 64 * 1024 * 1024
-"""Bytes of one value: its strings in UTF-8, and 16 for every element."""
+"""The largest value, in bytes: its strings in UTF-8, and 16 bytes for each element."""
 
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 FLOAT_LIMIT = 1e16
@@ -31,7 +34,7 @@ _PLAIN_KEY = re.compile(r"[^\W\d]\w{0,63}\Z")
 
 
 def json_path(root: str, keys: Iterable[str | int]) -> str:
-    """Write a JSON path: `$.kwargs.x[0]["odd key"]`."""
+    """Return a JSON path such as `$.kwargs.x[0]["odd key"]`."""
     return root + "".join(_step(key) for key in keys)
 
 

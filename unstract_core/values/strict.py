@@ -1,4 +1,4 @@
-"""The walk that copies a value into the domain of limits.py, or says where it does not fit."""
+"""The strict normalisation: copies a value into the domain of limits.py, or raises with the path of a bad value."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ from unstract_core.values.limits import (
 
 
 class Strict:
-    """One walk over one value. `keys` is the way from the root to where the walk stands."""
+    """The normalisation of one value.
+
+    Attributes:
+        root: The JSON path of the value in its message.
+        keys: The keys and indices from the root to the current part.
+        room: The bytes that are left of `MAX_SIZE`.
+    """
 
     __slots__ = ("keys", "room", "root")
 
@@ -59,7 +65,7 @@ class Strict:
         return self.converted(value, depth)
 
     def text(self, text: str) -> str:
-        if len(text) > self.room:  # UTF-8 is never shorter: nothing of it has to be read
+        if len(text) > self.room:  # UTF-8 is never shorter, so its size need not be computed
             return cast(str, self.too_large(text))
         if UNFIT.search(text) is not None:
             text = self.unfit_text(text)
@@ -177,19 +183,19 @@ class Strict:
         raise self.refuse(f"a key of type {type(key).__name__} cannot be sent; keys are str, or int within 64 bits")
 
     def taken(self, key: str, members: dict[str, JSONValue]) -> str:
-        raise self.refuse("two keys become the same string; one of them would be lost")
+        raise self.refuse("two keys become the same string; rename one of them")
 
     def envelope(self, members: dict[str, JSONValue]) -> JSONValue:
         raise self.refuse("a dict of exactly __type__ and __value__ cannot be sent (it is kombu's own envelope)")
 
     def changed(self, value: object, exc: RuntimeError) -> JSONValue:
-        raise self.refuse("the dict changed while it was read") from exc
+        raise self.refuse("the dict changed while it was read; pass a copy") from exc
 
     def too_deep(self, value: object) -> JSONValue:
         raise self.refuse(f"nested deeper than {MAX_DEPTH} levels, or cyclic")
 
     def too_large(self, value: object) -> JSONValue:
-        raise self.refuse(f"larger than {limits.MAX_SIZE} bytes in all; store it elsewhere and send a reference")
+        raise self.refuse(f"larger than {limits.MAX_SIZE} bytes; store it elsewhere and send a reference")
 
     def foreign(self, value: object) -> JSONValue:
         raise self.refuse(f"{type(value).__qualname__} is not a JSON value; convert it before dispatch")
