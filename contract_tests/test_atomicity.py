@@ -17,7 +17,7 @@ from unstract_core import Reply, Settlement, TransportError, Verdict
 
 
 @needs("atomic_settle", "replies")
-def test_who_sees_the_reply_sees_the_follow_up_and_the_end(
+def test_visible_reply_implies_follow_up_and_acknowledgement(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """Together means: as soon as a reply can be read, its follow-up is there, and its message is no longer held."""
@@ -38,7 +38,7 @@ def test_who_sees_the_reply_sees_the_follow_up_and_the_end(
 
 
 @needs("atomic_settle", "replies")
-def test_who_sees_the_follow_up_sees_the_reply(
+def test_visible_follow_up_implies_reply(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """And the other way round: a callback that runs finds the status of what it follows."""
@@ -56,7 +56,7 @@ def test_who_sees_the_follow_up_sees_the_reply(
 
 
 @needs("atomic_settle", "dead_letters")
-def test_who_sees_what_follows_a_burial_sees_the_dead_letter(
+def test_visible_follow_up_implies_dead_letter(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A callback that tells of a failure finds the message among the dead letters, where its operator looks."""

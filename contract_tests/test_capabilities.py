@@ -13,7 +13,7 @@ from contract_tests.requires import needs, skip_claimed
 from unstract_core import NotSupported, Reply, Settlement, Verdict
 
 
-def test_the_transport_claims_what_its_harness_says(kit: Kit, transport: CheckedTransport) -> None:
+def test_transport_and_harness_claim_the_same_capabilities(kit: Kit, transport: CheckedTransport) -> None:
     """`transport.capabilities` and `harness.capabilities` are the same, before and after the transport was used."""
     assert attrs.asdict(transport.capabilities) == attrs.asdict(kit.capabilities)
     queue = kit.queue()
@@ -27,7 +27,7 @@ def test_every_flag_is_true_or_false(kit: Kit) -> None:
     assert all(type(claimed) is bool for claimed in attrs.asdict(kit.capabilities).values())
 
 
-def test_what_is_claimed_is_possible(kit: Kit) -> None:
+def test_claims_do_not_contradict_each_other(kit: Kit) -> None:
     """A claim that rests on another one is made with it: a status is a reply, order across queues is by priority."""
     claims = kit.capabilities
     assert claims.replies or not claims.status
@@ -35,9 +35,7 @@ def test_what_is_claimed_is_possible(kit: Kit) -> None:
     assert claims.counts_crashes or not claims.fencing, "without a count of deliveries nothing can fence"
 
 
-def test_within_is_refused_where_it_is_not_claimed(
-    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
-) -> None:
+def test_unclaimed_within_is_refused(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """NotSupported for `within`, and nothing is sent: the caller believes that it belongs to a transaction."""
     skip_claimed(kit.harness, "transactional_send")
     with pytest.raises(NotSupported):
@@ -45,9 +43,7 @@ def test_within_is_refused_where_it_is_not_claimed(
     assert kit.nothing(subscribe(queue))
 
 
-def test_a_delay_is_refused_where_it_is_not_claimed(
-    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
-) -> None:
+def test_unclaimed_delay_is_refused(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """NotSupported for a message with a delay, and nothing of its batch is sent."""
     skip_claimed(kit.harness, "delay")
     with pytest.raises(NotSupported):
@@ -55,7 +51,7 @@ def test_a_delay_is_refused_where_it_is_not_claimed(
     assert kit.nothing(subscribe(queue))
 
 
-def test_a_delayed_retry_is_refused_where_no_delay_is_claimed(
+def test_unclaimed_retry_delay_is_refused(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """NotSupported for RETRY with a delay; the message is still held, and is retried without one."""
@@ -68,7 +64,7 @@ def test_a_delayed_retry_is_refused_where_no_delay_is_claimed(
     assert list(holder.settle([Settlement(delivery, Verdict.RETRY)])) == [True]
 
 
-def test_a_question_is_refused_where_no_replies_are_claimed(
+def test_unclaimed_reply_request_is_refused(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """NotSupported for a message with reply_key, and for `reply`: nobody is left to wait for what never comes."""
@@ -80,14 +76,14 @@ def test_a_question_is_refused_where_no_replies_are_claimed(
     assert kit.nothing(subscribe(queue))
 
 
-def test_a_status_is_refused_where_it_is_not_claimed(kit: Kit, transport: CheckedTransport) -> None:
+def test_unclaimed_status_read_is_refused(kit: Kit, transport: CheckedTransport) -> None:
     """NotSupported for `reply` under a key that nothing was sent with: "not yet" would be waited for, for ever."""
     skip_claimed(kit.harness, "status")
     with pytest.raises(NotSupported):
         transport.reply(kit.queue())
 
 
-def test_a_status_that_cannot_be_kept_stops_no_settlement(
+def test_unclaimed_status_does_not_stop_a_settlement(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A settlement with the status of a dispatch takes effect, with its follow-up, although nobody can read it."""
@@ -101,7 +97,7 @@ def test_a_status_that_cannot_be_kept_stops_no_settlement(
     assert len(kit.take(subscribe(elsewhere), 1)) == 1
 
 
-def test_a_burial_ends_a_message_where_dead_letters_are_not_claimed(
+def test_burying_without_dead_letters_removes_the_message(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """BURY is a verdict for every transport: where nothing is kept, the message is gone; there is no `dead`."""
@@ -115,7 +111,7 @@ def test_a_burial_ends_a_message_where_dead_letters_are_not_claimed(
         _ = transport.unchecked.dead.find
 
 
-def test_queues_are_not_told_where_it_is_not_claimed(kit: Kit, transport: CheckedTransport) -> None:
+def test_unclaimed_inspection_is_refused(kit: Kit, transport: CheckedTransport) -> None:
     """Without `inspection` there is no `queues()`, or it raises NotSupported: 0 would read as "empty"."""
     skip_claimed(kit.harness, "inspection")
     with pytest.raises((NotSupported, AttributeError)):
@@ -123,7 +119,9 @@ def test_queues_are_not_told_where_it_is_not_claimed(kit: Kit, transport: Checke
 
 
 @needs("inspection")
-def test_the_state_of_a_queue_is_told(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+def test_queues_reports_counts_and_oldest_age(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
     """`queues` counts what is ready, held and delayed, and how long the oldest waits; an empty queue has nothing."""
     transport.send([message("t", queue) for _ in range(4)])
     if kit.capabilities.delay:
@@ -142,7 +140,9 @@ def test_the_state_of_a_queue_is_told(kit: Kit, transport: CheckedTransport, que
 
 
 @needs("inspection")
-def test_the_tasks_that_wait_are_told(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+def test_waiting_tasks_counts_ready_tasks_by_name(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
     """`waiting_tasks` counts the tasks of the first ready messages of one queue, and takes nothing.
 
     What is held, delayed or elsewhere is left out, and so is what names no task.
@@ -161,7 +161,7 @@ def test_the_tasks_that_wait_are_told(kit: Kit, transport: CheckedTransport, que
 
 
 @needs("inspection", "dead_letters")
-def test_the_dead_letters_of_a_queue_are_counted(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+def test_queues_counts_dead_letters(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """`queues` counts what was buried, also where nothing else is left."""
     transport.send([message("t", queue), message("t", queue)])
     kit.bury(transport, queue)

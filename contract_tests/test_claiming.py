@@ -42,7 +42,7 @@ def test_concurrent_claimers_never_share_a_message(kit: Kit, transport: CheckedT
     assert claimed == Counter(sent)
 
 
-def test_what_one_holds_another_does_not_get(
+def test_a_claimed_message_is_not_delivered_again(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A held message is delivered to no other subscription, nor again to its holder."""
@@ -53,7 +53,9 @@ def test_what_one_holds_another_does_not_get(
     assert kit.nothing(holder)
 
 
-def test_a_subscription_takes_only_from_its_queues(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
+def test_a_subscription_claims_only_from_its_queues(
+    kit: Kit, transport: CheckedTransport, subscribe: Subscribe
+) -> None:
     """A message of another queue is left where it is."""
     mine, other = kit.queue(), kit.queue()
     transport.send([message("t", other)])
@@ -61,7 +63,9 @@ def test_a_subscription_takes_only_from_its_queues(kit: Kit, transport: CheckedT
     assert len(kit.take(subscribe(other), 1, limit=10)) == 1
 
 
-def test_a_limit_is_a_limit(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+def test_receive_returns_at_most_limit_messages(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
     """`receive` takes `limit` messages at most, and leaves the others to others."""
     transport.send([message("t", queue, n) for n in range(5)])
     holder, other = subscribe(queue), subscribe(queue)
@@ -69,7 +73,9 @@ def test_a_limit_is_a_limit(kit: Kit, transport: CheckedTransport, queue: str, s
     assert len(kit.take(other, 3, limit=10)) == 3
 
 
-def test_a_limit_of_zero_only_waits(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+def test_receive_with_limit_zero_only_waits(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
     """`limit=0` takes nothing, whatever is there."""
     transport.send([message("t", queue)])
     subscription = subscribe(queue)
@@ -79,7 +85,7 @@ def test_a_limit_of_zero_only_waits(kit: Kit, transport: CheckedTransport, queue
     assert len(kit.take(subscription, 1)) == 1
 
 
-def test_a_limit_may_be_as_large_as_one_likes(
+def test_receive_accepts_a_very_large_limit(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A consumer of no-op tasks asks for many at once, and gets what is there."""
@@ -87,7 +93,7 @@ def test_a_limit_may_be_as_large_as_one_likes(
     assert len(kit.take(subscribe(queue), 3, limit=100_000)) == 3
 
 
-def test_what_was_acknowledged_does_not_come_back(
+def test_an_acknowledged_message_is_gone(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """An acknowledged message is gone, also after its lease."""
@@ -100,7 +106,7 @@ def test_what_was_acknowledged_does_not_come_back(
     assert kit.nothing(subscribe(queue))
 
 
-def test_what_its_holder_left_comes_back_to_others(
+def test_closing_a_subscription_returns_its_messages_to_others(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A message whose holder closed its subscription without a settlement is delivered to somebody else."""
@@ -114,7 +120,7 @@ def test_what_its_holder_left_comes_back_to_others(
     assert again.payload == held.payload
 
 
-def test_the_same_queue_twice_is_one_queue(
+def test_a_queue_named_twice_delivers_once(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A subscription that names a queue twice gets its messages once."""
@@ -123,13 +129,13 @@ def test_the_same_queue_twice_is_one_queue(
 
 
 @pytest.mark.parametrize("lease", [0, -1, float("nan"), float("inf")])
-def test_a_lease_that_makes_no_sense_is_refused(transport: CheckedTransport, queue: str, lease: float) -> None:
+def test_an_invalid_lease_is_refused(transport: CheckedTransport, queue: str, lease: float) -> None:
     """`subscribe` raises ConfigurationError for a lease that is not a positive, finite number of seconds."""
     with pytest.raises(ConfigurationError):
         transport.subscribe([queue], lease=lease)
 
 
-def test_a_subscription_to_nothing_is_refused(transport: CheckedTransport) -> None:
+def test_subscribing_to_no_queue_is_refused(transport: CheckedTransport) -> None:
     """`subscribe` raises ConfigurationError where there is no queue, PayloadError for a name that none can have."""
     with pytest.raises(ConfigurationError):
         transport.subscribe([], lease=60)

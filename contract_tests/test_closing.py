@@ -65,7 +65,7 @@ def test_closing_twice_is_allowed(kit: Kit, used: bool) -> None:
 
 @pytest.mark.parametrize("use", [*USES, *MORE_USES])
 @pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
-def test_a_closed_transport_says_so(kit: Kit, use: str, used: bool) -> None:
+def test_a_closed_transport_raises_transport_closed(kit: Kit, use: str, used: bool) -> None:
     """After close() every call raises TransportClosed."""
     if use in MORE_USES and not getattr(kit.capabilities, MORE_USES[use][0]):
         not_claimed(MORE_USES[use][0])
@@ -80,7 +80,7 @@ def test_a_closed_transport_says_so(kit: Kit, use: str, used: bool) -> None:
             call(transport, kit.queue())
 
 
-def test_a_closed_subscription_says_so(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+def test_a_closed_subscription_raises_transport_closed(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """After its close(), which may be called twice, a subscription raises TransportClosed; its transport works on."""
     subscription = transport.subscribe([queue], lease=60)
     subscription.close()
@@ -104,7 +104,7 @@ def test_a_closed_subscription_settles_nothing(kit: Kit, transport: CheckedTrans
     assert len(kit.remaining(transport, queue, count=1)) == 1
 
 
-def test_a_subscription_of_a_closed_transport_says_so(kit: Kit) -> None:
+def test_closing_a_transport_closes_its_subscriptions(kit: Kit) -> None:
     """Receive, renew and settle raise TransportClosed; wake and close do no harm."""
     with kit.open() as transport:
         queue = kit.queue()

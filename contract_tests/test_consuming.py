@@ -21,7 +21,7 @@ from contract_tests.time_limits import start
 from unstract_core import Consumer, Dispatcher, FairnessKey, Reply, ReplyTimeout, TaskFailed, current_delivery
 
 
-def test_a_return_is_continued_with_its_result(table: Table) -> None:
+def test_on_success_receives_the_result(table: Table) -> None:
     """on_success gets the result as its first argument beside its kwargs; the status is completed, without a copy."""
     table.send("return", {"n": 1}, task_id="i" + table.queue, **table.callbacks_to(x=2))
     table.consume()
@@ -32,7 +32,7 @@ def test_a_return_is_continued_with_its_result(table: Table) -> None:
 
 
 @pytest.mark.parametrize(("kept", "given"), [("result", "on_success"), (None, "on_error"), ("none", "on_error")])
-def test_a_status_keeps_the_result_that_it_is_to_keep(table: Table, kept: Any, given: str) -> None:
+def test_status_payload_decides_whether_status_keeps_result(table: Table, kept: Any, given: str) -> None:
     """The status has the result by the option `status_payload`, and by default where no callback carries it."""
     callback: dict[str, Any] = {given: then("ok", table.callbacks)}
     table.send("return", {"n": 1}, task_id="i" + table.queue, **callback)
@@ -41,7 +41,7 @@ def test_a_status_keeps_the_result_that_it_is_to_keep(table: Table, kept: Any, g
     assert table.status_is("i" + table.queue, "completed", result=None if kept == "none" else {"n": 1})
 
 
-def test_a_returned_failure_has_the_status_failed_where_asked(table: Table) -> None:
+def test_returned_failure_option_sets_status_failed(table: Table) -> None:
     """With returned_failure="failed" the status has the error text; on_success gets the whole result as ever."""
     result = {"success": False, "data": {}, "metadata": {}, "error": "no text found"}
     table.send("return", result, task_id="i" + table.queue, **table.callbacks_to())
@@ -51,7 +51,7 @@ def test_a_returned_failure_has_the_status_failed_where_asked(table: Table) -> N
     assert table.empty()
 
 
-def test_a_callback_that_is_not_allowed_is_not_sent(table: Table) -> None:
+def test_a_forbidden_callback_is_not_sent(table: Table) -> None:
     """The task does not run; on_error, the status and the dead letter say which callback is not allowed."""
     table.send("return", 1, task_id="i" + table.queue, **table.callbacks_to())
     consumer = table.consume(allow_continuations=[f"{table.callbacks}:err"])
@@ -62,7 +62,7 @@ def test_a_callback_that_is_not_allowed_is_not_sent(table: Table) -> None:
     assert table.empty()
 
 
-def test_a_continuation_carries_the_headers_on_and_has_none_unasked(table: Table) -> None:
+def test_a_continuation_copies_the_headers_of_its_message(table: Table) -> None:
     """What a message has in `headers`, and nothing else, is in those of its continuation, whichever it is."""
     found: list[tuple[Any, Any]] = []
 
@@ -84,7 +84,7 @@ def test_a_continuation_carries_the_headers_on_and_has_none_unasked(table: Table
 
 
 @needs("replies")
-def test_a_return_is_answered_where_a_reply_is_awaited(table: Table) -> None:
+def test_a_result_answers_the_awaited_reply(table: Table) -> None:
     """The reply is completed with the result, and the message is done."""
     table.send("return", {"n": 1}, reply_key=table.queue)
     table.consume()
@@ -93,7 +93,7 @@ def test_a_return_is_answered_where_a_reply_is_awaited(table: Table) -> None:
     assert table.buried()
 
 
-def test_a_return_that_nobody_waits_for_is_done(table: Table) -> None:
+def test_an_unawaited_result_is_acknowledged(table: Table) -> None:
     """Run once, acknowledged, nothing chained, nothing buried."""
     table.send("return", 1)
     assert table.consume().counters["ran"] == 1
@@ -103,7 +103,7 @@ def test_a_return_that_nobody_waits_for_is_done(table: Table) -> None:
 
 
 @pytest.mark.parametrize("how", FAILURES)
-def test_a_failure_is_continued_with_the_id_and_the_real_error(table: Table, how: str) -> None:
+def test_on_error_receives_the_id_and_error_text(table: Table, how: str) -> None:
     """on_error gets the dispatch id first; the error text is the status, and in callback_kwargs; nothing is re-run."""
     table.send(how, task_id="i" + table.queue, **table.callbacks_to(callback_kwargs={"run": 1}))
     consumer = table.consume()
@@ -116,7 +116,7 @@ def test_a_failure_is_continued_with_the_id_and_the_real_error(table: Table, how
 
 @needs("replies")
 @pytest.mark.parametrize("how", FAILURES)
-def test_a_failure_is_answered_where_a_reply_is_awaited(table: Table, how: str) -> None:
+def test_a_failure_answers_the_awaited_reply(table: Table, how: str) -> None:
     """The reply is failed with the real error text; the task is not run again."""
     table.send(how, reply_key=table.queue)
     consumer = table.consume()
@@ -127,7 +127,7 @@ def test_a_failure_is_answered_where_a_reply_is_awaited(table: Table, how: str) 
 
 
 @pytest.mark.parametrize("how", FAILURES)
-def test_a_failure_that_nobody_waits_for_is_retried_then_buried(table: Table, how: str) -> None:
+def test_an_unawaited_failure_is_retried_then_buried(table: Table, how: str) -> None:
     """Without reply and continuations: run again with backoff, buried after max_attempts, status failed."""
     table.send(how, task_id="i" + table.queue)
     assert table.consume(max_attempts=3).counters["ran"] == 3
@@ -136,7 +136,7 @@ def test_a_failure_that_nobody_waits_for_is_retried_then_buried(table: Table, ho
     assert table.empty()
 
 
-def test_a_task_that_asked_for_later_runs_again_and_ends_as_raised(table: Table) -> None:
+def test_retry_later_repeats_until_max_attempts_then_fails(table: Table) -> None:
     """RetryLater is honoured up to max_attempts, then it is a failure like any other."""
     table.send("later", task_id="i" + table.queue, **table.callbacks_to())
     assert table.consume(max_attempts=3).counters["ran"] == 4
@@ -145,7 +145,7 @@ def test_a_task_that_asked_for_later_runs_again_and_ends_as_raised(table: Table)
 
 
 @needs("replies")
-def test_a_task_that_asked_for_later_is_answered_when_it_ends(table: Table) -> None:
+def test_retry_later_answers_its_caller_at_the_end(table: Table) -> None:
     """While it is retried its caller waits; then the reply is failed."""
     table.send("later", reply_key=table.queue)
     assert table.consume(max_attempts=3).counters["ran"] == 3
@@ -153,7 +153,7 @@ def test_a_task_that_asked_for_later_is_answered_when_it_ends(table: Table) -> N
 
 
 @pytest.mark.parametrize("how", ODD_RESULTS)
-def test_a_result_that_does_not_fit_is_made_to_fit(table: Table, how: str) -> None:
+def test_a_result_outside_the_wire_is_normalised(table: Table, how: str) -> None:
     """The money is spent, so the callback arrives: with the result as lenient normalisation leaves it."""
     table.send(how, **table.callbacks_to())
     consumer = table.consume()
@@ -163,7 +163,7 @@ def test_a_result_that_does_not_fit_is_made_to_fit(table: Table, how: str) -> No
     assert consumer.counters["replaced"] == 1
 
 
-def test_what_was_replaced_in_a_result_is_told_in_one_warning(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_warning_lists_every_replaced_result_value(table: Table, caplog: pytest.LogCaptureFixture) -> None:
     """One WARNING for the task lists the path of each replacement and no content; each is counted."""
     table.send("three that do not fit", task_id="w" + table.queue, **table.callbacks_to())
     table.send("return", {"fits": 1})
@@ -178,7 +178,7 @@ def test_what_was_replaced_in_a_result_is_told_in_one_warning(table: Table, capl
     assert consumer.counters["replaced"] == 3
 
 
-def test_an_unknown_task_tells_its_sender_and_is_buried(table: Table) -> None:
+def test_an_unknown_task_notifies_sender_and_is_buried(table: Table) -> None:
     """on_error hears that no worker of the queue knows the task; the message is a dead letter; others are run."""
     table.send(task="nobody", task_id="u" + table.queue, **table.callbacks_to(callback_kwargs={}))
     table.send("return", 1, **table.callbacks_to())
@@ -200,7 +200,7 @@ def test_an_unknown_task_answers_its_caller(table: Table) -> None:
 
 
 @pytest.mark.parametrize(("how", "callback"), [("return", "ok"), ("raise", "err")])
-def test_a_row_without_a_queue_is_run_and_continued(table: Table, how: str, callback: str) -> None:
+def test_a_row_without_queue_runs_and_continues(table: Table, how: str, callback: str) -> None:
     """A row whose queue, kwargs and callback kwargs are null is run, and its callback is sent to its own queue."""
     told = {
         key: {"task_name": name, "kwargs": None, "queue": table.callbacks}
@@ -215,7 +215,7 @@ def test_a_row_without_a_queue_is_run_and_continued(table: Table, how: str, call
     assert delivery.payload.args == ([1] if how == "return" else [f"r{table.queue}"])
 
 
-def test_a_malformed_message_tells_its_sender_and_is_buried(table: Table) -> None:
+def test_a_malformed_message_notifies_sender_and_is_buried(table: Table) -> None:
     """Who can be made out in an unreadable message is told; it is a dead letter, and its neighbours are run."""
     queue = table.queue
     told = {"task_name": "err", "kwargs": {}, "queue": table.callbacks}
@@ -243,7 +243,7 @@ def test_a_malformed_message_answers_its_caller(table: Table) -> None:
 
 @needs("counts_crashes")
 @pytest.mark.parametrize("awaited", ["continuations", "reply", "nothing"])
-def test_a_message_that_kills_its_workers_is_given_up(table: Table, awaited: str) -> None:
+def test_a_message_beyond_max_attempts_is_buried_unrun(table: Table, awaited: str) -> None:
     """After max_attempts deliveries without a settlement the sender is told, and the message is buried unrun."""
     kit, queue = table.kit, table.queue
     if awaited == "reply" and not kit.capabilities.replies:
@@ -271,9 +271,7 @@ def test_a_message_that_kills_its_workers_is_given_up(table: Table, awaited: str
 
 
 @pytest.mark.parametrize(("how", "given"), [("return", "on_error"), ("raise", "on_success")])
-def test_the_other_outcome_of_a_single_callback_is_recorded_and_chains_nothing(
-    table: Table, how: str, given: str
-) -> None:
+def test_an_outcome_without_callback_records_status_only(table: Table, how: str, given: str) -> None:
     """With only one of on_success and on_error, the other outcome is acknowledged with its status, and not re-run."""
     callback: dict[str, Any] = {given: then("ok", table.callbacks)}
     table.send(how, task_id="s" + table.queue, **callback)
@@ -290,7 +288,7 @@ def test_the_other_outcome_of_a_single_callback_is_recorded_and_chains_nothing(
 @needs("fencing")
 @pytest.mark.parametrize("awaited", ["continuations", "reply", "nothing"])
 @pytest.mark.parametrize("how", ["return", "raise"])
-def test_who_lost_the_lease_writes_nothing(
+def test_a_consumer_that_lost_its_lease_writes_nothing(
     table: Table, how: str, awaited: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A task that ended after another had taken its message: no reply, no continuation, no burial; one WARNING."""
@@ -325,7 +323,7 @@ def test_who_lost_the_lease_writes_nothing(
 
 
 @needs("replies")
-def test_a_blocking_call_gets_the_result_the_error_or_a_timeout(table: Table) -> None:
+def test_call_returns_the_result_or_raises(table: Table) -> None:
     """`call` returns the result, raises TaskFailed with the task's text, and ReplyTimeout when nobody works."""
     dispatcher = Dispatcher(table.transport)
     with pytest.raises(ReplyTimeout, match=table.queue):
@@ -336,7 +334,7 @@ def test_a_blocking_call_gets_the_result_the_error_or_a_timeout(table: Table) ->
             dispatcher.call("behave", args=["raise"], queue=table.queue, timeout=40)
 
 
-def test_the_callback_carries_the_parents_org_fairness_and_priority(table: Table) -> None:
+def test_a_callback_inherits_organisation_fairness_and_priority(table: Table) -> None:
     """A continuation is sent for the same owner, with the same urgency, under an id derived from the parent's."""
     fairness = FairnessKey("org-7", "api", 8)
     sent = message("behave", table.queue, "return", 1, org_id="org-7", priority=8, fairness=fairness, task_id="p")
@@ -351,7 +349,7 @@ def test_the_callback_carries_the_parents_org_fairness_and_priority(table: Table
         assert delivery.priority == 8
 
 
-def test_the_callbacks_id_is_the_same_on_every_delivery(table: Table) -> None:
+def test_a_callback_has_the_same_id_every_time(table: Table) -> None:
     """A callback can tell that it has been called before: its task_id depends on its parent's alone."""
     for _ in range(2):
         table.send("return", 1, task_id="same" + table.queue, **table.callbacks_to())
@@ -361,14 +359,14 @@ def test_the_callbacks_id_is_the_same_on_every_delivery(table: Table) -> None:
     assert len({one.payload.task_id for one in found if one.payload}) == 1
 
 
-def test_a_returned_failure_is_a_return(table: Table) -> None:
+def test_on_success_receives_a_returned_failure(table: Table) -> None:
     """A task that returns {"success": false} has returned: on_success gets it."""
     table.send("return", {"success": False, "error": "no text"}, **table.callbacks_to())
     table.consume()
     assert table.seen == [("ok", ({"success": False, "error": "no text"},), {})]
 
 
-def test_what_the_callbacks_were_given_arrives_whole(table: Table) -> None:
+def test_callback_kwargs_arrive_unchanged(table: Table) -> None:
     """A continuation's kwargs are those of the dispatch, whatever its task did."""
     kwargs = {"callback_kwargs": {"ids": [1, 2], "deep": {"x": None, "é": "\U0001f4dd"}, "error": None}, "n": 1.5}
     table.send("return", 1, **table.callbacks_to(**kwargs))

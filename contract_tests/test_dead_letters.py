@@ -17,7 +17,7 @@ from unstract_core import Settlement, Verdict
 
 
 @needs("dead_letters")
-def test_a_buried_message_is_kept_with_what_is_known_of_it(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+def test_a_dead_letter_records_message_reason_and_times(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """A dead letter has the message as it was stored, its queue, reason, attempts, result, owner and times."""
     transport.send([message("t", queue, "dead", org_id="o", task_id="id")])
     delivery = kit.bury(transport, queue, "ValueError: why", result={"paid": 1})
@@ -30,7 +30,7 @@ def test_a_buried_message_is_kept_with_what_is_known_of_it(kit: Kit, transport: 
 
 
 @needs("dead_letters")
-def test_what_is_buried_is_delivered_to_nobody(
+def test_a_buried_message_is_never_delivered(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A dead letter is no message any more."""
@@ -42,7 +42,7 @@ def test_what_is_buried_is_delivered_to_nobody(
 
 @needs("dead_letters")
 @pytest.mark.parametrize("text", ['"x"', "{}", '{"task_name": 1, "queue": "q"}'])
-def test_what_cannot_be_read_can_be_buried(kit: Kit, transport: CheckedTransport, queue: str, text: str) -> None:
+def test_an_unreadable_message_can_be_buried(kit: Kit, transport: CheckedTransport, queue: str, text: str) -> None:
     """An unreadable message is kept as a dead letter like any other."""
     kit.inject(transport, queue, text)
     assert kit.bury(transport, queue, "MalformedPayload: x").payload is None
@@ -86,7 +86,7 @@ def test_a_whole_queue_is_replayed_oldest_first(
 
 @needs("dead_letters")
 @pytest.mark.parametrize("by", ["ids", "queue"])
-def test_a_great_many_are_replayed_each_once_in_the_order_of_their_burial(
+def test_replaying_many_keeps_the_burial_order(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, by: str
 ) -> None:
     """Seven hundred letters, by their ids or by their queue: the oldest first, at attempt 1, and then no letters."""
@@ -106,7 +106,7 @@ def test_a_great_many_are_replayed_each_once_in_the_order_of_their_burial(
 
 
 @needs("dead_letters")
-def test_what_is_replayed_or_purged_by_its_id_leaves_its_neighbours(
+def test_replay_and_purge_by_id_spare_neighbours(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """An id names one letter: those before and behind it stay, and what was not there is not counted."""
@@ -122,7 +122,7 @@ def test_what_is_replayed_or_purged_by_its_id_leaves_its_neighbours(
 
 
 @needs("dead_letters")
-def test_what_is_replayed_can_be_settled_like_any_message(
+def test_a_replayed_message_can_be_settled_again(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A replayed message is run, and may be buried again."""
@@ -149,7 +149,7 @@ def test_the_newest_dead_letters_are_found_first(kit: Kit, transport: CheckedTra
 
 
 @needs("dead_letters")
-def test_purging_takes_what_was_asked_for_and_nothing_else(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+def test_purge_removes_only_the_selected_letters(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """Dead letters are purged by id, by queue and by age."""
     other = kit.queue()
     transport.send([message("t", queue), message("t", queue), message("t", other)])
@@ -163,7 +163,7 @@ def test_purging_takes_what_was_asked_for_and_nothing_else(kit: Kit, transport: 
 
 
 @needs("dead_letters")
-def test_a_dead_letter_tells_how_often_it_was_delivered(
+def test_a_dead_letter_counts_its_attempts(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """`attempts` is the attempt at which it was buried."""
@@ -177,7 +177,7 @@ def test_a_dead_letter_tells_how_often_it_was_delivered(
 
 
 @needs("dead_letters")
-def test_what_could_not_be_read_is_replayed_as_it_was_stored(
+def test_an_unreadable_message_is_replayed_unchanged(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A message that a mended worker may be able to read goes back whole."""
@@ -190,7 +190,9 @@ def test_what_could_not_be_read_is_replayed_as_it_was_stored(
 
 
 @needs("dead_letters")
-def test_a_replayed_message_is_whole(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+def test_a_replayed_message_keeps_every_field(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
     """With its id, its addresses and whatever a newer writer put into it."""
     told = {"task_name": "f", "kwargs": {"x": 1}, "queue": kit.queue()}
     kit.inject(transport, queue, newer(queue, 1, on_success=told, task_id=queue, new=[1]))
@@ -202,7 +204,7 @@ def test_a_replayed_message_is_whole(kit: Kit, transport: CheckedTransport, queu
 
 
 @needs("dead_letters")
-def test_two_replays_at_once_send_a_letter_once(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+def test_concurrent_replays_send_each_letter_once(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """Each letter is sent by one of those that replay it, and reported by that one."""
     transport.send([message("t", queue, n) for n in range(6)])
     for _ in range(6):
@@ -214,7 +216,7 @@ def test_two_replays_at_once_send_a_letter_once(kit: Kit, transport: CheckedTran
 
 
 @needs("dead_letters")
-def test_letters_are_purged_by_their_age_since_burial(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+def test_purge_counts_age_from_the_burial(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """`older_than` is in seconds, counted from the burial, also where ids are named."""
     transport.send([message("t", queue)])
     time.sleep(1.2)

@@ -36,7 +36,7 @@ def lose(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 
 @needs("fencing")
 @pytest.mark.parametrize("verdict", Verdict)
-def test_a_late_settlement_of_a_lost_lease_changes_nothing(
+def test_a_late_settlement_changes_nothing(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict
 ) -> None:
     """A settlement by who lost the lease answers False, and its heir still holds the message and settles it."""
@@ -52,7 +52,7 @@ def test_a_late_settlement_of_a_lost_lease_changes_nothing(
 
 @needs("fencing")
 @pytest.mark.parametrize("verdict", Verdict)
-def test_a_late_settlement_of_a_lost_lease_sends_no_follow_up(
+def test_a_late_settlement_sends_no_follow_up(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict
 ) -> None:
     """What would follow from a task whose message another holds is not sent: its heir will send it."""
@@ -64,7 +64,7 @@ def test_a_late_settlement_of_a_lost_lease_sends_no_follow_up(
 
 @needs("fencing", "replies")
 @pytest.mark.parametrize("verdict", Verdict)
-def test_a_late_settlement_of_a_lost_lease_writes_no_reply(
+def test_a_late_settlement_writes_no_reply(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict
 ) -> None:
     """The answer of a worker that lost its lease is not written: it would win over its heir's."""
@@ -77,7 +77,7 @@ def test_a_late_settlement_of_a_lost_lease_writes_no_reply(
 
 
 @needs("fencing")
-def test_a_late_renewal_of_a_lost_lease_changes_nothing(
+def test_a_late_renewal_changes_nothing(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A renewal by who lost the lease answers False, and the heir keeps the message."""
@@ -87,7 +87,7 @@ def test_a_late_renewal_of_a_lost_lease_changes_nothing(
 
 
 @needs("fencing")
-def test_a_late_renewal_does_not_lengthen_its_heirs_lease(
+def test_a_late_renewal_extends_no_other_lease(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """When the heir's lease ends, the message comes back, however often the one before renews."""
@@ -102,7 +102,7 @@ def test_a_late_renewal_does_not_lengthen_its_heirs_lease(
 
 
 @needs("fencing")
-def test_who_settled_while_nobody_else_held_it_has_won(
+def test_an_earlier_holder_cannot_settle_after_its_successor(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """After the heir's settlement the one before can settle no more than during it."""
@@ -115,7 +115,7 @@ def test_who_settled_while_nobody_else_held_it_has_won(
 
 
 @needs("fencing")
-def test_of_a_batch_only_what_is_still_held_is_settled(
+def test_a_batch_settles_only_deliveries_still_held(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """In one batch, nothing of the lost ones takes effect and everything of the others does."""
@@ -132,7 +132,7 @@ def test_of_a_batch_only_what_is_still_held_is_settled(
 
 
 @needs("fencing")
-def test_the_fence_holds_between_two_attempts_of_one_holder(
+def test_the_fence_separates_attempts_of_one_holder(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """Who lost a message and received it again holds its latest attempt alone, also inside one batch."""
@@ -165,7 +165,7 @@ def test_a_delivery_of_another_subscription_cannot_be_settled(
 @needs("fencing")
 @pytest.mark.parametrize("same_holder", [False, True], ids=["another holder", "the same holder"])
 @pytest.mark.parametrize("verdict", Verdict)
-def test_an_id_that_comes_again_does_not_pass_an_old_fence(
+def test_an_old_fence_rejects_a_reused_id(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict, same_holder: bool
 ) -> None:
     """After a restore a new message has the id and attempt of an old one; the old delivery changes nothing about it."""
@@ -205,7 +205,7 @@ def test_a_delivery_is_settled_once(
     assert kit.nothing(subscribe(elsewhere))
 
 
-def test_the_same_delivery_twice_in_a_batch_is_settled_once(
+def test_a_batch_settles_a_repeated_delivery_once(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """Of two settlements of one delivery in a batch the first counts."""
@@ -219,7 +219,7 @@ def test_the_same_delivery_twice_in_a_batch_is_settled_once(
 
 
 @needs("fencing")
-def test_of_a_renewal_what_is_still_held_is_renewed(
+def test_renew_extends_only_deliveries_still_held(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A lost message among those renewed keeps none of the others from being renewed."""

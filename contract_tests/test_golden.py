@@ -23,7 +23,7 @@ WITHOUT_QUEUE = [one for one in wire_messages() if isinstance(one, Readable) and
 """Rows whose messages name no queue."""
 
 
-def test_every_message_of_the_golden_corpus_is_delivered_as_it_reads(
+def test_every_golden_message_is_delivered_as_it_reads(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """Each shape that was ever written, stored as it was written, arrives with its task, values and addresses."""
@@ -44,7 +44,7 @@ def test_every_message_of_the_golden_corpus_is_delivered_as_it_reads(
         assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
 
 
-def test_a_message_that_names_no_queue_is_read_with_the_queue_it_is_in(
+def test_a_missing_queue_is_filled_in_on_delivery(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A row whose `queue` is absent, null or no text is delivered as a task of the queue in which it was found."""

@@ -39,7 +39,7 @@ def test_a_closed_transport_leaves_no_thread_behind(kit: Kit) -> None:
     wait_until(lambda: not left(), timeout=15, what=f"the end of the threads {left()}")
 
 
-def test_the_harness_makes_held_messages_come_back(
+def test_expire_makes_claimed_messages_ready_again(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """`expire` ends the leases of its queue, and of no other; what is no lease ends with its holder's subscription."""
@@ -55,7 +55,7 @@ def test_the_harness_makes_held_messages_come_back(
     assert kit.nothing(subscribe(other))
 
 
-def test_the_harness_injects_what_can_be_read(
+def test_inject_stores_a_readable_message(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """`inject` stores a ready message that arrives with what its text says, as attempt 1."""

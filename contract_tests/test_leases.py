@@ -70,7 +70,7 @@ def test_a_retried_message_counts_its_attempts(
         assert list(holder.settle([Settlement(delivery, Verdict.RETRY)])) == [True]
 
 
-def test_what_was_given_back_unstarted_has_used_no_attempt(
+def test_an_uncounted_retry_uses_no_attempt(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """RETRY with counted=False takes the attempt back, so that a restart of workers uses up nobody's attempts."""
@@ -103,9 +103,7 @@ def test_a_renewed_message_is_not_delivered_again(
     assert kit.nothing(other)
 
 
-def test_one_renewal_serves_everything_that_is_held(
-    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
-) -> None:
+def test_one_call_renews_many_leases(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """`renew` of many extends each of them; nothing is had by others beyond the first lease."""
     transport.send([message("t", queue, n) for n in range(150)])
     lease = lease_of(kit)
@@ -117,7 +115,7 @@ def test_one_renewal_serves_everything_that_is_held(
 
 
 @needs("fencing")
-def test_an_expired_lease_that_nobody_took_still_counts(
+def test_an_expired_unclaimed_lease_can_still_settle(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """Work is not thrown away: until somebody else holds the message, its last holder may renew and settle it."""

@@ -151,7 +151,7 @@ class Ledger(RuleBasedStateMachine):
         assert not missing, f"lost: {sorted(missing)}"
 
 
-def test_nothing_is_lost_and_nothing_comes_twice_without_a_reason(kit: Kit) -> None:
+def test_no_message_is_lost_or_repeated_without_cause(kit: Kit) -> None:
     """At least once, and exactly once where no holder lost anything; follow-ups of what took effect always come."""
     count = 20 if kit.moment == 0 else 6
     run_state_machine_as_test(

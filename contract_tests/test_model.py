@@ -235,7 +235,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 @needs("fencing", "counts_crashes", "inspection", "status", "delay", "priority", "dead_letters")
-def test_whatever_two_workers_do_each_message_is_where_the_model_says(kit: Kit) -> None:
+def test_two_workers_never_lose_or_double_a_message(kit: Kit) -> None:
     """Never lost, never doubled, fenced, in order: after any sequence of sends, settlements, crashes and expiries."""
     run_state_machine_as_test(
         lambda: QueueMachine(kit),  # type: ignore[arg-type]  # whatever makes a machine will do

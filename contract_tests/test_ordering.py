@@ -72,9 +72,7 @@ def test_priority_counts_across_the_queues_of_a_subscription(kit: Kit, sent: lis
         assert received == sorted(range(len(sent)), key=lambda n: (-sent[n][1], n))
 
 
-def test_a_queue_full_of_work_does_not_starve_another(
-    kit: Kit, transport: CheckedTransport, subscribe: Subscribe
-) -> None:
+def test_a_full_queue_does_not_starve_another(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
     """A subscription to two queues gets the lone message of the one although the other holds many."""
     full, other = kit.queue(), kit.queue()
     transport.send([message("t", full, n) for n in range(40)])

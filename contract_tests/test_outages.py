@@ -13,7 +13,7 @@ from contract_tests.time_limits import start
 from unstract_core import TransportError
 
 
-def test_a_cut_connection_is_opened_again_for_sending(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+def test_send_reconnects_after_a_cut(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """After a cut `send` works again by itself; whatever it accepted before and after arrives."""
     accepted = list(transport.send([message("t", queue, 1)]))
     kit.sever(transport)
@@ -22,7 +22,7 @@ def test_a_cut_connection_is_opened_again_for_sending(kit: Kit, transport: Check
     assert received >= set(accepted)
 
 
-def test_a_cut_connection_is_opened_again_for_receiving(
+def test_receive_reconnects_after_a_cut(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A subscription whose connection was cut receives again, what was sent before and after."""
@@ -38,7 +38,7 @@ def test_a_cut_connection_is_opened_again_for_receiving(
     assert received == {1, 2}
 
 
-def test_what_was_held_when_the_connection_was_cut_comes_back(
+def test_messages_in_flight_survive_a_cut(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A held message is not lost with the connection of its holder."""
@@ -56,7 +56,7 @@ def test_what_was_held_when_the_connection_was_cut_comes_back(
     assert found == [1]
 
 
-def test_a_consumer_lives_through_a_cut(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+def test_a_consumer_survives_a_cut(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """A worker whose connection was cut goes on: what is sent afterwards is run."""
     ran: list[int] = []
     with kit.running(transport, {"t": ran.append}, queue):
@@ -68,7 +68,7 @@ def test_a_consumer_lives_through_a_cut(kit: Kit, transport: CheckedTransport, q
 
 
 @needs("replies")
-def test_a_blocked_caller_lives_through_a_cut(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+def test_a_blocked_caller_survives_a_cut(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """Who waits for a reply while the connection is cut gets what is answered afterwards, or hears of the outage."""
     key = kit.queue()
     transport.send([message("t", queue, 5, reply_key=key)])

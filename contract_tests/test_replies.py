@@ -48,7 +48,7 @@ def test_an_error_text_arrives_as_it_was_written(kit: Kit, transport: CheckedTra
 
 
 @needs("replies")
-def test_no_reply_is_none_at_once(kit: Kit, transport: CheckedTransport) -> None:
+def test_a_missing_reply_returns_none_at_once(kit: Kit, transport: CheckedTransport) -> None:
     """Without a timeout `reply` does not wait."""
     kit.ask(transport, key := kit.queue())
     with timed() as elapsed:
@@ -57,7 +57,7 @@ def test_no_reply_is_none_at_once(kit: Kit, transport: CheckedTransport) -> None
 
 
 @needs("replies", "status")
-def test_no_status_is_none_at_once(kit: Kit, transport: CheckedTransport) -> None:
+def test_an_unknown_key_returns_none_at_once(kit: Kit, transport: CheckedTransport) -> None:
     """Nor under a key that was never sent."""
     with timed() as elapsed:
         assert transport.reply(kit.queue()) is None
@@ -74,7 +74,7 @@ def test_a_timeout_ends_the_wait(kit: Kit, transport: CheckedTransport) -> None:
 
 
 @needs("replies")
-def test_a_waiting_caller_is_answered_when_the_reply_is_written(kit: Kit, transport: CheckedTransport) -> None:
+def test_a_written_reply_wakes_its_waiting_caller(kit: Kit, transport: CheckedTransport) -> None:
     """`reply` returns as soon as there is an answer, long before its timeout."""
     key, queue = kit.queue(), kit.queue()
     transport.send([message("t", queue, reply_key=key)])
@@ -100,7 +100,7 @@ def test_the_first_reply_wins(kit: Kit, transport: CheckedTransport) -> None:
 
 
 @needs("replies")
-def test_a_consumed_reply_keeps_its_status_alone(kit: Kit, transport: CheckedTransport) -> None:
+def test_consuming_a_reply_keeps_only_its_status(kit: Kit, transport: CheckedTransport) -> None:
     """`consume` returns the reply and clears its result and error; the key stays answered, and later writes lose."""
     key, failed, last = kit.queue(), kit.queue(), kit.queue()
     kit.answer(transport, Reply(key, "completed", result={"secret": 1}), Reply(failed, "failed", error="E: x"))
@@ -118,7 +118,7 @@ def test_a_consumed_reply_keeps_its_status_alone(kit: Kit, transport: CheckedTra
 
 
 @needs("replies")
-def test_of_many_that_consume_one_reply_one_reads_it(kit: Kit, transport: CheckedTransport) -> None:
+def test_only_one_of_many_readers_consumes_a_reply(kit: Kit, transport: CheckedTransport) -> None:
     """A result is consumed once: of readers at the same time one gets it, the others its status."""
     key = kit.queue()
     kit.answer(transport, Reply(key, "completed", result="secret"))
@@ -128,7 +128,7 @@ def test_of_many_that_consume_one_reply_one_reads_it(kit: Kit, transport: Checke
 
 
 @needs("replies", "status")
-def test_a_status_ends_with_its_time_to_live(kit: Kit, transport: CheckedTransport) -> None:
+def test_a_reply_expires_after_its_ttl(kit: Kit, transport: CheckedTransport) -> None:
     """A reply is kept for its ttl, and then it is no reply; the key can be answered again."""
     key, kept = kit.queue(), kit.queue()
     kit.answer(transport, Reply(kept, "completed", result=1, ttl=60), Reply(key, "completed", result=1, ttl=0.5))
@@ -139,7 +139,7 @@ def test_a_status_ends_with_its_time_to_live(kit: Kit, transport: CheckedTranspo
 
 
 @needs("replies")
-def test_waiting_callers_are_all_answered(kit: Kit, transport: CheckedTransport) -> None:
+def test_every_waiting_caller_is_answered(kit: Kit, transport: CheckedTransport) -> None:
     """Any number of threads may wait, for different keys and for the same one."""
     keys = [kit.queue() for _ in range(8)]
     kit.ask(transport, *keys)
@@ -158,7 +158,7 @@ def test_waiting_callers_are_all_answered(kit: Kit, transport: CheckedTransport)
 
 @needs("replies")
 @pytest.mark.parametrize("status", ["completed", "failed"])
-def test_a_burial_may_answer(kit: Kit, transport: CheckedTransport, queue: str, status: Any) -> None:
+def test_a_burial_may_write_a_reply(kit: Kit, transport: CheckedTransport, queue: str, status: Any) -> None:
     """A message that is given up can still tell whoever waits for it."""
     key = kit.queue()
     transport.send([message("t", queue, reply_key=key)])
@@ -171,7 +171,7 @@ def test_a_burial_may_answer(kit: Kit, transport: CheckedTransport, queue: str, 
 
 
 @needs("replies")
-def test_keys_that_are_nearly_the_same_are_different_keys(kit: Kit, transport: CheckedTransport) -> None:
+def test_similar_keys_have_separate_replies(kit: Kit, transport: CheckedTransport) -> None:
     """Case, length and what stands at the end all count: nobody reads another's answer."""
     key = kit.queue("-" + "x" * 80)
     keys = [key, key.upper(), key + "y", key + ".", key[:60]]
@@ -191,7 +191,7 @@ def test_a_waiting_caller_may_consume(kit: Kit, transport: CheckedTransport) -> 
 
 
 @needs("replies")
-def test_of_many_that_wait_to_consume_one_reads_the_reply(kit: Kit, transport: CheckedTransport) -> None:
+def test_only_one_waiting_caller_consumes_a_reply(kit: Kit, transport: CheckedTransport) -> None:
     """Woken all at once, one of them reads the result, time after time."""
     for _ in range(5):
         kit.ask(transport, key := kit.queue())
@@ -204,7 +204,7 @@ def test_of_many_that_wait_to_consume_one_reads_the_reply(kit: Kit, transport: C
 
 
 @needs("replies", "status")
-def test_nothing_lengthens_a_replys_time_to_live(kit: Kit, transport: CheckedTransport) -> None:
+def test_nothing_extends_the_ttl_of_a_reply(kit: Kit, transport: CheckedTransport) -> None:
     """Neither who consumes it nor an answer that comes too late and loses."""
     key = kit.queue()
     kit.answer(transport, Reply(key, "completed", result=1, ttl=6.0))

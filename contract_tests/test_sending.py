@@ -19,7 +19,7 @@ from contract_tests.time_limits import start
 from unstract_core import Message, PayloadError
 
 
-def test_a_batch_gives_one_id_each_and_arrives_whole(
+def test_send_returns_one_id_per_message(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """`send` returns one distinct id for each message, in order, and every one of them arrives under its id."""
@@ -30,7 +30,7 @@ def test_a_batch_gives_one_id_each_and_arrives_whole(
 
 
 @pytest.mark.parametrize("broken", [0, 1, 2])
-def test_one_bad_message_keeps_the_whole_batch_back(
+def test_one_invalid_message_stops_the_whole_batch(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, broken: int
 ) -> None:
     """A message that the wire refuses raises PayloadError with its path, and none of its batch is sent."""
@@ -41,7 +41,7 @@ def test_one_bad_message_keeps_the_whole_batch_back(
 
 
 @needs("atomic_send")
-def test_a_batch_is_seen_whole_or_not_at_all(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
+def test_a_visible_last_message_implies_its_batch(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
     """All or nothing: when the last message of a batch, in a queue of its own, has come, all the others are there."""
     for _ in range(10):
         early, late = kit.queue(), kit.queue()
@@ -53,7 +53,7 @@ def test_a_batch_is_seen_whole_or_not_at_all(kit: Kit, transport: CheckedTranspo
 
 
 @needs("atomic_send")
-def test_the_first_of_a_batch_is_never_seen_alone(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
+def test_a_visible_first_message_implies_its_batch(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
     """All or nothing, from the other end: when the first message of a batch has come, its last one is there."""
     for _ in range(10):
         early, late = kit.queue(), kit.queue()
@@ -74,16 +74,16 @@ def test_an_empty_batch_sends_nothing(transport: CheckedTransport) -> None:
     [{"priority": 0}, {"priority": 11}, {"priority": True}, {"delay": -1}, {"delay": float("nan")}, {"delay": 1e300}],
     ids=str,
 )
-def test_a_priority_or_delay_that_nobody_honours_is_refused(
-    transport: CheckedTransport, queue: str, options: Any
-) -> None:
+def test_an_invalid_priority_or_delay_is_refused(transport: CheckedTransport, queue: str, options: Any) -> None:
     """A priority outside 1..10, and a delay that is negative or not finite, raise PayloadError."""
     with pytest.raises(PayloadError):
         transport.send([message("t", queue, **options)])
 
 
 @needs("delay")
-def test_a_delayed_message_waits_for_its_time(transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+def test_a_delayed_message_arrives_after_its_delay(
+    transport: CheckedTransport, queue: str, subscribe: Subscribe
+) -> None:
     """A message with a delay is not delivered before it, is delivered soon after it, and as attempt 1."""
     with timed() as elapsed:
         transport.send([message("t", queue, delay=1.6)])
@@ -93,7 +93,7 @@ def test_a_delayed_message_waits_for_its_time(transport: CheckedTransport, queue
 
 
 @needs("delay")
-def test_a_delay_holds_up_no_other_message(
+def test_a_delay_blocks_no_other_message(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A delayed message does not stand in the way of those behind it."""
@@ -106,7 +106,7 @@ PLAIN = {"plain", "celery_executor_legacy", "ide-callback", "a.b-c_d.9", "x" * 2
 
 @examples(20)
 @given(names=st.lists(st.sampled_from(sorted(PLAIN)) | st.text(min_size=1, max_size=60), min_size=1, max_size=3))
-def test_any_name_that_the_wire_allows_is_a_queue(kit: Kit, names: list[str]) -> None:
+def test_any_valid_name_can_be_a_queue(kit: Kit, names: list[str]) -> None:
     """Queue names are text: quotes, spaces, percent signs and every script work alike, or are refused on sending.
 
     Letters, digits, and `.`, `-`, `_` between them are never refused, up to 200 characters.
@@ -135,7 +135,7 @@ def _sent(transport: CheckedTransport, queue: str) -> bool:
     return True
 
 
-def test_equal_messages_are_two_messages(
+def test_equal_messages_are_not_deduplicated(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """Nothing is taken for a repetition: neither in a batch nor from one send to the next."""
@@ -145,7 +145,7 @@ def test_equal_messages_are_two_messages(
     assert list(map(first, kit.take(subscribe(queue), 3, limit=10))) == [1, 1, 1]
 
 
-def test_a_message_goes_to_its_own_queue_whatever_its_payload_says(
+def test_message_queue_overrides_the_payload_queue(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """Where a message is sent is its `queue`; what the payload says of it is the sender's business."""
@@ -155,9 +155,7 @@ def test_a_message_goes_to_its_own_queue_whatever_its_payload_says(
     assert kit.nothing(subscribe(other))
 
 
-def test_queues_whose_names_are_nearly_the_same_are_different_queues(
-    kit: Kit, transport: CheckedTransport, subscribe: Subscribe
-) -> None:
+def test_similar_names_are_separate_queues(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
     """Case, length and what stands at the end all count."""
     name = kit.queue("-" + "x" * 100)
     names = [name, name.upper(), name + "y", name + ".", name[:70]]

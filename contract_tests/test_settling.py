@@ -112,7 +112,7 @@ BROKEN: dict[str, Callable[[str], Message]] = {
 
 @needs("dead_letters", "replies")
 @pytest.mark.parametrize("part", ["reply", "result"])
-def test_a_result_that_the_wire_refuses_has_no_effect(
+def test_an_invalid_result_has_no_effect(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, part: str
 ) -> None:
     """A reply or a dead letter's result with a value that is none of JSON's: PayloadError, and the message is held."""
@@ -132,7 +132,7 @@ def test_a_result_that_the_wire_refuses_has_no_effect(
     assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
 
 
-def test_a_follow_up_is_its_own_message(
+def test_a_follow_up_keeps_its_own_fields(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """It has the organisation, priority and queue that it says, whatever its parent's are, and is attempt 1."""
@@ -149,9 +149,7 @@ def test_a_follow_up_is_its_own_message(
 
 
 @needs("delay")
-def test_the_delay_of_a_follow_up_is_kept(
-    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
-) -> None:
+def test_a_follow_up_keeps_its_delay(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """What follows may follow later."""
     transport.send([message("t", queue)])
     holder, elsewhere = subscribe(queue), kit.queue()
@@ -164,7 +162,7 @@ def test_the_delay_of_a_follow_up_is_kept(
 
 
 @needs("status")
-def test_a_reply_stands_under_its_own_key(
+def test_a_reply_is_stored_under_its_key(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """The key of a settlement's reply is what counts, whatever its message asked for."""
@@ -178,7 +176,7 @@ def test_a_reply_stands_under_its_own_key(
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-def test_a_settlement_that_the_wire_refuses_has_no_effect(
+def test_an_invalid_follow_up_has_no_effect(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, broken: Callable[[str], Message]
 ) -> None:
     """PayloadError before anything is changed: the messages of the batch are still held, and can be settled."""
@@ -195,7 +193,7 @@ def test_a_settlement_that_the_wire_refuses_has_no_effect(
     assert list(subscription.settle([Settlement(one, Verdict.ACK) for one in held])) == [True, True]
 
 
-def test_a_follow_up_that_is_refused_leaves_its_message_held(
+def test_a_refused_follow_up_leaves_its_message_claimed(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """What comes next is confirmed before what was done is let go of: a refusal loses neither."""
@@ -208,7 +206,7 @@ def test_a_follow_up_that_is_refused_leaves_its_message_held(
 
 
 @pytest.mark.parametrize("delay", [-1, float("nan"), float("inf")])
-def test_a_delay_that_makes_no_sense_is_refused(
+def test_an_invalid_retry_delay_is_refused(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, delay: float
 ) -> None:
     """A RETRY with a delay that is negative or not finite raises PayloadError, and the message stays held."""
@@ -220,7 +218,7 @@ def test_a_delay_that_makes_no_sense_is_refused(
     assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
 
 
-def test_the_parts_of_a_settlement_are_left_as_they_are(
+def test_settle_does_not_change_its_arguments(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """`settle` copies: later changes to a follow-up's objects do not reach the message."""

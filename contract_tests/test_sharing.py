@@ -22,7 +22,7 @@ def two(kit: Kit) -> Iterator[tuple[CheckedTransport, CheckedTransport]]:
         yield one, other
 
 
-def test_what_one_sends_the_other_runs_and_follows_up(kit: Kit) -> None:
+def test_one_transport_settles_messages_of_another(kit: Kit) -> None:
     """Producer, worker and callback worker may be three: nothing depends on the sender's being there."""
     with two(kit) as (one, other):
         queue, elsewhere = kit.queue(), kit.queue()
@@ -66,7 +66,7 @@ def test_the_fence_holds_between_transports(kit: Kit) -> None:
 
 
 @needs("status")
-def test_a_status_is_read_from_anywhere(kit: Kit) -> None:
+def test_a_status_is_readable_from_another_transport(kit: Kit) -> None:
     """Who polls for the outcome of a dispatch need not be who dispatched it."""
     with two(kit) as (one, other):
         key = kit.queue()

@@ -32,7 +32,7 @@ def test_many_threads_send_at_once(kit: Kit, transport: CheckedTransport, queue:
 
 
 @needs("replies")
-def test_many_threads_ask_and_are_answered_at_once(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+def test_many_threads_await_replies_at_once(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """Threads that send a question and wait for its answer each get their own, while a worker answers."""
 
     def ask(number: int) -> object:
@@ -45,9 +45,7 @@ def test_many_threads_ask_and_are_answered_at_once(kit: Kit, transport: CheckedT
         assert together(*(lambda n=n: ask(n) for n in range(8))) == list(range(8))
 
 
-def test_subscriptions_on_threads_of_their_own_settle_side_by_side(
-    kit: Kit, transport: CheckedTransport, queue: str
-) -> None:
+def test_subscriptions_settle_in_parallel_threads(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """Each thread receives, settles and follows up with a subscription of its own: every message ends once."""
     elsewhere = kit.queue()
     transport.send([message("t", queue, n) for n in range(60)])

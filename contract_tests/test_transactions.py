@@ -18,9 +18,7 @@ from unstract_core import ContractError, PayloadError
 
 
 @needs("transactional_send")
-def test_what_the_caller_commits_is_sent(
-    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
-) -> None:
+def test_a_commit_sends_the_messages(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """Nothing is seen before the commit, everything after it, under the ids that `send` returned."""
     subscription = subscribe(queue)
     with kit.caller(transport) as connection:
@@ -32,9 +30,7 @@ def test_what_the_caller_commits_is_sent(
 
 
 @needs("transactional_send")
-def test_what_the_caller_rolls_back_was_never_sent(
-    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
-) -> None:
+def test_a_rollback_sends_nothing(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """After a rollback nothing is there, and the connection is the caller's as before."""
     with kit.caller(transport) as connection:
         transport.send([message("t", queue, "rolled back")], within=begun(connection))
@@ -45,7 +41,7 @@ def test_what_the_caller_rolls_back_was_never_sent(
 
 
 @needs("transactional_send")
-def test_a_refused_message_leaves_the_callers_transaction_whole(
+def test_a_refused_message_keeps_the_transaction_usable(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """PayloadError is raised before anything is sent: what the caller has done besides can still be committed."""
@@ -60,7 +56,7 @@ def test_a_refused_message_leaves_the_callers_transaction_whole(
 
 
 @needs("transactional_send")
-def test_whatever_is_no_cursor_is_refused(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+def test_within_refuses_anything_but_a_cursor(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """`within` is a DB-API cursor: for anything else an error says so, and nothing is sent."""
     for thing in (object(), "cursor", 7):
         with pytest.raises(ContractError, match="cursor"):
@@ -69,7 +65,7 @@ def test_whatever_is_no_cursor_is_refused(kit: Kit, transport: CheckedTransport,
 
 
 @needs("transactional_send")
-def test_transactions_of_any_shape_send_what_they_commit(kit: Kit) -> None:
+def test_only_committed_transactions_send(kit: Kit) -> None:
     """Of any number of transactions exactly those messages arrive that were committed, in order within each."""
     with kit.open() as transport:
 

@@ -29,9 +29,7 @@ def soon(call: Callable[[], object]) -> Callable[[float], object]:
     return start(later)
 
 
-def test_a_waiting_receive_gets_what_is_sent_meanwhile(
-    transport: CheckedTransport, queue: str, subscribe: Subscribe
-) -> None:
+def test_a_sent_message_wakes_a_waiting_receive(transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """`receive` waits up to `wait` seconds, and returns as soon as there is a message."""
     subscription = subscribe(queue)
     sent = soon(lambda: transport.send([message("t", queue)]))
@@ -41,7 +39,7 @@ def test_a_waiting_receive_gets_what_is_sent_meanwhile(
     sent(SOON)
 
 
-def test_a_waiting_receive_gets_what_is_given_back_meanwhile(
+def test_a_retried_message_wakes_a_waiting_receive(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """What another holder gives back wakes a waiting one too."""
@@ -58,9 +56,7 @@ def test_a_waiting_receive_gets_what_is_given_back_meanwhile(
 
 
 @needs("delay")
-def test_a_waiting_receive_gets_what_falls_due_meanwhile(
-    transport: CheckedTransport, queue: str, subscribe: Subscribe
-) -> None:
+def test_a_due_message_wakes_a_waiting_receive(transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """A delayed message ends the wait when its time has come, without anybody's doing."""
     transport.send([message("t", queue, delay=0.5)])
     with timed() as elapsed:
@@ -68,7 +64,7 @@ def test_a_waiting_receive_gets_what_falls_due_meanwhile(
         assert elapsed() < SOON
 
 
-def test_an_empty_receive_returns_when_its_time_is_up(queue: str, subscribe: Subscribe) -> None:
+def test_an_empty_receive_returns_after_its_wait(queue: str, subscribe: Subscribe) -> None:
     """Nothing there: an empty sequence, after `wait` seconds and not before."""
     subscription = subscribe(queue)
     with timed() as elapsed:
@@ -105,7 +101,7 @@ def test_a_wake_before_the_wait_is_not_lost(queue: str, subscribe: Subscribe) ->
         assert elapsed() < SOON
 
 
-def test_a_look_uses_up_no_wake(queue: str, subscribe: Subscribe) -> None:
+def test_receive_without_wait_keeps_the_wake(queue: str, subscribe: Subscribe) -> None:
     """`wake` ends the next receive that waits: one that only looks is none."""
     subscription = subscribe(queue)
     subscription.wake()
@@ -126,7 +122,7 @@ def test_many_wakes_end_one_wait(queue: str, subscribe: Subscribe) -> None:
         assert elapsed() > 0.25
 
 
-def test_wake_wakes_its_own_subscription_alone(queue: str, subscribe: Subscribe) -> None:
+def test_wake_affects_only_its_own_subscription(queue: str, subscribe: Subscribe) -> None:
     """Another subscription waits on."""
     subscription, other = subscribe(queue), subscribe(queue)
     other.wake()
@@ -151,7 +147,7 @@ def test_a_signal_handler_may_wake(queue: str, subscribe: Subscribe) -> None:
         signal.signal(signal.SIGUSR1, previous)
 
 
-def test_a_waiting_receive_gets_what_follows_meanwhile(
+def test_a_follow_up_wakes_a_waiting_receive(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A callback worker is woken by the settlement that sends its message."""
@@ -167,7 +163,7 @@ def test_a_waiting_receive_gets_what_follows_meanwhile(
 
 
 @needs("dead_letters")
-def test_a_waiting_receive_gets_what_is_replayed_meanwhile(
+def test_a_replay_wakes_a_waiting_receive(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """An operator's replay reaches workers that wait."""
@@ -183,7 +179,7 @@ def test_a_waiting_receive_gets_what_is_replayed_meanwhile(
 
 
 @needs("fencing")
-def test_a_waiting_receive_gets_what_a_lease_lets_go_meanwhile(
+def test_an_expired_lease_wakes_a_waiting_receive(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """The end of somebody's lease ends the wait of somebody else."""
@@ -195,7 +191,7 @@ def test_a_waiting_receive_gets_what_a_lease_lets_go_meanwhile(
 
 
 @needs("delay")
-def test_a_waiting_receive_gets_what_is_retried_in_time(
+def test_a_delayed_retry_wakes_a_waiting_receive(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A retry falls due while somebody waits, and is had then."""

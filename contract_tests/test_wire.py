@@ -30,7 +30,7 @@ def normal(sent: TaskPayload, arrived: TaskPayload | None, id: str) -> dict[str,
     return to_wire(attrs.evolve(sent, task_id=given))
 
 
-def test_what_is_sent_is_what_arrives(kit: Kit) -> None:
+def test_a_payload_arrives_as_it_was_sent(kit: Kit) -> None:
     """A received payload equals the one sent, for every payload of the wire, as attempt 1 of its queue."""
     with kit.open() as transport:
         queue = kit.queue()
@@ -77,7 +77,7 @@ def exact(value: Any) -> Any:
     return json.dumps(value, sort_keys=True)
 
 
-def test_what_is_stored_is_the_wires_own_json(
+def test_messages_are_stored_as_wire_json(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """Behind the transport's back each message is the wire's JSON object: other programs read it too."""
@@ -93,7 +93,7 @@ def test_what_is_stored_is_the_wires_own_json(
     assert parsed(kit.take_one(subscribe(queue)).raw) == parsed(foreign)
 
 
-def test_a_message_comes_back_as_it_came_first(
+def test_a_redelivery_repeats_the_message_unchanged(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A redelivery carries the same id, payload, raw message, organisation and priority; keys of a newer writer too."""
@@ -113,9 +113,7 @@ def test_a_message_comes_back_as_it_came_first(
     assert (again.problem, before.problem) == (None, None)
 
 
-def test_keys_of_a_newer_writer_are_ignored(
-    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
-) -> None:
+def test_unknown_keys_are_ignored(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """Unknown keys do not keep a message from being read."""
     kit.inject(transport, queue, newer(queue, new={"x": 1}))
     assert kit.take_one(subscribe(queue)).problem is None
@@ -152,7 +150,7 @@ def test_rows_with_null_or_missing_members_are_read(
 @pytest.mark.parametrize(
     "text", ["[]", "null", '"x"', "{}", '{"task_name": "t", "queue": "q", "kwargs": "x"}', '{"task_name": 1}']
 )
-def test_a_message_that_cannot_be_read_is_delivered_with_its_problem(
+def test_an_unreadable_message_is_delivered_with_its_problem(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, text: str
 ) -> None:
     """Malformed JSON shapes arrive with `payload` None and a `problem`; their neighbours arrive as ever."""
@@ -165,7 +163,7 @@ def test_a_message_that_cannot_be_read_is_delivered_with_its_problem(
     assert after.payload is not None
 
 
-def test_later_changes_to_the_callers_objects_do_not_reach_the_message(
+def test_later_changes_do_not_reach_the_message(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """What was sent is a copy."""
@@ -177,7 +175,7 @@ def test_later_changes_to_the_callers_objects_do_not_reach_the_message(
     assert payload.args == [{"list": [1]}]
 
 
-def test_the_callers_objects_are_left_as_they_are(kit: Kit) -> None:
+def test_send_does_not_change_its_arguments(kit: Kit) -> None:
     """`send` changes nothing of what it is given: the same dict may serve in the next message."""
     with kit.open() as transport:
         queue = kit.queue()
@@ -203,9 +201,7 @@ def test_org_and_priority_travel_with_the_message(
     assert [(one.org_id, one.priority) for one in received] == [("org-1", 9), ("", 5)]
 
 
-def test_a_message_of_megabytes_is_carried(
-    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
-) -> None:
+def test_a_large_message_arrives_whole(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """A large message arrives whole."""
     text = "0123456789abcdeé" * 262144
     transport.send([message("t", queue, text)])
@@ -214,7 +210,7 @@ def test_a_message_of_megabytes_is_carried(
     assert payload.args == [text]
 
 
-def test_a_string_of_300_megabytes_is_refused_by_its_path(kit: Kit, transport: CheckedTransport, queue: str) -> None:
+def test_an_oversized_string_is_refused_with_its_path(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """What is too large to be carried raises PayloadError that says where it stands; nothing is sent."""
     with pytest.raises(PayloadError, match="larger than") as caught:
         Dispatcher(transport).send("t", kwargs={"doc": {"pages": ["fits", "x" * 300_000_000]}}, queue=queue)
@@ -223,7 +219,7 @@ def test_a_string_of_300_megabytes_is_refused_by_its_path(kit: Kit, transport: C
 
 
 @pytest.mark.parametrize("how", ["lost", "given back", "retried"])
-def test_whose_a_message_is_and_how_urgent_outlasts_its_holder(
+def test_redelivery_keeps_organisation_and_priority(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, how: str
 ) -> None:
     """Organisation, priority, id and payload are the same at every delivery, however the last one ended."""
@@ -243,7 +239,7 @@ def test_whose_a_message_is_and_how_urgent_outlasts_its_holder(
 
 
 @needs("delay")
-def test_a_delayed_message_is_as_it_was_sent(transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
+def test_a_delay_does_not_change_the_message(transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """A delay changes nothing of a message but its time."""
     transport.send([message("t", queue, 1, org_id="org-1", priority=8, delay=0.2)])
     (delivery,) = subscribe(queue).receive(limit=1, wait=20)

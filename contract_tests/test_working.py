@@ -38,7 +38,7 @@ def test_a_long_task_keeps_its_message(kit: Kit, transport: CheckedTransport, qu
     assert not kit.remaining(transport, queue)
 
 
-def test_a_stopping_worker_finishes_what_runs_and_gives_back_the_rest(
+def test_stop_finishes_running_tasks_and_releases_the_rest(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """stop(): the running task ends and is settled; what waits behind it is delivered to another, long before that."""
@@ -71,9 +71,7 @@ def test_a_stopping_worker_finishes_what_runs_and_gives_back_the_rest(
     assert consumer.counters["settled"] == 1
 
 
-def test_a_drain_ends_with_its_time_although_there_is_always_more(
-    kit: Kit, transport: CheckedTransport, queue: str
-) -> None:
+def test_drain_stops_at_its_timeout_despite_new_messages(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """drain(timeout=0.5) on a queue that keeps refilling returns about then, with the number of tasks run."""
     ran: list[int] = []
 
@@ -93,9 +91,7 @@ def test_a_drain_ends_with_its_time_although_there_is_always_more(
 
 
 @needs("delay")
-def test_a_drain_ends_with_its_time_although_a_message_is_not_due_yet(
-    kit: Kit, transport: CheckedTransport, queue: str
-) -> None:
+def test_drain_does_not_wait_for_delayed_messages(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """drain(timeout=0.5) does not wait for what is delayed for longer: it returns about then, with 0."""
     transport.send([message("t", queue, "late", delay=60)])
     with timed() as elapsed:
@@ -105,9 +101,7 @@ def test_a_drain_ends_with_its_time_although_a_message_is_not_due_yet(
         assert list(map(first, kit.remaining(transport, queue, count=1))) == ["late"]
 
 
-def test_a_drain_whose_time_is_up_finishes_and_settles_what_runs(
-    kit: Kit, transport: CheckedTransport, queue: str
-) -> None:
+def test_drain_settles_the_running_task_after_timeout(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """A task that takes longer than drain(timeout=) is settled and counted before it returns; the next is not run."""
     ran: list[str] = []
 
@@ -143,15 +137,13 @@ class Woken:
 
 
 @needs("delay")
-def test_a_wake_that_comes_too_late_does_not_end_a_drain(transport: CheckedTransport, queue: str) -> None:
+def test_a_late_wake_does_not_end_drain(transport: CheckedTransport, queue: str) -> None:
     """Whoever was woken and came back empty-handed has not looked for long: what arrives a moment later is run."""
     transport.send([message("t", queue, 1, delay=0.1)])
     assert Consumer(Woken(transport), {"t": lambda _: None}, [queue]).drain(timeout=20) == 1
 
 
-def test_every_message_is_run_and_settled_once_by_many_workers(
-    kit: Kit, transport: CheckedTransport, queue: str
-) -> None:
+def test_many_workers_run_each_message_once(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """Several consumers with several threads each drain one queue: every message once."""
     counted: list[int] = []
     transport.send([message("count", queue, n) for n in range(300)])

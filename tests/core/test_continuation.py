@@ -173,7 +173,7 @@ def test_a_return_that_nobody_awaits_is_acknowledged(delivery: Delivery, result:
 
 
 @given(some.deliveries("both"), some.json_objects, errors, policies)
-def test_a_returned_failure_is_a_return(
+def test_on_success_receives_a_returned_failure(
     delivery: Delivery, data: dict[str, Any], error: str, policy: RetryPolicy
 ) -> None:
     """A returned ExecutionResult(success=False) goes to on_success, as Celery's link would get it."""

@@ -43,7 +43,7 @@ class Case:
 
     code: str = ""
     arguments: tuple[str, ...] = ("--transport", "bad_harness:Bad")
-    only: str = "test_harness or test_capabilities or test_what_is_stored or test_settling_and"
+    only: str = "test_harness or test_capabilities or test_messages_are_stored or test_settling_and"
     limit: str = "1"
     told: str = ""
 

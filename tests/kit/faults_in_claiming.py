@@ -15,7 +15,7 @@ from unstract_core.errors import ConfigurationError
 from unstract_core.transport import Delivery, Settlement, Verdict
 
 
-@fault("test_what_one_holds_another_does_not_get", "assert kit.nothing(other)")
+@fault("test_a_claimed_message_is_not_delivered_again", "assert kit.nothing(other)")
 class ClaimsTwice(Store):
     """A message that is held is ready for everybody else."""
 
@@ -47,7 +47,7 @@ class ClaimsInTwoSteps(MemorySubscription):
         return found
 
 
-@fault("test_a_subscription_takes_only_from_its_queues", "up to `limit` deliveries of its queues")
+@fault("test_a_subscription_claims_only_from_its_queues", "up to `limit` deliveries of its queues")
 class TakesFromEveryQueue(MemorySubscription):
     """A subscription receives what was sent to other queues as well."""
 
@@ -57,7 +57,7 @@ class TakesFromEveryQueue(MemorySubscription):
         return super().receive(limit=limit, wait=wait)
 
 
-@fault("test_a_limit_is_a_limit", "up to `limit` deliveries of its queues")
+@fault("test_receive_returns_at_most_limit_messages", "up to `limit` deliveries of its queues")
 class ReturnsMoreThanTheLimit(MemorySubscription):
     """`receive` returns one message more than it was asked for."""
 
@@ -65,7 +65,7 @@ class ReturnsMoreThanTheLimit(MemorySubscription):
         return super().receive(limit=limit + 1, wait=wait)
 
 
-@fault("test_a_limit_of_zero_only_waits", "receive(limit=0")
+@fault("test_receive_with_limit_zero_only_waits", "receive(limit=0")
 class TakesOneAtLeast(MemorySubscription):
     """`receive(limit=0)` takes a message."""
 
@@ -73,7 +73,7 @@ class TakesOneAtLeast(MemorySubscription):
         return super().receive(limit=max(limit, 1), wait=wait)
 
 
-@fault("test_the_same_queue_twice_is_one_queue", "more than one queue of a name")
+@fault("test_a_queue_named_twice_delivers_once", "more than one queue of a name")
 class ChokesOnAQueueThatIsNamedTwice(Composed):
     """A queue that is named twice is subscribed to twice."""
 
@@ -83,7 +83,7 @@ class ChokesOnAQueueThatIsNamedTwice(Composed):
         return super().subscribe(queues, lease=lease)
 
 
-@fault("test_a_lease_that_makes_no_sense_is_refused", "DID NOT RAISE")
+@fault("test_an_invalid_lease_is_refused", "DID NOT RAISE")
 class TakesAnyLease(Composed):
     """A lease that is negative or no number is taken for a minute."""
 
@@ -91,7 +91,7 @@ class TakesAnyLease(Composed):
         return super().subscribe(queues, lease=lease if 0 < lease < 1e6 else 60.0)
 
 
-@fault("test_a_subscription_to_nothing_is_refused", "DID NOT RAISE")
+@fault("test_subscribing_to_no_queue_is_refused", "DID NOT RAISE")
 class SubscribesToNothing(Composed):
     """A subscription to no queue is given, and waits for ever."""
 
@@ -108,7 +108,7 @@ class EmptiesOneQueueAfterTheOther(Store):
         return next((row for row in found if row is not None), None)
 
 
-@fault("test_a_queue_full_of_work_does_not_starve_another", 'assert "lone" in map(first, received)')
+@fault("test_a_full_queue_does_not_starve_another", 'assert "lone" in map(first, received)')
 class KnowsTheFirstQueueOnly(MemorySubscription):
     """Of several queues only the first is ever looked at."""
 
@@ -117,7 +117,7 @@ class KnowsTheFirstQueueOnly(MemorySubscription):
         return super().receive(limit=limit, wait=wait)
 
 
-@fault("test_what_was_acknowledged_does_not_come_back", "assert kit.nothing(subscribe(queue))")
+@fault("test_an_acknowledged_message_is_gone", "assert kit.nothing(subscribe(queue))")
 class ForgetsAnAcknowledgement(MemorySubscription):
     """ACK answers True, and the message comes back when its lease ends."""
 
@@ -128,7 +128,7 @@ class ForgetsAnAcknowledgement(MemorySubscription):
         return [True if ack else next(answers) for ack in acks]
 
 
-@fault("test_what_its_holder_left_comes_back_to_others", "a message that must be there was not received")
+@fault("test_closing_a_subscription_returns_its_messages_to_others", "a message that must be there was not received")
 class LosesWhatItsHolderLeft(MemorySubscription):
     """What is held by a subscription that is closed is gone."""
 
@@ -159,7 +159,7 @@ class RenewsNothing(MemorySubscription):
             return [self._store.claimed(one, self) is not None for one in deliveries]
 
 
-@fault("test_one_renewal_serves_everything_that_is_held", "assert not other.receive(limit=5, wait=0.4 * lease)")
+@fault("test_one_call_renews_many_leases", "assert not other.receive(limit=5, wait=0.4 * lease)")
 class RenewsTheFirstOnly(MemorySubscription):
     """Of many renewals in one call one lease is extended."""
 
@@ -167,7 +167,7 @@ class RenewsTheFirstOnly(MemorySubscription):
         return [*super().renew(deliveries[:1]), *(True for _ in deliveries[1:])]
 
 
-@fault("test_an_expired_lease_that_nobody_took_still_counts", "assert [False] == [True]")
+@fault("test_an_expired_unclaimed_lease_can_still_settle", "assert [False] == [True]")
 class RefusesALapsedHolder(Store):
     """Whose lease has ended cannot settle any more, although nobody else has the message."""
 
@@ -196,7 +196,7 @@ class CountsNoRetry(MemorySubscription):
         return super().settle(again)
 
 
-@fault("test_what_was_given_back_unstarted_has_used_no_attempt", "assert 2 == 1")
+@fault("test_an_uncounted_retry_uses_no_attempt", "assert 2 == 1")
 class CountsWhatWasNotStarted(MemorySubscription):
     """RETRY with counted=False uses up an attempt."""
 
@@ -213,7 +213,7 @@ class CannotSettleNothing(MemorySubscription):
         return super().renew(deliveries)
 
 
-@fault("test_the_harness_makes_held_messages_come_back", "assert kit.nothing(subscribe(other))")
+@fault("test_expire_makes_claimed_messages_ready_again", "assert kit.nothing(subscribe(other))")
 class ExpiresEveryQueue(ComposedHarness):
     """The harness ends the leases of every queue, instead of those of the one that it was given."""
 

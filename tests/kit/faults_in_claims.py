@@ -21,7 +21,7 @@ from unstract_core.transport import Delivery, Message, QueueState, Reply, Settle
 CLAIMS = MemoryTransport.capabilities
 
 
-@fault("test_the_transport_claims_what_its_harness_says", "attrs.asdict(kit.capabilities)")
+@fault("test_transport_and_harness_claim_the_same_capabilities", "attrs.asdict(kit.capabilities)")
 class ClaimsSomethingElseThanItsHarness(ComposedHarness):
     """The harness claims less than its transport, so that the tests of it are left out."""
 
@@ -39,12 +39,12 @@ class ClaimsInWords(Composed):
     """A capability is a text, which is true whatever it says."""
 
 
-@fault("test_what_is_claimed_is_possible", "claims.replies or not claims.status", claims=without("replies"))
+@fault("test_claims_do_not_contradict_each_other", "claims.replies or not claims.status", claims=without("replies"))
 class ClaimsAStatusWithoutReplies(Composed):
     """A status is claimed, and replies are not."""
 
 
-@fault("test_a_delayed_retry_is_refused_where_no_delay_is_claimed", "DID NOT RAISE", claims=without("delay"))
+@fault("test_unclaimed_retry_delay_is_refused", "DID NOT RAISE", claims=without("delay"))
 class DelaysARetryThatItDoesNotClaim(Composed):
     """Delays are not claimed, and a RETRY with one is taken."""
 
@@ -54,12 +54,12 @@ class DelaysARetryThatItDoesNotClaim(Composed):
         return super().send(messages, within=within)
 
 
-@fault("test_a_status_is_refused_where_it_is_not_claimed", "DID NOT RAISE", claims=without("status"))
+@fault("test_unclaimed_status_read_is_refused", "DID NOT RAISE", claims=without("status"))
 class PromisesAStatusThatItDoesNotClaim(Composed):
     """A status is not claimed, and "not yet" is what is told of it, for ever."""
 
 
-@fault("test_a_status_that_cannot_be_kept_stops_no_settlement", "no status", claims=without("status"))
+@fault("test_unclaimed_status_does_not_stop_a_settlement", "no status", claims=without("status"))
 class RefusesToSettleWithAStatus(MemorySubscription):
     """Where no status is kept, a settlement that has one is refused."""
 
@@ -70,7 +70,7 @@ class RefusesToSettleWithAStatus(MemorySubscription):
 
 
 @fault(
-    "test_a_burial_ends_a_message_where_dead_letters_are_not_claimed",
+    "test_burying_without_dead_letters_removes_the_message",
     "no dead letters",
     claims=without("dead_letters"),
 )
@@ -83,7 +83,7 @@ class RefusesToBury(MemorySubscription):
         return super().settle(settlements)
 
 
-@fault("test_queues_are_not_told_where_it_is_not_claimed", "DID NOT RAISE", claims=without("inspection"))
+@fault("test_unclaimed_inspection_is_refused", "DID NOT RAISE", claims=without("inspection"))
 class TellsOfEmptyQueuesThatItCannotSee(Composed):
     """Inspection is not claimed, and every queue is told to be empty."""
 
@@ -101,7 +101,7 @@ class Tells(Composed):
         return [self.tell(state) for state in super().queues(names)]
 
 
-@fault("test_the_state_of_a_queue_is_told", "(state.ready, state.in_flight, state.delayed)")
+@fault("test_queues_reports_counts_and_oldest_age", "(state.ready, state.in_flight, state.delayed)")
 class CountsWhatIsHeldAsReady(Tells):
     """`queues` counts a held message as one that can be taken."""
 
@@ -109,7 +109,7 @@ class CountsWhatIsHeldAsReady(Tells):
         return attrs.evolve(state, ready=state.ready + state.in_flight)
 
 
-@fault("test_the_dead_letters_of_a_queue_are_counted", "assert (0, 0, 0) == (0, 0, 2)")
+@fault("test_queues_counts_dead_letters", "assert (0, 0, 0) == (0, 0, 2)")
 class CountsNoDeadLetters(Tells):
     """`queues` does not count what was buried."""
 
@@ -117,7 +117,7 @@ class CountsNoDeadLetters(Tells):
         return attrs.evolve(state, dead=0)
 
 
-@fault("test_the_tasks_that_wait_are_told", "'held': 1")
+@fault("test_waiting_tasks_counts_ready_tasks_by_name", "'held': 1")
 class TellsOfTasksThatDoNotWait(Composed):
     """`waiting_tasks` counts what is held and what is delayed, too."""
 
@@ -152,17 +152,17 @@ class Within(ComposedHarness):
         return MemoryTransport.send(transport, messages)
 
 
-@fault("test_what_the_caller_commits_is_sent", "assert kit.nothing(subscription)")
+@fault("test_a_commit_sends_the_messages", "assert kit.nothing(subscription)")
 class SendsBeforeTheCommit(Within):
     """A message that belongs to the caller's transaction is there before that is committed."""
 
 
-@fault("test_what_the_caller_rolls_back_was_never_sent", "== ['committed']")
+@fault("test_a_rollback_sends_nothing", "== ['committed']")
 class SendsWhatIsRolledBack(Within):
     """A message stays although the caller's transaction is rolled back."""
 
 
-@fault("test_whatever_is_no_cursor_is_refused", "DID NOT RAISE")
+@fault("test_within_refuses_anything_but_a_cursor", "DID NOT RAISE")
 class TakesAnythingForACursor(Within):
     """`within` may be anything."""
 
@@ -180,7 +180,7 @@ class Changes(MemorySubscription):
         return [self.change(one) for one in super().receive(limit=limit, wait=wait)]
 
 
-@fault("test_a_message_comes_back_as_it_came_first", "assert parsed(again.raw) == parsed(before.raw)")
+@fault("test_a_redelivery_repeats_the_message_unchanged", "assert parsed(again.raw) == parsed(before.raw)")
 class DropsUnknownKeysOnRedelivery(Changes):
     """What comes again lacks the keys that this version does not know."""
 
@@ -202,7 +202,7 @@ class InsistsOnAQueue(Changes):
         return delivery
 
 
-@fault("test_keys_of_a_newer_writer_are_ignored", "is None")
+@fault("test_unknown_keys_are_ignored", "is None")
 class RefusesKeysOfANewerWriter(Changes):
     """A message with a key that this version does not know counts as unreadable."""
 
@@ -211,7 +211,7 @@ class RefusesKeysOfANewerWriter(Changes):
         return attrs.evolve(delivery, payload=None, problem="unknown") if "new" in wire else delivery
 
 
-@fault("test_every_message_of_the_golden_corpus_is_delivered_as_it_reads", "no such key: fairness")
+@fault("test_every_golden_message_is_delivered_as_it_reads", "no such key: fairness")
 class InsistsOnTheFairness(Changes):
     """A message that an early writer stored without the key `fairness` counts as unreadable."""
 
@@ -222,7 +222,7 @@ class InsistsOnTheFairness(Changes):
         return delivery
 
 
-@fault("test_a_message_that_cannot_be_read_is_delivered_with_its_problem", "MalformedPayload")
+@fault("test_an_unreadable_message_is_delivered_with_its_problem", "MalformedPayload")
 class RaisesOverWhatCannotBeRead(Changes):
     """One unreadable message, and `receive` raises."""
 
@@ -232,7 +232,7 @@ class RaisesOverWhatCannotBeRead(Changes):
         return delivery
 
 
-@fault("test_a_malformed_message_tells_its_sender_and_is_buried", "assert [('ok'")
+@fault("test_a_malformed_message_notifies_sender_and_is_buried", "assert [('ok'")
 class DropsWhatCannotBeRead(MemorySubscription):
     """An unreadable message is thrown away, and whoever waits for it is not told."""
 
@@ -242,7 +242,7 @@ class DropsWhatCannotBeRead(MemorySubscription):
         return [one for one in found if one.problem is None]
 
 
-@fault("test_what_is_stored_is_the_wires_own_json", "parsed(raw) for raw in kit.stored")
+@fault("test_messages_are_stored_as_wire_json", "parsed(raw) for raw in kit.stored")
 class WrapsWhatItStores(ComposedHarness):
     """What is stored is no message of the wire, but something of the transport's own around one."""
 
@@ -250,7 +250,7 @@ class WrapsWhatItStores(ComposedHarness):
         return [json.dumps({"payload": text}) for text in super().stored(transport, queue)]
 
 
-@fault("test_the_harness_injects_what_can_be_read", "{'k': None}")
+@fault("test_inject_stores_a_readable_message", "{'k': None}")
 class InjectsWithoutKwargs(ComposedHarness):
     """What the harness injects loses its kwargs."""
 
@@ -261,7 +261,7 @@ class InjectsWithoutKwargs(ComposedHarness):
         super().inject(transport, queue, json.dumps(wire))
 
 
-@fault("test_a_return_that_nobody_waits_for_is_done", "raised OperationalError: database is locked")
+@fault("test_an_unawaited_result_is_acknowledged", "raised OperationalError: database is locked")
 class RaisesAForeignError(MemorySubscription):
     """What the driver raises comes out of `receive` as it is."""
 
@@ -269,7 +269,7 @@ class RaisesAForeignError(MemorySubscription):
         raise sqlite3.OperationalError("database is locked")
 
 
-@fault("test_a_return_is_continued_with_its_result", "each with a payload or a problem")
+@fault("test_on_success_receives_the_result", "each with a payload or a problem")
 class ReturnsDicts(Changes):
     """`receive` returns rows of its store instead of deliveries."""
 
@@ -277,7 +277,7 @@ class ReturnsDicts(Changes):
         return attrs.asdict(delivery)
 
 
-@fault("test_a_return_is_answered_where_a_reply_is_awaited", "the Reply under that key, or None")
+@fault("test_a_result_answers_the_awaited_reply", "the Reply under that key, or None")
 class ReturnsABareResult(Composed):
     """`reply` returns the result alone."""
 
@@ -286,7 +286,7 @@ class ReturnsABareResult(Composed):
         return cast(Reply, found.result) if found else None
 
 
-@fault("test_a_failure_that_nobody_waits_for_is_retried_then_buried", "one bool for each of them")
+@fault("test_an_unawaited_failure_is_retried_then_buried", "one bool for each of them")
 class AnswersInOneWord(MemorySubscription):
     """`settle` returns one answer for a whole batch."""
 

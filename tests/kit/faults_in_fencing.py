@@ -31,7 +31,7 @@ class Unfenced(MemorySubscription):
             return self._store.claimed(one.delivery, self) is None
 
 
-@fault("test_a_late_settlement_of_a_lost_lease_changes_nothing", "assert [True] == [False]")
+@fault("test_a_late_settlement_changes_nothing", "assert [True] == [False]")
 class IgnoresTheFence(Unfenced):
     """Whoever once had a message settles it, whoever has it now."""
 
@@ -39,7 +39,7 @@ class IgnoresTheFence(Unfenced):
         return [self.settle_unfenced(one) for one in settlements]
 
 
-@fault("test_a_late_settlement_of_a_lost_lease_sends_no_follow_up", "assert kit.nothing(subscribe(elsewhere))")
+@fault("test_a_late_settlement_sends_no_follow_up", "assert kit.nothing(subscribe(elsewhere))")
 class SendsALateFollowUp(InSteps):
     """The follow-up of a settlement that came too late is sent, although the answer is False."""
 
@@ -50,7 +50,7 @@ class SendsALateFollowUp(InSteps):
         return False
 
 
-@fault("test_a_late_settlement_of_a_lost_lease_writes_no_reply", "assert transport.reply(key) is None")
+@fault("test_a_late_settlement_writes_no_reply", "assert transport.reply(key) is None")
 class WritesALateReply(MemorySubscription):
     """The reply of a settlement that came too late is written, although the answer is False."""
 
@@ -63,7 +63,7 @@ class WritesALateReply(MemorySubscription):
         return answers
 
 
-@fault("test_a_late_renewal_of_a_lost_lease_changes_nothing", "assert [True] == [False]")
+@fault("test_a_late_renewal_changes_nothing", "assert [True] == [False]")
 class RenewsALostLease(MemorySubscription):
     """Who lost a message is told that it is still theirs."""
 
@@ -72,7 +72,7 @@ class RenewsALostLease(MemorySubscription):
         return [True] * len(deliveries)
 
 
-@fault("test_a_late_renewal_does_not_lengthen_its_heirs_lease", "a late renewal has lengthened its heir's lease")
+@fault("test_a_late_renewal_extends_no_other_lease", "a late renewal has lengthened its heir's lease")
 class LengthensALostLease(MemorySubscription):
     """A late renewal answers False, and lengthens the lease of whoever has the message now."""
 
@@ -84,7 +84,7 @@ class LengthensALostLease(MemorySubscription):
         return super().renew(deliveries)
 
 
-@fault("test_who_settled_while_nobody_else_held_it_has_won", "assert [True] == [False]")
+@fault("test_an_earlier_holder_cannot_settle_after_its_successor", "assert [True] == [False]")
 class SettlesWhatIsGone(InSteps):
     """A settlement of a message that is gone answers True: there is nothing to be undone."""
 
@@ -94,7 +94,7 @@ class SettlesWhatIsGone(InSteps):
         return list(MemorySubscription.settle(self, [one])) == [True]
 
 
-@fault("test_of_a_batch_only_what_is_still_held_is_settled", "one.id not in taken for one in held")
+@fault("test_a_batch_settles_only_deliveries_still_held", "one.id not in taken for one in held")
 class GivesUpABatchForOneThatIsLost(Unfenced):
     """One lost message in a batch, and nothing of the batch takes effect."""
 
@@ -104,7 +104,7 @@ class GivesUpABatchForOneThatIsLost(Unfenced):
         return super().settle(settlements)
 
 
-@fault("test_the_fence_holds_between_two_attempts_of_one_holder", "assert [True, True] == [False, True]")
+@fault("test_the_fence_separates_attempts_of_one_holder", "assert [True, True] == [False, True]")
 class FencesByHolderAlone(Store):
     """The fence asks who settles, and not which attempt."""
 
@@ -122,7 +122,7 @@ class FencesByAttemptAlone(Store):
         return row if row is not None and row.attempt == delivery.attempt and row.attempt in row.holders else None
 
 
-@fault("test_an_id_that_comes_again_does_not_pass_an_old_fence", "[False, True]")
+@fault("test_an_old_fence_rejects_a_reused_id", "[False, True]")
 class FencesByIdAndAttempt(Store):
     """The fence asks for the id and the attempt, which both come again after a restore."""
 
@@ -146,7 +146,7 @@ class HoldsOnToWhatWasGivenBack(MemorySubscription):
         return answers
 
 
-@fault("test_the_same_delivery_twice_in_a_batch_is_settled_once", "assert [True, True] == [True, False]")
+@fault("test_a_batch_settles_a_repeated_delivery_once", "assert [True, True] == [True, False]")
 class AsksTheFenceOnce(Unfenced):
     """The fence is asked for a batch as a whole, before any of it takes effect."""
 
@@ -156,7 +156,7 @@ class AsksTheFenceOnce(Unfenced):
         return [not one for one in late]
 
 
-@fault("test_who_lost_the_lease_writes_nothing", "lost")
+@fault("test_a_consumer_that_lost_its_lease_writes_nothing", "lost")
 class TellsALoserThatItWon(MemorySubscription):
     """A late settlement changes nothing, and yet answers True."""
 

@@ -41,7 +41,7 @@ class CutsAnErrorShort(Rewrites):
         return attrs.evolve(reply, error=reply.error[:255])
 
 
-@fault("test_a_status_ends_with_its_time_to_live", "the end of a reply's time to live")
+@fault("test_a_reply_expires_after_its_ttl", "the end of a reply's time to live")
 class KeepsAReplyForEver(Rewrites):
     """A reply never ends."""
 
@@ -49,7 +49,7 @@ class KeepsAReplyForEver(Rewrites):
         return attrs.evolve(reply, ttl=1e9)
 
 
-@fault("test_a_burial_may_answer", "a reply that must be there was not found")
+@fault("test_a_burial_may_write_a_reply", "a reply that must be there was not found")
 class AnswersNoBurial(MemorySubscription):
     """The reply of a burial is not written."""
 
@@ -69,7 +69,7 @@ class LetsTheLastReplyWin(Store):
         super().write_reply(reply, result)
 
 
-@fault("test_a_consumed_reply_keeps_its_status_alone", 'Reply(key, "completed", result=None)')
+@fault("test_consuming_a_reply_keeps_only_its_status", 'Reply(key, "completed", result=None)')
 class ConsumesNothing(Composed):
     """`consume` reads a reply like any other read, and leaves its secret there."""
 
@@ -77,7 +77,7 @@ class ConsumesNothing(Composed):
         return super().reply(key, timeout=timeout)
 
 
-@fault("test_of_many_that_consume_one_reply_one_reads_it", '["None"] * 5 + ["secret"]')
+@fault("test_only_one_of_many_readers_consumes_a_reply", '["None"] * 5 + ["secret"]')
 class ConsumesInTwoSteps(Composed):
     """A reply is read first and cleared a moment later: two readers at once both get it."""
 
@@ -89,7 +89,7 @@ class ConsumesInTwoSteps(Composed):
         return found
 
 
-@fault("test_no_reply_is_none_at_once", "is in reply(timeout=0")
+@fault("test_a_missing_reply_returns_none_at_once", "is in reply(timeout=0")
 class AlwaysWaitsForAReply(Composed):
     """`reply` without a timeout waits for half a minute."""
 
@@ -97,7 +97,7 @@ class AlwaysWaitsForAReply(Composed):
         return super().reply(key, timeout=timeout or 30, consume=consume)
 
 
-@fault("test_no_status_is_none_at_once", "raised KeyError")
+@fault("test_an_unknown_key_returns_none_at_once", "raised KeyError")
 class KnowsEveryKey(Composed):
     """`reply` under a key that nothing was written under raises an error of Python's."""
 
@@ -116,7 +116,7 @@ class ReturnsBeforeItsTimeout(Composed):
         return super().reply(key, consume=consume)
 
 
-@fault("test_a_waiting_caller_is_answered_when_the_reply_is_written", "is in reply(timeout=40")
+@fault("test_a_written_reply_wakes_its_waiting_caller", "is in reply(timeout=40")
 class NoticesAnAnswerLate(Composed):
     """A caller who waits notices an answer only when its timeout is over."""
 
@@ -128,7 +128,7 @@ class NoticesAnAnswerLate(Composed):
         return found
 
 
-@fault("test_waiting_callers_are_all_answered", "is in reply(timeout=30")
+@fault("test_every_waiting_caller_is_answered", "is in reply(timeout=30")
 class AnswersOneOfSeveralCallers(Composed):
     """Of several threads that wait under one key one is told."""
 
@@ -140,7 +140,7 @@ class AnswersOneOfSeveralCallers(Composed):
         return super().reply(key, timeout=timeout, consume=consume)
 
 
-@fault("test_many_threads_ask_and_are_answered_at_once", "assert [")
+@fault("test_many_threads_await_replies_at_once", "assert [")
 class MixesUpItsCallers(Composed):
     """Of several threads that wait at once each gets whichever answer comes first, under its own key."""
 
@@ -161,7 +161,7 @@ class Buries(Store):
         self.dead[str(row.id)] = self.change(self.dead[str(row.id)])
 
 
-@fault("test_a_buried_message_is_kept_with_what_is_known_of_it", "'ValueError: why'")
+@fault("test_a_dead_letter_records_message_reason_and_times", "'ValueError: why'")
 class BuriesWithoutAReason(Buries):
     """A dead letter does not say why it was buried."""
 
@@ -177,7 +177,7 @@ class BuriesWithoutTheResult(Buries):
         return attrs.evolve(letter, result=None)
 
 
-@fault("test_what_is_buried_is_delivered_to_nobody", "assert kit.nothing(subscribe(queue))")
+@fault("test_a_buried_message_is_never_delivered", "assert kit.nothing(subscribe(queue))")
 class BuriesACopy(Store):
     """A buried message is kept as a dead letter, and stays in its queue as well."""
 
@@ -187,7 +187,7 @@ class BuriesACopy(Store):
 
 
 @fault(
-    "test_what_cannot_be_read_can_be_buried",
+    "test_an_unreadable_message_can_be_buried",
     "Settlement(delivery, Verdict.BURY, reason=reason, result=result)])) == [True]",
 )
 class BuriesOnlyWhatCanBeRead(MemorySubscription):
@@ -217,7 +217,7 @@ class ReplaysTheNewestFirst(MemoryDeadLetters):
         return [id for one in chosen for id in super(ReplaysTheNewestFirst, self).replay([one])]
 
 
-@fault("test_what_is_replayed_can_be_settled_like_any_message", "assert ('first', 1) == ('second', 1)")
+@fault("test_a_replayed_message_can_be_settled_again", "assert ('first', 1) == ('second', 1)")
 class BuriesForTheFirstReasonForEver(Store):
     """A message that is buried again keeps the reason of the first time."""
 
@@ -235,7 +235,7 @@ class FindsTheOldestFirst(MemoryDeadLetters):
         return list(super().find(queue=queue, limit=1_000_000))[::-1][:limit]
 
 
-@fault("test_purging_takes_what_was_asked_for_and_nothing_else", "older_than=3600")
+@fault("test_purge_removes_only_the_selected_letters", "older_than=3600")
 class PurgesTooMuch(MemoryDeadLetters):
     """`older_than` is ignored."""
 

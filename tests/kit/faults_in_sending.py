@@ -18,7 +18,7 @@ from unstract_core.payload import TaskPayload
 from unstract_core.transport import Delivery, Message
 
 
-@fault("test_one_bad_message_keeps_the_whole_batch_back", "DID NOT RAISE")
+@fault("test_one_invalid_message_stops_the_whole_batch", "DID NOT RAISE")
 class SwallowsASendError(Composed):
     """`send` returns ids for messages that the wire has refused."""
 
@@ -29,7 +29,7 @@ class SwallowsASendError(Composed):
             return [f"lost-{n}" for n in range(len(messages))]
 
 
-@fault("test_one_bad_message_keeps_the_whole_batch_back", "assert kit.nothing(subscribe(queue))")
+@fault("test_one_invalid_message_stops_the_whole_batch", "assert kit.nothing(subscribe(queue))")
 class SendsHalfOfABatch(Composed):
     """What stands before a bad message in a batch is sent, although the batch is refused."""
 
@@ -37,7 +37,7 @@ class SendsHalfOfABatch(Composed):
         return [id for one in messages for id in super(SendsHalfOfABatch, self).send([one], within=within)]
 
 
-@fault("test_the_first_of_a_batch_is_never_seen_alone", "limit=100)) == 60")
+@fault("test_a_visible_first_message_implies_its_batch", "limit=100)) == 60")
 class SendsABatchInParts(Composed):
     """A batch is checked as a whole and then sent message by message, to be seen in parts."""
 
@@ -49,7 +49,7 @@ class SendsABatchInParts(Composed):
         return ids
 
 
-@fault("test_a_batch_is_seen_whole_or_not_at_all", "limit=100")
+@fault("test_a_visible_last_message_implies_its_batch", "limit=100")
 class SendsTheLastOfABatchFirst(Composed):
     """The last message of a batch is there before the others are."""
 
@@ -61,7 +61,7 @@ class SendsTheLastOfABatchFirst(Composed):
         return [*super().send(messages[:-1], within=within), *last]
 
 
-@fault("test_a_batch_gives_one_id_each_and_arrives_whole", "one.id: first(one)")
+@fault("test_send_returns_one_id_per_message", "one.id: first(one)")
 class ReturnsIdsInTheWrongOrder(Composed):
     """The ids of a batch come in another order than its messages."""
 
@@ -96,7 +96,7 @@ class IgnoresPriority(Store):
         row.priority = priority
 
 
-@fault("test_a_priority_or_delay_that_nobody_honours_is_refused", "DID NOT RAISE")
+@fault("test_an_invalid_priority_or_delay_is_refused", "DID NOT RAISE")
 class BendsAPriority(Composed):
     """A priority outside of the range is taken for the nearest inside."""
 
@@ -104,7 +104,7 @@ class BendsAPriority(Composed):
         return super().send([attrs.evolve(one, priority=min(10, max(1, one.priority))) for one in messages])
 
 
-@fault("test_a_delayed_message_waits_for_its_time", "assert 1.5 < elapsed()")
+@fault("test_a_delayed_message_arrives_after_its_delay", "assert 1.5 < elapsed()")
 class DeliversADelayedMessageAtOnce(Composed):
     """`Message.delay` is claimed and forgotten."""
 
@@ -112,7 +112,7 @@ class DeliversADelayedMessageAtOnce(Composed):
         return super().send([attrs.evolve(one, delay=0.0) for one in messages], within=within)
 
 
-@fault("test_a_delay_holds_up_no_other_message", "a message that must be there was not received")
+@fault("test_a_delay_blocks_no_other_message", "a message that must be there was not received")
 class WaitsBehindADelay(Store):
     """A delayed message holds up every one that was sent after it."""
 
@@ -122,7 +122,7 @@ class WaitsBehindADelay(Store):
         return super().take(queues, holder, lease)
 
 
-@fault("test_any_name_that_the_wire_allows_is_a_queue", "assert name not in PLAIN")
+@fault("test_any_valid_name_can_be_a_queue", "assert name not in PLAIN")
 class RefusesADotInAName(Composed):
     """Queues whose names have a dot are refused."""
 
@@ -132,7 +132,7 @@ class RefusesADotInAName(Composed):
         return super().send(messages, within=within)
 
 
-@fault("test_what_is_sent_is_what_arrives", "assert exact(to_wire(delivery.payload)) == exact(wire)")
+@fault("test_a_payload_arrives_as_it_was_sent", "assert exact(to_wire(delivery.payload)) == exact(wire)")
 class ForgetsTheFairness(Composed):
     """The fairness key of a payload is not sent."""
 
@@ -179,7 +179,7 @@ class TurnsLargeIntsIntoFloats(Renumbers):
         return float(number) if isinstance(number, int) and abs(number) > 2**53 else number
 
 
-@fault("test_the_callers_objects_are_left_as_they_are", "for payload in sent] == before")
+@fault("test_send_does_not_change_its_arguments", "for payload in sent] == before")
 class ChangesTheCallersObjects(Composed):
     """`send` writes its own notes into the kwargs that it was given."""
 
@@ -200,7 +200,7 @@ class Keeping(MemorySubscription):
         return [attrs.evolve(one, payload=self.kept.get((one.queue, one.id), one.payload)) for one in found]
 
 
-@fault("test_later_changes_to_the_callers_objects_do_not_reach_the_message", "{'list': [1, 2]}")
+@fault("test_later_changes_do_not_reach_the_message", "{'list': [1, 2]}")
 class KeepsTheCallersObjects(Composed):
     """What is delivered is the very objects that were sent, whatever has become of them."""
 
@@ -220,7 +220,7 @@ class LosesTheOrganisation(Composed):
         return super().send([attrs.evolve(one, org_id="") for one in messages], within=within)
 
 
-@fault("test_a_message_of_megabytes_is_carried", "too large for a row")
+@fault("test_a_large_message_arrives_whole", "too large for a row")
 class RefusesAMegabyte(Composed):
     """A message has to fit into 64 KiB."""
 
@@ -244,7 +244,7 @@ class SendsOnOneThreadOnly(Composed):
         return ids
 
 
-@fault("test_within_is_refused_where_it_is_not_claimed", "DID NOT RAISE")
+@fault("test_unclaimed_within_is_refused", "DID NOT RAISE")
 class IgnoresWithin(Composed):
     """`within` is taken and forgotten: the message is sent whatever becomes of the caller's transaction."""
 
@@ -252,7 +252,7 @@ class IgnoresWithin(Composed):
         return super().send(messages)
 
 
-@fault("test_a_delay_is_refused_where_it_is_not_claimed", "DID NOT RAISE", claims=without("delay"))
+@fault("test_unclaimed_delay_is_refused", "DID NOT RAISE", claims=without("delay"))
 class ForgetsADelayThatItDoesNotClaim(Composed):
     """A delay is not claimed, and yet taken: the message is delivered at once."""
 
@@ -260,6 +260,6 @@ class ForgetsADelayThatItDoesNotClaim(Composed):
         return super().send([attrs.evolve(one, delay=0.0) for one in messages], within=within)
 
 
-@fault("test_a_question_is_refused_where_no_replies_are_claimed", "DID NOT RAISE", claims=without("replies", "status"))
+@fault("test_unclaimed_reply_request_is_refused", "DID NOT RAISE", claims=without("replies", "status"))
 class TakesAQuestionThatNobodyAnswers(Composed):
     """Replies are not claimed, and a message that asks for one is sent all the same."""

@@ -49,7 +49,7 @@ class InSteps(MemorySubscription):
         time.sleep(0.02)
 
 
-@fault("test_a_follow_up_that_is_refused_leaves_its_message_held", "assert [False] == [True]")
+@fault("test_a_refused_follow_up_leaves_its_message_claimed", "assert [False] == [True]")
 class AcknowledgesFirst(InSteps):
     """A message is acknowledged before its follow-up is sent: when that is refused, both are lost."""
 
@@ -59,7 +59,7 @@ class AcknowledgesFirst(InSteps):
         return answer
 
 
-@fault("test_who_sees_the_reply_sees_the_follow_up_and_the_end", "follower.receive(limit=5, wait=0)")
+@fault("test_visible_reply_implies_follow_up_and_acknowledgement", "follower.receive(limit=5, wait=0)")
 class AnswersBeforeItSends(InSteps):
     """The reply is written first, and what else belongs to it a moment later."""
 
@@ -73,7 +73,7 @@ class AnswersBeforeItSends(InSteps):
         return answer
 
 
-@fault("test_who_sees_the_follow_up_sees_the_reply", "assert None is not None")
+@fault("test_visible_follow_up_implies_reply", "assert None is not None")
 class SendsBeforeItAcknowledges(InSteps):
     """A follow-up is sent first, and its message acknowledged and answered a moment later; atomicity is claimed."""
 
@@ -83,7 +83,7 @@ class SendsBeforeItAcknowledges(InSteps):
         return answer
 
 
-@fault("test_a_settlement_that_the_wire_refuses_has_no_effect", "assert kit.nothing(subscribe(elsewhere))")
+@fault("test_an_invalid_follow_up_has_no_effect", "assert kit.nothing(subscribe(elsewhere))")
 class SettlesHalfOfABatch(MemorySubscription):
     """What stands before a settlement that the wire refuses takes effect."""
 
@@ -107,7 +107,7 @@ class DropsTheDelayOfARetry(MemorySubscription):
         return super().settle([attrs.evolve(one, delay=0.0) for one in settlements])
 
 
-@fault("test_a_delay_that_makes_no_sense_is_refused", "DID NOT RAISE")
+@fault("test_an_invalid_retry_delay_is_refused", "DID NOT RAISE")
 class TakesAnyDelay(MemorySubscription):
     """A delay that is negative or no number is taken for none."""
 
@@ -118,7 +118,7 @@ class TakesAnyDelay(MemorySubscription):
             return super().settle([attrs.evolve(one, delay=0.0) for one in settlements])
 
 
-@fault("test_the_callback_carries_the_parents_org_fairness_and_priority", "delivery.priority == 8")
+@fault("test_a_callback_inherits_organisation_fairness_and_priority", "delivery.priority == 8")
 class LosesThePriorityOfAFollowUp(MemorySubscription):
     """A follow-up is sent with the default priority."""
 
@@ -131,7 +131,7 @@ class LosesThePriorityOfAFollowUp(MemorySubscription):
         )
 
 
-@fault("test_the_parts_of_a_settlement_are_left_as_they_are", 'assert argument == {"list": [1]}')
+@fault("test_settle_does_not_change_its_arguments", 'assert argument == {"list": [1]}')
 class ChangesTheFollowUp(MemorySubscription):
     """`settle` writes its own notes into the follow-up that it was given."""
 
@@ -144,7 +144,7 @@ class ChangesTheFollowUp(MemorySubscription):
         return answers
 
 
-@fault("test_nothing_is_lost_and_nothing_comes_twice_without_a_reason", "lost: [")
+@fault("test_no_message_is_lost_or_repeated_without_cause", "lost: [")
 class LosesWhatIsRetriedWithAFollowUp(MemorySubscription):
     """RETRY with a follow-up sends the follow-up, and its message is gone."""
 
@@ -154,7 +154,7 @@ class LosesWhatIsRetriedWithAFollowUp(MemorySubscription):
         return super().settle([attrs.evolve(one, verdict=to) for one, to in zip(settlements, verdicts, strict=True)])
 
 
-@fault("test_whatever_two_workers_do_each_message_is_where_the_model_says", "one.state in ")
+@fault("test_two_workers_never_lose_or_double_a_message", "one.state in ")
 class DropsTheDelayOfARetryInABatch(MemorySubscription):
     """In a batch of several RETRY brings its message back at once."""
 
@@ -163,7 +163,7 @@ class DropsTheDelayOfARetryInABatch(MemorySubscription):
         return super().settle([attrs.evolve(one, delay=0.0 if several else one.delay) for one in settlements])
 
 
-@fault("test_subscriptions_on_threads_of_their_own_settle_side_by_side", "assert all(settled)")
+@fault("test_subscriptions_settle_in_parallel_threads", "assert all(settled)")
 class SettlesForOneThreadOnly(Composed):
     """While one subscription settles, the settlements of others are turned away."""
 
@@ -183,7 +183,7 @@ class SettlesForOneThreadOnly(Composed):
         return Alone(self._store, check_subscription(queues, lease), lease)
 
 
-@fault("test_every_message_is_run_and_settled_once_by_many_workers", "is in receive(limit=3")
+@fault("test_many_workers_run_each_message_once", "is in receive(limit=3")
 class DropsASettlementInARow(MemorySubscription):
     """Every hundredth settlement of a subscription is told to have taken effect, and has not."""
 

@@ -16,7 +16,7 @@ from unstract_core.errors import TransportClosed, TransportUnavailable
 from unstract_core.transport import Delivery, Message, Settlement, Verdict
 
 
-@fault("test_a_waiting_receive_gets_what_is_sent_meanwhile", "is in receive(limit=1, wait=30)")
+@fault("test_a_sent_message_wakes_a_waiting_receive", "is in receive(limit=1, wait=30)")
 class LooksOnceAndThenSleeps(MemorySubscription):
     """A `receive` that found nothing sleeps for all of its time, and looks again only then."""
 
@@ -27,7 +27,7 @@ class LooksOnceAndThenSleeps(MemorySubscription):
         return found
 
 
-@fault("test_a_waiting_receive_gets_what_is_given_back_meanwhile", "is in receive(limit=1, wait=30)")
+@fault("test_a_retried_message_wakes_a_waiting_receive", "is in receive(limit=1, wait=30)")
 class WakesNobodyForWhatIsGivenBack(MemorySubscription):
     """RETRY makes a message ready, and tells nobody who waits."""
 
@@ -41,7 +41,7 @@ class WakesNobodyForWhatIsGivenBack(MemorySubscription):
             store.changed = told
 
 
-@fault("test_a_waiting_receive_gets_what_falls_due_meanwhile", "is in receive(limit=1, wait=30)")
+@fault("test_a_due_message_wakes_a_waiting_receive", "is in receive(limit=1, wait=30)")
 class OversleepsADelay(Store):
     """Who waits is not told when a delayed message falls due."""
 
@@ -50,7 +50,7 @@ class OversleepsADelay(Store):
         return None
 
 
-@fault("test_an_empty_receive_returns_when_its_time_is_up", "assert 0.25 < ")
+@fault("test_an_empty_receive_returns_after_its_wait", "assert 0.25 < ")
 class DoesNotWait(MemorySubscription):
     """An empty `receive` returns at once, whatever its `wait`: its worker would spin."""
 
@@ -100,7 +100,7 @@ class CountsItsWakes(MemorySubscription):
         return found
 
 
-@fault("test_wake_wakes_its_own_subscription_alone", "assert elapsed() > 0.25")
+@fault("test_wake_affects_only_its_own_subscription", "assert elapsed() > 0.25")
 class WakesEverybody(Composed):
     """`wake` ends the wait of every subscription of its transport."""
 
@@ -144,7 +144,7 @@ class ClosesOnce(Composed):
         super().close()
 
 
-@fault("test_a_closed_transport_says_so", "DID NOT RAISE")
+@fault("test_a_closed_transport_raises_transport_closed", "DID NOT RAISE")
 class SendsAfterItsClose(Composed):
     """A closed transport takes messages, which nobody will ever get."""
 
@@ -155,7 +155,7 @@ class SendsAfterItsClose(Composed):
             return [f"late-{n}" for n in range(len(messages))]
 
 
-@fault("test_a_closed_subscription_says_so", "memory transport was closed")
+@fault("test_a_closed_subscription_raises_transport_closed", "memory transport was closed")
 class ClosesItsTransportToo(MemorySubscription):
     """The close() of a subscription closes its transport."""
 
@@ -165,7 +165,7 @@ class ClosesItsTransportToo(MemorySubscription):
             self._store.closed = True
 
 
-@fault("test_a_subscription_of_a_closed_transport_says_so", "DID NOT RAISE")
+@fault("test_closing_a_transport_closes_its_subscriptions", "DID NOT RAISE")
 class SettlesAfterTheClose(MemorySubscription):
     """`settle` on a closed transport answers False, as if the lease were lost."""
 
@@ -222,7 +222,7 @@ class LeavesAThread(Composed):
         return super().subscribe(queues, lease=lease)
 
 
-@fault("test_a_stopping_worker_finishes_what_runs_and_gives_back_the_rest", "is in receive(limit=3, wait=5)")
+@fault("test_stop_finishes_running_tasks_and_releases_the_rest", "is in receive(limit=3, wait=5)")
 class KeepsWhatWasNotStarted(MemorySubscription):
     """RETRY with counted=False is left to the end of the lease."""
 

@@ -102,7 +102,7 @@ HANGS = {
                     self.name, self.capabilities = "bad", MemoryTransport.capabilities
         """,
         told="bad is in capabilities",
-        only="test_the_transport_claims or test_a_limit",
+        only="test_transport_and_harness or test_receive_returns_at_most or test_receive_with_limit",
     ),
     "queues": hanging("Composed", "queues", "bad is in queues()"),
     "close": hanging("Composed", "close", "bad is in the end of the harness's transport()"),
@@ -144,8 +144,8 @@ WRONG = {
 
 RAISES = {name: kind for name, (kind, _) in WRONG.items()} | {"wake": "MemorySubscription"}
 PLACES = (
-    "test_the_state_of or test_purging or test_a_buried_message or test_a_whole_queue or test_no_status"
-    " or test_many_wakes or test_settling_and or test_what_one_holds"
+    "test_queues_reports or test_purge_removes or test_a_dead_letter_records or test_a_whole_queue"
+    " or test_an_unknown_key or test_many_wakes or test_settling_and or test_a_claimed_message"
 )
 
 
@@ -176,7 +176,7 @@ OTHERS = {
             Bad.transport_type = planted(MemorySubscription, "receive", deaf)
         """,
         told="it cannot be ended, so the run is",
-        only="test_a_limit",
+        only="test_receive_returns_at_most or test_receive_with_limit",
     ),
 }
 
