@@ -18,7 +18,7 @@ from unstract_core import Capabilities, ContractError, DeadLetter, Delivery, Que
 from unstract_core.transport import Message, Settlement, Verdict
 
 
-class Misbehaviour(AssertionError):
+class ProtocolViolation(AssertionError):
     """A transport or its harness does not keep to the protocol's types."""
 
 
@@ -26,7 +26,7 @@ _REMEDY = "; what a transport lets out is an error of unstract_core.errors, with
 
 
 @attrs.define
-class Calls:
+class CallMonitor:
     """The calls that are under way, by thread, whose they are, and what was wrong with those that have ended.
 
     A consumer takes what its transport raises for an outage, and goes on. So what was wrong is kept until it was told.
@@ -35,18 +35,18 @@ class Calls:
 
     owner: str
     running: dict[int, str] = attrs.field(factory=dict)
-    wrong: list[Misbehaviour] = attrs.field(factory=list)
-    alive: Counter[str] = attrs.field(factory=Counter)
+    violations: list[ProtocolViolation] = attrs.field(factory=list)
+    unsettled: Counter[str] = attrs.field(factory=Counter)
 
     def __str__(self) -> str:
         calls = "".join(f"; {self.owner} is in {call}" for call in dict(self.running).values())
-        return calls + "".join(f"; before that, {one}" for one in self.wrong[:1])
+        return calls + "".join(f"; before that, {one}" for one in self.violations[:1])
 
-    def blame(self) -> None:
+    def raise_violation(self) -> None:
         """Raise the first thing that was wrong since this was last called."""
-        wrong, self.wrong = self.wrong, []
-        if wrong:
-            raise wrong[0]
+        violations, self.violations = self.violations, []
+        if violations:
+            raise violations[0]
 
     @contextlib.contextmanager
     def call(self, what: str) -> Iterator[None]:
@@ -58,7 +58,7 @@ class Calls:
         except (ContractError, AssertionError):
             raise
         except Exception as exc:
-            raise self._noted(
+            raise self._violation(
                 f"{what} raised {type(exc).__name__}: {exc}" + ("" if "harness" in what else _REMEDY)
             ) from exc
         finally:
@@ -71,16 +71,16 @@ class Calls:
         if not fine:
             shown = repr(found)
             shown = shown if len(shown) <= 300 else shown[:300] + "..."
-            raise self._noted(f"{what} returned {shown}, where the protocol says {promised}")
+            raise self._violation(f"{what} returned {shown}, where the protocol says {promised}")
 
-    def _noted(self, problem: str) -> Misbehaviour:
+    def _violation(self, problem: str) -> ProtocolViolation:
         """Return what is to be raised, and keep it for `blame`."""
-        self.wrong.append(Misbehaviour(f"{self.owner}: {problem}"))
-        return self.wrong[-1]
+        self.violations.append(ProtocolViolation(f"{self.owner}: {problem}"))
+        return self.violations[-1]
 
 
 class CheckedTransport:
-    def __init__(self, transport: Any, calls: Calls) -> None:
+    def __init__(self, transport: Any, calls: CallMonitor) -> None:
         self.unchecked = transport
         self._calls = calls
 
@@ -97,7 +97,7 @@ class CheckedTransport:
             found = self.unchecked.send(messages) if within is None else self.unchecked.send(messages, within=within)
         fine = _many(found, str) and len(found) == len(messages) == len(set(found))
         self._calls.check(found, fine, what, "one id (str) for each message")
-        self._calls.alive.update(one.queue for one in messages)
+        self._calls.unsettled.update(one.queue for one in messages)
         return found  # type: ignore[no-any-return]
 
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
@@ -139,7 +139,7 @@ class CheckedTransport:
 
 
 class CheckedSubscription:
-    def __init__(self, subscription: Any, calls: Calls, queues: Sequence[str]) -> None:
+    def __init__(self, subscription: Any, calls: CallMonitor, queues: Sequence[str]) -> None:
         self.unchecked = subscription
         self._calls = calls
         self._queues = set(queues)
@@ -158,8 +158,8 @@ class CheckedSubscription:
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         answers = self._answers(f"settle() of {len(settlements)}", self.unchecked.settle, settlements)
         effective = [one for one, answer in zip(settlements, answers, strict=True) if answer]
-        self._calls.alive.subtract(one.delivery.queue for one in effective if one.verdict is not Verdict.RETRY)
-        self._calls.alive.update(one.follow_up.queue for one in effective if one.follow_up is not None)
+        self._calls.unsettled.subtract(one.delivery.queue for one in effective if one.verdict is not Verdict.RETRY)
+        self._calls.unsettled.update(one.follow_up.queue for one in effective if one.follow_up is not None)
         return answers
 
     def wake(self) -> None:
@@ -183,7 +183,7 @@ class CheckedSubscription:
 
 
 class CheckedDeadLetters:
-    def __init__(self, dead: Any, calls: Calls) -> None:
+    def __init__(self, dead: Any, calls: CallMonitor) -> None:
         self._dead = dead
         self._calls = calls
 

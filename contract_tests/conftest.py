@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from contract_tests.fixtures import in_time, kit, queue, subscribe, table, transport
+from contract_tests.fixtures import kit, queue, scenario, subscribe, time_limited, transport
 
-__all__ = ["in_time", "kit", "queue", "subscribe", "table", "transport"]
+__all__ = ["kit", "queue", "scenario", "subscribe", "time_limited", "transport"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config) -> None:

@@ -14,11 +14,11 @@ from contract_tests.checking import CheckedSubscription, CheckedTransport
 from contract_tests.harness import Harness
 from contract_tests.kit import Kit
 from contract_tests.requires import skip_unclaimed
-from contract_tests.scenario import Table
+from contract_tests.scenario import Scenario
 
 Subscribe: TypeAlias = Callable[..., CheckedSubscription]
 
-MOST_HANGING = 3
+MAX_HANGING = 3
 """After so many tests that came to no end, the others of that transport are not run."""
 
 _hanging: defaultdict[str, set[str]] = defaultdict(set)
@@ -30,7 +30,7 @@ def kit(harness: Harness) -> Kit:
 
 
 @pytest.fixture(autouse=True)
-def in_time(request: pytest.FixtureRequest) -> Iterator[None]:
+def time_limited(request: pytest.FixtureRequest) -> Iterator[None]:
     """Skip what is not claimed; end what does not end by itself."""
     if not str(getattr(request.function, "__module__", "")).startswith("contract_tests."):
         yield  # an author's own test, beside the imported ones
@@ -38,27 +38,27 @@ def in_time(request: pytest.FixtureRequest) -> Iterator[None]:
     kit: Kit = request.getfixturevalue("kit")
     skip_unclaimed(request.function, kit.harness)
     name = kit.harness.name
-    if len(_hanging[name]) >= MOST_HANGING:
-        pytest.fail(f"not run: {MOST_HANGING} tests of {name} have come to no end before", pytrace=False)
+    if len(_hanging[name]) >= MAX_HANGING:
+        pytest.fail(f"not run: {MAX_HANGING} tests of {name} have come to no end before", pytrace=False)
 
     def doing() -> str:
         _hanging[name].add(request.node.nodeid)
         return f"{kit.calls}"
 
-    kit.calls.wrong.clear()
+    kit.calls.violations.clear()
     with time_limits.limited(profiles.limit(), doing):
         yield
-        with time_limits.told():
+        with time_limits.as_failure():
             kit.clean()
     kit.calls.running.clear()
     if hasattr(sys, "last_value"):  # the test has failed already
-        kit.calls.wrong.clear()
-    kit.calls.blame()
+        kit.calls.violations.clear()
+    kit.calls.raise_violation()
 
 
 @pytest.fixture
-def transport(in_time: None, kit: Kit) -> Iterator[CheckedTransport]:
-    with time_limits.told(), kit.open() as transport:
+def transport(time_limited: None, kit: Kit) -> Iterator[CheckedTransport]:
+    with time_limits.as_failure(), kit.open() as transport:
         yield transport
 
 
@@ -77,12 +77,12 @@ def subscribe(transport: CheckedTransport) -> Iterator[Subscribe]:
         return made[-1]
 
     yield make
-    with time_limits.told():
+    with time_limits.as_failure():
         for subscription in made:
             subscription.close()
 
 
 @pytest.fixture
-def table(transport: CheckedTransport, kit: Kit) -> Table:
+def scenario(transport: CheckedTransport, kit: Kit) -> Scenario:
     """A consumer's two queues, and tasks that do what their message says."""
-    return Table(kit, transport, kit.queue(), kit.queue())
+    return Scenario(kit, transport, kit.queue(), kit.queue())

@@ -119,7 +119,7 @@ def load_harness(spec: str) -> Harness:
         try:
             factory = found[scheme].load()
         except Exception as exc:  # the author's module may raise anything when it is imported
-            raise ConfigurationError(f"the harness {scheme!r} cannot be imported: {_told(exc)}") from exc
+            raise ConfigurationError(f"the harness {scheme!r} cannot be imported: {_described(exc)}") from exc
     else:
         factory = import_object(spec, "harness")
     shown = f"{scheme}://" if separator else spec
@@ -136,7 +136,7 @@ def _made(factory: Any, arguments: list[str], spec: str) -> Any:
     except ContractError:
         raise
     except Exception as exc:  # likewise
-        raise ConfigurationError(f"{spec}: its harness could not be made: {_told(exc)}") from exc
+        raise ConfigurationError(f"{spec}: its harness could not be made: {_described(exc)}") from exc
 
 
 def _checked(harness: Any, spec: str) -> Harness:
@@ -158,5 +158,5 @@ def _missing(harness: object) -> list[str]:
     return [name for name in (*_DATA, *_HOOKS) if not hasattr(harness, name)]
 
 
-def _told(exc: BaseException) -> str:
+def _described(exc: BaseException) -> str:
     return f"{type(exc).__name__}: {exc}"

@@ -12,17 +12,17 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from contract_tests.checking import Calls, CheckedSubscription, CheckedTransport, Misbehaviour
+from contract_tests.checking import CallMonitor, CheckedSubscription, CheckedTransport, ProtocolViolation
 from contract_tests.harness import Harness
 from contract_tests.messages import message
-from contract_tests.requires import not_claimed
+from contract_tests.requires import skip_not_claimed
 from contract_tests.time_limits import start
 from unstract_core import Capabilities, Consumer, Delivery, Reply, Settlement, Transport, TransportError, Verdict
 from unstract_core.values.limits import JSONValue
 
 T = TypeVar("T")
 
-PATIENCE = 20.0
+MAX_WAIT = 20.0
 """Seconds to wait for what must come, over a transport that takes a moment."""
 
 LONG = 30.0
@@ -38,7 +38,7 @@ RECOVERY = 20.0
 class Kit:
     def __init__(self, harness: Harness) -> None:
         self.harness = harness
-        self.calls = Calls(harness.name)
+        self.calls = CallMonitor(harness.name)
         self._issued: list[str] = []
 
     @property
@@ -50,8 +50,8 @@ class Kit:
         return self.harness.moment
 
     @property
-    def patience(self) -> float:
-        return PATIENCE if self.moment else 0.0
+    def max_wait(self) -> float:
+        return MAX_WAIT if self.moment else 0.0
 
     @contextlib.contextmanager
     def open(self) -> Iterator[CheckedTransport]:
@@ -78,7 +78,7 @@ class Kit:
 
     def inject(self, transport: CheckedTransport, queue: str, text: str) -> None:
         self._hook("inject", transport, queue, text)
-        self.calls.alive[queue] += 1
+        self.calls.unsettled[queue] += 1
 
     def expire(self, transport: CheckedTransport, queue: str) -> None:
         self._hook("expire", transport, queue)
@@ -87,19 +87,19 @@ class Kit:
         """Return what is stored of a queue's messages; skip where the harness cannot tell."""
         found = self._hook("stored", transport, queue)
         if found is None:
-            not_claimed("the harness tells nothing of what is stored")
+            skip_not_claimed("the harness tells nothing of what is stored")
         self.calls.check(found, isinstance(found, Sequence), "the harness's stored()", "a sequence, or None")
         return list(found)
 
     def sever(self, transport: CheckedTransport) -> None:
         """Cut the transport's connections; skip where there are none."""
         if not self._hook("sever", transport):
-            not_claimed("the harness has no connections to cut")
+            skip_not_claimed("the harness has no connections to cut")
 
     def reissue(self, transport: CheckedTransport, id: str, as_id: str) -> None:
         """Give a message the id of an earlier one; skip where ids never come again."""
         if not hasattr(self.harness, "reissue") or not self._hook("reissue", transport, id, as_id):
-            not_claimed("the harness cannot make an id come again")
+            skip_not_claimed("the harness cannot make an id come again")
 
     @contextlib.contextmanager
     def caller(self, transport: CheckedTransport) -> Iterator[Any]:
@@ -112,7 +112,7 @@ class Kit:
         limit = limit or count
         found: list[Delivery] = []
         while len(found) < limit:
-            wait = self.patience if len(found) < count else self.moment
+            wait = self.max_wait if len(found) < count else self.moment
             more = subscription.receive(limit=limit - len(found), wait=wait)
             found += more
             if not more or not self.moment:
@@ -125,7 +125,7 @@ class Kit:
         assert len(found) == 1, "a message that must be there was not received"
         return found[0]
 
-    def take_away(self, subscription: CheckedSubscription) -> Delivery:
+    def take_and_acknowledge(self, subscription: CheckedSubscription) -> Delivery:
         """Receive the message that must come, and acknowledge it."""
         found = self.take_one(subscription)
         assert list(subscription.settle([Settlement(found, Verdict.ACK)])) == [True]
@@ -154,15 +154,15 @@ class Kit:
         A transport that cannot be looked into calls a queue empty from which nothing has come for a moment. On a busy
         machine that proves nothing: it is asked again for as long as something must be there.
         """
-        ran, until = consumer.drain(timeout=timeout), time.monotonic() + self.patience
+        ran, until = consumer.drain(timeout=timeout), time.monotonic() + self.max_wait
         if not self.capabilities.inspection:
-            while any(self.calls.alive[queue] > 0 for queue in consumer.queues) and time.monotonic() < until:
+            while any(self.calls.unsettled[queue] > 0 for queue in consumer.queues) and time.monotonic() < until:
                 ran += consumer.drain(timeout=timeout)
         return ran
 
     def answered(self, transport: CheckedTransport, key: str) -> Reply:
         """Return the reply that must be there."""
-        found = transport.reply(key, timeout=self.patience)
+        found = transport.reply(key, timeout=self.max_wait)
         assert found is not None, "a reply that must be there was not found"
         return found
 
@@ -199,7 +199,7 @@ class Kit:
         finally:
             consumer.stop()
             ended(30)
-        self.calls.blame()
+        self.calls.raise_violation()
 
     @contextlib.contextmanager
     def _entered(self, what: str, make: Callable[[], contextlib.AbstractContextManager[Any]]) -> Iterator[Any]:
@@ -219,7 +219,7 @@ class Kit:
             try:
                 return getattr(self.harness, name)(transport.unchecked, *args)
             except NotImplementedError as exc:
-                raise Misbehaviour(f"{self.calls.owner}: its harness does not implement {name}()") from exc
+                raise ProtocolViolation(f"{self.calls.owner}: its harness does not implement {name}()") from exc
 
 
 def wait_until(condition: Callable[[], object], *, timeout: float = 30.0, what: str = "condition") -> None:
@@ -237,7 +237,7 @@ def timed() -> Iterator[Callable[[], float]]:
     yield lambda: time.monotonic() - started
 
 
-def insist(call: Callable[[], T], *, once: bool = False) -> T:
+def retry_outages(call: Callable[[], T], *, once: bool = False) -> T:
     """Call until it raises no TransportError any more: an outage may be told, once or for a moment.
 
     What must be done `once` is not tried again where its fate is unknown.

@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 import pytest
 
 from contract_tests import profiles, time_limits
-from contract_tests.checking import Calls
+from contract_tests.checking import CallMonitor
 from contract_tests.harness import Harness, load_harness
-from contract_tests.report import Report
+from contract_tests.report import ConformanceReport
 from unstract_core.errors import ConfigurationError
 
 _HARNESSES = pytest.StashKey[list[Harness]]()
-_REPORT = pytest.StashKey[Report]()
+_REPORT = pytest.StashKey[ConformanceReport]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,13 +60,13 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--kit-time-limit: {exc}") from None
     except KeyError as exc:
         raise pytest.UsageError(f"CONTRACT_TESTS_PROFILE is one of {', '.join(profiles.PROFILES)}, not {exc}") from None
-    harnesses = [_loaded(spec) for spec in config.option.kit_transports]
+    harnesses = [_load(spec) for spec in config.option.kit_transports]
     names = [harness.name for harness in harnesses]
     if twice := {name for name in names if names.count(name) > 1}:
         raise pytest.UsageError(f"--transport: two harnesses are named {', '.join(twice)}; each test names its own")
-    time_limits.last_words = lambda words: _written(config, words)
+    time_limits.report_abort = lambda words: _write_to_terminal(config, words)
     config.stash[_HARNESSES] = harnesses
-    config.stash[_REPORT] = Report(harnesses)
+    config.stash[_REPORT] = ConformanceReport(harnesses)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -111,10 +111,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
     """Each harness of `--transport`, opened."""
     found: Harness = request.param
-    with _in_time(found, "__enter__()"):
+    with _limited(found, "__enter__()"):
         opened = found.__enter__()
     yield opened
-    with _in_time(found, "__exit__()"):
+    with _limited(found, "__exit__()"):
         found.__exit__(None, None, None)
 
 
@@ -131,17 +131,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @contextlib.contextmanager
-def _in_time(harness: Harness, what: str) -> Iterator[None]:
+def _limited(harness: Harness, what: str) -> Iterator[None]:
     """End a call of the harness that does not end by itself, and say whose it is, whatever becomes of it."""
     with (
-        time_limits.told(),
-        Calls(harness.name).call(f"the harness's {what}"),
+        time_limits.as_failure(),
+        CallMonitor(harness.name).call(f"the harness's {what}"),
         time_limits.limited(profiles.limit(60.0), lambda: f" of {what}, by the harness of {harness.name}"),
     ):
         yield
 
 
-def _written(config: pytest.Config, words: str) -> None:
+def _write_to_terminal(config: pytest.Config, words: str) -> None:
     """Write past pytest's capture."""
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     capture = config.pluginmanager.get_plugin("capturemanager")
@@ -152,17 +152,17 @@ def _written(config: pytest.Config, words: str) -> None:
         terminal.flush()
 
 
-def _loaded(spec: str) -> Harness:
+def _load(spec: str) -> Harness:
     try:
         return load_harness(spec)
     except ConfigurationError as exc:
-        told = str(exc)
+        text = str(exc)
     except (Exception, SystemExit) as exc:  # the author's module may do anything when it is imported
-        told = f"{spec} could not be loaded: {type(exc).__name__}: {exc}"
+        text = f"{spec} could not be loaded: {type(exc).__name__}: {exc}"
     with contextlib.suppress(ValueError):
         if password := urlsplit(spec).password:
-            told = told.replace(password, "***")
-    raise pytest.UsageError(f"--transport: {told}")
+            text = text.replace(password, "***")
+    raise pytest.UsageError(f"--transport: {text}")
 
 
 def _is_ours(module: str) -> bool:

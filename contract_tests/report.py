@@ -31,7 +31,7 @@ class Tally:
     skipped: Counter[str] = attrs.field(factory=Counter)
 
 
-class Report:
+class ConformanceReport:
     def __init__(self, harnesses: Sequence[Harness]) -> None:
         self._harnesses = list(harnesses)
         self._tallies: defaultdict[str, Tally] = defaultdict(Tally)

@@ -1,4 +1,4 @@
-"""`@needs("fencing")`: a test for those who claim it. Over others it is skipped; the reason names the capability.
+"""`@requires("fencing")`: a test for those who claim it. Over others it is skipped; the reason names the capability.
 
 A function's attribute and no pytest marker: in an author's own suite nobody has registered one.
 """
@@ -25,13 +25,13 @@ CLAIMED = "does not apply: "
 _NAMES = {field.name for field in attrs.fields(Capabilities)}
 
 
-def needs(*capabilities: str) -> Callable[[Test], Test]:
+def requires(*capabilities: str) -> Callable[[Test], Test]:
     """Mark a test as one for transports that claim all of these capabilities."""
     if unknown := set(capabilities) - _NAMES:
         raise ValueError(f"no such capability: {', '.join(sorted(unknown))}")
 
     def mark(test: Test) -> Test:
-        vars(test)["needs"] = (*vars(test).get("needs", ()), *capabilities)
+        vars(test)["requires"] = (*vars(test).get("requires", ()), *capabilities)
         return test
 
     return mark
@@ -39,9 +39,9 @@ def needs(*capabilities: str) -> Callable[[Test], Test]:
 
 def skip_unclaimed(test: Callable[..., Any], harness: Harness) -> None:
     """Skip the running test when the harness does not claim what it needs."""
-    for name in vars(test).get("needs", ()):
+    for name in vars(test).get("requires", ()):
         if not getattr(harness.capabilities, name):
-            not_claimed(name)
+            skip_not_claimed(name)
 
 
 def skip_claimed(harness: Harness, capability: str) -> None:
@@ -50,6 +50,6 @@ def skip_claimed(harness: Harness, capability: str) -> None:
         pytest.skip(f"{CLAIMED}{capability} is claimed")
 
 
-def not_claimed(what: str) -> NoReturn:
+def skip_not_claimed(what: str) -> NoReturn:
     """Skip the running test, saying what is not claimed."""
     pytest.skip(NOT_CLAIMED + what)

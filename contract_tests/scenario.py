@@ -78,7 +78,7 @@ ODD_RESULTS = {
 
 
 @attrs.define
-class Table:
+class Scenario:
     """A transport with a consumer's two queues, and what the callbacks were given."""
 
     kit: Kit
@@ -94,7 +94,7 @@ class Table:
         options = {"backoff": 0.01, "max_attempts": 3, **options}
         consumer = Consumer(self.transport, registry, [self.queue, self.callbacks], **options)
         self.kit.drain(consumer)
-        self.kit.calls.blame()
+        self.kit.calls.raise_violation()
         return consumer
 
     def send(self, *args: Any, task: str = "behave", **options: Any) -> None:

@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 
 import contract_tests
-from contract_tests.fixtures import in_time, kit, queue, subscribe, table, transport
+from contract_tests.fixtures import kit, queue, scenario, subscribe, time_limited, transport
 
 TESTS: dict[str, Callable[..., Any]] = {}
 """Every test by its name."""
 
 _FIXTURES = {
-    "in_time": in_time,
+    "time_limited": time_limited,
     "kit": kit,
     "queue": queue,
     "subscribe": subscribe,
-    "table": table,
+    "scenario": scenario,
     "transport": transport,
 }
 

@@ -9,14 +9,14 @@ from functools import partial
 
 from contract_tests.checking import CheckedSubscription, CheckedTransport
 from contract_tests.fixtures import Subscribe
-from contract_tests.kit import Kit, insist
+from contract_tests.kit import Kit, retry_outages
 from contract_tests.messages import first, message
-from contract_tests.requires import needs
+from contract_tests.requires import requires
 from contract_tests.time_limits import start
 from unstract_core import Reply, Settlement, TransportError, Verdict
 
 
-@needs("atomic_settle", "replies")
+@requires("atomic_settle", "replies")
 def test_visible_reply_implies_follow_up_and_acknowledgement(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -37,7 +37,7 @@ def test_visible_reply_implies_follow_up_and_acknowledgement(
         assert settling(20) == [True]
 
 
-@needs("atomic_settle", "replies")
+@requires("atomic_settle", "replies")
 def test_visible_follow_up_implies_reply(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -55,7 +55,7 @@ def test_visible_follow_up_implies_reply(
         settling(20)
 
 
-@needs("atomic_settle", "dead_letters")
+@requires("atomic_settle", "dead_letters")
 def test_visible_follow_up_implies_dead_letter(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -86,8 +86,8 @@ def test_a_cut_while_settling_loses_no_follow_up(kit: Kit, transport: CheckedTra
     chance = random.Random(4)
     for _ in range(12):
         queue, elsewhere = kit.queue(), kit.queue()
-        insist(partial(transport.send, [message("t", queue, n) for n in range(20)]))
-        holder = insist(partial(subscribe, queue))
+        retry_outages(partial(transport.send, [message("t", queue, n) for n in range(20)]))
+        holder = retry_outages(partial(subscribe, queue))
         held = kit.take(holder, 20)
         batch = [Settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, first(one))) for one in held]
         settling = start(partial(settled, holder, batch))
@@ -105,4 +105,4 @@ def test_a_cut_while_settling_loses_no_follow_up(kit: Kit, transport: CheckedTra
 
 def again(kit: Kit, transport: CheckedTransport, queue: str) -> list:  # type: ignore[type-arg]
     """Return everything that is left in a queue, when the transport has connected again."""
-    return insist(lambda: kit.remaining(transport, queue))
+    return retry_outages(lambda: kit.remaining(transport, queue))

@@ -9,7 +9,7 @@ from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit
 from contract_tests.messages import message
-from contract_tests.requires import needs, skip_claimed
+from contract_tests.requires import requires, skip_claimed
 from unstract_core import NotSupported, Reply, Settlement, Verdict
 
 
@@ -118,7 +118,7 @@ def test_unclaimed_inspection_is_refused(kit: Kit, transport: CheckedTransport) 
         transport.unchecked.queues([kit.queue()])
 
 
-@needs("inspection")
+@requires("inspection")
 def test_queues_reports_counts_and_oldest_age(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -139,7 +139,7 @@ def test_queues_reports_counts_and_oldest_age(
     assert queue in {state.queue for state in transport.queues()}
 
 
-@needs("inspection")
+@requires("inspection")
 def test_waiting_tasks_counts_ready_tasks_by_name(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -160,7 +160,7 @@ def test_waiting_tasks_counts_ready_tasks_by_name(
     assert dict(transport.waiting_tasks(kit.queue())) == {}
 
 
-@needs("inspection", "dead_letters")
+@requires("inspection", "dead_letters")
 def test_queues_counts_dead_letters(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """`queues` counts what was buried, also where nothing else is left."""
     transport.send([message("t", queue), message("t", queue)])

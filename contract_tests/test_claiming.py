@@ -28,7 +28,7 @@ def test_concurrent_claimers_never_share_a_message(kit: Kit, transport: CheckedT
         subscription = transport.subscribe(names, lease=60)
         ready.wait(20)
         mine: list[str] = []
-        empty, until = 0, time.monotonic() + kit.patience
+        empty, until = 0, time.monotonic() + kit.max_wait
         while empty < 3 or (len(seen) < len(sent) and time.monotonic() < until):
             batch = subscription.receive(limit=number + 3, wait=0.01)
             mine += [delivery.id for delivery in batch]

@@ -11,7 +11,7 @@ import pytest
 from contract_tests.checking import CheckedTransport
 from contract_tests.kit import LONG, SOON, Kit
 from contract_tests.messages import message
-from contract_tests.requires import needs, not_claimed
+from contract_tests.requires import requires, skip_not_claimed
 from contract_tests.time_limits import start, together
 from unstract_core import Consumer, Dispatcher, Settlement, TransportClosed, Verdict
 
@@ -68,7 +68,7 @@ def test_closing_twice_is_allowed(kit: Kit, used: bool) -> None:
 def test_a_closed_transport_raises_transport_closed(kit: Kit, use: str, used: bool) -> None:
     """After close() every call raises TransportClosed."""
     if use in MORE_USES and not getattr(kit.capabilities, MORE_USES[use][0]):
-        not_claimed(MORE_USES[use][0])
+        skip_not_claimed(MORE_USES[use][0])
     call = USES[use] if use in USES else MORE_USES[use][1]
     with kit.open() as transport:
         if used:
@@ -124,7 +124,7 @@ def test_closing_a_transport_closes_its_subscriptions(kit: Kit) -> None:
         subscription.close()
 
 
-@needs("replies")
+@requires("replies")
 def test_a_waiting_reply_ends_with_transport_closed(kit: Kit) -> None:
     """A blocked caller is told at once, not at its timeout."""
     with kit.open() as transport:

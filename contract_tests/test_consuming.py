@@ -15,54 +15,54 @@ import attrs
 import pytest
 
 from contract_tests.messages import message, then
-from contract_tests.requires import needs, not_claimed
-from contract_tests.scenario import FAILURES, ODD_RESULTS, Table, tasks
+from contract_tests.requires import requires, skip_not_claimed
+from contract_tests.scenario import FAILURES, ODD_RESULTS, Scenario, tasks
 from contract_tests.time_limits import start
 from unstract_core import Consumer, Dispatcher, FairnessKey, Reply, ReplyTimeout, TaskFailed, current_delivery
 
 
-def test_on_success_receives_the_result(table: Table) -> None:
+def test_on_success_receives_the_result(scenario: Scenario) -> None:
     """on_success gets the result as its first argument beside its kwargs; the status is completed, without a copy."""
-    table.send("return", {"n": 1}, task_id="i" + table.queue, **table.callbacks_to(x=2))
-    table.consume()
-    assert table.seen == [("ok", ({"n": 1},), {"x": 2})]
-    assert table.status_is("i" + table.queue, "completed", result=None)
-    assert table.empty()
-    assert table.buried()
+    scenario.send("return", {"n": 1}, task_id="i" + scenario.queue, **scenario.callbacks_to(x=2))
+    scenario.consume()
+    assert scenario.seen == [("ok", ({"n": 1},), {"x": 2})]
+    assert scenario.status_is("i" + scenario.queue, "completed", result=None)
+    assert scenario.empty()
+    assert scenario.buried()
 
 
 @pytest.mark.parametrize(("kept", "given"), [("result", "on_success"), (None, "on_error"), ("none", "on_error")])
-def test_status_payload_decides_whether_status_keeps_result(table: Table, kept: Any, given: str) -> None:
+def test_status_payload_decides_whether_status_keeps_result(scenario: Scenario, kept: Any, given: str) -> None:
     """The status has the result by the option `status_payload`, and by default where no callback carries it."""
-    callback: dict[str, Any] = {given: then("ok", table.callbacks)}
-    table.send("return", {"n": 1}, task_id="i" + table.queue, **callback)
-    table.consume(status_payload=kept)
-    assert table.seen == ([("ok", ({"n": 1},), {})] if given == "on_success" else [])
-    assert table.status_is("i" + table.queue, "completed", result=None if kept == "none" else {"n": 1})
+    callback: dict[str, Any] = {given: then("ok", scenario.callbacks)}
+    scenario.send("return", {"n": 1}, task_id="i" + scenario.queue, **callback)
+    scenario.consume(status_payload=kept)
+    assert scenario.seen == ([("ok", ({"n": 1},), {})] if given == "on_success" else [])
+    assert scenario.status_is("i" + scenario.queue, "completed", result=None if kept == "none" else {"n": 1})
 
 
-def test_returned_failure_option_sets_status_failed(table: Table) -> None:
+def test_returned_failure_option_sets_status_failed(scenario: Scenario) -> None:
     """With returned_failure="failed" the status has the error text; on_success gets the whole result as ever."""
     result = {"success": False, "data": {}, "metadata": {}, "error": "no text found"}
-    table.send("return", result, task_id="i" + table.queue, **table.callbacks_to())
-    table.consume(returned_failure="failed")
-    assert table.seen == [("ok", (result,), {})]
-    assert table.status_is("i" + table.queue, "failed", error="no text found")
-    assert table.empty()
+    scenario.send("return", result, task_id="i" + scenario.queue, **scenario.callbacks_to())
+    scenario.consume(returned_failure="failed")
+    assert scenario.seen == [("ok", (result,), {})]
+    assert scenario.status_is("i" + scenario.queue, "failed", error="no text found")
+    assert scenario.empty()
 
 
-def test_a_forbidden_callback_is_not_sent(table: Table) -> None:
+def test_a_forbidden_callback_is_not_sent(scenario: Scenario) -> None:
     """The task does not run; on_error, the status and the dead letter say which callback is not allowed."""
-    table.send("return", 1, task_id="i" + table.queue, **table.callbacks_to())
-    consumer = table.consume(allow_continuations=[f"{table.callbacks}:err"])
-    assert table.seen == [("err", ("i" + table.queue,), {})]
+    scenario.send("return", 1, task_id="i" + scenario.queue, **scenario.callbacks_to())
+    consumer = scenario.consume(allow_continuations=[f"{scenario.callbacks}:err"])
+    assert scenario.seen == [("err", ("i" + scenario.queue,), {})]
     assert consumer.counters["ran"] == 1
-    assert table.status_is("i" + table.queue, "failed", error="ContinuationNotAllowed: on_success...")
-    assert table.buried("ContinuationNotAllowed")
-    assert table.empty()
+    assert scenario.status_is("i" + scenario.queue, "failed", error="ContinuationNotAllowed: on_success...")
+    assert scenario.buried("ContinuationNotAllowed")
+    assert scenario.empty()
 
 
-def test_a_continuation_copies_the_headers_of_its_message(table: Table) -> None:
+def test_a_continuation_copies_the_headers_of_its_message(scenario: Scenario) -> None:
     """What a message has in `headers`, and nothing else, is in those of its continuation, whichever it is."""
     found: list[tuple[Any, Any]] = []
 
@@ -74,238 +74,253 @@ def test_a_continuation_copies_the_headers_of_its_message(table: Table) -> None:
 
     trace = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "task": "é"}
     for number, headers in enumerate((trace, None)):
-        table.send("return", f"r{number}", task_id=f"r{number}{table.queue}", headers=headers, **table.callbacks_to())
-        table.send("raise", task_id=f"e{number}{table.queue}", headers=headers, **table.callbacks_to())
+        scenario.send(
+            "return", f"r{number}", task_id=f"r{number}{scenario.queue}", headers=headers, **scenario.callbacks_to()
+        )
+        scenario.send("raise", task_id=f"e{number}{scenario.queue}", headers=headers, **scenario.callbacks_to())
     registry = {**tasks, "ok": remember, "err": remember}
-    table.kit.drain(Consumer(table.transport, registry, [table.queue, table.callbacks]))
+    scenario.kit.drain(Consumer(scenario.transport, registry, [scenario.queue, scenario.callbacks]))
     assert sorted(found, key=str) == sorted(
-        [("r0", trace), (f"e0{table.queue}", trace), ("r1", None), (f"e1{table.queue}", None)], key=str
+        [("r0", trace), (f"e0{scenario.queue}", trace), ("r1", None), (f"e1{scenario.queue}", None)], key=str
     )
 
 
-@needs("replies")
-def test_a_result_answers_the_awaited_reply(table: Table) -> None:
+@requires("replies")
+def test_a_result_answers_the_awaited_reply(scenario: Scenario) -> None:
     """The reply is completed with the result, and the message is done."""
-    table.send("return", {"n": 1}, reply_key=table.queue)
-    table.consume()
-    assert table.kit.answered(table.transport, table.queue) == Reply(table.queue, "completed", result={"n": 1})
-    assert table.empty()
-    assert table.buried()
+    scenario.send("return", {"n": 1}, reply_key=scenario.queue)
+    scenario.consume()
+    assert scenario.kit.answered(scenario.transport, scenario.queue) == Reply(
+        scenario.queue, "completed", result={"n": 1}
+    )
+    assert scenario.empty()
+    assert scenario.buried()
 
 
-def test_an_unawaited_result_is_acknowledged(table: Table) -> None:
+def test_an_unawaited_result_is_acknowledged(scenario: Scenario) -> None:
     """Run once, acknowledged, nothing chained, nothing buried."""
-    table.send("return", 1)
-    assert table.consume().counters["ran"] == 1
-    assert table.seen == []
-    assert table.empty()
-    assert table.buried()
+    scenario.send("return", 1)
+    assert scenario.consume().counters["ran"] == 1
+    assert scenario.seen == []
+    assert scenario.empty()
+    assert scenario.buried()
 
 
 @pytest.mark.parametrize("how", FAILURES)
-def test_on_error_receives_the_id_and_error_text(table: Table, how: str) -> None:
+def test_on_error_receives_the_id_and_error_text(scenario: Scenario, how: str) -> None:
     """on_error gets the dispatch id first; the error text is the status, and in callback_kwargs; nothing is re-run."""
-    table.send(how, task_id="i" + table.queue, **table.callbacks_to(callback_kwargs={"run": 1}))
-    consumer = table.consume()
-    assert table.seen == [("err", ("i" + table.queue,), {"callback_kwargs": {"run": 1, "error": FAILURES[how]}})]
-    assert table.status_is("i" + table.queue, "failed", error=FAILURES[how])
+    scenario.send(how, task_id="i" + scenario.queue, **scenario.callbacks_to(callback_kwargs={"run": 1}))
+    consumer = scenario.consume()
+    assert scenario.seen == [("err", ("i" + scenario.queue,), {"callback_kwargs": {"run": 1, "error": FAILURES[how]}})]
+    assert scenario.status_is("i" + scenario.queue, "failed", error=FAILURES[how])
     assert consumer.counters["ran"] == 2
-    assert table.empty()
-    assert table.buried()
+    assert scenario.empty()
+    assert scenario.buried()
 
 
-@needs("replies")
+@requires("replies")
 @pytest.mark.parametrize("how", FAILURES)
-def test_a_failure_answers_the_awaited_reply(table: Table, how: str) -> None:
+def test_a_failure_answers_the_awaited_reply(scenario: Scenario, how: str) -> None:
     """The reply is failed with the real error text; the task is not run again."""
-    table.send(how, reply_key=table.queue)
-    consumer = table.consume()
-    assert table.kit.answered(table.transport, table.queue) == Reply(table.queue, "failed", error=FAILURES[how])
+    scenario.send(how, reply_key=scenario.queue)
+    consumer = scenario.consume()
+    assert scenario.kit.answered(scenario.transport, scenario.queue) == Reply(
+        scenario.queue, "failed", error=FAILURES[how]
+    )
     assert consumer.counters["ran"] == 1
-    assert table.empty()
-    assert table.buried()
+    assert scenario.empty()
+    assert scenario.buried()
 
 
 @pytest.mark.parametrize("how", FAILURES)
-def test_an_unawaited_failure_is_retried_then_buried(table: Table, how: str) -> None:
+def test_an_unawaited_failure_is_retried_then_buried(scenario: Scenario, how: str) -> None:
     """Without reply and continuations: run again with backoff, buried after max_attempts, status failed."""
-    table.send(how, task_id="i" + table.queue)
-    assert table.consume(max_attempts=3).counters["ran"] == 3
-    assert table.buried(FAILURES[how])
-    assert table.status_is("i" + table.queue, "failed", error=FAILURES[how])
-    assert table.empty()
+    scenario.send(how, task_id="i" + scenario.queue)
+    assert scenario.consume(max_attempts=3).counters["ran"] == 3
+    assert scenario.buried(FAILURES[how])
+    assert scenario.status_is("i" + scenario.queue, "failed", error=FAILURES[how])
+    assert scenario.empty()
 
 
-def test_retry_later_repeats_until_max_attempts_then_fails(table: Table) -> None:
+def test_retry_later_repeats_until_max_attempts_then_fails(scenario: Scenario) -> None:
     """RetryLater is honoured up to max_attempts, then it is a failure like any other."""
-    table.send("later", task_id="i" + table.queue, **table.callbacks_to())
-    assert table.consume(max_attempts=3).counters["ran"] == 4
-    assert [name for name, _, _ in table.seen] == ["err"]
-    assert table.status_is("i" + table.queue, "failed", error="RetryLater...")
+    scenario.send("later", task_id="i" + scenario.queue, **scenario.callbacks_to())
+    assert scenario.consume(max_attempts=3).counters["ran"] == 4
+    assert [name for name, _, _ in scenario.seen] == ["err"]
+    assert scenario.status_is("i" + scenario.queue, "failed", error="RetryLater...")
 
 
-@needs("replies")
-def test_retry_later_answers_its_caller_at_the_end(table: Table) -> None:
+@requires("replies")
+def test_retry_later_answers_its_caller_at_the_end(scenario: Scenario) -> None:
     """While it is retried its caller waits; then the reply is failed."""
-    table.send("later", reply_key=table.queue)
-    assert table.consume(max_attempts=3).counters["ran"] == 3
-    assert table.kit.answered(table.transport, table.queue).status == "failed"
+    scenario.send("later", reply_key=scenario.queue)
+    assert scenario.consume(max_attempts=3).counters["ran"] == 3
+    assert scenario.kit.answered(scenario.transport, scenario.queue).status == "failed"
 
 
 @pytest.mark.parametrize("how", ODD_RESULTS)
-def test_a_result_outside_the_wire_is_normalised(table: Table, how: str) -> None:
+def test_a_result_outside_the_wire_is_normalised(scenario: Scenario, how: str) -> None:
     """The money is spent, so the callback arrives: with the result as lenient normalisation leaves it."""
-    table.send(how, **table.callbacks_to())
-    consumer = table.consume()
-    ((name, (result,), _),) = table.seen
+    scenario.send(how, **scenario.callbacks_to())
+    consumer = scenario.consume()
+    ((name, (result,), _),) = scenario.seen
     assert name == "ok"
     assert re.fullmatch(ODD_RESULTS[how], json.dumps(result, sort_keys=True))
     assert consumer.counters["replaced"] == 1
 
 
-def test_one_warning_lists_every_replaced_result_value(table: Table, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_warning_lists_every_replaced_result_value(scenario: Scenario, caplog: pytest.LogCaptureFixture) -> None:
     """One WARNING for the task lists the path of each replacement and no content; each is counted."""
-    table.send("three that do not fit", task_id="w" + table.queue, **table.callbacks_to())
-    table.send("return", {"fits": 1})
+    scenario.send("three that do not fit", task_id="w" + scenario.queue, **scenario.callbacks_to())
+    scenario.send("return", {"fits": 1})
     with caplog.at_level(logging.INFO):
-        consumer = table.consume()
+        consumer = scenario.consume()
     (record,) = [one for one in caplog.records if vars(one).get("wire.event") == "result_made_to_fit"]
     fields = vars(record)
     assert record.levelno == logging.WARNING
     assert (fields["wire.paths"], fields["wire.count"]) == ("$.ratio, $.pages[1], $.scan", 3)
-    assert fields["wire.task_id"] == "w" + table.queue
+    assert fields["wire.task_id"] == "w" + scenario.queue
     assert "secret" not in caplog.text
     assert consumer.counters["replaced"] == 3
 
 
-def test_an_unknown_task_notifies_sender_and_is_buried(table: Table) -> None:
+def test_an_unknown_task_notifies_sender_and_is_buried(scenario: Scenario) -> None:
     """on_error hears that no worker of the queue knows the task; the message is a dead letter; others are run."""
-    table.send(task="nobody", task_id="u" + table.queue, **table.callbacks_to(callback_kwargs={}))
-    table.send("return", 1, **table.callbacks_to())
-    table.consume()
-    assert sorted(name for name, _, _ in table.seen) == ["err", "ok"]
-    (error,) = [kwargs["callback_kwargs"]["error"] for name, _, kwargs in table.seen if name == "err"]
+    scenario.send(task="nobody", task_id="u" + scenario.queue, **scenario.callbacks_to(callback_kwargs={}))
+    scenario.send("return", 1, **scenario.callbacks_to())
+    scenario.consume()
+    assert sorted(name for name, _, _ in scenario.seen) == ["err", "ok"]
+    (error,) = [kwargs["callback_kwargs"]["error"] for name, _, kwargs in scenario.seen if name == "err"]
     assert error.startswith("UnknownTask: ")
-    assert table.status_is("u" + table.queue, "failed", error="UnknownTask...")
-    assert table.buried("UnknownTask")
+    assert scenario.status_is("u" + scenario.queue, "failed", error="UnknownTask...")
+    assert scenario.buried("UnknownTask")
 
 
-@needs("replies")
-def test_an_unknown_task_answers_its_caller(table: Table) -> None:
+@requires("replies")
+def test_an_unknown_task_answers_its_caller(scenario: Scenario) -> None:
     """A blocked caller does not wait for a task that nobody has."""
-    table.send(task="nobody", reply_key=table.queue)
-    table.consume()
-    assert table.kit.answered(table.transport, table.queue).error.startswith("UnknownTask: ")
-    assert table.buried("UnknownTask")
+    scenario.send(task="nobody", reply_key=scenario.queue)
+    scenario.consume()
+    assert scenario.kit.answered(scenario.transport, scenario.queue).error.startswith("UnknownTask: ")
+    assert scenario.buried("UnknownTask")
 
 
 @pytest.mark.parametrize(("how", "callback"), [("return", "ok"), ("raise", "err")])
-def test_a_row_without_queue_runs_and_continues(table: Table, how: str, callback: str) -> None:
+def test_a_row_without_queue_runs_and_continues(scenario: Scenario, how: str, callback: str) -> None:
     """A row whose queue, kwargs and callback kwargs are null is run, and its callback is sent to its own queue."""
     told = {
-        key: {"task_name": name, "kwargs": None, "queue": table.callbacks}
+        key: {"task_name": name, "kwargs": None, "queue": scenario.callbacks}
         for key, name in (("on_success", "ok"), ("on_error", "err"))
     }
-    row = {"task_name": "behave", "args": [how, 1], "kwargs": None, "queue": None, "task_id": f"r{table.queue}", **told}
-    table.kit.inject(table.transport, table.queue, json.dumps(row))
-    table.kit.drain(Consumer(table.transport, tasks, [table.queue]))
-    (delivery,) = table.kit.remaining(table.transport, table.callbacks, count=1)
+    row = {
+        "task_name": "behave",
+        "args": [how, 1],
+        "kwargs": None,
+        "queue": None,
+        "task_id": f"r{scenario.queue}",
+        **told,
+    }
+    scenario.kit.inject(scenario.transport, scenario.queue, json.dumps(row))
+    scenario.kit.drain(Consumer(scenario.transport, tasks, [scenario.queue]))
+    (delivery,) = scenario.kit.remaining(scenario.transport, scenario.callbacks, count=1)
     assert delivery.payload is not None
-    assert (delivery.payload.task_name, delivery.payload.queue) == (callback, table.callbacks)
-    assert delivery.payload.args == ([1] if how == "return" else [f"r{table.queue}"])
+    assert (delivery.payload.task_name, delivery.payload.queue) == (callback, scenario.callbacks)
+    assert delivery.payload.args == ([1] if how == "return" else [f"r{scenario.queue}"])
 
 
-def test_a_malformed_message_notifies_sender_and_is_buried(table: Table) -> None:
+def test_a_malformed_message_notifies_sender_and_is_buried(scenario: Scenario) -> None:
     """Who can be made out in an unreadable message is told; it is a dead letter, and its neighbours are run."""
-    queue = table.queue
-    told = {"task_name": "err", "kwargs": {}, "queue": table.callbacks}
+    queue = scenario.queue
+    told = {"task_name": "err", "kwargs": {}, "queue": scenario.callbacks}
     broken = {"task_name": "behave", "args": 7, "kwargs": {}, "queue": queue, "task_id": f"m{queue}", "on_error": told}
-    table.kit.inject(table.transport, queue, json.dumps(broken))
-    table.kit.inject(table.transport, queue, "[1, 2]")
-    table.send("return", 1, **table.callbacks_to())
-    table.consume()
-    assert sorted((name, args) for name, args, _ in table.seen) == [("err", (f"m{queue}",)), ("ok", (1,))]
-    assert table.status_is(f"m{queue}", "failed", error="MalformedPayload...")
-    assert table.buried("MalformedPayload", "MalformedPayload")
-    assert table.empty()
+    scenario.kit.inject(scenario.transport, queue, json.dumps(broken))
+    scenario.kit.inject(scenario.transport, queue, "[1, 2]")
+    scenario.send("return", 1, **scenario.callbacks_to())
+    scenario.consume()
+    assert sorted((name, args) for name, args, _ in scenario.seen) == [("err", (f"m{queue}",)), ("ok", (1,))]
+    assert scenario.status_is(f"m{queue}", "failed", error="MalformedPayload...")
+    assert scenario.buried("MalformedPayload", "MalformedPayload")
+    assert scenario.empty()
 
 
-@needs("replies")
-def test_a_malformed_message_answers_its_caller(table: Table) -> None:
+@requires("replies")
+def test_a_malformed_message_answers_its_caller(scenario: Scenario) -> None:
     """The reply says what could not be read, and where."""
-    table.kit.inject(
-        table.transport, table.queue, json.dumps({"task_name": "behave", "kwargs": "x", "reply_key": table.queue})
+    scenario.kit.inject(
+        scenario.transport,
+        scenario.queue,
+        json.dumps({"task_name": "behave", "kwargs": "x", "reply_key": scenario.queue}),
     )
-    table.consume()
-    assert "$.kwargs" in table.kit.answered(table.transport, table.queue).error
-    assert table.buried("MalformedPayload")
+    scenario.consume()
+    assert "$.kwargs" in scenario.kit.answered(scenario.transport, scenario.queue).error
+    assert scenario.buried("MalformedPayload")
 
 
-@needs("counts_crashes")
+@requires("counts_crashes")
 @pytest.mark.parametrize("awaited", ["continuations", "reply", "nothing"])
-def test_a_message_beyond_max_attempts_is_buried_unrun(table: Table, awaited: str) -> None:
+def test_a_message_beyond_max_attempts_is_buried_unrun(scenario: Scenario, awaited: str) -> None:
     """After max_attempts deliveries without a settlement the sender is told, and the message is buried unrun."""
-    kit, queue = table.kit, table.queue
+    kit, queue = scenario.kit, scenario.queue
     if awaited == "reply" and not kit.capabilities.replies:
-        not_claimed("replies")
+        skip_not_claimed("replies")
     match awaited:
         case "continuations":
-            table.send("return", 1, task_id="k" + queue, **table.callbacks_to())
+            scenario.send("return", 1, task_id="k" + queue, **scenario.callbacks_to())
         case "reply":
-            table.send("return", 1, reply_key="k" + queue)
+            scenario.send("return", 1, reply_key="k" + queue)
         case _:
-            table.send("return", 1, task_id="k" + queue)
+            scenario.send("return", 1, task_id="k" + queue)
     for _ in range(3):
-        subscription = table.transport.subscribe([queue], lease=60)
+        subscription = scenario.transport.subscribe([queue], lease=60)
         kit.take_one(subscription)
         subscription.close()
-        kit.expire(table.transport, queue)
-    consumer = table.consume(max_attempts=3)
-    assert [name for name, _, _ in table.seen] == (["err"] if awaited == "continuations" else [])
-    assert consumer.counters["ran"] == len(table.seen)
-    assert table.buried("TooManyAttempts")
+        kit.expire(scenario.transport, queue)
+    consumer = scenario.consume(max_attempts=3)
+    assert [name for name, _, _ in scenario.seen] == (["err"] if awaited == "continuations" else [])
+    assert consumer.counters["ran"] == len(scenario.seen)
+    assert scenario.buried("TooManyAttempts")
     if awaited == "reply":
-        assert kit.answered(table.transport, "k" + queue).error.startswith("TooManyAttempts")
+        assert kit.answered(scenario.transport, "k" + queue).error.startswith("TooManyAttempts")
     else:
-        assert table.status_is("k" + queue, "failed", error="TooManyAttempts...")
+        assert scenario.status_is("k" + queue, "failed", error="TooManyAttempts...")
 
 
 @pytest.mark.parametrize(("how", "given"), [("return", "on_error"), ("raise", "on_success")])
-def test_an_outcome_without_callback_records_status_only(table: Table, how: str, given: str) -> None:
+def test_an_outcome_without_callback_records_status_only(scenario: Scenario, how: str, given: str) -> None:
     """With only one of on_success and on_error, the other outcome is acknowledged with its status, and not re-run."""
-    callback: dict[str, Any] = {given: then("ok", table.callbacks)}
-    table.send(how, task_id="s" + table.queue, **callback)
-    consumer = table.consume()
-    assert table.seen == []
+    callback: dict[str, Any] = {given: then("ok", scenario.callbacks)}
+    scenario.send(how, task_id="s" + scenario.queue, **callback)
+    consumer = scenario.consume()
+    assert scenario.seen == []
     assert consumer.counters["ran"] == 1
     if how == "return":
-        assert table.status_is("s" + table.queue, "completed")
+        assert scenario.status_is("s" + scenario.queue, "completed")
     else:
-        assert table.status_is("s" + table.queue, "failed", error=FAILURES[how])
-    assert table.empty()
+        assert scenario.status_is("s" + scenario.queue, "failed", error=FAILURES[how])
+    assert scenario.empty()
 
 
-@needs("fencing")
+@requires("fencing")
 @pytest.mark.parametrize("awaited", ["continuations", "reply", "nothing"])
 @pytest.mark.parametrize("how", ["return", "raise"])
 def test_a_consumer_that_lost_its_lease_writes_nothing(
-    table: Table, how: str, awaited: str, caplog: pytest.LogCaptureFixture
+    scenario: Scenario, how: str, awaited: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A task that ended after another had taken its message: no reply, no continuation, no burial; one WARNING."""
-    kit, queue = table.kit, table.queue
+    kit, queue = scenario.kit, scenario.queue
     if awaited == "reply" and not kit.capabilities.replies:
-        not_claimed("replies")
-    kept = table.transport.subscribe([queue], lease=60)
+        skip_not_claimed("replies")
+    kept = scenario.transport.subscribe([queue], lease=60)
 
     def steal(*args: object) -> object:
-        kit.expire(table.transport, queue)
+        kit.expire(scenario.transport, queue)
         assert kept.receive(limit=1, wait=10)
         return tasks["behave"](*args)
 
-    options = table.callbacks_to() if awaited == "continuations" else {}
+    options = scenario.callbacks_to() if awaited == "continuations" else {}
     options |= {"reply_key": "l" + queue} if awaited == "reply" else {"task_id": "l" + queue}
-    table.transport.send([message("steal", queue, how, **options)])
-    consumer = Consumer(table.transport, {**tasks, "steal": steal}, [queue, table.callbacks], max_attempts=1)
+    scenario.transport.send([message("steal", queue, how, **options)])
+    consumer = Consumer(scenario.transport, {**tasks, "steal": steal}, [queue, scenario.callbacks], max_attempts=1)
     with caplog.at_level(logging.WARNING):
         ended = start(consumer.run)
         until = time.monotonic() + 20
@@ -316,59 +331,59 @@ def test_a_consumer_that_lost_its_lease_writes_nothing(
     assert consumer.counters["lost"] == 1
     assert len([one for one in caplog.records if vars(one).get("wire.event") == "lease_lost"]) == 1
     if kit.capabilities.replies:
-        assert table.transport.reply("l" + queue) is None or not kit.capabilities.status
-    assert table.buried()
+        assert scenario.transport.reply("l" + queue) is None or not kit.capabilities.status
+    assert scenario.buried()
     kept.close()
-    assert [one.queue for one in kit.remaining(table.transport, queue, table.callbacks, count=1)] == [queue]
+    assert [one.queue for one in kit.remaining(scenario.transport, queue, scenario.callbacks, count=1)] == [queue]
 
 
-@needs("replies")
-def test_call_returns_the_result_or_raises(table: Table) -> None:
+@requires("replies")
+def test_call_returns_the_result_or_raises(scenario: Scenario) -> None:
     """`call` returns the result, raises TaskFailed with the task's text, and ReplyTimeout when nobody works."""
-    dispatcher = Dispatcher(table.transport)
-    with pytest.raises(ReplyTimeout, match=table.queue):
-        dispatcher.call("behave", args=["return", 1], queue=table.queue, timeout=0.1)
-    with table.kit.running(table.transport, tasks, table.queue):
-        assert dispatcher.call("behave", args=["return", 5], queue=table.queue, timeout=40) == 5
+    dispatcher = Dispatcher(scenario.transport)
+    with pytest.raises(ReplyTimeout, match=scenario.queue):
+        dispatcher.call("behave", args=["return", 1], queue=scenario.queue, timeout=0.1)
+    with scenario.kit.running(scenario.transport, tasks, scenario.queue):
+        assert dispatcher.call("behave", args=["return", 5], queue=scenario.queue, timeout=40) == 5
         with pytest.raises(TaskFailed, match="ValueError: the real reason"):
-            dispatcher.call("behave", args=["raise"], queue=table.queue, timeout=40)
+            dispatcher.call("behave", args=["raise"], queue=scenario.queue, timeout=40)
 
 
-def test_a_callback_inherits_organisation_fairness_and_priority(table: Table) -> None:
+def test_a_callback_inherits_organisation_fairness_and_priority(scenario: Scenario) -> None:
     """A continuation is sent for the same owner, with the same urgency, under an id derived from the parent's."""
     fairness = FairnessKey("org-7", "api", 8)
-    sent = message("behave", table.queue, "return", 1, org_id="org-7", priority=8, fairness=fairness, task_id="p")
-    sent = attrs.evolve(sent, payload=attrs.evolve(sent.payload, **table.callbacks_to()))
-    table.transport.send([sent])
-    table.kit.drain(Consumer(table.transport, tasks, [table.queue]))
-    (delivery,) = table.kit.remaining(table.transport, table.callbacks, count=1)
+    sent = message("behave", scenario.queue, "return", 1, org_id="org-7", priority=8, fairness=fairness, task_id="p")
+    sent = attrs.evolve(sent, payload=attrs.evolve(sent.payload, **scenario.callbacks_to()))
+    scenario.transport.send([sent])
+    scenario.kit.drain(Consumer(scenario.transport, tasks, [scenario.queue]))
+    (delivery,) = scenario.kit.remaining(scenario.transport, scenario.callbacks, count=1)
     assert delivery.payload is not None
     assert (delivery.org_id, delivery.payload.fairness) == ("org-7", fairness)
     assert delivery.payload.task_id not in (None, "p")
-    if table.kit.capabilities.priority:
+    if scenario.kit.capabilities.priority:
         assert delivery.priority == 8
 
 
-def test_a_callback_has_the_same_id_every_time(table: Table) -> None:
+def test_a_callback_has_the_same_id_every_time(scenario: Scenario) -> None:
     """A callback can tell that it has been called before: its task_id depends on its parent's alone."""
     for _ in range(2):
-        table.send("return", 1, task_id="same" + table.queue, **table.callbacks_to())
-    table.kit.drain(Consumer(table.transport, tasks, [table.queue]))
-    found = table.kit.remaining(table.transport, table.callbacks, count=2)
+        scenario.send("return", 1, task_id="same" + scenario.queue, **scenario.callbacks_to())
+    scenario.kit.drain(Consumer(scenario.transport, tasks, [scenario.queue]))
+    found = scenario.kit.remaining(scenario.transport, scenario.callbacks, count=2)
     assert len(found) == 2
     assert len({one.payload.task_id for one in found if one.payload}) == 1
 
 
-def test_on_success_receives_a_returned_failure(table: Table) -> None:
+def test_on_success_receives_a_returned_failure(scenario: Scenario) -> None:
     """A task that returns {"success": false} has returned: on_success gets it."""
-    table.send("return", {"success": False, "error": "no text"}, **table.callbacks_to())
-    table.consume()
-    assert table.seen == [("ok", ({"success": False, "error": "no text"},), {})]
+    scenario.send("return", {"success": False, "error": "no text"}, **scenario.callbacks_to())
+    scenario.consume()
+    assert scenario.seen == [("ok", ({"success": False, "error": "no text"},), {})]
 
 
-def test_callback_kwargs_arrive_unchanged(table: Table) -> None:
+def test_callback_kwargs_arrive_unchanged(scenario: Scenario) -> None:
     """A continuation's kwargs are those of the dispatch, whatever its task did."""
     kwargs = {"callback_kwargs": {"ids": [1, 2], "deep": {"x": None, "é": "\U0001f4dd"}, "error": None}, "n": 1.5}
-    table.send("return", 1, **table.callbacks_to(**kwargs))
-    table.consume()
-    assert table.seen == [("ok", (1,), kwargs)]
+    scenario.send("return", 1, **scenario.callbacks_to(**kwargs))
+    scenario.consume()
+    assert scenario.seen == [("ok", (1,), kwargs)]

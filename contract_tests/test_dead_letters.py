@@ -11,12 +11,12 @@ from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit
 from contract_tests.messages import first, message, newer, parsed
-from contract_tests.requires import needs
+from contract_tests.requires import requires
 from contract_tests.time_limits import together
 from unstract_core import Settlement, Verdict
 
 
-@needs("dead_letters")
+@requires("dead_letters")
 def test_a_dead_letter_records_message_reason_and_times(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """A dead letter has the message as it was stored, its queue, reason, attempts, result, owner and times."""
     transport.send([message("t", queue, "dead", org_id="o", task_id="id")])
@@ -29,7 +29,7 @@ def test_a_dead_letter_records_message_reason_and_times(kit: Kit, transport: Che
     assert list(transport.dead.get([letter.id, "999999999", "nonsense"])) == [letter]
 
 
-@needs("dead_letters")
+@requires("dead_letters")
 def test_a_buried_message_is_never_delivered(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -40,7 +40,7 @@ def test_a_buried_message_is_never_delivered(
     assert kit.nothing(subscribe(queue))
 
 
-@needs("dead_letters")
+@requires("dead_letters")
 @pytest.mark.parametrize("text", ['"x"', "{}", '{"task_name": 1, "queue": "q"}'])
 def test_an_unreadable_message_can_be_buried(kit: Kit, transport: CheckedTransport, queue: str, text: str) -> None:
     """An unreadable message is kept as a dead letter like any other."""
@@ -50,7 +50,7 @@ def test_an_unreadable_message_can_be_buried(kit: Kit, transport: CheckedTranspo
     assert (letter.reason, letter.task_name) == ("MalformedPayload: x", None)
 
 
-@needs("dead_letters")
+@requires("dead_letters")
 def test_a_dead_letter_is_replayed_as_new(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -69,7 +69,7 @@ def test_a_dead_letter_is_replayed_as_new(
         assert replayed.priority == 3
 
 
-@needs("dead_letters")
+@requires("dead_letters")
 def test_a_whole_queue_is_replayed_oldest_first(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -84,7 +84,7 @@ def test_a_whole_queue_is_replayed_oldest_first(
     assert len(transport.dead.find(queue=other)) == 1
 
 
-@needs("dead_letters")
+@requires("dead_letters")
 @pytest.mark.parametrize("by", ["ids", "queue"])
 def test_replaying_many_keeps_the_burial_order(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, by: str
@@ -105,7 +105,7 @@ def test_replaying_many_keeps_the_burial_order(
     assert list(transport.dead.replay(ids)) == []
 
 
-@needs("dead_letters")
+@requires("dead_letters")
 def test_replay_and_purge_by_id_spare_neighbours(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -121,7 +121,7 @@ def test_replay_and_purge_by_id_spare_neighbours(
     assert list(map(first, kit.take(holder, 1, limit=5))) == [1]
 
 
-@needs("dead_letters")
+@requires("dead_letters")
 def test_a_replayed_message_can_be_settled_again(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -138,7 +138,7 @@ def test_a_replayed_message_can_be_settled_again(
     assert list(holder.settle([Settlement(kit.take_one(holder), Verdict.ACK)])) == [True]
 
 
-@needs("dead_letters")
+@requires("dead_letters")
 def test_the_newest_dead_letters_are_found_first(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """`find` begins with what was buried last, and returns `limit` at most."""
     transport.send([message("t", queue, n) for n in range(4)])
@@ -148,7 +148,7 @@ def test_the_newest_dead_letters_are_found_first(kit: Kit, transport: CheckedTra
     assert [one.reason for one in transport.dead.find(queue=queue, limit=2)] == ["reason 3", "reason 2"]
 
 
-@needs("dead_letters")
+@requires("dead_letters")
 def test_purge_removes_only_the_selected_letters(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """Dead letters are purged by id, by queue and by age."""
     other = kit.queue()
@@ -162,7 +162,7 @@ def test_purge_removes_only_the_selected_letters(kit: Kit, transport: CheckedTra
     assert len(transport.dead.find(queue=other)) == 1
 
 
-@needs("dead_letters")
+@requires("dead_letters")
 def test_a_dead_letter_counts_its_attempts(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -176,7 +176,7 @@ def test_a_dead_letter_counts_its_attempts(
     assert letter.attempts == 3
 
 
-@needs("dead_letters")
+@requires("dead_letters")
 def test_an_unreadable_message_is_replayed_unchanged(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -189,7 +189,7 @@ def test_an_unreadable_message_is_replayed_unchanged(
     assert parsed(again.raw) == parsed(buried.raw)
 
 
-@needs("dead_letters")
+@requires("dead_letters")
 def test_a_replayed_message_keeps_every_field(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -203,7 +203,7 @@ def test_a_replayed_message_keeps_every_field(
     assert parsed(again.raw) == parsed(buried.raw)
 
 
-@needs("dead_letters")
+@requires("dead_letters")
 def test_concurrent_replays_send_each_letter_once(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """Each letter is sent by one of those that replay it, and reported by that one."""
     transport.send([message("t", queue, n) for n in range(6)])
@@ -215,7 +215,7 @@ def test_concurrent_replays_send_each_letter_once(kit: Kit, transport: CheckedTr
     assert sorted(map(first, kit.remaining(transport, queue, count=6))) == list(range(6))
 
 
-@needs("dead_letters")
+@requires("dead_letters")
 def test_purge_counts_age_from_the_burial(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """`older_than` is in seconds, counted from the burial, also where ids are named."""
     transport.send([message("t", queue)])

@@ -10,11 +10,11 @@ from contract_tests.checking import CheckedSubscription, CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit, timed
 from contract_tests.messages import first, message
-from contract_tests.requires import needs
+from contract_tests.requires import requires
 from unstract_core import Delivery, Reply, Settlement, Verdict
 
 
-class Lost(NamedTuple):
+class LostLease(NamedTuple):
     """A message whose first holder let its lease expire, and that a second one holds now."""
 
     late: CheckedSubscription
@@ -23,7 +23,9 @@ class Lost(NamedTuple):
     new: Delivery
 
 
-def lose(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, *, lease: float = 60.0) -> Lost:
+def lose_lease(
+    kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, *, lease: float = 60.0
+) -> LostLease:
     """Let a message be lost to an heir, whose lease is `lease`."""
     transport.send([message("t", queue)])
     late, heir = subscribe(queue), subscribe(queue, lease=lease)
@@ -31,16 +33,16 @@ def lose(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
     kit.expire(transport, queue)
     (new,) = heir.receive(limit=1, wait=10)
     assert (old.id, old.attempt, new.attempt) == (new.id, 1, 2)
-    return Lost(late, old, heir, new)
+    return LostLease(late, old, heir, new)
 
 
-@needs("fencing")
+@requires("fencing")
 @pytest.mark.parametrize("verdict", Verdict)
 def test_a_late_settlement_changes_nothing(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict
 ) -> None:
     """A settlement by who lost the lease answers False, and its heir still holds the message and settles it."""
-    late, old, heir, new = lose(kit, transport, queue, subscribe)
+    late, old, heir, new = lose_lease(kit, transport, queue, subscribe)
     assert list(late.settle([Settlement(old, verdict, reason="late")])) == [False]
     assert kit.nothing(subscribe(queue))
     if kit.capabilities.dead_letters:
@@ -50,25 +52,25 @@ def test_a_late_settlement_changes_nothing(
     assert not kit.remaining(transport, queue)
 
 
-@needs("fencing")
+@requires("fencing")
 @pytest.mark.parametrize("verdict", Verdict)
 def test_a_late_settlement_sends_no_follow_up(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict
 ) -> None:
     """What would follow from a task whose message another holds is not sent: its heir will send it."""
-    late, old, _, _ = lose(kit, transport, queue, subscribe)
+    late, old, _, _ = lose_lease(kit, transport, queue, subscribe)
     elsewhere = kit.queue()
     assert list(late.settle([Settlement(old, verdict, follow_up=message("f", elsewhere))])) == [False]
     assert kit.nothing(subscribe(elsewhere))
 
 
-@needs("fencing", "replies")
+@requires("fencing", "replies")
 @pytest.mark.parametrize("verdict", Verdict)
 def test_a_late_settlement_writes_no_reply(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict
 ) -> None:
     """The answer of a worker that lost its lease is not written: it would win over its heir's."""
-    late, old, heir, new = lose(kit, transport, queue, subscribe)
+    late, old, heir, new = lose_lease(kit, transport, queue, subscribe)
     kit.ask(transport, key := kit.queue())
     assert list(late.settle([Settlement(old, verdict, reply=Reply(key, "failed", error="late"))])) == [False]
     assert transport.reply(key) is None
@@ -76,22 +78,22 @@ def test_a_late_settlement_writes_no_reply(
     assert kit.answered(transport, key).result == 1
 
 
-@needs("fencing")
+@requires("fencing")
 def test_a_late_renewal_changes_nothing(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A renewal by who lost the lease answers False, and the heir keeps the message."""
-    late, old, heir, new = lose(kit, transport, queue, subscribe)
+    late, old, heir, new = lose_lease(kit, transport, queue, subscribe)
     assert list(late.renew([old])) == [False]
     assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
 
 
-@needs("fencing")
+@requires("fencing")
 def test_a_late_renewal_extends_no_other_lease(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """When the heir's lease ends, the message comes back, however often the one before renews."""
-    late, old, heir, _ = lose(kit, transport, queue, subscribe, lease=0.6)
+    late, old, heir, _ = lose_lease(kit, transport, queue, subscribe, lease=0.6)
     heir.close()
     third = subscribe(queue)
     with timed() as elapsed:
@@ -101,12 +103,12 @@ def test_a_late_renewal_extends_no_other_lease(
     assert found[0].attempt == 3
 
 
-@needs("fencing")
+@requires("fencing")
 def test_an_earlier_holder_cannot_settle_after_its_successor(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """After the heir's settlement the one before can settle no more than during it."""
-    late, old, heir, new = lose(kit, transport, queue, subscribe)
+    late, old, heir, new = lose_lease(kit, transport, queue, subscribe)
     assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
     elsewhere = kit.queue()
     assert list(late.settle([Settlement(old, Verdict.ACK, follow_up=message("f", elsewhere))])) == [False]
@@ -114,7 +116,7 @@ def test_an_earlier_holder_cannot_settle_after_its_successor(
     assert kit.nothing(subscribe(elsewhere))
 
 
-@needs("fencing")
+@requires("fencing")
 def test_a_batch_settles_only_deliveries_still_held(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -131,7 +133,7 @@ def test_a_batch_settles_only_deliveries_still_held(
     assert sorted(map(first, kit.take(subscribe(elsewhere), len(kept), limit=10))) == sorted(kept)
 
 
-@needs("fencing")
+@requires("fencing")
 def test_the_fence_separates_attempts_of_one_holder(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -147,7 +149,7 @@ def test_the_fence_separates_attempts_of_one_holder(
     assert list(map(first, kit.take(subscribe(elsewhere), 1, limit=5))) == [2]
 
 
-@needs("fencing")
+@requires("fencing")
 def test_a_delivery_of_another_subscription_cannot_be_settled(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -162,7 +164,7 @@ def test_a_delivery_of_another_subscription_cannot_be_settled(
     assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
 
 
-@needs("fencing")
+@requires("fencing")
 @pytest.mark.parametrize("same_holder", [False, True], ids=["another holder", "the same holder"])
 @pytest.mark.parametrize("verdict", Verdict)
 def test_an_old_fence_rejects_a_reused_id(
@@ -218,7 +220,7 @@ def test_a_batch_settles_a_repeated_delivery_once(
     assert list(map(first, kit.take(subscribe(elsewhere), 1, limit=5))) == [0]
 
 
-@needs("fencing")
+@requires("fencing")
 def test_renew_extends_only_deliveries_still_held(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:

@@ -8,7 +8,7 @@ from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import LONG, SOON, Kit, timed
 from contract_tests.messages import message
-from contract_tests.requires import needs
+from contract_tests.requires import requires
 from unstract_core import Settlement, Verdict
 
 
@@ -17,7 +17,7 @@ def lease_of(kit: Kit) -> float:
     return 5.0 if kit.capabilities.fencing else 1.0
 
 
-@needs("fencing")
+@requires("fencing")
 def test_a_lease_ends_by_itself(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """Nothing but time is needed: a message whose holder is silent comes back after its lease, and not before."""
     transport.send([message("t", queue)])
@@ -29,7 +29,7 @@ def test_a_lease_ends_by_itself(kit: Kit, transport: CheckedTransport, queue: st
     assert delivery.attempt == 2
 
 
-@needs("fencing")
+@requires("fencing")
 def test_a_renewed_lease_ends_by_itself_too(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -44,7 +44,7 @@ def test_a_renewed_lease_ends_by_itself_too(
         assert elapsed() < SOON
 
 
-@needs("counts_crashes")
+@requires("counts_crashes")
 def test_every_delivery_counts_as_an_attempt(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -114,7 +114,7 @@ def test_one_call_renews_many_leases(kit: Kit, transport: CheckedTransport, queu
         assert list(holder.renew(held)) == [True] * 150
 
 
-@needs("fencing")
+@requires("fencing")
 def test_an_expired_unclaimed_lease_can_still_settle(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from contract_tests.checking import CheckedSubscription
-from contract_tests.kit import Kit, insist
+from contract_tests.kit import Kit, retry_outages
 from contract_tests.messages import first, message
 from contract_tests.profiles import examples
 from unstract_core import Delivery, Settlement, TransportError, Verdict
@@ -29,18 +29,18 @@ WORKERS = st.integers(0, 1)
 
 @attrs.define
 class Entry:
-    """A message: how often it came, whether a settlement has ended it, and whether it may have been lost by a holder.
+    """A message and its deliveries, expected and counted.
 
     `doubtful` is what may come again although it was ended, or be there twice.
     """
 
-    came: int = 0
-    wanted: int = 1
+    deliveries: int = 0
+    expected: int = 1
     ended: bool = False
     doubtful: bool = False
 
 
-class Ledger(RuleBasedStateMachine):
+class DeliveryMachine(RuleBasedStateMachine):
     def __init__(self, kit: Kit) -> None:
         super().__init__()
         self.kit = kit
@@ -59,7 +59,7 @@ class Ledger(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            self.close_the_books()
+            self.check_nothing_is_lost()
         finally:
             for worker in self.workers:
                 worker.close()
@@ -76,16 +76,18 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(worker=WORKERS, limit=st.integers(1, 4))
     def receive(self, worker: int, limit: int) -> None:
-        for delivery in self.told(worker, lambda: self.workers[worker].receive(limit=limit, wait=self.kit.moment)):
-            self.comes(delivery)
+        for delivery in self.retried_after_cut(
+            worker, lambda: self.workers[worker].receive(limit=limit, wait=self.kit.moment)
+        ):
+            self.record(delivery)
             self.held.append((worker, delivery))
 
-    def comes(self, delivery: Delivery) -> None:
+    def record(self, delivery: Delivery) -> None:
         entry = self.entries[first(delivery)]
-        entry.came += 1
+        entry.deliveries += 1
         if not entry.doubtful:
             assert not entry.ended, f"{first(delivery)} was ended, and has come again"
-            assert entry.came <= entry.wanted, f"{first(delivery)} has come to two holders"
+            assert entry.deliveries <= entry.expected, f"{first(delivery)} has come to two holders"
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), verdict=st.sampled_from(Verdict), follows=st.booleans())
@@ -96,13 +98,13 @@ class Ledger(RuleBasedStateMachine):
         number = self.new() if follows else None
         follow_up = message("t", self.queue, number) if number is not None else None
         settlement = Settlement(delivery, verdict, follow_up=follow_up, reason="r")
-        (took_effect,) = self.told(worker, lambda: self.workers[worker].settle([settlement]))
+        (took_effect,) = self.retried_after_cut(worker, lambda: self.workers[worker].settle([settlement]))
         if not took_effect:
             assert entry.doubtful, f"{first(delivery)} was its holder's, and could not be settled"
             if number is not None:
-                self.entries[number] = Entry(wanted=0, ended=True, doubtful=not self.kit.capabilities.atomic_settle)
+                self.entries[number] = Entry(expected=0, ended=True, doubtful=not self.kit.capabilities.atomic_settle)
         elif verdict is Verdict.RETRY:
-            entry.wanted += 1
+            entry.expected += 1
         else:
             entry.ended = True
 
@@ -110,7 +112,7 @@ class Ledger(RuleBasedStateMachine):
     def crash(self, worker: int) -> None:
         """A worker leaves without a word: what it held may be had again."""
         self.workers[worker].close()
-        self.lost(worker)
+        self.abandon(worker)
         self.cut.discard(worker)
         self.workers[worker] = self.transport.subscribe([self.queue], lease=600)
 
@@ -122,31 +124,31 @@ class Ledger(RuleBasedStateMachine):
         for _, delivery in self.held:
             self.entries[first(delivery)].doubtful = True
 
-    def told(self, worker: int, call: Callable[[], Sequence[T]]) -> Sequence[T]:
+    def retried_after_cut(self, worker: int, call: Callable[[], Sequence[T]]) -> Sequence[T]:
         """Call; a worker whose claims ended with its connection may be told of the outage first."""
         try:
             return call()
         except TransportError:
             assert worker in self.cut
-            return insist(call)
+            return retry_outages(call)
         finally:
             self.cut.discard(worker)
 
-    def lost(self, worker: int) -> None:
+    def abandon(self, worker: int) -> None:
         for owner, delivery in self.held:
             if owner == worker:
                 self.entries[first(delivery)].doubtful = True
         self.held = [one for one in self.held if one[0] != worker]
 
-    def close_the_books(self) -> None:
+    def check_nothing_is_lost(self) -> None:
         """Everything that nobody has ended is there, once more than what is held by nobody can explain is not."""
         for worker in self.workers:
             worker.close()
-        self.lost(0)
-        self.lost(1)
+        self.abandon(0)
+        self.abandon(1)
         missing = {number for number, entry in self.entries.items() if not entry.ended}
         for delivery in self.kit.remaining(self.transport, self.queue, count=len(missing)):
-            self.comes(delivery)
+            self.record(delivery)
             missing.discard(first(delivery))
         assert not missing, f"lost: {sorted(missing)}"
 
@@ -155,6 +157,6 @@ def test_no_message_is_lost_or_repeated_without_cause(kit: Kit) -> None:
     """At least once, and exactly once where no holder lost anything; follow-ups of what took effect always come."""
     count = 20 if kit.moment == 0 else 6
     run_state_machine_as_test(
-        lambda: Ledger(kit),  # type: ignore[arg-type]  # whatever makes a machine will do
+        lambda: DeliveryMachine(kit),  # type: ignore[arg-type]  # whatever makes a machine will do
         settings=examples(count, stateful_step_count=15),
     )

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from contract_tests.kit import Kit
 from contract_tests.messages import first, message
 from contract_tests.profiles import examples
-from contract_tests.requires import needs
+from contract_tests.requires import requires
 from unstract_core import Delivery, Reply, Settlement, Verdict
 
 FOUND_WITHIN = 5.0
@@ -34,7 +34,7 @@ VERDICTS = st.sampled_from(Verdict)
 
 
 @attrs.define
-class Known:
+class ModelMessage:
     """What the model knows of a message; `number` is its argument and tells it apart."""
 
     number: int
@@ -64,8 +64,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.transport: Any = self.stack.enter_context(kit.open())
         self.queue = kit.queue()
         self.numbers = itertools.count()
-        self.known: dict[int, Known] = {}
-        self.deliveries: list[tuple[int, Delivery, Known]] = []
+        self.known: dict[int, ModelMessage] = {}
+        self.deliveries: list[tuple[int, Delivery, ModelMessage]] = []
         self.replies: dict[str, Reply] = {}
         self.buried: dict[int, int] = {}
         self.refused: list[Delivery] = []
@@ -82,9 +82,9 @@ class QueueMachine(RuleBasedStateMachine):
             worker.close()
         self.stack.close()
 
-    def new(self, priority: int, state: Any = "ready") -> Known:
+    def new(self, priority: int, state: Any = "ready") -> ModelMessage:
         number = next(self.numbers)
-        self.known[number] = Known(number, priority, state, place=number)
+        self.known[number] = ModelMessage(number, priority, state, place=number)
         return self.known[number]
 
     @rule(
@@ -149,7 +149,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert list(self.workers[worker].settle(batch)) == expected
         self.refused += [one.delivery for one, valid in zip(batch, expected, strict=True) if not valid]
 
-    def deliveries_of(self, worker: int) -> list[tuple[Delivery, Known]]:
+    def deliveries_of(self, worker: int) -> list[tuple[Delivery, ModelMessage]]:
         """Return what a worker has received; not what it was told to have lost, and could have again.
 
         It can when the next holder gave the attempt back uncounted. A transport may remember that it said no.
@@ -161,7 +161,7 @@ class QueueMachine(RuleBasedStateMachine):
             if not (one.is_held_by(worker, delivery) and any(delivery is lost for lost in self.refused))
         ]
 
-    def settled(self, one: Known, settlement: Settlement) -> None:
+    def settled(self, one: ModelMessage, settlement: Settlement) -> None:
         del one.holders[one.attempt]
         match settlement.verdict:
             case Verdict.RETRY:
@@ -174,7 +174,7 @@ class QueueMachine(RuleBasedStateMachine):
                 self.buried[one.number] = one.attempt
         if settlement.follow_up is not None:
             number = cast(int, settlement.follow_up.payload.args[0])
-            self.known[number] = Known(number, one.priority, place=number)
+            self.known[number] = ModelMessage(number, one.priority, place=number)
         if settlement.reply is not None:
             self.replies.setdefault(settlement.reply.key, settlement.reply)
 
@@ -234,7 +234,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert state.dead == len(self.buried)
 
 
-@needs("fencing", "counts_crashes", "inspection", "status", "delay", "priority", "dead_letters")
+@requires("fencing", "counts_crashes", "inspection", "status", "delay", "priority", "dead_letters")
 def test_two_workers_never_lose_or_double_a_message(kit: Kit) -> None:
     """Never lost, never doubled, fenced, in order: after any sequence of sends, settlements, crashes and expiries."""
     run_state_machine_as_test(

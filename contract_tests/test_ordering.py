@@ -10,7 +10,7 @@ from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit
 from contract_tests.messages import first, message
 from contract_tests.profiles import examples
-from contract_tests.requires import needs
+from contract_tests.requires import requires
 
 limits = st.lists(st.integers(1, 12), min_size=1, max_size=30)
 
@@ -35,7 +35,7 @@ def test_equal_priorities_come_first_in_first_out(kit: Kit, sends: list[int], li
         assert received == list(range(sent))
 
 
-@needs("priority")
+@requires("priority")
 @examples(25)
 @given(priorities=st.lists(st.integers(1, 10), min_size=1, max_size=30), limits=limits)
 def test_higher_priority_first_then_first_in_first_out(kit: Kit, priorities: list[int], limits: list[int]) -> None:
@@ -55,7 +55,7 @@ def test_higher_priority_first_then_first_in_first_out(kit: Kit, priorities: lis
         assert received == sorted(range(len(priorities)), key=lambda n: (-priorities[n], n))
 
 
-@needs("priority", "order_across_queues")
+@requires("priority", "order_across_queues")
 @examples(15)
 @given(sent=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 10)), min_size=1, max_size=30))
 def test_priority_counts_across_the_queues_of_a_subscription(kit: Kit, sent: list[tuple[int, int]]) -> None:

@@ -6,9 +6,9 @@ import time
 
 from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
-from contract_tests.kit import RECOVERY, Kit, insist, wait_until
+from contract_tests.kit import RECOVERY, Kit, retry_outages, wait_until
 from contract_tests.messages import first, message
-from contract_tests.requires import needs
+from contract_tests.requires import requires
 from contract_tests.time_limits import start
 from unstract_core import TransportError
 
@@ -17,7 +17,7 @@ def test_send_reconnects_after_a_cut(kit: Kit, transport: CheckedTransport, queu
     """After a cut `send` works again by itself; whatever it accepted before and after arrives."""
     accepted = list(transport.send([message("t", queue, 1)]))
     kit.sever(transport)
-    accepted += insist(lambda: transport.send([message("t", queue, 2)]))
+    accepted += retry_outages(lambda: transport.send([message("t", queue, 2)]))
     received = {one.id for one in kit.remaining(transport, queue, count=len(accepted))}
     assert received >= set(accepted)
 
@@ -30,11 +30,11 @@ def test_receive_reconnects_after_a_cut(
     assert kit.nothing(subscription)
     transport.send([message("t", queue, 1)])
     kit.sever(transport)
-    insist(lambda: transport.send([message("t", queue, 2)]))
+    retry_outages(lambda: transport.send([message("t", queue, 2)]))
     received: set[object] = set()
     until = time.monotonic() + RECOVERY
     while received != {1, 2} and time.monotonic() < until:
-        received |= {first(one) for one in insist(lambda: subscription.receive(limit=5, wait=0.5))}
+        received |= {first(one) for one in retry_outages(lambda: subscription.receive(limit=5, wait=0.5))}
     assert received == {1, 2}
 
 
@@ -48,11 +48,11 @@ def test_messages_in_flight_survive_a_cut(
     kit.sever(transport)
     holder.close()
     kit.expire(transport, queue)
-    heir = insist(lambda: subscribe(queue))
+    heir = retry_outages(lambda: subscribe(queue))
     found: list[object] = []
     until = time.monotonic() + RECOVERY
     while not found and time.monotonic() < until:
-        found = [first(one) for one in insist(lambda: heir.receive(limit=5, wait=0.5))]
+        found = [first(one) for one in retry_outages(lambda: heir.receive(limit=5, wait=0.5))]
     assert found == [1]
 
 
@@ -63,11 +63,11 @@ def test_a_consumer_survives_a_cut(kit: Kit, transport: CheckedTransport, queue:
         transport.send([message("t", queue, 1)])
         wait_until(lambda: 1 in ran, timeout=2 * RECOVERY, what="the first task")
         kit.sever(transport)
-        insist(lambda: transport.send([message("t", queue, 2)]))
+        retry_outages(lambda: transport.send([message("t", queue, 2)]))
         wait_until(lambda: 2 in ran, timeout=2 * RECOVERY, what="the consumer's recovery")
 
 
-@needs("replies")
+@requires("replies")
 def test_a_blocked_caller_survives_a_cut(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """Who waits for a reply while the connection is cut gets what is answered afterwards, or hears of the outage."""
     key = kit.queue()

@@ -14,14 +14,14 @@ from contract_tests.checking import CheckedTransport
 from contract_tests.kit import SOON, Kit, timed, wait_until
 from contract_tests.messages import message
 from contract_tests.profiles import examples
-from contract_tests.requires import needs
+from contract_tests.requires import requires
 from contract_tests.strategies import json_values
 from contract_tests.time_limits import start, together
 from unstract_core import Reply, Settlement, Verdict
 from unstract_core.values import normalise
 
 
-@needs("replies")
+@requires("replies")
 def test_a_result_arrives_as_it_was_written(kit: Kit) -> None:
     """A completed reply carries its result, equal for every JSON value of the domain; null and {} are results too."""
     with kit.open() as transport:
@@ -37,7 +37,7 @@ def test_a_result_arrives_as_it_was_written(kit: Kit) -> None:
         property_()
 
 
-@needs("replies")
+@requires("replies")
 def test_an_error_text_arrives_as_it_was_written(kit: Kit, transport: CheckedTransport) -> None:
     """A failed reply carries its text, whatever stands in it."""
     for error in ("ValueError: why", "KeyError: 'x'", 'E: \U0001f4dd "quoted" 100%\n\ttwo lines', "E: " + "x" * 3900):
@@ -47,7 +47,7 @@ def test_an_error_text_arrives_as_it_was_written(kit: Kit, transport: CheckedTra
         assert (found.status, found.result, found.error) == ("failed", None, error)
 
 
-@needs("replies")
+@requires("replies")
 def test_a_missing_reply_returns_none_at_once(kit: Kit, transport: CheckedTransport) -> None:
     """Without a timeout `reply` does not wait."""
     kit.ask(transport, key := kit.queue())
@@ -56,7 +56,7 @@ def test_a_missing_reply_returns_none_at_once(kit: Kit, transport: CheckedTransp
         assert elapsed() < 5
 
 
-@needs("replies", "status")
+@requires("replies", "status")
 def test_an_unknown_key_returns_none_at_once(kit: Kit, transport: CheckedTransport) -> None:
     """Nor under a key that was never sent."""
     with timed() as elapsed:
@@ -64,7 +64,7 @@ def test_an_unknown_key_returns_none_at_once(kit: Kit, transport: CheckedTranspo
         assert elapsed() < 5
 
 
-@needs("replies")
+@requires("replies")
 def test_a_timeout_ends_the_wait(kit: Kit, transport: CheckedTransport) -> None:
     """`reply` returns None when its time is up, and not before."""
     kit.ask(transport, key := kit.queue())
@@ -73,7 +73,7 @@ def test_a_timeout_ends_the_wait(kit: Kit, transport: CheckedTransport) -> None:
         assert 0.25 < elapsed() < SOON
 
 
-@needs("replies")
+@requires("replies")
 def test_a_written_reply_wakes_its_waiting_caller(kit: Kit, transport: CheckedTransport) -> None:
     """`reply` returns as soon as there is an answer, long before its timeout."""
     key, queue = kit.queue(), kit.queue()
@@ -88,7 +88,7 @@ def test_a_written_reply_wakes_its_waiting_caller(kit: Kit, transport: CheckedTr
     subscription.close()
 
 
-@needs("replies")
+@requires("replies")
 def test_the_first_reply_wins(kit: Kit, transport: CheckedTransport) -> None:
     """A key is answered once: later replies change nothing."""
     key, last = kit.queue(), kit.queue()
@@ -99,13 +99,13 @@ def test_the_first_reply_wins(kit: Kit, transport: CheckedTransport) -> None:
     assert (found.status, found.error, found.result) == ("failed", "first", None)
 
 
-@needs("replies")
+@requires("replies")
 def test_consuming_a_reply_keeps_only_its_status(kit: Kit, transport: CheckedTransport) -> None:
     """`consume` returns the reply and clears its result and error; the key stays answered, and later writes lose."""
     key, failed, last = kit.queue(), kit.queue(), kit.queue()
     kit.answer(transport, Reply(key, "completed", result={"secret": 1}), Reply(failed, "failed", error="E: x"))
     assert kit.answered(transport, failed) == Reply(failed, "failed", error="E: x")
-    consumed = transport.reply(key, timeout=kit.patience, consume=True)
+    consumed = transport.reply(key, timeout=kit.max_wait, consume=True)
     assert consumed is not None
     assert consumed.result == {"secret": 1}
     consumed = transport.reply(failed, consume=True)
@@ -117,7 +117,7 @@ def test_consuming_a_reply_keeps_only_its_status(kit: Kit, transport: CheckedTra
     assert transport.reply(failed, consume=True) == Reply(failed, "failed", error="")
 
 
-@needs("replies")
+@requires("replies")
 def test_only_one_of_many_readers_consumes_a_reply(kit: Kit, transport: CheckedTransport) -> None:
     """A result is consumed once: of readers at the same time one gets it, the others its status."""
     key = kit.queue()
@@ -127,7 +127,7 @@ def test_only_one_of_many_readers_consumes_a_reply(kit: Kit, transport: CheckedT
     assert sorted(str(one and one.result) for one in found) == ["None"] * 5 + ["secret"]
 
 
-@needs("replies", "status")
+@requires("replies", "status")
 def test_a_reply_expires_after_its_ttl(kit: Kit, transport: CheckedTransport) -> None:
     """A reply is kept for its ttl, and then it is no reply; the key can be answered again."""
     key, kept = kit.queue(), kit.queue()
@@ -138,7 +138,7 @@ def test_a_reply_expires_after_its_ttl(kit: Kit, transport: CheckedTransport) ->
     assert kit.answered(transport, key).result == 2
 
 
-@needs("replies")
+@requires("replies")
 def test_every_waiting_caller_is_answered(kit: Kit, transport: CheckedTransport) -> None:
     """Any number of threads may wait, for different keys and for the same one."""
     keys = [kit.queue() for _ in range(8)]
@@ -156,7 +156,7 @@ def test_every_waiting_caller_is_answered(kit: Kit, transport: CheckedTransport)
     assert [one and one.result for one in found] == [*keys, *keys]
 
 
-@needs("replies")
+@requires("replies")
 @pytest.mark.parametrize("status", ["completed", "failed"])
 def test_a_burial_may_write_a_reply(kit: Kit, transport: CheckedTransport, queue: str, status: Any) -> None:
     """A message that is given up can still tell whoever waits for it."""
@@ -170,7 +170,7 @@ def test_a_burial_may_write_a_reply(kit: Kit, transport: CheckedTransport, queue
     subscription.close()
 
 
-@needs("replies")
+@requires("replies")
 def test_similar_keys_have_separate_replies(kit: Kit, transport: CheckedTransport) -> None:
     """Case, length and what stands at the end all count: nobody reads another's answer."""
     key = kit.queue("-" + "x" * 80)
@@ -179,7 +179,7 @@ def test_similar_keys_have_separate_replies(kit: Kit, transport: CheckedTranspor
     assert [kit.answered(transport, one).result for one in keys] == keys
 
 
-@needs("replies")
+@requires("replies")
 def test_a_waiting_caller_may_consume(kit: Kit, transport: CheckedTransport) -> None:
     """What was waited for is consumed as what was there: read once, then its status alone is left."""
     kit.ask(transport, key := kit.queue())
@@ -190,7 +190,7 @@ def test_a_waiting_caller_may_consume(kit: Kit, transport: CheckedTransport) -> 
     assert transport.reply(key) == Reply(key, "completed")
 
 
-@needs("replies")
+@requires("replies")
 def test_only_one_waiting_caller_consumes_a_reply(kit: Kit, transport: CheckedTransport) -> None:
     """Woken all at once, one of them reads the result, time after time."""
     for _ in range(5):
@@ -203,7 +203,7 @@ def test_only_one_waiting_caller_consumes_a_reply(kit: Kit, transport: CheckedTr
         assert sorted(str(one and one.result) for one in found) == ["None"] * 3 + ["secret"]
 
 
-@needs("replies", "status")
+@requires("replies", "status")
 def test_nothing_extends_the_ttl_of_a_reply(kit: Kit, transport: CheckedTransport) -> None:
     """Neither who consumes it nor an answer that comes too late and loses."""
     key = kit.queue()

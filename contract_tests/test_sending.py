@@ -14,7 +14,7 @@ from contract_tests.fixtures import Subscribe
 from contract_tests.kit import LONG, SOON, Kit, timed
 from contract_tests.messages import first, message
 from contract_tests.profiles import examples
-from contract_tests.requires import needs
+from contract_tests.requires import requires
 from contract_tests.time_limits import start
 from unstract_core import Message, PayloadError
 
@@ -40,7 +40,7 @@ def test_one_invalid_message_stops_the_whole_batch(
     assert kit.nothing(subscribe(queue))
 
 
-@needs("atomic_send")
+@requires("atomic_send")
 def test_a_visible_last_message_implies_its_batch(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
     """All or nothing: when the last message of a batch, in a queue of its own, has come, all the others are there."""
     for _ in range(10):
@@ -52,7 +52,7 @@ def test_a_visible_last_message_implies_its_batch(kit: Kit, transport: CheckedTr
         sending(20)
 
 
-@needs("atomic_send")
+@requires("atomic_send")
 def test_a_visible_first_message_implies_its_batch(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
     """All or nothing, from the other end: when the first message of a batch has come, its last one is there."""
     for _ in range(10):
@@ -80,7 +80,7 @@ def test_an_invalid_priority_or_delay_is_refused(transport: CheckedTransport, qu
         transport.send([message("t", queue, **options)])
 
 
-@needs("delay")
+@requires("delay")
 def test_a_delayed_message_arrives_after_its_delay(
     transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -92,7 +92,7 @@ def test_a_delayed_message_arrives_after_its_delay(
     assert delivery.attempt == 1
 
 
-@needs("delay")
+@requires("delay")
 def test_a_delay_blocks_no_other_message(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:

@@ -16,7 +16,7 @@ from contract_tests.fixtures import Subscribe
 from contract_tests.kit import LONG, SOON, Kit, timed
 from contract_tests.messages import first, message, parsed
 from contract_tests.profiles import examples
-from contract_tests.requires import needs
+from contract_tests.requires import requires
 from unstract_core import ContractError, Delivery, Message, PayloadError, Reply, Settlement, Verdict
 
 Kind = tuple[Verdict, bool, bool]
@@ -89,7 +89,7 @@ def test_a_follow_up_is_never_lost(
     assert list(map(first, kit.take(subscribe(elsewhere), 1, limit=5))) == ["next"]
 
 
-@needs("delay")
+@requires("delay")
 def test_a_retry_with_delay_waits(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """RETRY brings the message back after `delay` seconds, with the next attempt."""
     transport.send([message("t", queue)])
@@ -110,7 +110,7 @@ BROKEN: dict[str, Callable[[str], Message]] = {
 }
 
 
-@needs("dead_letters", "replies")
+@requires("dead_letters", "replies")
 @pytest.mark.parametrize("part", ["reply", "result"])
 def test_an_invalid_result_has_no_effect(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, part: str
@@ -148,7 +148,7 @@ def test_a_follow_up_keeps_its_own_fields(
         assert child.priority == 9
 
 
-@needs("delay")
+@requires("delay")
 def test_a_follow_up_keeps_its_delay(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """What follows may follow later."""
     transport.send([message("t", queue)])
@@ -161,7 +161,7 @@ def test_a_follow_up_keeps_its_delay(kit: Kit, transport: CheckedTransport, queu
         assert 0.55 < elapsed() < 0.6 + SOON
 
 
-@needs("status")
+@requires("status")
 def test_a_reply_is_stored_under_its_key(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contract_tests.checking import CheckedTransport
 from contract_tests.kit import Kit
 from contract_tests.messages import first, message
-from contract_tests.requires import needs, not_claimed
+from contract_tests.requires import requires, skip_not_claimed
 from contract_tests.time_limits import start
 from unstract_core import Reply, Settlement, Verdict
 
@@ -17,7 +17,7 @@ from unstract_core import Reply, Settlement, Verdict
 def two(kit: Kit) -> Iterator[tuple[CheckedTransport, CheckedTransport]]:
     """Open two transports; skip where the harness says that each has messages of its own."""
     if not kit.harness.shared:
-        not_claimed("each transport of this harness has messages of its own")
+        skip_not_claimed("each transport of this harness has messages of its own")
     with kit.open() as one, kit.open() as other:
         yield one, other
 
@@ -49,7 +49,7 @@ def test_claims_are_exclusive_between_transports(kit: Kit) -> None:
         theirs.close()
 
 
-@needs("fencing")
+@requires("fencing")
 def test_the_fence_holds_between_transports(kit: Kit) -> None:
     """A settlement by a process that lost its lease to another changes nothing."""
     with two(kit) as (one, other):
@@ -65,7 +65,7 @@ def test_the_fence_holds_between_transports(kit: Kit) -> None:
         heir.close()
 
 
-@needs("status")
+@requires("status")
 def test_a_status_is_readable_from_another_transport(kit: Kit) -> None:
     """Who polls for the outcome of a dispatch need not be who dispatched it."""
     with two(kit) as (one, other):

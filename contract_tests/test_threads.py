@@ -6,9 +6,9 @@ from functools import partial
 
 from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
-from contract_tests.kit import Kit, insist
+from contract_tests.kit import Kit, retry_outages
 from contract_tests.messages import first, message
-from contract_tests.requires import needs
+from contract_tests.requires import requires
 from contract_tests.time_limits import together
 from unstract_core import Reply, Settlement, Verdict
 
@@ -21,7 +21,7 @@ def test_many_threads_send_at_once(kit: Kit, transport: CheckedTransport, queue:
 
     def send(number: int) -> list[str]:
         messages = [message("t", queue, number, n) for n in range(20)]
-        return [id for one in messages for id in insist(partial(transport.send, [one]), once=True)]
+        return [id for one in messages for id in retry_outages(partial(transport.send, [one]), once=True)]
 
     sent = [id for ids in together(*(lambda n=n: send(n) for n in range(6))) for id in ids]
     received = kit.take(subscribe(queue), 120, limit=1000)
@@ -31,7 +31,7 @@ def test_many_threads_send_at_once(kit: Kit, transport: CheckedTransport, queue:
         assert mine == list(range(20))
 
 
-@needs("replies")
+@requires("replies")
 def test_many_threads_await_replies_at_once(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """Threads that send a question and wait for its answer each get their own, while a worker answers."""
 
@@ -65,7 +65,7 @@ def test_subscriptions_settle_in_parallel_threads(kit: Kit, transport: CheckedTr
     assert sorted(map(first, kit.remaining(transport, queue, elsewhere, count=60))) == list(range(60))
 
 
-@needs("replies")
+@requires("replies")
 def test_a_reply_is_read_while_others_send(kit: Kit, transport: CheckedTransport) -> None:
     """Neither waits for the other."""
     key, queue = kit.queue(), kit.queue()

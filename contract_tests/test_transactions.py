@@ -13,11 +13,11 @@ from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit
 from contract_tests.messages import first, message
 from contract_tests.profiles import examples
-from contract_tests.requires import needs
+from contract_tests.requires import requires
 from unstract_core import ContractError, PayloadError
 
 
-@needs("transactional_send")
+@requires("transactional_send")
 def test_a_commit_sends_the_messages(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """Nothing is seen before the commit, everything after it, under the ids that `send` returned."""
     subscription = subscribe(queue)
@@ -29,7 +29,7 @@ def test_a_commit_sends_the_messages(kit: Kit, transport: CheckedTransport, queu
     assert {one.id: first(one) for one in received} == dict(zip(ids, range(3), strict=True))
 
 
-@needs("transactional_send")
+@requires("transactional_send")
 def test_a_rollback_sends_nothing(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """After a rollback nothing is there, and the connection is the caller's as before."""
     with kit.caller(transport) as connection:
@@ -40,7 +40,7 @@ def test_a_rollback_sends_nothing(kit: Kit, transport: CheckedTransport, queue: 
     assert list(map(first, kit.take(subscribe(queue), 1, limit=10))) == ["committed"]
 
 
-@needs("transactional_send")
+@requires("transactional_send")
 def test_a_refused_message_keeps_the_transaction_usable(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -55,7 +55,7 @@ def test_a_refused_message_keeps_the_transaction_usable(
     assert list(map(first, kit.take(subscribe(queue), 2, limit=10))) == [1, 3]
 
 
-@needs("transactional_send")
+@requires("transactional_send")
 def test_within_refuses_anything_but_a_cursor(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """`within` is a DB-API cursor: for anything else an error says so, and nothing is sent."""
     for thing in (object(), "cursor", 7):
@@ -64,7 +64,7 @@ def test_within_refuses_anything_but_a_cursor(kit: Kit, transport: CheckedTransp
     assert not kit.remaining(transport, queue)
 
 
-@needs("transactional_send")
+@requires("transactional_send")
 def test_only_committed_transactions_send(kit: Kit) -> None:
     """Of any number of transactions exactly those messages arrive that were committed, in order within each."""
     with kit.open() as transport:

@@ -14,12 +14,12 @@ from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import LONG, SOON, Kit, timed
 from contract_tests.messages import message
-from contract_tests.requires import needs
+from contract_tests.requires import requires
 from contract_tests.time_limits import start
 from unstract_core import Settlement, Verdict
 
 
-def soon(call: Callable[[], object]) -> Callable[[float], object]:
+def after_delay(call: Callable[[], object]) -> Callable[[float], object]:
     """Make a call in a moment, on a thread of its own."""
 
     def later() -> object:
@@ -32,7 +32,7 @@ def soon(call: Callable[[], object]) -> Callable[[float], object]:
 def test_a_sent_message_wakes_a_waiting_receive(transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """`receive` waits up to `wait` seconds, and returns as soon as there is a message."""
     subscription = subscribe(queue)
-    sent = soon(lambda: transport.send([message("t", queue)]))
+    sent = after_delay(lambda: transport.send([message("t", queue)]))
     with timed() as elapsed:
         assert len(subscription.receive(limit=1, wait=LONG)) == 1
         assert elapsed() < SOON
@@ -55,7 +55,7 @@ def test_a_retried_message_wakes_a_waiting_receive(
         assert elapsed() < SOON
 
 
-@needs("delay")
+@requires("delay")
 def test_a_due_message_wakes_a_waiting_receive(transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """A delayed message ends the wait when its time has come, without anybody's doing."""
     transport.send([message("t", queue, delay=0.5)])
@@ -85,7 +85,7 @@ def test_a_receive_without_a_wait_returns_at_once(queue: str, subscribe: Subscri
 def test_wake_ends_a_wait(queue: str, subscribe: Subscribe, limit: int) -> None:
     """`wake` from another thread makes a waiting receive return at once."""
     subscription = subscribe(queue)
-    woken = soon(subscription.wake)
+    woken = after_delay(subscription.wake)
     with timed() as elapsed:
         assert not subscription.receive(limit=limit, wait=LONG)
         assert elapsed() < SOON
@@ -138,7 +138,7 @@ def test_a_signal_handler_may_wake(queue: str, subscribe: Subscribe) -> None:
     main = threading.main_thread().ident
     assert main is not None
     try:
-        interrupted = soon(lambda: signal.pthread_kill(main, signal.SIGUSR1))
+        interrupted = after_delay(lambda: signal.pthread_kill(main, signal.SIGUSR1))
         with timed() as elapsed:
             assert not subscription.receive(limit=1, wait=LONG)
             assert elapsed() < SOON
@@ -162,7 +162,7 @@ def test_a_follow_up_wakes_a_waiting_receive(
         assert elapsed() < SOON
 
 
-@needs("dead_letters")
+@requires("dead_letters")
 def test_a_replay_wakes_a_waiting_receive(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -178,7 +178,7 @@ def test_a_replay_wakes_a_waiting_receive(
         assert elapsed() < SOON
 
 
-@needs("fencing")
+@requires("fencing")
 def test_an_expired_lease_wakes_a_waiting_receive(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -190,7 +190,7 @@ def test_an_expired_lease_wakes_a_waiting_receive(
         assert elapsed() < SOON
 
 
-@needs("delay")
+@requires("delay")
 def test_a_delayed_retry_wakes_a_waiting_receive(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:

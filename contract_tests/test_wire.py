@@ -15,7 +15,7 @@ from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit
 from contract_tests.messages import first, message, newer, parsed
 from contract_tests.profiles import examples
-from contract_tests.requires import needs
+from contract_tests.requires import requires
 from contract_tests.strategies import json_values, payloads
 from unstract_core import Dispatcher, Message, PayloadError, Settlement, TaskPayload, Verdict, to_wire
 
@@ -42,7 +42,7 @@ def test_a_payload_arrives_as_it_was_sent(kit: Kit) -> None:
             if payload.reply_key is not None and not kit.capabilities.replies:
                 payload = attrs.evolve(payload, reply_key=None)
             (id,) = transport.send([Message(payload, queue)])
-            delivery = kit.take_away(subscription)
+            delivery = kit.take_and_acknowledge(subscription)
             assert delivery.problem is None
             wire = normal(payload, delivery.payload, id)
             assert delivery.payload is not None
@@ -63,7 +63,7 @@ def test_every_json_value_arrives_with_its_type(kit: Kit) -> None:
         @given(json_values)
         def property_(value: Any) -> None:
             transport.send([message("t", queue, value, kwargs={"keyword": value})])
-            payload = kit.take_away(subscription).payload
+            payload = kit.take_and_acknowledge(subscription).payload
             assert payload is not None
             assert exact(payload.args) == exact([value])
             assert exact(payload.kwargs) == exact({"keyword": value})
@@ -191,7 +191,7 @@ def test_send_does_not_change_its_arguments(kit: Kit) -> None:
         kit.remaining(transport, queue)
 
 
-@needs("priority")
+@requires("priority")
 def test_org_and_priority_travel_with_the_message(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
@@ -238,7 +238,7 @@ def test_redelivery_keeps_organisation_and_priority(
         assert again.priority == 8
 
 
-@needs("delay")
+@requires("delay")
 def test_a_delay_does_not_change_the_message(transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """A delay changes nothing of a message but its time."""
     transport.send([message("t", queue, 1, org_id="org-1", priority=8, delay=0.2)])

@@ -13,7 +13,7 @@ from contract_tests.checking import CheckedSubscription, CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import SOON, Kit, timed, wait_until
 from contract_tests.messages import first, message
-from contract_tests.requires import needs
+from contract_tests.requires import requires
 from contract_tests.time_limits import start, together
 from unstract_core import Consumer, Delivery
 
@@ -90,7 +90,7 @@ def test_drain_stops_at_its_timeout_despite_new_messages(kit: Kit, transport: Ch
     assert list(map(first, kit.remaining(transport, queue, count=1))) == [len(ran)]
 
 
-@needs("delay")
+@requires("delay")
 def test_drain_does_not_wait_for_delayed_messages(kit: Kit, transport: CheckedTransport, queue: str) -> None:
     """drain(timeout=0.5) does not wait for what is delayed for longer: it returns about then, with 0."""
     transport.send([message("t", queue, "late", delay=60)])
@@ -136,7 +136,7 @@ class Woken:
         return getattr(self.transport, name)
 
 
-@needs("delay")
+@requires("delay")
 def test_a_late_wake_does_not_end_drain(transport: CheckedTransport, queue: str) -> None:
     """Whoever was woken and came back empty-handed has not looked for long: what arrives a moment later is run."""
     transport.send([message("t", queue, 1, delay=0.1)])

@@ -23,11 +23,11 @@ import pytest
 T = TypeVar("T")
 
 _SIGNAL = signal.SIGUSR2
-_AGAIN = 5.0
-_OFTEN_ENOUGH = 8
+_SIGNAL_INTERVAL = 5.0
+_MAX_SIGNALS = 8
 """How often a test is told to end before the run is ended."""
 
-last_words: Callable[[str], object] = print
+report_abort: Callable[[str], object] = print
 """How it is told that the run is ended."""
 
 
@@ -50,13 +50,13 @@ def limited(seconds: float, doing: Callable[[], str]) -> Iterator[None]:
 
     def watch() -> None:
         wait = seconds
-        for _ in range(_OFTEN_ENOUGH):
+        for _ in range(_MAX_SIGNALS):
             if over.wait(wait):
                 return
             signal.pthread_kill(main, _SIGNAL)
-            wait = min(_AGAIN, seconds)
+            wait = min(_SIGNAL_INTERVAL, seconds)
         if not over.wait(wait):
-            last_words(f"no end after {time.monotonic() - started:.3g} s{doing()}; it cannot be ended, so the run is")
+            report_abort(f"no end after {time.monotonic() - started:.3g} s{doing()}; it cannot be ended, so the run is")
             os._exit(1)
 
     main = threading.get_ident()
@@ -72,7 +72,7 @@ def limited(seconds: float, doing: Callable[[], str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
+def as_failure() -> Iterator[None]:
     """Make a TimeLimit a failure like any other: for what else a fixture raises, pytest leaves the others unended."""
     try:
         yield

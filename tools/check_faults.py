@@ -19,13 +19,13 @@ from kit.faults import FAULTS  # noqa: E402 - the faults are no installed packag
 from contract_tests.suite import TESTS  # noqa: E402
 
 if TYPE_CHECKING:
-    from kit.planting import Fault
+    from kit.planting import PlantedFault
 
 PAGE = ROOT / "docs" / "conformance.md"
 BEGIN, END = "<!-- faults -->\n", "<!-- /faults -->\n"
 
 
-def lines(faults: Mapping[str, Fault]) -> Iterator[str]:
+def lines(faults: Mapping[str, PlantedFault]) -> Iterator[str]:
     """The table: in the order of the kit's files, and of the tests in each."""
     yield "| fault | caught by | what is wrong |"
     yield "| --- | --- | --- |"
@@ -37,7 +37,7 @@ def lines(faults: Mapping[str, Fault]) -> Iterator[str]:
         yield f"| {fault.name.replace('_', ' ')} | {caught_by} | {fault.about.replace('|', '&#124;')} |"
 
 
-def table(faults: Mapping[str, Fault]) -> str:
+def table(faults: Mapping[str, PlantedFault]) -> str:
     return "".join(f"{line}\n" for line in lines(faults))
 
 
@@ -50,7 +50,7 @@ def parts(page: str) -> tuple[str, str, str]:
     return before + begin, found, end + after
 
 
-def problems(page: str, faults: Mapping[str, Fault]) -> list[str]:
+def problems(page: str, faults: Mapping[str, PlantedFault]) -> list[str]:
     """What is wrong with the page; empty when all is well."""
     found = [
         f"{one.name} names a test that the kit does not have: {one.caught_by}"

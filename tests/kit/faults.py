@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 
-from kit.planting import FAULTS, ComposedHarness, Fault
+from kit.planting import FAULTS, ComposedHarness, PlantedFault
 
-__all__ = ["FAULTS", "Fault"]
+__all__ = ["FAULTS", "PlantedFault"]
 
 PARTS = ("sending", "claiming", "waiting", "settling", "fencing", "replies", "claims")
 

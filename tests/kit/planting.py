@@ -55,7 +55,7 @@ class ComposedHarness(MemoryHarness):
 
 
 @attrs.frozen
-class Fault:
+class PlantedFault:
     """A planted fault: what is wrong in one sentence, the test that must catch it, and words of that test's failure."""
 
     name: str
@@ -73,7 +73,7 @@ class Fault:
         return self.make(self.name)
 
 
-FAULTS: dict[str, Fault] = {}
+FAULTS: dict[str, PlantedFault] = {}
 
 
 def fault(caught_by: str, because: str, *, claims: Capabilities | None = None) -> Callable[[Part], Part]:
@@ -84,7 +84,7 @@ def fault(caught_by: str, because: str, *, claims: Capabilities | None = None) -
         if name in FAULTS or not part.__doc__:
             raise ValueError(f"a fault has a name of its own and a docstring: {part.__name__}")
         about = " ".join(part.__doc__.split())
-        FAULTS[name] = Fault(name, about, caught_by, because, _around(part, claims))
+        FAULTS[name] = PlantedFault(name, about, caught_by, because, _around(part, claims))
         return part
 
     return register

@@ -22,7 +22,7 @@ from pgbouncer import SERVER_CONNECTIONS, PgBouncer, private_pgbouncer
 from postgres.support import AT_ONCE, LONG_POLL, in_background, transport_on
 from psycopg.conninfo import make_conninfo
 
-from contract_tests.kit import insist, wait_until
+from contract_tests.kit import retry_outages, wait_until
 from contract_tests.messages import first, message, then
 from transports.postgres import PostgresTransport
 from transports.postgres.connections import Connector, run, uncompiled
@@ -315,7 +315,7 @@ def test_a_pooler_that_takes_no_more_clients_is_told(server_url: str, schema: st
             with pytest.raises(TransportUnavailable, match=r"max_client_conn.*nothing was done.*pool_size") as caught:
                 transport.send([message("t", queue)])
             assert not caught.value.fate_unknown
-        insist(lambda: transport.send([message("t", queue)]))
+        retry_outages(lambda: transport.send([message("t", queue)]))
         (state,) = transport.queues([queue])
         assert state.ready == 1
 
@@ -405,7 +405,7 @@ def test_a_consumer_outlives_whatever_happens_to_the_pooler(
 
         def produce() -> None:
             for n in range(90):
-                insist(partial(producer.send, [message("t", queue, n, on_success=then("done", queue + "-cb"))]))
+                retry_outages(partial(producer.send, [message("t", queue, n, on_success=then("done", queue + "-cb"))]))
                 time.sleep(0.01)
 
         def done(count: int) -> bool:

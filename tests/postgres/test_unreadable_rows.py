@@ -19,7 +19,7 @@ from postgres.support import on_one_server, transport_on
 from psycopg import sql
 from queues import queue_name
 
-from contract_tests.kit import insist, wait_until
+from contract_tests.kit import retry_outages, wait_until
 from contract_tests.messages import first, message
 from transports.postgres import PostgresTransport, dead_letters, unread
 from transports.postgres.subscription import PostgresSubscription
@@ -69,7 +69,7 @@ def received(transport: PostgresTransport, queue: str, *, lease: float = 60) -> 
     """Return what a subscription receives until the queue is empty, whatever it raises meanwhile."""
     subscription = transport.subscribe([queue], lease=lease)
     found: list[Delivery] = []
-    while more := insist(lambda: subscription.receive(limit=10, wait=0)):
+    while more := retry_outages(lambda: subscription.receive(limit=10, wait=0)):
         found += more
     subscription.close()
     return found
@@ -205,7 +205,7 @@ def test_a_row_that_others_claimed_meanwhile_is_not_delivered(failing: tuple[Pos
     taken = "UPDATE {messages} SET read_ct = read_ct + 1 WHERE queue_name = %s AND message @> %s::jsonb"
     for number in (0, 2):
         tables.execute(taken, queue, json.dumps({"args": [number]}))
-    found = insist(lambda: subscription.receive(limit=4, wait=0))
+    found = retry_outages(lambda: subscription.receive(limit=4, wait=0))
     assert list(map(first, found)) == [3]
     subscription.close()
 
@@ -224,11 +224,11 @@ def test_messages_whose_content_is_read_later_keep_their_lease(
     claimed = "SELECT min(vt) FROM {messages} WHERE queue_name = %s AND read_ct > 0"
     vt = tables.rows(claimed, queue)
     subscription._unread.since -= 30
-    found = insist(lambda: subscription.receive(limit=4, wait=0))
+    found = retry_outages(lambda: subscription.receive(limit=4, wait=0))
     assert asked.count("renew leases") == 1
     assert list(map(first, found)) == [0]
     assert tables.rows(claimed, queue) > vt
-    assert list(map(first, insist(lambda: subscription.receive(limit=4, wait=0)))) == [2, 3]
+    assert list(map(first, retry_outages(lambda: subscription.receive(limit=4, wait=0)))) == [2, 3]
     subscription.close()
 
 
@@ -247,7 +247,7 @@ def test_messages_beside_unreadable_ones_are_returned_with_a_whole_lease(
     left: list[float] = []
 
     def receive() -> bool:
-        for one in insist(lambda: subscription.receive(limit=16, wait=0)):
+        for one in retry_outages(lambda: subscription.receive(limit=16, wait=0)):
             seconds = "SELECT extract(epoch FROM vt - clock_timestamp())::float8 FROM {messages} WHERE msg_id = %s"
             left.extend(tables.rows(seconds, int(one.id))[0])
             numbers.extend(one.payload.args if one.payload else [])
@@ -280,7 +280,7 @@ def test_a_message_that_is_lost_while_others_are_read_is_not_returned(
         return read
 
     monkeypatch.setattr(Unread, "_texts", slow)
-    found = insist(lambda: subscription.receive(limit=4, wait=0))
+    found = retry_outages(lambda: subscription.receive(limit=4, wait=0))
     assert [first(one) if one.payload else None for one in found] == [None, 2, 3]
     subscription.close()
 
@@ -326,7 +326,7 @@ def test_messages_that_were_not_read_are_renewed_without_room(
     transport, tables = failing
     queue = queue_name()
     subscription = partly_read(transport, tables, queue)
-    held = list(insist(lambda: subscription.receive(limit=1, wait=0))) if with_a_delivery else []
+    held = list(retry_outages(lambda: subscription.receive(limit=1, wait=0))) if with_a_delivery else []
     old = tables.rows("SELECT max(vt) FROM {messages} WHERE queue_name = %s", queue)
     subscription._unread.since -= 30
     if with_a_delivery:
