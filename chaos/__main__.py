@@ -21,12 +21,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from chaos.environments import Place, on_postgres, on_rabbitmq, what_is_missing
-from chaos.ledger import take_stock
-from chaos.planted_bugs import PLANTS
+from chaos.environments import Environment, postgres_environment, rabbitmq_environment, unavailable_reason
+from chaos.ledger import build_ledger
+from chaos.planted_bugs import PLANTED_BUGS
 from chaos.report import summary, table
 from chaos.run import run
-from chaos.schedule import KINDS, TransportName, schedule
+from chaos.schedule import FAULT_KINDS, TransportName, schedule
 
 SOAK = 1800.0
 _TRANSPORTS: tuple[TransportName, ...] = ("postgresql", "amqp")
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = _TRANSPORTS if options.transport == "both" else (options.transport,)
     possible = []
     for transport in wanted:
-        if missing := what_is_missing(transport):
+        if missing := unavailable_reason(transport):
             say(f"skipped {transport}: {missing}")
         else:
             possible.append(transport)
@@ -68,11 +68,13 @@ def _over(transport: TransportName, seed: int, seconds: float, options: argparse
     say(f"\n{transport}: {len(planned)} faults")
     for number, one in enumerate(planned, 1):
         say(f"{number:3} {one}")
-    place: AbstractContextManager[Place] = on_postgres() if transport == "postgresql" else on_rabbitmq()
+    opened: AbstractContextManager[Environment] = (
+        postgres_environment() if transport == "postgresql" else rabbitmq_environment()
+    )
     directory = Path(tempfile.mkdtemp(prefix="wire-chaos-"))
-    with place as found:
-        evidence = run(found, planned, directory, say, plant=options.plant)
-    ledger = take_stock(evidence)
+    with opened as environment:
+        evidence = run(environment, planned, directory, say, plant=options.plant)
+    ledger = build_ledger(evidence)
     say()
     for line in [*table(evidence, ledger), "", *summary(evidence, ledger)]:
         say(line)
@@ -93,12 +95,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", type=_kinds, default=(), help="these kinds of faults alone, with commas")
     parser.add_argument("--keep", action="store_true", help="keep the journals and logs also where the ledger holds")
-    parser.add_argument("--plant", choices=list(PLANTS), help="break the workers on purpose: the ledger must tell")
+    parser.add_argument(
+        "--plant", choices=list(PLANTED_BUGS), help="plant a bug in the workers, which the ledger must find"
+    )
     return parser.parse_args(arguments)
 
 
 def _kinds(text: str) -> tuple[str, ...]:
-    names, known = tuple(text.split(",")), {kind.name for kind in KINDS}
+    names, known = tuple(text.split(",")), {kind.name for kind in FAULT_KINDS}
     if unknown := set(names) - known:
         raise argparse.ArgumentTypeError(
             f"no such fault: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}"

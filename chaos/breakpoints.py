@@ -19,36 +19,36 @@ SENT = "sent"
 """The phases of a worker; and that of a producer whose message is accepted, and which has not written that down."""
 
 
-class Halts:
+class Breakpoints:
     """The side of the process."""
 
     def __init__(self, directory: Path, process: str, journal: Journal) -> None:
-        self._path = demand(directory, process)
+        self._path = request_file(directory, process)
         self._journal = journal
 
-    def at(self, phase: str, dispatches: Sequence[str]) -> None:
+    def reach(self, phase: str, dispatches: Sequence[str]) -> None:
         """Stop here, if that was demanded, until it is demanded no longer."""
-        if not dispatches or not self._demanded(phase):
+        if not dispatches or not self._is_requested(phase):
             return
-        self._journal.write_all("halted", dispatches, phase)
-        while self._demanded(phase):
+        self._journal.write_all("stopped", dispatches, phase)
+        while self._is_requested(phase):
             time.sleep(0.005)
 
-    def _demanded(self, phase: str) -> bool:
+    def _is_requested(self, phase: str) -> bool:
         try:
             return self._path.read_text() == phase
         except FileNotFoundError:
             return False
 
 
-def demand(directory: Path, process: str) -> Path:
+def request_file(directory: Path, process: str) -> Path:
     """The file in which the phase stands at which a process is to stop."""
-    return directory / f"{process}.halt"
+    return directory / f"{process}.breakpoint"
 
 
-def ask(directory: Path, process: str, phase: str) -> None:
+def request(directory: Path, process: str, phase: str) -> None:
     """The controller's side: let a process stop when it next comes to this phase."""
-    path = demand(directory, process)
+    path = request_file(directory, process)
     fresh = path.with_suffix(".fresh")
     fresh.write_text(phase)
     os.replace(fresh, path)
@@ -56,4 +56,4 @@ def ask(directory: Path, process: str, phase: str) -> None:
 
 def release(directory: Path, process: str) -> None:
     with contextlib.suppress(FileNotFoundError):
-        demand(directory, process).unlink()
+        request_file(directory, process).unlink()

@@ -6,44 +6,44 @@ import time
 from collections.abc import Callable
 
 from chaos import breakpoints
-from chaos.environments import BrokerPlace
-from chaos.evidence import Fault
-from chaos.faults import Faults
-from chaos.processes import Fleet
-from chaos.schedule import FRAMES, Planned
+from chaos.environments import BrokerEnvironment
+from chaos.evidence import InjectedFault
+from chaos.faults import FaultInjector
+from chaos.processes import Processes
+from chaos.schedule import FRAMES, PlannedFault
 
 _PUBLISH = b"\x00\x3c\x00\x28"
 _ACKNOWLEDGE = b"\x00\x3c\x00\x50"
 """How the methods basic.publish and basic.ack begin, inside of their frames."""
 
 
-class BrokerFaults(Faults):
-    def __init__(self, fleet: Fleet, place: BrokerPlace) -> None:
-        super().__init__(fleet)
-        self.place = place
+class BrokerFaultInjector(FaultInjector):
+    def __init__(self, processes: Processes, environment: BrokerEnvironment) -> None:
+        super().__init__(processes)
+        self.environment = environment
 
-    def kill_settling(self, planned: Planned) -> Fault:
+    def kill_settling(self, planned: PlannedFault) -> InjectedFault:
         """Kill a worker between the confirm of a callback and the acknowledgement of what it follows from."""
         return self._killed_at(breakpoints.SETTLING, planned)
 
-    def broker_restart(self, planned: Planned) -> Fault:
+    def broker_restart(self, planned: PlannedFault) -> InjectedFault:
         began = time.monotonic()
-        self.place.broker.stop()
-        self.place.broker.start()
-        return self.over(began)
+        self.environment.broker.stop()
+        self.environment.broker.start()
+        return self.ended_for_all(began)
 
-    def connection_cut(self, planned: Planned) -> Fault:
+    def connection_cut(self, planned: PlannedFault) -> InjectedFault:
         """Cut whichever connection comes first to each of the frames, one after the other."""
         began = time.monotonic()
         for frame, gap in zip(planned.steps, planned.gaps, strict=True):
-            self.fleet.pause(gap)
+            self.processes.pause(gap)
             self._cuts[frame]()
-            self.fleet.wait(lambda: self.place.between.has_lost, f"a connection to be cut: {frame}")
-        return self.over(began)
+            self.processes.require(lambda: self.environment.proxy.has_lost, f"a connection to be cut: {frame}")
+        return self.ended_for_all(began)
 
     @property
     def _cuts(self) -> dict[str, Callable[[], None]]:
-        between = self.place.between
+        between = self.environment.proxy
         cuts: list[Callable[[], None]] = [
             lambda: between.lose(_PUBLISH),
             lambda: between.lose_the_answer_to(_PUBLISH),

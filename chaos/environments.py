@@ -28,7 +28,7 @@ from transports.postgres import PostgresTransport
 SCHEMA = "chaos"
 _QUEUES = (EXECUTOR_QUEUE, CALLBACK_QUEUE)
 _CONNECTIONS = 60
-_COUNTED = """
+_COUNTING_TRIGGER = """
 CREATE TABLE {schema}.stored (queue_name text NOT NULL, dispatch text NOT NULL);
 CREATE FUNCTION {schema}.count_stored() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -38,18 +38,18 @@ CREATE FUNCTION {schema}.count_stored() RETURNS trigger LANGUAGE plpgsql AS $$
 CREATE TRIGGER count_stored AFTER INSERT ON {messages} FOR EACH ROW EXECUTE FUNCTION {schema}.count_stored();
 """
 """Counts every row that is committed, in the same transaction."""
-_HELD = 1800
+_CONSUMER_TIMEOUT = 1800
 """Seconds after which the broker takes back what is held: RabbitMQ's own default, beyond what a busy machine takes."""
 
 
-class PostgresPlace:
+class PostgresEnvironment:
     def __init__(self, server: PrivateServer) -> None:
         self.server = server
         self.tables = Tables(server.url, SCHEMA)
         self._control: psycopg.Connection[Any] | None = None
         with contextlib.closing(PostgresTransport(server.url, SCHEMA)) as transport:
             transport.migrate()
-        self.tables.execute(_COUNTED)
+        self.tables.execute(_COUNTING_TRIGGER)
 
     def url_of(self, process: str) -> str:
         return f"{self.server.url}?application_name={process}&schema={SCHEMA}&statement_timeout=10&timeout=2"
@@ -61,7 +61,7 @@ class PostgresPlace:
             self._control = psycopg.connect(self.server.url, autocommit=True)
         return self._control
 
-    def forget_control(self) -> None:
+    def close_control(self) -> None:
         """Close the connection of the controller: the server is about to end."""
         if self._control is not None:
             self._control.close()
@@ -71,9 +71,9 @@ class PostgresPlace:
         return psycopg.connect(make_conninfo(self.server.url, application_name="idle"), connect_timeout=5)
 
     def is_idle(self) -> bool:
-        return not any(self.left().values())
+        return not any(self.remaining().values())
 
-    def left(self) -> Mapping[str, int]:
+    def remaining(self) -> Mapping[str, int]:
         rows = self.tables.rows("SELECT queue_name, count(*) FROM {messages} GROUP BY 1")
         dead = self.tables.rows("SELECT queue_name, count(*) FROM {dead} GROUP BY 1")
         return {**dict(rows), **{f"{queue} (dead letters)": count for queue, count in dead}}
@@ -87,19 +87,19 @@ class PostgresPlace:
         return Rows(counts[EXECUTOR_QUEUE], counts[CALLBACK_QUEUE])
 
 
-class BrokerPlace:
+class BrokerEnvironment:
     def __init__(self, broker: PrivateBroker, between: Proxy) -> None:
         self.broker = broker
-        self.between = between
+        self.proxy = between
 
     def url_of(self, process: str) -> str:
-        return f"{behind(self.broker.url, self.between.port)}?connect_timeout=5&confirm_timeout=10&heartbeat=10"
+        return f"{behind(self.broker.url, self.proxy.port)}?connect_timeout=5&confirm_timeout=10&heartbeat=10"
 
     def is_idle(self) -> bool:
         """A broker does not tell what is held; whoever waits for it has to see that nothing happens any more."""
         return True
 
-    def left(self) -> Mapping[str, int]:
+    def remaining(self) -> Mapping[str, int]:
         """Return what stands in the queues; everybody has to have left, since what is held is not counted."""
         found = {}
         with kombu.Connection(self.broker.url) as connection:
@@ -113,10 +113,10 @@ class BrokerPlace:
         return None
 
 
-Place: TypeAlias = PostgresPlace | BrokerPlace
+Environment: TypeAlias = PostgresEnvironment | BrokerEnvironment
 
 
-def what_is_missing(transport: str) -> str | None:
+def unavailable_reason(transport: str) -> str | None:
     """Return why there can be no private server for a transport here, and the remedy; None where there can."""
     if transport == "amqp" and not installed():
         return "RabbitMQ is not installed; on Debian: apt-get install rabbitmq-server"
@@ -126,26 +126,26 @@ def what_is_missing(transport: str) -> str | None:
 
 
 @contextlib.contextmanager
-def on_postgres() -> Iterator[PostgresPlace]:
+def postgres_environment() -> Iterator[PostgresEnvironment]:
     with private_server(options=f"-c max_connections={_CONNECTIONS}") as server:
-        place = PostgresPlace(server)
+        environment = PostgresEnvironment(server)
         try:
-            yield place
+            yield environment
         finally:
-            place.forget_control()
+            environment.close_control()
 
 
 @contextlib.contextmanager
-def on_rabbitmq() -> Iterator[BrokerPlace]:
+def rabbitmq_environment() -> Iterator[BrokerEnvironment]:
     directory = Path(tempfile.mkdtemp(prefix="wire-mq-"))
     try:
         broker = PrivateBroker(directory)
         with (directory / "rabbitmq.conf").open("a") as configuration:
-            configuration.write(f"consumer_timeout = {_HELD * 1000}\n")
+            configuration.write(f"consumer_timeout = {_CONSUMER_TIMEOUT * 1000}\n")
         try:
             broker.start()
             with proxy("127.0.0.1", broker.port) as between:
-                yield BrokerPlace(broker, between)
+                yield BrokerEnvironment(broker, between)
         finally:
             broker.remove()
     finally:

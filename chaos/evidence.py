@@ -11,7 +11,7 @@ from chaos.history import History
 
 
 @attrs.frozen
-class Fault:
+class InjectedFault:
     """A fault as it happened, `began` and `ended` on the monotonic clock.
 
     `victims` are the processes that it hit, None for all of them; `touched` the dispatches that it had in its hands.
@@ -47,7 +47,7 @@ class Evidence:
     """`rows` is None over a broker, where there are none; `left` are the messages still in each queue."""
 
     history: History
-    faults: Sequence[Fault]
+    faults: Sequence[InjectedFault]
     rows: Rows | None
-    left: Mapping[str, int]
+    remaining: Mapping[str, int]
     problems: Sequence[str]

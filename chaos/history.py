@@ -11,7 +11,7 @@ import attrs
 from chaos.breakpoints import SENT
 from chaos.journal import Line
 
-_LETS_GO = ("settled", "given_back")
+_SETTLED_OR_RELEASED = ("settled", "released")
 
 
 class History:
@@ -20,9 +20,9 @@ class History:
     def __init__(self, lines: Iterable[Line] = ()) -> None:
         self.lines: dict[str, list[Line]] = defaultdict(list)
         self.processes: set[str] = set()
-        self.late: list[Line] = []
-        self.halted: list[Line] = []
-        self._held: dict[str, set[str]] = defaultdict(set)
+        self.stalls: list[Line] = []
+        self.stopped: list[Line] = []
+        self._claimed: dict[str, set[str]] = defaultdict(set)
         self._sent: list[tuple[float, str]] = []
         self._open: set[str] = set()
         self._called: set[str] = set()
@@ -32,21 +32,21 @@ class History:
     def add(self, line: Line) -> None:
         if line.event == "ready":
             self.processes.add(line.process)
-        elif line.event == "late":
-            self.late.append(line)
+        elif line.event == "stalled":
+            self.stalls.append(line)
         if not line.dispatch:
             return
         self.lines[line.dispatch].append(line)
         if line.event == "before":
             self._sent.append((line.at, line.dispatch))
-        elif line.event == "halted":
-            self.halted.append(line)
+        elif line.event == "stopped":
+            self.stopped.append(line)
             if line.detail == SENT:  # its sender knew that it was accepted, and was killed before it wrote that down
                 self.add(attrs.evolve(line, event="accepted", detail=""))
-        elif line.event == "held":
-            self._held[line.process].add(line.dispatch)
-        elif line.event in _LETS_GO:
-            self._held[line.process].discard(line.dispatch)
+        elif line.event == "claimed":
+            self._claimed[line.process].add(line.dispatch)
+        elif line.event in _SETTLED_OR_RELEASED:
+            self._claimed[line.process].discard(line.dispatch)
         elif line.event == "called":
             self._called.add(line.dispatch)
             self._open.discard(line.dispatch)
@@ -57,16 +57,16 @@ class History:
         """The lines of a dispatch with one of these events, by time."""
         return sorted((line for line in self.lines.get(dispatch, ()) if line.event in events), key=lambda line: line.at)
 
-    def held_by(self, process: str) -> set[str]:
+    def claimed_by(self, process: str) -> set[str]:
         """What a process has received and not settled, as far as it could write that down."""
-        return set(self._held[process])
+        return set(self._claimed[process])
 
     @property
     def open(self) -> set[str]:
         """Every dispatch that was accepted, or has arrived, and was not called back yet."""
         return set(self._open)
 
-    def first_call_after(self, moment: float, sender: str = "") -> float | None:
+    def first_callback_after(self, moment: float, sender: str = "") -> float | None:
         """When the first call came of a dispatch that was sent after a moment, by whoever has this name's beginning."""
         self._sent.sort()
         first: float | None = None

@@ -54,7 +54,7 @@ class Journals:
         self._directory = directory
         self._read: dict[Path, int] = {}
 
-    def news(self) -> Iterator[Line]:
+    def read_new(self) -> Iterator[Line]:
         """Yield what was written since this was last asked, journal by journal."""
         for path in sorted(self._directory.glob(f"*{SUFFIX}")):
             with path.open("rb") as file:

@@ -13,27 +13,27 @@ from typing import Literal, TypeAlias
 
 import attrs
 
-from chaos.evidence import Evidence, Fault
+from chaos.evidence import Evidence, InjectedFault
 from chaos.journal import Line
 
-What: TypeAlias = Literal["lost", "doubled", "ran again", "called again"]
+AnomalyKind: TypeAlias = Literal["lost", "doubled", "ran again", "called again"]
 
 SLOW_MACHINE: Literal["a machine that stood still"] = "a machine that stood still"
 
-Cause: TypeAlias = Fault | Literal["a machine that stood still"] | None
+Cause: TypeAlias = InjectedFault | Literal["a machine that stood still"] | None
 
 _GRACE = 1.0
 """Seconds within which a process has seen that its connection was cut, or the broker what it was sent."""
 
 
 @attrs.frozen
-class Finding:
+class Anomaly:
     """One dispatch that was not simply sent, run and called back once; `cause` is the fault that explains it.
 
     `allowed` where the design says that this may happen, and the cause is known.
     """
 
-    what: What
+    what: AnomalyKind
     dispatch: str
     cause: Cause
     allowed: bool
@@ -46,24 +46,24 @@ class Finding:
 
 @attrs.frozen
 class Ledger:
-    """Counts, findings, and problems. `unknown` are sends whose fate nobody knew, of which `arrived` were accepted."""
+    """Counts, anomalies, and problems. `unknown` are sends whose fate nobody knew, of which `arrived` were accepted."""
 
     accepted: int
     unknown: int
     arrived: int
     refused: int
     called: int
-    findings: Sequence[Finding]
+    anomalies: Sequence[Anomaly]
     problems: Sequence[str]
 
     @property
     def holds(self) -> bool:
         """Whether nothing was lost or doubled that may not be, and nothing else is wrong."""
-        return self.accepted > 0 and not self.problems and all(finding.allowed for finding in self.findings)
+        return self.accepted > 0 and not self.problems and all(anomaly.allowed for anomaly in self.anomalies)
 
-    def count(self, what: What, cause: object = None) -> int:
+    def count(self, what: AnomalyKind, cause: object = None) -> int:
         """How often something was found; of one `cause` only, if that is given."""
-        return sum(1 for one in self.findings if one.what == what and (cause is None or one.cause == cause))
+        return sum(1 for one in self.anomalies if one.what == what and (cause is None or one.cause == cause))
 
 
 @attrs.define
@@ -75,10 +75,10 @@ class _Sends:
     called: int = 0
 
 
-def take_stock(evidence: Evidence) -> Ledger:
+def build_ledger(evidence: Evidence) -> Ledger:
     """Go through every dispatch, and return what was found."""
     sends = _Sends()
-    findings: list[Finding] = []
+    anomalies: list[Anomaly] = []
     problems = list(evidence.problems)
     dispatches = dict.fromkeys(evidence.history.lines)
     if evidence.rows is not None:
@@ -86,15 +86,15 @@ def take_stock(evidence: Evidence) -> Ledger:
     for dispatch in dispatches:
         exists = _count(dispatch, evidence, sends)
         problems += _problems(dispatch, evidence, exists=exists)
-        findings += _findings(dispatch, evidence, exists=exists)
-    problems += [f"queue {queue} still holds {count}" for queue, count in evidence.left.items() if count]
-    return Ledger(**attrs.asdict(sends), findings=findings, problems=problems)
+        anomalies += _anomalies(dispatch, evidence, exists=exists)
+    problems += [f"queue {queue} still holds {count}" for queue, count in evidence.remaining.items() if count]
+    return Ledger(**attrs.asdict(sends), anomalies=anomalies, problems=problems)
 
 
 def _count(dispatch: str, evidence: Evidence, sends: _Sends) -> bool:
     """Count a dispatch by its send; return whether it exists: it was accepted, or it has arrived."""
     history = evidence.history
-    arrived = bool(history.of(dispatch, "held", "started", "called"))
+    arrived = bool(history.of(dispatch, "claimed", "started", "called"))
     if evidence.rows is not None:
         arrived = arrived or bool(evidence.rows.sent[dispatch])
     accepted = bool(history.of(dispatch, "accepted"))
@@ -125,36 +125,36 @@ def _problems(dispatch: str, evidence: Evidence, *, exists: bool) -> Iterator[st
             yield f"{dispatch}: {len(effective)} settlements of its task took effect: the fence did not hold"
 
 
-def _findings(dispatch: str, evidence: Evidence, *, exists: bool) -> Iterator[Finding]:
+def _anomalies(dispatch: str, evidence: Evidence, *, exists: bool) -> Iterator[Anomaly]:
     history, rows = evidence.history, evidence.rows
     starts, calls = history.of(dispatch, "started"), history.of(dispatch, "called")
     follow_ups = rows.follow_ups[dispatch] if rows is not None else None
     if exists and not calls:
         why = "no follow-up was ever committed" if follow_ups == 0 else "its callback was never called"
-        yield Finding("lost", dispatch, _last_touched(dispatch, evidence), allowed=False, why=why)
+        yield Anomaly("lost", dispatch, _last_touched(dispatch, evidence), allowed=False, why=why)
     for earlier, later in pairwise(starts):
         yield _explained("ran again", dispatch, earlier, later, evidence)
     if follow_ups is not None:
         for _ in range(follow_ups - 1):
             cause = _last_touched(dispatch, evidence)
-            yield Finding("doubled", dispatch, cause, allowed=False, why=f"{follow_ups} follow-ups were committed")
+            yield Anomaly("doubled", dispatch, cause, allowed=False, why=f"{follow_ups} follow-ups were committed")
     for earlier, later in pairwise(calls):
         yield _explained("doubled" if rows is None else "called again", dispatch, earlier, later, evidence)
 
 
-def _explained(what: What, dispatch: str, earlier: Line, later: Line, evidence: Evidence) -> Finding:
+def _explained(what: AnomalyKind, dispatch: str, earlier: Line, later: Line, evidence: Evidence) -> Anomaly:
     """Look for a fault that hit who had the dispatch, between its being received and its second time.
 
     Over a broker that may be anybody who has ever had it: what is doubled there was published twice before.
     """
-    held = [line for line in evidence.history.of(dispatch, "held") if line.at <= later.at]
+    held = [line for line in evidence.history.of(dispatch, "claimed") if line.at <= later.at]
     if evidence.rows is not None or what == "ran again":
         held = [line for line in held if line.process == earlier.process and line.at <= earlier.at][-1:]
     since = min((line.at for line in held), default=earlier.at)
     holders = {earlier.process, *(line.process for line in held)}
     why = f"{earlier.process}, and again {later.at - earlier.at:.1f} s later {later.process}"
     cause = _cause(dispatch, since, later.at, holders, evidence)
-    return Finding(what, dispatch, cause, allowed=cause is not None, why=why)
+    return Anomaly(what, dispatch, cause, allowed=cause is not None, why=why)
 
 
 def _cause(dispatch: str, since: float, until: float, holders: set[str], evidence: Evidence) -> Cause:
@@ -164,13 +164,13 @@ def _cause(dispatch: str, since: float, until: float, holders: set[str], evidenc
             between = fault.began <= until and since <= fault.ended + grace
             if fault.excuses and between and _hit(fault, dispatch, holders, evidence):
                 return fault
-    for late in evidence.history.late:
-        if late.process in holders and late.at - float(late.detail) <= until and since <= late.at:
+    for stall in evidence.history.stalls:
+        if stall.process in holders and stall.at - float(stall.detail) <= until and since <= stall.at:
             return SLOW_MACHINE
     return None
 
 
-def _hit(fault: Fault, dispatch: str, holders: set[str], evidence: Evidence) -> bool:
+def _hit(fault: InjectedFault, dispatch: str, holders: set[str], evidence: Evidence) -> bool:
     """Whether a fault had a dispatch in its hands; over a broker, also what was acknowledged a moment before."""
     if fault.victims is None or dispatch in fault.touched:
         return True
@@ -180,7 +180,7 @@ def _hit(fault: Fault, dispatch: str, holders: set[str], evidence: Evidence) -> 
     return any(line.process in fault.victims and fault.began - _GRACE <= line.at <= fault.began for line in settled)
 
 
-def _last_touched(dispatch: str, evidence: Evidence) -> Fault | None:
+def _last_touched(dispatch: str, evidence: Evidence) -> InjectedFault | None:
     """Return the fault that had a lost or doubled dispatch in its hands, for the report: it excuses nothing."""
     touching = [fault for fault in evidence.faults if dispatch in fault.touched]
     return touching[-1] if touching else None

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import attrs
 
-from chaos.breakpoints import SETTLED, Halts
+from chaos.breakpoints import SETTLED, Breakpoints
 from chaos.messages import dispatch_of
-from chaos.recording import Plant
+from chaos.recording import PlantedBug
 from unstract_core import Delivery, Settlement, Subscription, Transport
 
 
-class _Planted:
-    def __init__(self, inner: Subscription, transport: Transport, halts: Halts) -> None:
+class _Delegating:
+    def __init__(self, inner: Subscription, transport: Transport, breakpoints: Breakpoints) -> None:
         self._inner = inner
         self._transport = transport
-        self._halts = halts
+        self._breakpoints = breakpoints
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         return self._inner.receive(limit=limit, wait=wait)
@@ -33,29 +33,31 @@ class _Planted:
     def close(self) -> None:
         self._inner.close()
 
-    def _send_what_follows(self, settlements: Sequence[Settlement]) -> None:
+    def _send_follow_ups(self, settlements: Sequence[Settlement]) -> None:
         messages = [one.follow_up for one in settlements if one.follow_up is not None]
         if messages:
             self._transport.send(messages)
 
 
-class _TwoCommits(_Planted):
+class _TwoCommits(_Delegating):
     """Acknowledges first, and sends the follow-ups in a second transaction."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         answers = self._inner.settle([attrs.evolve(one, follow_up=None) for one in settlements])
-        self._halts.at(SETTLED, [dispatch_of(one.delivery) for one in settlements if one.follow_up is not None])
-        self._send_what_follows(settlements)
+        self._breakpoints.reach(
+            SETTLED, [dispatch_of(one.delivery) for one in settlements if one.follow_up is not None]
+        )
+        self._send_follow_ups(settlements)
         return answers
 
 
-class _TwoFollowUps(_Planted):
+class _TwoFollowUps(_Delegating):
     """Sends the follow-ups once more when they are sent already."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         answers = self._inner.settle(settlements)
-        self._send_what_follows(settlements)
+        self._send_follow_ups(settlements)
         return answers
 
 
-PLANTS: dict[str | None, Plant] = {"two-commits": _TwoCommits, "two-follow-ups": _TwoFollowUps}
+PLANTED_BUGS: dict[str | None, PlantedBug] = {"two-commits": _TwoCommits, "two-follow-ups": _TwoFollowUps}

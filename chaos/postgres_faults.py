@@ -11,13 +11,13 @@ import attrs
 import psycopg
 
 from chaos import breakpoints
-from chaos.environments import PostgresPlace
-from chaos.evidence import Fault
-from chaos.faults import BEYOND_A_LEASE, Faults
-from chaos.processes import Fleet, Process
-from chaos.schedule import Planned
+from chaos.environments import PostgresEnvironment
+from chaos.evidence import InjectedFault
+from chaos.faults import LONGER_THAN_A_LEASE, FaultInjector
+from chaos.processes import Process, Processes
+from chaos.schedule import PlannedFault
 
-AWAY = 20.0
+OUTAGE = 20.0
 """Seconds that the server is away."""
 _LOCKED = 3
 """How many rows a session that is idle in transaction holds, at the least."""
@@ -33,127 +33,129 @@ _LOCK = """
 _LOCK_SOME = "SELECT message -> 'kwargs' ->> 'dispatch' FROM {messages} LIMIT 20 FOR UPDATE SKIP LOCKED"
 
 
-class PostgresFaults(Faults):
-    def __init__(self, fleet: Fleet, place: PostgresPlace) -> None:
-        super().__init__(fleet)
-        self.place = place
+class PostgresFaultInjector(FaultInjector):
+    def __init__(self, processes: Processes, environment: PostgresEnvironment) -> None:
+        super().__init__(processes)
+        self.environment = environment
 
-    def kill_settling(self, planned: Planned) -> Fault:
+    def kill_settling(self, planned: PlannedFault) -> InjectedFault:
         """Kill a worker whose statement waits on the server for a lock; then let the server go on with it."""
-        process = self.fleet.ready(planned.victims[0])
+        process = self.processes.ready(planned.victims[0])
         with self._settling(process) as touched:
             return self._killed(process, touched)
 
-    def sigstop(self, planned: Planned) -> Fault:
+    def sigstop(self, planned: PlannedFault) -> InjectedFault:
         """Stop a worker between its tasks' end and their settlement until others have done all of it, and go on."""
-        process = self.fleet.ready(planned.victims[0])
-        history = self.fleet.history
-        with self.halted(process, breakpoints.FINISHED) as there:
-            touched, awaited = there | self._in_hand(process), self._open()
-            began, ended = self._stopped(
+        process = self.processes.ready(planned.victims[0])
+        history = self.processes.history
+        with self.stopped_at(process, breakpoints.FINISHED) as there:
+            touched, awaited = there | self._claimed_by(process), self._open()
+            began, ended = self._suspended(
                 process,
-                BEYOND_A_LEASE,
+                LONGER_THAN_A_LEASE,
                 lambda: all(history.of(dispatch, "called") for dispatch in there),
                 f"others to do what {process.name} holds",
             )
-        self.fleet.wait(
+        self.processes.require(
             lambda: all(process.name in _processes(history.of(one, "settled")) for one in there),
             f"the late settlements of {process.name} to be answered",
         )
-        return attrs.evolve(self.hit(began, began, [process], touched), ended=ended, awaited=touched & awaited)
+        return attrs.evolve(self.ended_for(began, began, [process], touched), ended=ended, awaited=touched & awaited)
 
-    def backend_killed(self, planned: Planned) -> Fault:
+    def backend_killed(self, planned: PlannedFault) -> InjectedFault:
         """End connections in the middle of whatever statement they are at, one victim after the other."""
-        began, victims = time.monotonic(), [self.fleet.ready(slot) for slot in planned.victims]
+        began, victims = time.monotonic(), [self.processes.ready(slot) for slot in planned.victims]
         for victim, gap in zip(victims, planned.gaps, strict=True):
-            self.fleet.pause(gap)
+            self.processes.pause(gap)
             self._end_a_statement(victim.name)
-        return self.hit(began, time.monotonic(), victims, self._open())
+        return self.ended_for(began, time.monotonic(), victims, self._open())
 
-    def server_restart(self, planned: Planned) -> Fault:
+    def server_restart(self, planned: PlannedFault) -> InjectedFault:
         return self._outage("fast", 0.0)
 
-    def server_crash(self, planned: Planned) -> Fault:
+    def server_crash(self, planned: PlannedFault) -> InjectedFault:
         return self._outage("immediate", 0.0)
 
-    def server_away(self, planned: Planned) -> Fault:
-        return self._outage("fast", AWAY)
+    def server_away(self, planned: PlannedFault) -> InjectedFault:
+        return self._outage("fast", OUTAGE)
 
-    def outage_while_settling(self, planned: Planned) -> Fault:
+    def outage_while_settling(self, planned: PlannedFault) -> InjectedFault:
         """Crash the server while it works on a settlement, and let it stay away for longer than a lease."""
-        process = self.fleet.ready(planned.victims[0])
+        process = self.processes.ready(planned.victims[0])
         with self._settling(process):
-            return self._outage("immediate", BEYOND_A_LEASE)
+            return self._outage("immediate", LONGER_THAN_A_LEASE)
 
-    def pool_exhausted(self, planned: Planned) -> Fault:
+    def pool_exhausted(self, planned: PlannedFault) -> InjectedFault:
         """Take every connection that the server allows, those of the victims too, for longer than a lease."""
-        victims = [self.fleet.ready(slot) for slot in planned.victims]
+        victims = [self.processes.ready(slot) for slot in planned.victims]
         names = [victim.name for victim in victims]
-        control = self.place.control
-        began, touched = time.monotonic(), self._in_hands(victims)
+        control = self.environment.control
+        began, touched = time.monotonic(), self._all_claimed_by(victims)
         with contextlib.ExitStack() as idle:
             until = began + 1.0
             while time.monotonic() < until:
                 control.execute(_TERMINATE, [names])
                 with contextlib.suppress(psycopg.OperationalError):
                     while True:
-                        idle.enter_context(contextlib.closing(self.place.idle_session()))
-            touched |= self._in_hands(victims)
-            self.fleet.pause(BEYOND_A_LEASE)
-        hit = self.hit(began, time.monotonic(), victims, touched | self._in_hands(victims))
+                        idle.enter_context(contextlib.closing(self.environment.idle_session()))
+            touched |= self._all_claimed_by(victims)
+            self.processes.pause(LONGER_THAN_A_LEASE)
+        hit = self.ended_for(began, time.monotonic(), victims, touched | self._all_claimed_by(victims))
         return attrs.evolve(hit, awaited=self._open())
 
-    def idle_in_transaction(self, planned: Planned) -> Fault:
+    def idle_in_transaction(self, planned: PlannedFault) -> InjectedFault:
         """Lock some rows in a session that then does nothing, for longer than a lease."""
         with self._locking() as session:
             locked: set[str] = set()
 
             def enough() -> bool:
-                locked.update(row[0] for row in session.execute(self.place.tables.sql(_LOCK_SOME)))
+                locked.update(row[0] for row in session.execute(self.environment.tables.sql(_LOCK_SOME)))
                 return len(locked) >= _LOCKED
 
             began = time.monotonic()
-            self.fleet.wait(enough, "rows to lock")
-            self.fleet.pause(BEYOND_A_LEASE)
-        return self.hit(began, time.monotonic(), [], frozenset(locked))
+            self.processes.require(enough, "rows to lock")
+            self.processes.pause(LONGER_THAN_A_LEASE)
+        return self.ended_for(began, time.monotonic(), [], frozenset(locked))
 
     @contextlib.contextmanager
     def _settling(self, process: Process) -> Iterator[frozenset[str]]:
         """Hold a lock for which a process's statement waits that settles; yield what it settles."""
         with self._locking() as session:
-            with self.halted(process, breakpoints.FINISHED) as touched:
-                session.execute(self.place.tables.sql(_LOCK), [list(touched)])
-            self.fleet.wait(lambda: self._waits(process.name), f"the settlement of {process.name} to wait")
+            with self.stopped_at(process, breakpoints.FINISHED) as touched:
+                session.execute(self.environment.tables.sql(_LOCK), [list(touched)])
+            self.processes.require(lambda: self._waits(process.name), f"the settlement of {process.name} to wait")
             yield touched
 
     @contextlib.contextmanager
     def _locking(self) -> Iterator[psycopg.Connection[Any]]:
-        session = self.place.tables.connect(autocommit=False)
+        session = self.environment.tables.connect(autocommit=False)
         try:
             yield session
         finally:
             session.close()
 
-    def _outage(self, mode: str, seconds: float) -> Fault:
+    def _outage(self, mode: str, seconds: float) -> InjectedFault:
         began = time.monotonic()
-        self.place.forget_control()
-        self.place.server.stop(mode)
+        self.environment.close_control()
+        self.environment.server.stop(mode)
         try:
-            self.fleet.pause(seconds)
+            self.processes.pause(seconds)
         finally:
-            self.place.server.start()
-        return self.over(began)
+            self.environment.server.start()
+        return self.ended_for_all(began)
 
-    def _in_hands(self, processes: Sequence[Process]) -> frozenset[str]:
-        return frozenset[str]().union(*map(self._in_hand, processes))
+    def _all_claimed_by(self, processes: Sequence[Process]) -> frozenset[str]:
+        return frozenset[str]().union(*map(self._claimed_by, processes))
 
     def _end_a_statement(self, name: str) -> None:
         """End the connection on which this process next has a statement."""
-        control = self.place.control
-        self.fleet.wait(lambda: bool(control.execute(_TERMINATE_ACTIVE, [name]).fetchall()), f"a statement of {name}")
+        control = self.environment.control
+        self.processes.require(
+            lambda: bool(control.execute(_TERMINATE_ACTIVE, [name]).fetchall()), f"a statement of {name}"
+        )
 
     def _waits(self, name: str) -> bool:
-        return any(event == "Lock" for _, event, _ in self.place.tables.backends(name))
+        return any(event == "Lock" for _, event, _ in self.environment.tables.backends(name))
 
 
 def _processes(lines: Any) -> set[str]:

@@ -21,7 +21,7 @@ from chaos.history import History
 from chaos.journal import Journals
 from chaos.schedule import CALLBACKS, EXECUTORS, PRODUCERS, SLOTS
 
-PATIENCE = 60.0
+MAX_WAIT = 60.0
 """Seconds within which what has to come has come, on a machine that does much else."""
 _GRACE = 30.0
 """Seconds that a process is given to leave after SIGTERM."""
@@ -34,14 +34,14 @@ class Process:
     name: str
     popen: subprocess.Popen[bytes]
     started: float
-    doomed: bool = False
+    told_to_end: bool = False
 
     @property
     def pid(self) -> int:
         return self.popen.pid
 
 
-class Fleet:
+class Processes:
     """Every process of a run, and what they have written down. `problems` are ends that nobody has ordered."""
 
     def __init__(self, directory: Path, url_of: Callable[[str], str], *, plant: str | None = None) -> None:
@@ -57,7 +57,7 @@ class Fleet:
     def start(self) -> None:
         for slot in SLOTS:
             self._start(slot)
-        self.wait(lambda: all(map(self.is_ready, SLOTS)), "the processes to be ready")
+        self.require(lambda: all(map(self.is_ready, SLOTS)), "the processes to be ready")
 
     def __getitem__(self, slot: str) -> Process:
         return self._running[slot]
@@ -67,18 +67,18 @@ class Fleet:
 
     def ready(self, slot: str) -> Process:
         """Return the process in a slot, once it is ready."""
-        self.wait(lambda: self.is_ready(slot), f"a process in {slot} to be ready")
+        self.require(lambda: self.is_ready(slot), f"a process in {slot} to be ready")
         return self._running[slot]
 
     def signal(self, process: Process, number: signal.Signals) -> None:
-        process.doomed = process.doomed or number in (signal.SIGKILL, signal.SIGTERM)
+        process.told_to_end = process.told_to_end or number in (signal.SIGKILL, signal.SIGTERM)
         os.kill(process.pid, number)
 
     def kill(self, process: Process) -> float:
         """Kill a process, wait until it is dead, and return when it was killed."""
         now = time.monotonic()
         self.signal(process, signal.SIGKILL)
-        process.popen.wait(PATIENCE)
+        process.popen.wait(MAX_WAIT)
         self.read()
         return now
 
@@ -103,41 +103,43 @@ class Fleet:
             process.popen.wait()
         self._running.clear()
 
-    def tend(self) -> None:
+    def supervise(self) -> None:
         """Read what is new, and start again what has died."""
         self.read()
         for slot, process in list(self._running.items()):
             code = process.popen.poll()
             if code is None or time.monotonic() - process.started < _PAUSE:
                 continue
-            if not process.doomed and process.name in self.history.processes:
-                self.problems.append(f"{process.name} has left by itself, with exit code {code}; {self._said(process)}")
+            if not process.told_to_end and process.name in self.history.processes:
+                self.problems.append(
+                    f"{process.name} has left by itself, with exit code {code}; {self._log_tail(process)}"
+                )
             self._start(slot)
 
     def read(self) -> None:
-        for line in self._journals.news():
+        for line in self._journals.read_new():
             self.history.add(line)
 
     def pause(self, seconds: float) -> None:
         """Let time go by, tending the processes."""
         until = time.monotonic() + seconds
-        self.passes(lambda: time.monotonic() >= until, seconds + PATIENCE)
+        self.wait_for(lambda: time.monotonic() >= until, seconds + MAX_WAIT)
 
-    def passes(self, condition: Callable[[], bool], seconds: float) -> bool:
+    def wait_for(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Wait until a condition holds, tending the processes; return whether it did within so many seconds."""
         until = time.monotonic() + seconds
         while True:
-            self.tend()
+            self.supervise()
             if condition():
                 return True
             if time.monotonic() >= until:
                 return False
             time.sleep(0.02)
 
-    def wait(self, condition: Callable[[], bool], what: str) -> None:
+    def require(self, condition: Callable[[], bool], what: str) -> None:
         """Wait until a condition holds. Raises TimeoutError where it does not."""
-        if not self.passes(condition, PATIENCE):
-            raise TimeoutError(f"not within {PATIENCE:g} s: {what}; see the logs in {self.directory}")
+        if not self.wait_for(condition, MAX_WAIT):
+            raise TimeoutError(f"not within {MAX_WAIT:g} s: {what}; see the logs in {self.directory}")
 
     def _start(self, slot: str) -> None:
         self._generations[slot] += 1
@@ -167,13 +169,15 @@ class Fleet:
         except subprocess.TimeoutExpired:
             process.popen.kill()
             process.popen.wait()
-            self.problems.append(f"{process.name} did not leave within {_GRACE:g} s of SIGTERM; {self._said(process)}")
+            self.problems.append(
+                f"{process.name} did not leave within {_GRACE:g} s of SIGTERM; {self._log_tail(process)}"
+            )
         else:
             if code and process.name in self.history.processes:
-                self.problems.append(f"{process.name} left SIGTERM with exit code {code}; {self._said(process)}")
+                self.problems.append(f"{process.name} left SIGTERM with exit code {code}; {self._log_tail(process)}")
         self.read()
 
-    def _said(self, process: Process) -> str:
+    def _log_tail(self, process: Process) -> str:
         lines = (self.directory / f"{process.name}.log").read_text(errors="replace").splitlines()
         return f"its log ends with: {' | '.join(lines[-3:])}"
 

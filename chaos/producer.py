@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from chaos import messages, stall_detector
-from chaos.breakpoints import SENT, Halts
+from chaos.breakpoints import SENT, Breakpoints
 from chaos.journal import Journal
 from unstract_core import Dispatcher, TransportError, load_transport
 
@@ -29,7 +29,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     journal = Journal(options.directory, options.name)
     stall_detector.start(journal, messages.LEASE / 3)
-    halts = Halts(options.directory, options.name, journal)
+    breakpoints = Breakpoints(options.directory, options.name, journal)
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
     dispatcher = Dispatcher(load_transport(options.url))
@@ -37,12 +37,14 @@ def main() -> None:
     for number in itertools.count(1):
         if stopped.is_set():
             break
-        _dispatch(dispatcher, journal, halts, f"{options.name}/{number}", fails=number % _FAILS == 0)
+        _dispatch(dispatcher, journal, breakpoints, f"{options.name}/{number}", fails=number % _FAILS == 0)
         time.sleep(_PACE)
     dispatcher.transport.close()
 
 
-def _dispatch(dispatcher: Dispatcher, journal: Journal, halts: Halts, dispatch: str, *, fails: bool) -> None:
+def _dispatch(
+    dispatcher: Dispatcher, journal: Journal, breakpoints: Breakpoints, dispatch: str, *, fails: bool
+) -> None:
     journal.write("before", dispatch, messages.ON_ERROR if fails else messages.ON_SUCCESS)
     try:
         dispatcher.send_with_callback(
@@ -57,7 +59,7 @@ def _dispatch(dispatcher: Dispatcher, journal: Journal, halts: Halts, dispatch: 
         unknown = getattr(exc, "fate_unknown", False)
         journal.write("unknown" if unknown else "refused", dispatch, type(exc).__name__)
     else:
-        halts.at(SENT, [dispatch])
+        breakpoints.reach(SENT, [dispatch])
         journal.write("accepted", dispatch)
 
 

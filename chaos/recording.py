@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from chaos.breakpoints import CLAIMED, FINISHED, SETTLED, SETTLING, Halts
+from chaos.breakpoints import CLAIMED, FINISHED, SETTLED, SETTLING, Breakpoints
 from chaos.journal import Journal
 from chaos.messages import dispatch_of
 from unstract_core import Delivery, Message, Reply, Settlement, Subscription, Transport
 from unstract_core.transport import Capabilities
 
-Plant = Callable[[Subscription, Transport, Halts], Subscription]
+PlantedBug = Callable[[Subscription, Transport, Breakpoints], Subscription]
 """A fault of ours around a subscription, by which the ledger is tested."""
 
 
-class WatchedSubscription:
-    def __init__(self, inner: Subscription, journal: Journal, halts: Halts) -> None:
+class RecordingSubscription:
+    def __init__(self, inner: Subscription, journal: Journal, breakpoints: Breakpoints) -> None:
         self._inner = inner
         self._journal = journal
-        self._halts = halts
+        self._breakpoints = breakpoints
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         deliveries = self._inner.receive(limit=limit, wait=wait)
         dispatches = [dispatch_of(delivery) for delivery in deliveries]
-        self._journal.write_all("held", dispatches)
-        self._halts.at(CLAIMED, dispatches)
+        self._journal.write_all("claimed", dispatches)
+        self._breakpoints.reach(CLAIMED, dispatches)
         return deliveries
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
@@ -32,12 +32,12 @@ class WatchedSubscription:
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         ended = [dispatch_of(one.delivery) for one in settlements if one.counted]
-        self._halts.at(FINISHED, ended)
+        self._breakpoints.reach(FINISHED, ended)
         answers = self._inner.settle(settlements)
         for one, answer in zip(settlements, answers, strict=True):
-            event = "settled" if one.counted else "given_back"
+            event = "settled" if one.counted else "released"
             self._journal.write(event, dispatch_of(one.delivery), "yes" if answer else "no")
-        self._halts.at(SETTLED, ended)
+        self._breakpoints.reach(SETTLED, ended)
         return answers
 
     def wake(self) -> None:
@@ -47,11 +47,11 @@ class WatchedSubscription:
         self._inner.close()
 
 
-class WatchedTransport:
-    def __init__(self, inner: Transport, journal: Journal, halts: Halts, plant: Plant | None) -> None:
+class RecordingTransport:
+    def __init__(self, inner: Transport, journal: Journal, breakpoints: Breakpoints, plant: PlantedBug | None) -> None:
         self._inner = inner
         self._journal = journal
-        self._halts = halts
+        self._breakpoints = breakpoints
         self._plant = plant
 
     @property
@@ -67,23 +67,23 @@ class WatchedTransport:
     def subscribe(self, queues: Sequence[str], *, lease: float) -> Subscription:
         inner = self._inner.subscribe(queues, lease=lease)
         if not self._inner.capabilities.atomic_settle:
-            self._halt_before_the_acknowledgement(inner)
+            self._stop_before_the_acknowledgement(inner)
         if self._plant is not None:
-            inner = self._plant(inner, self._inner, self._halts)
+            inner = self._plant(inner, self._inner, self._breakpoints)
         self._journal.write("ready")
-        return WatchedSubscription(inner, self._journal, self._halts)
+        return RecordingSubscription(inner, self._journal, self._breakpoints)
 
     def close(self) -> None:
         self._inner.close()
 
-    def _halt_before_the_acknowledgement(self, subscription: Subscription) -> None:
+    def _stop_before_the_acknowledgement(self, subscription: Subscription) -> None:
         """Over a broker a settlement has two steps; this stands between the confirm and the acknowledgement."""
         name = "_acknowledge"
         acknowledge = getattr(subscription, name)
 
-        def halting(plans: Sequence[object], errors: list[object]) -> None:
+        def stopping(plans: Sequence[object], errors: list[object]) -> None:
             ended = [getattr(plan, "settlement") for plan in plans]  # noqa: B009 - the type is not ours
-            self._halts.at(SETTLING, [dispatch_of(one.delivery) for one in ended if one.follow_up is not None])
+            self._breakpoints.reach(SETTLING, [dispatch_of(one.delivery) for one in ended if one.follow_up is not None])
             acknowledge(plans, errors)
 
-        setattr(subscription, name, halting)
+        setattr(subscription, name, stopping)

@@ -8,14 +8,14 @@ sent after the clock was started (by the producer that was killed, if it was one
 
 from __future__ import annotations
 
-from chaos.evidence import Fault
+from chaos.evidence import InjectedFault
 from chaos.history import History
 
 
-def recovery(fault: Fault, history: History) -> float | None:
+def recovery(fault: InjectedFault, history: History) -> float | None:
     """Return the seconds, None while it has not been recovered from."""
     if not fault.awaited | fault.again:
-        called = history.first_call_after(fault.recovers_from, _sender(fault))
+        called = history.first_callback_after(fault.recovers_from, _sender(fault))
         return None if called is None else called - fault.recovers_from
     last = fault.recovers_from
     for dispatch in fault.awaited | fault.again:
@@ -27,7 +27,7 @@ def recovery(fault: Fault, history: History) -> float | None:
     return last - fault.recovers_from
 
 
-def _sender(fault: Fault) -> str:
+def _sender(fault: InjectedFault) -> str:
     """The slot of the producer that was hit, if it was one: another process takes it, and sends under its name."""
     (victim, *_) = sorted(fault.victims or ("",))
     return victim.partition(".")[0] + "." if victim.startswith("producer") else ""

@@ -1,16 +1,16 @@
-"""What a run prints: the table by fault, what was counted, and every finding with its explanation. Pure."""
+"""What a run prints: the table by fault, what was counted, and every anomaly with its explanation. Pure."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
-from chaos.evidence import Evidence, Fault
-from chaos.ledger import SLOW_MACHINE, Finding, Ledger, What
+from chaos.evidence import Evidence, InjectedFault
+from chaos.ledger import SLOW_MACHINE, Anomaly, AnomalyKind, Ledger
 from chaos.recovery import recovery
 
 _COLUMNS = ("fault", "times", "lost", "doubled", "ran again", "called again", "recovery median", "max")
-_COUNTED: tuple[What, ...] = ("lost", "doubled", "ran again", "called again")
+_COUNTED: tuple[AnomalyKind, ...] = ("lost", "doubled", "ran again", "called again")
 _MOST = 20
 """How many of what ran again, and may, are printed one by one; of the rest every one."""
 
@@ -19,10 +19,10 @@ def table(evidence: Evidence, ledger: Ledger) -> list[str]:
     """Return the lines of the table: a row for each kind of fault, and one for what no fault explains."""
     rows = [_row(name, evidence, ledger) for name in dict.fromkeys(fault.name for fault in evidence.faults)]
     for cause, name in ((SLOW_MACHINE, f"({SLOW_MACHINE})"), (None, "(no fault)")):
-        findings = [finding for finding in ledger.findings if finding.cause == cause]
-        if findings:
-            rows.append([name, "", *_counts(findings), "", ""])
-    rows.append(["all", str(len(evidence.faults)), *_counts(ledger.findings), *_seconds(evidence.faults, evidence)])
+        anomalies = [anomaly for anomaly in ledger.anomalies if anomaly.cause == cause]
+        if anomalies:
+            rows.append([name, "", *_counts(anomalies), "", ""])
+    rows.append(["all", str(len(evidence.faults)), *_counts(ledger.anomalies), *_seconds(evidence.faults, evidence)])
     return _aligned([list(_COLUMNS), *rows])
 
 
@@ -36,15 +36,15 @@ def summary(evidence: Evidence, ledger: Ledger) -> Iterator[str]:
     if evidence.rows is not None:
         rows = evidence.rows
         yield f"{rows.sent.total()} messages stored, {rows.follow_ups.total()} follow-ups committed"
-    allowed = [finding for finding in ledger.findings if finding.allowed]
-    ran_again = [finding for finding in allowed if finding.what == "ran again"]
-    for finding in [one for one in allowed if one.what != "ran again"] + ran_again[:_MOST]:
-        yield f"  {finding}"
+    allowed = [anomaly for anomaly in ledger.anomalies if anomaly.allowed]
+    ran_again = [anomaly for anomaly in allowed if anomaly.what == "ran again"]
+    for anomaly in [one for one in allowed if one.what != "ran again"] + ran_again[:_MOST]:
+        yield f"  {anomaly}"
     if len(ran_again) > _MOST:
         yield f"  ... and {len(ran_again) - _MOST} more that ran again, each explained by a fault"
-    for finding in ledger.findings:
-        if not finding.allowed:
-            yield f"  WRONG: {finding}"
+    for anomaly in ledger.anomalies:
+        if not anomaly.allowed:
+            yield f"  WRONG: {anomaly}"
     for problem in ledger.problems:
         yield f"  WRONG: {problem}"
     yield "the ledger holds" if ledger.holds else "THE LEDGER DOES NOT HOLD"
@@ -52,15 +52,15 @@ def summary(evidence: Evidence, ledger: Ledger) -> Iterator[str]:
 
 def _row(name: str, evidence: Evidence, ledger: Ledger) -> list[str]:
     faults = [fault for fault in evidence.faults if fault.name == name]
-    findings = [one for one in ledger.findings if isinstance(one.cause, Fault) and one.cause.name == name]
-    return [name, str(len(faults)), *_counts(findings), *_seconds(faults, evidence)]
+    anomalies = [one for one in ledger.anomalies if isinstance(one.cause, InjectedFault) and one.cause.name == name]
+    return [name, str(len(faults)), *_counts(anomalies), *_seconds(faults, evidence)]
 
 
-def _counts(findings: Sequence[Finding]) -> list[str]:
-    return [str(sum(1 for finding in findings if finding.what == what)) for what in _COUNTED]
+def _counts(anomalies: Sequence[Anomaly]) -> list[str]:
+    return [str(sum(1 for anomaly in anomalies if anomaly.what == what)) for what in _COUNTED]
 
 
-def _seconds(faults: Iterable[Fault], evidence: Evidence) -> list[str]:
+def _seconds(faults: Iterable[InjectedFault], evidence: Evidence) -> list[str]:
     found = [seconds for fault in faults if (seconds := recovery(fault, evidence.history)) is not None]
     return [f"{statistics.median(found):.2f} s", f"{max(found):.2f} s"] if found else ["-", "-"]
 

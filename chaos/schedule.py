@@ -28,7 +28,7 @@ _CUTS = 4
 
 
 @attrs.frozen
-class Kind:
+class FaultKind:
     """A fault. It takes some `seconds` with its recovery; `victims` are those that it may hit, none for everybody.
 
     `excuses` tells whether the design allows that a task, or a callback, runs again because of it.
@@ -45,36 +45,36 @@ _POSTGRES: tuple[TransportName, ...] = ("postgresql",)
 _AMQP: tuple[TransportName, ...] = ("amqp",)
 _BOTH: tuple[TransportName, ...] = ("postgresql", "amqp")
 
-KINDS = (
-    Kind("kill-claimed", _BOTH, 4, EXECUTORS),
-    Kind("kill-running", _BOTH, 4, EXECUTORS),
-    Kind("kill-finished", _BOTH, 4, EXECUTORS),
-    Kind("kill-settling", _BOTH, 4, EXECUTORS),
-    Kind("kill-settled", _BOTH, 4, EXECUTORS),
-    Kind("kill-callback", _BOTH, 4, CALLBACKS),
-    Kind("kill-producer", _BOTH, 2, PRODUCERS, excuses=False),
-    Kind("sigterm", _BOTH, 2, EXECUTORS + CALLBACKS, excuses=False),
-    Kind("sigstop", _POSTGRES, 6, EXECUTORS),
-    Kind("backend-killed", _POSTGRES, 3, SLOTS, excuses=False),
-    Kind("server-restart", _POSTGRES, 4),
-    Kind("server-crash", _POSTGRES, 4),
-    Kind("server-away", _POSTGRES, 24),
-    Kind("pool-exhausted", _POSTGRES, 6, EXECUTORS + CALLBACKS),
-    Kind("idle-in-transaction", _POSTGRES, 5),
-    Kind("outage-while-settling", _POSTGRES, 8, EXECUTORS),
-    Kind("broker-restart", _AMQP, 15),
-    Kind("connection-cut", _AMQP, 3),
+FAULT_KINDS = (
+    FaultKind("kill-claimed", _BOTH, 4, EXECUTORS),
+    FaultKind("kill-running", _BOTH, 4, EXECUTORS),
+    FaultKind("kill-finished", _BOTH, 4, EXECUTORS),
+    FaultKind("kill-settling", _BOTH, 4, EXECUTORS),
+    FaultKind("kill-settled", _BOTH, 4, EXECUTORS),
+    FaultKind("kill-callback", _BOTH, 4, CALLBACKS),
+    FaultKind("kill-producer", _BOTH, 2, PRODUCERS, excuses=False),
+    FaultKind("sigterm", _BOTH, 2, EXECUTORS + CALLBACKS, excuses=False),
+    FaultKind("sigstop", _POSTGRES, 6, EXECUTORS),
+    FaultKind("backend-killed", _POSTGRES, 3, SLOTS, excuses=False),
+    FaultKind("server-restart", _POSTGRES, 4),
+    FaultKind("server-crash", _POSTGRES, 4),
+    FaultKind("server-away", _POSTGRES, 24),
+    FaultKind("pool-exhausted", _POSTGRES, 6, EXECUTORS + CALLBACKS),
+    FaultKind("idle-in-transaction", _POSTGRES, 5),
+    FaultKind("outage-while-settling", _POSTGRES, 8, EXECUTORS),
+    FaultKind("broker-restart", _AMQP, 15),
+    FaultKind("connection-cut", _AMQP, 3),
 )
 
 
 @attrs.frozen
-class Planned:
+class PlannedFault:
     """One fault of a schedule: after a pause, on these victims, in these steps with their gaps (seconds) before them.
 
     `waits` tells whether the fault before has to be recovered from first.
     """
 
-    kind: Kind
+    kind: FaultKind
     pause: float
     victims: tuple[str, ...]
     steps: tuple[str, ...]
@@ -88,11 +88,11 @@ class Planned:
 
 def schedule(
     seed: int, transport: TransportName, *, seconds: float = 0.0, only: Collection[str] = ()
-) -> Sequence[Planned]:
+) -> Sequence[PlannedFault]:
     """Return whole rounds until they take `seconds`, one at the least; of the kinds in `only`, if any are named."""
     chance = random.Random(f"{seed}/{transport}")
-    kinds = [kind for kind in KINDS if transport in kind.transports and (not only or kind.name in only)]
-    planned: list[Planned] = []
+    kinds = [kind for kind in FAULT_KINDS if transport in kind.transports and (not only or kind.name in only)]
+    planned: list[PlannedFault] = []
     while kinds and (not planned or sum(one.kind.seconds for one in planned) < seconds):
         first = not planned
         order = chance.sample(kinds, len(kinds))
@@ -100,11 +100,11 @@ def schedule(
     return planned
 
 
-def _planned(chance: random.Random, kind: Kind, *, waits: bool) -> Planned:
+def _planned(chance: random.Random, kind: FaultKind, *, waits: bool) -> PlannedFault:
     steps: tuple[str, ...] = ()
     count = {"backend-killed": _CUTS, "pool-exhausted": 2}.get(kind.name, 1)
     victims = tuple(chance.sample(kind.victims, min(count, len(kind.victims))))
     if kind.name == "connection-cut":
         steps = tuple(chance.sample(FRAMES, len(FRAMES)))
     gaps = tuple(round(chance.uniform(*_GAPS), 3) for _ in victims + steps)
-    return Planned(kind, round(chance.uniform(*_PAUSES), 2), victims, steps, gaps, waits)
+    return PlannedFault(kind, round(chance.uniform(*_PAUSES), 2), victims, steps, gaps, waits)

@@ -22,6 +22,6 @@ def _beat(journal: Journal, longest: float, parent: int) -> None:
         time.sleep(BEAT)
         now = time.monotonic()
         if now - before > longest:
-            journal.write("late", detail=f"{now - before:.3f}")
+            journal.write("stalled", detail=f"{now - before:.3f}")
         before = now
     os._exit(1)  # nobody would ever stop it

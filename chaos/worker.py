@@ -11,10 +11,10 @@ import threading
 import time
 
 from chaos import messages, stall_detector
-from chaos.breakpoints import RUNNING, Halts
+from chaos.breakpoints import RUNNING, Breakpoints
 from chaos.journal import Journal
-from chaos.planted_bugs import PLANTS
-from chaos.recording import WatchedTransport
+from chaos.planted_bugs import PLANTED_BUGS
+from chaos.recording import RecordingTransport
 from unstract_core import Consumer, Tasks, load_transport
 
 _SHORTEST, _STEP, _STEPS = 0.02, 0.005, 8
@@ -25,7 +25,7 @@ class Failed(RuntimeError):
     """What every so many tasks raise."""
 
 
-def tasks(journal: Journal, halts: Halts) -> Tasks:
+def tasks(journal: Journal, breakpoints: Breakpoints) -> Tasks:
     registry = Tasks()
     turns = threading.local()
 
@@ -34,7 +34,7 @@ def tasks(journal: Journal, halts: Halts) -> Tasks:
         journal.write("started", dispatch)
         turns.count = getattr(turns, "count", 0) + 1
         time.sleep(_SHORTEST + _STEP * (turns.count % _STEPS))
-        halts.at(RUNNING, [dispatch])
+        breakpoints.reach(RUNNING, [dispatch])
         journal.write("finished", dispatch)
         if fails:
             raise Failed(dispatch)
@@ -44,12 +44,12 @@ def tasks(journal: Journal, halts: Halts) -> Tasks:
     def on_success(result: dict[str, str], dispatch: str) -> None:
         right = result == {"dispatch": dispatch}
         journal.write("called", dispatch, messages.ON_SUCCESS if right else "another's result")
-        halts.at(RUNNING, [dispatch])
+        breakpoints.reach(RUNNING, [dispatch])
 
     @registry.register(messages.ON_ERROR)
     def on_error(task_id: str, dispatch: str) -> None:
         journal.write("called", dispatch, messages.ON_ERROR if task_id == dispatch else "another's error")
-        halts.at(RUNNING, [dispatch])
+        breakpoints.reach(RUNNING, [dispatch])
 
     return registry
 
@@ -58,16 +58,16 @@ def main() -> None:
     parser = messages.options(__doc__)
     parser.add_argument("--queue", required=True)
     parser.add_argument("--concurrency", type=int, required=True)
-    parser.add_argument("--plant", choices=list(PLANTS))
+    parser.add_argument("--plant", choices=list(PLANTED_BUGS))
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     journal = Journal(options.directory, options.name)
     stall_detector.start(journal, messages.LEASE / 3)
-    halts = Halts(options.directory, options.name, journal)
-    transport = WatchedTransport(load_transport(options.url), journal, halts, PLANTS.get(options.plant))
+    breakpoints = Breakpoints(options.directory, options.name, journal)
+    transport = RecordingTransport(load_transport(options.url), journal, breakpoints, PLANTED_BUGS.get(options.plant))
     Consumer(
         transport,
-        tasks(journal, halts),
+        tasks(journal, breakpoints),
         [options.queue],
         concurrency=options.concurrency,
         lease=messages.LEASE,

@@ -29,7 +29,7 @@ def test_a_killed_process_loses_nothing_that_it_has_written(tmp_path: Path) -> N
         reported = [int(writer.stdout.readline()) for _ in range(500)]
         writer.send_signal(signal.SIGKILL)
         reported += [int(line) for line in writer.stdout if line.endswith("\n")]
-    lines = list(Journals(tmp_path).news())
+    lines = list(Journals(tmp_path).read_new())
     assert [line.dispatch for line in lines] == [str(number) for number in range(len(lines))]
     assert len(lines) > reported[-1]
 
@@ -37,15 +37,15 @@ def test_a_killed_process_loses_nothing_that_it_has_written(tmp_path: Path) -> N
 def test_what_was_read_once_is_not_read_again(tmp_path: Path) -> None:
     """News are new: line by line, of every process, those that begin to write later too."""
     first, journals = Journal(tmp_path, "one"), Journals(tmp_path)
-    first.write_all("held", ["a", "b"])
-    assert [(line.process, line.event, line.dispatch) for line in journals.news()] == [
-        ("one", "held", "a"),
-        ("one", "held", "b"),
+    first.write_all("claimed", ["a", "b"])
+    assert [(line.process, line.event, line.dispatch) for line in journals.read_new()] == [
+        ("one", "claimed", "a"),
+        ("one", "claimed", "b"),
     ]
-    assert list(journals.news()) == []
+    assert list(journals.read_new()) == []
     first.write("settled", "a", "yes")
     Journal(tmp_path, "two").write("ready")
-    found = list(journals.news())
+    found = list(journals.read_new())
     assert [(line.process, line.event, line.detail) for line in found] == [
         ("one", "settled", "yes"),
         ("two", "ready", ""),
@@ -55,36 +55,37 @@ def test_what_was_read_once_is_not_read_again(tmp_path: Path) -> None:
 def test_a_line_counts_once_its_end_is_written(tmp_path: Path) -> None:
     """Half a line is waited for, and then read once."""
     path, journals = tmp_path / f"one{SUFFIX}", Journals(tmp_path)
-    path.write_text("1.5\theld\ta")
-    assert list(journals.news()) == []
+    path.write_text("1.5\tclaimed\ta")
+    assert list(journals.read_new()) == []
     with path.open("a") as file:
-        file.write("\t\n2.5\theld")
-    assert list(journals.news()) == [Line(1.5, "one", "held", "a")]
+        file.write("\t\n2.5\tclaimed")
+    assert list(journals.read_new()) == [Line(1.5, "one", "claimed", "a")]
 
 
 def test_a_process_stops_at_a_phase_until_it_is_released(tmp_path: Path) -> None:
     """It stops at the phase that was asked for, at no other, and not without a dispatch; then it goes on."""
     program = (
-        "import pathlib, sys; from chaos.breakpoints import Halts; from chaos.journal import Journal;"
+        "import pathlib, sys; from chaos.breakpoints import Breakpoints; from chaos.journal import Journal;"
         " directory = pathlib.Path(sys.argv[1]); journal = Journal(directory, 'one');"
-        " halts = Halts(directory, 'one', journal); halts.at('claimed', ['a']); halts.at('settled', []);"
-        " journal.write('passed'); halts.at('settled', ['b']); journal.write('went on')"
+        " breakpoints = Breakpoints(directory, 'one', journal);"
+        " breakpoints.reach('claimed', ['a']); breakpoints.reach('settled', []); journal.write('passed');"
+        " breakpoints.reach('settled', ['b']); journal.write('went on')"
     )
-    breakpoints.ask(tmp_path, "one", "settled")
+    breakpoints.request(tmp_path, "one", "settled")
     seen: list[str] = []
     journals = Journals(tmp_path)
 
     def read() -> list[str]:
-        seen.extend(line.event for line in journals.news())
+        seen.extend(line.event for line in journals.read_new())
         return seen
 
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) as process:
         try:
-            wait_until(lambda: "halted" in read(), what="the process to stop")
-            assert seen == ["passed", "halted"]
+            wait_until(lambda: "stopped" in read(), what="the process to stop")
+            assert seen == ["passed", "stopped"]
             assert process.poll() is None
             breakpoints.release(tmp_path, "one")
             assert process.wait(30) == 0
         finally:
             process.kill()
-    assert read() == ["passed", "halted", "went on"]
+    assert read() == ["passed", "stopped", "went on"]

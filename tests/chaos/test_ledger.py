@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaos.evidence import Evidence, Fault, Rows
+from chaos.evidence import Evidence, InjectedFault, Rows
 from chaos.history import History
 from chaos.journal import Line
-from chaos.ledger import SLOW_MACHINE, Ledger, take_stock
+from chaos.ledger import SLOW_MACHINE, Ledger, build_ledger
 
-SOUND = "before accepted held@e started@e finished@e settled@e held@c called@c settled@c"
-AGAIN = "before accepted held@e started@e held@f started@f settled@f held@c called@c settled@c"
-CALLED_AGAIN = SOUND.removesuffix("settled@c") + "held@d called@d settled@d"
+SOUND = "before accepted claimed@e started@e finished@e settled@e claimed@c called@c settled@c"
+AGAIN = "before accepted claimed@e started@e claimed@f started@f settled@f claimed@c called@c settled@c"
+CALLED_AGAIN = SOUND.removesuffix("settled@c") + "claimed@d called@d settled@d"
 
-KILLED = Fault(1, "kill", 3.5, 3.5, 3.5, frozenset(["e"]), frozenset(["p/1"]))
+KILLED = InjectedFault(1, "kill", 3.5, 3.5, 3.5, frozenset(["e"]), frozenset(["p/1"]))
 """Comes after the fourth event of a dispatch: the worker `e` had started it."""
 CALLBACK_KILLED = attrs.evolve(KILLED, began=7.5, ended=7.5, victims=frozenset(["c"]))
 
@@ -60,11 +60,11 @@ CASES = (
     Case(SOUND.replace("accepted", "unknown"), unknown=1, arrived=1),
     Case(SOUND.replace("accepted ", ""), unknown=1, arrived=1),
     Case("before accepted", 1, 0, accepted=1, found=("lost",)),
-    Case("before accepted held@e started@e settled@e", 1, 0, accepted=1, found=("lost",)),
-    Case("before accepted held@e started@e settled@e held@c", 1, 1, accepted=1, found=("lost",)),
+    Case("before accepted claimed@e started@e settled@e", 1, 0, accepted=1, found=("lost",)),
+    Case("before accepted claimed@e started@e settled@e claimed@c", 1, 1, accepted=1, found=("lost",)),
     Case("before unknown", 1, 0, unknown=1, arrived=1, found=("lost",)),
-    Case("before halted=sent", 0, 0, accepted=1, found=("lost",)),
-    Case(SOUND.replace("accepted", "halted=sent"), accepted=1),
+    Case("before stopped=sent", 0, 0, accepted=1, found=("lost",)),
+    Case(SOUND.replace("accepted", "stopped=sent"), accepted=1),
     Case(SOUND, 1, 2, accepted=1, found=("doubled",)),
     Case(SOUND, 1, 3, accepted=1, found=("doubled", "doubled")),
     Case(SOUND, 2, 1, accepted=1, problems=1),
@@ -77,11 +77,11 @@ CASES = (
 )
 
 
-def stock(history: Sequence[Line], faults: Sequence[Fault] = (), rows: Rows | None = None) -> Ledger:
-    return take_stock(Evidence(History(history), faults, rows, {}, []))
+def stock(history: Sequence[Line], faults: Sequence[InjectedFault] = (), rows: Rows | None = None) -> Ledger:
+    return build_ledger(Evidence(History(history), faults, rows, {}, []))
 
 
-def one(events: str, *faults: Fault, over_a_broker: bool = False) -> Ledger:
+def one(events: str, *faults: InjectedFault, over_a_broker: bool = False) -> Ledger:
     rows = None if over_a_broker else Rows(Counter({"p/1": 1}), Counter({"p/1": 1}))
     return stock(lines("p/1", events), faults, rows)
 
@@ -97,7 +97,7 @@ def test_everything_is_counted_whatever_the_order_of_the_journals(cases: list[Ca
     for name in ("accepted", "unknown", "arrived", "refused"):
         assert getattr(ledger, name) == sum(getattr(case, name) for case in cases), name
     expected = Counter(what for case in cases for what in case.found)
-    assert Counter(finding.what for finding in ledger.findings) == expected
+    assert Counter(anomaly.what for anomaly in ledger.anomalies) == expected
     assert len(ledger.problems) == sum(case.problems for case in cases)
     assert ledger.holds == (ledger.accepted > 0 and not expected and not ledger.problems)
 
@@ -106,9 +106,9 @@ def test_everything_is_counted_whatever_the_order_of_the_journals(cases: list[Ca
 def test_what_happened_again_without_a_fault_is_a_failure(events: str) -> None:
     """Nothing is let through that no fault explains."""
     ledger = one(events)
-    assert [finding.allowed for finding in ledger.findings] == [False]
+    assert [anomaly.allowed for anomaly in ledger.anomalies] == [False]
     assert not ledger.holds
-    assert "NOT EXPLAINED" in str(ledger.findings[0])
+    assert "NOT EXPLAINED" in str(ledger.anomalies[0])
 
 
 @pytest.mark.parametrize(
@@ -119,10 +119,10 @@ def test_what_happened_again_without_a_fault_is_a_failure(events: str) -> None:
         (CALLED_AGAIN, CALLBACK_KILLED),
     ],
 )
-def test_a_fault_explains_what_it_had_in_its_hands(events: str, fault: Fault) -> None:
+def test_a_fault_explains_what_it_had_in_its_hands(events: str, fault: InjectedFault) -> None:
     """Its victim had the dispatch between the two times; or it hit everybody."""
     ledger = one(events, fault)
-    assert [finding.cause for finding in ledger.findings] == [fault]
+    assert [anomaly.cause for anomaly in ledger.anomalies] == [fault]
     assert ledger.holds
 
 
@@ -145,31 +145,31 @@ def test_another_fault_explains_nothing(change: dict[str, Any]) -> None:
 def test_of_two_faults_the_one_that_stood_between_explains() -> None:
     """One that was over a moment before is named only where there is no other: its consequences may come late."""
     just_before = attrs.evolve(KILLED, number=2, began=1.0, ended=1.5, victims=None)
-    assert one(AGAIN, just_before, KILLED).findings[0].cause == KILLED
-    assert one(AGAIN, just_before).findings[0].cause == just_before
+    assert one(AGAIN, just_before, KILLED).anomalies[0].cause == KILLED
+    assert one(AGAIN, just_before).anomalies[0].cause == just_before
 
 
 def test_no_fault_excuses_a_loss_or_a_second_follow_up() -> None:
     """What is one commit is one commit, whatever happens; the report tells who had it."""
     wide = attrs.evolve(KILLED, began=0.0, ended=100.0, victims=None)
-    (lost,) = one("before accepted held@e started@e", wide).findings
+    (lost,) = one("before accepted claimed@e started@e", wide).anomalies
     assert (lost.what, lost.allowed, lost.cause) == ("lost", False, wide)
-    (doubled,) = stock(lines("p/1", SOUND), [wide], Rows(Counter({"p/1": 1}), Counter({"p/1": 2}))).findings
+    (doubled,) = stock(lines("p/1", SOUND), [wide], Rows(Counter({"p/1": 1}), Counter({"p/1": 2}))).anomalies
     assert (doubled.what, doubled.allowed, doubled.cause) == ("doubled", False, wide)
 
 
 def test_what_a_killed_producer_knew_to_be_sent_is_missed() -> None:
     """It had no time to write that down, and nobody else has seen the message: over a broker, too, it is lost."""
     assert one(SOUND, over_a_broker=True).holds
-    ledger = stock([*lines("p/1", SOUND), *lines("p/2", "before halted=sent")])
-    assert [(finding.what, finding.dispatch) for finding in ledger.findings] == [("lost", "p/2")]
+    ledger = stock([*lines("p/1", SOUND), *lines("p/2", "before stopped=sent")])
+    assert [(anomaly.what, anomaly.dispatch) for anomaly in ledger.anomalies] == [("lost", "p/2")]
 
 
 def test_over_a_broker_a_second_call_is_doubled_and_has_to_be_explained() -> None:
     """There it may come of anybody who has had the dispatch before; without a fault it is a failure."""
-    twice = AGAIN.replace("settled@f held@c", "held@c called@c settled@f settled@e held@c")
+    twice = AGAIN.replace("settled@f claimed@c", "claimed@c called@c settled@f settled@e claimed@c")
     killed = attrs.evolve(KILLED, began=4.2, ended=4.2)
-    (again, doubled) = one(twice, killed, over_a_broker=True).findings
+    (again, doubled) = one(twice, killed, over_a_broker=True).anomalies
     assert (again.what, doubled.what) == ("ran again", "doubled")
     assert (again.cause, doubled.cause) == (killed, killed)
     assert not one(twice, over_a_broker=True).holds
@@ -177,18 +177,18 @@ def test_over_a_broker_a_second_call_is_doubled_and_has_to_be_explained() -> Non
 
 def test_a_machine_that_stood_still_explains_what_its_process_held() -> None:
     """The process says itself that it was not run; another one's saying so is no excuse."""
-    history = [*lines("p/1", AGAIN), Line(5.0, "e", "late", "", "3.0")]
+    history = [*lines("p/1", AGAIN), Line(5.0, "e", "stalled", "", "3.0")]
     rows = Rows(Counter({"p/1": 1}), Counter({"p/1": 1}))
-    (finding,) = stock(history, rows=rows).findings
-    assert (finding.cause, finding.allowed) == (SLOW_MACHINE, True)
-    assert not stock([*history[:-1], Line(5.0, "f", "late", "", "3.0")], rows=rows).holds
+    (anomaly,) = stock(history, rows=rows).anomalies
+    assert (anomaly.cause, anomaly.allowed) == (SLOW_MACHINE, True)
+    assert not stock([*history[:-1], Line(5.0, "f", "stalled", "", "3.0")], rows=rows).holds
 
 
 @pytest.mark.parametrize(
     "change",
     [
         lambda sound: attrs.evolve(sound, problems=["a worker has left by itself"]),
-        lambda sound: attrs.evolve(sound, left={"chaos_executor": 1}),
+        lambda sound: attrs.evolve(sound, remaining={"chaos_executor": 1}),
         lambda sound: attrs.evolve(sound, history=History(), rows=Rows(Counter(), Counter())),
     ],
     ids=["a problem", "something left in a queue", "nothing accepted at all"],
@@ -197,5 +197,5 @@ def test_a_ledger_holds_only_where_nothing_is_wrong(change: Callable[[Evidence],
     """What the run itself has met, what stands in a queue, and a run of nothing."""
     rows = Rows(Counter({"p/1": 1}), Counter({"p/1": 1}))
     sound = Evidence(History(lines("p/1", SOUND)), [], rows, {"chaos_executor": 0}, [])
-    assert take_stock(sound).holds
-    assert not take_stock(change(sound)).holds
+    assert build_ledger(sound).holds
+    assert not build_ledger(change(sound)).holds

@@ -8,10 +8,10 @@ from collections import Counter
 import attrs
 import pytest
 
-from chaos.evidence import Evidence, Fault, Rows
+from chaos.evidence import Evidence, InjectedFault, Rows
 from chaos.history import History
 from chaos.journal import Line
-from chaos.ledger import take_stock
+from chaos.ledger import build_ledger
 from chaos.recovery import recovery
 from chaos.report import summary, table
 
@@ -20,11 +20,11 @@ def sent(dispatch: str, at: float, *calls: float) -> list[Line]:
     """A dispatch that was accepted at once, and called back at these moments."""
     found = [Line(at, "producer-1.1", event, dispatch, "on_success") for event in ("before", "accepted")]
     return found + [
-        Line(call, "callback-1.1", event, dispatch, "on_success") for call in calls for event in ("held", "called")
+        Line(call, "callback-1.1", event, dispatch, "on_success") for call in calls for event in ("claimed", "called")
     ]
 
 
-FAULT = Fault(1, "server-away", 10.0, 20.0, 20.0)
+FAULT = InjectedFault(1, "server-away", 10.0, 20.0, 20.0)
 HISTORY = History(
     [*sent("producer-1.1/1", 9.0, 21.5), *sent("producer-1.1/2", 9.5, 22.5), *sent("producer-2.1/1", 20.5, 20.9)]
 )
@@ -53,7 +53,7 @@ HISTORY = History(
         "called again",
     ],
 )
-def test_a_recovery_ends_with_the_last_callback_that_was_awaited(fault: Fault, seconds: float | None) -> None:
+def test_a_recovery_ends_with_the_last_callback_that_was_awaited(fault: InjectedFault, seconds: float | None) -> None:
     """From when the fault ended until everything that it held up was called back; None while it was not."""
     assert recovery(fault, HISTORY) == seconds
 
@@ -66,7 +66,7 @@ def test_the_table_has_a_row_for_each_kind_of_fault_and_their_sum() -> None:
     lost = [*HISTORY.lines["producer-1.1/1"], *sent("producer-2.1/7", 5.0)]
     calls = [*sent("producer-2.1/8", 1.0, 2.0, 3.0)]
     evidence = Evidence(History([*lost, *calls]), faults, Rows(Counter(), Counter({"producer-1.1/1": 1})), {}, [])
-    assert [re.split(" {2,}", line) for line in table(evidence, take_stock(evidence))] == [
+    assert [re.split(" {2,}", line) for line in table(evidence, build_ledger(evidence))] == [
         ["fault", "times", "lost", "doubled", "ran again", "called again", "recovery median", "max"],
         ["server-away", "3", "0", "0", "0", "0", "1.00 s", "1.50 s"],
         ["(no fault)", "1", "0", "0", "1"],
@@ -75,10 +75,10 @@ def test_the_table_has_a_row_for_each_kind_of_fault_and_their_sum() -> None:
 
 
 def test_the_summary_names_everything_that_is_wrong() -> None:
-    """Each finding that is not allowed and each problem has a line, and the last line is the verdict."""
+    """Each anomaly that is not allowed and each problem has a line, and the last line is the verdict."""
     rows = Rows(Counter({"producer-1.1/3": 1}), Counter())
     evidence = Evidence(History(sent("producer-1.1/3", 1.0)), [], rows, {"chaos_executor": 2}, ["a worker has left"])
-    text = list(summary(evidence, take_stock(evidence)))
+    text = list(summary(evidence, build_ledger(evidence)))
     wrong = [line for line in text if "WRONG" in line]
     assert len(wrong) == 3
     assert any("lost: producer-1.1/3" in line for line in wrong)

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import servers
 
-from chaos.environments import what_is_missing
+from chaos.environments import unavailable_reason
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(autouse=True)
 def _a_server_can_be_started() -> None:
-    if missing := what_is_missing("postgresql"):
+    if missing := unavailable_reason("postgresql"):
         servers.miss(missing)
 
 

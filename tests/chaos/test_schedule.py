@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaos.broker_faults import BrokerFaults
-from chaos.postgres_faults import PostgresFaults
-from chaos.schedule import KINDS, SLOTS, TransportName, schedule
+from chaos.broker_faults import BrokerFaultInjector
+from chaos.postgres_faults import PostgresFaultInjector
+from chaos.schedule import FAULT_KINDS, SLOTS, TransportName, schedule
 
 TRANSPORTS: tuple[TransportName, ...] = ("postgresql", "amqp")
 
@@ -22,7 +22,7 @@ def test_a_seed_gives_the_same_schedule_again(seed: int, transport: TransportNam
 @given(seed=st.integers(), transport=st.sampled_from(TRANSPORTS), seconds=st.floats(0, 2000))
 def test_each_round_has_every_fault_of_its_transport_once(seed: int, transport: TransportName, seconds: float) -> None:
     """Whole rounds only, one at the least; together they take what was asked for."""
-    names = {kind.name for kind in KINDS if transport in kind.transports}
+    names = {kind.name for kind in FAULT_KINDS if transport in kind.transports}
     planned = schedule(seed, transport, seconds=seconds)
     assert planned
     for start in range(0, len(planned), len(names)):
@@ -52,7 +52,9 @@ def test_later_rounds_strike_before_a_recovery_too() -> None:
     assert {one.waits for one in schedule(1, "postgresql", seconds=600)} == {True, False}
 
 
-@pytest.mark.parametrize(("transport", "faults"), [("postgresql", PostgresFaults), ("amqp", BrokerFaults)])
+@pytest.mark.parametrize(
+    ("transport", "faults"), [("postgresql", PostgresFaultInjector), ("amqp", BrokerFaultInjector)]
+)
 def test_every_kind_is_carried_out(transport: TransportName, faults: type) -> None:
     """What a schedule names, there is a way to do."""
     for one in schedule(1, transport):
