@@ -20,7 +20,7 @@ from unstract_core import Reply, Settlement, TransportError, Verdict
 def test_visible_reply_implies_follow_up_and_acknowledgement(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """Together means: as soon as a reply can be read, its follow-up is there, and its message is no longer held."""
+    """As soon as a reply can be read, its follow-up is visible and its message is acknowledged."""
     for _ in range(10):
         key, elsewhere = kit.queue(), kit.queue()
         transport.send([message("t", queue, reply_key=key)])
@@ -41,7 +41,7 @@ def test_visible_reply_implies_follow_up_and_acknowledgement(
 def test_visible_follow_up_implies_reply(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """And the other way round: a callback that runs finds the status of what it follows."""
+    """As soon as a follow-up can be received, the reply of the same settlement can be read."""
     for _ in range(10):
         key, elsewhere = kit.queue(), kit.queue()
         transport.send([message("t", queue, reply_key=key)])
@@ -59,7 +59,7 @@ def test_visible_follow_up_implies_reply(
 def test_visible_follow_up_implies_dead_letter(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A callback that tells of a failure finds the message among the dead letters, where its operator looks."""
+    """As soon as the follow-up of a dead-lettered message can be received, the dead letter can be found."""
     for n in range(10):
         elsewhere = kit.queue()
         transport.send([message("t", queue, n)])
@@ -82,7 +82,7 @@ def settled(subscription: CheckedSubscription, batch: Sequence[Settlement]) -> S
 
 
 def test_a_cut_while_settling_loses_no_follow_up(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
-    """Whenever a connection is cut: a message comes back, or its follow-up is there; both only where not atomic."""
+    """After a cut, the message is redelivered or its follow-up arrives; both only if settle is not atomic."""
     chance = random.Random(4)
     for _ in range(12):
         queue, elsewhere = kit.queue(), kit.queue()

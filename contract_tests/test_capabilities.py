@@ -14,7 +14,7 @@ from unstract_core import NotSupported, Reply, Settlement, Verdict
 
 
 def test_transport_and_harness_claim_the_same_capabilities(kit: Kit, transport: CheckedTransport) -> None:
-    """`transport.capabilities` and `harness.capabilities` are the same, before and after the transport was used."""
+    """`transport.capabilities` equals `harness.capabilities`, before and after the first use of the transport."""
     assert attrs.asdict(transport.capabilities) == attrs.asdict(kit.capabilities)
     queue = kit.queue()
     transport.send([message("t", queue)])
@@ -23,12 +23,12 @@ def test_transport_and_harness_claim_the_same_capabilities(kit: Kit, transport: 
 
 
 def test_every_flag_is_true_or_false(kit: Kit) -> None:
-    """Capabilities are plain booleans: data that can be printed and compared."""
+    """Each capability is a plain bool, so that it can be printed and compared."""
     assert all(type(claimed) is bool for claimed in attrs.asdict(kit.capabilities).values())
 
 
 def test_claims_do_not_contradict_each_other(kit: Kit) -> None:
-    """A claim that rests on another one is made with it: a status is a reply, order across queues is by priority."""
+    """A claim that depends on another claim is made together with it: `status` requires `replies`, for example."""
     claims = kit.capabilities
     assert claims.replies or not claims.status
     assert claims.priority or not claims.order_across_queues
@@ -36,7 +36,7 @@ def test_claims_do_not_contradict_each_other(kit: Kit) -> None:
 
 
 def test_unclaimed_within_is_refused(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
-    """NotSupported for `within`, and nothing is sent: the caller believes that it belongs to a transaction."""
+    """Without `transactional_send`, `send(within=...)` raises NotSupported and sends nothing."""
     skip_claimed(kit.harness, "transactional_send")
     with pytest.raises(NotSupported):
         transport.send([message("t", queue)], within=object())
@@ -44,7 +44,7 @@ def test_unclaimed_within_is_refused(kit: Kit, transport: CheckedTransport, queu
 
 
 def test_unclaimed_delay_is_refused(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
-    """NotSupported for a message with a delay, and nothing of its batch is sent."""
+    """Without `delay`, a batch with a delayed message raises NotSupported and sends nothing."""
     skip_claimed(kit.harness, "delay")
     with pytest.raises(NotSupported):
         transport.send([message("t", queue), message("t", queue, delay=1.0)])
@@ -54,7 +54,7 @@ def test_unclaimed_delay_is_refused(kit: Kit, transport: CheckedTransport, queue
 def test_unclaimed_retry_delay_is_refused(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """NotSupported for RETRY with a delay; the message is still held, and is retried without one."""
+    """Without `delay`, RETRY with a delay raises NotSupported; the message stays claimed and can be retried at once."""
     skip_claimed(kit.harness, "delay")
     transport.send([message("t", queue)])
     holder = subscribe(queue)
@@ -67,7 +67,7 @@ def test_unclaimed_retry_delay_is_refused(
 def test_unclaimed_reply_request_is_refused(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """NotSupported for a message with reply_key, and for `reply`: nobody is left to wait for what never comes."""
+    """Without `replies`, a message with a reply_key and the method `reply` both raise NotSupported."""
     skip_claimed(kit.harness, "replies")
     with pytest.raises(NotSupported):
         transport.send([message("t", queue, reply_key=queue)])
@@ -77,7 +77,7 @@ def test_unclaimed_reply_request_is_refused(
 
 
 def test_unclaimed_status_read_is_refused(kit: Kit, transport: CheckedTransport) -> None:
-    """NotSupported for `reply` under a key that nothing was sent with: "not yet" would be waited for, for ever."""
+    """Without `status`, `reply` raises NotSupported for a key that this transport never sent."""
     skip_claimed(kit.harness, "status")
     with pytest.raises(NotSupported):
         transport.reply(kit.queue())
@@ -86,7 +86,7 @@ def test_unclaimed_status_read_is_refused(kit: Kit, transport: CheckedTransport)
 def test_unclaimed_status_does_not_stop_a_settlement(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A settlement with the status of a dispatch takes effect, with its follow-up, although nobody can read it."""
+    """Without `status`, a settlement with the status of a dispatch still takes effect and sends its follow-up."""
     skip_claimed(kit.harness, "status")
     transport.send([message("t", queue, task_id=queue)])
     holder, elsewhere = subscribe(queue), kit.queue()
@@ -100,7 +100,7 @@ def test_unclaimed_status_does_not_stop_a_settlement(
 def test_burying_without_dead_letters_removes_the_message(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """BURY is a verdict for every transport: where nothing is kept, the message is gone; there is no `dead`."""
+    """Without `dead_letters`, BURY removes the message, and `transport.dead` is missing or raises NotSupported."""
     skip_claimed(kit.harness, "dead_letters")
     transport.send([message("t", queue)])
     holder = subscribe(queue)
@@ -112,7 +112,7 @@ def test_burying_without_dead_letters_removes_the_message(
 
 
 def test_unclaimed_inspection_is_refused(kit: Kit, transport: CheckedTransport) -> None:
-    """Without `inspection` there is no `queues()`, or it raises NotSupported: 0 would read as "empty"."""
+    """Without `inspection`, `queues()` is missing or raises NotSupported: a count of 0 would read as "empty"."""
     skip_claimed(kit.harness, "inspection")
     with pytest.raises((NotSupported, AttributeError)):
         transport.unchecked.queues([kit.queue()])
@@ -122,7 +122,7 @@ def test_unclaimed_inspection_is_refused(kit: Kit, transport: CheckedTransport) 
 def test_queues_reports_counts_and_oldest_age(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """`queues` counts what is ready, held and delayed, and how long the oldest waits; an empty queue has nothing."""
+    """`queues` counts ready, claimed and delayed messages, and returns the age of the oldest ready one."""
     transport.send([message("t", queue) for _ in range(4)])
     if kit.capabilities.delay:
         transport.send([message("t", queue, delay=60)])
@@ -143,9 +143,9 @@ def test_queues_reports_counts_and_oldest_age(
 def test_waiting_tasks_counts_ready_tasks_by_name(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """`waiting_tasks` counts the tasks of the first ready messages of one queue, and takes nothing.
+    """`waiting_tasks` counts the task names of ready messages of one queue, and claims none.
 
-    What is held, delayed or elsewhere is left out, and so is what names no task.
+    Claimed and delayed messages, other queues and messages without a task name are left out.
     """
     transport.send([message("held", queue)])
     kit.take_one(subscribe(queue))
@@ -162,7 +162,7 @@ def test_waiting_tasks_counts_ready_tasks_by_name(
 
 @requires("inspection", "dead_letters")
 def test_queues_counts_dead_letters(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """`queues` counts what was buried, also where nothing else is left."""
+    """`queues` counts dead letters, also for a queue that holds no other messages."""
     transport.send([message("t", queue), message("t", queue)])
     kit.bury(transport, queue)
     kit.bury(transport, queue)

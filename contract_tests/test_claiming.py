@@ -18,7 +18,7 @@ from unstract_core import ConfigurationError, PayloadError, Settlement, Verdict
 
 @pytest.mark.parametrize("queues", [1, 3])
 def test_concurrent_claimers_never_share_a_message(kit: Kit, transport: CheckedTransport, queues: int) -> None:
-    """Of many claimers at once each message goes to one, all are had, and nobody exceeds its limit."""
+    """Concurrent subscriptions receive every message exactly once, and none of them more than its limit at a time."""
     names = [kit.queue() for _ in range(queues)]
     sent = [id for name in names for id in transport.send([message("t", name) for _ in range(120)])]
     ready = threading.Barrier(4)
@@ -45,7 +45,7 @@ def test_concurrent_claimers_never_share_a_message(kit: Kit, transport: CheckedT
 def test_a_claimed_message_is_not_delivered_again(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A held message is delivered to no other subscription, nor again to its holder."""
+    """A claimed message is delivered neither to another subscription nor again to its holder."""
     transport.send([message("t", queue)])
     holder, other = subscribe(queue), subscribe(queue)
     kit.take_one(holder)
@@ -56,7 +56,7 @@ def test_a_claimed_message_is_not_delivered_again(
 def test_a_subscription_claims_only_from_its_queues(
     kit: Kit, transport: CheckedTransport, subscribe: Subscribe
 ) -> None:
-    """A message of another queue is left where it is."""
+    """A subscription does not receive messages of other queues."""
     mine, other = kit.queue(), kit.queue()
     transport.send([message("t", other)])
     assert kit.nothing(subscribe(mine))
@@ -66,7 +66,7 @@ def test_a_subscription_claims_only_from_its_queues(
 def test_receive_returns_at_most_limit_messages(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """`receive` takes `limit` messages at most, and leaves the others to others."""
+    """`receive` claims at most `limit` messages and leaves the rest to other subscriptions."""
     transport.send([message("t", queue, n) for n in range(5)])
     holder, other = subscribe(queue), subscribe(queue)
     assert len(kit.take(holder, 2)) == 2
@@ -76,7 +76,7 @@ def test_receive_returns_at_most_limit_messages(
 def test_receive_with_limit_zero_only_waits(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """`limit=0` takes nothing, whatever is there."""
+    """`receive(limit=0)` waits for its full time and claims nothing, even if messages are ready."""
     transport.send([message("t", queue)])
     subscription = subscribe(queue)
     with timed() as elapsed:
@@ -88,7 +88,7 @@ def test_receive_with_limit_zero_only_waits(
 def test_receive_accepts_a_very_large_limit(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A consumer of no-op tasks asks for many at once, and gets what is there."""
+    """A limit far above the number of ready messages returns all of them."""
     transport.send([message("t", queue, n) for n in range(3)])
     assert len(kit.take(subscribe(queue), 3, limit=100_000)) == 3
 
@@ -96,7 +96,7 @@ def test_receive_accepts_a_very_large_limit(
 def test_an_acknowledged_message_is_gone(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """An acknowledged message is gone, also after its lease."""
+    """An acknowledged message is not delivered again, also not after its lease."""
     transport.send([message("t", queue)])
     subscription = subscribe(queue)
     delivery = kit.take_one(subscription)
@@ -109,7 +109,7 @@ def test_an_acknowledged_message_is_gone(
 def test_closing_a_subscription_returns_its_messages_to_others(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A message whose holder closed its subscription without a settlement is delivered to somebody else."""
+    """A claimed message whose subscription was closed without settling it is delivered to another subscription."""
     (id,) = transport.send([message("t", queue, 1)])
     holder = subscribe(queue)
     held = kit.take_one(holder)
@@ -123,7 +123,7 @@ def test_closing_a_subscription_returns_its_messages_to_others(
 def test_a_queue_named_twice_delivers_once(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A subscription that names a queue twice gets its messages once."""
+    """A subscription that names a queue twice receives each of its messages once."""
     transport.send([message("t", queue)])
     assert len(kit.take(subscribe(queue, queue), 1, limit=5)) == 1
 
@@ -136,7 +136,7 @@ def test_an_invalid_lease_is_refused(transport: CheckedTransport, queue: str, le
 
 
 def test_subscribing_to_no_queue_is_refused(transport: CheckedTransport) -> None:
-    """`subscribe` raises ConfigurationError where there is no queue, PayloadError for a name that none can have."""
+    """`subscribe` raises ConfigurationError without queues, and PayloadError for an empty queue name."""
     with pytest.raises(ConfigurationError):
         transport.subscribe([], lease=60)
     with pytest.raises(PayloadError):

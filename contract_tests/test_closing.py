@@ -53,7 +53,7 @@ def ended_by_closing(transport: CheckedTransport, waiting: Callable[[], object])
 
 @pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
 def test_closing_twice_is_allowed(kit: Kit, used: bool) -> None:
-    """One after the other or at once."""
+    """`close` may be called again, also from several threads at once."""
     with kit.open() as transport:
         if used:
             queue = kit.queue()
@@ -66,7 +66,7 @@ def test_closing_twice_is_allowed(kit: Kit, used: bool) -> None:
 @pytest.mark.parametrize("use", [*USES, *MORE_USES])
 @pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
 def test_a_closed_transport_raises_transport_closed(kit: Kit, use: str, used: bool) -> None:
-    """After close() every call raises TransportClosed."""
+    """After close(), every call raises TransportClosed."""
     if use in MORE_USES and not getattr(kit.capabilities, MORE_USES[use][0]):
         skip_not_claimed(MORE_USES[use][0])
     call = USES[use] if use in USES else MORE_USES[use][1]
@@ -81,7 +81,7 @@ def test_a_closed_transport_raises_transport_closed(kit: Kit, use: str, used: bo
 
 
 def test_a_closed_subscription_raises_transport_closed(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """After its close(), which may be called twice, a subscription raises TransportClosed; its transport works on."""
+    """After its close(), a subscription raises TransportClosed; its transport still works."""
     subscription = transport.subscribe([queue], lease=60)
     subscription.close()
     subscription.close()
@@ -92,7 +92,7 @@ def test_a_closed_subscription_raises_transport_closed(kit: Kit, transport: Chec
 
 
 def test_a_closed_subscription_settles_nothing(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """Whoever has closed a subscription has left its messages to others: settle and renew raise TransportClosed."""
+    """After its close(), `settle` and `renew` raise TransportClosed, and the message is delivered to others."""
     transport.send([message("t", queue)])
     subscription = transport.subscribe([queue], lease=60)
     held = kit.take_one(subscription)
@@ -105,7 +105,7 @@ def test_a_closed_subscription_settles_nothing(kit: Kit, transport: CheckedTrans
 
 
 def test_closing_a_transport_closes_its_subscriptions(kit: Kit) -> None:
-    """Receive, renew and settle raise TransportClosed; wake and close do no harm."""
+    """After the transport's close(), `receive`, `renew` and `settle` raise TransportClosed; `wake` does not."""
     with kit.open() as transport:
         queue = kit.queue()
         transport.send([message("t", queue)])
@@ -126,14 +126,14 @@ def test_closing_a_transport_closes_its_subscriptions(kit: Kit) -> None:
 
 @requires("replies")
 def test_a_waiting_reply_ends_with_transport_closed(kit: Kit) -> None:
-    """A blocked caller is told at once, not at its timeout."""
+    """If the transport is closed, a blocked `reply` raises TransportClosed at once, not at its timeout."""
     with kit.open() as transport:
         kit.ask(transport, key := kit.queue())
         assert ended_by_closing(transport, lambda: transport.reply(key, timeout=LONG)) < SOON
 
 
 def test_a_waiting_receive_ends_with_transport_closed(kit: Kit) -> None:
-    """A subscription that waits when its transport is closed is told at once."""
+    """If the transport is closed, a blocked `receive` raises TransportClosed at once."""
     with kit.open() as transport:
         queue = kit.queue()
         subscription = transport.subscribe([queue], lease=60)
@@ -142,7 +142,7 @@ def test_a_waiting_receive_ends_with_transport_closed(kit: Kit) -> None:
 
 
 def test_a_running_consumer_ends_with_transport_closed(kit: Kit) -> None:
-    """A closed transport is no outage to be waited out: `run` raises."""
+    """If the transport is closed, `Consumer.run` raises TransportClosed instead of waiting for a recovery."""
     with kit.open() as transport:
         consumer = Consumer(transport, {"t": print}, [kit.queue()])
         assert ended_by_closing(transport, consumer.run) < 15

@@ -22,7 +22,7 @@ from unstract_core import Consumer, Dispatcher, FairnessKey, Reply, ReplyTimeout
 
 
 def test_on_success_receives_the_result(scenario: Scenario) -> None:
-    """on_success gets the result as its first argument beside its kwargs; the status is completed, without a copy."""
+    """on_success gets the result as first argument beside its kwargs; the status is completed, without the result."""
     scenario.send("return", {"n": 1}, task_id="i" + scenario.queue, **scenario.callbacks_to(x=2))
     scenario.consume()
     assert scenario.seen == [("ok", ({"n": 1},), {"x": 2})]
@@ -33,7 +33,7 @@ def test_on_success_receives_the_result(scenario: Scenario) -> None:
 
 @pytest.mark.parametrize(("kept", "given"), [("result", "on_success"), (None, "on_error"), ("none", "on_error")])
 def test_status_payload_decides_whether_status_keeps_result(scenario: Scenario, kept: Any, given: str) -> None:
-    """The status has the result by the option `status_payload`, and by default where no callback carries it."""
+    """`status_payload` decides if the status keeps the result; by default only if no callback gets the result."""
     callback: dict[str, Any] = {given: then("ok", scenario.callbacks)}
     scenario.send("return", {"n": 1}, task_id="i" + scenario.queue, **callback)
     scenario.consume(status_payload=kept)
@@ -42,7 +42,7 @@ def test_status_payload_decides_whether_status_keeps_result(scenario: Scenario, 
 
 
 def test_returned_failure_option_sets_status_failed(scenario: Scenario) -> None:
-    """With returned_failure="failed" the status has the error text; on_success gets the whole result as ever."""
+    """With returned_failure="failed", the status has the error text; on_success still gets the whole result."""
     result = {"success": False, "data": {}, "metadata": {}, "error": "no text found"}
     scenario.send("return", result, task_id="i" + scenario.queue, **scenario.callbacks_to())
     scenario.consume(returned_failure="failed")
@@ -52,7 +52,7 @@ def test_returned_failure_option_sets_status_failed(scenario: Scenario) -> None:
 
 
 def test_a_forbidden_callback_is_not_sent(scenario: Scenario) -> None:
-    """The task does not run; on_error, the status and the dead letter say which callback is not allowed."""
+    """The task does not run; on_error, the status and the dead letter name the forbidden callback."""
     scenario.send("return", 1, task_id="i" + scenario.queue, **scenario.callbacks_to())
     consumer = scenario.consume(allow_continuations=[f"{scenario.callbacks}:err"])
     assert scenario.seen == [("err", ("i" + scenario.queue,), {})]
@@ -63,7 +63,7 @@ def test_a_forbidden_callback_is_not_sent(scenario: Scenario) -> None:
 
 
 def test_a_continuation_copies_the_headers_of_its_message(scenario: Scenario) -> None:
-    """What a message has in `headers`, and nothing else, is in those of its continuation, whichever it is."""
+    """A continuation has exactly the `headers` of its message, for on_success and on_error alike."""
     found: list[tuple[Any, Any]] = []
 
     def remember(first: Any, **_: Any) -> None:
@@ -87,7 +87,7 @@ def test_a_continuation_copies_the_headers_of_its_message(scenario: Scenario) ->
 
 @requires("replies")
 def test_a_result_answers_the_awaited_reply(scenario: Scenario) -> None:
-    """The reply is completed with the result, and the message is done."""
+    """The reply is completed with the result, and the message is acknowledged."""
     scenario.send("return", {"n": 1}, reply_key=scenario.queue)
     scenario.consume()
     assert scenario.kit.answered(scenario.transport, scenario.queue) == Reply(
@@ -98,7 +98,7 @@ def test_a_result_answers_the_awaited_reply(scenario: Scenario) -> None:
 
 
 def test_an_unawaited_result_is_acknowledged(scenario: Scenario) -> None:
-    """Run once, acknowledged, nothing chained, nothing buried."""
+    """Without reply and continuations, a task that returns runs once and its message is acknowledged."""
     scenario.send("return", 1)
     assert scenario.consume().counters["ran"] == 1
     assert scenario.seen == []
@@ -108,7 +108,7 @@ def test_an_unawaited_result_is_acknowledged(scenario: Scenario) -> None:
 
 @pytest.mark.parametrize("how", FAILURES)
 def test_on_error_receives_the_id_and_error_text(scenario: Scenario, how: str) -> None:
-    """on_error gets the dispatch id first; the error text is the status, and in callback_kwargs; nothing is re-run."""
+    """on_error gets the dispatch id; status and callback_kwargs have the error text; the task runs once."""
     scenario.send(how, task_id="i" + scenario.queue, **scenario.callbacks_to(callback_kwargs={"run": 1}))
     consumer = scenario.consume()
     assert scenario.seen == [("err", ("i" + scenario.queue,), {"callback_kwargs": {"run": 1, "error": FAILURES[how]}})]
@@ -121,7 +121,7 @@ def test_on_error_receives_the_id_and_error_text(scenario: Scenario, how: str) -
 @requires("replies")
 @pytest.mark.parametrize("how", FAILURES)
 def test_a_failure_answers_the_awaited_reply(scenario: Scenario, how: str) -> None:
-    """The reply is failed with the real error text; the task is not run again."""
+    """The reply is failed with the original error text; the task does not run again."""
     scenario.send(how, reply_key=scenario.queue)
     consumer = scenario.consume()
     assert scenario.kit.answered(scenario.transport, scenario.queue) == Reply(
@@ -134,7 +134,7 @@ def test_a_failure_answers_the_awaited_reply(scenario: Scenario, how: str) -> No
 
 @pytest.mark.parametrize("how", FAILURES)
 def test_an_unawaited_failure_is_retried_then_buried(scenario: Scenario, how: str) -> None:
-    """Without reply and continuations: run again with backoff, buried after max_attempts, status failed."""
+    """Without reply and continuations, a failed task is retried with backoff and dead-lettered after max_attempts."""
     scenario.send(how, task_id="i" + scenario.queue)
     assert scenario.consume(max_attempts=3).counters["ran"] == 3
     assert scenario.buried(FAILURES[how])
@@ -143,7 +143,7 @@ def test_an_unawaited_failure_is_retried_then_buried(scenario: Scenario, how: st
 
 
 def test_retry_later_repeats_until_max_attempts_then_fails(scenario: Scenario) -> None:
-    """RetryLater is honoured up to max_attempts, then it is a failure like any other."""
+    """RetryLater repeats a task up to max_attempts; then it is a failure like any other."""
     scenario.send("later", task_id="i" + scenario.queue, **scenario.callbacks_to())
     assert scenario.consume(max_attempts=3).counters["ran"] == 4
     assert [name for name, _, _ in scenario.seen] == ["err"]
@@ -152,7 +152,7 @@ def test_retry_later_repeats_until_max_attempts_then_fails(scenario: Scenario) -
 
 @requires("replies")
 def test_retry_later_answers_its_caller_at_the_end(scenario: Scenario) -> None:
-    """While it is retried its caller waits; then the reply is failed."""
+    """The caller waits while the task is retried; then the reply is failed."""
     scenario.send("later", reply_key=scenario.queue)
     assert scenario.consume(max_attempts=3).counters["ran"] == 3
     assert scenario.kit.answered(scenario.transport, scenario.queue).status == "failed"
@@ -160,7 +160,7 @@ def test_retry_later_answers_its_caller_at_the_end(scenario: Scenario) -> None:
 
 @pytest.mark.parametrize("how", ODD_RESULTS)
 def test_a_result_outside_the_wire_is_normalised(scenario: Scenario, how: str) -> None:
-    """The money is spent, so the callback arrives: with the result as lenient normalisation leaves it."""
+    """on_success is sent also for a result that the wire does not allow, after lenient normalisation."""
     scenario.send(how, **scenario.callbacks_to())
     consumer = scenario.consume()
     ((name, (result,), _),) = scenario.seen
@@ -170,7 +170,7 @@ def test_a_result_outside_the_wire_is_normalised(scenario: Scenario, how: str) -
 
 
 def test_one_warning_lists_every_replaced_result_value(scenario: Scenario, caplog: pytest.LogCaptureFixture) -> None:
-    """One WARNING for the task lists the path of each replacement and no content; each is counted."""
+    """One WARNING per task lists the path of each replaced value, without its content; each one is counted."""
     scenario.send("three that do not fit", task_id="w" + scenario.queue, **scenario.callbacks_to())
     scenario.send("return", {"fits": 1})
     with caplog.at_level(logging.INFO):
@@ -185,7 +185,7 @@ def test_one_warning_lists_every_replaced_result_value(scenario: Scenario, caplo
 
 
 def test_an_unknown_task_notifies_sender_and_is_buried(scenario: Scenario) -> None:
-    """on_error hears that no worker of the queue knows the task; the message is a dead letter; others are run."""
+    """on_error gets an UnknownTask error, the message is dead-lettered, and other messages are run."""
     scenario.send(task="nobody", task_id="u" + scenario.queue, **scenario.callbacks_to(callback_kwargs={}))
     scenario.send("return", 1, **scenario.callbacks_to())
     scenario.consume()
@@ -198,7 +198,7 @@ def test_an_unknown_task_notifies_sender_and_is_buried(scenario: Scenario) -> No
 
 @requires("replies")
 def test_an_unknown_task_answers_its_caller(scenario: Scenario) -> None:
-    """A blocked caller does not wait for a task that nobody has."""
+    """The reply of an unknown task is failed at once, so that its caller does not wait for the timeout."""
     scenario.send(task="nobody", reply_key=scenario.queue)
     scenario.consume()
     assert scenario.kit.answered(scenario.transport, scenario.queue).error.startswith("UnknownTask: ")
@@ -207,7 +207,7 @@ def test_an_unknown_task_answers_its_caller(scenario: Scenario) -> None:
 
 @pytest.mark.parametrize(("how", "callback"), [("return", "ok"), ("raise", "err")])
 def test_a_row_without_queue_runs_and_continues(scenario: Scenario, how: str, callback: str) -> None:
-    """A row whose queue, kwargs and callback kwargs are null is run, and its callback is sent to its own queue."""
+    """A row with null for queue, kwargs and callback kwargs is run, and its callback goes to the callback's queue."""
     told = {
         key: {"task_name": name, "kwargs": None, "queue": scenario.callbacks}
         for key, name in (("on_success", "ok"), ("on_error", "err"))
@@ -229,7 +229,7 @@ def test_a_row_without_queue_runs_and_continues(scenario: Scenario, how: str, ca
 
 
 def test_a_malformed_message_notifies_sender_and_is_buried(scenario: Scenario) -> None:
-    """Who can be made out in an unreadable message is told; it is a dead letter, and its neighbours are run."""
+    """An unreadable message is dead-lettered; its on_error and status get the error if they can still be read."""
     queue = scenario.queue
     told = {"task_name": "err", "kwargs": {}, "queue": scenario.callbacks}
     broken = {"task_name": "behave", "args": 7, "kwargs": {}, "queue": queue, "task_id": f"m{queue}", "on_error": told}
@@ -245,7 +245,7 @@ def test_a_malformed_message_notifies_sender_and_is_buried(scenario: Scenario) -
 
 @requires("replies")
 def test_a_malformed_message_answers_its_caller(scenario: Scenario) -> None:
-    """The reply says what could not be read, and where."""
+    """The reply names the path of the value that could not be read."""
     scenario.kit.inject(
         scenario.transport,
         scenario.queue,
@@ -259,7 +259,7 @@ def test_a_malformed_message_answers_its_caller(scenario: Scenario) -> None:
 @requires("counts_crashes")
 @pytest.mark.parametrize("awaited", ["continuations", "reply", "nothing"])
 def test_a_message_beyond_max_attempts_is_buried_unrun(scenario: Scenario, awaited: str) -> None:
-    """After max_attempts deliveries without a settlement the sender is told, and the message is buried unrun."""
+    """After max_attempts deliveries without a settlement, the sender gets the error and the task does not run again."""
     kit, queue = scenario.kit, scenario.queue
     if awaited == "reply" and not kit.capabilities.replies:
         skip_not_claimed("replies")
@@ -287,7 +287,7 @@ def test_a_message_beyond_max_attempts_is_buried_unrun(scenario: Scenario, await
 
 @pytest.mark.parametrize(("how", "given"), [("return", "on_error"), ("raise", "on_success")])
 def test_an_outcome_without_callback_records_status_only(scenario: Scenario, how: str, given: str) -> None:
-    """With only one of on_success and on_error, the other outcome is acknowledged with its status, and not re-run."""
+    """With only one of on_success and on_error, the other outcome is acknowledged with its status; nothing is sent."""
     callback: dict[str, Any] = {given: then("ok", scenario.callbacks)}
     scenario.send(how, task_id="s" + scenario.queue, **callback)
     consumer = scenario.consume()
@@ -306,7 +306,7 @@ def test_an_outcome_without_callback_records_status_only(scenario: Scenario, how
 def test_a_consumer_that_lost_its_lease_writes_nothing(
     scenario: Scenario, how: str, awaited: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A task that ended after another had taken its message: no reply, no continuation, no burial; one WARNING."""
+    """A task that ends after its lease was lost writes no reply, continuation or dead letter; one WARNING is logged."""
     kit, queue = scenario.kit, scenario.queue
     if awaited == "reply" and not kit.capabilities.replies:
         skip_not_claimed("replies")
@@ -339,7 +339,7 @@ def test_a_consumer_that_lost_its_lease_writes_nothing(
 
 @requires("replies")
 def test_call_returns_the_result_or_raises(scenario: Scenario) -> None:
-    """`call` returns the result, raises TaskFailed with the task's text, and ReplyTimeout when nobody works."""
+    """`call` returns the result, raises TaskFailed with the task's error text, or ReplyTimeout without a worker."""
     dispatcher = Dispatcher(scenario.transport)
     with pytest.raises(ReplyTimeout, match=scenario.queue):
         dispatcher.call("behave", args=["return", 1], queue=scenario.queue, timeout=0.1)
@@ -350,7 +350,7 @@ def test_call_returns_the_result_or_raises(scenario: Scenario) -> None:
 
 
 def test_a_callback_inherits_organisation_fairness_and_priority(scenario: Scenario) -> None:
-    """A continuation is sent for the same owner, with the same urgency, under an id derived from the parent's."""
+    """A callback has the organisation, fairness and priority of its parent, and an id derived from the parent's id."""
     fairness = FairnessKey("org-7", "api", 8)
     sent = message("behave", scenario.queue, "return", 1, org_id="org-7", priority=8, fairness=fairness, task_id="p")
     sent = attrs.evolve(sent, payload=attrs.evolve(sent.payload, **scenario.callbacks_to()))
@@ -365,7 +365,7 @@ def test_a_callback_inherits_organisation_fairness_and_priority(scenario: Scenar
 
 
 def test_a_callback_has_the_same_id_every_time(scenario: Scenario) -> None:
-    """A callback can tell that it has been called before: its task_id depends on its parent's alone."""
+    """The task_id of a callback depends only on its parent's id, so that a callback can detect a repetition."""
     for _ in range(2):
         scenario.send("return", 1, task_id="same" + scenario.queue, **scenario.callbacks_to())
     scenario.kit.drain(Consumer(scenario.transport, tasks, [scenario.queue]))
@@ -375,14 +375,14 @@ def test_a_callback_has_the_same_id_every_time(scenario: Scenario) -> None:
 
 
 def test_on_success_receives_a_returned_failure(scenario: Scenario) -> None:
-    """A task that returns {"success": false} has returned: on_success gets it."""
+    """A task that returns {"success": false} has returned: its on_success is called."""
     scenario.send("return", {"success": False, "error": "no text"}, **scenario.callbacks_to())
     scenario.consume()
     assert scenario.seen == [("ok", ({"success": False, "error": "no text"},), {})]
 
 
 def test_callback_kwargs_arrive_unchanged(scenario: Scenario) -> None:
-    """A continuation's kwargs are those of the dispatch, whatever its task did."""
+    """A continuation's kwargs are those of the dispatch, unchanged by the task."""
     kwargs = {"callback_kwargs": {"ids": [1, 2], "deep": {"x": None, "é": "\U0001f4dd"}, "error": None}, "n": 1.5}
     scenario.send("return", 1, **scenario.callbacks_to(**kwargs))
     scenario.consume()

@@ -18,7 +18,7 @@ from unstract_core import Settlement, Verdict
 
 @requires("dead_letters")
 def test_a_dead_letter_records_message_reason_and_times(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """A dead letter has the message as it was stored, its queue, reason, attempts, result, owner and times."""
+    """A dead letter has the stored message, its queue, reason, attempts, result, organisation and times."""
     transport.send([message("t", queue, "dead", org_id="o", task_id="id")])
     delivery = kit.bury(transport, queue, "ValueError: why", result={"paid": 1})
     (letter,) = transport.dead.find(queue=queue)
@@ -33,7 +33,7 @@ def test_a_dead_letter_records_message_reason_and_times(kit: Kit, transport: Che
 def test_a_buried_message_is_never_delivered(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A dead letter is no message any more."""
+    """A dead-lettered message is not delivered again."""
     transport.send([message("t", queue)])
     kit.bury(transport, queue)
     kit.expire(transport, queue)
@@ -43,7 +43,7 @@ def test_a_buried_message_is_never_delivered(
 @requires("dead_letters")
 @pytest.mark.parametrize("text", ['"x"', "{}", '{"task_name": 1, "queue": "q"}'])
 def test_an_unreadable_message_can_be_buried(kit: Kit, transport: CheckedTransport, queue: str, text: str) -> None:
-    """An unreadable message is kept as a dead letter like any other."""
+    """An unreadable message becomes a dead letter like any other."""
     kit.inject(transport, queue, text)
     assert kit.bury(transport, queue, "MalformedPayload: x").payload is None
     (letter,) = transport.dead.find(queue=queue)
@@ -54,7 +54,7 @@ def test_an_unreadable_message_can_be_buried(kit: Kit, transport: CheckedTranspo
 def test_a_dead_letter_is_replayed_as_new(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """Replay sends the stored message again: attempt 1, behind what waits already, and no longer a dead letter."""
+    """Replay sends the stored message again as attempt 1, behind waiting messages, and removes the dead letter."""
     transport.send([message("t", queue, "dead", org_id="o", priority=3)])
     kit.bury(transport, queue)
     (letter,) = transport.dead.find(queue=queue)
@@ -73,7 +73,7 @@ def test_a_dead_letter_is_replayed_as_new(
 def test_a_whole_queue_is_replayed_oldest_first(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """Replaying a queue sends all of its letters in the order of their burial, and none of another queue's."""
+    """Replaying a queue sends all of its dead letters in burial order, and none of another queue."""
     other, holder = kit.queue(), subscribe(queue)
     transport.send([*(message("t", queue, n) for n in range(4)), message("t", other)])
     for delivery in kit.take(holder, 4):
@@ -89,7 +89,7 @@ def test_a_whole_queue_is_replayed_oldest_first(
 def test_replaying_many_keeps_the_burial_order(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, by: str
 ) -> None:
-    """Seven hundred letters, by their ids or by their queue: the oldest first, at attempt 1, and then no letters."""
+    """Seven hundred letters are replayed once each, oldest first, at attempt 1, by ids or by queue."""
     count = 700
     transport.send([message("t", queue, n) for n in range(count)])
     holder = subscribe(queue)
@@ -109,7 +109,7 @@ def test_replaying_many_keeps_the_burial_order(
 def test_replay_and_purge_by_id_spare_neighbours(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """An id names one letter: those before and behind it stay, and what was not there is not counted."""
+    """An id selects one letter: other letters stay, and unknown ids are not counted."""
     transport.send([message("t", queue, n) for n in range(4)])
     holder = subscribe(queue)
     batch = [Settlement(one, Verdict.BURY, reason="r") for one in kit.take(holder, 4)]
@@ -125,7 +125,7 @@ def test_replay_and_purge_by_id_spare_neighbours(
 def test_a_replayed_message_can_be_settled_again(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A replayed message is run, and may be buried again."""
+    """A replayed message can be acknowledged, or dead-lettered again."""
     transport.send([message("t", queue)])
     kit.bury(transport, queue, "first")
     (letter,) = transport.dead.find(queue=queue)
@@ -140,7 +140,7 @@ def test_a_replayed_message_can_be_settled_again(
 
 @requires("dead_letters")
 def test_the_newest_dead_letters_are_found_first(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """`find` begins with what was buried last, and returns `limit` at most."""
+    """`find` returns the newest dead letters first, and at most `limit` of them."""
     transport.send([message("t", queue, n) for n in range(4)])
     for n in range(4):
         kit.bury(transport, queue, f"reason {n}")
@@ -166,7 +166,7 @@ def test_purge_removes_only_the_selected_letters(kit: Kit, transport: CheckedTra
 def test_a_dead_letter_counts_its_attempts(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """`attempts` is the attempt at which it was buried."""
+    """`attempts` is the attempt number at which the message was dead-lettered."""
     transport.send([message("t", queue)])
     holder = subscribe(queue)
     for _ in range(2):
@@ -180,7 +180,7 @@ def test_a_dead_letter_counts_its_attempts(
 def test_an_unreadable_message_is_replayed_unchanged(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A message that a mended worker may be able to read goes back whole."""
+    """An unreadable message is replayed byte for byte: a newer worker may be able to read it."""
     kit.inject(transport, queue, '{"task_name": 1, "queue": "q"}')
     buried = kit.bury(transport, queue)
     assert len(transport.dead.replay(queue=queue)) == 1
@@ -193,7 +193,7 @@ def test_an_unreadable_message_is_replayed_unchanged(
 def test_a_replayed_message_keeps_every_field(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """With its id, its addresses and whatever a newer writer put into it."""
+    """Replay keeps the task id, the continuations and keys that this version does not know."""
     told = {"task_name": "f", "kwargs": {"x": 1}, "queue": kit.queue()}
     kit.inject(transport, queue, newer(queue, 1, on_success=told, task_id=queue, new=[1]))
     buried = kit.bury(transport, queue)
@@ -205,7 +205,7 @@ def test_a_replayed_message_keeps_every_field(
 
 @requires("dead_letters")
 def test_concurrent_replays_send_each_letter_once(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """Each letter is sent by one of those that replay it, and reported by that one."""
+    """Concurrent replays of the same letters send each letter once, and only one call returns its id."""
     transport.send([message("t", queue, n) for n in range(6)])
     for _ in range(6):
         kit.bury(transport, queue)
@@ -217,7 +217,7 @@ def test_concurrent_replays_send_each_letter_once(kit: Kit, transport: CheckedTr
 
 @requires("dead_letters")
 def test_purge_counts_age_from_the_burial(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """`older_than` is in seconds, counted from the burial, also where ids are named."""
+    """`older_than` counts seconds since the burial, also together with ids."""
     transport.send([message("t", queue)])
     time.sleep(1.2)
     kit.bury(transport, queue)

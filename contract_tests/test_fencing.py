@@ -41,7 +41,7 @@ def lose_lease(
 def test_a_late_settlement_changes_nothing(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict
 ) -> None:
-    """A settlement by who lost the lease answers False, and its heir still holds the message and settles it."""
+    """A settlement after a lost lease returns False; the new holder keeps the message and settles it."""
     late, old, heir, new = lose_lease(kit, transport, queue, subscribe)
     assert list(late.settle([Settlement(old, verdict, reason="late")])) == [False]
     assert kit.nothing(subscribe(queue))
@@ -57,7 +57,7 @@ def test_a_late_settlement_changes_nothing(
 def test_a_late_settlement_sends_no_follow_up(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict
 ) -> None:
-    """What would follow from a task whose message another holds is not sent: its heir will send it."""
+    """A settlement after a lost lease sends no follow-up: the new holder will send it."""
     late, old, _, _ = lose_lease(kit, transport, queue, subscribe)
     elsewhere = kit.queue()
     assert list(late.settle([Settlement(old, verdict, follow_up=message("f", elsewhere))])) == [False]
@@ -69,7 +69,7 @@ def test_a_late_settlement_sends_no_follow_up(
 def test_a_late_settlement_writes_no_reply(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict
 ) -> None:
-    """The answer of a worker that lost its lease is not written: it would win over its heir's."""
+    """A settlement after a lost lease writes no reply: it would win over the new holder's reply."""
     late, old, heir, new = lose_lease(kit, transport, queue, subscribe)
     kit.ask(transport, key := kit.queue())
     assert list(late.settle([Settlement(old, verdict, reply=Reply(key, "failed", error="late"))])) == [False]
@@ -82,7 +82,7 @@ def test_a_late_settlement_writes_no_reply(
 def test_a_late_renewal_changes_nothing(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A renewal by who lost the lease answers False, and the heir keeps the message."""
+    """A renewal after a lost lease returns False, and the new holder keeps the message."""
     late, old, heir, new = lose_lease(kit, transport, queue, subscribe)
     assert list(late.renew([old])) == [False]
     assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
@@ -92,7 +92,7 @@ def test_a_late_renewal_changes_nothing(
 def test_a_late_renewal_extends_no_other_lease(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """When the heir's lease ends, the message comes back, however often the one before renews."""
+    """The new holder's lease expires on time, however often the earlier holder renews."""
     late, old, heir, _ = lose_lease(kit, transport, queue, subscribe, lease=0.6)
     heir.close()
     third = subscribe(queue)
@@ -107,7 +107,7 @@ def test_a_late_renewal_extends_no_other_lease(
 def test_an_earlier_holder_cannot_settle_after_its_successor(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """After the heir's settlement the one before can settle no more than during it."""
+    """After the new holder has settled, the earlier holder can neither settle nor renew."""
     late, old, heir, new = lose_lease(kit, transport, queue, subscribe)
     assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
     elsewhere = kit.queue()
@@ -120,7 +120,7 @@ def test_an_earlier_holder_cannot_settle_after_its_successor(
 def test_a_batch_settles_only_deliveries_still_held(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """In one batch, nothing of the lost ones takes effect and everything of the others does."""
+    """In one batch, lost deliveries have no effect and the others take full effect."""
     transport.send([message("t", queue, n) for n in range(4)])
     late, heir = subscribe(queue), subscribe(queue)
     held = kit.take(late, 4)
@@ -137,7 +137,7 @@ def test_a_batch_settles_only_deliveries_still_held(
 def test_the_fence_separates_attempts_of_one_holder(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """Who lost a message and received it again holds its latest attempt alone, also inside one batch."""
+    """A holder that lost a message and received it again can settle only the latest attempt."""
     transport.send([message("t", queue)])
     holder, elsewhere = subscribe(queue), kit.queue()
     old = kit.take_one(holder)
@@ -153,7 +153,7 @@ def test_the_fence_separates_attempts_of_one_holder(
 def test_a_delivery_of_another_subscription_cannot_be_settled(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """Who gave a message back uncounted cannot settle it when another holds it as the same attempt."""
+    """After an uncounted release, the earlier subscription cannot settle the same attempt of the new holder."""
     transport.send([message("t", queue)])
     early, heir = subscribe(queue), subscribe(queue)
     old = kit.take_one(early)
@@ -170,7 +170,7 @@ def test_a_delivery_of_another_subscription_cannot_be_settled(
 def test_an_old_fence_rejects_a_reused_id(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict, same_holder: bool
 ) -> None:
-    """After a restore a new message has the id and attempt of an old one; the old delivery changes nothing about it."""
+    """After a restore, an old delivery cannot settle or renew a new message with the same id and attempt."""
     (old_id,) = transport.send([message("t", queue, "old")])
     holder = subscribe(queue)
     old = kit.take_one(holder)
@@ -194,7 +194,7 @@ def test_an_old_fence_rejects_a_reused_id(
 def test_a_delivery_is_settled_once(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict, delay: float
 ) -> None:
-    """Who has settled a message has let go of it: settling or renewing it again answers False and does nothing."""
+    """Settling or renewing a settled delivery again returns False and has no effect."""
     transport.send([message("t", queue)])
     holder = subscribe(queue)
     delivery = kit.take_one(holder)
@@ -210,7 +210,7 @@ def test_a_delivery_is_settled_once(
 def test_a_batch_settles_a_repeated_delivery_once(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """Of two settlements of one delivery in a batch the first counts."""
+    """Of two settlements of one delivery in a batch, only the first takes effect."""
     transport.send([message("t", queue)])
     holder = subscribe(queue)
     delivery = kit.take_one(holder)
@@ -224,7 +224,7 @@ def test_a_batch_settles_a_repeated_delivery_once(
 def test_renew_extends_only_deliveries_still_held(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A lost message among those renewed keeps none of the others from being renewed."""
+    """One lost delivery in a renewal does not stop the renewal of the others."""
     transport.send([message("t", queue, n) for n in range(3)])
     holder, heir = subscribe(queue), subscribe(queue)
     held = kit.take(holder, 3)

@@ -26,7 +26,7 @@ WITHOUT_QUEUE = [one for one in wire_messages() if isinstance(one, Readable) and
 def test_every_golden_message_is_delivered_as_it_reads(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """Each shape that was ever written, stored as it was written, arrives with its task, values and addresses."""
+    """Each golden message, stored as it was written, arrives with its task, values and addresses."""
     chosen = [one for one in GOLDEN if kit.capabilities.replies or "reply_key" not in (one.reads_as or {})]
     for one in chosen:
         kit.inject(transport, queue, str(one.raw))
@@ -47,7 +47,7 @@ def test_every_golden_message_is_delivered_as_it_reads(
 def test_a_missing_queue_is_filled_in_on_delivery(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A row whose `queue` is absent, null or no text is delivered as a task of the queue in which it was found."""
+    """A message whose `queue` is absent, null or not a string is delivered with the queue that holds it."""
     for one in WITHOUT_QUEUE:
         kit.inject(transport, queue, str(one.raw))
     subscription = subscribe(queue)
@@ -60,7 +60,7 @@ def test_a_missing_queue_is_filled_in_on_delivery(
 
 
 def test_the_golden_corpus_runs_through_the_consumer(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """Each message that nobody waits for is run once, with the args and kwargs that it says."""
+    """The consumer runs each golden message without receiver once, with its args and kwargs."""
     awaited = ("on_success", "on_error", "reply_key")
     chosen = [one for one in GOLDEN if not any(key in (one.reads_as or {}) for key in awaited)]
     ran: list[tuple[str, list[Any], dict[str, Any]]] = []

@@ -14,7 +14,7 @@ from unstract_core import TransportClosed
 
 
 def test_the_harness_closes_the_transport_that_it_opened(kit: Kit) -> None:
-    """When its context has ended, a transport raises TransportClosed: nothing of it lives on."""
+    """After its context has ended, a transport raises TransportClosed."""
     with kit.open() as transport:
         transport.send([])
     with pytest.raises(TransportClosed):
@@ -22,7 +22,7 @@ def test_the_harness_closes_the_transport_that_it_opened(kit: Kit) -> None:
 
 
 def test_a_closed_transport_leaves_no_thread_behind(kit: Kit) -> None:
-    """What a transport started for sending, receiving and waiting ends with it."""
+    """Closing a transport ends every thread that it started for sending, receiving and waiting."""
     before = set(threading.enumerate())
     with kit.open() as transport:
         queue = kit.queue()
@@ -42,7 +42,7 @@ def test_a_closed_transport_leaves_no_thread_behind(kit: Kit) -> None:
 def test_expire_makes_claimed_messages_ready_again(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """`expire` ends the leases of its queue, and of no other; what is no lease ends with its holder's subscription."""
+    """`expire` ends the leases of one queue only; without leases, claims end when their subscription is closed."""
     other = kit.queue()
     transport.send([message("t", queue), message("t", other)])
     holder = subscribe(queue)
@@ -58,7 +58,7 @@ def test_expire_makes_claimed_messages_ready_again(
 def test_inject_stores_a_readable_message(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """`inject` stores a ready message that arrives with what its text says, as attempt 1."""
+    """`inject` stores a ready message, which arrives with the values of its text as attempt 1."""
     text = f'{{"task_name": "t", "args": [1, "x"], "kwargs": {{"k": null}}, "queue": "{queue}", "fairness": null}}'
     kit.inject(transport, queue, text)
     delivery = kit.take_one(subscribe(queue))

@@ -19,7 +19,7 @@ def lease_of(kit: Kit) -> float:
 
 @requires("fencing")
 def test_a_lease_ends_by_itself(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
-    """Nothing but time is needed: a message whose holder is silent comes back after its lease, and not before."""
+    """A message whose holder stays silent is delivered again after its lease, and not before."""
     transport.send([message("t", queue)])
     holder, heir = subscribe(queue, lease=0.4), subscribe(queue)
     with timed() as elapsed:
@@ -33,7 +33,7 @@ def test_a_lease_ends_by_itself(kit: Kit, transport: CheckedTransport, queue: st
 def test_a_renewed_lease_ends_by_itself_too(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """However often it was renewed, a lease ends its full length after the last time: renewals do not add up."""
+    """A lease that was renewed many times ends its full length after the last renewal: renewals do not add up."""
     transport.send([message("t", queue)])
     holder = subscribe(queue, lease=0.5)
     delivery = kit.take_one(holder)
@@ -73,7 +73,7 @@ def test_a_retried_message_counts_its_attempts(
 def test_an_uncounted_retry_uses_no_attempt(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """RETRY with counted=False takes the attempt back, so that a restart of workers uses up nobody's attempts."""
+    """RETRY with counted=False takes its attempt back, so that restarts of workers use up no attempts."""
     transport.send([message("t", queue)])
     holder = subscribe(queue)
     for attempt in (1, 1, 1):
@@ -104,7 +104,7 @@ def test_a_renewed_message_is_not_delivered_again(
 
 
 def test_one_call_renews_many_leases(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
-    """`renew` of many extends each of them; nothing is had by others beyond the first lease."""
+    """`renew` of many deliveries extends each lease; other subscriptions receive none of them."""
     transport.send([message("t", queue, n) for n in range(150)])
     lease = lease_of(kit)
     holder, other = subscribe(queue, lease=lease), subscribe(queue)
@@ -118,7 +118,7 @@ def test_one_call_renews_many_leases(kit: Kit, transport: CheckedTransport, queu
 def test_an_expired_unclaimed_lease_can_still_settle(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """Work is not thrown away: until somebody else holds the message, its last holder may renew and settle it."""
+    """Until another subscription claims the message, its last holder may renew and settle it after the lease."""
     transport.send([message("t", queue)])
     holder = subscribe(queue)
     delivery = kit.take_one(holder)

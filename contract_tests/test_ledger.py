@@ -154,7 +154,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
 
 def test_no_message_is_lost_or_repeated_without_cause(kit: Kit) -> None:
-    """At least once, and exactly once where no holder lost anything; follow-ups of what took effect always come."""
+    """Messages arrive at least once, and exactly once if no claim was lost; effective follow-ups arrive."""
     count = 20 if kit.moment == 0 else 6
     run_state_machine_as_test(
         lambda: DeliveryMachine(kit),  # type: ignore[arg-type]  # whatever makes a machine will do

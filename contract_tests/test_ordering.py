@@ -18,7 +18,7 @@ limits = st.lists(st.integers(1, 12), min_size=1, max_size=30)
 @examples(15)
 @given(sends=st.lists(st.integers(1, 6), min_size=1, max_size=6), limits=limits)
 def test_equal_priorities_come_first_in_first_out(kit: Kit, sends: list[int], limits: list[int]) -> None:
-    """Messages of one queue come in the order of sending: inside a sent batch, from send to send, and in what comes."""
+    """Messages of one queue arrive in send order: within a batch, from send to send, and from receive to receive."""
     with kit.open() as transport:
         queue, sent = kit.queue(), 0
         for size in sends:
@@ -39,7 +39,7 @@ def test_equal_priorities_come_first_in_first_out(kit: Kit, sends: list[int], li
 @examples(25)
 @given(priorities=st.lists(st.integers(1, 10), min_size=1, max_size=30), limits=limits)
 def test_higher_priority_first_then_first_in_first_out(kit: Kit, priorities: list[int], limits: list[int]) -> None:
-    """Deliveries come by priority, then in the order of sending, inside a batch and from batch to batch."""
+    """Deliveries come by priority, then in send order, within a batch and from batch to batch."""
     with kit.open() as transport:
         queue = kit.queue()
         transport.send([message("t", queue, n, priority=priority) for n, priority in enumerate(priorities)])
@@ -59,7 +59,7 @@ def test_higher_priority_first_then_first_in_first_out(kit: Kit, priorities: lis
 @examples(15)
 @given(sent=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 10)), min_size=1, max_size=30))
 def test_priority_counts_across_the_queues_of_a_subscription(kit: Kit, sent: list[tuple[int, int]]) -> None:
-    """A subscription to several queues takes the highest priority among them, then the one sent first."""
+    """A subscription to several queues receives the highest priority among them first, then the oldest."""
     with kit.open() as transport:
         queues = [kit.queue() for _ in range(3)]
         for n, (queue, priority) in enumerate(sent):
@@ -73,7 +73,7 @@ def test_priority_counts_across_the_queues_of_a_subscription(kit: Kit, sent: lis
 
 
 def test_a_full_queue_does_not_starve_another(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
-    """A subscription to two queues gets the lone message of the one although the other holds many."""
+    """A subscription to two queues receives the only message of one although the other holds many."""
     full, other = kit.queue(), kit.queue()
     transport.send([message("t", full, n) for n in range(40)])
     transport.send([message("t", other, "lone")])

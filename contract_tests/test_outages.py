@@ -14,7 +14,7 @@ from unstract_core import TransportError
 
 
 def test_send_reconnects_after_a_cut(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """After a cut `send` works again by itself; whatever it accepted before and after arrives."""
+    """After a cut, `send` works again without help; every message accepted before and after arrives."""
     accepted = list(transport.send([message("t", queue, 1)]))
     kit.sever(transport)
     accepted += retry_outages(lambda: transport.send([message("t", queue, 2)]))
@@ -25,7 +25,7 @@ def test_send_reconnects_after_a_cut(kit: Kit, transport: CheckedTransport, queu
 def test_receive_reconnects_after_a_cut(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A subscription whose connection was cut receives again, what was sent before and after."""
+    """After a cut, a subscription receives messages that were sent before and after."""
     subscription = subscribe(queue)
     assert kit.nothing(subscription)
     transport.send([message("t", queue, 1)])
@@ -41,7 +41,7 @@ def test_receive_reconnects_after_a_cut(
 def test_messages_in_flight_survive_a_cut(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A held message is not lost with the connection of its holder."""
+    """A claimed message is not lost with the connection of its holder."""
     transport.send([message("t", queue, 1)])
     holder = subscribe(queue)
     kit.take_one(holder)
@@ -57,7 +57,7 @@ def test_messages_in_flight_survive_a_cut(
 
 
 def test_a_consumer_survives_a_cut(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """A worker whose connection was cut goes on: what is sent afterwards is run."""
+    """A consumer whose connection was cut continues: messages sent afterwards are run."""
     ran: list[int] = []
     with kit.running(transport, {"t": ran.append}, queue):
         transport.send([message("t", queue, 1)])
@@ -69,7 +69,7 @@ def test_a_consumer_survives_a_cut(kit: Kit, transport: CheckedTransport, queue:
 
 @requires("replies")
 def test_a_blocked_caller_survives_a_cut(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """Who waits for a reply while the connection is cut gets what is answered afterwards, or hears of the outage."""
+    """A caller that waits for a reply during a cut gets the later reply or a TransportError."""
     key = kit.queue()
     transport.send([message("t", queue, 5, reply_key=key)])
 

@@ -23,7 +23,7 @@ from unstract_core.values import normalise
 
 @requires("replies")
 def test_a_result_arrives_as_it_was_written(kit: Kit) -> None:
-    """A completed reply carries its result, equal for every JSON value of the domain; null and {} are results too."""
+    """A completed reply returns its result unchanged, for every JSON value of the wire, null and {} included."""
     with kit.open() as transport:
 
         @examples(20)
@@ -39,7 +39,7 @@ def test_a_result_arrives_as_it_was_written(kit: Kit) -> None:
 
 @requires("replies")
 def test_an_error_text_arrives_as_it_was_written(kit: Kit, transport: CheckedTransport) -> None:
-    """A failed reply carries its text, whatever stands in it."""
+    """A failed reply returns its error text unchanged, with quotes, newlines and thousands of characters."""
     for error in ("ValueError: why", "KeyError: 'x'", 'E: \U0001f4dd "quoted" 100%\n\ttwo lines', "E: " + "x" * 3900):
         key = kit.queue()
         kit.answer(transport, Reply(key, "failed", error=error))
@@ -49,7 +49,7 @@ def test_an_error_text_arrives_as_it_was_written(kit: Kit, transport: CheckedTra
 
 @requires("replies")
 def test_a_missing_reply_returns_none_at_once(kit: Kit, transport: CheckedTransport) -> None:
-    """Without a timeout `reply` does not wait."""
+    """Without a timeout, `reply` returns None at once if there is no reply yet."""
     kit.ask(transport, key := kit.queue())
     with timed() as elapsed:
         assert transport.reply(key) is None
@@ -58,7 +58,7 @@ def test_a_missing_reply_returns_none_at_once(kit: Kit, transport: CheckedTransp
 
 @requires("replies", "status")
 def test_an_unknown_key_returns_none_at_once(kit: Kit, transport: CheckedTransport) -> None:
-    """Nor under a key that was never sent."""
+    """Without a timeout, `reply` returns None at once for a key that was never sent."""
     with timed() as elapsed:
         assert transport.reply(kit.queue()) is None
         assert elapsed() < 5
@@ -66,7 +66,7 @@ def test_an_unknown_key_returns_none_at_once(kit: Kit, transport: CheckedTranspo
 
 @requires("replies")
 def test_a_timeout_ends_the_wait(kit: Kit, transport: CheckedTransport) -> None:
-    """`reply` returns None when its time is up, and not before."""
+    """`reply` returns None when its timeout is over, and not before."""
     kit.ask(transport, key := kit.queue())
     with timed() as elapsed:
         assert transport.reply(key, timeout=0.3) is None
@@ -75,7 +75,7 @@ def test_a_timeout_ends_the_wait(kit: Kit, transport: CheckedTransport) -> None:
 
 @requires("replies")
 def test_a_written_reply_wakes_its_waiting_caller(kit: Kit, transport: CheckedTransport) -> None:
-    """`reply` returns as soon as there is an answer, long before its timeout."""
+    """`reply` returns as soon as the reply is written, long before its timeout."""
     key, queue = kit.queue(), kit.queue()
     transport.send([message("t", queue, reply_key=key)])
     waiting = start(lambda: transport.reply(key, timeout=40))
@@ -101,7 +101,7 @@ def test_the_first_reply_wins(kit: Kit, transport: CheckedTransport) -> None:
 
 @requires("replies")
 def test_consuming_a_reply_keeps_only_its_status(kit: Kit, transport: CheckedTransport) -> None:
-    """`consume` returns the reply and clears its result and error; the key stays answered, and later writes lose."""
+    """`consume` returns the reply and clears its result and error; later writes to the key have no effect."""
     key, failed, last = kit.queue(), kit.queue(), kit.queue()
     kit.answer(transport, Reply(key, "completed", result={"secret": 1}), Reply(failed, "failed", error="E: x"))
     assert kit.answered(transport, failed) == Reply(failed, "failed", error="E: x")
@@ -119,7 +119,7 @@ def test_consuming_a_reply_keeps_only_its_status(kit: Kit, transport: CheckedTra
 
 @requires("replies")
 def test_only_one_of_many_readers_consumes_a_reply(kit: Kit, transport: CheckedTransport) -> None:
-    """A result is consumed once: of readers at the same time one gets it, the others its status."""
+    """Of concurrent readers with `consume`, one gets the result and the others get only its status."""
     key = kit.queue()
     kit.answer(transport, Reply(key, "completed", result="secret"))
     kit.answered(transport, key)
@@ -129,7 +129,7 @@ def test_only_one_of_many_readers_consumes_a_reply(kit: Kit, transport: CheckedT
 
 @requires("replies", "status")
 def test_a_reply_expires_after_its_ttl(kit: Kit, transport: CheckedTransport) -> None:
-    """A reply is kept for its ttl, and then it is no reply; the key can be answered again."""
+    """A reply is kept for its ttl; after that the key can be answered again."""
     key, kept = kit.queue(), kit.queue()
     kit.answer(transport, Reply(kept, "completed", result=1, ttl=60), Reply(key, "completed", result=1, ttl=0.5))
     wait_until(lambda: transport.reply(key) is None, timeout=20, what="the end of a reply's time to live")
@@ -140,7 +140,7 @@ def test_a_reply_expires_after_its_ttl(kit: Kit, transport: CheckedTransport) ->
 
 @requires("replies")
 def test_every_waiting_caller_is_answered(kit: Kit, transport: CheckedTransport) -> None:
-    """Any number of threads may wait, for different keys and for the same one."""
+    """Any number of threads may wait, for different keys and for the same key."""
     keys = [kit.queue() for _ in range(8)]
     kit.ask(transport, *keys)
     ready = threading.Barrier(17)
@@ -159,7 +159,7 @@ def test_every_waiting_caller_is_answered(kit: Kit, transport: CheckedTransport)
 @requires("replies")
 @pytest.mark.parametrize("status", ["completed", "failed"])
 def test_a_burial_may_write_a_reply(kit: Kit, transport: CheckedTransport, queue: str, status: Any) -> None:
-    """A message that is given up can still tell whoever waits for it."""
+    """A settlement with BURY may write a reply to the waiting caller."""
     key = kit.queue()
     transport.send([message("t", queue, reply_key=key)])
     subscription = transport.subscribe([queue], lease=60)
@@ -172,7 +172,7 @@ def test_a_burial_may_write_a_reply(kit: Kit, transport: CheckedTransport, queue
 
 @requires("replies")
 def test_similar_keys_have_separate_replies(kit: Kit, transport: CheckedTransport) -> None:
-    """Case, length and what stands at the end all count: nobody reads another's answer."""
+    """Keys that differ only in case, length or their last character have separate replies."""
     key = kit.queue("-" + "x" * 80)
     keys = [key, key.upper(), key + "y", key + ".", key[:60]]
     kit.answer(transport, *(Reply(one, "completed", result=one) for one in keys))
@@ -181,7 +181,7 @@ def test_similar_keys_have_separate_replies(kit: Kit, transport: CheckedTranspor
 
 @requires("replies")
 def test_a_waiting_caller_may_consume(kit: Kit, transport: CheckedTransport) -> None:
-    """What was waited for is consumed as what was there: read once, then its status alone is left."""
+    """A caller that waits with `consume` reads the result once; then only the status is left."""
     kit.ask(transport, key := kit.queue())
     waiting = start(lambda: transport.reply(key, timeout=40, consume=True))
     time.sleep(0.2)
@@ -192,7 +192,7 @@ def test_a_waiting_caller_may_consume(kit: Kit, transport: CheckedTransport) -> 
 
 @requires("replies")
 def test_only_one_waiting_caller_consumes_a_reply(kit: Kit, transport: CheckedTransport) -> None:
-    """Woken all at once, one of them reads the result, time after time."""
+    """Of several callers that wait with `consume` and are woken together, exactly one reads the result."""
     for _ in range(5):
         kit.ask(transport, key := kit.queue())
         read = partial(transport.reply, key, timeout=40, consume=True)
@@ -205,7 +205,7 @@ def test_only_one_waiting_caller_consumes_a_reply(kit: Kit, transport: CheckedTr
 
 @requires("replies", "status")
 def test_nothing_extends_the_ttl_of_a_reply(kit: Kit, transport: CheckedTransport) -> None:
-    """Neither who consumes it nor an answer that comes too late and loses."""
+    """Neither consuming a reply nor a later reply that loses extends its ttl."""
     key = kit.queue()
     kit.answer(transport, Reply(key, "completed", result=1, ttl=6.0))
     transport.reply(key, consume=True)

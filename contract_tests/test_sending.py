@@ -22,7 +22,7 @@ from unstract_core import Message, PayloadError
 def test_send_returns_one_id_per_message(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """`send` returns one distinct id for each message, in order, and every one of them arrives under its id."""
+    """`send` returns one distinct id per message, in order, and each message arrives under its id."""
     ids = transport.send([message("t", queue, number) for number in range(50)])
     received = kit.take(subscribe(queue), 50, limit=100)
     assert {one.id: first(one) for one in received} == dict(zip(ids, range(50), strict=True))
@@ -33,7 +33,7 @@ def test_send_returns_one_id_per_message(
 def test_one_invalid_message_stops_the_whole_batch(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, broken: int
 ) -> None:
-    """A message that the wire refuses raises PayloadError with its path, and none of its batch is sent."""
+    """A message that the wire refuses raises PayloadError with its path, and no message of the batch is sent."""
     batch = [message("t", queue, object() if n == broken else n) for n in range(3)]
     with pytest.raises(PayloadError, match=r"\$\.args\[0\]"):
         transport.send(batch)
@@ -42,7 +42,7 @@ def test_one_invalid_message_stops_the_whole_batch(
 
 @requires("atomic_send")
 def test_a_visible_last_message_implies_its_batch(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
-    """All or nothing: when the last message of a batch, in a queue of its own, has come, all the others are there."""
+    """When the last message of a batch can be received from another queue, all the others can be, too."""
     for _ in range(10):
         early, late = kit.queue(), kit.queue()
         batch = [*(message("t", early, n) for n in range(60)), message("t", late)]
@@ -54,7 +54,7 @@ def test_a_visible_last_message_implies_its_batch(kit: Kit, transport: CheckedTr
 
 @requires("atomic_send")
 def test_a_visible_first_message_implies_its_batch(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
-    """All or nothing, from the other end: when the first message of a batch has come, its last one is there."""
+    """When the first message of a batch can be received from another queue, all the others can be, too."""
     for _ in range(10):
         early, late = kit.queue(), kit.queue()
         batch = [message("t", early), *(message("t", late, n) for n in range(60))]
@@ -65,7 +65,7 @@ def test_a_visible_first_message_implies_its_batch(kit: Kit, transport: CheckedT
 
 
 def test_an_empty_batch_sends_nothing(transport: CheckedTransport) -> None:
-    """Sending no messages is no error."""
+    """Sending no messages is allowed."""
     assert list(transport.send([])) == []
 
 
@@ -75,7 +75,7 @@ def test_an_empty_batch_sends_nothing(transport: CheckedTransport) -> None:
     ids=str,
 )
 def test_an_invalid_priority_or_delay_is_refused(transport: CheckedTransport, queue: str, options: Any) -> None:
-    """A priority outside 1..10, and a delay that is negative or not finite, raise PayloadError."""
+    """A priority outside 1..10, or a delay that is negative or not finite, raises PayloadError."""
     with pytest.raises(PayloadError):
         transport.send([message("t", queue, **options)])
 
@@ -84,7 +84,7 @@ def test_an_invalid_priority_or_delay_is_refused(transport: CheckedTransport, qu
 def test_a_delayed_message_arrives_after_its_delay(
     transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A message with a delay is not delivered before it, is delivered soon after it, and as attempt 1."""
+    """A delayed message is delivered soon after its delay, not before, and as attempt 1."""
     with timed() as elapsed:
         transport.send([message("t", queue, delay=1.6)])
         (delivery,) = subscribe(queue).receive(limit=1, wait=LONG)
@@ -96,7 +96,7 @@ def test_a_delayed_message_arrives_after_its_delay(
 def test_a_delay_blocks_no_other_message(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A delayed message does not stand in the way of those behind it."""
+    """A delayed message does not block the messages behind it."""
     transport.send([message("t", queue, "late", delay=60), message("t", queue, "now")])
     assert first(kit.take_one(subscribe(queue))) == "now"
 
@@ -107,7 +107,7 @@ PLAIN = {"plain", "celery_executor_legacy", "ide-callback", "a.b-c_d.9", "x" * 2
 @examples(20)
 @given(names=st.lists(st.sampled_from(sorted(PLAIN)) | st.text(min_size=1, max_size=60), min_size=1, max_size=3))
 def test_any_valid_name_can_be_a_queue(kit: Kit, names: list[str]) -> None:
-    """Queue names are text: quotes, spaces, percent signs and every script work alike, or are refused on sending.
+    """A queue name may be any text; a transport may refuse some names when sending.
 
     Letters, digits, and `.`, `-`, `_` between them are never refused, up to 200 characters.
     """
@@ -138,7 +138,7 @@ def _sent(transport: CheckedTransport, queue: str) -> bool:
 def test_equal_messages_are_not_deduplicated(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """Nothing is taken for a repetition: neither in a batch nor from one send to the next."""
+    """Equal messages are all delivered, whether sent in one batch or separately."""
     same = message("t", queue, 1)
     ids = [*transport.send([same, same]), *transport.send([same])]
     assert len(ids) == 3
@@ -148,7 +148,7 @@ def test_equal_messages_are_not_deduplicated(
 def test_message_queue_overrides_the_payload_queue(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """Where a message is sent is its `queue`; what the payload says of it is the sender's business."""
+    """A message is sent to `Message.queue`, also if its payload names another queue."""
     other = kit.queue()
     transport.send([Message(message("t", other, 1).payload, queue)])
     assert first(kit.take_one(subscribe(queue))) == 1
@@ -156,7 +156,7 @@ def test_message_queue_overrides_the_payload_queue(
 
 
 def test_similar_names_are_separate_queues(kit: Kit, transport: CheckedTransport, subscribe: Subscribe) -> None:
-    """Case, length and what stands at the end all count."""
+    """Queue names that differ only in case, length or their last character are separate queues."""
     name = kit.queue("-" + "x" * 100)
     names = [name, name.upper(), name + "y", name + ".", name[:70]]
     transport.send([message("t", one, one) for one in names])

@@ -24,7 +24,7 @@ KINDS: list[Kind] = list(itertools.product(Verdict, [False, True], [False, True]
 
 
 def test_everything_in_a_mixed_batch_takes_effect(kit: Kit) -> None:
-    """Acks, retries and burials, with and without follow-ups and replies, in one batch: each does all of its own."""
+    """Each settlement of a mixed batch takes full effect: verdict, follow-up and reply."""
     replies, letters = kit.capabilities.replies, kit.capabilities.dead_letters
     with kit.open() as transport:
 
@@ -81,7 +81,7 @@ def test_everything_in_a_mixed_batch_takes_effect(kit: Kit) -> None:
 def test_a_follow_up_is_never_lost(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict
 ) -> None:
-    """Of every settlement that answers True the follow-up arrives, once, whatever the verdict."""
+    """The follow-up of every settlement that returns True arrives once, for each verdict."""
     transport.send([message("t", queue)])
     holder, elsewhere = subscribe(queue), kit.queue()
     settlement = Settlement(kit.take_one(holder), verdict, follow_up=message("f", elsewhere, "next"), reason="r")
@@ -91,7 +91,7 @@ def test_a_follow_up_is_never_lost(
 
 @requires("delay")
 def test_a_retry_with_delay_waits(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
-    """RETRY brings the message back after `delay` seconds, with the next attempt."""
+    """RETRY redelivers the message after `delay` seconds, with the next attempt number."""
     transport.send([message("t", queue)])
     subscription = subscribe(queue)
     delivery = kit.take_one(subscription)
@@ -115,7 +115,7 @@ BROKEN: dict[str, Callable[[str], Message]] = {
 def test_an_invalid_result_has_no_effect(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, part: str
 ) -> None:
-    """A reply or a dead letter's result with a value that is none of JSON's: PayloadError, and the message is held."""
+    """A reply or dead letter with a non-JSON result raises PayloadError, and the message stays claimed."""
     transport.send([message("t", queue, reply_key=queue)])
     subscription, elsewhere = subscribe(queue), kit.queue()
     delivery = kit.take_one(subscription)
@@ -135,7 +135,7 @@ def test_an_invalid_result_has_no_effect(
 def test_a_follow_up_keeps_its_own_fields(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """It has the organisation, priority and queue that it says, whatever its parent's are, and is attempt 1."""
+    """A follow-up has its own organisation, priority and queue, not its parent's, and is attempt 1."""
     transport.send([message("t", queue, org_id="parent", priority=2)])
     holder, elsewhere = subscribe(queue), kit.queue()
     parent = kit.take_one(holder)
@@ -150,7 +150,7 @@ def test_a_follow_up_keeps_its_own_fields(
 
 @requires("delay")
 def test_a_follow_up_keeps_its_delay(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
-    """What follows may follow later."""
+    """A follow-up with a delay is delivered after that delay."""
     transport.send([message("t", queue)])
     holder, elsewhere = subscribe(queue), kit.queue()
     settlement = Settlement(kit.take_one(holder), Verdict.ACK, follow_up=message("f", elsewhere, delay=0.6))
@@ -165,7 +165,7 @@ def test_a_follow_up_keeps_its_delay(kit: Kit, transport: CheckedTransport, queu
 def test_a_reply_is_stored_under_its_key(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """The key of a settlement's reply is what counts, whatever its message asked for."""
+    """The reply is stored under the settlement's key, also if the message asked for another key."""
     key, other = kit.queue(), kit.queue()
     transport.send([message("t", queue, reply_key=other)])
     holder = subscribe(queue)
@@ -179,7 +179,7 @@ def test_a_reply_is_stored_under_its_key(
 def test_an_invalid_follow_up_has_no_effect(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, broken: Callable[[str], Message]
 ) -> None:
-    """PayloadError before anything is changed: the messages of the batch are still held, and can be settled."""
+    """An invalid follow-up raises PayloadError before anything changes; the whole batch can still be settled."""
     transport.send([message("t", queue, 1), message("t", queue, 2)])
     subscription, elsewhere = subscribe(queue), kit.queue()
     held = kit.take(subscription, 2)
@@ -196,7 +196,7 @@ def test_an_invalid_follow_up_has_no_effect(
 def test_a_refused_follow_up_leaves_its_message_claimed(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """What comes next is confirmed before what was done is let go of: a refusal loses neither."""
+    """A follow-up is confirmed before its message is acknowledged: a refusal loses neither."""
     transport.send([message("t", queue)])
     subscription = subscribe(queue)
     delivery = kit.take_one(subscription)
@@ -209,7 +209,7 @@ def test_a_refused_follow_up_leaves_its_message_claimed(
 def test_an_invalid_retry_delay_is_refused(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, delay: float
 ) -> None:
-    """A RETRY with a delay that is negative or not finite raises PayloadError, and the message stays held."""
+    """RETRY with a delay that is negative or not finite raises PayloadError, and the message stays claimed."""
     transport.send([message("t", queue)])
     subscription = subscribe(queue)
     delivery = kit.take_one(subscription)
@@ -221,7 +221,7 @@ def test_an_invalid_retry_delay_is_refused(
 def test_settle_does_not_change_its_arguments(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """`settle` copies: later changes to a follow-up's objects do not reach the message."""
+    """`settle` copies a follow-up: neither the caller's objects nor the message change afterwards."""
     transport.send([message("t", queue)])
     subscription, elsewhere = subscribe(queue), kit.queue()
     argument = {"list": [1]}
@@ -235,7 +235,7 @@ def test_settle_does_not_change_its_arguments(
 def test_large_batches_are_settled_whole(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """Three hundred settlements with follow-ups in one call: each answers, each follow-up arrives in order."""
+    """Three hundred settlements in one call all take effect, and their follow-ups arrive in order."""
     count = 300
     transport.send([message("t", queue, n) for n in range(count)])
     holder, elsewhere = subscribe(queue), kit.queue()

@@ -23,7 +23,7 @@ def two(kit: Kit) -> Iterator[tuple[CheckedTransport, CheckedTransport]]:
 
 
 def test_one_transport_settles_messages_of_another(kit: Kit) -> None:
-    """Producer, worker and callback worker may be three: nothing depends on the sender's being there."""
+    """Producer, worker and callback worker may be three processes, and the sender may be gone."""
     with two(kit) as (one, other):
         queue, elsewhere = kit.queue(), kit.queue()
         one.send([message("t", queue, 1)])
@@ -37,7 +37,7 @@ def test_one_transport_settles_messages_of_another(kit: Kit) -> None:
 
 
 def test_claims_are_exclusive_between_transports(kit: Kit) -> None:
-    """What the one holds, the other does not get."""
+    """Two transports never claim the same message."""
     with two(kit) as (one, other):
         queue = kit.queue()
         one.send([message("t", queue, n) for n in range(10)])
@@ -51,7 +51,7 @@ def test_claims_are_exclusive_between_transports(kit: Kit) -> None:
 
 @requires("fencing")
 def test_the_fence_holds_between_transports(kit: Kit) -> None:
-    """A settlement by a process that lost its lease to another changes nothing."""
+    """A settlement by a transport that lost its lease to another transport has no effect."""
     with two(kit) as (one, other):
         queue = kit.queue()
         one.send([message("t", queue)])
@@ -67,7 +67,7 @@ def test_the_fence_holds_between_transports(kit: Kit) -> None:
 
 @requires("status")
 def test_a_status_is_readable_from_another_transport(kit: Kit) -> None:
-    """Who polls for the outcome of a dispatch need not be who dispatched it."""
+    """A transport can read the status of a dispatch that another transport sent."""
     with two(kit) as (one, other):
         key = kit.queue()
         kit.answer(one, Reply(key, "completed", result={"n": 1}))
@@ -75,7 +75,7 @@ def test_a_status_is_readable_from_another_transport(kit: Kit) -> None:
 
 
 def test_a_waiting_receive_is_woken_by_another_transport(kit: Kit) -> None:
-    """A message sent elsewhere ends the wait long before its time."""
+    """A message sent by another transport ends the wait long before its time."""
     with two(kit) as (one, other):
         queue = kit.queue()
         subscription = one.subscribe([queue], lease=60)

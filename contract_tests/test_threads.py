@@ -14,9 +14,9 @@ from unstract_core import Reply, Settlement, Verdict
 
 
 def test_many_threads_send_at_once(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
-    """Whatever was accepted arrives, once, and each sender's messages in its order.
+    """Every accepted message arrives once, and each thread's messages arrive in its order.
 
-    What is refused for the moment, and its fate known, is sent again: a broker under load may refuse anything.
+    A send that failed with a known fate is repeated: a broker under load may refuse any message.
     """
 
     def send(number: int) -> list[str]:
@@ -33,7 +33,7 @@ def test_many_threads_send_at_once(kit: Kit, transport: CheckedTransport, queue:
 
 @requires("replies")
 def test_many_threads_await_replies_at_once(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """Threads that send a question and wait for its answer each get their own, while a worker answers."""
+    """Threads that send and wait for a reply each get their own reply, while a worker answers."""
 
     def ask(number: int) -> object:
         key = f"{queue}-{number}"
@@ -46,7 +46,7 @@ def test_many_threads_await_replies_at_once(kit: Kit, transport: CheckedTranspor
 
 
 def test_subscriptions_settle_in_parallel_threads(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """Each thread receives, settles and follows up with a subscription of its own: every message ends once."""
+    """Threads that receive and settle on subscriptions of their own settle each message once."""
     elsewhere = kit.queue()
     transport.send([message("t", queue, n) for n in range(60)])
     ended: list[object] = []
@@ -67,7 +67,7 @@ def test_subscriptions_settle_in_parallel_threads(kit: Kit, transport: CheckedTr
 
 @requires("replies")
 def test_a_reply_is_read_while_others_send(kit: Kit, transport: CheckedTransport) -> None:
-    """Neither waits for the other."""
+    """`reply` and `send` on different threads do not block each other."""
     key, queue = kit.queue(), kit.queue()
     kit.answer(transport, Reply(key, "completed", result=1))
     kit.answered(transport, key)

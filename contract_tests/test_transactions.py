@@ -19,7 +19,7 @@ from unstract_core import ContractError, PayloadError
 
 @requires("transactional_send")
 def test_a_commit_sends_the_messages(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
-    """Nothing is seen before the commit, everything after it, under the ids that `send` returned."""
+    """Messages are visible only after the caller's commit, under the ids that `send` returned."""
     subscription = subscribe(queue)
     with kit.caller(transport) as connection:
         ids = transport.send([message("t", queue, n) for n in range(3)], within=begun(connection))
@@ -31,7 +31,7 @@ def test_a_commit_sends_the_messages(kit: Kit, transport: CheckedTransport, queu
 
 @requires("transactional_send")
 def test_a_rollback_sends_nothing(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
-    """After a rollback nothing is there, and the connection is the caller's as before."""
+    """After a rollback no message is sent, and the connection can be used as before."""
     with kit.caller(transport) as connection:
         transport.send([message("t", queue, "rolled back")], within=begun(connection))
         connection.rollback()
@@ -44,7 +44,7 @@ def test_a_rollback_sends_nothing(kit: Kit, transport: CheckedTransport, queue: 
 def test_a_refused_message_keeps_the_transaction_usable(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """PayloadError is raised before anything is sent: what the caller has done besides can still be committed."""
+    """PayloadError is raised before anything is sent: the caller can still commit its transaction."""
     with kit.caller(transport) as connection:
         cursor = begun(connection)
         transport.send([message("t", queue, 1)], within=cursor)
@@ -57,7 +57,7 @@ def test_a_refused_message_keeps_the_transaction_usable(
 
 @requires("transactional_send")
 def test_within_refuses_anything_but_a_cursor(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """`within` is a DB-API cursor: for anything else an error says so, and nothing is sent."""
+    """`within` is a DB-API cursor: any other object raises an error, and nothing is sent."""
     for thing in (object(), "cursor", 7):
         with pytest.raises(ContractError, match="cursor"):
             transport.send([message("t", queue)], within=thing)
@@ -66,7 +66,7 @@ def test_within_refuses_anything_but_a_cursor(kit: Kit, transport: CheckedTransp
 
 @requires("transactional_send")
 def test_only_committed_transactions_send(kit: Kit) -> None:
-    """Of any number of transactions exactly those messages arrive that were committed, in order within each."""
+    """Exactly the messages of committed transactions arrive, in order within each transaction."""
     with kit.open() as transport:
 
         @examples(10)

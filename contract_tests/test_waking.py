@@ -30,7 +30,7 @@ def after_delay(call: Callable[[], object]) -> Callable[[float], object]:
 
 
 def test_a_sent_message_wakes_a_waiting_receive(transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
-    """`receive` waits up to `wait` seconds, and returns as soon as there is a message."""
+    """`receive` waits up to `wait` seconds, and returns as soon as a message is sent."""
     subscription = subscribe(queue)
     sent = after_delay(lambda: transport.send([message("t", queue)]))
     with timed() as elapsed:
@@ -42,7 +42,7 @@ def test_a_sent_message_wakes_a_waiting_receive(transport: CheckedTransport, que
 def test_a_retried_message_wakes_a_waiting_receive(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """What another holder gives back wakes a waiting one too."""
+    """A message that another holder retries ends the wait."""
     transport.send([message("t", queue)])
     holder, other = subscribe(queue), subscribe(queue)
     delivery = kit.take_one(holder)
@@ -57,7 +57,7 @@ def test_a_retried_message_wakes_a_waiting_receive(
 
 @requires("delay")
 def test_a_due_message_wakes_a_waiting_receive(transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
-    """A delayed message ends the wait when its time has come, without anybody's doing."""
+    """A delayed message ends the wait when it becomes due, without any other activity."""
     transport.send([message("t", queue, delay=0.5)])
     with timed() as elapsed:
         assert len(subscribe(queue).receive(limit=1, wait=LONG)) == 1
@@ -65,7 +65,7 @@ def test_a_due_message_wakes_a_waiting_receive(transport: CheckedTransport, queu
 
 
 def test_an_empty_receive_returns_after_its_wait(queue: str, subscribe: Subscribe) -> None:
-    """Nothing there: an empty sequence, after `wait` seconds and not before."""
+    """Without messages, `receive` returns an empty sequence after `wait` seconds, and not before."""
     subscription = subscribe(queue)
     with timed() as elapsed:
         assert not subscription.receive(limit=1, wait=0.3)
@@ -73,7 +73,7 @@ def test_an_empty_receive_returns_after_its_wait(queue: str, subscribe: Subscrib
 
 
 def test_a_receive_without_a_wait_returns_at_once(queue: str, subscribe: Subscribe) -> None:
-    """`wait=0` looks, and does not wait."""
+    """`receive(wait=0)` does not wait."""
     subscription = subscribe(queue)
     with timed() as elapsed:
         for _ in range(5):
@@ -83,7 +83,7 @@ def test_a_receive_without_a_wait_returns_at_once(queue: str, subscribe: Subscri
 
 @pytest.mark.parametrize("limit", [0, 1])
 def test_wake_ends_a_wait(queue: str, subscribe: Subscribe, limit: int) -> None:
-    """`wake` from another thread makes a waiting receive return at once."""
+    """`wake` from another thread makes a waiting `receive` return at once."""
     subscription = subscribe(queue)
     woken = after_delay(subscription.wake)
     with timed() as elapsed:
@@ -93,7 +93,7 @@ def test_wake_ends_a_wait(queue: str, subscribe: Subscribe, limit: int) -> None:
 
 
 def test_a_wake_before_the_wait_is_not_lost(queue: str, subscribe: Subscribe) -> None:
-    """`wake` called while nobody waits ends the next wait."""
+    """`wake` ends the next wait if no thread waits at the moment."""
     subscription = subscribe(queue)
     subscription.wake()
     with timed() as elapsed:
@@ -102,7 +102,7 @@ def test_a_wake_before_the_wait_is_not_lost(queue: str, subscribe: Subscribe) ->
 
 
 def test_receive_without_wait_keeps_the_wake(queue: str, subscribe: Subscribe) -> None:
-    """`wake` ends the next receive that waits: one that only looks is none."""
+    """`wake` ends the next `receive` that waits; a `receive(wait=0)` in between does not use it up."""
     subscription = subscribe(queue)
     subscription.wake()
     assert not subscription.receive(limit=1, wait=0)
@@ -112,7 +112,7 @@ def test_receive_without_wait_keeps_the_wake(queue: str, subscribe: Subscribe) -
 
 
 def test_many_wakes_end_one_wait(queue: str, subscribe: Subscribe) -> None:
-    """However often `wake` was called, the wait after the next is a wait again."""
+    """Several calls of `wake` end only one wait."""
     subscription = subscribe(queue)
     for _ in range(5):
         subscription.wake()
@@ -123,7 +123,7 @@ def test_many_wakes_end_one_wait(queue: str, subscribe: Subscribe) -> None:
 
 
 def test_wake_affects_only_its_own_subscription(queue: str, subscribe: Subscribe) -> None:
-    """Another subscription waits on."""
+    """Other subscriptions continue to wait."""
     subscription, other = subscribe(queue), subscribe(queue)
     other.wake()
     with timed() as elapsed:
@@ -132,7 +132,7 @@ def test_wake_affects_only_its_own_subscription(queue: str, subscribe: Subscribe
 
 
 def test_a_signal_handler_may_wake(queue: str, subscribe: Subscribe) -> None:
-    """`wake` is safe in a handler that interrupts the very receive that it ends: so a worker is stopped."""
+    """`wake` may be called in a signal handler that interrupts the same subscription's `receive`."""
     subscription = subscribe(queue)
     previous = signal.signal(signal.SIGUSR1, lambda number, frame: subscription.wake())
     main = threading.main_thread().ident
@@ -150,7 +150,7 @@ def test_a_signal_handler_may_wake(queue: str, subscribe: Subscribe) -> None:
 def test_a_follow_up_wakes_a_waiting_receive(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A callback worker is woken by the settlement that sends its message."""
+    """A settlement that sends a follow-up wakes a worker that waits for it."""
     transport.send([message("t", queue)])
     holder, elsewhere = subscribe(queue), kit.queue()
     delivery, follower = kit.take_one(holder), subscribe(elsewhere)
@@ -166,7 +166,7 @@ def test_a_follow_up_wakes_a_waiting_receive(
 def test_a_replay_wakes_a_waiting_receive(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """An operator's replay reaches workers that wait."""
+    """A replayed dead letter wakes a worker that waits."""
     transport.send([message("t", queue)])
     kit.bury(transport, queue)
     subscription = subscribe(queue)
@@ -182,7 +182,7 @@ def test_a_replay_wakes_a_waiting_receive(
 def test_an_expired_lease_wakes_a_waiting_receive(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """The end of somebody's lease ends the wait of somebody else."""
+    """The end of another subscription's lease ends the wait."""
     transport.send([message("t", queue)])
     kit.take_one(subscribe(queue, lease=0.5))
     with timed() as elapsed:
@@ -194,7 +194,7 @@ def test_an_expired_lease_wakes_a_waiting_receive(
 def test_a_delayed_retry_wakes_a_waiting_receive(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A retry falls due while somebody waits, and is had then."""
+    """A delayed retry ends the wait when it becomes due."""
     transport.send([message("t", queue)])
     holder = subscribe(queue)
     assert list(holder.settle([Settlement(kit.take_one(holder), Verdict.RETRY, delay=0.5)])) == [True]
@@ -206,7 +206,7 @@ def test_a_delayed_retry_wakes_a_waiting_receive(
 def test_every_waiting_receive_is_woken_for_its_message(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """Three wait, three messages come one after the other: each gets one, and none waits for its time to be up."""
+    """Three subscriptions that wait get one of three messages each, before their wait is over."""
     waiting = [start(partial(subscribe(queue).receive, limit=1, wait=LONG)) for _ in range(3)]
     time.sleep(0.3)
     with timed() as elapsed:

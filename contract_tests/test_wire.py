@@ -31,7 +31,7 @@ def normal(sent: TaskPayload, arrived: TaskPayload | None, id: str) -> dict[str,
 
 
 def test_a_payload_arrives_as_it_was_sent(kit: Kit) -> None:
-    """A received payload equals the one sent, for every payload of the wire, as attempt 1 of its queue."""
+    """A received payload equals the sent payload, for every payload of the wire, as attempt 1 of its queue."""
     with kit.open() as transport:
         queue = kit.queue()
         subscription = transport.subscribe([queue], lease=60)
@@ -54,7 +54,7 @@ def test_a_payload_arrives_as_it_was_sent(kit: Kit) -> None:
 
 
 def test_every_json_value_arrives_with_its_type(kit: Kit) -> None:
-    """Ints stay ints and floats stay floats, to the last bit; strings and keys keep every character, dicts all keys."""
+    """Ints stay ints, floats stay floats to the last bit, and strings, keys and dicts stay complete."""
     with kit.open() as transport:
         queue = kit.queue()
         subscription = transport.subscribe([queue], lease=60)
@@ -80,7 +80,7 @@ def exact(value: Any) -> Any:
 def test_messages_are_stored_as_wire_json(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """Behind the transport's back each message is the wire's JSON object: other programs read it too."""
+    """Each stored message is a JSON object of the wire, readable by other programs."""
     sent = [
         message("t", queue, {"n": n}, reply_key=f"{queue}{n}" if kit.capabilities.replies else None) for n in range(3)
     ]
@@ -96,7 +96,7 @@ def test_messages_are_stored_as_wire_json(
 def test_a_redelivery_repeats_the_message_unchanged(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A redelivery carries the same id, payload, raw message, organisation and priority; keys of a newer writer too."""
+    """A redelivery has the same id, payload, raw message, organisation and priority, and keeps unknown keys."""
     kit.inject(transport, queue, newer(queue, 1, task_id="i", new={"x": 1}))
     holder = subscribe(queue)
     before = kit.take_one(holder)
@@ -114,7 +114,7 @@ def test_a_redelivery_repeats_the_message_unchanged(
 
 
 def test_unknown_keys_are_ignored(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
-    """Unknown keys do not keep a message from being read."""
+    """A message with unknown keys, as a newer version may write them, can be read."""
     kit.inject(transport, queue, newer(queue, new={"x": 1}))
     assert kit.take_one(subscribe(queue)).problem is None
 
@@ -134,7 +134,7 @@ ROWS: dict[str, dict[str, Any]] = {
 def test_rows_with_null_or_missing_members_are_read(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """Only the task name is needed: a missing queue is the one in which the message is, other members are empty."""
+    """Only the task name is required: a missing queue is the queue that holds the message, other fields are empty."""
     whole = to_wire(message("t", queue).payload)
     rows = [{**whole, **changed} for changed in ROWS.values()]
     rows += [{key: value for key, value in whole.items() if key != left_out} for left_out in whole][1:]
@@ -153,7 +153,7 @@ def test_rows_with_null_or_missing_members_are_read(
 def test_an_unreadable_message_is_delivered_with_its_problem(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, text: str
 ) -> None:
-    """Malformed JSON shapes arrive with `payload` None and a `problem`; their neighbours arrive as ever."""
+    """Malformed JSON arrives with `payload` None and a `problem`; messages beside it arrive as usual."""
     transport.send([message("t", queue, 1)])
     kit.inject(transport, queue, text)
     transport.send([message("t", queue, 2)])
@@ -166,7 +166,7 @@ def test_an_unreadable_message_is_delivered_with_its_problem(
 def test_later_changes_do_not_reach_the_message(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """What was sent is a copy."""
+    """`send` copies the payload: later changes to the caller's objects do not reach the message."""
     argument: dict[str, Any] = {"list": [1]}
     transport.send([message("t", queue, argument)])
     argument["list"].append(2)
@@ -176,7 +176,7 @@ def test_later_changes_do_not_reach_the_message(
 
 
 def test_send_does_not_change_its_arguments(kit: Kit) -> None:
-    """`send` changes nothing of what it is given: the same dict may serve in the next message."""
+    """`send` does not modify its arguments: the caller may use the same dict for the next message."""
     with kit.open() as transport:
         queue = kit.queue()
 
@@ -195,14 +195,14 @@ def test_send_does_not_change_its_arguments(kit: Kit) -> None:
 def test_org_and_priority_travel_with_the_message(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """A delivery tells the organisation and the priority that the message was sent with."""
+    """A delivery has the organisation and the priority of its message."""
     transport.send([message("t", queue, org_id="org-1", priority=9), message("t", queue)])
     received = kit.take(subscribe(queue), 2)
     assert [(one.org_id, one.priority) for one in received] == [("org-1", 9), ("", 5)]
 
 
 def test_a_large_message_arrives_whole(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
-    """A large message arrives whole."""
+    """A message of several megabytes arrives complete."""
     text = "0123456789abcdeé" * 262144
     transport.send([message("t", queue, text)])
     payload = kit.take_one(subscribe(queue)).payload
@@ -211,7 +211,7 @@ def test_a_large_message_arrives_whole(kit: Kit, transport: CheckedTransport, qu
 
 
 def test_an_oversized_string_is_refused_with_its_path(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """What is too large to be carried raises PayloadError that says where it stands; nothing is sent."""
+    """A string of 300 MB raises PayloadError with its path, and nothing is sent."""
     with pytest.raises(PayloadError, match="larger than") as caught:
         Dispatcher(transport).send("t", kwargs={"doc": {"pages": ["fits", "x" * 300_000_000]}}, queue=queue)
     assert caught.value.path == "$.kwargs.doc.pages[1]"
@@ -222,7 +222,7 @@ def test_an_oversized_string_is_refused_with_its_path(kit: Kit, transport: Check
 def test_redelivery_keeps_organisation_and_priority(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, how: str
 ) -> None:
-    """Organisation, priority, id and payload are the same at every delivery, however the last one ended."""
+    """Organisation, priority, id and payload stay the same at every delivery, however the last one ended."""
     transport.send([message("t", queue, {"n": 1}, org_id="org-1", priority=8, task_id=queue)])
     holder = subscribe(queue)
     before = kit.take_one(holder)
@@ -240,7 +240,7 @@ def test_redelivery_keeps_organisation_and_priority(
 
 @requires("delay")
 def test_a_delay_does_not_change_the_message(transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
-    """A delay changes nothing of a message but its time."""
+    """A delayed message arrives with the same payload, organisation and priority."""
     transport.send([message("t", queue, 1, org_id="org-1", priority=8, delay=0.2)])
     (delivery,) = subscribe(queue).receive(limit=1, wait=20)
     assert (first(delivery), delivery.org_id) == (1, "org-1")

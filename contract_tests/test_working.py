@@ -19,7 +19,7 @@ from unstract_core import Consumer, Delivery
 
 
 def test_a_long_task_keeps_its_message(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
-    """While a task runs for more than two leases nobody else gets its message; it runs once, and is done."""
+    """While a task runs for more than two leases, its message is not delivered to others; the task runs once."""
     lease = 1.5
     started, finish, runs = threading.Event(), threading.Event(), []
 
@@ -41,7 +41,7 @@ def test_a_long_task_keeps_its_message(kit: Kit, transport: CheckedTransport, qu
 def test_stop_finishes_running_tasks_and_releases_the_rest(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
-    """stop(): the running task ends and is settled; what waits behind it is delivered to another, long before that."""
+    """stop() settles the running task after its end, and releases waiting messages to other workers at once."""
     started, finish, runs = threading.Event(), threading.Event(), []
 
     def slow(number: int) -> None:
@@ -72,7 +72,7 @@ def test_stop_finishes_running_tasks_and_releases_the_rest(
 
 
 def test_drain_stops_at_its_timeout_despite_new_messages(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """drain(timeout=0.5) on a queue that keeps refilling returns about then, with the number of tasks run."""
+    """drain(timeout=0.5) on a queue that keeps refilling returns after about 0.5 s, with the number of tasks run."""
     ran: list[int] = []
 
     def again(number: int) -> None:
@@ -92,7 +92,7 @@ def test_drain_stops_at_its_timeout_despite_new_messages(kit: Kit, transport: Ch
 
 @requires("delay")
 def test_drain_does_not_wait_for_delayed_messages(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """drain(timeout=0.5) does not wait for what is delayed for longer: it returns about then, with 0."""
+    """drain(timeout=0.5) returns 0 after about 0.5 s if the only message is delayed for longer."""
     transport.send([message("t", queue, "late", delay=60)])
     with timed() as elapsed:
         assert Consumer(transport, {"t": print}, [queue]).drain(timeout=0.5) == 0
@@ -102,7 +102,7 @@ def test_drain_does_not_wait_for_delayed_messages(kit: Kit, transport: CheckedTr
 
 
 def test_drain_settles_the_running_task_after_timeout(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """A task that takes longer than drain(timeout=) is settled and counted before it returns; the next is not run."""
+    """A task that outlasts drain(timeout=) is settled and counted before drain returns; the next task is not run."""
     ran: list[str] = []
 
     def slow() -> None:
@@ -138,13 +138,13 @@ class Woken:
 
 @requires("delay")
 def test_a_late_wake_does_not_end_drain(transport: CheckedTransport, queue: str) -> None:
-    """Whoever was woken and came back empty-handed has not looked for long: what arrives a moment later is run."""
+    """A wake from before the first receive does not end drain: a message that arrives soon after is run."""
     transport.send([message("t", queue, 1, delay=0.1)])
     assert Consumer(Woken(transport), {"t": lambda _: None}, [queue]).drain(timeout=20) == 1
 
 
 def test_many_workers_run_each_message_once(kit: Kit, transport: CheckedTransport, queue: str) -> None:
-    """Several consumers with several threads each drain one queue: every message once."""
+    """Several consumers with several threads each run and settle every message of one queue once."""
     counted: list[int] = []
     transport.send([message("count", queue, n) for n in range(300)])
     consumers = [Consumer(transport, {"count": counted.append}, [queue], concurrency=3) for _ in range(3)]
