@@ -1,9 +1,11 @@
-"""The conformance kit: every promise of a transport as a test, run against whatever brings a Harness.
+"""The conformance kit: it tests every promise of the transport protocol, over any transport that has a Harness.
+
+Run it from the command line:
 
     python -m contract_tests --transport mypkg.harness:harness
     pytest -p contract_tests.plugin --pyargs contract_tests --transport sqlite:///tasks.db
 
-or, in a test suite of one's own, one import and one fixture:
+Or add it to your own test suite with one import and one fixture:
 
     from contract_tests.suite import *
 
@@ -12,9 +14,9 @@ or, in a test suite of one's own, one import and one fixture:
         with MyHarness() as harness:
             yield harness
 
-Each file is one concern, each test a proposition whose docstring is the promise. Nothing here knows a transport by
-name; what one claims in its Capabilities is tested, and what it does not claim it has to refuse. The kit needs the
-extra [testing]; `contract_tests.harness`, which a harness imports, does not. docs/writing-a-transport.md shows the way.
+Each file covers one concern. The docstring of each test states the guarantee. The kit names no transport: it tests
+the claimed Capabilities, and checks that a transport refuses the others. The kit needs the extra [testing];
+`contract_tests.harness`, which a harness imports, does not. See docs/writing-a-transport.md.
 """
 
 from contract_tests.harness import Harness, load_harness

@@ -1,6 +1,6 @@
-"""`python -m contract_tests --transport module:factory`: the whole kit; further arguments are pytest's.
+"""`python -m contract_tests --transport module:factory` runs the whole kit; other arguments go to pytest.
 
-Runs outside any project: no conftest, no ini file and no cache of the directory that it is started in.
+The run is independent of the current directory: it reads no conftest or ini file there and writes no cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 def main() -> int:
     for needed in ("pytest", "hypothesis"):
         if importlib.util.find_spec(needed) is None:
-            sys.stderr.write(f"contract_tests needs {needed}: pip install 'unstract-wire[testing]'\n")
+            sys.stderr.write(f"contract_tests needs {needed}. Install it with: pip install 'unstract-wire[testing]'\n")
             return 2
     pytest = importlib.import_module("pytest")
     kit = Path(__file__).parent
@@ -32,7 +32,7 @@ def main() -> int:
     ]
     code = int(pytest.main([*own, str(kit), *sys.argv[1:]]))
     if left := [thread.name for thread in threading.enumerate()[1:] if not thread.daemon]:
-        sys.stderr.write(f"threads that were left behind still run, so the process is ended: {', '.join(left)}\n")
+        sys.stderr.write(f"these threads still run after the last test, so the process exits now: {', '.join(left)}\n")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

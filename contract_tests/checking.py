@@ -1,7 +1,7 @@
-"""A transport as the tests see it: every call checked for what the protocol says that it takes, returns and raises.
+"""Wrappers around the transport under test, which check the result and the errors of every call.
 
-So a transport that returns the wrong type, raises a driver's error or hangs fails with its own name, the call and the
-remedy, in whichever test it happens.
+If a transport returns the wrong type, raises a driver's error or hangs, the running test fails with the name of the
+transport, the call and the remedy.
 """
 
 from __future__ import annotations
@@ -19,18 +19,25 @@ from unstract_core.transport import Message, Settlement, Verdict
 
 
 class ProtocolViolation(AssertionError):
-    """A transport or its harness does not keep to the protocol's types."""
+    """A transport or its harness violates the types of the protocol."""
 
 
-_REMEDY = "; what a transport lets out is an error of unstract_core.errors, with the driver's as its __cause__"
+_REMEDY = "; raise an error of unstract_core.errors instead, with the driver's error as its __cause__"
 
 
 @attrs.define
 class CallMonitor:
-    """The calls that are under way, by thread, whose they are, and what was wrong with those that have ended.
+    """Records the running calls of a transport and the violations of those that have ended.
 
-    A consumer takes what its transport raises for an outage, and goes on. So what was wrong is kept until it was told.
-    `alive` counts by queue what was sent there, or follows there, and is not settled for good; replays are left out.
+    A consumer treats any error of its transport as an outage and continues. So violations are kept until a test raises
+    the first one.
+
+    Attributes:
+        owner: The name of the transport, for messages.
+        running: The current call of each thread, by thread id.
+        violations: The violations since the last `raise_violation`.
+        unsettled: The number of messages sent to each queue, follow-ups included, and not settled for good. Replayed
+            dead letters are not counted.
     """
 
     owner: str
@@ -43,7 +50,7 @@ class CallMonitor:
         return calls + "".join(f"; before that, {one}" for one in self.violations[:1])
 
     def raise_violation(self) -> None:
-        """Raise the first thing that was wrong since this was last called."""
+        """Raise the first violation since the last call, if there was one."""
         violations, self.violations = self.violations, []
         if violations:
             raise violations[0]
@@ -71,10 +78,10 @@ class CallMonitor:
         if not fine:
             shown = repr(found)
             shown = shown if len(shown) <= 300 else shown[:300] + "..."
-            raise self._violation(f"{what} returned {shown}, where the protocol says {promised}")
+            raise self._violation(f"{what} returned {shown}, where the protocol requires {promised}")
 
     def _violation(self, problem: str) -> ProtocolViolation:
-        """Return what is to be raised, and keep it for `blame`."""
+        """Record a violation for `raise_violation`, and return it."""
         self.violations.append(ProtocolViolation(f"{self.owner}: {problem}"))
         return self.violations[-1]
 
@@ -96,7 +103,7 @@ class CheckedTransport:
         with self._calls.call(what):
             found = self.unchecked.send(messages) if within is None else self.unchecked.send(messages, within=within)
         fine = _many(found, str) and len(found) == len(messages) == len(set(found))
-        self._calls.check(found, fine, what, "one id (str) for each message")
+        self._calls.check(found, fine, what, "one distinct id (str) for each message")
         self._calls.unsettled.update(one.queue for one in messages)
         return found  # type: ignore[no-any-return]
 
@@ -202,7 +209,7 @@ class CheckedDeadLetters:
     def purge(self, **options: Any) -> int:
         with self._calls.call("dead.purge()"):
             found = self._dead.purge(**options)
-        self._calls.check(found, type(found) is int, "dead.purge()", "how many were removed")
+        self._calls.check(found, type(found) is int, "dead.purge()", "the number of removed letters (int)")
         return found  # type: ignore[no-any-return]
 
     def _called(self, name: str, kind: type, *args: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The fixtures of every test here, over the one that an author gives: `harness`."""
+"""The fixtures of the kit's tests. They all depend on `harness`, which the author of the transport provides."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from contract_tests.scenario import Scenario
 Subscribe: TypeAlias = Callable[..., CheckedSubscription]
 
 MAX_HANGING = 3
-"""After so many tests that came to no end, the others of that transport are not run."""
+"""The number of tests of a transport that may exceed their time limit; the remaining ones are not run."""
 
 _hanging: defaultdict[str, set[str]] = defaultdict(set)
 
@@ -31,7 +31,7 @@ def kit(harness: Harness) -> Kit:
 
 @pytest.fixture(autouse=True)
 def time_limited(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Skip what is not claimed; end what does not end by itself."""
+    """Skip a test that needs an unclaimed capability, and end a test at its time limit."""
     if not str(getattr(request.function, "__module__", "")).startswith("contract_tests."):
         yield  # an author's own test, beside the imported ones
         return
@@ -39,7 +39,9 @@ def time_limited(request: pytest.FixtureRequest) -> Iterator[None]:
     skip_unclaimed(request.function, kit.harness)
     name = kit.harness.name
     if len(_hanging[name]) >= MAX_HANGING:
-        pytest.fail(f"not run: {MAX_HANGING} tests of {name} have come to no end before", pytrace=False)
+        pytest.fail(
+            f"not run: {MAX_HANGING} earlier tests of {name} exceeded their time limit; fix those first", pytrace=False
+        )
 
     def doing() -> str:
         _hanging[name].add(request.node.nodeid)
@@ -69,7 +71,7 @@ def queue(kit: Kit) -> str:
 
 @pytest.fixture
 def subscribe(transport: CheckedTransport) -> Iterator[Subscribe]:
-    """A factory of subscriptions to some queues, closed at the end."""
+    """A function that subscribes to queues. The subscriptions are closed after the test."""
     made: list[CheckedSubscription] = []
 
     def make(*queues: str, lease: float = 60.0) -> CheckedSubscription:
@@ -84,5 +86,5 @@ def subscribe(transport: CheckedTransport) -> Iterator[Subscribe]:
 
 @pytest.fixture
 def scenario(transport: CheckedTransport, kit: Kit) -> Scenario:
-    """A consumer's two queues, and tasks that do what their message says."""
+    """Two queues and a consumer whose tasks behave as their message says."""
     return Scenario(kit, transport, kit.queue(), kit.queue())

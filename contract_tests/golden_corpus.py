@@ -1,15 +1,14 @@
-"""The golden corpus: messages of every shape that a reader of the wire must go on reading, with what they read as.
+"""The golden corpus: stored messages of every shape that all versions must read, with their expected values.
 
-It is append-only: a file is never changed nor removed (tools/check_golden.py), so what was read once is read for ever.
-A file holds one message as it is stored, under "text" (or "base64", where that is no UTF-8), and one sentence about it.
+The corpus is append-only: no file is ever changed or removed (tools/check_golden.py checks this). A file holds one
+stored message under "text" (or "base64", if it is not UTF-8), and one sentence about it.
 
-- Readable: "reads_as" is the message as it would be written again. Where a value outside the domain forbids that,
-  "refused_at" is the path of the refusal instead. "args" and "kwargs" are what the task gets, where that is not the
-  same, and can be said in JSON.
-  A message that names no queue is refused at "$.queue": its queue is that of its row.
-- Unreadable: "problems" are the paths of what is wrong, in the order of the wire; "salvage" is what is found all the
-  same of who waits for it. The words of a problem are left out: they may become better.
-- "supersedes" names an unreadable message of the same text that is read better since; it counts instead of that one.
+- Readable: "reads_as" is the message as this package writes it again. If a value outside the domain prevents that,
+  "refused_at" is the path of the refusal instead. "args" and "kwargs" are the values that the task gets, if they
+  differ and JSON can express them. A message without queue is refused at "$.queue": its queue is that of its row.
+- Unreadable: "problems" are the paths of the errors, in the order of the wire. "salvage" has the addresses of the
+  sender that can still be read. Error texts are left out, because they may change.
+- "supersedes" names an unreadable message with the same text, which newer versions read better. It replaces that one.
   A readable message is never superseded.
 """
 
@@ -32,7 +31,7 @@ FOLDERS = ("rows", "wire")
 
 @attrs.frozen(kw_only=True)
 class Readable:
-    """A message that is a task. `args` and `kwargs` are what the task gets; None where JSON cannot say it."""
+    """A message that is a task. `args` and `kwargs` are the task's arguments; None if JSON cannot express them."""
 
     name: str
     about: str
@@ -46,7 +45,7 @@ class Readable:
 
 @attrs.frozen(kw_only=True)
 class Unreadable:
-    """A message that is no task."""
+    """A message that cannot be read as a task."""
 
     name: str
     about: str
@@ -60,7 +59,7 @@ WireMessage: TypeAlias = Readable | Unreadable
 
 
 def wire_messages() -> Iterator[WireMessage]:
-    """Yield every message of the corpus in the wire's own JSON, by name: `wire/v1/plain`, `rows/single-pass`."""
+    """Yield every message of the corpus in wire JSON, by name: `wire/v1/plain`, `rows/single-pass`."""
     golden = files("contract_tests").joinpath("golden")
     found = {
         name: read(name, json.loads(file.read_text(encoding="utf-8")))
@@ -71,20 +70,30 @@ def wire_messages() -> Iterator[WireMessage]:
 
 
 def current(found: Mapping[str, WireMessage]) -> dict[str, WireMessage]:
-    """Leave out what is superseded. Raises ValueError where that is no unreadable message of the same text."""
+    """Return the messages without the superseded ones.
+
+    Raises:
+        ValueError: A superseded message is missing, is readable, or has another text.
+    """
     superseded = set()
     for one in found.values():
         if one.supersedes is None:
             continue
         earlier = found.get(one.supersedes)
         if not isinstance(earlier, Unreadable) or earlier.raw != one.raw or one.supersedes in superseded:
-            raise ValueError(f"{one.name} supersedes {one.supersedes}, which is no unreadable message of the same text")
+            raise ValueError(
+                f"{one.name} supersedes {one.supersedes}, which is not an unreadable message with the same text"
+            )
         superseded.add(one.supersedes)
     return {name: one for name, one in found.items() if name not in superseded}
 
 
 def read(name: str, fields: Mapping[str, Any]) -> WireMessage:
-    """Read one file of the corpus. Raises TypeError for a key that it does not have, or lacks one that it must have."""
+    """Read one file of the corpus.
+
+    Raises:
+        TypeError: A key is unknown, or a required key is missing.
+    """
     rest = dict(fields)
     raw = base64.b64decode(rest.pop("base64")) if "base64" in rest else rest.pop("text")
     if "problems" in rest:
@@ -97,7 +106,7 @@ def read(name: str, fields: Mapping[str, Any]) -> WireMessage:
 
 
 def equal(left: object, right: object) -> bool:
-    """Tell whether two values are one JSON value: numbers by value, in whatever notation; true is not 1."""
+    """Return whether two values are the same JSON value: 1 equals 1.0, but true does not equal 1."""
     if isinstance(left, bool) or isinstance(right, bool):
         return left is right
     if isinstance(left, dict) and isinstance(right, dict):

@@ -1,8 +1,7 @@
-"""What the author of a transport writes: a Harness. And how one is found by URL, by name, or as `module:factory`.
+"""`Harness`: the adapter that the author of a transport writes for the kit, and `load_harness`, which finds it.
 
-A harness stands beside a transport, and does what the protocol does not offer: it stores a message that no writer of
-ours would write, ends leases without waiting for them, cuts connections. It imports this module alone, which needs
-neither pytest nor hypothesis.
+A harness opens the transport and offers operations that the protocol lacks: it stores foreign messages, ends leases at
+once, and cuts connections. This module needs neither pytest nor hypothesis, so a harness may ship with its transport.
 """
 
 from __future__ import annotations
@@ -19,32 +18,32 @@ from unstract_core.errors import ConfigurationError, ContractError
 from unstract_core.transport import Capabilities, Transport
 
 GROUP = "contract_tests.harnesses"
-"""The entry points at which a harness is found, keyed by a name that is also the scheme of a transport's URLs."""
+"""The entry point group of harnesses. The name of an entry point is also the scheme of the transport's URLs."""
 
 _DATA = ("name", "capabilities", "moment", "shared")
 _HOOKS = ("__enter__", "__exit__", "transport", "inject", "expire", "stored", "sever", "clean", "caller")
 
 
 class Harness:
-    """A transport under test. Inherit from it for the defaults; any object with these members will do.
+    """Adapter between the kit and a transport. Inherit for the defaults; any object with these members is accepted.
 
-    `with harness:` surrounds a whole run: create and drop tables here, where there are any. Tests use queues of their
-    own, so nothing has to be cleared between them. Every hook gets the transport that the test uses.
+    The kit enters the harness once for a whole run: create tables in `__enter__` and drop them in `__exit__`. Each test
+    uses queues of its own, so nothing has to be cleared between tests. Each hook gets the transport that the test uses.
     """
 
     name: str
-    """What the tests of this transport are named by."""
+    """Identifies the transport in test ids and in the report. A non-empty string."""
 
     capabilities: Capabilities
-    """What the transport claims; the transport's own `capabilities` must say the same."""
+    """The capabilities that the transport claims. Must equal `transport.capabilities`."""
 
     moment: float = 0.0
-    """Seconds of silence after which nothing more is expected. 0 for a store, which shows at once what was done to it;
-    what a broker sends arrives a moment later."""
+    """Seconds without a message after which the kit expects no more. 0 for a store, where messages are visible at once;
+    a broker needs a short delay, such as 0.1."""
 
     shared: bool = True
-    """Whether two transports that are open at once work on the same messages, as two processes do; not so in a store
-    that lives in the transport itself."""
+    """Whether two open transports work on the same messages, as two processes do. False if each transport has messages
+    of its own, as an in-memory one."""
 
     def __enter__(self) -> Self:
         return self
@@ -55,57 +54,87 @@ class Harness:
         return None
 
     def transport(self) -> contextlib.AbstractContextManager[Transport]:
-        """Return a context manager that opens a transport, and closes it with everything that it started."""
+        """Return a context manager that opens a new transport and closes it, with every thread that it started.
+
+        Called often; two transports may be open at the same time.
+        """
         raise NotImplementedError
 
     def inject(self, transport: Any, queue: str, text: str) -> None:
-        """Store JSON text as a ready message of `queue`, with the default priority, as a foreign writer might.
+        """Store a ready message with the default priority, bypassing the transport, as another program might.
 
-        Where messages are not stored as the wire's JSON: what that wire's writer would store for such a message.
+        Args:
+            transport: The open transport.
+            queue: The queue of the message.
+            text: The message as JSON. It may be malformed. If the store uses another format than the wire's JSON,
+                store the equivalent of such a message.
         """
         raise NotImplementedError
 
     def expire(self, transport: Any, queue: str) -> None:
-        """End every lease and every delay in `queue` now; without leases, what else makes held messages come back."""
+        """End every lease and every delay in `queue` now.
+
+        Without leases: make claimed messages ready again in the way that the store does it, for example by closing the
+        connections of their holders.
+        """
         raise NotImplementedError
 
     def stored(self, transport: Any, queue: str) -> Sequence[RawMessage] | None:
-        """Return what is stored for each message of `queue`, oldest first, read behind the transport's back.
+        """Read the stored messages of `queue`, bypassing the transport.
 
-        None where messages are not stored as the wire's JSON, or cannot be read without being taken.
+        Returns:
+            The wire JSON of each message, oldest first; None if the store uses another format, or if messages cannot
+            be read without claiming them. Then the tests of stored messages are skipped.
         """
         return None
 
     def sever(self, transport: Any) -> bool:
-        """Cut every connection of the transport, as a failing network would; False where there are none."""
+        """Cut every connection of the transport, as a network failure would.
+
+        Returns:
+            False if there are no connections. Then the tests of outages are skipped.
+        """
         return False
 
     def reissue(self, transport: Any, id: str, as_id: str) -> bool:
-        """Let ids come again, as after a restore: remove the message `as_id`, if it is there, and give that id to the
-        ready message `id`, which stays in its queue. False where an id never comes again.
+        """Reuse an id, as a restore from a backup can: remove the message `as_id`, and give its id to another message.
 
-        Asked for where `fencing` is claimed.
+        Needed for `fencing` only.
+
+        Args:
+            transport: The open transport.
+            id: The ready message that gets the id; it stays in its queue.
+            as_id: The id to reuse. Its message is removed, if it still exists.
+
+        Returns:
+            False if ids are never reused. Then the test is skipped.
         """
         return False
 
     def clean(self, queues: Sequence[str]) -> None:
-        """Remove the queues that a test has used, where they would outlast the run; called after each test."""
+        """Remove the queues that a test has used, if they would outlast the run. Called after each test."""
         return
 
     def caller(self, transport: Any) -> contextlib.AbstractContextManager[Any]:
-        """Open a DB-API connection, as the application has one, for `send(within=connection.cursor())`.
+        """Open a DB-API connection of the application, for `send(within=connection.cursor())`.
 
-        Asked for where `transactional_send` is claimed. The tests commit and roll back.
+        Needed for `transactional_send` only. The tests commit and roll back.
         """
         raise NotImplementedError
 
 
 def load_harness(spec: str) -> Harness:
-    """Return the harness that `spec` names: a URL (`sqlite:///tasks.db`), a name (`memory`), or "module:factory".
+    """Return the harness for a spec.
 
-    URLs (by their scheme) and names are looked up among the entry points of the group `contract_tests.harnesses`. A
-    factory is called with the URL, or else without arguments; a Harness instead of a factory is taken as it is. Raises
-    ConfigurationError, which says what is missing and what to do.
+    Names and the schemes of URLs are looked up in the entry point group `contract_tests.harnesses`. A factory is
+    called with the URL, if the spec is one, else without arguments.
+
+    Args:
+        spec: A URL (`sqlite:///tasks.db`), a name (`memory`), or "module:factory", whose object is a factory or a
+            harness.
+
+    Raises:
+        ConfigurationError: No harness was found, or it has missing or invalid members. The text names the remedy.
     """
     scheme, separator, _ = spec.partition("://")
     if separator or ":" not in spec:
@@ -113,7 +142,7 @@ def load_harness(spec: str) -> Harness:
         if scheme not in found:
             known = ", ".join(sorted(found)) or "none"
             raise ConfigurationError(
-                f"no harness is installed for {scheme!r} (there are: {known}); pass module:factory, or add an entry"
+                f"no harness is installed for {scheme!r} (installed: {known}). Pass module:factory, or add an entry"
                 f" point {scheme!r} to the group {GROUP!r}"
             )
         try:
@@ -130,28 +159,30 @@ def _made(factory: Any, arguments: list[str], spec: str) -> Any:
     if not isinstance(factory, type) and _missing(factory) == []:
         return factory
     if not callable(factory):
-        raise ConfigurationError(f"{spec} names a {type(factory).__name__}, which is no harness and makes none")
+        raise ConfigurationError(
+            f"{spec} is a {type(factory).__name__}, not a harness. Name a Harness or a function that returns one"
+        )
     try:
         return factory(*arguments)
     except ContractError:
         raise
-    except Exception as exc:  # likewise
-        raise ConfigurationError(f"{spec}: its harness could not be made: {_described(exc)}") from exc
+    except Exception as exc:  # the author's factory may raise anything
+        raise ConfigurationError(f"{spec}: the factory of the harness raised {_described(exc)}") from exc
 
 
 def _checked(harness: Any, spec: str) -> Harness:
     if missing := _missing(harness):
-        hint = "; is it a transport? a harness goes with it" if hasattr(harness, "subscribe") else ""
+        hint = ". It looks like a transport: name its harness" if hasattr(harness, "subscribe") else ""
         raise ConfigurationError(
-            f"{spec} gave a {type(harness).__name__}, which is no harness: it has no {', '.join(missing)}{hint}"
+            f"{spec} returned a {type(harness).__name__}, not a harness: it has no {', '.join(missing)}{hint}"
         )
     if not isinstance(harness.name, str) or not harness.name:
-        raise ConfigurationError(f"{spec}: the name of a harness is a non-empty string, not {harness.name!r}")
+        raise ConfigurationError(f"{spec}: the `name` of a harness must be a non-empty string, not {harness.name!r}")
     if not isinstance(harness.capabilities, Capabilities):
         raise ConfigurationError(
-            f"{spec}: the capabilities of a harness are a Capabilities, not a {type(harness.capabilities).__name__}"
+            f"{spec}: `capabilities` of a harness must be a Capabilities, not a {type(harness.capabilities).__name__}"
         )
-    return harness  # type: ignore[no-any-return]  # whoever has the members is one
+    return harness  # type: ignore[no-any-return]  # any object with the members is a harness
 
 
 def _missing(harness: object) -> list[str]:

@@ -1,7 +1,7 @@
-"""What a test works with: the transport under test, opened and checked, and the few things that every test does.
+"""`Kit`: the operations that the tests share, over the transport under test.
 
-A store shows at once what was done to it, a broker a moment later. `take`, `nothing` and `remaining` know the
-difference, so that no test has to.
+The messages of a store are visible at once, those of a broker a moment later. `take`, `nothing` and `remaining` handle
+the difference.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ from unstract_core.values.limits import JSONValue
 T = TypeVar("T")
 
 MAX_WAIT = 20.0
-"""Seconds to wait for what must come, over a transport that takes a moment."""
+"""Seconds to wait for an expected message, over a transport with a `moment`."""
 
 LONG = 30.0
-"""Seconds of a wait that something is to end."""
+"""Seconds of a wait that another event ends earlier."""
 
 SOON = 10.0
-"""Seconds within which it has ended then, also on a machine that is busy with something else."""
+"""Seconds within which that event ends the wait, also on a busy machine."""
 
 RECOVERY = 20.0
-"""Seconds within which a transport whose connections were cut works again."""
+"""Seconds within which a transport works again after a cut."""
 
 
 class Kit:
+    """The transport under test, with the operations that the tests share."""
+
     def __init__(self, harness: Harness) -> None:
         self.harness = harness
         self.calls = CallMonitor(harness.name)
@@ -55,23 +57,23 @@ class Kit:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[CheckedTransport]:
-        """Open a transport of the harness, every call of which is checked."""
+        """Open a transport of the harness. Each of its calls is checked."""
         with self._entered("transport()", self.harness.transport) as transport:
             missing = [name for name in ("send", "reply", "subscribe", "close") if not hasattr(transport, name)]
             self.calls.check(transport, not missing, "the harness", f"a Transport (it has no {', '.join(missing)})")
             yield CheckedTransport(transport, self.calls)
 
     def queue(self, suffix: str = "") -> str:
-        """Return the name of a queue, or of a reply, that nothing else uses."""
+        """Return a new, unused name for a queue or a reply key."""
         self._issued.append(f"q-{uuid.uuid4().hex[:12]}{suffix}")
         return self._issued[-1]
 
     def use(self, *queues: str) -> None:
-        """Let these queues, whose names are the test's own, be removed with the others."""
+        """Register queues whose names the test chose, so that `clean` removes them, too."""
         self._issued += queues
 
     def clean(self) -> None:
-        """Let the harness remove the queues whose names were given out since this was last called."""
+        """Let the harness remove the queues that were named since the last call."""
         queues, self._issued = self._issued, []
         with self.calls.call("the harness's clean()"):
             self.harness.clean(queues)
@@ -84,31 +86,37 @@ class Kit:
         self._hook("expire", transport, queue)
 
     def stored(self, transport: CheckedTransport, queue: str) -> list[Any]:
-        """Return what is stored of a queue's messages; skip where the harness cannot tell."""
+        """Return the stored messages of a queue; skip the test if the harness cannot read them."""
         found = self._hook("stored", transport, queue)
         if found is None:
-            skip_not_claimed("the harness tells nothing of what is stored")
+            skip_not_claimed("the harness cannot read stored messages")
         self.calls.check(found, isinstance(found, Sequence), "the harness's stored()", "a sequence, or None")
         return list(found)
 
     def sever(self, transport: CheckedTransport) -> None:
-        """Cut the transport's connections; skip where there are none."""
+        """Cut the transport's connections; skip the test if there are none."""
         if not self._hook("sever", transport):
             skip_not_claimed("the harness has no connections to cut")
 
     def reissue(self, transport: CheckedTransport, id: str, as_id: str) -> None:
-        """Give a message the id of an earlier one; skip where ids never come again."""
+        """Give a message the id of an earlier one; skip the test if ids are never reused."""
         if not hasattr(self.harness, "reissue") or not self._hook("reissue", transport, id, as_id):
-            skip_not_claimed("the harness cannot make an id come again")
+            skip_not_claimed("the harness cannot reuse an id")
 
     @contextlib.contextmanager
     def caller(self, transport: CheckedTransport) -> Iterator[Any]:
-        """Open a DB-API connection of the application's own."""
+        """Open a DB-API connection of the application."""
         with self._entered("caller()", lambda: self.harness.caller(transport.unchecked)) as connection:
             yield connection
 
     def take(self, subscription: CheckedSubscription, count: int, *, limit: int = 0) -> list[Delivery]:
-        """Receive the `count` messages that must come, and up to `limit` if there are more; from a store in one go."""
+        """Receive expected messages; from a store in one call.
+
+        Args:
+            subscription: The subscription to receive from.
+            count: The number of messages that must arrive.
+            limit: The number of messages to receive at most, if there are more; 0 for `count`.
+        """
         limit = limit or count
         found: list[Delivery] = []
         while len(found) < limit:
@@ -120,25 +128,30 @@ class Kit:
         return found
 
     def take_one(self, subscription: CheckedSubscription) -> Delivery:
-        """Receive the message that must come."""
+        """Receive one expected message."""
         found = self.take(subscription, 1)
-        assert len(found) == 1, "a message that must be there was not received"
+        assert len(found) == 1, "an expected message was not received"
         return found[0]
 
     def take_and_acknowledge(self, subscription: CheckedSubscription) -> Delivery:
-        """Receive the message that must come, and acknowledge it."""
+        """Receive one expected message, and acknowledge it."""
         found = self.take_one(subscription)
         assert list(subscription.settle([Settlement(found, Verdict.ACK)])) == [True]
         return found
 
     def nothing(self, subscription: CheckedSubscription) -> bool:
-        """Whether nothing is to be had."""
+        """Return whether no message can be received."""
         return not subscription.receive(limit=10, wait=self.moment)
 
     def remaining(self, transport: CheckedTransport, *queues: str, count: int = 0) -> list[Delivery]:
-        """Take everything that is left in the queues, held and delayed messages too; at least `count` are waited for.
+        """Receive every message that is left in the queues, including claimed and delayed ones.
 
-        For the end of a test: what it returns is held by a subscription that is closed.
+        For the end of a test: the subscription of the returned deliveries is closed.
+
+        Args:
+            transport: The open transport.
+            queues: The queues to empty.
+            count: The number of messages that must arrive.
         """
         for queue in queues:
             self.expire(transport, queue)
@@ -149,10 +162,10 @@ class Kit:
             subscription.close()
 
     def drain(self, consumer: Consumer, *, timeout: float = 20.0) -> int:
-        """Let a consumer end everything that is in its queues; return how many times a task was run.
+        """Let a consumer settle every message of its queues; return the number of task runs.
 
-        A transport that cannot be looked into calls a queue empty from which nothing has come for a moment. On a busy
-        machine that proves nothing: it is asked again for as long as something must be there.
+        Without `inspection`, a queue counts as empty after a moment without messages. A busy machine may be slower, so
+        drain is repeated while sent messages are still unsettled.
         """
         ran, until = consumer.drain(timeout=timeout), time.monotonic() + self.max_wait
         if not self.capabilities.inspection:
@@ -161,18 +174,18 @@ class Kit:
         return ran
 
     def answered(self, transport: CheckedTransport, key: str) -> Reply:
-        """Return the reply that must be there."""
+        """Return an expected reply."""
         found = transport.reply(key, timeout=self.max_wait)
-        assert found is not None, "a reply that must be there was not found"
+        assert found is not None, "an expected reply was not found"
         return found
 
     def ask(self, transport: CheckedTransport, *keys: str) -> None:
-        """Send a message for each key that asks for an answer under it, to a queue that nobody works on."""
+        """Send a message with each reply key to a queue without a worker."""
         queue = self.queue()
         transport.send([message("t", queue, reply_key=key) for key in keys])
 
     def answer(self, transport: CheckedTransport, *replies: Reply) -> None:
-        """Settle a message that asks for it with each reply, one after the other, as workers would."""
+        """Write each reply in turn: send a message with its key, and settle it with the reply."""
         queue = self.queue()
         subscription = transport.subscribe([queue], lease=60.0)
         for reply in replies:
@@ -182,7 +195,7 @@ class Kit:
         subscription.close()
 
     def bury(self, transport: CheckedTransport, queue: str, reason: str = "r", *, result: JSONValue = None) -> Delivery:
-        """Receive one message of a queue and bury it."""
+        """Receive one message of a queue and dead-letter it."""
         subscription = transport.subscribe([queue], lease=60.0)
         delivery = self.take_one(subscription)
         assert list(subscription.settle([Settlement(delivery, Verdict.BURY, reason=reason, result=result)])) == [True]
@@ -191,7 +204,7 @@ class Kit:
 
     @contextlib.contextmanager
     def running(self, transport: Transport, tasks: Any, *queues: str, **options: Any) -> Iterator[Consumer]:
-        """Run a consumer on a thread of its own until the block ends."""
+        """Run a consumer on its own thread until the block ends."""
         consumer = Consumer(transport, tasks, list(queues), **options)
         ended = start(consumer.run)
         try:
@@ -203,7 +216,7 @@ class Kit:
 
     @contextlib.contextmanager
     def _entered(self, what: str, make: Callable[[], contextlib.AbstractContextManager[Any]]) -> Iterator[Any]:
-        """Enter what a hook of the harness gives, and leave it; both are calls that can be told of."""
+        """Enter and leave the context manager of a hook. Both are recorded as calls of the harness."""
         with contextlib.ExitStack() as stack:
             with self.calls.call(f"the harness's {what}"):
                 found = stack.enter_context(make())
@@ -219,11 +232,19 @@ class Kit:
             try:
                 return getattr(self.harness, name)(transport.unchecked, *args)
             except NotImplementedError as exc:
-                raise ProtocolViolation(f"{self.calls.owner}: its harness does not implement {name}()") from exc
+                raise ProtocolViolation(
+                    f"{self.calls.owner}: its harness does not implement {name}(); write that hook"
+                ) from exc
 
 
 def wait_until(condition: Callable[[], object], *, timeout: float = 30.0, what: str = "condition") -> None:
-    """Poll `condition` until it is true; fail with `what` after `timeout` seconds."""
+    """Poll `condition` until it is true.
+
+    Args:
+        condition: A function without arguments.
+        timeout: Seconds after which the assertion fails.
+        what: The awaited event, for the error text.
+    """
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
@@ -232,15 +253,17 @@ def wait_until(condition: Callable[[], object], *, timeout: float = 30.0, what: 
 
 @contextlib.contextmanager
 def timed() -> Iterator[Callable[[], float]]:
-    """Yield a clock that tells the seconds since here."""
+    """Yield a function that returns the seconds since the block began."""
     started = time.monotonic()
     yield lambda: time.monotonic() - started
 
 
 def retry_outages(call: Callable[[], T], *, once: bool = False) -> T:
-    """Call until it raises no TransportError any more: an outage may be told, once or for a moment.
+    """Repeat a call until it raises no TransportError, for at most `RECOVERY` seconds.
 
-    What must be done `once` is not tried again where its fate is unknown.
+    Args:
+        call: The function to call.
+        once: Whether to raise an error with an unknown fate instead of repeating the call.
     """
     until = time.monotonic() + RECOVERY
     while True:
@@ -249,5 +272,5 @@ def retry_outages(call: Callable[[], T], *, once: bool = False) -> T:
         except TransportError as exc:
             if once and getattr(exc, "fate_unknown", True):
                 raise
-            assert time.monotonic() < until, f"the transport has not recovered within {RECOVERY:g} s"
+            assert time.monotonic() < until, f"the transport did not recover within {RECOVERY:g} s"
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""What the tests send: messages, continuations, and what is stored of them."""
+"""Helpers that build and read the messages and continuations of the tests."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _OWN = ("org_id", "priority", "delay")
 
 
 def message(task_name: str, queue: str, /, *args: Any, **options: Any) -> Message:
-    """Return a message whose payload has these args; what is not a Message's own goes into the payload."""
+    """Return a message with these args. Options that are not fields of Message are set in its payload."""
     own = {name: options.pop(name) for name in _OWN if name in options}
     return Message(TaskPayload(task_name=task_name, args=list(args), queue=queue, **options), queue, **own)
 
 
 def newer(queue: str, *args: Any, **members: Any) -> str:
-    """Return the JSON of a message to a queue as a newer writer might write it, with members that nobody knows yet."""
+    """Return the JSON of a message with additional `members`, as a newer version might write it."""
     return json.dumps({**to_wire(message("t", queue, *args).payload), **members})
 
 
@@ -26,11 +26,11 @@ def then(task_name: str, queue: str, **kwargs: Any) -> ContinuationSpec:
 
 
 def first(delivery: Delivery) -> Any:
-    """Return the first argument of a delivered task: what tells the tests' messages apart."""
+    """Return the first argument of a delivered task. The tests use it to identify their messages."""
     assert delivery.payload is not None, delivery.problem
     return delivery.payload.args[0]
 
 
 def parsed(raw: Any) -> Any:
-    """Return what a transport stores, parsed."""
+    """Return a stored message as a parsed JSON value."""
     return json.loads(raw) if isinstance(raw, str | bytes) else raw

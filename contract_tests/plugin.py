@@ -1,7 +1,7 @@
 """The pytest plugin: `-p contract_tests.plugin --pyargs contract_tests --transport ...`.
 
-It is loaded by name and registers itself nowhere: an option of a plugin that every project gets by itself would break
-each one whose own conftest has the same option.
+The plugin must be loaded by name. If pytest loaded it automatically in every project, its options would collide with
+those of projects whose conftest defines the same ones.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         metavar="TRANSPORT",
         dest="kit_transports",
-        help="the transport to test: module:factory of its harness, an entry point's name, or a URL; repeatable",
+        help="the transport to test: module:factory of its harness, an entry point's name, or a URL; may be repeated",
     )
     group.addoption(
         "--kit-profile",
         choices=sorted(profiles.PROFILES),
         dest="kit_profile",
-        help="how many examples: dev (fast), brief (the same each time), ci (twice as many), nightly (for hours)",
+        help="number of examples: dev (fast), brief (same examples each time), ci (twice as many), nightly (hours)",
     )
     group.addoption(
         "--kit-time-limit",
         metavar="SECONDS",
         dest="kit_time_limit",
-        help="after how many seconds a test, and the opening and closing of a harness, is ended as one that hangs"
-        " (CONTRACT_TESTS_TIME_LIMIT; 60, and 3600 for a nightly test)",
+        help="time limit in seconds for each test, and for opening and closing a harness"
+        " (default: CONTRACT_TESTS_TIME_LIMIT, else 60, or 3600 for a nightly test)",
     )
 
 
@@ -59,11 +59,15 @@ def pytest_configure(config: pytest.Config) -> None:
     except ValueError as exc:
         raise pytest.UsageError(f"--kit-time-limit: {exc}") from None
     except KeyError as exc:
-        raise pytest.UsageError(f"CONTRACT_TESTS_PROFILE is one of {', '.join(profiles.PROFILES)}, not {exc}") from None
+        raise pytest.UsageError(
+            f"CONTRACT_TESTS_PROFILE must be one of {', '.join(profiles.PROFILES)}, not {exc}"
+        ) from None
     harnesses = [_load(spec) for spec in config.option.kit_transports]
     names = [harness.name for harness in harnesses]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise pytest.UsageError(f"--transport: two harnesses are named {', '.join(twice)}; each test names its own")
+        raise pytest.UsageError(
+            f"--transport: two harnesses are named {', '.join(twice)}; give each one a name of its own"
+        )
     time_limits.report_abort = lambda words: _write_to_terminal(config, words)
     config.stash[_HARNESSES] = harnesses
     config.stash[_REPORT] = ConformanceReport(harnesses)
@@ -82,8 +86,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ours = any(isinstance(item, pytest.Function) and _is_ours(item.module.__name__) for item in items)
     if ours and not config.stash[_HARNESSES]:
         raise pytest.UsageError(
-            "the conformance kit tests nothing without a transport: give --transport module:factory (or an entry"
-            " point's name, or a URL)"
+            "the conformance kit needs a transport: give --transport module:factory (or an entry point's name, or a"
+            " URL)"
         )
 
 
@@ -94,7 +98,7 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """A run in which no test of a transport came to an end is no success."""
+    """Fail the run if no test of a transport passed or failed."""
     if (
         exitstatus == pytest.ExitCode.OK
         and session.config.stash[_REPORT].empty
@@ -109,7 +113,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
-    """Each harness of `--transport`, opened."""
+    """Each harness of `--transport`, opened for the session."""
     found: Harness = request.param
     with _limited(found, "__enter__()"):
         opened = found.__enter__()
@@ -132,17 +136,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @contextlib.contextmanager
 def _limited(harness: Harness, what: str) -> Iterator[None]:
-    """End a call of the harness that does not end by itself, and say whose it is, whatever becomes of it."""
+    """Limit the time of a call of the harness, and name the harness and the call in every failure."""
     with (
         time_limits.as_failure(),
         CallMonitor(harness.name).call(f"the harness's {what}"),
-        time_limits.limited(profiles.limit(60.0), lambda: f" of {what}, by the harness of {harness.name}"),
+        time_limits.limited(profiles.limit(60.0), lambda: f" in {what} of the harness {harness.name!r}"),
     ):
         yield
 
 
 def _write_to_terminal(config: pytest.Config, words: str) -> None:
-    """Write past pytest's capture."""
+    """Write to the terminal although pytest captures output."""
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     capture = config.pluginmanager.get_plugin("capturemanager")
     if terminal is not None and capture is not None:

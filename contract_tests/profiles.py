@@ -1,9 +1,8 @@
-"""How many examples hypothesis tries: a few while developing, the same ones each time in CI, or half of them, many at
-night.
+"""Profiles: the number of examples that hypothesis tries, and the time limit of each test.
 
-A profile is chosen by `--kit-profile`, by CONTRACT_TESTS_PROFILE, or else is `ci` where CI is set and `dev` elsewhere.
-It is the kit's own: whatever profile an author's suite loads for its other tests stays as it is. Its time limit can be
-another one: `--kit-time-limit`, or CONTRACT_TESTS_TIME_LIMIT.
+The profile is chosen by `--kit-profile`, else by CONTRACT_TESTS_PROFILE, else it is `ci` if CI is set and `dev`
+otherwise. It applies to the kit only: the hypothesis profile of the author's other tests does not change. The time
+limit can be changed by `--kit-time-limit` or CONTRACT_TESTS_TIME_LIMIT.
 """
 
 from __future__ import annotations
@@ -17,11 +16,14 @@ from hypothesis import HealthCheck, settings
 
 @attrs.frozen
 class Profile:
-    """`scale` multiplies the examples of each test; `limit` is each test's time in seconds."""
+    """How thoroughly the kit tests."""
 
     scale: float
+    """Factor for the number of examples of each test."""
     limit: float
+    """Time limit of each test, in seconds."""
     derandomize: bool = False
+    """Whether each run tries the same examples."""
 
 
 PROFILES = {
@@ -33,14 +35,22 @@ PROFILES = {
 
 
 def chosen() -> Profile:
-    """Return the profile of this run. Raises KeyError for a name that is none."""
+    """Return the profile of this run.
+
+    Raises:
+        KeyError: CONTRACT_TESTS_PROFILE is not the name of a profile.
+    """
     return PROFILES[os.environ.get("CONTRACT_TESTS_PROFILE") or ("ci" if os.environ.get("CI") else "dev")]
 
 
 def limit(otherwise: float | None = None) -> float:
-    """Return the seconds that a test of this run has; `otherwise` where it is not the profile that says so.
+    """Return the time limit of a test, in seconds.
 
-    Raises ValueError for a limit of the environment that is none.
+    Args:
+        otherwise: The limit in seconds if the environment sets none; None for the limit of the profile.
+
+    Raises:
+        ValueError: CONTRACT_TESTS_TIME_LIMIT is not a positive number.
     """
     if not (given := os.environ.get("CONTRACT_TESTS_TIME_LIMIT")):
         return chosen().limit if otherwise is None else otherwise
@@ -49,14 +59,14 @@ def limit(otherwise: float | None = None) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise ValueError(f"a time limit is a number of seconds, more than 0, and not {given!r}")
+        raise ValueError(f"a time limit is a number of seconds above 0, not {given!r}")
     return seconds
 
 
 def examples(count: int, **options: int) -> settings:
-    """Return the settings of a test that tries `count` examples in CI.
+    """Return the hypothesis settings of a test that tries `count` examples with the profile `ci`.
 
-    Derandomised runs neither read nor write hypothesis' database; the others keep there what has failed.
+    Only runs with random examples use hypothesis' database of failed examples.
     """
     profile = chosen()
     return settings(

@@ -1,6 +1,6 @@
-"""What a run says at its end about each transport: what it claims, what was skipped and why, and the verdict.
+"""The summary of a run for each transport: its claims, the skipped tests with their reasons, and the verdict.
 
-A verdict is only given for the whole kit: a selection of it (`-k`, a single file) shows nothing about conformance.
+A verdict needs the whole kit: a selection of tests (`-k`, a single file) proves nothing about conformance.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unstract_core import Capabilities
 
 @attrs.define
 class Tally:
-    """What became of the tests of one transport."""
+    """The outcomes of the tests of one transport."""
 
     tests: set[str] = attrs.field(factory=set)
     open: set[str] = attrs.field(factory=set)
@@ -69,11 +69,13 @@ class ConformanceReport:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was shown of a transport whose tests were to be run."""
+        """Whether some transport has collected tests, but none of them passed or failed."""
         return any(tally.tests and not tally.passed and not tally.failed for tally in self._tallies.values())
 
     def lines(self) -> Iterator[str]:
-        from contract_tests.suite import TESTS  # here: the tests are imported when pytest has chosen a profile for them
+        from contract_tests.suite import (
+            TESTS,
+        )  # imported late: the tests need the profile that pytest_configure chooses
 
         for harness in self._harnesses:
             tally = self._tallies[harness.name]
@@ -93,11 +95,11 @@ def verdict(tally: Tally, whole: set[str]) -> str:
     if tally.failed:
         return f"NOT conformant with {kit}: {len(tally.failed)} failed, {counts}"
     if missing := max(len(whole - tally.tests), tally.deselected) + len(tally.open):
-        return f"nothing is said about conformance with {kit}, {missing} of its tests were left out: {counts}"
+        return f"no verdict on conformance with {kit}, because {missing} of its tests were left out: {counts}"
     if tally.skipped:
-        return f"nothing is said about conformance with {kit}, {tally.skipped.total()} were skipped: {counts}"
+        return f"no verdict on conformance with {kit}, because {tally.skipped.total()} tests were skipped: {counts}"
     if not tally.passed:
-        return f"nothing is said about conformance with {kit}: no test was run"
+        return f"no verdict on conformance with {kit}: no test was run"
     return f"conformant with {kit}: {counts}"
 
 
@@ -107,7 +109,7 @@ def _reason(what: str) -> str:
 
 
 def _transport_of(item: pytest.Item) -> str | None:
-    """Return the name of the transport that a test of the kit is run over; None for any other test."""
+    """Return the name of the transport that a test of the kit uses; None for any other test."""
     if not isinstance(item, pytest.Function) or not item.module.__name__.startswith("contract_tests."):
         return None
     harness = item.callspec.params.get("harness") if hasattr(item, "callspec") else None

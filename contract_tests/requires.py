@@ -1,6 +1,6 @@
-"""`@requires("fencing")`: a test for those who claim it. Over others it is skipped; the reason names the capability.
+"""`@requires("fencing")` skips a test if the transport does not claim that capability.
 
-A function's attribute and no pytest marker: in an author's own suite nobody has registered one.
+The decorator sets an attribute of the function. A pytest marker would have to be registered in each author's suite.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from unstract_core import Capabilities
 Test = TypeVar("Test", bound=Callable[..., Any])
 
 NOT_CLAIMED = "not claimed: "
-"""How the reason of such a skip begins."""
+"""Start of the skip reason of a test that needs an unclaimed capability."""
 
 CLAIMED = "does not apply: "
-"""How the reason of a skip begins that is for those who do not claim something."""
+"""Start of the skip reason of a test that applies only without a capability."""
 
 _NAMES = {field.name for field in attrs.fields(Capabilities)}
 
 
 def requires(*capabilities: str) -> Callable[[Test], Test]:
-    """Mark a test as one for transports that claim all of these capabilities."""
+    """Mark a test for transports that claim all of these capabilities.
+
+    Raises:
+        ValueError: A name is not a capability.
+    """
     if unknown := set(capabilities) - _NAMES:
         raise ValueError(f"no such capability: {', '.join(sorted(unknown))}")
 
@@ -38,18 +42,18 @@ def requires(*capabilities: str) -> Callable[[Test], Test]:
 
 
 def skip_unclaimed(test: Callable[..., Any], harness: Harness) -> None:
-    """Skip the running test when the harness does not claim what it needs."""
+    """Skip the running test if the harness does not claim a capability that the test requires."""
     for name in vars(test).get("requires", ()):
         if not getattr(harness.capabilities, name):
             skip_not_claimed(name)
 
 
 def skip_claimed(harness: Harness, capability: str) -> None:
-    """Skip the running test, of how a lack is told, where there is none: other tests are for those who claim it."""
+    """Skip the running test, which checks a refusal, if the harness claims the capability."""
     if getattr(harness.capabilities, capability):
         pytest.skip(f"{CLAIMED}{capability} is claimed")
 
 
 def skip_not_claimed(what: str) -> NoReturn:
-    """Skip the running test, saying what is not claimed."""
+    """Skip the running test with the unclaimed capability, or another missing precondition, as the reason."""
     pytest.skip(NOT_CLAIMED + what)

@@ -1,4 +1,4 @@
-"""A consumer over the transport under test: tasks that do what their message says, and callbacks that remember."""
+"""A consumer over the transport under test. Its tasks behave as their message says, and its callbacks record calls."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class HostileResult:
 
 @tasks.register("behave")
 def behave(how: str, *rest: Any) -> Any:
-    """Do what the message says."""
+    """Return, raise or misbehave as the message says."""
     match how:
         case "return":
             return rest[0] if rest else None
@@ -67,25 +67,28 @@ FAILURES = {
     "leave": "Leave: for good",
     "hostile error": "HostileError: <its message cannot be printed>",
 }
-"""How a task fails, and what its sender is told."""
+"""The ways in which a task fails, with the error text that its sender gets."""
 
 ODD_RESULTS = {
     "hostile result": re.escape('{"bad": "<unprintable HostileResult>", "kept": 1}'),
     "generator": r'"<generator object behave\.<locals>\.<genexpr> at 0x[0-9a-f]+>"',
     "huge": r'\{"data": "<unstract-wire: .*beyond.*", "success": true\}',
 }
-"""Results that do not fit the wire, and what is left of them there."""
+"""Results that the wire does not allow, with a pattern of the normalised result."""
 
 
 @attrs.define
 class Scenario:
-    """A transport with a consumer's two queues, and what the callbacks were given."""
+    """A transport with two queues of a consumer, and the recorded calls of its callbacks."""
 
     kit: Kit
     transport: CheckedTransport
     queue: str
+    """The queue of the tasks."""
     callbacks: str
+    """The queue of the callbacks."""
     seen: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = attrs.field(factory=list)
+    """Name ("ok" or "err"), args and kwargs of each callback that was called."""
 
     def consume(self, **options: Any) -> Consumer:
         registry = dict(tasks)
@@ -104,7 +107,7 @@ class Scenario:
         return {"on_success": then("ok", self.callbacks, **kwargs), "on_error": then("err", self.callbacks, **kwargs)}
 
     def buried(self, *reasons: str) -> bool:
-        """Whether the dead letters of the queue, where there are any, have reasons that begin like these."""
+        """Return whether the dead letters' reasons start with these; True without `dead_letters`."""
         if not self.kit.capabilities.dead_letters:
             return True
         found = sorted(letter.reason for letter in self.transport.dead.find(queue=self.queue))
@@ -116,7 +119,10 @@ class Scenario:
         return not self.kit.remaining(self.transport, self.queue, self.callbacks)
 
     def status_is(self, task_id: str, status: str, *, result: Any = None, error: str = "") -> bool:
-        """Whether a dispatch has this status, "..." for more in its error; or that it cannot be known is said."""
+        """Return whether a dispatch has this status. An `error` that ends with "..." is a prefix.
+
+        Without `status`, check that reading the status raises NotSupported.
+        """
         if not self.kit.capabilities.status:
             with pytest.raises(NotSupported):
                 self.transport.reply(task_id)

@@ -1,6 +1,6 @@
-"""What the tests generate: values of the wire's domain, and payloads of every shape.
+"""Hypothesis strategies for values of the wire's domain, and for payloads of every shape.
 
-`texts` leaves out NUL, which `st.text()` makes and the wire refuses.
+`texts` excludes NUL, which `st.text()` generates and the wire refuses.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ edges = st.sampled_from(
         "\x7f\x01",
     ]
 )
-"""Values at which one store or another is known to change what it keeps."""
+"""Values that some stores are known to change."""
 scalars = st.none() | st.booleans() | integers | floats | texts | edges
 keys = texts | st.text(string.ascii_letters + "_", min_size=1, max_size=6)
 
 
 def objects(members: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Dicts of such members, none of them kombu's envelope."""
+    """Return a strategy for dicts with these values, except kombu's envelope."""
     return st.dictionaries(keys, members, max_size=4).filter(lambda found: found.keys() != ENVELOPE)
 
 
@@ -66,7 +66,7 @@ continuations = st.builds(
 )
 
 headers = st.dictionaries(names | st.sampled_from(["traceparent", "tracestate", "task", "id"]), texts, max_size=3)
-"""Also by names that another wire has for something else."""
+"""Includes names that have a meaning of their own on Celery's wire."""
 
 AWAITS = ("reply", "both", "on_success", "on_error", "nothing")
 _ways = st.sampled_from(AWAITS)
@@ -79,7 +79,13 @@ _headers = st.none() | headers
 def payloads(
     draw: st.DrawFn, awaits: str | None = None, task_id: bool | None = None, queue: str | None = None
 ) -> TaskPayload:
-    """A payload that somebody awaits in the way of `awaits`, one of `AWAITS`; any way when None."""
+    """Generate a payload.
+
+    Args:
+        awaits: How the sender waits for the outcome, one of `AWAITS`; None for any.
+        task_id: Whether the payload has a task id; None for either.
+        queue: The payload's queue; None for any name.
+    """
     way = awaits or draw(_ways)
     has_id = draw(_flags) if task_id is None else task_id
     return TaskPayload(

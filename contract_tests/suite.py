@@ -1,7 +1,7 @@
-"""Every test and fixture of the kit, for a suite of one's own: `from contract_tests.suite import *`.
+"""Every test and fixture of the kit, for your own test suite: `from contract_tests.suite import *`.
 
-Beside it stands one fixture, session-scoped, that yields an opened Harness: `harness`. The suite cannot be had in
-parts: `TESTS` names all of it, and the kit's plugin says who ran less.
+Your suite must define one session-scoped fixture `harness` that yields an opened Harness. The kit is indivisible:
+`TESTS` has all of its tests, and the plugin reports a run with fewer tests as incomplete.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import contract_tests
 from contract_tests.fixtures import kit, queue, scenario, subscribe, time_limited, transport
 
 TESTS: dict[str, Callable[..., Any]] = {}
-"""Every test by its name."""
+"""Every test function, by name."""
 
 _FIXTURES = {
     "time_limited": time_limited,
@@ -38,7 +38,7 @@ def _gather() -> None:
             found = importlib.import_module(module.name)
             tests = {name: test for name, test in vars(found).items() if name.startswith("test_")}
             if twice := TESTS.keys() & tests.keys():
-                raise RuntimeError(f"two tests of the kit are named {', '.join(sorted(twice))}")
+                raise RuntimeError(f"two tests of the kit are named {', '.join(sorted(twice))}; rename one")
             TESTS.update(tests)
 
 

@@ -1,4 +1,4 @@
-"""What a settlement holds takes effect together where that is claimed; elsewhere a follow-up comes before its ack."""
+"""Atomic settlements: all parts take effect together if claimed; else follow-ups come before acknowledgements."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_visible_follow_up_implies_dead_letter(
 
 
 def settled(subscription: CheckedSubscription, batch: Sequence[Settlement]) -> Sequence[bool] | None:
-    """Settle; None when the connection was cut meanwhile and nothing is known."""
+    """Settle; return None if the connection was cut and the outcome is unknown."""
     try:
         return subscription.settle(batch)
     except TransportError:
@@ -104,5 +104,5 @@ def test_a_cut_while_settling_loses_no_follow_up(kit: Kit, transport: CheckedTra
 
 
 def again(kit: Kit, transport: CheckedTransport, queue: str) -> list:  # type: ignore[type-arg]
-    """Return everything that is left in a queue, when the transport has connected again."""
+    """Return every message that is left in a queue, after the transport has reconnected."""
     return retry_outages(lambda: kit.remaining(transport, queue))

@@ -1,4 +1,4 @@
-"""Honesty, both ways: what is claimed is there, and what is not claimed is refused instead of being half done."""
+"""Capabilities: claimed ones work, and unclaimed ones are refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_claims_do_not_contradict_each_other(kit: Kit) -> None:
     claims = kit.capabilities
     assert claims.replies or not claims.status
     assert claims.priority or not claims.order_across_queues
-    assert claims.counts_crashes or not claims.fencing, "without a count of deliveries nothing can fence"
+    assert claims.counts_crashes or not claims.fencing, "`fencing` requires `counts_crashes`"
 
 
 def test_unclaimed_within_is_refused(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:

@@ -1,4 +1,4 @@
-"""Claims are exclusive: a message that somebody holds is nobody else's."""
+"""Claims: a claimed message belongs to one subscription only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""close(): whoever waits is told at once, whoever comes later as well, and a second time does no harm."""
+"""close(): waiting and later calls raise TransportClosed, and closing twice is allowed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ USES: dict[str, Callable[[CheckedTransport, str], object]] = {
     "subscribe": lambda transport, name: transport.subscribe([name], lease=1),
     "dispatch": lambda transport, name: Dispatcher(transport).send("t", queue=name),
 }
-"""What every transport offers."""
+"""Calls that every transport offers."""
 
 MORE_USES: dict[str, tuple[str, Callable[[CheckedTransport, str], object]]] = {
     "reply": ("replies", lambda transport, name: transport.reply(name)),
@@ -33,7 +33,7 @@ MORE_USES: dict[str, tuple[str, Callable[[CheckedTransport, str], object]]] = {
     "replay": ("dead_letters", lambda transport, name: transport.dead.replay(["1"])),
     "purge": ("dead_letters", lambda transport, name: transport.dead.purge()),
 }
-"""What is offered where it is claimed."""
+"""Calls that need a capability."""
 
 
 def ended_by_closing(transport: CheckedTransport, waiting: Callable[[], object]) -> float:

@@ -1,7 +1,4 @@
-"""What a task's end leads to, over the transport: the consumer's table, row by row.
-
-Each row is asserted as its sender sees it: the reply, the continuation, the status, the dead letter, and what is left.
-"""
+"""Outcomes of tasks: reply, continuation, status and dead letter for each way in which a task ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dead letters: what is buried is kept with its reason, can be looked at, sent again, and removed."""
+"""Dead letters: they keep the message and its reason, and can be listed, replayed and purged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fence: who has lost a message can change nothing about it, and who has settled one has let go of it."""
+"""Fencing: a holder that lost its lease, or settled its delivery, cannot change the message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unstract_core import Delivery, Reply, Settlement, Verdict
 
 
 class LostLease(NamedTuple):
-    """A message whose first holder let its lease expire, and that a second one holds now."""
+    """A message whose first holder lost its lease, and that a second one holds now."""
 
     late: CheckedSubscription
     old: Delivery
@@ -26,7 +26,7 @@ class LostLease(NamedTuple):
 def lose_lease(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, *, lease: float = 60.0
 ) -> LostLease:
-    """Let a message be lost to an heir, whose lease is `lease`."""
+    """Let a lease expire, and claim the message again for `lease` seconds."""
     transport.send([message("t", queue)])
     late, heir = subscribe(queue), subscribe(queue, lease=lease)
     old = kit.take_one(late)
@@ -98,7 +98,7 @@ def test_a_late_renewal_extends_no_other_lease(
     third = subscribe(queue)
     with timed() as elapsed:
         while not (found := third.receive(limit=1, wait=0.1)):
-            assert elapsed() < 20, "a late renewal has lengthened its heir's lease"
+            assert elapsed() < 20, "a late renewal has extended the new holder's lease"
             assert list(late.renew([old])) == [False]
     assert found[0].attempt == 3
 

@@ -1,6 +1,6 @@
-"""The golden corpus over the transport: every message that was ever written is delivered as what it says.
+"""The golden corpus over the transport: every message that was ever written is delivered with its values.
 
-What follows from one is not sent: its continuations name queues that may be somebody's.
+The tests send no continuations, because their queues may belong to another program.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ GOLDEN = [
     for one in wire_messages()
     if isinstance(one, Readable) and isinstance(one.raw, str) and one.reads_as is not None and "\\u" not in one.raw
 ]
-"""What can be read and written again. NUL and surrogates, which are written as escapes, cannot be stored everywhere."""
+"""Messages that can be read and written again, without escapes: not every store can hold NUL or surrogates."""
 WITHOUT_QUEUE = [one for one in wire_messages() if isinstance(one, Readable) and one.refused_at == "$.queue"]
-"""Rows whose messages name no queue."""
+"""Rows without a valid `queue`."""
 
 
 def test_every_golden_message_is_delivered_as_it_reads(
@@ -37,9 +37,9 @@ def test_every_golden_message_is_delivered_as_it_reads(
         expected: dict[str, Any] = dict(one.reads_as or {})
         found = to_wire(delivery.payload)
         for wire in (expected, found):
-            del wire["queue"]  # some wires do not carry it, and tell where the message was found
+            del wire["queue"]  # some wires do not carry it; the delivery has the queue of the row
         if "task_id" not in expected:
-            found.pop("task_id", None)  # some give an id to what has none
+            found.pop("task_id", None)  # some wires give an id to each message
         assert equal(found, expected), one.name
         assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
 
@@ -73,7 +73,7 @@ def test_the_golden_corpus_runs_through_the_consumer(kit: Kit, transport: Checke
     consumer = Consumer(transport, tasks, [queue])
     kit.drain(consumer, timeout=30)
     assert len(ran) == len(chosen)
-    for one in chosen:  # in whatever order: what was given back unstarted may come last
+    for one in chosen:  # in any order: a released message may be run last
         wanted: dict[str, Any] = one.reads_as or {}
         same = [
             n

@@ -1,4 +1,4 @@
-"""The harness itself: it opens fresh transports, closes them, and its hooks do what the other tests rely on."""
+"""The harness: it opens and closes transports, and its hooks work as the other tests expect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leases: what is held comes back when its lease ends, and not while it is renewed; each delivery counts."""
+"""Leases: a claimed message is redelivered when its lease ends, not while it is renewed; each delivery counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unstract_core import Settlement, Verdict
 
 
 def lease_of(kit: Kit) -> float:
-    """Return a lease (seconds) that a busy machine renews in time; one without leases need not be waited for."""
+    """Return a lease in seconds that a busy machine can renew in time; shorter for a transport without leases."""
     return 5.0 if kit.capabilities.fencing else 1.0
 
 

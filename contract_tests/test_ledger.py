@@ -1,8 +1,7 @@
-"""What every transport must keep to, whatever it claims: a ledger of what may come, and of what must.
+"""Delivery guarantees of every transport: at least once, and exactly once if no claim was lost.
 
-Two workers receive, settle, crash and lose what they hold, in any order. Where nothing was lost to its holder, each
-message ends once. Where something was, it may come again, as the design allows; but what nobody has ended is always
-there in the end, and so is every follow-up of a settlement that was told to have taken effect.
+Two workers receive, settle, crash and lose their claims, in any order. A message whose claim was lost may be delivered
+again. At the end, every unsettled message is still there, and so is the follow-up of every effective settlement.
 """
 
 from __future__ import annotations
@@ -29,18 +28,19 @@ WORKERS = st.integers(0, 1)
 
 @attrs.define
 class Entry:
-    """A message and its deliveries, expected and counted.
-
-    `doubtful` is what may come again although it was ended, or be there twice.
-    """
+    """The expected and counted deliveries of a message."""
 
     deliveries: int = 0
     expected: int = 1
     ended: bool = False
+    """Whether a settlement acknowledged or dead-lettered it."""
     doubtful: bool = False
+    """Whether it may be delivered again although it has ended, because a claim was lost."""
 
 
 class DeliveryMachine(RuleBasedStateMachine):
+    """Two workers on one queue, and the deliveries that may and must follow."""
+
     def __init__(self, kit: Kit) -> None:
         super().__init__()
         self.kit = kit
@@ -86,13 +86,13 @@ class DeliveryMachine(RuleBasedStateMachine):
         entry = self.entries[first(delivery)]
         entry.deliveries += 1
         if not entry.doubtful:
-            assert not entry.ended, f"{first(delivery)} was ended, and has come again"
-            assert entry.deliveries <= entry.expected, f"{first(delivery)} has come to two holders"
+            assert not entry.ended, f"message {first(delivery)} was settled, and was delivered again"
+            assert entry.deliveries <= entry.expected, f"message {first(delivery)} was delivered to two holders"
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), verdict=st.sampled_from(Verdict), follows=st.booleans())
     def settle(self, data: st.DataObject, verdict: Verdict, follows: bool) -> None:
-        place = data.draw(st.integers(0, len(self.held) - 1), label="of what is held, number")
+        place = data.draw(st.integers(0, len(self.held) - 1), label="index of the claimed message")
         worker, delivery = self.held.pop(place)
         entry = self.entries[first(delivery)]
         number = self.new() if follows else None
@@ -100,7 +100,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         settlement = Settlement(delivery, verdict, follow_up=follow_up, reason="r")
         (took_effect,) = self.retried_after_cut(worker, lambda: self.workers[worker].settle([settlement]))
         if not took_effect:
-            assert entry.doubtful, f"{first(delivery)} was its holder's, and could not be settled"
+            assert entry.doubtful, f"message {first(delivery)} could not be settled by its holder"
             if number is not None:
                 self.entries[number] = Entry(expected=0, ended=True, doubtful=not self.kit.capabilities.atomic_settle)
         elif verdict is Verdict.RETRY:
@@ -110,7 +110,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     @rule(worker=WORKERS)
     def crash(self, worker: int) -> None:
-        """A worker leaves without a word: what it held may be had again."""
+        """A worker closes its subscription without settling: its messages may be delivered again."""
         self.workers[worker].close()
         self.abandon(worker)
         self.cut.discard(worker)
@@ -118,14 +118,14 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     @rule()
     def expire(self) -> None:
-        """Every lease ends, or whatever else a claim ends with; the holders still believe in theirs."""
+        """Every claim ends, by its lease or otherwise, without notice to the holders."""
         self.kit.expire(self.transport, self.queue)
         self.cut = set() if self.kit.capabilities.fencing else {0, 1}
         for _, delivery in self.held:
             self.entries[first(delivery)].doubtful = True
 
     def retried_after_cut(self, worker: int, call: Callable[[], Sequence[T]]) -> Sequence[T]:
-        """Call; a worker whose claims ended with its connection may be told of the outage first."""
+        """Call; repeat the call if the worker's connection was cut and the first call raised the outage."""
         try:
             return call()
         except TransportError:
@@ -141,7 +141,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.held = [one for one in self.held if one[0] != worker]
 
     def check_nothing_is_lost(self) -> None:
-        """Everything that nobody has ended is there, once more than what is held by nobody can explain is not."""
+        """Check that every unsettled message is still there, and that no other message is."""
         for worker in self.workers:
             worker.close()
         self.abandon(0)
@@ -157,6 +157,6 @@ def test_no_message_is_lost_or_repeated_without_cause(kit: Kit) -> None:
     """Messages arrive at least once, and exactly once if no claim was lost; effective follow-ups arrive."""
     count = 20 if kit.moment == 0 else 6
     run_state_machine_as_test(
-        lambda: DeliveryMachine(kit),  # type: ignore[arg-type]  # whatever makes a machine will do
+        lambda: DeliveryMachine(kit),  # type: ignore[arg-type]  # a function that returns a machine is accepted
         settings=examples(count, stateful_step_count=15),
     )

@@ -1,7 +1,7 @@
-"""One model for every transport with a fence: two workers, every settlement, renewals, crashes and expiring leases.
+"""A model for transports with fencing: two workers, all settlements, renewals, crashes and expiring leases.
 
-The model says exactly what must come out, because leases, attempts and counts are all to be seen. For transports that
-cannot show as much, test_ledger.py says what is allowed.
+The model predicts each delivery exactly, because leases, attempts and counts are observable. test_ledger.py checks the
+weaker guarantees of other transports.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from contract_tests.requires import requires
 from unstract_core import Delivery, Reply, Settlement, Verdict
 
 FOUND_WITHIN = 5.0
-"""Seconds within which a worker that waits finds a lease that has ended."""
+"""Seconds within which a waiting worker receives a message whose lease has ended."""
 WORKERS = st.integers(0, 1)
 VERDICTS = st.sampled_from(Verdict)
 
 
 @attrs.define
 class ModelMessage:
-    """What the model knows of a message; `number` is its argument and tells it apart."""
+    """The state of a message in the model. `number` is its argument and identifies it."""
 
     number: int
     priority: int
@@ -45,7 +45,7 @@ class ModelMessage:
     place: int = 0
 
     def is_held_by(self, worker: int, delivery: Delivery) -> bool:
-        """Whether this attempt is the latest, and the worker's: a lapsed one too, and one that was given back to it."""
+        """Return whether this attempt is the latest one and belongs to the worker, even if its lease has expired."""
         latest = self.attempt == delivery.attempt and self.holders.get(delivery.attempt) == worker
         return latest and self.state != "gone"
 
@@ -55,7 +55,7 @@ class ModelMessage:
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Drives one queue of a transport, and a model of what may come out of it."""
+    """Drives one queue of a transport beside a model of its messages."""
 
     def __init__(self, kit: Kit) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @initialize(priorities=st.lists(st.integers(1, 10), max_size=6), held=st.integers(0, 6))
     def open(self, priorities: list[int], held: int) -> None:
-        """Two workers, and something to begin with, of which the first may hold a part."""
+        """Start with two workers and some messages, of which the first worker claims a part."""
         self.workers = [self.transport.subscribe([self.queue], lease=600) for _ in range(2)]
         self.send(priorities, delayed=False)
         self.receive(0, held)
@@ -120,7 +120,7 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.deliveries)
     @rule(data=st.data(), other=st.booleans())
     def settle(self, data: st.DataObject, other: bool) -> None:
-        """Settle a batch of what a worker has or believes to have: the one that received last, or the other."""
+        """Settle a batch of a worker's deliveries, lost ones included: of the last receiver, or of the other."""
         latest = self.deliveries[-1][0]
         worker = 1 - latest if other and self.deliveries_of(1 - latest) else latest
         mine = self.deliveries_of(worker)[-8:]
@@ -150,9 +150,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.refused += [one.delivery for one, valid in zip(batch, expected, strict=True) if not valid]
 
     def deliveries_of(self, worker: int) -> list[tuple[Delivery, ModelMessage]]:
-        """Return what a worker has received; not what it was told to have lost, and could have again.
+        """Return the worker's deliveries, without those that were refused once and would be valid again.
 
-        It can when the next holder gave the attempt back uncounted. A transport may remember that it said no.
+        A refused delivery is valid again after the next holder released the same attempt uncounted. A transport may
+        still refuse it.
         """
         mine = [(delivery, one) for owner, delivery, one in self.deliveries if owner == worker]
         return [
@@ -238,6 +239,6 @@ class QueueMachine(RuleBasedStateMachine):
 def test_two_workers_never_lose_or_double_a_message(kit: Kit) -> None:
     """After any sequence of sends, settlements, crashes and expiries, messages are as the model predicts."""
     run_state_machine_as_test(
-        lambda: QueueMachine(kit),  # type: ignore[arg-type]  # whatever makes a machine will do
+        lambda: QueueMachine(kit),  # type: ignore[arg-type]  # a function that returns a machine is accepted
         settings=examples(50, stateful_step_count=25),
     )

@@ -1,4 +1,4 @@
-"""In which order messages come: first in, first out; by priority where it is claimed; in each queue or across all."""
+"""Order: first in, first out; by priority if claimed, in each queue or across queues."""
 
 from __future__ import annotations
 

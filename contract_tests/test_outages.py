@@ -1,4 +1,4 @@
-"""A connection that is cut: the transport connects again by itself, and what was accepted is not lost."""
+"""Outages: after a cut the transport reconnects by itself, and accepted messages are not lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `reply` promises: the first answer wins, is waited for, can be consumed, and ends."""
+"""Replies: the first one wins; callers can wait for it and consume it; it expires."""
 
 from __future__ import annotations
 

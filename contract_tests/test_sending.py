@@ -1,4 +1,4 @@
-"""What `send` promises: one id each, in order, all or nothing, and only what can be honoured."""
+"""`send`: one id per message, in order, all or nothing; invalid messages are refused."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_any_valid_name_can_be_a_queue(kit: Kit, names: list[str]) -> None:
 
 
 def _sent(transport: CheckedTransport, queue: str) -> bool:
-    """Send to a queue of this name; False where none can have it."""
+    """Send to a queue with this name; return False if the name is refused."""
     try:
         transport.send([message("t", queue, queue)])
     except PayloadError:

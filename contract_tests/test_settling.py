@@ -1,4 +1,4 @@
-"""What `settle` promises: every verdict, with every combination of follow-up and reply; all of it, or nothing."""
+"""`settle`: every verdict with every combination of follow-up and reply takes full effect, or none."""
 
 from __future__ import annotations
 
@@ -103,9 +103,9 @@ def test_a_retry_with_delay_waits(kit: Kit, transport: CheckedTransport, queue: 
 
 
 BROKEN: dict[str, Callable[[str], Message]] = {
-    "a value that is none of JSON's": lambda queue: message("f", queue, object()),
-    "a name that is empty": lambda queue: message("", queue),
-    "a priority that nobody honours": lambda queue: message("f", queue, priority=99),
+    "a value that is not JSON": lambda queue: message("f", queue, object()),
+    "an empty name": lambda queue: message("", queue),
+    "an invalid priority": lambda queue: message("f", queue, priority=99),
     "an organisation with NUL": lambda queue: message("f", queue, org_id="a\0b"),
 }
 

@@ -1,4 +1,4 @@
-"""Two transports on what is stored in one place: as two processes are, or as one that was started again."""
+"""Two transports that share one store, like two processes, or like one process after a restart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unstract_core import Reply, Settlement, Verdict
 
 @contextlib.contextmanager
 def two(kit: Kit) -> Iterator[tuple[CheckedTransport, CheckedTransport]]:
-    """Open two transports; skip where the harness says that each has messages of its own."""
+    """Open two transports; skip the test if each has messages of its own."""
     if not kit.harness.shared:
         skip_not_claimed("each transport of this harness has messages of its own")
     with kit.open() as one, kit.open() as other:

@@ -1,4 +1,4 @@
-"""`send` and `reply` are for any number of threads at once; each subscription is for the thread that owns it."""
+"""Threads: `send` and `reply` are thread-safe; each subscription belongs to one thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sending within the caller's own transaction: the message commits and vanishes with it."""
+"""Transactions: a message sent within the caller's transaction is committed or rolled back with it."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_only_committed_transactions_send(kit: Kit) -> None:
 
 
 def begun(connection: Any) -> Any:
-    """Return a cursor in an open transaction: where the driver begins one by itself, at the first statement."""
+    """Return a cursor in an open transaction. Some drivers begin it with the first statement."""
     cursor = connection.cursor()
     cursor.execute("SELECT 1")
     cursor.fetchall()

@@ -1,4 +1,4 @@
-"""Waiting and waking: a message wakes whoever waits for it, `wake` ends a wait, time ends it too."""
+"""Waiting: a new message, `wake` or the end of the time ends a waiting `receive`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unstract_core import Settlement, Verdict
 
 
 def after_delay(call: Callable[[], object]) -> Callable[[float], object]:
-    """Make a call in a moment, on a thread of its own."""
+    """Call a function after 0.2 s, on its own thread."""
 
     def later() -> object:
         time.sleep(0.2)
@@ -46,7 +46,9 @@ def test_a_retried_message_wakes_a_waiting_receive(
     transport.send([message("t", queue)])
     holder, other = subscribe(queue), subscribe(queue)
     delivery = kit.take_one(holder)
-    assert not other.receive(limit=1, wait=0)  # a broker may send what comes back to whoever asked last: not the holder
+    assert not other.receive(
+        limit=1, wait=0
+    )  # a broker may redeliver to the last receiver: that must not be the holder
     waiting = start(lambda: other.receive(limit=1, wait=LONG))
     time.sleep(0.2)
     with timed() as elapsed:

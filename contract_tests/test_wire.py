@@ -1,4 +1,4 @@
-"""What is sent is what arrives: the wire's round trip, its normal form, and what is refused or cannot be read."""
+"""The wire: payloads arrive unchanged; invalid ones are refused, and unreadable ones delivered with a problem."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from unstract_core import Dispatcher, Message, PayloadError, Settlement, TaskPay
 
 
 def normal(sent: TaskPayload, arrived: TaskPayload | None, id: str) -> dict[str, Any]:
-    """Return what must arrive: what was sent, but for an id where it had none and the transport gave it one.
+    """Return the expected wire form of a payload.
 
-    On some wires every task has an id: that is the one which `send` returned, or the reply's key.
+    On some wires every task has an id. Then a payload without id gets the one that `send` returned, or its reply key.
     """
     given = sent.task_id or (arrived.task_id if arrived is not None else None)
     assert sent.task_id or given in (None, id, sent.reply_key)
@@ -73,7 +73,7 @@ def test_every_json_value_arrives_with_its_type(kit: Kit) -> None:
 
 
 def exact(value: Any) -> Any:
-    """Return a value as text that tells 1 from 1.0 and from True, whatever the order of the keys."""
+    """Return a value as text in which 1, 1.0 and True differ, independent of the order of keys."""
     return json.dumps(value, sort_keys=True)
 
 
@@ -128,7 +128,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "fairness odd": {"fairness": {"org_id": 7, "workload_type": "batch", "pipeline_priority": "high"}},
     "callback kwargs null": {"on_error": {"task_name": "failed", "queue": "callbacks", "kwargs": None}},
 }
-"""What rows hold that others have written, each in place of what this package writes."""
+"""Values that other programs have written into rows, instead of the values that this package writes."""
 
 
 def test_rows_with_null_or_missing_members_are_read(
@@ -218,7 +218,7 @@ def test_an_oversized_string_is_refused_with_its_path(kit: Kit, transport: Check
     assert not kit.remaining(transport, queue)
 
 
-@pytest.mark.parametrize("how", ["lost", "given back", "retried"])
+@pytest.mark.parametrize("how", ["lost", "released", "retried"])
 def test_redelivery_keeps_organisation_and_priority(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, how: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""A consumer at work over the transport: long tasks, shutdown, drains that end in their time, many workers at once."""
+"""A consumer over the transport: long tasks, shutdown, drain timeouts, and many workers."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_drain_settles_the_running_task_after_timeout(kit: Kit, transport: Check
 
 @attrs.frozen
 class Woken:
-    """A transport whose subscriptions have been woken before they were used."""
+    """A transport whose new subscriptions have already been woken."""
 
     transport: CheckedTransport
 

@@ -1,9 +1,9 @@
-"""Time limits: whatever a transport does, each test of it has an end.
+"""Time limits: each test ends, also if the transport hangs.
 
-The limit reaches the main thread as a signal, because a thread that hangs in a lock or in a system call sees nothing
-else. What is raised there is no Exception, so that neither a transport nor hypothesis (which would run the example
-again, to shrink it) can catch it and go on. pytest-timeout raises what hypothesis catches. Who catches that too, time
-after time, leaves nothing but to end the whole run.
+The limit reaches the main thread as a signal, which also interrupts a thread that waits for a lock or in a system call.
+The signal handler raises a BaseException. A transport, or hypothesis when it shrinks an example, would catch an
+Exception and continue; pytest-timeout raises one. If the transport catches the BaseException again and again, the
+whole run is aborted.
 """
 
 from __future__ import annotations
@@ -25,19 +25,27 @@ T = TypeVar("T")
 _SIGNAL = signal.SIGUSR2
 _SIGNAL_INTERVAL = 5.0
 _MAX_SIGNALS = 8
-"""How often a test is told to end before the run is ended."""
+"""How many times a test is interrupted before the run is aborted."""
 
 report_abort: Callable[[str], object] = print
-"""How it is told that the run is ended."""
+"""Prints the reason before the run is aborted."""
 
 
 class TimeLimit(BaseException):
-    """A test, or the opening or closing of a transport, has not ended in its time."""
+    """A test, or the opening or closing of a transport, exceeded its time limit."""
 
 
 @contextlib.contextmanager
 def limited(seconds: float, doing: Callable[[], str]) -> Iterator[None]:
-    """Raise TimeLimit in the main thread when the block takes longer; `doing` says what hangs. Elsewhere: no limit."""
+    """Limit the time of a block in the main thread; other threads have no limit.
+
+    Args:
+        seconds: The time limit.
+        doing: Returns the running calls, for the error text. It is called when the limit is exceeded.
+
+    Raises:
+        TimeLimit: The block took longer.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -46,7 +54,7 @@ def limited(seconds: float, doing: Callable[[], str]) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if not over.is_set() and _interruptible(frame):
-            raise TimeLimit(f"no end after {time.monotonic() - started:.3g} s{doing()}")
+            raise TimeLimit(f"not finished after {time.monotonic() - started:.3g} s{doing()}")
 
     def watch() -> None:
         wait = seconds
@@ -56,7 +64,10 @@ def limited(seconds: float, doing: Callable[[], str]) -> Iterator[None]:
             signal.pthread_kill(main, _SIGNAL)
             wait = min(_SIGNAL_INTERVAL, seconds)
         if not over.wait(wait):
-            report_abort(f"no end after {time.monotonic() - started:.3g} s{doing()}; it cannot be ended, so the run is")
+            report_abort(
+                f"not finished after {time.monotonic() - started:.3g} s{doing()};"
+                " the call cannot be interrupted, so the run is aborted"
+            )
             os._exit(1)
 
     main = threading.get_ident()
@@ -73,7 +84,7 @@ def limited(seconds: float, doing: Callable[[], str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_failure() -> Iterator[None]:
-    """Make a TimeLimit a failure like any other: for what else a fixture raises, pytest leaves the others unended."""
+    """Turn a TimeLimit into a test failure. After other BaseExceptions in a fixture, pytest skips further teardown."""
     try:
         yield
     except TimeLimit as exc:
@@ -81,10 +92,16 @@ def as_failure() -> Iterator[None]:
 
 
 def together(*calls: Callable[[], T], limit: float = 45.0) -> list[T]:
-    """Run calls at once, each on a thread of its own; return what they return, or raise what the first of them raised.
+    """Run calls concurrently, each on its own daemon thread, and return their results.
 
-    None begins before all of their threads run. The threads are daemons: one that hangs keeps neither the test nor the
-    interpreter from ending.
+    The calls start when all threads run. A call that hangs keeps neither the test nor the interpreter alive.
+
+    Args:
+        calls: The functions to call.
+        limit: Time limit of each call, in seconds. The test fails if a call takes longer.
+
+    Raises:
+        BaseException: The error of the first call that raised one.
     """
     ready = threading.Barrier(len(calls))
 
@@ -97,14 +114,19 @@ def together(*calls: Callable[[], T], limit: float = 45.0) -> list[T]:
 
 
 def start(call: Callable[[], T]) -> Callable[[float], T]:
-    """Run a call on a daemon thread; return what waits for its end, so many seconds at most, and gives its outcome."""
+    """Start a call on a daemon thread.
+
+    Returns:
+        A function that waits for the call, at most the given number of seconds, and returns its result or raises its
+        error.
+    """
     outcome: list[Any] = []
     error: list[BaseException] = []
 
     def run() -> None:
         try:
             outcome.append(call())
-        except BaseException as exc:  # handed to the thread that waits
+        except BaseException as exc:  # raised again in the waiting thread
             error.append(exc)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -113,7 +135,7 @@ def start(call: Callable[[], T]) -> Callable[[float], T]:
     def result(limit: float) -> T:
         thread.join(limit)
         if thread.is_alive():
-            pytest.fail(f"a thread of this test has not ended within {limit:g} s")
+            pytest.fail(f"a thread of this test did not finish within {limit:g} s")
         if error:
             raise error[0]
         return outcome[0]  # type: ignore[no-any-return]
@@ -122,7 +144,7 @@ def start(call: Callable[[], T]) -> Callable[[float], T]:
 
 
 def _interruptible(frame: FrameType | None) -> bool:
-    """Whether a test or a fixture is running, and not pytest itself: there, what is raised would end the session."""
+    """Whether a test or fixture is running. An error raised in pytest itself would end the session."""
     return any(name.startswith("contract_tests.") for name in _modules(frame))
 
 

@@ -128,7 +128,7 @@ class ForgetsAnAcknowledgement(MemorySubscription):
         return [True if ack else next(answers) for ack in acks]
 
 
-@fault("test_closing_a_subscription_returns_its_messages_to_others", "a message that must be there was not received")
+@fault("test_closing_a_subscription_returns_its_messages_to_others", "an expected message was not received")
 class LosesWhatItsHolderLeft(MemorySubscription):
     """What is held by a subscription that is closed is gone."""
 

@@ -72,7 +72,7 @@ class RenewsALostLease(MemorySubscription):
         return [True] * len(deliveries)
 
 
-@fault("test_a_late_renewal_extends_no_other_lease", "a late renewal has lengthened its heir's lease")
+@fault("test_a_late_renewal_extends_no_other_lease", "a late renewal has extended the new holder's lease")
 class LengthensALostLease(MemorySubscription):
     """A late renewal answers False, and lengthens the lease of whoever has the message now."""
 

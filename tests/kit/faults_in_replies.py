@@ -49,7 +49,7 @@ class KeepsAReplyForEver(Rewrites):
         return attrs.evolve(reply, ttl=1e9)
 
 
-@fault("test_a_burial_may_write_a_reply", "a reply that must be there was not found")
+@fault("test_a_burial_may_write_a_reply", "an expected reply was not found")
 class AnswersNoBurial(MemorySubscription):
     """The reply of a burial is not written."""
 

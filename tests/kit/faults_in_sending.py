@@ -112,7 +112,7 @@ class DeliversADelayedMessageAtOnce(Composed):
         return super().send([attrs.evolve(one, delay=0.0) for one in messages], within=within)
 
 
-@fault("test_a_delay_blocks_no_other_message", "a message that must be there was not received")
+@fault("test_a_delay_blocks_no_other_message", "an expected message was not received")
 class WaitsBehindADelay(Store):
     """A delayed message holds up every one that was sent after it."""
 

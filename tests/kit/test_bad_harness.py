@@ -23,15 +23,17 @@ def given(*arguments: str, told: str = "", only: str = "", limit: str = "30") ->
 
 
 FACTORIES = {
-    "raises": Case(code="def Bad(): raise ValueError('no tables')", told="could not be made: ValueError: no tables"),
+    "raises": Case(
+        code="def Bad(): raise ValueError('no tables')", told="the factory of the harness raised ValueError: no tables"
+    ),
     "exits": Case(code="def Bad(): raise SystemExit(7)", told="could not be loaded: SystemExit: 7"),
-    "gives a transport": Case(code="Bad = MemoryTransport", told="is it a transport? a harness goes with it"),
-    "gives nothing": Case(code="def Bad(): return None", told="gave a NoneType, which is no harness: it has no name"),
-    "is a number": Case(code="Bad = 7", told="names a int, which is no harness and makes none"),
-    "has no name": Case(code="def Bad(): return ComposedHarness('')", told="is a non-empty string, not ''"),
+    "gives a transport": Case(code="Bad = MemoryTransport", told="looks like a transport: name its harness"),
+    "gives nothing": Case(code="def Bad(): return None", told="returned a NoneType, not a harness: it has no name"),
+    "is a number": Case(code="Bad = 7", told="is a int, not a harness"),
+    "has no name": Case(code="def Bad(): return ComposedHarness('')", told="must be a non-empty string, not ''"),
     "claims a dict": Case(
         code="Bad = ComposedHarness('bad'); Bad.capabilities = {'delay': True}",
-        told="the capabilities of a harness are a Capabilities, not a dict",
+        told="`capabilities` of a harness must be a Capabilities, not a dict",
     ),
     "claims what raises": Case(
         code="class Bad(Bad):\n    def __init__(self): pass\n    name = property(lambda self: 1 / 0)",
@@ -48,14 +50,14 @@ USES = {
     "a missing module": given("--transport=no_such_module:harness", told="no_such_module"),
     "a missing factory": given("--transport=bad_harness:Nobody", told="has no 'Nobody'"),
     "half a name": given("--transport=bad_harness:", told="is not of the form module:name"),
-    "an unknown name": given("--transport=oracle", told="is installed for 'oracle' (there are: "),
-    "an unknown scheme": given("--transport=oracle://u:hush-hush@h/db", told="for 'oracle' (there are: "),
+    "an unknown name": given("--transport=oracle", told="is installed for 'oracle' (installed: "),
+    "an unknown scheme": given("--transport=oracle://u:hush-hush@h/db", told="for 'oracle' (installed: "),
     "an empty name": given("--transport=", told="no harness is installed for ''"),
     "two of a name": given("--transport=memory", "--transport=memory", told="two harnesses are named memory"),
     "an unknown profile": given("--transport=memory", "--kit-profile=weekly", told="invalid choice: 'weekly'"),
     "a limit in words": given("--transport=memory", limit="soon", told="--kit-time-limit: a time limit is a number"),
-    "a negative limit": given("--transport=memory", limit="-1", told="more than 0, and not '-1'"),
-    "no limit": given("--transport=memory", limit="inf", told="more than 0, and not 'inf'"),
+    "a negative limit": given("--transport=memory", limit="-1", told="above 0, not '-1'"),
+    "no limit": given("--transport=memory", limit="inf", told="above 0, not 'inf'"),
 }
 
 
@@ -120,8 +122,8 @@ HANGS = {
     "close of a subscription": hanging("MemorySubscription", "close", "bad is in close() of a subscription"),
     "inside hypothesis": hanging("MemorySubscription", "receive", "bad is in receive(", only="test_ordering"),
     "on a consumer's thread": hanging("MemorySubscription", "settle", "bad is in settle() of 1", only="test_working"),
-    "__enter__": hook("__enter__ = hang", "of __enter__(), by the harness of bad", "1"),
-    "__exit__": hook("__exit__ = hang", "of __exit__(), by the harness of bad", "1"),
+    "__enter__": hook("__enter__ = hang", "in __enter__() of the harness 'bad'", "1"),
+    "__exit__": hook("__exit__ = hang", "in __exit__() of the harness 'bad'", "1"),
     "transport": hook("transport = hang", "bad is in the harness's transport()", "1"),
     "expire": hook("expire = hang", "bad is in the harness's expire()", "1"),
     "clean": hook("clean = hang", "bad is in the harness's clean()", "1"),
@@ -175,7 +177,7 @@ OTHERS = {
                         pass
             Bad.transport_type = planted(MemorySubscription, "receive", deaf)
         """,
-        told="it cannot be ended, so the run is",
+        told="the call cannot be interrupted, so the run is aborted",
         only="test_receive_returns_at_most or test_receive_with_limit",
     ),
 }
@@ -221,7 +223,7 @@ def test_pytest_without_the_plugin_is_a_usage_error(tmp_path: Path) -> None:
 
 def test_a_selection_says_nothing_about_conformance(runs: Runs) -> None:
     """A few green tests are no verdict."""
-    assert "memory: nothing is said about conformance" in runs["other: a selection"].text
+    assert "memory: no verdict on conformance" in runs["other: a selection"].text
     assert runs["other: a selection"].code == 0
 
 
@@ -246,7 +248,7 @@ def test_what_hangs_is_ended_and_named(runs: Runs, name: str) -> None:
     """Each hanging test fails after its limit, saying in which call; after three of them the rest is not run."""
     ended = runs[f"hang: {name}"]
     assert (ended.code, HANGS[name].told in ended.text) == (1, True), ended.text[-3000:]
-    assert "no end after " in ended.text
+    assert "not finished after " in ended.text
     assert "bad: NOT conformant" in ended.text
     assert ended.seconds < SLOWEST
     assert ended.reported >= 3
@@ -264,12 +266,14 @@ def test_what_cannot_be_ended_ends_the_run(runs: Runs) -> None:
 def test_a_method_that_returns_a_wrong_type_is_named(runs: Runs, name: str) -> None:
     """The failure has the transport, the call, what it returned, and what the protocol says."""
     text = runs["other: wrong types"].text
-    assert re.search(rf"\b{name}: (dead\.)?{name}\(.*\).* returned .*, where the protocol says ", text), text[-3000:]
+    assert re.search(rf"\b{name}: (dead\.)?{name}\(.*\).* returned .*, where the protocol requires ", text), text[
+        -3000:
+    ]
 
 
 @pytest.mark.parametrize("name", RAISES)
 def test_a_method_that_raises_a_foreign_error_is_named(runs: Runs, name: str) -> None:
     """The failure has the transport, the call, the driver's error, and the remedy."""
     text = runs["other: foreign errors"].text
-    told = rf"\b{name}: (dead\.)?{name}\(.*\).* raised OperationalError: .*; what a transport lets out is an error of "
+    told = rf"\b{name}: (dead\.)?{name}\(.*\).* raised OperationalError: .*; raise an error of "
     assert re.search(told, text), text[-3000:]

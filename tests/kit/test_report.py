@@ -34,7 +34,7 @@ def test_a_whole_run_gets_its_verdict() -> None:
 )
 def test_a_part_of_a_run_gets_none(part: Tally) -> None:
     """Whatever was left out: a test, one case of a test, or what came after an interruption."""
-    assert verdict(part, WHOLE).startswith("nothing is said about conformance")
+    assert verdict(part, WHOLE).startswith("no verdict on conformance")
 
 
 def test_one_failure_is_told_before_anything_else() -> None:
@@ -53,4 +53,4 @@ def test_a_run_in_which_every_test_was_skipped_is_no_success(tmp_path: Path) -> 
     ended = run_case(Case(code=code, arguments=("--transport", "bad_harness:Away")), tmp_path / "run")
     assert ended.code == 1, sys.stderr.write(ended.text)
     assert "no server" in ended.text
-    assert "nothing is said about conformance" in ended.text
+    assert "no verdict on conformance" in ended.text

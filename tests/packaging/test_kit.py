@@ -59,7 +59,7 @@ def test_the_kit_runs_under_pytest_by_the_name_of_its_package(author: Environmen
     ended = author.run("python", "-I", *PYTEST, "--transport", "memory", "-k", "test_wake", "-v")
     assert ended.returncode == 0, ended.stdout[-3000:]
     assert "test_waking.py::test_wake_ends_a_wait[memory-1] PASSED" in ended.stdout
-    assert "memory: nothing is said about conformance" in ended.stdout
+    assert "memory: no verdict on conformance" in ended.stdout
 
 
 @pytest.mark.parametrize("command", [KIT, PYTEST], ids=["python -m contract_tests", "pytest"])
