@@ -1,11 +1,11 @@
-"""`python -m chaos`: faults without pause, a ledger at the end, and exit code 0 only where it holds.
+"""`python -m chaos` injects faults without pause, and exits with 0 only if the ledger holds.
 
-    python -m chaos                          every fault once, over PostgreSQL and then over RabbitMQ
-    python -m chaos --seed N                 the same schedule again
-    python -m chaos --transport amqp         over one of them alone
-    python -m chaos --soak                   round after round, for half an hour (or --seconds)
+    python -m chaos                          every fault once, over PostgreSQL and then over RabbitMQ.
+    python -m chaos --seed N                 the same schedule again.
+    python -m chaos --transport amqp         over one transport only.
+    python -m chaos --soak                   round after round, for half an hour (or --seconds).
 
-Both servers are private ones, started here and gone afterwards. docs/chaos.md says what is done and counted.
+Both servers are private: the run starts them and removes them afterwards. See docs/chaos.md.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ def say(text: str = "") -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, print, and return the exit code: 0 where every ledger holds, 1 where one does not, 2 where none can be."""
+    """Run, print the result, and return the exit code.
+
+    Returns:
+        0 if every ledger holds, 1 if one does not, 2 if a required server is not installed.
+    """
     options = _options(arguments)
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     say(f"seed {seed}")
@@ -63,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _over(transport: TransportName, seed: int, seconds: float, options: argparse.Namespace) -> bool:
     planned = schedule(seed, transport, seconds=seconds, only=options.only)
     if not planned:
-        say(f"{transport}: none of these faults is for it")
+        say(f"{transport}: none of these faults applies to it")
         return True
     say(f"\n{transport}: {len(planned)} faults")
     for number, one in enumerate(planned, 1):
@@ -86,15 +90,15 @@ def _over(transport: TransportName, seed: int, seconds: float, options: argparse
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m chaos", description="Faults without pause, and a ledger.")
-    parser.add_argument("--seed", type=int, help="of the schedule; a random one unless given, and printed")
-    parser.add_argument("--seconds", type=float, help="of faults in whole rounds; one round unless given")
-    parser.add_argument("--transport", choices=[*_TRANSPORTS, "both"], default="both")
-    parser.add_argument(
-        "--soak", action="store_true", help=f"round after round, for {SOAK:g} s unless --seconds is given"
+    parser = argparse.ArgumentParser(
+        prog="python -m chaos", description="Inject faults without pause, and account for every dispatch."
     )
-    parser.add_argument("--only", type=_kinds, default=(), help="these kinds of faults alone, with commas")
-    parser.add_argument("--keep", action="store_true", help="keep the journals and logs also where the ledger holds")
+    parser.add_argument("--seed", type=int, help="seed of the schedule (default: random; it is printed)")
+    parser.add_argument("--seconds", type=float, help="seconds of faults, in whole rounds (default: one round)")
+    parser.add_argument("--transport", choices=[*_TRANSPORTS, "both"], default="both")
+    parser.add_argument("--soak", action="store_true", help=f"round after round, for {SOAK:g} s or --seconds")
+    parser.add_argument("--only", type=_kinds, default=(), help="only these kinds of faults, separated by commas")
+    parser.add_argument("--keep", action="store_true", help="keep the journals and logs even if the ledger holds")
     parser.add_argument(
         "--plant", choices=list(PLANTED_BUGS), help="plant a bug in the workers, which the ledger must find"
     )
@@ -105,11 +109,11 @@ def _kinds(text: str) -> tuple[str, ...]:
     names, known = tuple(text.split(",")), {kind.name for kind in FAULT_KINDS}
     if unknown := set(names) - known:
         raise argparse.ArgumentTypeError(
-            f"no such fault: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}"
+            f"no such fault: {', '.join(sorted(unknown))}; choose from {', '.join(sorted(known))}"
         )
     return names
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # nothing is left behind
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that everything is cleaned up
     sys.exit(main())

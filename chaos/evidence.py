@@ -1,4 +1,4 @@
-"""What a run has left behind, for the ledger: the faults, the journals, the rows, and what is still in the queues."""
+"""The evidence of a run, for the ledger: faults, journals, rows, and the messages still in the queues."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ from chaos.history import History
 
 @attrs.frozen
 class InjectedFault:
-    """A fault as it happened, `began` and `ended` on the monotonic clock.
+    """A fault that was injected. Times are of the monotonic clock.
 
-    `victims` are the processes that it hit, None for all of them; `touched` the dispatches that it had in its hands.
-    The clock of its recovery starts at `recovers_from`, and stops when all that are `awaited` were called back, and all
-    that are to be called `again`. `excuses` is its kind's.
+    Attributes:
+        number: Its place in the schedule, from 1.
+        name: The name of its kind.
+        began: When it began.
+        ended: When it ended.
+        recovers_from: When its recovery time starts.
+        victims: The processes that it hit; None for all.
+        touched: The dispatches that it may have affected.
+        awaited: The dispatches whose callbacks end the recovery.
+        again: The dispatches that must be called back again before the recovery ends.
+        excuses: Whether a task or callback may run again because of it.
     """
 
     number: int
@@ -36,7 +44,7 @@ class InjectedFault:
 
 @attrs.frozen
 class Rows:
-    """How many rows were committed for each dispatch, as a trigger in the database has counted them."""
+    """The number of committed rows for each dispatch, counted by a trigger in the database."""
 
     sent: Counter[str]
     follow_ups: Counter[str]
@@ -44,7 +52,15 @@ class Rows:
 
 @attrs.frozen
 class Evidence:
-    """`rows` is None over a broker, where there are none; `left` are the messages still in each queue."""
+    """Everything that the ledger examines.
+
+    Attributes:
+        history: The lines of all journals.
+        faults: The injected faults.
+        rows: The committed rows; None over a broker.
+        remaining: The number of messages still in each queue.
+        problems: Problems of the run itself.
+    """
 
     history: History
     faults: Sequence[InjectedFault]

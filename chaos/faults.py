@@ -1,6 +1,6 @@
-"""The faults that hit one process, on either transport; those of the servers are in the files that follow this one.
+"""Faults that hit one process, over either transport. Faults of servers are in postgres_faults and broker_faults.
 
-A fault stops a worker in a phase first (breakpoints.py), so that its unsettled deliveries are known.
+A fault first stops a worker at a phase (breakpoints.py), so that its unsettled deliveries are known.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ LONGER_THAN_A_LEASE = LEASE + 1.0
 
 
 class FaultInjector:
-    """Each method named after a kind of schedule.py does it, and returns when its cause is over."""
+    """Injects faults. Each method is named after a kind of schedule.py and returns when the cause is over."""
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
 
     def inject(self, number: int, planned: PlannedFault) -> InjectedFault:
-        """Do a planned fault. Raises TimeoutError when it could not be done."""
+        """Inject a planned fault.
+
+        Raises:
+            TimeoutError: The fault could not be injected.
+        """
         inject: Callable[[PlannedFault], InjectedFault] = getattr(self, planned.kind.name.replace("-", "_"))
         return attrs.evolve(inject(planned), number=number, name=planned.kind.name, excuses=planned.kind.excuses)
 
@@ -60,7 +64,7 @@ class FaultInjector:
 
     @contextmanager
     def stopped_at(self, process: Process, phase: str) -> Iterator[frozenset[str]]:
-        """Let a process stop at a phase, and yield the dispatches with which it stands there; then let it go on."""
+        """Stop a process at a phase, yield the dispatches that it had there, and then let it continue."""
         before = len(self.processes.history.stopped)
 
         def there() -> frozenset[str]:
@@ -86,12 +90,12 @@ class FaultInjector:
     def ended_for(
         self, began: float, since: float, victims: Sequence[Process], touched: frozenset[str]
     ) -> InjectedFault:
-        """Return a fault that is over now, and that is recovered from `since`."""
+        """Return a fault of some victims that has ended now, and whose recovery time starts at `since`."""
         names = frozenset(victim.name for victim in victims)
         return InjectedFault(0, "", began, time.monotonic(), since, names, touched, touched & self._open())
 
     def ended_for_all(self, began: float) -> InjectedFault:
-        """Return a fault that is over now and has hit everybody."""
+        """Return a fault of all processes that has ended now."""
         now, touched = time.monotonic(), self._open()
         return InjectedFault(0, "", began, now, now, None, touched, touched)
 
@@ -104,7 +108,7 @@ class FaultInjector:
         return frozenset(self.processes.history.claimed_by(process.name))
 
     def _suspended(self, process: Process, seconds: float, until: Callable[[], bool], what: str) -> tuple[float, float]:
-        """Stop a process for so many seconds, and until something has come true; return when, from and to."""
+        """Suspend a process for some seconds and until a condition holds; return when it began and ended."""
         began = time.monotonic()
         self.processes.signal(process, signal.SIGSTOP)
         try:

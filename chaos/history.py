@@ -1,4 +1,4 @@
-"""What the journals say, by dispatch: pure, and fed line by line, so that it serves a run as well as its ledger."""
+"""The lines of the journals by dispatch. It is fed line by line, during a run and for the ledger."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ _SETTLED_OR_RELEASED = ("settled", "released")
 
 
 class History:
-    """`lines` of each dispatch, by time within each process; `processes` are those that were ready."""
+    """Everything that the processes wrote.
+
+    Attributes:
+        lines: The lines of each dispatch, by time within each process.
+        processes: The processes that were ready.
+        stalls: Lines of processes that the machine suspended.
+        stopped: Lines of processes that stopped at a breakpoint.
+    """
 
     def __init__(self, lines: Iterable[Line] = ()) -> None:
         self.lines: dict[str, list[Line]] = defaultdict(list)
@@ -41,7 +48,7 @@ class History:
             self._sent.append((line.at, line.dispatch))
         elif line.event == "stopped":
             self.stopped.append(line)
-            if line.detail == SENT:  # its sender knew that it was accepted, and was killed before it wrote that down
+            if line.detail == SENT:  # it was accepted, but its producer may be killed before it records that
                 self.add(attrs.evolve(line, event="accepted", detail=""))
         elif line.event == "claimed":
             self._claimed[line.process].add(line.dispatch)
@@ -54,20 +61,25 @@ class History:
             self._open.add(line.dispatch)
 
     def of(self, dispatch: str, *events: str) -> list[Line]:
-        """The lines of a dispatch with one of these events, by time."""
+        """Return the lines of a dispatch with one of these events, by time."""
         return sorted((line for line in self.lines.get(dispatch, ()) if line.event in events), key=lambda line: line.at)
 
     def claimed_by(self, process: str) -> set[str]:
-        """What a process has received and not settled, as far as it could write that down."""
+        """Return the dispatches that a process recorded as claimed and not as settled."""
         return set(self._claimed[process])
 
     @property
     def open(self) -> set[str]:
-        """Every dispatch that was accepted, or has arrived, and was not called back yet."""
+        """The dispatches that were accepted or started, and not called back yet."""
         return set(self._open)
 
     def first_callback_after(self, moment: float, sender: str = "") -> float | None:
-        """When the first call came of a dispatch that was sent after a moment, by whoever has this name's beginning."""
+        """Return when the first callback ran of a dispatch that was sent after a moment; None if none did.
+
+        Args:
+            moment: The time of the monotonic clock.
+            sender: The start of the producer's name; "" for any.
+        """
         self._sent.sort()
         first: float | None = None
         for sent, dispatch in self._sent[bisect.bisect_left(self._sent, (moment, "")) :]:

@@ -1,7 +1,7 @@
-"""What each process writes down: one line for each thing that happened, in a file of its own.
+"""Journals: each process records its events, one line each, in its own file.
 
-A line is one write to a file that is opened for appending, so a process that is killed loses nothing that it has
-written. Times are the machine's monotonic clock, which all its processes share.
+Each line is one write to a file opened for appending, so a killed process loses no written line. Times are of the
+machine's monotonic clock, which all processes share.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SUFFIX = ".journal"
 
 @attrs.frozen
 class Line:
-    """What a process did to a dispatch, and when; `dispatch` is "" for what concerns none."""
+    """An event of a process. `dispatch` is "" for an event without dispatch."""
 
     at: float
     process: str
@@ -40,7 +40,7 @@ class Journal:
         self.write_all(event, [dispatch], detail)
 
     def write_all(self, event: str, dispatches: Iterable[str], detail: object = "") -> None:
-        """Write a line for each dispatch, all of them at once."""
+        """Write a line for each dispatch, in one write."""
         with self._lock:
             now = time.monotonic()
             lines = "".join(f"{now:.6f}\t{event}\t{dispatch}\t{detail}\n" for dispatch in dispatches)
@@ -48,14 +48,14 @@ class Journal:
 
 
 class Journals:
-    """Follows the journals of a directory; a line counts once its end is written."""
+    """Reads the journals of a directory as they grow. An unfinished line is left for the next read."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._read: dict[Path, int] = {}
 
     def read_new(self) -> Iterator[Line]:
-        """Yield what was written since this was last asked, journal by journal."""
+        """Yield the lines written since the last call, journal by journal."""
         for path in sorted(self._directory.glob(f"*{SUFFIX}")):
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))

@@ -1,8 +1,9 @@
-"""The ledger: what was accepted against what was called back. Pure.
+"""The ledger: compares accepted dispatches with callbacks. It has no side effects.
 
-Every dispatch that was accepted, or whose fate was unknown and that has arrived, has its terminal callback. Over
-PostgreSQL exactly one follow-up row is committed for it. What ran again, or was called again, has to be explained by a
-fault that excuses it and that stood between the two times; over a broker also what was called twice.
+- Every dispatch that was accepted, or that arrived with an unknown fate, has a final callback.
+- Over PostgreSQL, exactly one follow-up row is committed for it.
+- A task or callback that ran again needs a fault that excuses it, between the two runs. Over a broker this also
+  applies to a duplicate callback.
 """
 
 from __future__ import annotations
@@ -23,14 +24,19 @@ SLOW_MACHINE: Literal["a machine that stood still"] = "a machine that stood stil
 Cause: TypeAlias = InjectedFault | Literal["a machine that stood still"] | None
 
 _GRACE = 1.0
-"""Seconds within which a process has seen that its connection was cut, or the broker what it was sent."""
+"""Seconds within which a process notices a cut connection, and a broker processes a received frame."""
 
 
 @attrs.frozen
 class Anomaly:
-    """One dispatch that was not simply sent, run and called back once; `cause` is the fault that explains it.
+    """A dispatch that was not sent, run and called back exactly once.
 
-    `allowed` where the design says that this may happen, and the cause is known.
+    Attributes:
+        what: The kind of anomaly.
+        dispatch: The id of the dispatch.
+        cause: The fault that explains it; None if there is none.
+        allowed: Whether the design allows it and its cause is known.
+        why: The details, for the report.
     """
 
     what: AnomalyKind
@@ -46,7 +52,17 @@ class Anomaly:
 
 @attrs.frozen
 class Ledger:
-    """Counts, anomalies, and problems. `unknown` are sends whose fate nobody knew, of which `arrived` were accepted."""
+    """The result of a run.
+
+    Attributes:
+        accepted: Dispatches whose send returned.
+        unknown: Dispatches whose send raised an error with an unknown fate, or whose producer was killed.
+        arrived: Those of `unknown` that were received.
+        refused: Dispatches whose send raised an error that says that nothing was sent.
+        called: Dispatches that were called back.
+        anomalies: Dispatches that were lost, doubled or repeated.
+        problems: Other problems, which no fault excuses.
+    """
 
     accepted: int
     unknown: int
@@ -58,11 +74,11 @@ class Ledger:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing was lost or doubled that may not be, and nothing else is wrong."""
+        """Whether something was accepted, every anomaly is allowed, and there are no problems."""
         return self.accepted > 0 and not self.problems and all(anomaly.allowed for anomaly in self.anomalies)
 
     def count(self, what: AnomalyKind, cause: object = None) -> int:
-        """How often something was found; of one `cause` only, if that is given."""
+        """Count the anomalies of a kind; only those with this `cause`, unless it is None."""
         return sum(1 for one in self.anomalies if one.what == what and (cause is None or one.cause == cause))
 
 
@@ -76,7 +92,7 @@ class _Sends:
 
 
 def build_ledger(evidence: Evidence) -> Ledger:
-    """Go through every dispatch, and return what was found."""
+    """Examine every dispatch, and return the ledger."""
     sends = _Sends()
     anomalies: list[Anomaly] = []
     problems = list(evidence.problems)
@@ -92,7 +108,7 @@ def build_ledger(evidence: Evidence) -> Ledger:
 
 
 def _count(dispatch: str, evidence: Evidence, sends: _Sends) -> bool:
-    """Count a dispatch by its send; return whether it exists: it was accepted, or it has arrived."""
+    """Count a dispatch; return whether it exists, because it was accepted or has arrived."""
     history = evidence.history
     arrived = bool(history.of(dispatch, "claimed", "started", "called"))
     if evidence.rows is not None:
@@ -112,12 +128,12 @@ def _count(dispatch: str, evidence: Evidence, sends: _Sends) -> bool:
 def _problems(dispatch: str, evidence: Evidence, *, exists: bool) -> Iterator[str]:
     history, rows = evidence.history, evidence.rows
     if history.of(dispatch, "refused") and exists:
-        yield f"{dispatch}: its sender was told that nothing was sent, and it has arrived"
+        yield f"{dispatch}: the send raised an error that says that nothing was sent, but it has arrived"
     if rows is not None and rows.sent[dispatch] > 1:
-        yield f"{dispatch}: sent once, and stored {rows.sent[dispatch]} times"
+        yield f"{dispatch}: sent once, but stored {rows.sent[dispatch]} times"
     if (before := history.of(dispatch, "before")) and (calls := history.of(dispatch, "called")):
         for kind in sorted({call.detail for call in calls} - {before[0].detail}):
-            yield f"{dispatch}: called with {kind}, and not {before[0].detail}"
+            yield f"{dispatch}: called with {kind} instead of {before[0].detail}"
     if rows is not None:
         runners = {line.process for line in history.of(dispatch, "started")}
         effective = [one for one in history.of(dispatch, "settled") if one.detail == "yes" and one.process in runners]
@@ -143,9 +159,9 @@ def _anomalies(dispatch: str, evidence: Evidence, *, exists: bool) -> Iterator[A
 
 
 def _explained(what: AnomalyKind, dispatch: str, earlier: Line, later: Line, evidence: Evidence) -> Anomaly:
-    """Look for a fault that hit who had the dispatch, between its being received and its second time.
+    """Look for a fault that hit a holder of the dispatch, between its claim and the second run.
 
-    Over a broker that may be anybody who has ever had it: what is doubled there was published twice before.
+    Over a broker, this may be any earlier holder: a duplicate callback was published twice before.
     """
     held = [line for line in evidence.history.of(dispatch, "claimed") if line.at <= later.at]
     if evidence.rows is not None or what == "ran again":
@@ -158,7 +174,7 @@ def _explained(what: AnomalyKind, dispatch: str, earlier: Line, later: Line, evi
 
 
 def _cause(dispatch: str, since: float, until: float, holders: set[str], evidence: Evidence) -> Cause:
-    """Return the first fault that stands between, or else just before, and had the dispatch in its hands."""
+    """Return the first fault between the two times, or else just before, that may have affected the dispatch."""
     for grace in (0.0, _GRACE):
         for fault in evidence.faults:
             between = fault.began <= until and since <= fault.ended + grace
@@ -171,7 +187,7 @@ def _cause(dispatch: str, since: float, until: float, holders: set[str], evidenc
 
 
 def _hit(fault: InjectedFault, dispatch: str, holders: set[str], evidence: Evidence) -> bool:
-    """Whether a fault had a dispatch in its hands; over a broker, also what was acknowledged a moment before."""
+    """Return whether a fault may have affected a dispatch; over a broker, also one acknowledged just before."""
     if fault.victims is None or dispatch in fault.touched:
         return True
     if evidence.rows is not None or not fault.victims & holders:
@@ -181,6 +197,6 @@ def _hit(fault: InjectedFault, dispatch: str, holders: set[str], evidence: Evide
 
 
 def _last_touched(dispatch: str, evidence: Evidence) -> InjectedFault | None:
-    """Return the fault that had a lost or doubled dispatch in its hands, for the report: it excuses nothing."""
+    """Return the last fault that affected a lost or doubled dispatch. For the report: it excuses nothing."""
     touching = [fault for fault in evidence.faults if dispatch in fault.touched]
     return touching[-1] if touching else None

@@ -1,4 +1,4 @@
-"""What the processes agree on: queues, tasks, the members of a dispatch, and the options that they are started with."""
+"""Shared by all processes: the queues, the tasks, the fields of a dispatch, and the command-line options."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ EXECUTOR_QUEUE, CALLBACK_QUEUE = "chaos_executor", "chaos_callbacks"
 TASK, ON_SUCCESS, ON_ERROR = "work", "on_success", "on_error"
 
 LEASE = 2.5
-"""Seconds: short, so that the work of the dead comes back soon, and longer than a busy machine stands still."""
+"""Seconds. Short, so that messages of killed workers are redelivered soon; longer than stalls of a busy machine."""
 
 MAX_ATTEMPTS = 50
-"""Deliveries: nothing here is given up because it was hit often."""
+"""Deliveries. High, so that no message is dead-lettered because faults hit it often."""
 
 
 def dispatch_of(delivery: Delivery) -> str:
@@ -24,7 +24,7 @@ def dispatch_of(delivery: Delivery) -> str:
 
 
 def options(description: str) -> argparse.ArgumentParser:
-    """A parser of the options that every process has."""
+    """Return a parser with the options that every process has."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--name", required=True)
     parser.add_argument("--url", required=True)

@@ -1,4 +1,4 @@
-"""Faults that are planted into a worker, so that the ledger can be seen to find them. Never used but by its tests."""
+"""Bugs that are planted in a worker to test that the ledger finds them. Only the tests use them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _TwoCommits(_Delegating):
 
 
 class _TwoFollowUps(_Delegating):
-    """Sends the follow-ups once more when they are sent already."""
+    """Sends the follow-ups twice."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         answers = self._inner.settle(settlements)

@@ -1,4 +1,4 @@
-"""The faults over PostgreSQL: of the server, of its connections, and of a settlement that is under way."""
+"""Faults over PostgreSQL: of the server, of its connections, and during a settlement."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from chaos.processes import Process, Processes
 from chaos.schedule import PlannedFault
 
 OUTAGE = 20.0
-"""Seconds that the server is away."""
+"""Seconds for which the server is stopped."""
 _LOCKED = 3
-"""How many rows a session that is idle in transaction holds, at the least."""
+"""The least number of rows that an idle session in a transaction locks."""
 _TERMINATE_ACTIVE = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE application_name = %s AND state = 'active' AND backend_type = 'client backend'
@@ -39,13 +39,13 @@ class PostgresFaultInjector(FaultInjector):
         self.environment = environment
 
     def kill_settling(self, planned: PlannedFault) -> InjectedFault:
-        """Kill a worker whose statement waits on the server for a lock; then let the server go on with it."""
+        """Kill a worker whose settlement waits for a lock on the server, and then release the lock."""
         process = self.processes.ready(planned.victims[0])
         with self._settling(process) as touched:
             return self._killed(process, touched)
 
     def sigstop(self, planned: PlannedFault) -> InjectedFault:
-        """Stop a worker between its tasks' end and their settlement until others have done all of it, and go on."""
+        """Suspend a worker before it settles, until other workers have run its tasks; then let it settle late."""
         process = self.processes.ready(planned.victims[0])
         history = self.processes.history
         with self.stopped_at(process, breakpoints.FINISHED) as there:
@@ -54,7 +54,7 @@ class PostgresFaultInjector(FaultInjector):
                 process,
                 LONGER_THAN_A_LEASE,
                 lambda: all(history.of(dispatch, "called") for dispatch in there),
-                f"others to do what {process.name} holds",
+                f"other workers to run the tasks of {process.name}",
             )
         self.processes.require(
             lambda: all(process.name in _processes(history.of(one, "settled")) for one in there),
@@ -63,7 +63,7 @@ class PostgresFaultInjector(FaultInjector):
         return attrs.evolve(self.ended_for(began, began, [process], touched), ended=ended, awaited=touched & awaited)
 
     def backend_killed(self, planned: PlannedFault) -> InjectedFault:
-        """End connections in the middle of whatever statement they are at, one victim after the other."""
+        """Terminate connections in the middle of a statement, one victim after the other."""
         began, victims = time.monotonic(), [self.processes.ready(slot) for slot in planned.victims]
         for victim, gap in zip(victims, planned.gaps, strict=True):
             self.processes.pause(gap)
@@ -80,13 +80,13 @@ class PostgresFaultInjector(FaultInjector):
         return self._outage("fast", OUTAGE)
 
     def outage_while_settling(self, planned: PlannedFault) -> InjectedFault:
-        """Crash the server while it works on a settlement, and let it stay away for longer than a lease."""
+        """Crash the server during a settlement, and start it again after more than a lease."""
         process = self.processes.ready(planned.victims[0])
         with self._settling(process):
             return self._outage("immediate", LONGER_THAN_A_LEASE)
 
     def pool_exhausted(self, planned: PlannedFault) -> InjectedFault:
-        """Take every connection that the server allows, those of the victims too, for longer than a lease."""
+        """Take every connection that the server allows, including the victims', for longer than a lease."""
         victims = [self.processes.ready(slot) for slot in planned.victims]
         names = [victim.name for victim in victims]
         control = self.environment.control
@@ -104,7 +104,7 @@ class PostgresFaultInjector(FaultInjector):
         return attrs.evolve(hit, awaited=self._open())
 
     def idle_in_transaction(self, planned: PlannedFault) -> InjectedFault:
-        """Lock some rows in a session that then does nothing, for longer than a lease."""
+        """Lock some rows in a session that then stays idle for longer than a lease."""
         with self._locking() as session:
             locked: set[str] = set()
 
@@ -119,7 +119,7 @@ class PostgresFaultInjector(FaultInjector):
 
     @contextlib.contextmanager
     def _settling(self, process: Process) -> Iterator[frozenset[str]]:
-        """Hold a lock for which a process's statement waits that settles; yield what it settles."""
+        """Hold a lock that the settlement of a process waits for; yield the dispatches that it settles."""
         with self._locking() as session:
             with self.stopped_at(process, breakpoints.FINISHED) as touched:
                 session.execute(self.environment.tables.sql(_LOCK), [list(touched)])
@@ -148,7 +148,7 @@ class PostgresFaultInjector(FaultInjector):
         return frozenset[str]().union(*map(self._claimed_by, processes))
 
     def _end_a_statement(self, name: str) -> None:
-        """End the connection on which this process next has a statement."""
+        """Terminate the connection on which this process runs its next statement."""
         control = self.environment.control
         self.processes.require(
             lambda: bool(control.execute(_TERMINATE_ACTIVE, [name]).fetchall()), f"a statement of {name}"

@@ -1,7 +1,7 @@
-"""The processes of a run: started, watched, hit, and started again when they have died.
+"""The processes of a run: they are started, supervised, hit by faults, and restarted after their end.
 
-A slot ("executor-2") is always taken by one process; the process itself is named after the slot and how many it has
-had ("executor-2.1"), and its journal and its connections carry that name.
+Each slot ("executor-2") has one process at a time. A process has the name of its slot and a counter ("executor-2.1");
+its journal and its connections have that name, too.
 """
 
 from __future__ import annotations
@@ -22,19 +22,22 @@ from chaos.journal import Journals
 from chaos.schedule import CALLBACKS, EXECUTORS, PRODUCERS, SLOTS
 
 MAX_WAIT = 60.0
-"""Seconds within which what has to come has come, on a machine that does much else."""
+"""Seconds to wait for an expected event, on a busy machine."""
 _GRACE = 30.0
-"""Seconds that a process is given to leave after SIGTERM."""
+"""Seconds within which a process must exit after SIGTERM."""
 _PAUSE = 0.5
-"""Seconds between two starts in a slot: one that starts while its server is away ends at once."""
+"""Seconds between two starts in a slot: a process that starts while the server is stopped exits at once."""
 
 
 @attrs.define(eq=False)
 class Process:
+    """A process of a run."""
+
     name: str
     popen: subprocess.Popen[bytes]
     started: float
     told_to_end: bool = False
+    """Whether a signal was sent that ends it."""
 
     @property
     def pid(self) -> int:
@@ -42,7 +45,7 @@ class Process:
 
 
 class Processes:
-    """Every process of a run, and what they have written down. `problems` are ends that nobody has ordered."""
+    """The processes of a run, and their journals. `problems` lists unexpected exits."""
 
     def __init__(self, directory: Path, url_of: Callable[[str], str], *, plant: str | None = None) -> None:
         self.directory = directory
@@ -66,7 +69,7 @@ class Processes:
         return slot in self._running and self._running[slot].name in self.history.processes
 
     def ready(self, slot: str) -> Process:
-        """Return the process in a slot, once it is ready."""
+        """Wait until the process in a slot is ready, and return it."""
         self.require(lambda: self.is_ready(slot), f"a process in {slot} to be ready")
         return self._running[slot]
 
@@ -75,7 +78,7 @@ class Processes:
         os.kill(process.pid, number)
 
     def kill(self, process: Process) -> float:
-        """Kill a process, wait until it is dead, and return when it was killed."""
+        """Kill a process, wait for its end, and return the time of the signal."""
         now = time.monotonic()
         self.signal(process, signal.SIGKILL)
         process.popen.wait(MAX_WAIT)
@@ -83,12 +86,12 @@ class Processes:
         return now
 
     def terminate(self, process: Process) -> None:
-        """Ask a process to leave, and wait until it has; it is a problem when it does not, or not well."""
+        """Send SIGTERM to a process and wait for its end. A late or failed exit is recorded as a problem."""
         self.signal(process, signal.SIGTERM)
         self._await_end(process)
 
     def stop(self, slots: Sequence[str]) -> None:
-        """Ask all of these to leave, and start nothing in their slots any more."""
+        """Send SIGTERM to the processes in these slots and wait; do not restart them."""
         leaving = [self._running.pop(slot) for slot in slots if slot in self._running]
         for process in leaving:
             if process.popen.poll() is None:
@@ -97,23 +100,21 @@ class Processes:
             self._await_end(process)
 
     def close(self) -> None:
-        """Kill whatever still runs."""
+        """Kill every process that still runs."""
         for process in self._running.values():
             process.popen.kill()
             process.popen.wait()
         self._running.clear()
 
     def supervise(self) -> None:
-        """Read what is new, and start again what has died."""
+        """Read the journals, and restart processes that have ended."""
         self.read()
         for slot, process in list(self._running.items()):
             code = process.popen.poll()
             if code is None or time.monotonic() - process.started < _PAUSE:
                 continue
             if not process.told_to_end and process.name in self.history.processes:
-                self.problems.append(
-                    f"{process.name} has left by itself, with exit code {code}; {self._log_tail(process)}"
-                )
+                self.problems.append(f"{process.name} exited unexpectedly with code {code}; {self._log_tail(process)}")
             self._start(slot)
 
     def read(self) -> None:
@@ -121,12 +122,12 @@ class Processes:
             self.history.add(line)
 
     def pause(self, seconds: float) -> None:
-        """Let time go by, tending the processes."""
+        """Supervise the processes for some seconds."""
         until = time.monotonic() + seconds
         self.wait_for(lambda: time.monotonic() >= until, seconds + MAX_WAIT)
 
     def wait_for(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Wait until a condition holds, tending the processes; return whether it did within so many seconds."""
+        """Supervise the processes until a condition holds; return False if it does not within some seconds."""
         until = time.monotonic() + seconds
         while True:
             self.supervise()
@@ -137,9 +138,13 @@ class Processes:
             time.sleep(0.02)
 
     def require(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait until a condition holds. Raises TimeoutError where it does not."""
+        """Supervise the processes until a condition holds.
+
+        Raises:
+            TimeoutError: The condition did not hold within `MAX_WAIT` seconds.
+        """
         if not self.wait_for(condition, MAX_WAIT):
-            raise TimeoutError(f"not within {MAX_WAIT:g} s: {what}; see the logs in {self.directory}")
+            raise TimeoutError(f"waited {MAX_WAIT:g} s in vain for {what}; see the logs in {self.directory}")
 
     def _start(self, slot: str) -> None:
         self._generations[slot] += 1
@@ -170,11 +175,11 @@ class Processes:
             process.popen.kill()
             process.popen.wait()
             self.problems.append(
-                f"{process.name} did not leave within {_GRACE:g} s of SIGTERM; {self._log_tail(process)}"
+                f"{process.name} did not exit within {_GRACE:g} s after SIGTERM; {self._log_tail(process)}"
             )
         else:
             if code and process.name in self.history.processes:
-                self.problems.append(f"{process.name} left SIGTERM with exit code {code}; {self._log_tail(process)}")
+                self.problems.append(f"{process.name} exited with code {code} after SIGTERM; {self._log_tail(process)}")
         self.read()
 
     def _log_tail(self, process: Process) -> str:

@@ -1,7 +1,7 @@
-"""A producer process: dispatches with callbacks in a loop, and writes down what became of each send.
+"""A producer process: it dispatches with callbacks in a loop, and records the fate of each send.
 
-`before` is written before a send, with the callback that its task will end in. Afterwards `accepted`; `refused`, when
-the error says that nothing was sent; `unknown`, when it may have been; or nothing, when the process was killed before.
+It writes `before` before a send, with the expected callback. After the send it writes `accepted`, `refused` if the
+error says that nothing was sent, or `unknown` otherwise. A killed process writes none of these.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from chaos.journal import Journal
 from unstract_core import Dispatcher, TransportError, load_transport
 
 _PACE = 0.03
-"""Seconds between two sends: the workers keep up, on a machine that does much else."""
+"""Seconds between two sends. The workers keep up with this rate on a busy machine."""
 _FAILS = 10
-"""Every so many tasks raise, so that both callbacks are needed."""
+"""One in this many tasks raises, so that both callbacks are used."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A transport whose subscriptions write down what is held and settled, and stop at the phases between."""
+"""A transport that records claims and settlements in the journal, and stops at breakpoints between them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from unstract_core import Delivery, Message, Reply, Settlement, Subscription, Tr
 from unstract_core.transport import Capabilities
 
 PlantedBug = Callable[[Subscription, Transport, Breakpoints], Subscription]
-"""A fault of ours around a subscription, by which the ledger is tested."""
+"""Wraps a subscription with a planted bug, to test the ledger."""
 
 
 class RecordingSubscription:
+    """Records the claims and settlements of a subscription."""
+
     def __init__(self, inner: Subscription, journal: Journal, breakpoints: Breakpoints) -> None:
         self._inner = inner
         self._journal = journal
@@ -48,6 +50,8 @@ class RecordingSubscription:
 
 
 class RecordingTransport:
+    """A transport with recording subscriptions."""
+
     def __init__(self, inner: Transport, journal: Journal, breakpoints: Breakpoints, plant: PlantedBug | None) -> None:
         self._inner = inner
         self._journal = journal
@@ -77,12 +81,12 @@ class RecordingTransport:
         self._inner.close()
 
     def _stop_before_the_acknowledgement(self, subscription: Subscription) -> None:
-        """Over a broker a settlement has two steps; this stands between the confirm and the acknowledgement."""
+        """Add a breakpoint between the two steps of a broker's settlement: confirm and acknowledgement."""
         name = "_acknowledge"
         acknowledge = getattr(subscription, name)
 
         def stopping(plans: Sequence[object], errors: list[object]) -> None:
-            ended = [getattr(plan, "settlement") for plan in plans]  # noqa: B009 - the type is not ours
+            ended = [getattr(plan, "settlement") for plan in plans]  # noqa: B009 - a private type of the transport
             self._breakpoints.reach(SETTLING, [dispatch_of(one.delivery) for one in ended if one.follow_up is not None])
             acknowledge(plans, errors)
 

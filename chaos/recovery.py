@@ -1,9 +1,9 @@
-"""How long it took to recover from a fault. Pure.
+"""The recovery time of a fault.
 
-The clock starts when a process was killed or stopped, and when an outage is over. It stops when the last of the
-dispatches that were open then, and that the fault had touched, was called back; what a callback worker had called when
-it was killed has to be called again. Where there was no such dispatch it stops with the first callback of one that was
-sent after the clock was started (by the producer that was killed, if it was one).
+It starts when a process was killed or suspended, or when an outage is over. It ends with the last callback of the open
+dispatches that the fault affected. A callback that ran when its worker was killed must run again. Without affected
+dispatches it ends with the first callback of a later dispatch. If a producer was killed, that dispatch must come from
+its slot.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from chaos.history import History
 
 
 def recovery(fault: InjectedFault, history: History) -> float | None:
-    """Return the seconds, None while it has not been recovered from."""
+    """Return the recovery time in seconds; None before the recovery."""
     if not fault.awaited | fault.again:
         called = history.first_callback_after(fault.recovers_from, _sender(fault))
         return None if called is None else called - fault.recovers_from
@@ -28,6 +28,6 @@ def recovery(fault: InjectedFault, history: History) -> float | None:
 
 
 def _sender(fault: InjectedFault) -> str:
-    """The slot of the producer that was hit, if it was one: another process takes it, and sends under its name."""
+    """Return the slot of a producer that was hit, for its successor; "" if the victim is no producer."""
     (victim, *_) = sorted(fault.victims or ("",))
     return victim.partition(".")[0] + "." if victim.startswith("producer") else ""

@@ -1,4 +1,4 @@
-"""What a run prints: the table by fault, what was counted, and every anomaly with its explanation. Pure."""
+"""The printed report: a table by fault, the counts, and every anomaly with its explanation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from chaos.recovery import recovery
 _COLUMNS = ("fault", "times", "lost", "doubled", "ran again", "called again", "recovery median", "max")
 _COUNTED: tuple[AnomalyKind, ...] = ("lost", "doubled", "ran again", "called again")
 _MOST = 20
-"""How many of what ran again, and may, are printed one by one; of the rest every one."""
+"""The number of allowed repetitions that are printed; all other anomalies are printed."""
 
 
 def table(evidence: Evidence, ledger: Ledger) -> list[str]:
-    """Return the lines of the table: a row for each kind of fault, and one for what no fault explains."""
+    """Return the lines of the table: a row for each kind of fault, and one for anomalies without fault."""
     rows = [_row(name, evidence, ledger) for name in dict.fromkeys(fault.name for fault in evidence.faults)]
     for cause, name in ((SLOW_MACHINE, f"({SLOW_MACHINE})"), (None, "(no fault)")):
         anomalies = [anomaly for anomaly in ledger.anomalies if anomaly.cause == cause]
@@ -27,7 +27,7 @@ def table(evidence: Evidence, ledger: Ledger) -> list[str]:
 
 
 def summary(evidence: Evidence, ledger: Ledger) -> Iterator[str]:
-    """Yield what was counted, what is explained and what is wrong."""
+    """Yield the lines with the counts, the allowed anomalies and the errors."""
     yield (
         f"{ledger.accepted} accepted, {ledger.unknown} of unknown fate ({ledger.arrived} of them arrived), "
         f"{ledger.refused} refused; {ledger.called} called back; "

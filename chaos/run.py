@@ -1,4 +1,4 @@
-"""One run: start the processes, strike as the schedule says, stop the producers, drain, and take stock."""
+"""One run: start the processes, inject the planned faults, stop the producers, drain, and return the evidence."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from chaos.recovery import recovery
 from chaos.schedule import CALLBACKS, EXECUTORS, PRODUCERS, PlannedFault
 
 _RECOVERED = 15.0
-"""Seconds after which the next fault comes, whether or not there was a recovery: the ledger tells what is lost."""
+"""Seconds after which the next fault follows, even without a recovery. The ledger reports lost dispatches."""
 _QUIET, _MAX_SILENCE = 1.5, 8.0
-"""Seconds in which nothing has happened any more: when all is over, and when what is missing will not come."""
+"""Seconds without events after which a drain ends: if all callbacks ran, and if some are missing."""
 
 
 def run(
@@ -29,7 +29,15 @@ def run(
     *,
     plant: str | None = None,
 ) -> Evidence:
-    """Carry out a schedule, and return what is left of it. Nothing of it goes on running."""
+    """Run a schedule and return its evidence. All processes have ended afterwards.
+
+    Args:
+        environment: The private server.
+        planned: The faults, in order.
+        directory: Where the processes write their journals and logs.
+        say: Prints a line.
+        plant: The name of a planted bug; None for none.
+    """
     processes = Processes(directory, environment.url_of, plant=plant)
     faults: list[InjectedFault] = []
     began = time.monotonic()
@@ -49,7 +57,7 @@ def run(
             _await_recovery(processes, fault)
         processes.stop(PRODUCERS)
         say(f"{time.monotonic() - began:6.1f} s  the producers have stopped; draining")
-        for workers in (EXECUTORS, CALLBACKS):  # what executors still have to tell is called back, too
+        for workers in (EXECUTORS, CALLBACKS):  # the executors may still send callbacks
             _drain(processes, environment)
             processes.stop(workers)
         say(f"{time.monotonic() - began:6.1f} s  over")
@@ -66,8 +74,8 @@ def _inject(
     try:
         faults.append(injector.inject(number, planned))
     except TimeoutError as exc:
-        injector.processes.problems.append(f"{planned.kind.name} (fault {number}) could not be done: {exc}")
-    say(f"{number:3} {planned.kind.name}: {', '.join(planned.victims or planned.steps) or 'everybody'}")
+        injector.processes.problems.append(f"{planned.kind.name} (fault {number}) could not be injected: {exc}")
+    say(f"{number:3} {planned.kind.name}: {', '.join(planned.victims or planned.steps) or 'all processes'}")
 
 
 def _await_recovery(processes: Processes, fault: InjectedFault) -> None:
@@ -76,7 +84,7 @@ def _await_recovery(processes: Processes, fault: InjectedFault) -> None:
 
 
 def _drain(processes: Processes, environment: Environment) -> None:
-    """Wait until everything was called back and nothing is left; the ledger tells what was not."""
+    """Wait until all callbacks ran and the queues are empty, or until nothing happens any more."""
     counted, since = -1, time.monotonic()
 
     def is_over() -> bool:

@@ -1,7 +1,7 @@
-"""The schedule of a run: which faults, whom they hit, when, in what order. A pure function of the seed.
+"""The schedule of a run: the faults with their order, times and victims. It depends only on the seed.
 
-Each round has every fault once, in an order of its own. The first round waits until a fault has been recovered from
-before the next; in later ones every other fault, by chance, comes while the one before is still being recovered from.
+Each round has every fault once, in random order. In the first round each fault waits for the recovery from the one
+before. In later rounds about half of the faults do not wait.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PRODUCERS = ("producer-1", "producer-2")
 SLOTS = (*EXECUTORS, *CALLBACKS, *PRODUCERS)
 
 FRAMES = ("publish lost", "confirm lost", "acknowledgement lost", "acknowledgement passed on", "everything cut")
-"""Where a connection to the broker is cut: each names a frame."""
+"""The frames at which a connection to the broker is cut."""
 
 _PAUSES = (0.2, 1.0)
 _GAPS = (0.05, 0.4)
@@ -29,9 +29,14 @@ _CUTS = 4
 
 @attrs.frozen
 class FaultKind:
-    """A fault. It takes some `seconds` with its recovery; `victims` are those that it may hit, none for everybody.
+    """A kind of fault.
 
-    `excuses` tells whether the design allows that a task, or a callback, runs again because of it.
+    Attributes:
+        name: The name for `--only` and the report.
+        transports: The transports that it applies to.
+        seconds: Roughly how long it takes, with its recovery.
+        victims: The slots that it may hit; empty for all processes.
+        excuses: Whether a task or callback may run again because of it.
     """
 
     name: str
@@ -69,9 +74,15 @@ FAULT_KINDS = (
 
 @attrs.frozen
 class PlannedFault:
-    """One fault of a schedule: after a pause, on these victims, in these steps with their gaps (seconds) before them.
+    """A fault of the schedule.
 
-    `waits` tells whether the fault before has to be recovered from first.
+    Attributes:
+        kind: The kind of fault.
+        pause: Seconds before it.
+        victims: The slots that it hits; empty for all processes.
+        steps: The steps of a fault that has several.
+        gaps: Seconds before each victim or step.
+        waits: Whether it waits for the recovery from the previous fault.
     """
 
     kind: FaultKind
@@ -82,14 +93,23 @@ class PlannedFault:
     waits: bool
 
     def __str__(self) -> str:
-        whom = ", ".join(self.victims or self.steps) or "everybody"
-        return f"{self.kind.name:<22} {self.pause:4.2f} s after {'recovery' if self.waits else 'the last one'}: {whom}"
+        targets = ", ".join(self.victims or self.steps) or "all processes"
+        return (
+            f"{self.kind.name:<22} {self.pause:4.2f} s after {'recovery' if self.waits else 'the last one'}: {targets}"
+        )
 
 
 def schedule(
     seed: int, transport: TransportName, *, seconds: float = 0.0, only: Collection[str] = ()
 ) -> Sequence[PlannedFault]:
-    """Return whole rounds until they take `seconds`, one at the least; of the kinds in `only`, if any are named."""
+    """Return a schedule of whole rounds.
+
+    Args:
+        seed: The seed; the same seed gives the same schedule.
+        transport: The transport of the run.
+        seconds: The least duration of all rounds together; there is at least one round.
+        only: The names of the kinds to include; empty for all.
+    """
     chance = random.Random(f"{seed}/{transport}")
     kinds = [kind for kind in FAULT_KINDS if transport in kind.transports and (not only or kind.name in only)]
     planned: list[PlannedFault] = []

@@ -1,4 +1,4 @@
-"""A thread beside the work that notes when the machine has not let its process run, and leaves with its parent."""
+"""A thread that records when the machine suspended its process, and that ends the process with its parent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BEAT = 0.1
 
 
 def start(journal: Journal, longest: float) -> None:
-    """Write `late`, with the seconds, whenever the process has stood still for longer than `longest` seconds."""
+    """Write `stalled`, with the seconds, each time the process did not run for more than `longest` seconds."""
     threading.Thread(target=_beat, args=(journal, longest, os.getppid()), name="pulse", daemon=True).start()
 
 
@@ -24,4 +24,4 @@ def _beat(journal: Journal, longest: float, parent: int) -> None:
         if now - before > longest:
             journal.write("stalled", detail=f"{now - before:.3f}")
         before = now
-    os._exit(1)  # nobody would ever stop it
+    os._exit(1)  # the controller, which would stop this process, is gone

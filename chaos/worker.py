@@ -1,7 +1,7 @@
-"""A worker process: a Consumer on one queue, that writes down what it does and stops where it is told to.
+"""A worker process: a Consumer on one queue, which records its events and stops at breakpoints.
 
-`held`, `started`, `finished`, `called`, and `settled` with whether it took effect. Executor and callback workers are
-the same program, on different queues; which tasks they run is told by the messages.
+The events are `claimed`, `started`, `finished`, `called`, and `settled` with whether it took effect. Executor and
+callback workers run the same program on different queues.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from chaos.recording import RecordingTransport
 from unstract_core import Consumer, Tasks, load_transport
 
 _SHORTEST, _STEP, _STEPS = 0.02, 0.005, 8
-"""Seconds that a task takes: the shortest, and so many steps more."""
+"""Seconds that a task takes: the shortest time, and a number of steps."""
 
 
 class Failed(RuntimeError):
-    """What every so many tasks raise."""
+    """Raised by the tasks that should fail."""
 
 
 def tasks(journal: Journal, breakpoints: Breakpoints) -> Tasks:

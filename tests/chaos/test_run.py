@@ -66,4 +66,4 @@ def test_an_unknown_fault_is_a_usage_error() -> None:
     """It names those that there are."""
     ended = chaos("--only", "earthquake")
     assert ended.returncode == 2
-    assert "no such fault: earthquake; there are " in ended.stderr
+    assert "no such fault: earthquake; choose from " in ended.stderr
