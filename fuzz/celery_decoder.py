@@ -19,8 +19,8 @@ from amqp.serialization import decode_properties_basic
 from kombu.serialization import dumps
 
 with atheris.instrument_imports(include=["unstract_core", "transports"]):
-    from transports.celery.broker import Settings
-    from transports.celery.consumers import Arrived, Tap
+    from transports.celery.broker import BrokerSettings
+    from transports.celery.consumers import Incoming, QueueConsumer
     from transports.celery.decode import Envelope, read_message
     from transports.celery.settling import Received, again, as_it_is, as_new, outgoing
     from unstract_core import Delivery, from_wire, to_wire
@@ -57,7 +57,7 @@ NAMES += [
     "0001-01-01T00:00:00",
 ]
 NAMES += ["9999-12-31T23:59:59.999999-23:59", "2020-W01-1T00Z", "x" * 255]
-SETTINGS = Settings("memory://", {}, True, 1.0, 1.0, 0.0, False, {})
+SETTINGS = BrokerSettings("memory://", {}, True, 1.0, 1.0, 0.0, False, {})
 POLICY = RetryPolicy()
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 OUTCOMES: list[Outcome] = [
@@ -80,7 +80,7 @@ def check(headers: dict[str, Any], properties: dict[str, Any], body: bytes) -> N
     """Raise AssertionError, or whatever came out, where a promise is broken."""
     message = received(headers, properties, body)
     envelope = read_message(message, QUEUE, default_queue="celery")
-    arrived = Arrived(message, QUEUE, Tap(None, "", 1, Counter()))
+    arrived = Incoming(message, QUEUE, QueueConsumer(None, "", 1, Counter()))
     if envelope.eta is not None:
         envelope.eta.timestamp()
     hash(arrived.key)

@@ -190,8 +190,8 @@ class OnRabbitMQ(_OnRabbitMQ, _Ours):
     name: str = "RabbitMQ"
 
     def address(self, id: str) -> str:
-        self.transport._inbox.expect([id])
-        return str(self.transport._inbox.address)
+        self.transport._reply_queue.expect([id])
+        return str(self.transport._reply_queue.address)
 
 
 @attrs.define(slots=False)

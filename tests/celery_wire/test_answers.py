@@ -99,8 +99,8 @@ def test_an_answer_ends_with_its_time_to_live(request: pytest.FixtureRequest, br
         key = kit.queue()
         kit.answer(transport, Reply(key, "completed", result=1))
         assert kit.answered(transport, key) == Reply(key, "completed", result=1)
-        inbox = transport.unchecked._inbox
-        with inbox._changed:
-            inbox._awaited[key].until = 0.0
+        reply_queue = transport.unchecked._reply_queue
+        with reply_queue._changed:
+            reply_queue._awaited[key].until = 0.0
         with pytest.raises(NotSupported):
             transport.reply(key)

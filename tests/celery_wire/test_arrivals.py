@@ -19,7 +19,7 @@ from queues import queue_name
 
 from contract_tests.messages import message
 from transports.celery import CeleryTransport
-from transports.celery.consumers import Arrived, Tap
+from transports.celery.consumers import Incoming, QueueConsumer
 from transports.celery.errors import translate
 from unstract_core import Delivery, Settlement, Subscription, TransportError, TransportRefused, Verdict
 
@@ -124,7 +124,7 @@ def test_the_rest_of_a_chain_that_cannot_be_addressed_is_not_told(bench: Bench) 
 def test_any_id_can_be_looked_up(id: object) -> None:
     """What a foreign message has for an id never breaks the search for messages that come back."""
     raw = Raw(headers={"id": id, "retries": "many"}, delivery_info={"redelivered": True})
-    arrived = Arrived(raw, "q", Tap(kombu.Queue("q"), "t", 1, Counter()))
+    arrived = Incoming(raw, "q", QueueConsumer(kombu.Queue("q"), "t", 1, Counter()))
     assert {arrived.key: 1} == {(None, 0): 1}
 
 

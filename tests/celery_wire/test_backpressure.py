@@ -85,7 +85,7 @@ def test_an_alarm_longer_than_the_confirm_timeout_doubles_nothing(
         sender.send([message("t", queue, name, task_id=name, on_success=then("done", calls)) for name in sorted(names)])
         wait_until(lambda: len(begun) >= 4, timeout=ALIVE, what="the tasks to begin")
         inside: Any = consumer._running
-        link = inside._subscription._link
+        link = inside._subscription._connection
         connection = link._live[0]
         alarmed.alarm()
         logging.getLogger("test").warning("alarm is on")
@@ -129,7 +129,7 @@ def test_a_large_result_waits_for_the_end_of_an_alarm(make_celery: Make, alarmed
         sender.send([message("t", queue, task_id="large", on_success=then("done", calls))])
         wait_until(lambda: ran, timeout=ALIVE, what="the task to begin")
         inside: Any = consumer._running
-        link = inside._subscription._link
+        link = inside._subscription._connection
         connection = link._live[0]
         alarmed.alarm()
         go.set()
@@ -180,7 +180,7 @@ def test_each_alarm_is_logged_when_a_connection_broke_in_one(
     with caplog.at_level(logging.INFO), contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
         for _ in range(2):
             between.say(BLOCKED)
-            while not subscription._link.blocked:
+            while not subscription._connection.blocked:
                 subscription.receive(limit=0, wait=0.1)
             between.cut()
             (delivery,) = received(subscription)

@@ -199,7 +199,7 @@ def test_a_message_that_comes_back_late_reaches_its_consumer(
         assert "next" in arrived(pipe, queue, 1)
         inside: Any = consumer._running
         wait_until(lambda: not inside.holding, timeout=ALIVE, what="all to be settled")
-        assert not inside._subscription._held
+        assert not inside._subscription._in_flight
     assert pipe.count(queue) == 0
 
 

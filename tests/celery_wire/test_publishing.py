@@ -403,7 +403,7 @@ def test_a_child_sends_and_its_parent_keeps_its_connections(make_celery: Make, p
 
         use("before")
         (before,) = transport._publishers._idle
-        listening = transport._inbox._broker
+        listening = transport._reply_queue._broker
 
         def child() -> None:
             use("child")
@@ -413,7 +413,7 @@ def test_a_child_sends_and_its_parent_keeps_its_connections(make_celery: Make, p
         in_child(transport.close)
         use("after")
     assert transport._publishers._idle == [before]
-    assert transport._inbox._broker is listening
+    assert transport._reply_queue._broker is listening
 
 
 # Answers.
@@ -445,7 +445,7 @@ def test_a_call_works_as_soon_as_the_broker_is_back(
         assert call("t", queue=queue, timeout=ALIVE) == "paid"
         between.away = True
         between.cut()
-        wait_until(lambda: caller._inbox._problem, timeout=ALIVE, what="the listener to find out")
+        wait_until(lambda: caller._reply_queue._problem, timeout=ALIVE, what="the listener to find out")
         with pytest.raises(TransportUnavailable, match="nothing was done"):
             call("t", queue=queue, timeout=ALIVE)
         between.away = False

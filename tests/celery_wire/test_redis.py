@@ -19,8 +19,8 @@ from consumers import running
 from contract_tests.kit import wait_until
 from contract_tests.messages import message
 from transports.celery import CeleryTransport
-from transports.celery.broker import Settings
-from transports.celery.consumers import Arrived
+from transports.celery.broker import BrokerSettings
+from transports.celery.consumers import Incoming
 from unstract_core import Consumer, Dispatcher, Message, Settlement, TaskPayload, Tasks, TransportUnavailable, Verdict
 
 SILENCE = 1.0
@@ -51,8 +51,8 @@ def test_a_message_is_parked_for_less_than_half_its_visibility(
     make: Callable[..., CeleryTransport], options: dict[str, Any], longest: float
 ) -> None:
     """A consumer holds a delayed message for ten minutes, or for less than half of a shorter `visibility_timeout`."""
-    settings: Settings = make(transport_options=options)._settings
-    assert settings.longest_parked == longest
+    settings: BrokerSettings = make(transport_options=options)._settings
+    assert settings.longest_local_delay == longest
 
 
 SPELLINGS = ["redis://h", "REDIS://h", "rediss://h", "redis+socket:///r.sock", "sentinel://h", "redis://a;redis://b"]
@@ -63,7 +63,7 @@ def test_every_spelling_of_a_redis_url_has_the_limits_of_redis(url: str) -> None
     """Delays and waits are limited for each URL that kombu takes for Redis."""
     options = {"visibility_timeout": 60}
     with contextlib.closing(CeleryTransport(url, confirm_timeout=7.0, transport_options=options)) as transport:
-        assert transport._settings.longest_parked == 24
+        assert transport._settings.longest_local_delay == 24
         assert transport._settings.kombus_options["socket_timeout"] == 7.0
 
 
@@ -127,16 +127,16 @@ def test_a_worker_goes_on_when_redis_answers_again(
 ) -> None:
     """A worker whose acknowledgements were not answered takes messages again when Redis is back."""
     transport = make(confirm_timeout=SILENCE, connect_timeout=SILENCE)
-    acknowledge = Arrived.ack
-    asked: list[Arrived] = []
+    acknowledge = Incoming.ack
+    asked: list[Incoming] = []
 
-    def freeze(arrived: Arrived) -> None:
+    def freeze(arrived: Incoming) -> None:
         if not asked:
             server.freeze()
         asked.append(arrived)
         acknowledge(arrived)
 
-    monkeypatch.setattr(Arrived, "ack", freeze)
+    monkeypatch.setattr(Incoming, "ack", freeze)
     tasks = Tasks()
     tasks.register("t")(lambda number: number)
     dispatcher = Dispatcher(transport)
@@ -153,7 +153,7 @@ def test_an_answer_that_is_not_read_expires(make: Callable[..., CeleryTransport]
     """The list of answers that a caller has left behind has a time to live."""
     caller, worker = make(), make()
     caller.send([Message(TaskPayload(task_name="t", queue="asked", reply_key="k"), "asked")])
-    address = caller._inbox.address
+    address = caller._reply_queue.address
     caller.close()
     tasks = Tasks()
     tasks.register("t")(lambda: 1)

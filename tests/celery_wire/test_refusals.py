@@ -16,7 +16,7 @@ from redis import exceptions
 
 from contract_tests.messages import message
 from transports.celery import CeleryTransport
-from transports.celery.errors import ANSWERS, Answer, answer_of, translate
+from transports.celery.errors import ERROR_RULES, ErrorRule, rule_for, translate
 from unstract_core import TransportError, TransportNotReady, TransportRefused, TransportUnavailable
 from unstract_core.errors import Meaning
 
@@ -27,7 +27,7 @@ KINDS: dict[Meaning, type[TransportError]] = {
     Meaning.NOT_READY: TransportNotReady,
     Meaning.REFUSED: TransportRefused,
 }
-KEYS = [(key, answer) for answer in ANSWERS for key in answer.keys]
+KEYS = [(key, answer) for answer in ERROR_RULES for key in answer.keys]
 
 
 def raised(kind: str, said: str) -> Exception:
@@ -43,12 +43,12 @@ def test_docs_table_equals_the_table_of_the_code() -> None:
     _, _, section = PAGE.read_text().partition("\n## RabbitMQ and Redis\n")
     rows = re.findall(r"^\| (`.+?) \| (.+?) \| (.+?) \|", section.partition("\n#")[0], re.M)
     assert rows == [
-        (", ".join(f"`{key}`" for key in answer.keys), answer.cause, answer.meaning.value) for answer in ANSWERS
+        (", ".join(f"`{key}`" for key in answer.keys), answer.cause, answer.meaning.value) for answer in ERROR_RULES
     ]
 
 
 @pytest.mark.parametrize(("key", "answer"), KEYS, ids=[key for key, _ in KEYS])
-def test_every_answer_becomes_the_error_of_its_row(key: str, answer: Answer) -> None:
+def test_every_answer_becomes_the_error_of_its_row(key: str, answer: ErrorRule) -> None:
     """The error has the meaning of its row, says what to do, and has a known fate unless the row is in doubt."""
     kind, _, words = key.partition(" ")
     assert issubclass(answer.kind, KINDS[answer.meaning])
@@ -65,7 +65,7 @@ def test_every_reply_code_that_is_not_listed_is_in_doubt() -> None:
     listed = {key.partition(" ")[0] for key, _ in KEYS}
     for code, kind in amqp.exceptions.ERROR_MAP.items():
         if str(code) not in listed:
-            assert answer_of([str(code)]).meaning is Meaning.IN_DOUBT
+            assert rule_for([str(code)]).meaning is Meaning.IN_DOUBT
             error = translate(kind("said"), "send", fate_unknown=True)
             assert isinstance(error, TransportUnavailable)
             assert error.fate_unknown

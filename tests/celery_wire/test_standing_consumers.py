@@ -214,7 +214,7 @@ def test_too_many_delayed_messages_keep_out_none_that_is_due(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """When no more may wait here those that are due last are sent again, with a WARNING, and none of them is lost."""
-    monkeypatch.setattr(subscription, "_MOST_PARKED", 30)
+    monkeypatch.setattr(subscription, "_MAX_DELAYED", 30)
     monkeypatch.setattr(subscription, "_THINNED", 10)
     queue, task = pipe.declare(queue_name(), **kind), Gate()
     transport = make_celery(queue_arguments=kind)

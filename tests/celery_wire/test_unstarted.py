@@ -29,7 +29,7 @@ QUORUM = {"x-queue-type": "quorum"}
 
 def waiting(inside: Any, number: int) -> bool:
     """Whether so many messages wait in a consumer for their time."""
-    return len(inside._subscription._parked) == number
+    return len(inside._subscription._delayed) == number
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
@@ -125,8 +125,8 @@ def test_a_consumer_counts_only_messages_that_still_wait(make_celery: Make, queu
         most = 0
         while len(deliveries) < 2:
             deliveries += subscription.receive(limit=2, wait=0.1)
-            taps = subscription._link.taps
-            counted = sum(tap.waiting for tap in (taps._standing[queue], *taps._flows[queue]))
+            consumers = subscription._connection.consumers
+            counted = sum(consumer.waiting for consumer in (consumers._standing[queue], *consumers._flows[queue]))
             most = max(most, counted)
         assert most > 0
         assert counted == 0
@@ -154,7 +154,7 @@ def test_what_waited_when_a_connection_broke_counts_no_attempt(through: Make, be
     transport.send([message("t", queue, delay=2) for _ in range(3)])
     with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
         while cuts < 3 and (cuts < 1 or time.monotonic() < ends):
-            while len(subscription._parked) < 3:
+            while len(subscription._delayed) < 3:
                 with contextlib.suppress(TransportUnavailable):
                     assert not subscription.receive(limit=3, wait=0.1)
             between.cut()

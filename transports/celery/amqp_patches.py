@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from transports.celery.frames import is_about_the_connection
+from transports.celery.amqp_frame_patches import is_about_the_connection
 from unstract_core.errors import ConfigurationError
 
 TICK = 1.0

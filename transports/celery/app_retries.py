@@ -24,7 +24,7 @@ from unstract_core.transport import LONGEST_DELAY, Delivery
 
 
 @attrs.define(eq=False)
-class Run:
+class TaskRun:
     """A task that is running, and what it has asked for. `arguments` are the message's, before the task had them."""
 
     task: Any
@@ -62,7 +62,7 @@ class Run:
         return reason
 
 
-running: ContextVar[Run | None] = ContextVar("unstract_wire_celery_run", default=None)
+running: ContextVar[TaskRun | None] = ContextVar("unstract_wire_celery_run", default=None)
 _wrapping = threading.Lock()
 
 
@@ -109,7 +109,7 @@ def _awaited(delivery: Delivery) -> bool:
     return payload is not None and (payload.reply_key is not None or payload.has_continuations)
 
 
-def _refuse_another_message(run: Run, signature: Any, same: bool, options: dict[str, Any]) -> None:
+def _refuse_another_message(run: TaskRun, signature: Any, same: bool, options: dict[str, Any]) -> None:
     """Raise unless what is asked for is the message again; `same` says that no arguments were given."""
     if run.refused is not None:  # an autoretry_for that includes it must not ask again
         raise run.refused

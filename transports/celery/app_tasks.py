@@ -22,7 +22,7 @@ from typing import Any
 import attrs
 
 from transports.celery import task_exceptions
-from transports.celery.app_retries import Run, intercept, running
+from transports.celery.app_retries import TaskRun, intercept, running
 from transports.celery.app_tracers import is_instrumented, run_instrumented
 from unstract_core.continuation import CONTINUATION_IDS, Ignored, Rejected, RetryAsked
 from unstract_core.errors import ConfigurationError
@@ -107,7 +107,7 @@ class CeleryTask:
         delivery = current_delivery()
         if delivery is None or running.get() is not None:  # called by another task, say
             return self.task(*args, **kwargs)
-        run = Run.of(self.task, delivery)
+        run = TaskRun.of(self.task, delivery)
         token = running.set(run)
         try:
             result = self._celery.run(run, args, kwargs)
@@ -137,7 +137,7 @@ def _retries(task: Any) -> bool:
     return not any(isinstance(limit, int | float) and limit <= 0 for limit in (task.max_retries, automatic))
 
 
-def _traced(celery: _Celery, run: Run, request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _traced(celery: _Celery, run: TaskRun, request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a task between the handlers and signals that Celery's worker gives it, and let out what it raises."""
     task = run.task
     what = (request.id, request.args, request.kwargs)
@@ -178,7 +178,7 @@ class _Celery:
         self._stack = importlib.import_module("celery._state")._task_stack
         self._einfo = importlib.import_module("billiard.einfo").ExceptionInfo
 
-    def run(self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, run: TaskRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a task, inside what instrumentation has wrapped Celery's tracer in, where it has."""
         fields = self._request_fields(run.task, run.delivery, list(args), kwargs)
 

@@ -26,11 +26,11 @@ import kombu
 from amqp.exceptions import MessageNacked
 from kombu.common import maybe_declare
 
+from transports.celery.amqp_frame_patches import note_blocks, tolerate_unreadable_properties
 from transports.celery.amqp_patches import Waits, check_platform, tend
 from transports.celery.compression import keep_compressed
 from transports.celery.encode import DEAD_SUFFIX, Outgoing
 from transports.celery.errors import CONNECTING, Blocked, InDoubt, Nacked, Unroutable, mapped, translate
-from transports.celery.frames import note_blocks, tolerate_unreadable_properties
 from unstract_core.errors import ConfigurationError, TransportError, TransportUnavailable
 
 _One = TypeVar("_One")
@@ -39,7 +39,7 @@ _IN_FLIGHT = 500
 _REDIS = "redis"
 """kombu's name for the driver of Redis, under each of its schemes, and the package that this driver needs."""
 _UNEXPECTED = re.compile(r"unexpected keyword argument '([a-z_]{1,40})'")
-_LONGEST_PARKED = 600.0
+_LONGEST_LOCAL_DELAY = 600.0
 """Seconds that a message may wait with a consumer for its time: RabbitMQ takes back what is held for half an hour."""
 _VISIBILITY_TIMEOUT = 3600.0
 """Seconds after which kombu takes back what is held on Redis, unless `visibility_timeout` says otherwise."""
@@ -50,7 +50,7 @@ _GOODBYE = 1.0
 
 
 @attrs.frozen
-class Settings:
+class BrokerSettings:
     """How a transport reaches its broker. Seconds throughout; see CeleryTransport."""
 
     url: str = attrs.field(repr=False)
@@ -94,12 +94,12 @@ class Settings:
         return kombu.Queue(name, kombu.Exchange(name), name, queue_arguments=self.arguments_of(name) or None)
 
     @property
-    def longest_parked(self) -> float:
+    def longest_local_delay(self) -> float:
         """Seconds that a consumer may hold a message before its time, on this broker."""
         if not self.is_redis:
-            return _LONGEST_PARKED
+            return _LONGEST_LOCAL_DELAY
         taken_back_after = self.transport_options.get("visibility_timeout") or _VISIBILITY_TIMEOUT
-        return min(_LONGEST_PARKED, float(taken_back_after) * 0.4)
+        return min(_LONGEST_LOCAL_DELAY, float(taken_back_after) * 0.4)
 
     @property
     def kombus_options(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class Broker:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: BrokerSettings,
         *,
         heartbeat: float = 0.0,
         lasting: bool = False,
@@ -556,7 +556,7 @@ def _named(doing: str, messages: Sequence[Outgoing], published: int) -> str:
     return _at(doing, messages[min(published, len(messages) - 1)]) + more
 
 
-def connection_of(settings: Settings, heartbeat: float = 0.0) -> kombu.Connection:
+def connection_of(settings: BrokerSettings, heartbeat: float = 0.0) -> kombu.Connection:
     """Return a connection that is not open yet. Raises ConfigurationError for settings with which none can be made.
 
     Each of several URLs is looked at, not only the first. The texts quote nothing of an address that cannot be parsed,
@@ -568,7 +568,7 @@ def connection_of(settings: Settings, heartbeat: float = 0.0) -> kombu.Connectio
     return _checked(settings, settings.url, heartbeat)
 
 
-def _checked(settings: Settings, url: str, heartbeat: float) -> kombu.Connection:
+def _checked(settings: BrokerSettings, url: str, heartbeat: float) -> kombu.Connection:
     try:
         connection = kombu.Connection(
             url,

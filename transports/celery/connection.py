@@ -14,8 +14,8 @@ import time
 from collections.abc import Sequence
 
 from transports.celery.amqp_patches import TICK
-from transports.celery.broker import Broker, Settings
-from transports.celery.consumers import Arrived, Taps
+from transports.celery.broker import Broker, BrokerSettings
+from transports.celery.consumers import Incoming, QueueConsumers
 from unstract_core.observability.log_events import emit
 
 logger = logging.getLogger("unstract_wire.celery")
@@ -24,28 +24,28 @@ _SLICE = 0.02
 """Seconds between two looks at a broker that cannot be waited on."""
 
 
-class Link:
+class BrokerConnection:
     """Owned by one thread; only `wake` may be called from another, or from a signal handler.
 
-    Connects at once. Raises what that raises; later `broker` and `taps` do, which connect anew.
+    Connects at once. Raises what that raises; later `broker` and `consumers` do, which connect anew.
     """
 
-    def __init__(self, settings: Settings, queues: Sequence[str]) -> None:
+    def __init__(self, settings: BrokerSettings, queues: Sequence[str]) -> None:
         self._settings = settings
         self._queues = queues
         self._tick_at = 0.0
         self._since = 0.0
-        self._live: tuple[Broker, Taps] | None = None
+        self._live: tuple[Broker, QueueConsumers] | None = None
         self._standing: dict[str, int] = {}
         self._counting: set[str] = set()
         self._logged_blocked = False
-        self.unread: list[Arrived] = []
+        self.unread: list[Incoming] = []
         """What had arrived over a connection that was dropped since, for the owner to take."""
         self._selector = selectors.DefaultSelector()
-        self._bell, self._clapper = socket.socketpair()
-        self._bell.setblocking(False)
-        self._clapper.setblocking(False)
-        self._selector.register(self._bell, selectors.EVENT_READ)
+        self._wake_r, self._wake_w = socket.socketpair()
+        self._wake_r.setblocking(False)
+        self._wake_w.setblocking(False)
+        self._selector.register(self._wake_r, selectors.EVENT_READ)
         try:
             self._connected()[1].find()
         except BaseException:
@@ -57,7 +57,7 @@ class Link:
         return self._connected()[0]
 
     @property
-    def taps(self) -> Taps:
+    def consumers(self) -> QueueConsumers:
         return self._connected()[1]
 
     @property
@@ -77,20 +77,20 @@ class Link:
 
     def pump(self) -> None:
         """Take in what the broker has sent, without waiting for more."""
-        broker, taps = self._connected()
-        while not taps.full:
+        broker, consumers = self._connected()
+        while not consumers.full:
             try:
                 broker.connection.drain_events(timeout=0)
             except TimeoutError:  # there was nothing, a heartbeat, or the beginning of something large
                 return
-            for queue in taps.deleted():
+            for queue in consumers.deleted():
                 emit(logger, logging.WARNING, "queue_deleted", queue=queue)
 
     def wait(self, seconds: float) -> None:
         """Wait for the broker or for `wake`, `seconds` at the most, and no longer than something is due."""
-        broker, taps = self._connected()
+        broker, consumers = self._connected()
         self.tend()
-        patience = taps.patience if broker.blocked is None else TICK
+        patience = consumers.patience if broker.blocked is None else TICK
         self._selector.select(min(seconds, TICK if broker.amqp else _SLICE, patience))
 
     def tend(self) -> None:
@@ -103,45 +103,45 @@ class Link:
     def wake(self) -> None:
         # Full, so the owner wakes anyway; or closed, and there is no owner.
         with contextlib.suppress(OSError):
-            self._clapper.send(b"!")
+            self._wake_w.send(b"!")
 
-    def rung(self) -> bool:
+    def woken(self) -> bool:
         """Whether `wake` was called since this was last asked."""
         try:
-            return bool(self._bell.recv(4096))
+            return bool(self._wake_r.recv(4096))
         except BlockingIOError:
             return False
 
-    def let_go_if_broken(self) -> bool:
+    def drop_if_broken(self) -> bool:
         """Drop a connection that is of no more use; says whether there is none now."""
         if self._live is not None and not self._live[0].usable:
             self._drop().hang_up()
         return self._live is None
 
-    def close(self, unacknowledged: Sequence[Arrived] = ()) -> None:
+    def close(self, unacknowledged: Sequence[Incoming] = ()) -> None:
         """Hang up. What is unacknowledged goes back to its queue, which a broker that kombu plays has to be told."""
         if self._live is not None:
-            broker, taps = self._live
-            for one in () if broker.amqp else broker.in_requeue_order((*unacknowledged, *taps.arrived)):
+            broker, consumers = self._live
+            for one in () if broker.amqp else broker.in_requeue_order((*unacknowledged, *consumers.buffer)):
                 with contextlib.suppress(Exception):
                     one.requeue()
-            self._drop().close(taps.cancel)
+            self._drop().close(consumers.cancel)
         self._selector.close()
-        self._bell.close()
-        self._clapper.close()
+        self._wake_r.close()
+        self._wake_w.close()
 
-    def _connected(self) -> tuple[Broker, Taps]:
+    def _connected(self) -> tuple[Broker, QueueConsumers]:
         if self._live is None:
             broker = Broker(self._settings, heartbeat=self._settings.heartbeat, lasting=True, on_block=self._note_block)
             try:
                 queues = [self._settings.queue(name) for name in self._queues]
-                taps = Taps(broker, queues, self._settings, self._standing, self._counting)
+                consumers = QueueConsumers(broker, queues, self._settings, self._standing, self._counting)
                 if broker.amqp:
                     self._selector.register(broker.connection.connection.sock, selectors.EVENT_READ)
             except BaseException:
                 broker.hang_up()
                 raise
-            self._live, self._since = (broker, taps), time.monotonic()
+            self._live, self._since = (broker, consumers), time.monotonic()
         return self._live
 
     def _note_block(self, reason: str | None) -> None:
@@ -152,9 +152,9 @@ class Link:
         self._logged_blocked = reason is not None
 
     def _drop(self) -> Broker:
-        (broker, taps), self._live = self._connected(), None
-        self.unread += taps.arrived
+        (broker, consumers), self._live = self._connected(), None
+        self.unread += consumers.buffer
         for key in list(self._selector.get_map().values()):
-            if key.fileobj is not self._bell:
+            if key.fileobj is not self._wake_r:
                 self._selector.unregister(key.fileobj)
         return broker

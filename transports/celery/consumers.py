@@ -37,7 +37,7 @@ from typing import Any
 import attrs
 import kombu
 
-from transports.celery.broker import Broker, Settings
+from transports.celery.broker import Broker, BrokerSettings
 from transports.celery.decode import COUNT_HEADER, key_of
 from transports.celery.errors import mapped
 from unstract_core.errors import TransportNotReady
@@ -64,14 +64,14 @@ _ABSENCE = 2.0
 
 
 @attrs.define(eq=False)
-class Tap:
+class QueueConsumer:
     """A consumer of one queue, with its grant and how many of its messages are unacknowledged."""
 
     queue: kombu.Queue
     tag: str
     granted: int
     sent_back: Counter[str]
-    """Acknowledgements and requeues of all taps by queue, since they were last flushed."""
+    """Acknowledgements and requeues of all consumers by queue, since they were last flushed."""
     unacknowledged: int = 0
     waiting: int = 0
     """How many of its messages wait here for their time."""
@@ -95,12 +95,12 @@ class _Unwanted:
 
 
 @attrs.define(eq=False)
-class Arrived:
-    """A message that the broker sent, through one tap."""
+class Incoming:
+    """A message that the broker sent, through one consumer."""
 
     message: kombu.Message
     queue: str
-    tap: Tap
+    consumer: QueueConsumer
     unstarted: int = 0
     """How many of the deliveries that the broker has counted are known to have started nothing."""
     due: float = 0.0
@@ -119,27 +119,27 @@ class Arrived:
         return key_of(self.message)
 
     def wait(self) -> None:
-        self.tap.waiting += not self.waits
+        self.consumer.waiting += not self.waits
         self.waits = True
 
     def wait_no_more(self) -> None:
-        self.tap.waiting -= self.waits
+        self.consumer.waiting -= self.waits
         self.waits = False
 
     def ack(self) -> None:
         self.message.ack()  # which is asked again where it fails, and counts once
-        self.tap.unacknowledged -= 1
-        self.tap.sent_back[self.queue] += 1
+        self.consumer.unacknowledged -= 1
+        self.consumer.sent_back[self.queue] += 1
         self.wait_no_more()
 
     def requeue(self) -> None:
         self.message.requeue()
-        self.tap.unacknowledged -= 1
-        self.tap.sent_back[self.queue] += 1
+        self.consumer.unacknowledged -= 1
+        self.consumer.sent_back[self.queue] += 1
         self.wait_no_more()
 
 
-class Taps:
+class QueueConsumers:
     """The consumers of a subscription, on a channel of their own. `standing` are the grants of its standing consumers.
 
     `counting` are the queues whose messages have shown that the broker counts their deliveries. The owner keeps both,
@@ -150,11 +150,11 @@ class Taps:
         self,
         broker: Broker,
         queues: Sequence[kombu.Queue],
-        settings: Settings,
+        settings: BrokerSettings,
         standing: dict[str, int],
         counting: set[str],
     ) -> None:
-        self.arrived: deque[Arrived] = deque()
+        self.buffer: deque[Incoming] = deque()
         self._broker = broker
         self._settings = settings
         self._grants = standing
@@ -163,11 +163,11 @@ class Taps:
         self._single = {queue.name for queue in queues if settings.arguments_of(queue.name).get(single)}
         self._idle_looks: dict[str, tuple[float, int]] = {}
         self._sent_back: Counter[str] = Counter()
-        self._standing: dict[str, Tap] = {}
-        self._flows: dict[str, list[Tap]] = {queue.name: [] for queue in queues}
-        self._holding: dict[str, list[Tap]] = {}
+        self._standing: dict[str, QueueConsumer] = {}
+        self._flows: dict[str, list[QueueConsumer]] = {queue.name: [] for queue in queues}
+        self._holding: dict[str, list[QueueConsumer]] = {}
         self._steps: dict[str, int] = {}
-        self._every: list[Tap] = []
+        self._every: list[QueueConsumer] = []
         self._unwanted: dict[str, _Unwanted] = {}
         self._deleted: set[str] = set()
         self._missing: dict[str, float] = {}
@@ -182,18 +182,18 @@ class Taps:
 
     @property
     def full(self) -> bool:
-        return len(self.arrived) >= _LARGEST_BUFFER
+        return len(self.buffer) >= _LARGEST_BUFFER
 
     @property
     def patience(self) -> float:
         """Seconds until what nobody wants is to be offered to others."""
-        if not self._unwanted or not self.arrived:
+        if not self._unwanted or not self.buffer:
             return math.inf
-        waiting = {one.queue for one in self.arrived}
+        waiting = {one.queue for one in self.buffer}
         due = min((one.due for name, one in self._unwanted.items() if name in waiting), default=math.inf)
         return max(0.0, due - time.monotonic())
 
-    def want(self, limit: int, paused: Collection[str] = ()) -> Sequence[Arrived]:
+    def want(self, limit: int, paused: Collection[str] = ()) -> Sequence[Incoming]:
         """Say how many more messages there is room for now, of any queue that is not `paused`.
 
         Returns what is to be given back to its queue, in the order of requeueing. Raises
@@ -218,8 +218,8 @@ class Taps:
         for queue in self._queues:
             self._cancel_flows(queue)
         self._settle_down(self._standing.values())
-        for tap in self._standing.values():
-            tap.queue.cancel(tap.tag)
+        for consumer in self._standing.values():
+            consumer.queue.cancel(consumer.tag)
         self._standing.clear()
 
     def deleted(self) -> list[str]:
@@ -233,16 +233,16 @@ class Taps:
         if self._steps:
             self._steps.pop(queue, None)
 
-    def scattered(self) -> set[Tap]:
+    def scattered(self) -> set[QueueConsumer]:
         """Return cancelled consumers that a queue keeps for what waits here, where these are too many."""
-        found: set[Tap] = set()
-        for name, taps in self._holding.items():
-            if len(taps) > _MOST_HOLDING:
-                taps = self._holding[name] = [tap for tap in taps if tap.unacknowledged > 0]
-            if len(taps) > _MOST_HOLDING:
-                taps.sort(key=lambda tap: tap.unacknowledged)
-                found.update(taps[:-_LEFT_HOLDING])
-                self._holding[name] = taps[-_LEFT_HOLDING:]
+        found: set[QueueConsumer] = set()
+        for name, consumers in self._holding.items():
+            if len(consumers) > _MOST_HOLDING:
+                consumers = self._holding[name] = [consumer for consumer in consumers if consumer.unacknowledged > 0]
+            if len(consumers) > _MOST_HOLDING:
+                consumers.sort(key=lambda consumer: consumer.unacknowledged)
+                found.update(consumers[:-_LEFT_HOLDING])
+                self._holding[name] = consumers[-_LEFT_HOLDING:]
         return found
 
     def counts_returns(self, queue: str) -> bool:
@@ -292,17 +292,17 @@ class Taps:
             return
         if (last := flows[-1] if flows else self._standing[queue.name]).waiting >= last.granted:
             self._steps[queue.name] = min(_LARGEST_STEP, 2 * max(last.granted, self._steps.get(queue.name, 0)))
-        for tap in list(flows):
+        for consumer in list(flows):
             # What is on its way to a cancelled consumer of a quorum queue counts as a crash.
-            if not tap.free or not self.counts_returns(queue.name):
-                flows.remove(tap)
-                self._cancel(tap)
+            if not consumer.free or not self.counts_returns(queue.name):
+                flows.remove(consumer)
+                self._cancel(consumer)
         if (more := limit - self._granted(queue)) > 0:
             flows.append(self._open(queue, max(more, self._steps.get(queue.name, 0))))
 
     def _notice_single(self, queue: kombu.Queue) -> None:
         """Find out that a queue has one active consumer: messages are ready, and none comes through idle flows."""
-        if self._standing[queue.name].free or any(tap.unacknowledged for tap in self._flows[queue.name]):
+        if self._standing[queue.name].free or any(consumer.unacknowledged for consumer in self._flows[queue.name]):
             self._idle_looks.pop(queue.name, None)
             return
         now = time.monotonic()
@@ -325,45 +325,45 @@ class Taps:
 
     def _granted(self, queue: kombu.Queue) -> int:
         """Return how many more messages of a queue may come, with those that have come and wait."""
-        waiting = sum(one.queue == queue.name for one in self.arrived) if self.arrived else 0
+        waiting = sum(one.queue == queue.name for one in self.buffer) if self.buffer else 0
         return self._standing[queue.name].free + sum(one.free for one in self._flows[queue.name]) + waiting
 
-    def _open(self, queue: kombu.Queue, limit: int) -> Tap:
-        tap = Tap(queue, f"unstract-wire-{uuid.uuid4()}", limit, self._sent_back)
+    def _open(self, queue: kombu.Queue, limit: int) -> QueueConsumer:
+        consumer = QueueConsumer(queue, f"unstract-wire-{uuid.uuid4()}", limit, self._sent_back)
 
         def receive(raw: Any) -> None:
-            tap.unacknowledged += 1
-            arrived = Arrived(self._channel.message_to_python(raw), queue.name, tap)
-            if COUNT_HEADER in arrived.message.headers:
+            consumer.unacknowledged += 1
+            incoming = Incoming(self._channel.message_to_python(raw), queue.name, consumer)
+            if COUNT_HEADER in incoming.message.headers:
                 self._counting.add(queue.name)
-            self.arrived.append(arrived)
+            self.buffer.append(incoming)
 
         if self._broker.amqp:
             self._channel.basic_qos(0, limit, False)
         else:
-            self._every = [tap, *(one for one in self._every if one.unacknowledged or self._is_registered(one))]
-        queue.consume(tap.tag, receive, no_ack=False, on_cancel=lambda tag: self._note_deleted(tap))
-        return tap
+            self._every = [consumer, *(one for one in self._every if one.unacknowledged or self._is_registered(one))]
+        queue.consume(consumer.tag, receive, no_ack=False, on_cancel=lambda tag: self._note_deleted(consumer))
+        return consumer
 
-    def _is_registered(self, tap: Tap) -> bool:
-        name = tap.queue.name
-        return self._standing.get(name) is tap or tap in self._flows[name]
+    def _is_registered(self, consumer: QueueConsumer) -> bool:
+        name = consumer.queue.name
+        return self._standing.get(name) is consumer or consumer in self._flows[name]
 
-    def _note_deleted(self, tap: Tap) -> None:
+    def _note_deleted(self, consumer: QueueConsumer) -> None:
         """The broker has cancelled a consumer, as it does with all of a queue's, one by one, when that is deleted."""
-        if self._is_registered(tap):
-            name = tap.queue.name
+        if self._is_registered(consumer):
+            name = consumer.queue.name
             self._broker.connection.declared_entities.clear()
             self._standing.pop(name, None)
             self._flows[name].clear()
             self._deleted.add(name)
 
-    def _offers(self, unwanted: Sequence[kombu.Queue]) -> list[Arrived]:
-        if not self.arrived:
+    def _offers(self, unwanted: Sequence[kombu.Queue]) -> list[Incoming]:
+        if not self.buffer:
             return []
         now = time.monotonic()
-        waiting = {one.queue for one in self.arrived}
-        offers: list[Arrived] = []
+        waiting = {one.queue for one in self.buffer}
+        offers: list[Incoming] = []
         for queue in unwanted:
             if queue.name in waiting:
                 state = self._unwanted.setdefault(queue.name, _Unwanted(now + _WINDOW))
@@ -374,27 +374,27 @@ class Taps:
         if offers:
             self._queues.rotate(-1)  # so that none is always the first to send, and the others given back
             given_back = set(map(id, offers))
-            self.arrived = deque(one for one in self.arrived if id(one) not in given_back)
+            self.buffer = deque(one for one in self.buffer if id(one) not in given_back)
         return offers
 
-    def _offer(self, queue: kombu.Queue) -> list[Arrived]:
+    def _offer(self, queue: kombu.Queue) -> list[Incoming]:
         """Return what others are to have of a queue: what flows brought, and the rest if somebody may have time."""
         if queue.name in self._single:
             return []
         self._cancel_flows(queue)
         standing = self._standing.get(queue.name)
-        waiting = [one for one in self.arrived if one.queue == queue.name]
-        ahead = [one for one in waiting if one.tap is not standing]
+        waiting = [one for one in self.buffer if one.queue == queue.name]
+        ahead = [one for one in waiting if one.consumer is not standing]
         if len(ahead) == len(waiting) or self._others_may_be_idle(queue.name):
             return waiting
         return ahead
 
     def _others_may_be_idle(self, queue: str) -> bool:
         with mapped("receive"):
-            ready, consumers = self._broker.state_of(queue)
+            ready, attached = self._broker.state_of(queue)
         # A quorum queue counts our cancelled ones too, for as long as something of theirs runs or waits here.
-        ours = 1 + sum(tap.unacknowledged > 0 for tap in self._holding.get(queue, ()))
-        return consumers > ours and not ready
+        ours = 1 + sum(consumer.unacknowledged > 0 for consumer in self._holding.get(queue, ()))
+        return attached > ours and not ready
 
     def _cancel_flows(self, queue: kombu.Queue) -> None:
         flows = self._flows[queue.name]
@@ -402,22 +402,22 @@ class Taps:
         while flows:
             self._cancel(flows.pop())
 
-    def _cancel(self, tap: Tap) -> None:
-        tap.queue.cancel(tap.tag)
-        if tap.unacknowledged and self.counts_returns(tap.queue.name):
-            self._holding.setdefault(tap.queue.name, []).append(tap)
+    def _cancel(self, consumer: QueueConsumer) -> None:
+        consumer.queue.cancel(consumer.tag)
+        if consumer.unacknowledged and self.counts_returns(consumer.queue.name):
+            self._holding.setdefault(consumer.queue.name, []).append(consumer)
 
-    def _settle_down(self, taps: Iterable[Tap]) -> None:
+    def _settle_down(self, consumers: Iterable[QueueConsumer]) -> None:
         """Let what is on its way to consumers of quorum queues arrive, before they are cancelled: it would count."""
-        for tap in taps:
-            if not self.counts_returns(tap.queue.name):
+        for consumer in consumers:
+            if not self.counts_returns(consumer.queue.name):
                 continue
             silent = 0
             for _ in range(_QUIET):
-                if not tap.free or silent >= _SILENT or not self._broker.state_of(tap.queue.name)[0]:
+                if not consumer.free or silent >= _SILENT or not self._broker.state_of(consumer.queue.name)[0]:
                     break
-                before = len(self.arrived)
+                before = len(self.buffer)
                 with contextlib.suppress(TimeoutError):
                     self._broker.connection.drain_events(timeout=_PULSE)
-                silent = silent + 1 if len(self.arrived) == before else 0
+                silent = silent + 1 if len(self.buffer) == before else 0
             self._channel.basic_qos(0, 1, False)  # which is answered after what was sent before

@@ -21,6 +21,7 @@ import kombu
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import loads
 
+from transports.celery.amqp_frame_patches import UNREADABLE
 from transports.celery.compression import NotDecompressed, readable_body
 from transports.celery.encode import (
     BROKERS_HEADERS,
@@ -30,7 +31,6 @@ from transports.celery.encode import (
     TRACE_HEADERS,
     UNSET_PRIORITY,
 )
-from transports.celery.frames import UNREADABLE
 from unstract_core.codec import MAX_HEADERS_BYTES, check_headers, check_name, from_wire
 from unstract_core.errors import MalformedPayload, PayloadError
 from unstract_core.observability.log_events import NewNames, emit

@@ -1,6 +1,6 @@
 """The one place where an error of kombu, its drivers or the operating system becomes one of ours.
 
-`ANSWERS` is the table of the brokers' answers and what they mean; docs/errors.md has the same table. A connection
+`ERROR_RULES` is the table of the brokers' answers and what they mean; docs/errors.md has the same table. A connection
 that is lost or silent leaves the fate of what was published on it unknown. Texts carry the broker's own words, which
 name queues and arguments and never a payload.
 """
@@ -69,7 +69,7 @@ class InDoubt(Blocked):
 
 
 @attrs.frozen
-class Answer:
+class ErrorRule:
     """One row of the table.
 
     Attributes:
@@ -92,41 +92,41 @@ class Answer:
 
 _UNAVAILABLE, _IN_DOUBT, _NOT_READY, _REFUSED = Meaning
 
-ANSWERS = (
-    Answer(
+ERROR_RULES = (
+    ErrorRule(
         ("311", "406 larger than configured max size"),
         _REFUSED,
         "the message exceeds the broker's limit",
         kind=TransportRefused,
     ),
-    Answer(
+    ErrorRule(
         ("403", "530"),
         _NOT_READY,
         "user, password, virtual host or permission",
         "Check the user, password, virtual host and permissions",
         kind=TransportNotReady,
     ),
-    Answer(
+    ErrorRule(
         ("404", "405", "406"),
         _NOT_READY,
         "the queue is missing, is exclusive to another connection, or has other arguments",
         kind=TransportNotReady,
     ),
-    Answer(("312",), _NOT_READY, "there is no queue of that name; the message is returned", kind=Unroutable),
-    Answer(("basic.nack",), _UNAVAILABLE, "the queue is full (`x-overflow=reject-publish`)", kind=Nacked),
-    Answer(
+    ErrorRule(("312",), _NOT_READY, "there is no queue of that name; the message is returned", kind=Unroutable),
+    ErrorRule(("basic.nack",), _UNAVAILABLE, "the queue is full (`x-overflow=reject-publish`)", kind=Nacked),
+    ErrorRule(
         ("connection.blocked",),
         _UNAVAILABLE,
         "memory or disk space of the broker is low, and the message was not handed over",
         kind=Blocked,
     ),
-    Answer(
+    ErrorRule(
         ("connection.blocked unconfirmed",),
         _IN_DOUBT,
         "memory or disk space of the broker is low, and the message was handed over before the broker said so",
         kind=InDoubt,
     ),
-    Answer(
+    ErrorRule(
         ("AuthenticationError", "AuthenticationWrongNumberOfArgsError"),
         _NOT_READY,
         "Redis rejects the user or the password",
@@ -134,7 +134,7 @@ ANSWERS = (
         "Redis refused",
         TransportNotReady,
     ),
-    Answer(
+    ErrorRule(
         ("AuthorizationError",),
         _NOT_READY,
         "Redis rejects the user, or the user's rights",
@@ -142,7 +142,7 @@ ANSWERS = (
         "Redis refused",
         TransportNotReady,
     ),
-    Answer(
+    ErrorRule(
         ("NoPermissionError",),
         _NOT_READY,
         "a right to a command or key of Redis is missing",
@@ -150,7 +150,7 @@ ANSWERS = (
         "Redis refused",
         TransportNotReady,
     ),
-    Answer(
+    ErrorRule(
         ("ResponseError DB index", "ValueError Database is int"),
         _NOT_READY,
         "Redis has no database of that number",
@@ -158,7 +158,7 @@ ANSWERS = (
         "there is no such database",
         TransportNotReady,
     ),
-    Answer(
+    ErrorRule(
         ("ResponseError wrong kind of value", "ResponseError unknown command"),
         _NOT_READY,
         "a key of the queue's name is used for something else, or Redis lacks a command",
@@ -166,17 +166,17 @@ ANSWERS = (
         "Redis refused",
         TransportNotReady,
     ),
-    Answer(
+    ErrorRule(
         ("ResponseError",),
         _UNAVAILABLE,
         "any other refusal of Redis: memory is full, a replica is read-only",
         says="Redis refused for now",
     ),
-    Answer(("other",), _IN_DOUBT, "any other answer, a lost connection, silence"),
+    ErrorRule(("other",), _IN_DOUBT, "any other answer, a lost connection, silence"),
 )
-_ANY_OTHER = ANSWERS[-1]
-_BY_KIND: dict[str, list[tuple[str, Answer]]] = {}
-for _answer in ANSWERS:
+_ANY_OTHER = ERROR_RULES[-1]
+_BY_KIND: dict[str, list[tuple[str, ErrorRule]]] = {}
+for _answer in ERROR_RULES:
     for _key in _answer.keys:
         _kind, _, _words = _key.partition(" ")
         _BY_KIND.setdefault(_kind, []).append((_words, _answer))
@@ -196,7 +196,7 @@ def mapped(doing: str, *, fate_unknown: bool = False) -> Iterator[None]:
         raise translate(exc, doing, fate_unknown=fate_unknown) from exc
 
 
-def answer_of(kinds: Sequence[str], said: str = "") -> Answer:
+def rule_for(kinds: Sequence[str], said: str = "") -> ErrorRule:
     """Return the row of the table for an error.
 
     Args:
@@ -220,7 +220,7 @@ def translate(exc: Exception, doing: str, *, fate_unknown: bool = False) -> Tran
         return ConfigurationError(f"{doing}: {exc}; install the driver, such as pip install 'kombu[redis]'")
     if isinstance(exc, kombu.exceptions.EncodeError):
         return TransportRefused(f"{doing}: cannot be serialised ({type(exc).__name__})")
-    answer = answer_of(_kinds(exc), said)
+    answer = rule_for(_kinds(exc), said)
     if answer is not _ANY_OTHER:
         return _refusal(answer, doing, said)
     said = said or type(exc).__name__
@@ -253,7 +253,7 @@ def _inequivalent(found: re.Match[str]) -> str:
     )
 
 
-def _refusal(answer: Answer, doing: str, said: str) -> TransportError:
+def _refusal(answer: ErrorRule, doing: str, said: str) -> TransportError:
     """Return our error where the broker has answered, and nothing took effect."""
     text = f"{doing}: {answer.says}: {said}" if answer.says else f"{doing}: {said}"
     if answer.meaning is Meaning.UNAVAILABLE:

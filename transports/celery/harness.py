@@ -73,8 +73,8 @@ class CeleryHarness(Harness):
         if isinstance(wire, dict):
             headers, properties, body = _as_celery_says_it(wire)
         if properties.get("correlation_id"):
-            transport._inbox.expect([properties["correlation_id"]])
-            properties["reply_to"] = transport._inbox.address
+            transport._reply_queue.expect([properties["correlation_id"]])
+            properties["reply_to"] = transport._reply_queue.address
         if self._settings.keeps_priorities(queue):
             properties["priority"] = DEFAULT_PRIORITY
         producer = kombu.Producer(self._behind().default_channel, serializer="json")
@@ -88,7 +88,7 @@ class CeleryHarness(Harness):
 
     def sever(self, transport: CeleryTransport) -> bool:
         receiving = _receiving(self._subscriptions[id(transport)])
-        answered = [transport._inbox._broker] if transport._inbox._broker is not None else []
+        answered = [transport._reply_queue._broker] if transport._reply_queue._broker is not None else []
         return _cut([*receiving, *answered, *transport._publishers._idle])
 
     def clean(self, queues: Sequence[str]) -> None:
@@ -107,7 +107,7 @@ class CeleryHarness(Harness):
 
 
 def _receiving(subscriptions: Iterable[CelerySubscription]) -> list[Broker]:
-    return [one._link._live[0] for one in subscriptions if one._link._live is not None]
+    return [one._connection._live[0] for one in subscriptions if one._connection._live is not None]
 
 
 def _cut(brokers: Iterable[Broker]) -> bool:

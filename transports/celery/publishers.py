@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 
-from transports.celery.broker import Broker, Settings
+from transports.celery.broker import Broker, BrokerSettings
 from transports.celery.encode import Outgoing
 from unstract_core.errors import TransportClosed, TransportError, TransportUnavailable
 
@@ -27,7 +27,7 @@ def leave_to_parent(broker: Broker) -> None:
 class Publishers:
     """At most `size` connections; a caller waits for a free one for as long as for a confirm."""
 
-    def __init__(self, settings: Settings, size: int) -> None:
+    def __init__(self, settings: BrokerSettings, size: int) -> None:
         self._settings = settings
         self._size = size
         self._closed = False
@@ -54,7 +54,7 @@ class Publishers:
             try:
                 yield broker
             finally:
-                self._give_back(broker)
+                self._take_back(broker)
         finally:
             slots.release()
 
@@ -91,7 +91,7 @@ class Publishers:
             return None
         return broker
 
-    def _give_back(self, broker: Broker) -> None:
+    def _take_back(self, broker: Broker) -> None:
         if not broker.usable:
             broker.hang_up()
         elif self._closed:

@@ -15,7 +15,7 @@ import uuid
 import attrs
 import kombu
 
-from transports.celery.broker import Broker, Settings
+from transports.celery.broker import Broker, BrokerSettings
 from transports.celery.compression import keep_compressed
 from transports.celery.errors import mapped
 from transports.celery.publishers import leave_to_parent
@@ -36,10 +36,10 @@ class _Awaited:
     reply: Reply | None = None
 
 
-class Inbox:
+class ReplyQueue:
     """Thread-safe. `address` names the queue to which answers are sent."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: BrokerSettings) -> None:
         self._settings = settings
         self._closed = False
         self._pid = 0

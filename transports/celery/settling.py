@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 import kombu
 
-from transports.celery.broker import Settings
+from transports.celery.broker import BrokerSettings
 from transports.celery.compression import HEADER as COMPRESSION_HEADER
 from transports.celery.compression import bytes_of, is_compressed
 from transports.celery.decode import Envelope, link_queue, name_of, read_message
@@ -50,7 +50,9 @@ class Received:
     queue: str
 
 
-def outgoing(received: Received, settlement: Settlement, settings: Settings, default_queue: str) -> dict[str, Outgoing]:
+def outgoing(
+    received: Received, settlement: Settlement, settings: BrokerSettings, default_queue: str
+) -> dict[str, Outgoing]:
     """Return what a settlement publishes, by what it is and its id: the same settlement always gives the same keys.
 
     Raises PayloadError for what the wire cannot carry.
@@ -161,7 +163,7 @@ def _answer_address(received: Received) -> str:
 
 
 def _follow_ups(
-    envelope: Envelope, settlement: Settlement, follow_up: Message, settings: Settings, default_queue: str
+    envelope: Envelope, settlement: Settlement, follow_up: Message, settings: BrokerSettings, default_queue: str
 ) -> Iterable[Outgoing]:
     failed = settlement.outcome == "failure"
     links = envelope.errbacks if failed else envelope.callbacks
@@ -194,7 +196,7 @@ def _fired(
     follow_up: Message,
     error: str | None,
     lineage: Lineage,
-    settings: Settings,
+    settings: BrokerSettings,
     default_queue: str,
 ) -> Outgoing:
     """Return the message that one link asks for. `plain` is what the first would be, had it no more to say."""

@@ -3,8 +3,8 @@
 A delivery is a message that the broker has given to our connection and that we have not acknowledged. There are no
 leases on AMQP: a message is ours for as long as the connection lives, and the broker gives it to somebody else when
 that breaks. So a settlement publishes first, waits for the confirms, and acknowledges then; and what was running when
-the connection broke is an *orphan*: its message is taken back when the broker delivers it to us again, and its outcome
-is published in any case, because a doubled callback is better than a lost one.
+the connection broke waits for its redelivery: its message is taken back when the broker delivers it to us again, and
+its outcome is published in any case, because a doubled callback is better than a lost one.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import attrs
 from kombu.message import Message as Raw
 
 from transports.celery.amqp_patches import TICK
-from transports.celery.broker import Settings
-from transports.celery.connection import Link
-from transports.celery.consumers import Arrived
+from transports.celery.broker import BrokerSettings
+from transports.celery.connection import BrokerConnection
+from transports.celery.consumers import Incoming
 from transports.celery.decode import Envelope, key_of, read_message
 from transports.celery.encode import Outgoing
 from transports.celery.errors import InDoubt, Nacked, Unroutable, mapped
@@ -43,9 +43,9 @@ logger = logging.getLogger("unstract_wire.celery")
 
 Key: TypeAlias = tuple[str, int]
 
-_ADOPTION = 3.0
+_REDELIVERY_WINDOW = 3.0
 """Seconds after a new connection in which what was running before may come back to us."""
-_MOST_PARKED = 10_000
+_MAX_DELAYED = 10_000
 """How many messages may wait here for their time; of more, those that have longest to wait are sent again."""
 _THINNED = 500
 """How many are sent again at once."""
@@ -67,17 +67,17 @@ _MOST_STUCK_ITSELF = 1000
 
 
 @attrs.define(eq=False)
-class _Held:
-    """A delivery of ours; without its `arrived` it is an orphan. `sent` names what of its settlement was confirmed.
+class InFlightDelivery:
+    """A delivery of ours; without `incoming` it waits for its redelivery. `sent` names its confirmed messages.
 
     `in_doubt` is what was handed to a broker that will confirm it when it takes messages again, `full` the queue that
-    has no room for what follows, `unstarted` as in Arrived. `asked` is when the consumer last showed that it has this
+    has no room for what follows, `unstarted` as in Incoming. `asked` is when the consumer last showed that it has this
     delivery, on the monotonic clock.
     """
 
     delivery: Delivery
     received: Received
-    arrived: Arrived | None
+    incoming: Incoming | None
     sent: set[str] = attrs.field(factory=set)
     in_doubt: dict[str, int] = attrs.field(factory=dict)
     full: str = ""
@@ -90,7 +90,7 @@ class CelerySubscription:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: BrokerSettings,
         queues: Sequence[str],
         *,
         lease: float,
@@ -104,9 +104,9 @@ class CelerySubscription:
         self._default_queue = default_queue
         self._time_limits = time_limits
         self._transport_closed = transport_closed
-        self._held: dict[Key, _Held] = {}
+        self._in_flight: dict[Key, InFlightDelivery] = {}
         self._answered: dict[Key, bool] = {}
-        self._parked: list[tuple[float, int, Arrived]] = []
+        self._delayed: list[tuple[float, int, Incoming]] = []
         self._sent_again: set[str | None] = set()
         self._thin_out_at = 0.0
         self._logged_crowded = False
@@ -115,7 +115,7 @@ class CelerySubscription:
         self._unstarted: OrderedDict[tuple[str | None, int], tuple[int, float]] = OrderedDict()
         self._numbers = itertools.count()
         self._closed = False
-        self._link = Link(settings, self._queues)
+        self._connection = BrokerConnection(settings, self._queues)
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         """Take up to `limit` messages; see `unstract_core.Subscription.receive`."""
@@ -123,35 +123,35 @@ class CelerySubscription:
         deadline = time.monotonic() + wait
         with self._working("receive"):
             while True:
-                room, blocked = self._room(limit), self._link.blocked
+                room, blocked = self._room(limit), self._connection.blocked
                 paused = self._paused()
                 if not blocked:
-                    self._give_back(self._link.taps.want(room + self._adoptable(), paused))
-                self._link.pump()
-                self._adopt()
-                parked = len(self._parked)
-                deliveries = self._take(limit, paused) if not self._link.blocked else []
-                if self._parked and not self._link.blocked:
+                    self._release(self._connection.consumers.want(room + self._redeliveries_expected(), paused))
+                self._connection.pump()
+                self._match_redelivered()
+                delayed = len(self._delayed)
+                deliveries = self._take(limit, paused) if not self._connection.blocked else []
+                if self._delayed and not self._connection.blocked:
                     self._gather()
                     self._thin_out(limit)
                 remaining = deadline - time.monotonic()
-                if deliveries or remaining <= 0 or self._link.rung():
+                if deliveries or remaining <= 0 or self._connection.woken():
                     return deliveries
-                if len(self._parked) > parked and room:  # there may be others behind it whose time has come
+                if len(self._delayed) > delayed and room:  # there may be others behind it whose time has come
                     continue
-                if self._parked and not blocked:
-                    remaining = min(remaining, max(0.0, self._parked[0][0] - time.monotonic()))
-                self._link.wait(remaining)
+                if self._delayed and not blocked:
+                    remaining = min(remaining, max(0.0, self._delayed[0][0] - time.monotonic()))
+                self._connection.wait(remaining)
                 self._check_open()
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         """Return which deliveries are still ours: all of them while the connection lives."""
         self._check_open()
         with contextlib.suppress(TransportError), self._working("renew"):
-            self._link.tend()
-            self._link.pump()
-            self._adopt()
-        waiting = self._link.age < _ADOPTION
+            self._connection.tend()
+            self._connection.pump()
+            self._match_redelivered()
+        waiting = self._connection.age < _REDELIVERY_WINDOW
         return [self._is_ours(_key(delivery), waiting) for delivery in deliveries]
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
@@ -164,127 +164,127 @@ class CelerySubscription:
         plans = self._plans(settlements)
         try:
             with self._working("settle", fate_unknown=True):
-                self._await_orphans(plans)
+                self._await_redelivery(plans)
                 errors = self._publish(plans)
                 self._acknowledge(plans, errors)
                 answers = [self._end(plan, error) for plan, error in zip(plans, errors, strict=True)]
         except TransportError:
-            self._let_go(plans)
+            self._release_settled(plans)
             raise
         if failures := [error for error in errors if error is not None]:
             for plan, answer, error in zip(plans, answers, errors, strict=True):
                 if plan.held is not None and error is None:
                     self._answered[_key(plan.settlement.delivery)] = answer
-            self._let_go(plans)
+            self._release_settled(plans)
             raise failures[0]
         return answers
 
     def wake(self) -> None:
-        self._link.wake()
+        self._connection.wake()
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
             with contextlib.suppress(Exception):
                 self._return_unstarted()
-            held = [one.arrived for one in self._held.values() if one.arrived is not None]
-            self._link.close([*held, *(arrived for _, _, arrived in sorted(self._parked))])
+            held = [one.incoming for one in self._in_flight.values() if one.incoming is not None]
+            self._connection.close([*held, *(incoming for _, _, incoming in sorted(self._delayed))])
 
     def _return_unstarted(self) -> None:
         """Give back what was not started, so that it does not count where the end of a connection does."""
-        if not self._link.live or not self._link.broker.amqp:
+        if not self._connection.live or not self._connection.broker.amqp:
             return
-        self._link.broker.hurry(_GOODBYE)
-        taps = self._link.taps
-        self._link.pump()  # a message that is on its way here may show that its queue counts
-        if not any(map(taps.counts_returns, self._queues)):
+        self._connection.broker.hurry(_GOODBYE)
+        consumers = self._connection.consumers
+        self._connection.pump()  # a message that is on its way here may show that its queue counts
+        if not any(map(consumers.counts_returns, self._queues)):
             return
-        taps.cancel()
-        self._parked, parked = [], sorted(self._parked)
-        waiting = [*(arrived for _, _, arrived in parked), *taps.arrived]
-        if counted := [one for one in waiting if taps.counts_returns(one.queue)]:
+        consumers.cancel()
+        self._delayed, delayed = [], sorted(self._delayed)
+        waiting = [*(incoming for _, _, incoming in delayed), *consumers.buffer]
+        if counted := [one for one in waiting if consumers.counts_returns(one.queue)]:
             self._send_anew(counted)
-        taps.flush()
+        consumers.flush()
 
     def _is_ours(self, key: Key, waiting: bool) -> bool:
-        held = self._held.get(key)
+        held = self._in_flight.get(key)
         if held is None:
             return key in self._answered  # it is settled, and its consumer has not asked for the answer yet
         held.asked = time.monotonic()
-        return held.arrived is not None or waiting
+        return held.incoming is not None or waiting
 
-    def _plans(self, settlements: Sequence[Settlement]) -> list[_Plan]:
+    def _plans(self, settlements: Sequence[Settlement]) -> list[SettlementPlan]:
         """Say what each settlement publishes; of two for one delivery the first counts."""
         seen: set[Key] = set()
-        plans: list[_Plan] = []
+        plans: list[SettlementPlan] = []
         for settlement in settlements:
             key = _key(settlement.delivery)
-            plans.append(_Plan(settlement, None, {}) if key in seen else self._plan(settlement, key))
+            plans.append(SettlementPlan(settlement, None, {}) if key in seen else self._plan(settlement, key))
             seen.add(key)
         return plans
 
-    def _plan(self, settlement: Settlement, key: Key) -> _Plan:
+    def _plan(self, settlement: Settlement, key: Key) -> SettlementPlan:
         check_delay(settlement.delay)
-        held = self._held.get(key)
+        held = self._in_flight.get(key)
         if held is None:
-            return _Plan(settlement, None, {}, self._answered.pop(key, False))
+            return SettlementPlan(settlement, None, {}, self._answered.pop(key, False))
         held.asked = time.monotonic()
         if settlement.verdict is Verdict.RETRY and not settlement.counted and not self._is_quorum(held):
-            return _Plan(settlement, held, {})
+            return SettlementPlan(settlement, held, {})
         messages = outgoing(held.received, settlement, self._settings, self._default_queue)
         if settlement.verdict is Verdict.RETRY and not settlement.counted:
             returned = again(held.received, retries=held.received.envelope.attempt - 1)
             messages[f"{_GIVEN_BACK} {returned.id}"] = returned
-        return _Plan(settlement, held, {name: one for name, one in messages.items() if name not in held.sent})
+        return SettlementPlan(settlement, held, {name: one for name, one in messages.items() if name not in held.sent})
 
-    def _let_go(self, plans: Sequence[_Plan]) -> None:
+    def _release_settled(self, plans: Sequence[SettlementPlan]) -> None:
         """Hold no longer what was to be given back: nobody will settle it again, and the broker is to deliver it."""
         for plan in plans:
             if plan.settlement.verdict is not Verdict.RETRY or plan.settlement.counted:
                 continue
-            held = self._held.pop(_key(plan.settlement.delivery), None)
+            held = self._in_flight.pop(_key(plan.settlement.delivery), None)
             if held is None:
                 continue
-            if held.arrived is not None and self._keeps_given_back(held, held.arrived):
+            if held.incoming is not None and self._keeps_given_back(held, held.incoming):
                 continue
             self._note_unstarted(held.received.message, held.unstarted)
-            if held.arrived is not None:
+            if held.incoming is not None:
                 with contextlib.suppress(Exception):
-                    held.arrived.requeue()
+                    held.incoming.requeue()
 
-    def _keeps_given_back(self, held: _Held, arrived: Arrived) -> bool:
+    def _keeps_given_back(self, held: InFlightDelivery, incoming: Incoming) -> bool:
         """Keep a message here while its copy may be accepted later (a requeue would double it), or be sent later."""
         tag = next((tag for name, tag in held.in_doubt.items() if name.startswith(_GIVEN_BACK)), None)
-        if tag is None and not (self._link.blocked and self._is_quorum(held)):
+        if tag is None and not (self._connection.blocked and self._is_quorum(held)):
             return False
-        arrived.in_doubt = tag
-        arrived.unstarted = held.unstarted
-        heapq.heappush(self._parked, (time.monotonic() + TICK, next(self._numbers), arrived))
+        incoming.in_doubt = tag
+        incoming.unstarted = held.unstarted
+        heapq.heappush(self._delayed, (time.monotonic() + TICK, next(self._numbers), incoming))
         return True
 
-    def _is_quorum(self, held: _Held) -> bool:
+    def _is_quorum(self, held: InFlightDelivery) -> bool:
         """Quorum queues count what is requeued, and drop it in the end: such a message is sent anew instead."""
-        return held.arrived is not None and self._link.taps.counts_returns(held.arrived.queue)
+        return held.incoming is not None and self._connection.consumers.counts_returns(held.incoming.queue)
 
-    def _await_orphans(self, plans: Sequence[_Plan]) -> None:
+    def _await_redelivery(self, plans: Sequence[SettlementPlan]) -> None:
         """Give the broker a moment to deliver again what was running when the connection broke."""
-        taps = self._link.taps
-        if any(one.orphaned for one in plans) and (adoptable := self._adoptable()):
-            if not self._link.blocked:
-                self._give_back(taps.want(adoptable))
-            self._link.pump()
-            self._adopt()
-            if any(one.orphaned for one in plans):
+        consumers = self._connection.consumers
+        if any(one.awaits_redelivery for one in plans) and (expected := self._redeliveries_expected()):
+            if not self._connection.blocked:
+                self._release(consumers.want(expected))
+            self._connection.pump()
+            self._match_redelivered()
+            if any(one.awaits_redelivery for one in plans):
                 raise TransportUnavailable("settle: the connection is new, and the message not delivered again yet")
 
-    def _publish(self, plans: Sequence[_Plan]) -> list[TransportError | None]:
+    def _publish(self, plans: Sequence[SettlementPlan]) -> list[TransportError | None]:
         errors: dict[int, TransportError] = {}
         for plan in plans:
             if plan.held is not None and plan.held.in_doubt and (error := self._resolve(plan, plan.held)) is not None:
                 errors[id(plan)] = error
         flat = [(plan, name, one) for plan in plans if id(plan) not in errors for name, one in plan.messages.items()]
         if flat:
-            outcomes = self._link.broker.publish("settle", [message for _, _, message in flat])
+            outcomes = self._connection.broker.publish("settle", [message for _, _, message in flat])
             for (plan, name, message), error in zip(flat, outcomes, strict=True):
                 if error is not None:
                     errors.setdefault(id(plan), self._for_good(error) if name.startswith("follow-up") else error)
@@ -295,10 +295,10 @@ class CelerySubscription:
             self._log_room([message.queue for (_, _, message), error in zip(flat, outcomes, strict=True) if not error])
         return [errors.get(id(plan)) for plan in plans]
 
-    def _resolve(self, plan: _Plan, held: _Held) -> TransportError | None:
+    def _resolve(self, plan: SettlementPlan, held: InFlightDelivery) -> TransportError | None:
         """Take in the broker's late answers about a settlement; returns an error while one is missing."""
         for name, tag in list(held.in_doubt.items()):
-            answer = self._link.broker.answer_to(tag)
+            answer = self._connection.broker.answer_to(tag)
             if answer is None:
                 return InDoubt("settle: the broker takes no messages for now, and has not confirmed one yet", tag)
             del held.in_doubt[name]
@@ -307,7 +307,7 @@ class CelerySubscription:
                 plan.messages.pop(name, None)
         return None
 
-    def _note_outcome(self, held: _Held, name: str, queue: str, error: TransportError | None) -> None:
+    def _note_outcome(self, held: InFlightDelivery, name: str, queue: str, error: TransportError | None) -> None:
         if isinstance(error, InDoubt):
             held.in_doubt[name] = error.tag
         if isinstance(error, Nacked):
@@ -321,7 +321,7 @@ class CelerySubscription:
     def _log_room(self, taken: Sequence[str]) -> None:
         """Log that a queue has room again, when nothing waits for that any more."""
         for queue in self._full.intersection(taken) if self._full else ():
-            if not any(held.full == queue for held in self._held.values()):
+            if not any(held.full == queue for held in self._in_flight.values()):
                 self._full.discard(queue)
                 emit(logger, logging.INFO, "queue_has_room", queue=queue)
 
@@ -329,7 +329,7 @@ class CelerySubscription:
         """Return the queues of which nothing more is taken, because what follows from theirs has no room."""
         if not self._full:
             return frozenset()
-        stuck = Counter(held.delivery.queue for held in self._held.values() if held.full)
+        stuck = Counter(held.delivery.queue for held in self._in_flight.values() if held.full)
         return frozenset(queue for queue, count in stuck.items() if self._must_wait(queue, count))
 
     def _must_wait(self, queue: str, stuck: int) -> bool:
@@ -354,77 +354,77 @@ class CelerySubscription:
         refused.__cause__ = error
         return refused
 
-    def _acknowledge(self, plans: Sequence[_Plan], errors: list[TransportError | None]) -> None:
-        for plan, error in self._link.broker.in_requeue_order(list(zip(plans, errors, strict=True))):
+    def _acknowledge(self, plans: Sequence[SettlementPlan], errors: list[TransportError | None]) -> None:
+        for plan, error in self._connection.broker.in_requeue_order(list(zip(plans, errors, strict=True))):
             held = plan.held
-            if held is None or held.arrived is None or error is not None:
+            if held is None or held.incoming is None or error is not None:
                 continue
             with mapped("settle: acknowledge", fate_unknown=True):
                 if plan.settlement.verdict is Verdict.RETRY and not plan.settlement.counted and not plan.messages:
-                    held.arrived.requeue()
+                    held.incoming.requeue()
                 else:
-                    held.arrived.ack()
+                    held.incoming.ack()
 
-    def _end(self, plan: _Plan, error: TransportError | None) -> bool:
+    def _end(self, plan: SettlementPlan, error: TransportError | None) -> bool:
         if plan.held is None:
             return plan.answered
         if error is not None:
             return False
-        if plan.held.arrived is None and not plan.settlement.counted:
+        if plan.held.incoming is None and not plan.settlement.counted:
             self._note_unstarted(plan.held.received.message, plan.held.unstarted)
-        return self._held.pop(_key(plan.settlement.delivery), None) is not None
+        return self._in_flight.pop(_key(plan.settlement.delivery), None) is not None
 
     def _take(self, limit: int, paused: Collection[str] = ()) -> list[Delivery]:
         deliveries: list[Delivery] = []
-        arrived = self._link.taps.arrived
+        incoming = self._connection.consumers.buffer
         due = self._due()
-        skipped: list[Arrived] = []
-        while len(deliveries) < limit and (due or arrived):
-            one = due.popleft() if due else arrived.popleft()
+        skipped: list[Incoming] = []
+        while len(deliveries) < limit and (due or incoming):
+            one = due.popleft() if due else incoming.popleft()
             if one.queue in paused:
                 skipped.append(one)
                 continue
             delivery = self._opened(one)
             if delivery is not None:
                 deliveries.append(delivery)
-        arrived.extendleft(reversed([*skipped, *due]))
+        incoming.extendleft(reversed([*skipped, *due]))
         return deliveries
 
-    def _opened(self, arrived: Arrived) -> Delivery | None:
+    def _opened(self, incoming: Incoming) -> Delivery | None:
         """Read a message; None where its time has not come."""
-        envelope = self._read(arrived, time_limits=self._time_limits)
-        received = Received(arrived.message, envelope, arrived.queue)
-        if (seconds := arrived.due - time.time()) > 0:
-            self._park(arrived, seconds)
+        envelope = self._read(incoming, time_limits=self._time_limits)
+        received = Received(incoming.message, envelope, incoming.queue)
+        if (seconds := incoming.due - time.time()) > 0:
+            self._delay(incoming, seconds)
             return None
-        name = envelope.id or f"{arrived.queue}/{next(self._numbers)}"
-        if (name, envelope.attempt) in self._held:  # the same task was sent twice
+        name = envelope.id or f"{incoming.queue}/{next(self._numbers)}"
+        if (name, envelope.attempt) in self._in_flight:  # the same task was sent twice
             name = f"{name}/{next(self._numbers)}"
-        arrived.wait_no_more()
-        self._link.taps.took(arrived.queue)
-        delivery = envelope.delivery(name, arrived.queue)
-        self._held[_key(delivery)] = _Held(delivery, received, arrived, unstarted=arrived.unstarted)
+        incoming.wait_no_more()
+        self._connection.consumers.took(incoming.queue)
+        delivery = envelope.delivery(name, incoming.queue)
+        self._in_flight[_key(delivery)] = InFlightDelivery(delivery, received, incoming, unstarted=incoming.unstarted)
         return delivery
 
-    def _read(self, arrived: Arrived, *, time_limits: bool = True) -> Envelope:
+    def _read(self, incoming: Incoming, *, time_limits: bool = True) -> Envelope:
         """Read a message, without the deliveries that the broker has counted and that have started nothing.
 
         A message that comes before its time was never started since that was set, however often it was delivered.
         """
         envelope = read_message(
-            arrived.message, arrived.queue, default_queue=self._default_queue, time_limits=time_limits
+            incoming.message, incoming.queue, default_queue=self._default_queue, time_limits=time_limits
         )
         counted = envelope.attempt - 1 - envelope.retries
         if envelope.eta is not None and envelope.problem is None:
-            arrived.due = envelope.eta.timestamp()
-            if arrived.due > time.time():
-                arrived.unstarted = counted
+            incoming.due = envelope.eta.timestamp()
+            if incoming.due > time.time():
+                incoming.unstarted = counted
         if self._unstarted:
-            known, since = self._unstarted.pop(arrived.key, (0, 0.0))
+            known, since = self._unstarted.pop(incoming.key, (0, 0.0))
             if time.monotonic() - since < _UNSTARTED_FOR:
-                arrived.unstarted = max(arrived.unstarted, known)
-        arrived.unstarted = min(arrived.unstarted, counted)
-        return attrs.evolve(envelope, attempt=envelope.attempt - arrived.unstarted) if arrived.unstarted else envelope
+                incoming.unstarted = max(incoming.unstarted, known)
+        incoming.unstarted = min(incoming.unstarted, counted)
+        return attrs.evolve(envelope, attempt=envelope.attempt - incoming.unstarted) if incoming.unstarted else envelope
 
     def _note_unstarted(self, message: Raw, already: int = 0) -> None:
         """Remember that a message of ours goes back without having been started: the broker may count that."""
@@ -436,78 +436,80 @@ class CelerySubscription:
 
     def _room(self, limit: int) -> int:
         """Return how many more messages may come: none for a while when too many wait here and all were looked at."""
-        return limit if len(self._parked) < _MOST_PARKED or self._thin_out_at <= time.monotonic() else 0
+        return limit if len(self._delayed) < _MAX_DELAYED or self._thin_out_at <= time.monotonic() else 0
 
-    def _park(self, arrived: Arrived, seconds: float) -> None:
-        if self._sent_again and arrived.key[0] in self._sent_again:
+    def _delay(self, incoming: Incoming, seconds: float) -> None:
+        if self._sent_again and incoming.key[0] in self._sent_again:
             self._sent_again.clear()
             self._thin_out_at = time.monotonic() + _ROUND
-        arrived.wait()
-        until = time.monotonic() + min(seconds, self._settings.longest_parked)
-        heapq.heappush(self._parked, (until, next(self._numbers), arrived))
+        incoming.wait()
+        until = time.monotonic() + min(seconds, self._settings.longest_local_delay)
+        heapq.heappush(self._delayed, (until, next(self._numbers), incoming))
 
     def _gather(self) -> None:
         """Send again what waits here through too many consumers, so that it comes through few."""
-        if scattered := self._link.taps.scattered():
-            lone = [entry for entry in self._parked if entry[2].tap in scattered]
-            self._parked = [entry for entry in self._parked if entry[2].tap not in scattered]
-            heapq.heapify(self._parked)
-            self._send_anew([arrived for _, _, arrived in sorted(lone)])
+        if scattered := self._connection.consumers.scattered():
+            lone = [entry for entry in self._delayed if entry[2].consumer in scattered]
+            self._delayed = [entry for entry in self._delayed if entry[2].consumer not in scattered]
+            heapq.heapify(self._delayed)
+            self._send_anew([incoming for _, _, incoming in sorted(lone)])
 
     def _thin_out(self, limit: int) -> None:
         """Send again what has longest to wait, where so much waits that nothing else could be received."""
-        if len(self._parked) < _MOST_PARKED - 2 * _THINNED:
+        if len(self._delayed) < _MAX_DELAYED - 2 * _THINNED:
             self._logged_crowded = False
         if not limit or self._thin_out_at > time.monotonic():
             return
-        taps = self._link.taps
-        crowd = [entry for entry in self._parked if taps.is_used_up(entry[2].queue)] if taps.has_single else []
-        if len(self._parked) > _MOST_PARKED:
-            crowd, number = self._parked, _THINNED
+        consumers = self._connection.consumers
+        crowd = (
+            [entry for entry in self._delayed if consumers.is_used_up(entry[2].queue)] if consumers.has_single else []
+        )
+        if len(self._delayed) > _MAX_DELAYED:
+            crowd, number = self._delayed, _THINNED
             if not self._logged_crowded:
                 self._logged_crowded = True
-                emit(logger, logging.WARNING, "too_many_delayed", waiting=len(self._parked), limit=_MOST_PARKED)
+                emit(logger, logging.WARNING, "too_many_delayed", waiting=len(self._delayed), limit=_MAX_DELAYED)
         elif crowd:
             number = 1
         else:
             return
         farthest = heapq.nlargest(number, crowd, key=lambda entry: entry[2].due)
         gone = {entry[1] for entry in farthest}
-        self._parked = [entry for entry in self._parked if entry[1] not in gone]
-        heapq.heapify(self._parked)
-        if len(self._sent_again) > 10 * _MOST_PARKED:
+        self._delayed = [entry for entry in self._delayed if entry[1] not in gone]
+        heapq.heapify(self._delayed)
+        if len(self._sent_again) > 10 * _MAX_DELAYED:
             self._sent_again.clear()
         self._sent_again.update(entry[2].key[0] for entry in farthest)
         self._send_anew([entry[2] for entry in sorted(farthest, key=lambda entry: entry[1])])
 
-    def _due(self) -> deque[Arrived]:
-        """Return what was parked and may be looked at again; what waits for longer is sent anew, to be held anew."""
-        due: deque[Arrived] = deque()
-        stale: list[Arrived] = []
-        while self._parked and self._parked[0][0] <= time.monotonic():
-            _, _, arrived = heapq.heappop(self._parked)
-            later = arrived.due > time.time() or arrived.in_doubt is not None
-            (stale if later else due).append(arrived)
+    def _due(self) -> deque[Incoming]:
+        """Return what was delayed and may be looked at again; what waits for longer is sent anew, to be held anew."""
+        due: deque[Incoming] = deque()
+        stale: list[Incoming] = []
+        while self._delayed and self._delayed[0][0] <= time.monotonic():
+            _, _, incoming = heapq.heappop(self._delayed)
+            later = incoming.due > time.time() or incoming.in_doubt is not None
+            (stale if later else due).append(incoming)
         if stale:
             self._send_anew(stale)
         return due
 
-    def _give_back(self, unwanted: Sequence[Arrived]) -> None:
+    def _release(self, unwanted: Sequence[Incoming]) -> None:
         """Let others have what nobody here has time for; what is requeued in a quorum queue counts, so not there."""
-        anew = [one for one in unwanted if self._link.taps.counts_returns(one.queue)]
+        anew = [one for one in unwanted if self._connection.consumers.counts_returns(one.queue)]
         for one in unwanted:
             if one not in anew:
                 one.requeue()
         if anew:
             self._send_anew(anew)
 
-    def _send_anew(self, stale: Sequence[Arrived]) -> None:
+    def _send_anew(self, stale: Sequence[Incoming]) -> None:
         """Send messages again to the end of their queues, and acknowledge them; those that cannot be sent wait here."""
         try:
             stale = [one for one in stale if not self._is_sent(one)]
         except TransportError:
-            self._parked += [(time.monotonic() + TICK, next(self._numbers), one) for one in stale]
-            heapq.heapify(self._parked)
+            self._delayed += [(time.monotonic() + TICK, next(self._numbers), one) for one in stale]
+            heapq.heapify(self._delayed)
             raise
         for start in range(0, len(stale), _THINNED):
             batch = stale[start : start + _THINNED]
@@ -515,50 +517,50 @@ class CelerySubscription:
             for one in batch:
                 envelope = self._read(one)
                 copies.append(again(Received(one.message, envelope, one.queue), retries=envelope.attempt - 1))
-            for one, error in zip(batch, self._link.broker.publish("postpone", copies), strict=True):
+            for one, error in zip(batch, self._connection.broker.publish("postpone", copies), strict=True):
                 if error is None:
                     one.ack()
                 else:
                     one.in_doubt = error.tag if isinstance(error, InDoubt) else None
-                    heapq.heappush(self._parked, (time.monotonic() + TICK, next(self._numbers), one))
+                    heapq.heappush(self._delayed, (time.monotonic() + TICK, next(self._numbers), one))
 
-    def _is_sent(self, arrived: Arrived) -> bool:
+    def _is_sent(self, incoming: Incoming) -> bool:
         """Take in the broker's late answer about a message that was sent again; says whether it needs no more."""
-        if arrived.in_doubt is None:
+        if incoming.in_doubt is None:
             return False
-        answer = self._link.broker.answer_to(arrived.in_doubt)
+        answer = self._connection.broker.answer_to(incoming.in_doubt)
         if answer is None:
-            heapq.heappush(self._parked, (time.monotonic() + TICK, next(self._numbers), arrived))
+            heapq.heappush(self._delayed, (time.monotonic() + TICK, next(self._numbers), incoming))
             return True
-        arrived.in_doubt = None
+        incoming.in_doubt = None
         if answer:
-            arrived.ack()
+            incoming.ack()
         return answer
 
-    def _adoptable(self) -> int:
+    def _redeliveries_expected(self) -> int:
         """How many messages may come back to us that were ours on the connection before this one."""
-        return len(self._orphans()) if self._link.age < _ADOPTION else 0
+        return len(self._awaiting_redelivery()) if self._connection.age < _REDELIVERY_WINDOW else 0
 
-    def _adopt(self) -> None:
-        """Take back the messages of orphans, which the broker has delivered again.
+    def _match_redelivered(self) -> None:
+        """Take back the messages of deliveries that await it, which the broker has delivered again.
 
-        An orphan that its consumer has not asked for since may be forgotten there: then the message is a new delivery.
+        A delivery that its consumer has not asked for since may be forgotten there: then the message is a new delivery.
         """
-        arrived = self._link.taps.arrived
-        if not arrived or not (orphans := self._orphans()):
+        incoming = self._connection.consumers.buffer
+        if not incoming or not (awaiting := self._awaiting_redelivery()):
             return
-        for one in [one for one in arrived if one.redelivered]:
-            if (orphan := orphans.pop(one.key, None)) is not None:
-                orphan.arrived = one
-                orphan.unstarted += 1
-                arrived.remove(one)
+        for one in [one for one in incoming if one.redelivered]:
+            if (delivery := awaiting.pop(one.key, None)) is not None:
+                delivery.incoming = one
+                delivery.unstarted += 1
+                incoming.remove(one)
 
-    def _orphans(self) -> dict[tuple[str | None, int], _Held]:
+    def _awaiting_redelivery(self) -> dict[tuple[str | None, int], InFlightDelivery]:
         known = time.monotonic() - self._forgotten_after
         lost = {
             key_of(one.received.message): one
-            for one in self._held.values()
-            if one.arrived is None and one.asked >= known
+            for one in self._in_flight.values()
+            if one.incoming is None and one.asked >= known
         }
         return {key: one for key, one in lost.items() if key[0] is not None}
 
@@ -569,17 +571,17 @@ class CelerySubscription:
             with mapped(doing, fate_unknown=fate_unknown):
                 yield
         finally:
-            if self._link.let_go_if_broken():
+            if self._connection.drop_if_broken():
                 self._lose()
 
     def _lose(self) -> None:
-        """What is held becomes orphans; what was not given out yet is the broker's again."""
-        for one in (*self._link.unread, *(arrived for _, _, arrived in self._parked)):
+        """What is in flight awaits its redelivery; what was not given out yet is the broker's again."""
+        for one in (*self._connection.unread, *(incoming for _, _, incoming in self._delayed)):
             self._note_unstarted(one.message, one.unstarted)
-        self._link.unread.clear()
-        self._parked.clear()
-        for held in self._held.values():
-            held.arrived = None
+        self._connection.unread.clear()
+        self._delayed.clear()
+        for held in self._in_flight.values():
+            held.incoming = None
             held.in_doubt.clear()
 
     def _check_open(self) -> None:
@@ -588,17 +590,17 @@ class CelerySubscription:
 
 
 @attrs.define(eq=False)
-class _Plan:
+class SettlementPlan:
     """A settlement and what is to be published for it; without `held` it was `answered` before, or is not ours."""
 
     settlement: Settlement
-    held: _Held | None
+    held: InFlightDelivery | None
     messages: dict[str, Outgoing]
     answered: bool = False
 
     @property
-    def orphaned(self) -> bool:
-        return self.held is not None and self.held.arrived is None
+    def awaits_redelivery(self) -> bool:
+        return self.held is not None and self.held.incoming is None
 
 
 def _key(delivery: Delivery) -> Key:

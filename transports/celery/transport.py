@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from transports.celery.broker import Settings, connection_of
+from transports.celery.broker import BrokerSettings, connection_of
 from transports.celery.dead_letters import CeleryDeadLetters
 from transports.celery.encode import check_queue, task_message
 from transports.celery.publishers import Publishers
-from transports.celery.reply_queue import Inbox
+from transports.celery.reply_queue import ReplyQueue
 from transports.celery.subscription import CelerySubscription
 from unstract_core.codec import check_name
 from unstract_core.errors import (
@@ -76,7 +76,7 @@ class CeleryTransport:
             raise ConfigurationError("the URL of a broker is like amqp://user:password@host:5672/vhost")
         if queue_arguments is not None and not isinstance(queue_arguments, Mapping):
             raise ConfigurationError("queue_arguments are a mapping, such as {'x-queue-type': 'quorum'}")
-        self._settings = Settings(
+        self._settings = BrokerSettings(
             url=url,
             queue_arguments=dict(queue_arguments or {}),
             declare=declare,
@@ -95,7 +95,7 @@ class CeleryTransport:
         self._time_limits = ignore_time_limits
         self._closed = False
         self._publishers = Publishers(self._settings, pool_size)
-        self._inbox = Inbox(self._settings)
+        self._reply_queue = ReplyQueue(self._settings)
         self.dead = CeleryDeadLetters(self._publishers, default_queue)
 
     @property
@@ -126,7 +126,7 @@ class CeleryTransport:
             raise NotSupported("a broker is not part of your database's transaction; send without within=")
         self._check_open()
         keys = [message.payload.reply_key for message in messages if message.payload.reply_key is not None]
-        address = self._inbox.address if keys else ""
+        address = self._reply_queue.address if keys else ""
         out = [
             task_message(
                 message,
@@ -138,7 +138,7 @@ class CeleryTransport:
         if not out:
             return []
         if keys:
-            self._inbox.expect(keys)
+            self._reply_queue.expect(keys)
         outcomes = self._publishers.publish("send", out)
         if errors := [error for error in outcomes if error is not None]:
             raise _of_several(errors, len(out))
@@ -151,7 +151,7 @@ class CeleryTransport:
         broker keeps no status.
         """
         self._check_open()
-        return self._inbox.reply(key, timeout=timeout, consume=consume)
+        return self._reply_queue.reply(key, timeout=timeout, consume=consume)
 
     def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueState]:
         """Raises NotSupported: AMQP has no list of queues and their messages."""
@@ -181,7 +181,7 @@ class CeleryTransport:
     def close(self) -> None:
         """Give back connections and threads; waiting calls end. Closing twice is allowed."""
         self._closed = True
-        self._inbox.close()
+        self._reply_queue.close()
         self._publishers.close()
 
     @property
