@@ -174,7 +174,7 @@ def test_only_an_unreadable_message_of_the_same_text_is_superseded() -> None:
         {"old": unreadable, "new": readable, "newer": readable},
     ]
     for found in others:
-        with pytest.raises(ValueError, match="no unreadable message of the same text"):
+        with pytest.raises(ValueError, match="not an unreadable message with the same text"):
             golden_corpus.current(found)
 
 
