@@ -25,8 +25,8 @@ from contract_tests.messages import message
 from transports.postgres import PostgresTransport
 from unstract_core import ConfigurationError
 from unstract_core.cli.context import Session
-from unstract_core.cli.supervisor.health_server import Address, Health, Watched, serving
-from unstract_core.cli.supervisor.metrics_export import Gathered
+from unstract_core.cli.health_server import Address, Health, Watched, serving
+from unstract_core.cli.metrics_export import Gathered
 from unstract_core.observability.observer import Turn
 
 WELL = Health([], {"children": []})

@@ -17,11 +17,11 @@ import click
 from unstract_core import discovery
 from unstract_core.cli.app_import import loading, make_here_importable
 from unstract_core.cli.context import Session, common, queue_name
+from unstract_core.cli.health_server import Address, Watched, serving
+from unstract_core.cli.metrics_export import Exposed, Gathered
 from unstract_core.cli.render.logs import log_to_stderr
 from unstract_core.cli.run_consumer import leaving_in_time, run, sigterm_leaves
 from unstract_core.cli.supervisor.child import MEGABYTE, Limits, Parent, Pulse
-from unstract_core.cli.supervisor.health_server import Address, Watched, serving
-from unstract_core.cli.supervisor.metrics_export import Exposed, Gathered
 from unstract_core.cli.supervisor.supervisor import Supervisor
 from unstract_core.continuation import StatusPayload
 from unstract_core.errors import ConfigurationError, NotSupported
