@@ -23,9 +23,9 @@ def main() -> None:
 
 def _leave_at_once() -> None:
     """End a worker that has stopped, without the interpreter's own clean-up: on a busy machine that takes seconds."""
-    running = sys.modules.get("unstract_core.cli.run_consumer")
-    if running is not None and running.exit_code is not None:
-        running.leave(running.exit_code)
+    process_exit = sys.modules.get("unstract_core.cli.process_exit")
+    if process_exit is not None and process_exit.exit_code is not None:
+        process_exit.leave(process_exit.exit_code)
 
 
 if __name__ == "__main__":

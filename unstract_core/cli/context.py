@@ -13,14 +13,15 @@ import attrs
 import click
 
 from unstract_core import discovery
+from unstract_core.cli import process_exit
 from unstract_core.cli.app_import import loading, make_here_importable, where
+from unstract_core.cli.process_exit import FAILED, INTERRUPTED
 from unstract_core.cli.render.masking import mask
 from unstract_core.cli.render.output import TRACE, behind_mark, printable
 from unstract_core.errors import ConfigurationError, ContractError, NotSupported
 from unstract_core.transport import Transport
 
 PROGRAM = "unstract-wire"
-FAILED, DECLINED, INTERRUPTED = 2, 1, 130
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -101,9 +102,7 @@ class Wire(click.Group):
         finally:
             logging.root.removeHandler(quiet)
         if session.at_once:
-            from unstract_core.cli import run_consumer
-
-            run_consumer.exit_code = code or 0
+            process_exit.exit_code = code or 0
         sys.exit(code)
 
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-import io
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, NoReturn, cast
 
 import attrs
 
 from unstract_core.cli.app_import import Left
-from unstract_core.cli.context import FAILED, Session
+from unstract_core.cli.context import Session
+from unstract_core.cli.process_exit import FAILED, HELD_UP, flush, ignore_signals
 from unstract_core.cli.supervisor.child import Parent, Report
 from unstract_core.errors import TransportUnavailable
 from unstract_core.forking import handling
@@ -31,10 +28,6 @@ logger = logging.getLogger("unstract_wire.worker")
 
 _COUNTERS = ("ran", "settled", "retried", "buried", "given_back", "lost", "refused", "replaced", "overdue")
 _MOMENT = 0.5
-_HELD_UP = 5.0
-
-exit_code: int | None = None
-"""With which this process ends when its exit handlers have run; None for the interpreter's usual end."""
 
 
 def run(consumer: Consumer, session: Session, parent: Parent | None, asked: Sequence[int]) -> None:
@@ -84,7 +77,7 @@ def run(consumer: Consumer, session: Session, parent: Parent | None, asked: Sequ
     def held_up() -> None:
         """End this process if the main thread does not come back from its task, once the run has ended."""
         overdue = consumer.counters["overdue"]
-        seconds = _MOMENT if overdue else _HELD_UP
+        seconds = _MOMENT if overdue else HELD_UP
         if back.wait(seconds):
             return
         stopped()
@@ -104,7 +97,7 @@ def run(consumer: Consumer, session: Session, parent: Parent | None, asked: Sequ
         code = int(second_signal.code or 0)
     finally:
         if parent is not None:
-            _ignore_signals()  # the order to stop came by the pipe as well, and the signal may be still on its way
+            ignore_signals()  # the order to stop came by the pipe as well, and the signal may be still on its way
         back.set()
         stopped()
     if code is None and consumer.counters["overdue"]:
@@ -115,7 +108,7 @@ def run(consumer: Consumer, session: Session, parent: Parent | None, asked: Sequ
 
 def _end(code: int, parent: Parent | None) -> NoReturn:
     """End this process at once: a thread that a task has started, or that hangs in one, would hold up a normal exit."""
-    _flush()
+    flush()
     if parent is not None:
         parent.end_group_if_gone()
     os._exit(code)
@@ -151,60 +144,6 @@ class _Announced:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.transport, name)
-
-
-@contextlib.contextmanager
-def leaving_in_time(parent: Parent, grace: float, log: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Leave some seconds after the block, whatever holds up the end of the process: its place is another's.
-
-    What the application does at exit has its time: `grace` seconds where the process was asked to leave, and fewer
-    where another waits for its place. A thread that it has left behind would be waited for for ever. `log` opens the
-    log once more, to tell of it.
-    """
-    code: object = 0
-    try:
-        yield
-    except BaseException as exc:
-        code = getattr(exc, "exit_code", getattr(exc, "code", FAILED))
-        raise
-    finally:
-        seconds = _HELD_UP if parent.leaving or code else grace
-        code = code if isinstance(code, int) else FAILED
-        threading.Thread(target=_leave, args=[log, seconds, code], name="unstract-wire-exit", daemon=True).start()
-
-
-def _leave(log: Callable[[], AbstractContextManager[None]], seconds: float, code: int) -> None:
-    time.sleep(seconds)
-    with contextlib.suppress(Exception), log():
-        emit(logger, logging.WARNING, "exit_held_up", pid=os.getpid(), seconds=seconds)
-    _flush()
-    os._exit(code)
-
-
-def leave(code: int) -> NoReturn:
-    """End this process now; what the application has written to its open files is written out."""
-    _ignore_signals()
-    with contextlib.suppress(Exception):
-        logging.shutdown()
-    for one in gc.get_objects():
-        if issubclass(type(one), io.IOBase):
-            with contextlib.suppress(Exception):
-                one.flush()
-    _flush()
-    os._exit(code)
-
-
-def _ignore_signals() -> None:
-    """Let no signal interrupt the end of this process: an exception there leads to the interpreter's own clean-up."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from unstract_core.cli.context import DECLINED, PROGRAM, Session, common, json_option, queue_name
+from unstract_core.cli.context import PROGRAM, Session, common, json_option, queue_name
+from unstract_core.cli.process_exit import DECLINED
 from unstract_core.cli.render.output import age, print_json, print_table, printable, readable_json, utc, write
 from unstract_core.errors import ConfigurationError
 from unstract_core.transport import BatchedDeadLetters, DeadLetter, DeadLetters

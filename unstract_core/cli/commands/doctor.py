@@ -19,7 +19,8 @@ import attrs
 import click
 
 import unstract_core
-from unstract_core.cli.context import DECLINED, Session, common, json_option
+from unstract_core.cli.context import Session, common, json_option
+from unstract_core.cli.process_exit import DECLINED
 from unstract_core.cli.render.output import print_json, printable, write
 from unstract_core.discovery import GROUP
 from unstract_core.errors import ContractError

@@ -19,8 +19,9 @@ from unstract_core.cli.app_import import loading, make_here_importable
 from unstract_core.cli.context import Session, common, queue_name
 from unstract_core.cli.health_server import Address, Watched, serving
 from unstract_core.cli.metrics_export import Exposed, Gathered
+from unstract_core.cli.process_exit import leaving_in_time
 from unstract_core.cli.render.logs import log_to_stderr
-from unstract_core.cli.run_consumer import leaving_in_time, run, sigterm_leaves
+from unstract_core.cli.run_consumer import run, sigterm_leaves
 from unstract_core.cli.supervisor.child import MEGABYTE, Limits, Parent, Pulse
 from unstract_core.cli.supervisor.supervisor import Supervisor
 from unstract_core.continuation import StatusPayload
@@ -208,7 +209,9 @@ def worker(
             raise click.exceptions.Exit(code)
         if parent is not None:
             parent.watch(grace)
-            stack.enter_context(leaving_in_time(parent, grace, lambda: log_to_stderr(session, log_level)))
+            stack.enter_context(
+                leaving_in_time(lambda: parent.leaving is not None, grace, lambda: log_to_stderr(session, log_level))
+            )
         tasks = _tasks(app)
         transport = stack.enter_context(session.transport())
         if strict and (parent is None or parent.first):

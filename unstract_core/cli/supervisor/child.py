@@ -148,6 +148,10 @@ class Parent:
         with contextlib.suppress(OSError):
             os.write(self._reports, report.value)
 
+    def is_replaced(self) -> bool:
+        """Whether another child takes the place of this one."""
+        return self.leaving is not None
+
     def reset_in_child(self) -> None:
         """Close the pipes in a process that was forked from this one: it is no child of the supervisor."""
         for end in (self._life, self._reports, self._guard):

@@ -18,8 +18,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from unstract_core.cli.context import FAILED
 from unstract_core.cli.health_server import Health
+from unstract_core.cli.process_exit import FAILED
 from unstract_core.cli.supervisor.child import Order, Report, Role
 from unstract_core.cli.supervisor.worker_process import Slot
 from unstract_core.observability.log_events import emit
