@@ -84,7 +84,7 @@ def test_whatever_a_password_looks_like_it_is_masked(place: str, echo: str, pass
     record = logging.LogRecord("driver", logging.DEBUG, __file__, 1, "%s", (said,), None)
     texts = {
         "masked": session.mask(said),
-        "log": _LogLine(session).format(record).partition(" driver ")[2],
+        "log": _LogLine(session.mask).format(record).partition(" driver ")[2],
         "traceback": session.mask("".join(traceback.format_exception_only(ValueError(said)))),
     }
     for where, text in texts.items():
@@ -169,7 +169,7 @@ def test_masks_are_quick_on_any_long_text(piece: str) -> None:
     for text in (long, long + "@", f"pwd=({long}", f"://u:{long}", f"{long}'"):
         began = time.process_time()
         record = logging.LogRecord("driver", logging.DEBUG, __file__, 1, "%s", (text,), None)
-        _LogLine(session).format(record)
+        _LogLine(session.mask).format(record)
         assert time.process_time() - began < 1, repr(text[:40])
     began = time.process_time()
     mask("a text", f"postgresql://host/db?{long[:20_000]}")

@@ -291,7 +291,7 @@ def test_a_traceback_forges_no_line_and_steers_no_terminal(text: str, formatted:
     if formatted:
         logging.Formatter().format(record)
     before = record.exc_text
-    first, *lines = _LogLine(Session()).format(record).split("\n")
+    first, *lines = _LogLine(Session().mask).format(record).split("\n")
     assert LOG_LINE.fullmatch(first)
     assert lines
     assert all(line.startswith("  | ") and line.isprintable() for line in lines)

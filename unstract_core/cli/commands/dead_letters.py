@@ -13,6 +13,7 @@ import click
 from unstract_core.cli.context import PROGRAM, Session, common, json_option, queue_name
 from unstract_core.cli.process_exit import DECLINED
 from unstract_core.cli.render.output import age, print_json, print_table, printable, readable_json, utc, write
+from unstract_core.cli.render.snapshot import summaries
 from unstract_core.errors import ConfigurationError
 from unstract_core.transport import BatchedDeadLetters, DeadLetter, DeadLetters
 
@@ -164,12 +165,6 @@ def purge(
         print_json({"purged": purged})
     else:
         write(f"purged {purged}")
-
-
-def summaries(letters: DeadLetters, *, queue: str | None, limit: int) -> Sequence[DeadLetter]:
-    """Return the newest letters, without their content where the transport can leave it out."""
-    look = letters.summaries if isinstance(letters, BatchedDeadLetters) else letters.find
-    return look(queue=queue, limit=limit)
 
 
 def _with_progress(done: str, batches: Iterable[T], size: Callable[[T], int]) -> Iterator[T]:

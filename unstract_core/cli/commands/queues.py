@@ -9,6 +9,7 @@ import click
 
 from unstract_core.cli.context import Session, common, json_option, queue_name
 from unstract_core.cli.render.output import age, print_json, print_table
+from unstract_core.cli.render.snapshot import count, depth, queue_row
 from unstract_core.transport import Inspection, QueueState
 
 
@@ -34,7 +35,7 @@ def queues(session: Session, names: tuple[str, ...], as_json: bool) -> None:
     with session.transport("inspection", asking=ask) as transport:
         states = ask(transport)
     if as_json:
-        print_json([_queue_row(state) for state in states])
+        print_json([queue_row(state) for state in states])
         return
     odd = any(state.unknown for state in states)
     print_table(
@@ -42,8 +43,8 @@ def queues(session: Session, names: tuple[str, ...], as_json: bool) -> None:
         [
             [
                 state.queue,
-                _count(state, _depth(state)),
-                _count(state, state.ready),
+                count(state, depth(state)),
+                count(state, state.ready),
                 str(state.in_flight),
                 str(state.delayed),
                 "-" if state.oldest is None else age(state.oldest),
@@ -54,25 +55,3 @@ def queues(session: Session, names: tuple[str, ...], as_json: bool) -> None:
         ],
         empty="no queue holds anything",
     )
-
-
-def _depth(state: QueueState) -> int:
-    return state.ready + state.in_flight + state.delayed + state.unknown
-
-
-def _count(state: QueueState, number: int) -> str:
-    return f"~{number}" if state.estimated else str(number)
-
-
-def _queue_row(state: QueueState) -> dict[str, Any]:
-    return {
-        "queue": state.queue,
-        "depth": _depth(state),
-        "ready": state.ready,
-        "in_flight": state.in_flight,
-        "delayed": state.delayed,
-        "oldest_seconds": None if state.oldest is None else round(state.oldest, 3),
-        "dead": state.dead,
-        **({"unknown": state.unknown} if state.unknown else {}),
-        "estimated": state.estimated,
-    }

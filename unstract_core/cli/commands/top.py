@@ -49,7 +49,7 @@ def top(session: Session, names: tuple[str, ...], interval: float, once: bool, a
         elif once or sys.stdout is None or not sys.stdout.isatty():
             _print(first)
         else:
-            watch(session, Watcher(transport, names, interval, first), interval)
+            watch(Watcher(transport, names, interval, first), session.url, interval, session.mask)
 
 
 def _print(frame: Frame) -> None:

@@ -7,6 +7,7 @@ With --processes, or an option that needs somebody who starts the worker again, 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -202,16 +203,15 @@ def worker(
     session.silent = parent is not None and parent.role.silent
     supervised = any(option is not None for option in (processes, grace, max_tasks, max_memory, task_deadline))
     grace = _GRACE if grace is None else grace
-    with log_to_stderr(session, log_level), sigterm_leaves() as asked, contextlib.ExitStack() as stack:
+    log = functools.partial(log_to_stderr, log_level, session.mask)
+    with log(), sigterm_leaves() as asked, contextlib.ExitStack() as stack:
         if parent is None and supervised:
             code = _supervise(session, context.meta[__name__], queues, processes or 1, grace, silence, http)
             session.at_once = True
             raise click.exceptions.Exit(code)
         if parent is not None:
             parent.watch(grace)
-            stack.enter_context(
-                leaving_in_time(lambda: parent.leaving is not None, grace, lambda: log_to_stderr(session, log_level))
-            )
+            stack.enter_context(leaving_in_time(parent.is_replaced, grace, log))
         tasks = _tasks(app)
         transport = stack.enter_context(session.transport())
         if strict and (parent is None or parent.first):

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from unstract_core.cli.context import Session
 from unstract_core.cli.render import snapshot
 from unstract_core.cli.render.output import printable, utc
 from unstract_core.cli.render.snapshot import Frame, Rows
@@ -73,7 +72,7 @@ class Watcher:
         return self._away_since
 
 
-def watch(session: Session, watcher: Watcher, interval: float) -> None:
+def watch(watcher: Watcher, url: str, interval: float, mask: Callable[[str], str]) -> None:
     try:
         from rich.console import Console
         from rich.live import Live
@@ -91,21 +90,23 @@ def watch(session: Session, watcher: Watcher, interval: float) -> None:
         while watcher.failure is None:
             if asked:
                 _leave(asked[0])
-            live.update(_screen(session, watcher, interval, console.size), refresh=True)
+            live.update(_screen(watcher, mask(url), interval, mask, console.size), refresh=True)
             if pressed(_TICK) in {"q", "Q"}:
                 return
     raise watcher.failure
 
 
-def _screen(session: Session, watcher: Watcher, interval: float, size: ConsoleDimensions) -> RenderableType:
+def _screen(
+    watcher: Watcher, url: str, interval: float, mask: Callable[[str], str], size: ConsoleDimensions
+) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
     frame = watcher.frame
-    title = f"{printable(session.mask(session.url))}  {utc(frame.at, 'seconds')}  every {interval:g} s, q to leave"
+    title = f"{printable(url)}  {utc(frame.at, 'seconds')}  every {interval:g} s, q to leave"
     parts: list[RenderableType] = [Text(title, "dim", no_wrap=True, overflow="ellipsis")]
     if (since := watcher.away_since) is not None:
-        said = printable(session.mask(watcher.problem or "no answer"))
+        said = printable(mask(watcher.problem or "no answer"))
         away = f"away since {utc(since, 'seconds')}: {said}"
         parts.append(Text(away, "bold red", no_wrap=True, overflow="ellipsis"))
     failures = snapshot.failure_rows(frame)[: max(1, size.height // 5)]

@@ -6,17 +6,17 @@ import contextlib
 import copy
 import datetime
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from unstract_core.cli.context import Session
 from unstract_core.cli.render.output import behind_mark, printable, utc
 
 
 @contextlib.contextmanager
-def log_to_stderr(session: Session, level: str) -> Iterator[None]:
+def log_to_stderr(level: str, mask: Callable[[str], str]) -> Iterator[None]:
+    """Write what is logged from `level` on to standard error; `mask` returns a text without its passwords."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_LogLine(session))
+    handler.setFormatter(_LogLine(mask))
     previous = logging.root.level
     logging.root.addHandler(handler)
     logging.root.setLevel(level.upper())
@@ -30,9 +30,9 @@ def log_to_stderr(session: Session, level: str) -> Iterator[None]:
 class _LogLine(logging.Formatter):
     """One line a record: UTC time, level, logger, message. Each line of a traceback follows behind `TRACE`."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, mask: Callable[[str], str]) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
-        self._session = session
+        self._mask = mask
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - logging's name
         return utc(datetime.datetime.fromtimestamp(record.created, datetime.UTC), "milliseconds")
@@ -50,4 +50,4 @@ class _LogLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         record = copy.copy(record)  # its text of the traceback is another handler's, and stays so
         record.exc_text = None if record.exc_info else record.exc_text and behind_mark(record.exc_text)
-        return self._session.mask(super().format(record))
+        return self._mask(super().format(record))

@@ -9,13 +9,9 @@ from typing import Any, TypeAlias, cast
 
 import attrs
 
-from unstract_core.cli.commands.dead_letters import summaries
-from unstract_core.cli.commands.queues import _count as count
-from unstract_core.cli.commands.queues import _depth as depth
-from unstract_core.cli.commands.queues import _queue_row as queue_row
 from unstract_core.cli.render.output import age, utc
 from unstract_core.observability.diagnostics import SupportsWorkerList, WorkerState, kind_of_reason
-from unstract_core.transport import DeadLetter, DeadLetters, Inspection, QueueState, Transport
+from unstract_core.transport import BatchedDeadLetters, DeadLetter, DeadLetters, Inspection, QueueState, Transport
 
 QUEUES = ("<queue", ">depth", ">change/s", ">ready", ">in flight", ">delayed", ">oldest", ">dead")
 WORKERS = ("<session", "<from", ">pid", "state", ">for")
@@ -126,3 +122,31 @@ def note_on_workers(frame: Frame) -> str:
     if not frame.workers:
         return "nobody is connected"
     return _HIDDEN if any(worker.state is None for worker in frame.workers) else ""
+
+
+def summaries(letters: DeadLetters, *, queue: str | None, limit: int) -> Sequence[DeadLetter]:
+    """Return the newest letters, without their content where the transport can leave it out."""
+    look = letters.summaries if isinstance(letters, BatchedDeadLetters) else letters.find
+    return look(queue=queue, limit=limit)
+
+
+def depth(state: QueueState) -> int:
+    return state.ready + state.in_flight + state.delayed + state.unknown
+
+
+def count(state: QueueState, number: int) -> str:
+    return f"~{number}" if state.estimated else str(number)
+
+
+def queue_row(state: QueueState) -> dict[str, Any]:
+    return {
+        "queue": state.queue,
+        "depth": depth(state),
+        "ready": state.ready,
+        "in_flight": state.in_flight,
+        "delayed": state.delayed,
+        "oldest_seconds": None if state.oldest is None else round(state.oldest, 3),
+        "dead": state.dead,
+        **({"unknown": state.unknown} if state.unknown else {}),
+        "estimated": state.estimated,
+    }
