@@ -9,14 +9,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, Protocol, cast
 
 import attrs
 
 from unstract_core.cli.app_import import Left
 from unstract_core.cli.context import Session
 from unstract_core.cli.process_exit import FAILED, HELD_UP, flush, ignore_signals
-from unstract_core.cli.supervisor.child import Parent, Report
 from unstract_core.errors import TransportUnavailable
 from unstract_core.forking import handling
 from unstract_core.observability.log_events import OwnText, emit
@@ -30,7 +29,19 @@ _COUNTERS = ("ran", "settled", "retried", "buried", "given_back", "lost", "refus
 _MOMENT = 0.5
 
 
-def run(consumer: Consumer, session: Session, parent: Parent | None, asked: Sequence[int]) -> None:
+class Supervision(Protocol):
+    """The supervisor of this process, as the run of a consumer sees it; `supervisor.child.Parent` implements it."""
+
+    first: bool
+    """Whether no child of the supervisor has ever started: an unavailable transport is then an error at once."""
+
+    def wait_for_turn(self, seconds: float) -> bool: ...
+    def report_started(self) -> None: ...
+    def report_unavailable(self) -> None: ...
+    def end_group_if_gone(self) -> None: ...
+
+
+def run(consumer: Consumer, session: Session, parent: Supervision | None, asked: Sequence[int]) -> None:
     """Run it, unless a signal has `asked` already to leave."""
     code: int | None = None
     started = 0.0
@@ -52,7 +63,7 @@ def run(consumer: Consumer, session: Session, parent: Parent | None, asked: Sequ
         )
         if parent is not None:
             session.silent = False
-            parent.tell(Report.STARTED)
+            parent.report_started()
 
     def prepared() -> None:
         """Wait for the place of another child, where this one is to take it."""
@@ -64,7 +75,7 @@ def run(consumer: Consumer, session: Session, parent: Parent | None, asked: Sequ
         """Wait for a moment, where the transport may be waited for: it has worked for a child before this one."""
         if parent is None or parent.first:
             raise away
-        parent.tell(Report.AWAY)
+        parent.report_unavailable()
         time.sleep(_MOMENT)
         if consumer.stopping:
             raise SystemExit(0)
@@ -106,7 +117,7 @@ def run(consumer: Consumer, session: Session, parent: Parent | None, asked: Sequ
         _end(code, parent)
 
 
-def _end(code: int, parent: Parent | None) -> NoReturn:
+def _end(code: int, parent: Supervision | None) -> NoReturn:
     """End this process at once: a thread that a task has started, or that hangs in one, would hold up a normal exit."""
     flush()
     if parent is not None:

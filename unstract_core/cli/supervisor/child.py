@@ -152,6 +152,14 @@ class Parent:
         """Whether another child takes the place of this one."""
         return self.leaving is not None
 
+    def report_started(self) -> None:
+        """Report that the consumer has subscribed."""
+        self.tell(Report.STARTED)
+
+    def report_unavailable(self) -> None:
+        """Report that the child waits for a transport that is unavailable."""
+        self.tell(Report.AWAY)
+
     def reset_in_child(self) -> None:
         """Close the pipes in a process that was forked from this one: it is no child of the supervisor."""
         for end in (self._life, self._reports, self._guard):
