@@ -24,9 +24,9 @@ from contract_tests.kit import wait_until
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport
 from unstract_core import ConfigurationError
-from unstract_core.cli.context import Session
-from unstract_core.cli.health_server import Address, Health, Watched, serving
-from unstract_core.cli.metrics_export import Gathered
+from unstract_core.cli.context import CliContext
+from unstract_core.cli.health_server import Address, ConsumerHealth, Health, serving
+from unstract_core.cli.metrics_export import ChildrenMetrics
 from unstract_core.observability.observer import Turn
 
 WELL = Health([], {"children": []})
@@ -236,9 +236,9 @@ def test_an_address_that_cannot_be_had_is_told_as_one_that_is_taken(
 
 def test_a_consumer_that_does_not_turn_is_not_well() -> None:
     """Without a turn in the time that is allowed it says so; one turn makes it well; `away` is told and no reason."""
-    watched = Watched(silence=0.0)
+    watched = ConsumerHealth(silence_limit=0.0)
     assert "the consumer has done nothing for 0 s" in watched.health().reasons
-    watched = Watched(silence=600.0)
+    watched = ConsumerHealth(silence_limit=600.0)
     assert watched.health().details["consumer"]["state"] == "starting"
     watched.turned(Turn(3, 2, away=True))
     health = watched.health()
@@ -301,9 +301,9 @@ def test_without_a_directory_to_write_to_metrics_say_what_to_do_and_work_goes_on
 ) -> None:
     """On a file system that is read-only: one WARNING, children count by themselves, and /metrics names the remedy."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    with Gathered(Session(), ["q"]) as gathered:
-        assert gathered.environment == {}
-        gathered.forget(1)
+    with ChildrenMetrics(CliContext(), ["q"]) as children_metrics:
+        assert children_metrics.environment == {}
+        children_metrics.forget(1)
         with pytest.raises(ConfigurationError, match="TMPDIR"):
-            gathered.exposition()
+            children_metrics.exposition()
     assert [vars(record)["wire.event"] for record in caplog.records] == ["metrics_not_gathered"]

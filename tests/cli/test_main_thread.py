@@ -79,8 +79,8 @@ def alone(directory: str, name: str) -> None:
     note(directory, name)
 
 
-@tasks.register("deaf")
-def deaf(directory: str, name: str) -> None:
+@tasks.register("pipe_closed")
+def pipe_closed(directory: str, name: str) -> None:
     """Ignore the signal to stop, for as long as the task runs."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     note(directory, name)
@@ -144,9 +144,9 @@ def test_a_task_that_ignores_the_signal_to_stop_does_not_keep_its_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker stops after its task although the task has taken over SIGTERM: nothing more is started."""
-    monkeypatch.setenv("MAIN_THREAD_TASKS", "deaf mark")
+    monkeypatch.setenv("MAIN_THREAD_TASKS", "pipe_closed mark")
     with worker("--processes", "1", url=URL, app=APP, directory=tmp_path) as command:
-        wait_until(lambda: noted(tmp_path, "deaf"), what="the task")
+        wait_until(lambda: noted(tmp_path, "pipe_closed"), what="the task")
         command.signal(signal.SIGTERM)
         command.event("supervisor_stopping")
         time.sleep(0.5)  # in which the child stops

@@ -25,9 +25,9 @@ from unstract_core import Consumer, Delivery
 from unstract_core.cli.supervisor import child as children
 from unstract_core.cli.supervisor import supervisor as supervisors
 from unstract_core.cli.supervisor import worker_process as slots
-from unstract_core.cli.supervisor.child import VARIABLE, Limits, Parent, Pulse, Report, Role
+from unstract_core.cli.supervisor.child import VARIABLE, ChildReport, Heartbeat, Parent, RecycleLimits, Role
 from unstract_core.cli.supervisor.supervisor import Supervisor
-from unstract_core.cli.supervisor.worker_process import Slot
+from unstract_core.cli.supervisor.worker_process import WorkerProcess
 from unstract_core.observability.observer import Turn
 
 HTTP = ("--http", "127.0.0.1:0")
@@ -56,9 +56,9 @@ class Child:
     def poll(self) -> int | None:
         return self.status
 
-    def tell(self, *reports: Report) -> None:
+    def tell(self, *reports: ChildReport) -> None:
         for report in reports:
-            self.leaves = self.leaves or report.leaves
+            self.leaves = self.leaves or report.ends_child
             os.write(self._reports, report.value)
 
     def end(self, status: int = 0) -> None:
@@ -71,7 +71,7 @@ class Moved(Supervisor):
     """A supervisor whose children and clock a test moves."""
 
     def __init__(self, processes: int = 1) -> None:
-        super().__init__(["a command"], {}, processes=processes, grace=25, silence=60)
+        super().__init__(["a command"], {}, processes=processes, grace=25, silence_limit=60)
         self.now = 1000.0
         self.all: list[Child] = []
 
@@ -102,8 +102,8 @@ class Moved(Supervisor):
         """Let so many seconds pass, and do what the supervisor does in each iteration but wait."""
         self.now += seconds
         self._reap()
-        self._look()
-        self._start_what_is_due()
+        self._check_children()
+        self._start_due_children()
 
     @property
     def living(self) -> list[Child]:
@@ -117,7 +117,7 @@ def logged(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any]]
 
 MOVES = st.lists(
     st.tuples(
-        st.sampled_from([*Report, 0, 1, -signal.SIGKILL, "time passes"]),
+        st.sampled_from([*ChildReport, 0, 1, -signal.SIGKILL, "time passes"]),
         st.integers(0, 9),
     ),
     max_size=40,
@@ -125,14 +125,14 @@ MOVES = st.lists(
 
 
 @given(st.integers(1, 2), MOVES)
-def test_a_place_has_at_most_two_processes(processes: int, moves: list[tuple[Report | int | str, int]]) -> None:
+def test_a_place_has_at_most_two_processes(processes: int, moves: list[tuple[ChildReport | int | str, int]]) -> None:
     """In every order of reports and ends a place has at most two processes, and one that works when the others end."""
     with Moved(processes).moving() as supervisor:
         for move, index in moves:
             if not supervisor.living:
                 supervisor.step(60)
             child = supervisor.living[index % len(supervisor.living)]
-            if isinstance(move, Report):
+            if isinstance(move, ChildReport):
                 child.tell(move)
             elif isinstance(move, int):
                 child.end(move)
@@ -146,11 +146,11 @@ def test_a_place_has_at_most_two_processes(processes: int, moves: list[tuple[Rep
                 child.end()
         supervisor.step()
         supervisor.step(60)
-        working = {slot.number for slot in supervisor._slots if slot.process is not None and slot.leaves is None}
+        working = {slot.number for slot in supervisor._active if slot.process is not None and slot.leave_reason is None}
         assert working == set(range(1, processes + 1))
 
 
-def deaths(supervisor: Moved, count: int, *reports: Report) -> list[float]:
+def deaths(supervisor: Moved, count: int, *reports: ChildReport) -> list[float]:
     """Let the newest child report and die so many times; return for each the seconds until the next start."""
     pauses = []
     for _ in range(count):
@@ -161,7 +161,7 @@ def deaths(supervisor: Moved, count: int, *reports: Report) -> list[float]:
         supervisor.step()
         while len(supervisor.all) == started:
             for child in supervisor.living:
-                child.tell(Report.ALIVE)
+                child.tell(ChildReport.ALIVE)
             supervisor.step(1)
         pauses.append(supervisor.now - died_at)
     return pauses
@@ -172,10 +172,10 @@ def test_a_spare_child_that_crashes_is_backed_off(caplog: pytest.LogCaptureFixtu
     caplog.set_level("INFO")
     with Moved().moving() as supervisor:
         child = supervisor.all[0]
-        child.tell(Report.STARTED)
+        child.tell(ChildReport.STARTED)
         supervisor.step()
         supervisor.step(1000)
-        child.tell(Report.SOON)
+        child.tell(ChildReport.LIMIT_NEAR)
         supervisor.step()
         supervisor.step()
         assert [one.role.spare for one in supervisor.living] == [False, True]
@@ -185,14 +185,14 @@ def test_a_spare_child_that_crashes_is_backed_off(caplog: pytest.LogCaptureFixtu
         assert (looping["wire.deaths"], looping["wire.spare"]) == (5, True)
         assert supervisor.health().reasons == ["the spare of child 1 has died 6 times in a row"]
         assert [one["deaths"] for one in supervisor.health().details["children"]] == [0, 6]
-        supervisor.living[-1].tell(Report.READY)
+        supervisor.living[-1].tell(ChildReport.READY)
         supervisor.step()
         assert logged(caplog, "crash_loop_over") == []
-        child.tell(Report.ALIVE)
+        child.tell(ChildReport.ALIVE)
         supervisor.step(60)
         assert len(logged(caplog, "crash_loop_over")) == 1
-        child.tell(Report.ALIVE)
-        supervisor.living[-1].tell(Report.ALIVE)
+        child.tell(ChildReport.ALIVE)
+        supervisor.living[-1].tell(ChildReport.ALIVE)
         supervisor.step()
         assert supervisor.health().reasons == []
 
@@ -201,13 +201,13 @@ def test_a_crash_loop_of_a_spare_child_stays_when_it_takes_over(caplog: pytest.L
     """The place of a child that leaves waits for as long as its spare child would have, and counts its deaths."""
     with Moved().moving() as supervisor:
         child = supervisor.all[0]
-        child.tell(Report.STARTED, Report.SOON)
+        child.tell(ChildReport.STARTED, ChildReport.LIMIT_NEAR)
         supervisor.step()
         supervisor.step()
         deaths(supervisor, 4)
         supervisor.living[-1].end(1)
         supervisor.step()
-        child.tell(Report.MAX_TASKS)
+        child.tell(ChildReport.MAX_TASKS)
         supervisor.step()
         child.end()
         supervisor.step()
@@ -222,47 +222,47 @@ def test_a_child_that_leaves_hides_no_crash_loop(caplog: pytest.LogCaptureFixtur
     """Neither a child that still leaves nor a spare child that is ready ends the row of deaths of their place."""
     with Moved().moving() as supervisor:
         old = supervisor.all[0]
-        old.tell(Report.STARTED)
+        old.tell(ChildReport.STARTED)
         supervisor.step()
         supervisor.step(1000)
-        old.tell(Report.ALIVE if soon else Report.MAX_TASKS)
+        old.tell(ChildReport.ALIVE if soon else ChildReport.MAX_TASKS)
         for _ in range(3):
             supervisor.step()
         if soon:
             for number in range(5):
-                supervisor.living[-1].tell(Report.STARTED, Report.SOON)
+                supervisor.living[-1].tell(ChildReport.STARTED, ChildReport.LIMIT_NEAR)
                 supervisor.step()
                 supervisor.step(32)
                 supervisor.step()
                 assert [one.role.spare for one in supervisor.living] == [bool(number), True]
-                supervisor.living[-1].tell(Report.READY)
+                supervisor.living[-1].tell(ChildReport.READY)
                 supervisor.step()
                 supervisor.living[0].end(1)
                 supervisor.step()
         else:
-            assert deaths(supervisor, 5, Report.STARTED) == [1, 2, 4, 8, 16]
+            assert deaths(supervisor, 5, ChildReport.STARTED) == [1, 2, 4, 8, 16]
         assert len(logged(caplog, "crash_loop")) == 1
 
 
 @contextlib.contextmanager
-def reporting(monkeypatch: pytest.MonkeyPatch, limits: Limits) -> Iterator[Any]:
+def reporting(monkeypatch: pytest.MonkeyPatch, limits: RecycleLimits) -> Iterator[Any]:
     """Yield what a child reports when it has `ran` so many tasks, and has so many bytes at its peak, at a moment."""
     now = SimpleNamespace(moment=0.0, peak=100)
     monkeypatch.setattr(children, "time", SimpleNamespace(monotonic=lambda: now.moment))
     monkeypatch.setattr(children, "peak_memory", lambda: now.peak)
     life, (ours, theirs) = os.pipe(), os.pipe()
     os.set_blocking(ours, False)
-    consumer, slot = Consumer(MemoryTransport(), {"t": print}, ["q"]), Slot(1, reports=ours)
-    pulse = Pulse(Parent(life[0], theirs, first=True), limits)
-    pulse.attend(consumer)
+    consumer, slot = Consumer(MemoryTransport(), {"t": print}, ["q"]), WorkerProcess(1, reports=ours)
+    heartbeat = Heartbeat(Parent(life[0], theirs, first=True), limits)
+    heartbeat.attach(consumer)
 
-    def reports(ran: int, peak: int, moment: float) -> list[Report]:
+    def reports(ran: int, peak: int, moment: float) -> list[ChildReport]:
         now.moment, now.peak = moment, peak
         if ran != consumer.counters["ran"]:
             consumer.counters["ran"] = ran
-            pulse.ran(Delivery("1", "q", 1, None, ""), "returned", None, 0.0, 0)
-        pulse.turned(Turn(held=0, running=0, away=False))
-        return [report for report in slot.hear() if report is not Report.ALIVE]
+            heartbeat.ran(Delivery("1", "q", 1, None, ""), "returned", None, 0.0, 0)
+        heartbeat.turned(Turn(held=0, running=0, away=False))
+        return [report for report in slot.read_reports() if report is not ChildReport.ALIVE]
 
     yield reports
     for end in (*life, ours, theirs):
@@ -271,24 +271,24 @@ def reporting(monkeypatch: pytest.MonkeyPatch, limits: Limits) -> Iterator[Any]:
 
 def test_a_spare_child_is_given_up_when_memory_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """A peak that stays below the limit needs a spare child for some minutes, and again only when it has grown."""
-    with reporting(monkeypatch, Limits(max_memory=1100)) as reports:
+    with reporting(monkeypatch, RecycleLimits(max_memory=1100)) as reports:
         assert reports(1, 899, 1) == []
-        assert reports(2, 901, 10) == [Report.SOON]
+        assert reports(2, 901, 10) == [ChildReport.LIMIT_NEAR]
         assert reports(3, 901, 309) == []
-        assert reports(4, 901, 310) == [Report.UNNEEDED]
+        assert reports(4, 901, 310) == [ChildReport.SPARE_UNNEEDED]
         assert [reports(5 + hour, 1050, 3600.0 * (1 + hour)) for hour in range(9)] == [[]] * 9
-        assert reports(20, 1070, 40_000) == [Report.SOON]
+        assert reports(20, 1070, 40_000) == [ChildReport.LIMIT_NEAR]
         assert reports(20, 1099, 40_300) == []  # it has come much nearer
-        assert reports(20, 1099, 40_600) == [Report.UNNEEDED]
-        assert reports(21, 1101, 40_601) == [Report.MAX_MEMORY]
+        assert reports(20, 1099, 40_600) == [ChildReport.SPARE_UNNEEDED]
+        assert reports(21, 1101, 40_601) == [ChildReport.MAX_MEMORY]
 
 
 def test_a_spare_child_waits_for_the_last_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that has a task left before its limit keeps its spare child, however long the queue is empty."""
-    with reporting(monkeypatch, Limits(max_tasks=100)) as reports:
-        assert reports(99, 100, 1) == [Report.SOON]
+    with reporting(monkeypatch, RecycleLimits(max_tasks=100)) as reports:
+        assert reports(99, 100, 1) == [ChildReport.LIMIT_NEAR]
         assert reports(99, 100, 100_000) == reports(99, 100, 200_000) == []
-        assert reports(100, 100, 200_001) == [Report.MAX_TASKS]
+        assert reports(100, 100, 200_001) == [ChildReport.MAX_TASKS]
 
 
 @pytest.mark.parametrize("status", [0, 128 + signal.SIGTERM, -signal.SIGTERM])
@@ -298,11 +298,11 @@ def test_a_spare_child_that_is_not_needed_ends(caplog: pytest.LogCaptureFixture,
     with Moved().moving() as supervisor:
         child = supervisor.all[0]
         for asked in range(2):
-            child.tell(Report.STARTED, Report.SOON)
+            child.tell(ChildReport.STARTED, ChildReport.LIMIT_NEAR)
             supervisor.step()
             supervisor.step()
             spare = supervisor.living[-1]
-            child.tell(Report.UNNEEDED)
+            child.tell(ChildReport.SPARE_UNNEEDED)
             supervisor.step()
             assert [slot.state for slot in supervisor._all()] == ["running", "recycling"]
             spare.end(status)
@@ -316,11 +316,11 @@ def test_a_spare_child_that_is_not_needed_ends(caplog: pytest.LogCaptureFixture,
 def test_a_child_that_leaves_slowly_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """A long task of a child that leaves is one WARNING, and /healthz is 200 as long as the next child works."""
     with Moved().moving() as supervisor:
-        supervisor.all[0].tell(Report.STARTED, Report.MAX_TASKS)
+        supervisor.all[0].tell(ChildReport.STARTED, ChildReport.MAX_TASKS)
         for _ in range(3):
             supervisor.step(40)
-            supervisor.living[-1].tell(Report.STARTED)
-            supervisor.all[0].tell(Report.ALIVE)
+            supervisor.living[-1].tell(ChildReport.STARTED)
+            supervisor.all[0].tell(ChildReport.ALIVE)
         supervisor.step()
         assert supervisor.health().reasons == []
         assert [record["wire.pid"] for record in logged(caplog, "child_still_leaving")] == [supervisor.all[0].pid]
@@ -330,7 +330,7 @@ def test_a_child_that_leaves_slowly_is_logged_once(caplog: pytest.LogCaptureFixt
 
 def test_a_task_that_hangs_adds_at_most_one_process(tmp_path: Path) -> None:
     """Two children that cannot leave get no third; /healthz says so, and the place works again when they end."""
-    before = "import unstract_core.cli.commands.worker as w; w._LEAST_SILENCE = 1.5"
+    before = "import unstract_core.cli.commands.worker as w; w._MIN_SILENCE = 1.5"
     options = ("--concurrency", "2", "--max-tasks", "1", "--lease", "0.5", *HTTP)
     with worker(*options, url="supervised:recycling", directory=tmp_path, before=before) as command:
         first, second = command.children(2)
@@ -406,7 +406,7 @@ def test_children_start_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @given(st.integers(1, 40), st.integers(1, 10_000))
 def test_first_children_reach_their_limits_one_after_another(processes: int, limit: int) -> None:
     """Each first child has between half of its limit and all of it, and no two the same where there is room."""
-    limits = [Limits(max_tasks=limit).for_share(number / processes).max_tasks for number in range(processes)]
+    limits = [RecycleLimits(max_tasks=limit).for_share(number / processes).max_tasks for number in range(processes)]
     assert limits[0] == limit
     assert all(one is not None and limit / 2 <= one <= limit for one in limits)
     assert len(set(limits)) == processes or limit < 2 * processes

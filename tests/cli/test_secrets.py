@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from contract_tests.messages import message
 from unstract_core import TransportError, load_transport
-from unstract_core.cli.context import Session
-from unstract_core.cli.render.logs import _LogLine
+from unstract_core.cli.context import CliContext
+from unstract_core.cli.render.logs import LogFormatter
 from unstract_core.cli.render.masking import mask
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=4, max_size=40)
@@ -80,11 +80,11 @@ def test_whatever_a_password_looks_like_it_is_masked(place: str, echo: str, pass
     said = ECHOES[echo](url, password)
     assume(not shows(ECHOES[echo](harmless, other), password))
     assume(not shows(mask(harmless, harmless), password))  # what stands in the URL anyway, such as its scheme
-    session = Session(url=url)
+    session = CliContext(url=url)
     record = logging.LogRecord("driver", logging.DEBUG, __file__, 1, "%s", (said,), None)
     texts = {
         "masked": session.mask(said),
-        "log": _LogLine(session.mask).format(record).partition(" driver ")[2],
+        "log": LogFormatter(session.mask).format(record).partition(" driver ")[2],
         "traceback": session.mask("".join(traceback.format_exception_only(ValueError(said)))),
     }
     for where, text in texts.items():
@@ -165,11 +165,11 @@ def test_masks_are_quick_on_any_long_text(piece: str) -> None:
     """A log line of 100,000 characters, or a URL of 20,000, costs far less than a second, whatever it repeats."""
     url = "postgresql://user:s3cret-password@host/db?sslpassword=an%20other"
     long = piece * (100_000 // len(piece))
-    session = Session(url=url)
+    session = CliContext(url=url)
     for text in (long, long + "@", f"pwd=({long}", f"://u:{long}", f"{long}'"):
         began = time.process_time()
         record = logging.LogRecord("driver", logging.DEBUG, __file__, 1, "%s", (text,), None)
-        _LogLine(session.mask).format(record)
+        LogFormatter(session.mask).format(record)
         assert time.process_time() - began < 1, repr(text[:40])
     began = time.process_time()
     mask("a text", f"postgresql://host/db?{long[:20_000]}")

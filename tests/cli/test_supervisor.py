@@ -20,8 +20,8 @@ from supervised import ROOT, SIGNALLED_WHILE_FINALIZING, ask, gone, lives, noted
 from contract_tests.kit import wait_until
 from transports.memory import MemoryTransport
 from unstract_core import Consumer, Delivery
-from unstract_core.cli.supervisor.child import Limits, Parent, Pulse, Report, Role
-from unstract_core.cli.supervisor.worker_process import LONGEST_PAUSE, LOOPING, Backoff, Slot
+from unstract_core.cli.supervisor.child import ChildReport, Heartbeat, Parent, RecycleLimits, Role
+from unstract_core.cli.supervisor.worker_process import LONGEST_PAUSE, LOOPING, Backoff, WorkerProcess
 from unstract_core.observability.observer import Turn
 
 HTTP = ("--http", "127.0.0.1:0")
@@ -41,7 +41,7 @@ def go(directory: Path, name: str = "held") -> None:
 def test_each_death_doubles_the_pause_from_a_second_to_a_minute(lives: list[float]) -> None:
     """A child that dies young is restarted after 1 s, then 2 s, and so on to 60 s; the fifth death is a crash loop."""
     backoff = Backoff()
-    pauses = [backoff.died(lived) for lived in lives]
+    pauses = [backoff.note_death(lived) for lived in lives]
     assert pauses == [min(2.0**number, LONGEST_PAUSE) for number in range(len(lives))]
     assert backoff.looping == (len(lives) >= LOOPING)
 
@@ -53,7 +53,7 @@ def test_a_minute_of_life_ends_a_crash_loop_and_five_end_the_backoff(lives: list
     for lived in lives:
         in_a_row = 1 if lived >= 60 else in_a_row + 1
         since = 1 if lived >= 300 else since + 1
-        assert backoff.died(lived) == min(2.0 ** (since - 1), LONGEST_PAUSE)
+        assert backoff.note_death(lived) == min(2.0 ** (since - 1), LONGEST_PAUSE)
         assert (backoff.deaths, backoff.looping) == (in_a_row, in_a_row >= LOOPING)
 
 
@@ -265,7 +265,7 @@ def test_a_task_that_hangs_keeps_no_child_of_a_killed_parent(tmp_path: Path) -> 
 
 def test_a_child_that_is_not_heard_of_is_told_and_not_killed(tmp_path: Path) -> None:
     """SIGSTOP of a child: one ERROR and 503; it comes back, which is told too, and it is the same process."""
-    before = "import unstract_core.cli.commands.worker as w; w._LEAST_SILENCE = 3.0"
+    before = "import unstract_core.cli.commands.worker as w; w._MIN_SILENCE = 3.0"
     with worker(
         "--processes", "1", "--lease", "1", *HTTP, url="memory://", directory=tmp_path, before=before
     ) as command:
@@ -480,17 +480,17 @@ def test_a_task_that_hangs_is_told_whatever_else_its_child_leaves_for(first: dic
     """The parent has to know: it ends what that task has started."""
     life, reports = os.pipe(), os.pipe()
     consumer = Consumer(MemoryTransport(), {"t": print}, ["q"])
-    pulse = Pulse(Parent(life[0], reports[1], first=True), Limits(max_tasks=1))
-    pulse.attend(consumer)
-    slot = Slot(1, reports=reports[0])
+    heartbeat = Heartbeat(Parent(life[0], reports[1], first=True), RecycleLimits(max_tasks=1))
+    heartbeat.attach(consumer)
+    slot = WorkerProcess(1, reports=reports[0])
     os.set_blocking(reports[0], False)
     delivery, turn = Delivery("1", "q", 1, None, ""), Turn(held=0, running=0, away=False)
     for counted in (first, {"ran": 1, "overdue": 1}):
         consumer.counters.update(counted)
-        pulse.ran(delivery, "raised", None, 0.0, 0)
-        pulse.turned(turn)
-    told = [report for report in slot.hear() if report.leaves]
-    assert told == ([Report.MAX_TASKS] if "overdue" not in first else []) + [Report.OVERDUE]
+        heartbeat.ran(delivery, "raised", None, 0.0, 0)
+        heartbeat.turned(turn)
+    told = [report for report in slot.read_reports() if report.ends_child]
+    assert told == ([ChildReport.MAX_TASKS] if "overdue" not in first else []) + [ChildReport.OVERDUE]
     for end in (*life, *reports):
         os.close(end)
 
@@ -499,7 +499,7 @@ def test_a_task_that_hangs_is_told_whatever_else_its_child_leaves_for(first: dic
 def test_a_start_without_descriptors_leaves_none_open(left: int) -> None:
     """However few files the supervisor can open, a start that fails closes what it has opened."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    before, taken, slot = os.listdir("/dev/fd"), [], Slot(1)
+    before, taken, slot = os.listdir("/dev/fd"), [], WorkerProcess(1)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, before)) + 20, hard))
     try:
         with contextlib.suppress(OSError):
@@ -519,10 +519,10 @@ def test_a_start_without_descriptors_leaves_none_open(left: int) -> None:
 
 def test_a_foreign_byte_among_the_reports_is_passed_over() -> None:
     """A task that writes into every pipe that it finds does not end the supervisor of all."""
-    slot = Slot(1)
+    slot = WorkerProcess(1)
     slot.reports, theirs = os.pipe()
     os.set_blocking(slot.reports, False)
     os.write(theirs, b"aZs")
-    assert list(slot.hear()) == [Report.ALIVE, Report.STARTED]
+    assert list(slot.read_reports()) == [ChildReport.ALIVE, ChildReport.STARTED]
     os.close(theirs)
     slot.close()

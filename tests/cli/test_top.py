@@ -28,7 +28,7 @@ from supervised import SIGNALLED_WHILE_FINALIZING, program
 from contract_tests.messages import message
 from transports.memory import MemoryTransport
 from transports.postgres import PostgresTransport
-from unstract_core.cli.render.snapshot import look
+from unstract_core.cli.render.snapshot import take_snapshot
 from unstract_core.observability.diagnostics import WorkerState
 
 Run = Callable[..., Any]
@@ -209,11 +209,11 @@ def test_the_newest_failures_of_all_named_queues_come_first(run: Run, transport:
 def test_a_queue_shows_by_how_much_it_grows(transport: Lasting) -> None:
     """A second, between two looks; a queue that was empty is counted from nothing."""
     transport.send([message("t", "a") for _ in range(10)])
-    first = look(transport, [], None)
+    first = take_snapshot(transport, [], None)
     receive_all(transport, "a")
     transport.send([message("t", "b") for _ in range(5)])
     time.sleep(0.05)
-    second = look(transport, [], first)
+    second = take_snapshot(transport, [], first)
     seconds = second.moment - first.moment
     assert first.rates == {}
     assert second.rates == {"a": 0.0, "b": 5 / seconds}

@@ -24,8 +24,8 @@ from queues import bury, receive_all
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport
 from unstract_core import Dispatcher
-from unstract_core.cli.context import Session
-from unstract_core.cli.render.logs import _LogLine
+from unstract_core.cli.context import CliContext
+from unstract_core.cli.render.logs import LogFormatter
 
 
 @attrs.frozen
@@ -291,7 +291,7 @@ def test_a_traceback_forges_no_line_and_steers_no_terminal(text: str, formatted:
     if formatted:
         logging.Formatter().format(record)
     before = record.exc_text
-    first, *lines = _LogLine(Session().mask).format(record).split("\n")
+    first, *lines = LogFormatter(CliContext().mask).format(record).split("\n")
     assert LOG_LINE.fullmatch(first)
     assert lines
     assert all(line.startswith("  | ") and line.isprintable() for line in lines)

@@ -28,8 +28,8 @@ LEASE = 2.5
 ALLOWED = {
     "unstract_core.continuation:_celerys_retry": "Celery's Retry may name the moment at which to run again",
     "unstract_core.continuation:expiry": "a Celery message may name the moment at which it expires",
-    "unstract_core.cli.render.snapshot:look": "`top` shows what time it is",
-    "unstract_core.cli.render.live_view:Watcher.run": "`top` shows since when it has had no answer",
+    "unstract_core.cli.render.snapshot:take_snapshot": "`top` shows what time it is",
+    "unstract_core.cli.render.live_view:LiveView.run": "`top` shows since when it has had no answer",
     "unstract_core.observability.metrics:Metrics.turned": "Prometheus compares this gauge with its own clock",
     "unstract_core.observability.tracing:Tracing.settled": "OpenTelemetry's spans begin and end at moments",
     "transports.postgres.diagnostics.server:clock": "`doctor` compares this clock with the database's",

@@ -14,12 +14,12 @@ import click
 
 from unstract_core import __version__
 from unstract_core.cli.commands import dead_letters, doctor, migrate, queues, schema, top, worker
-from unstract_core.cli.context import PROGRAM, Wire, common
+from unstract_core.cli.context import PROGRAM, CliGroup, common
 
 
 @click.group(
     PROGRAM,
-    cls=Wire,
+    cls=CliGroup,
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

@@ -19,7 +19,7 @@ _HERE = f"{Path(__file__).parent}{os.sep}"
 _IMPORT_SYSTEM = ("<frozen importlib", str(importlib.__file__), str(discovery.__file__), _HERE)
 
 
-class Left(Stopped):
+class Terminated(Stopped):
     """SIGTERM came while nothing was held yet, or any more."""
 
 
@@ -30,27 +30,29 @@ def make_here_importable() -> None:
 
 
 @contextlib.contextmanager
-def loading(what: str) -> Iterator[None]:
+def as_configuration_error(what: str) -> Iterator[None]:
     """Raise whatever somebody's module or factory raises as a ConfigurationError that says where it happened."""
     try:
         yield
-    except Left:
+    except Terminated:
         raise
     except ConfigurationError as exc:
         if not isinstance(exc.__cause__, ImportError) or "://" in what:
             raise
-        place = where(exc.__cause__, without=_IMPORT_SYSTEM)
+        place = raised_at(exc.__cause__, without=_IMPORT_SYSTEM)
         place = place or "; modules are looked for in the current directory and on PYTHONPATH"
         raise ConfigurationError(f"{exc}{place}") from exc.__cause__
     except ContractError:
         raise
     except (Exception, SystemExit) as exc:
-        place = where(exc, without=_IMPORT_SYSTEM)
+        place = raised_at(exc, without=_IMPORT_SYSTEM)
         raise ConfigurationError(f"{what} cannot be loaded: {error_text(exc)}{place}") from exc
 
 
-def where(exc: BaseException, *, without: tuple[str, ...] = ()) -> str:
+def raised_at(exc: BaseException, *, without: tuple[str, ...] = ()) -> str:
     """Return " (file:line)" of where it was raised, the files `without` aside."""
     without = (*without, "<frozen ")
-    frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if not frame.filename.startswith(without)]
+    frames = [
+        snapshot for snapshot in traceback.extract_tb(exc.__traceback__) if not snapshot.filename.startswith(without)
+    ]
     return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

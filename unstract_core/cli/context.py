@@ -14,7 +14,7 @@ import click
 
 from unstract_core import discovery
 from unstract_core.cli import process_exit
-from unstract_core.cli.app_import import loading, make_here_importable, where
+from unstract_core.cli.app_import import as_configuration_error, make_here_importable, raised_at
 from unstract_core.cli.process_exit import FAILED, INTERRUPTED
 from unstract_core.cli.render.masking import mask
 from unstract_core.cli.render.output import TRACE, behind_mark, printable
@@ -27,7 +27,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @attrs.define
-class Session:
+class CliContext:
     """What one run of the command was told on any level: `--url` and `--debug`."""
 
     url: str = ""
@@ -51,7 +51,7 @@ class Session:
             )
         if "://" not in self.url:
             make_here_importable()
-        with loading(f"the transport {self.url}"):
+        with as_configuration_error(f"the transport {self.url}"):
             transport = discovery.load_transport(self.url)
         try:
             if capability is not None and not getattr(transport.capabilities, capability):
@@ -62,7 +62,7 @@ class Session:
             transport.close()
 
     def mask(self, text: str) -> str:
-        """Return `text` without any password, this session's own included."""
+        """Return `text` without any password, this cli's own included."""
         return mask(text, self.url)
 
 
@@ -77,12 +77,12 @@ def _refusal(transport: Transport, capability: str, asking: Callable[[Any], obje
     return f"it does not claim the capability {capability!r}"
 
 
-class Wire(click.Group):
+class CliGroup(click.Group):
     """The group whose `main` ends in an exit code, with one line on stderr where that is not 0."""
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        session = Session()
-        kwargs |= {"prog_name": PROGRAM, "standalone_mode": False, "obj": session}
+        cli = CliContext()
+        kwargs |= {"prog_name": PROGRAM, "standalone_mode": False, "obj": cli}
         quiet = logging.NullHandler()  # else a driver's warnings would stand beside the one line
         logging.root.addHandler(quiet)
         try:
@@ -91,35 +91,35 @@ class Wire(click.Group):
             code = INTERRUPTED
         except click.UsageError as exc:
             command = exc.ctx.command_path if exc.ctx is not None else PROGRAM
-            code = _complain(session, f"{exc.format_message()} (see '{command} --help')")
+            code = _complain(cli, f"{exc.format_message()} (see '{command} --help')")
         except click.ClickException as exc:
-            code = _complain(session, exc.format_message())
+            code = _complain(cli, exc.format_message())
         except ContractError as exc:
-            code = _complain(session, str(exc) or type(exc).__name__, exc)
+            code = _complain(cli, str(exc) or type(exc).__name__, exc)
         except Exception as exc:
-            hint = "" if session.debug else "; run it again with --debug to see the traceback"
-            code = _complain(session, f"unexpected {type(exc).__name__}{where(exc)}{hint}", exc)
+            hint = "" if cli.debug else "; run it again with --debug to see the traceback"
+            code = _complain(cli, f"unexpected {type(exc).__name__}{raised_at(exc)}{hint}", exc)
         finally:
             logging.root.removeHandler(quiet)
-        if session.at_once:
+        if cli.at_once:
             process_exit.exit_code = code or 0
         sys.exit(code)
 
 
-def _complain(session: Session, problem: str, exc: BaseException | None = None) -> int:
-    if session.silent:
+def _complain(cli: CliContext, problem: str, exc: BaseException | None = None) -> int:
+    if cli.silent:
         return FAILED
     with contextlib.suppress(OSError):
-        if session.debug and exc is not None:
+        if cli.debug and exc is not None:
             text = behind_mark("".join(traceback.format_exception(exc))).removeprefix(TRACE)
-            click.echo(session.mask(text), err=True)
-        click.echo(f"{PROGRAM}: {printable(' '.join(session.mask(problem).split()))}", err=True)
+            click.echo(cli.mask(text), err=True)
+        click.echo(f"{PROGRAM}: {printable(' '.join(cli.mask(problem).split()))}", err=True)
     return FAILED
 
 
 def _remember(context: click.Context, option: click.Parameter, value: Any) -> None:
     if value:
-        setattr(context.ensure_object(Session), str(option.name), value)
+        setattr(context.ensure_object(CliContext), str(option.name), value)
 
 
 def common(*, variables: bool = False) -> Callable[[Command], Command]:

@@ -30,12 +30,12 @@ logger = logging.getLogger("unstract_wire.http")
 
 DEFAULT_HOST = "127.0.0.1"
 RETRY = 30.0
-_PATIENCE = 5.0
-_LONGEST_REQUEST = 15.0
-_MOST_AT_ONCE = 16
-_MOST_COLLECTIONS = 4
+_CLIENT_TIMEOUT = 5.0
+_REQUEST_TIMEOUT = 15.0
+_MAX_CONNECTIONS = 16
+_MAX_SCRAPES = 4
 """For so many requests at once the metrics are collected: that may wait for a database, and a probe must not."""
-_TICK = 0.5
+_POLL_INTERVAL = 0.5
 _TEXT = "text/plain; charset=utf-8"
 _HEALTH = ("/healthz", "/health", "/livez")
 """The paths that probes ask, those of the product's workers among them; all three answer alike."""
@@ -71,11 +71,11 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-class Watched(Observer):
+class ConsumerHealth(Observer):
     """The health of a worker without supervision: whether its consumer still turns."""
 
-    def __init__(self, silence: float) -> None:
-        self._silence = silence
+    def __init__(self, silence_limit: float) -> None:
+        self._silence_limit = silence_limit
         self._turned_at = time.monotonic()
         self._turn: Turn | None = None
 
@@ -84,7 +84,7 @@ class Watched(Observer):
 
     def health(self) -> Health:
         quiet, turn = time.monotonic() - self._turned_at, self._turn
-        reasons = [f"the consumer has done nothing for {quiet:.0f} s"] if quiet >= self._silence else []
+        reasons = [f"the consumer has done nothing for {quiet:.0f} s"] if quiet >= self._silence_limit else []
         consumer = {"state": "starting" if turn is None else "running", "turned": round(quiet, 1)}
         if turn is not None:
             consumer |= {"held": turn.held, "running": turn.running, "away": turn.away}
@@ -105,24 +105,24 @@ def serving(
         yield
     finally:
         ended.set()
-        thread.join(2 * _TICK)
+        thread.join(2 * _POLL_INTERVAL)
 
 
 def _serve(
     address: Address, health: Callable[[], Health], metrics: Exposition, retry: float, ended: threading.Event
 ) -> None:
-    told = False
+    logged = False
     while not ended.is_set():
         try:
             server = _Server(address, health, metrics)
         except OSError as exc:
-            if not told:
-                told = True
+            if not logged:
+                logged = True
                 error = exc.strerror or type(exc).__name__
                 emit(logger, logging.WARNING, "http_port_taken", address=address, error=error, retry_in=retry)
             ended.wait(retry)
             continue
-        told = False
+        logged = False
         with server:
             emit(logger, logging.INFO, "http_listening", address=server.address)
             while not ended.is_set():
@@ -132,14 +132,14 @@ def _serve(
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
-    timeout = _TICK
+    timeout = _POLL_INTERVAL
     request_queue_size = 128  # a burst of slow clients must not have the kernel drop a probe
 
     def __init__(self, address: Address, health: Callable[[], Health], metrics: Exposition) -> None:
         self.health = health
         self.metrics = metrics
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        self.collecting = threading.BoundedSemaphore(_MOST_COLLECTIONS)
+        self.collecting = threading.BoundedSemaphore(_MAX_SCRAPES)
         self._open: dict[socket.socket, bool] = {}
         """The connections, oldest first, and whether each is protected: its request is being answered."""
         self._closing: set[socket.socket] = set()
@@ -184,12 +184,12 @@ class _Server(ThreadingHTTPServer):
         """Close the oldest connections that are not protected, as far as needed, and wait for the end of one."""
         with self._changed:
             for request in [one for one, protected in self._open.items() if not protected]:
-                if len(self._open) - len(self._closing) < _MOST_AT_ONCE:
+                if len(self._open) - len(self._closing) < _MAX_CONNECTIONS:
                     break
                 if request not in self._closing:
                     self._closing.add(request)
-                    _hang_up(request)
-            return self._changed.wait_for(lambda: len(self._open) < _MOST_AT_ONCE, _PATIENCE)
+                    _close_connection(request)
+            return self._changed.wait_for(lambda: len(self._open) < _MAX_CONNECTIONS, _CLIENT_TIMEOUT)
 
     def _forget(self, request: socket.socket) -> None:
         with self._changed:
@@ -198,7 +198,7 @@ class _Server(ThreadingHTTPServer):
             self._changed.notify()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        late = threading.Timer(_LONGEST_REQUEST, _hang_up, [request])
+        late = threading.Timer(_REQUEST_TIMEOUT, _close_connection, [request])
         late.daemon = True
         late.start()
         try:
@@ -211,36 +211,40 @@ class _Server(ThreadingHTTPServer):
         """Log nothing: a client may close its connection at any time."""
 
 
-def _hang_up(request: socket.socket) -> None:
+def _close_connection(request: socket.socket) -> None:
     with contextlib.suppress(OSError):
         request.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    timeout = _PATIENCE
+    timeout = _CLIENT_TIMEOUT
     server: _Server
 
     def do_GET(self) -> None:
         self.server.note_request(self.request)
         path = self.path.partition("?")[0]
         if path in _HEALTH:
-            self._tell_health()
+            self._send_health()
         elif path == "/metrics":
-            self._tell_metrics()
+            self._send_metrics()
         else:
-            self._answer(404, b"there are /healthz, /health, /livez and /metrics\n")
+            self._send(404, b"there are /healthz, /health, /livez and /metrics\n")
 
     do_HEAD = do_GET  # noqa: N815 - http.server's name
 
-    def _tell_health(self) -> None:
+    def _send_health(self) -> None:
         health = self.server.health()
-        told = {"status": "unhealthy" if health.reasons else "ok", "reasons": list(health.reasons), **health.details}
-        body = json.dumps(told, indent=2).encode() + b"\n"
-        self._answer(503 if health.reasons else 200, body, "application/json")
+        document = {
+            "status": "unhealthy" if health.reasons else "ok",
+            "reasons": list(health.reasons),
+            **health.details,
+        }
+        body = json.dumps(document, indent=2).encode() + b"\n"
+        self._send(503 if health.reasons else 200, body, "application/json")
 
-    def _tell_metrics(self) -> None:
+    def _send_metrics(self) -> None:
         if not self.server.collecting.acquire(blocking=False):
-            self._answer(503, b"the metrics are being collected for others; ask again later\n")
+            self._send(503, b"the metrics are being collected for others; ask again later\n")
             return
         status, content_type = 200, _TEXT
         try:
@@ -252,9 +256,9 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             self.server.collecting.release()
         self.server.note_request(self.request, protected=False)
-        self._answer(status, body, content_type)
+        self._send(status, body, content_type)
 
-    def _answer(self, status: int, body: bytes, content_type: str = _TEXT) -> None:
+    def _send(self, status: int, body: bytes, content_type: str = _TEXT) -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))

@@ -17,7 +17,7 @@ from typing import Any, Self, cast
 
 import attrs
 
-from unstract_core.cli.context import Session
+from unstract_core.cli.context import CliContext
 from unstract_core.errors import ConfigurationError, ContractError
 from unstract_core.observability.log_events import emit
 from unstract_core.observability.observer import Observer
@@ -32,7 +32,7 @@ Exposition = Callable[[], tuple[bytes, str]]
 
 
 @attrs.frozen
-class Exposed:
+class ConsumerMetrics:
     """The metrics of one consumer, in this process."""
 
     observers: Sequence[Observer]
@@ -40,7 +40,9 @@ class Exposed:
     """Raises ConfigurationError without the extra."""
 
     @classmethod
-    def of(cls, tasks: Mapping[str, object], transport: Transport, queues: Sequence[str], *, shared: bool) -> Exposed:
+    def of(
+        cls, tasks: Mapping[str, object], transport: Transport, queues: Sequence[str], *, shared: bool
+    ) -> ConsumerMetrics:
         """Count in a registry that is read here or, if `shared`, in files that the parent reads."""
         try:
             from unstract_core.observability import metrics
@@ -57,11 +59,11 @@ class Exposed:
         return cls(observers, lambda: metrics.exposition(registry))
 
 
-class Gathered:
+class ChildrenMetrics:
     """The metrics of all children, and the state of their queues. A context manager: its directory is gone after it."""
 
-    def __init__(self, session: Session, queues: Sequence[str]) -> None:
-        self._session = session
+    def __init__(self, cli: CliContext, queues: Sequence[str]) -> None:
+        self._session = cli
         self._queues = list(dict.fromkeys(queues))
         self._stack = contextlib.ExitStack()
         self._opening = threading.Lock()

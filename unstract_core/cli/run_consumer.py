@@ -13,8 +13,8 @@ from typing import Any, NoReturn, Protocol, cast
 
 import attrs
 
-from unstract_core.cli.app_import import Left
-from unstract_core.cli.context import Session
+from unstract_core.cli.app_import import Terminated
+from unstract_core.cli.context import CliContext
 from unstract_core.cli.process_exit import FAILED, HELD_UP, flush, ignore_signals
 from unstract_core.errors import TransportUnavailable
 from unstract_core.forking import handling
@@ -41,7 +41,7 @@ class Supervision(Protocol):
     def end_group_if_gone(self) -> None: ...
 
 
-def run(consumer: Consumer, session: Session, parent: Supervision | None, asked: Sequence[int]) -> None:
+def run(consumer: Consumer, cli: CliContext, parent: Supervision | None, asked: Sequence[int]) -> None:
     """Run it, unless a signal has `asked` already to leave."""
     code: int | None = None
     started = 0.0
@@ -54,7 +54,7 @@ def run(consumer: Consumer, session: Session, parent: Supervision | None, asked:
             logger,
             logging.INFO,
             "worker_started",
-            transport=OwnText(session.mask(session.url)),
+            transport=OwnText(cli.mask(cli.url)),
             queues=",".join(consumer.queues),
             tasks=",".join(sorted(consumer.tasks)),
             concurrency=consumer.concurrency,
@@ -62,7 +62,7 @@ def run(consumer: Consumer, session: Session, parent: Supervision | None, asked:
             pid=os.getpid(),
         )
         if parent is not None:
-            session.silent = False
+            cli.silent = False
             parent.report_started()
 
     def prepared() -> None:
@@ -98,7 +98,7 @@ def run(consumer: Consumer, session: Session, parent: Supervision | None, asked:
 
     consumer.transport = cast(Transport, _Announced(consumer.transport, prepared, announce, wait))
     if asked:
-        raise Left(128 + asked[0])
+        raise Terminated(128 + asked[0])
     try:
         if parent is not None and consumer.concurrency == 1:
             consumer.run_tasks_here(ended=held_up)
@@ -165,9 +165,9 @@ def sigterm_leaves() -> Iterator[Sequence[int]]:
     """
     asked: list[int] = []
 
-    def leave(number: int, frame: object) -> NoReturn:
+    def leave(number: int, snapshot: object) -> NoReturn:
         asked.append(number)
-        raise Left(128 + number)
+        raise Terminated(128 + number)
 
     with handling((signal.SIGTERM,), leave):
         yield asked

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from unstract_core.cli.context import PROGRAM, Session, common, json_option, queue_name
+from unstract_core.cli.context import PROGRAM, CliContext, common, json_option, queue_name
 from unstract_core.cli.process_exit import DECLINED
 from unstract_core.cli.render.output import age, print_json, print_table, printable, readable_json, utc, write
 from unstract_core.cli.render.snapshot import summaries
@@ -37,9 +37,9 @@ def dead() -> None:
 @json_option
 @common()
 @click.pass_obj
-def list_(session: Session, queue: str | None, limit: int, as_json: bool) -> None:
+def list_(cli: CliContext, queue: str | None, limit: int, as_json: bool) -> None:
     """List dead letters, the newest first, without their content."""
-    with _dead_letters(session) as letters:
+    with _dead_letters(cli) as letters:
         found = summaries(letters, queue=queue, limit=limit)
     if as_json:
         print_json([_letter_row(letter) for letter in found])
@@ -68,12 +68,12 @@ def list_(session: Session, queue: str | None, limit: int, as_json: bool) -> Non
 @json_option
 @common()
 @click.pass_obj
-def show(session: Session, letter_id: str, as_json: bool) -> None:
+def show(cli: CliContext, letter_id: str, as_json: bool) -> None:
     """Print one dead letter with its content.
 
     That is the message as it was stored, and the result where the task had one already.
     """
-    with _dead_letters(session) as letters:
+    with _dead_letters(cli) as letters:
         (letter,) = _known(letters, [letter_id])
     row = _letter_row(letter)
     content: dict[str, Any] = {"message": letter.message, "result": letter.result}
@@ -94,14 +94,14 @@ def show(session: Session, letter_id: str, as_json: bool) -> None:
 @json_option
 @common()
 @click.pass_obj
-def replay(session: Session, ids: tuple[str, ...], queue: str | None, everything: bool, as_json: bool) -> None:
+def replay(cli: CliContext, ids: tuple[str, ...], queue: str | None, everything: bool, as_json: bool) -> None:
     """Send dead letters again as new messages, and remove them here.
 
     Name them by ID, or take a whole queue with --queue NAME --all. If one of the IDs is unknown nothing is sent.
     """
     if bool(ids) == bool(queue and everything) or (ids and (queue or everything)):
         raise click.UsageError("Say which: either IDs, or --queue NAME --all.")
-    with _dead_letters(session) as letters:
+    with _dead_letters(cli) as letters:
         if ids:
             _known(letters, ids)
             replayed = list(letters.replay(ids))
@@ -133,7 +133,7 @@ def replay(session: Session, ids: tuple[str, ...], queue: str | None, everything
 @common()
 @click.pass_obj
 def purge(
-    session: Session,
+    cli: CliContext,
     ids: tuple[str, ...],
     queue: str | None,
     everything: bool,
@@ -151,7 +151,7 @@ def purge(
         raise click.UsageError("Say which: either IDs, or --queue NAME, or --all.")
     if ids and older_than is not None:
         raise click.UsageError("--older-than goes with --queue or --all, not with IDs.")
-    with _dead_letters(session) as letters:
+    with _dead_letters(cli) as letters:
         if ids:
             _known(letters, ids)
         if not yes:
@@ -199,8 +199,8 @@ def _confirm(what: str) -> None:
 
 
 @contextlib.contextmanager
-def _dead_letters(session: Session) -> Iterator[DeadLetters]:
-    with session.transport("dead_letters") as transport:
+def _dead_letters(cli: CliContext) -> Iterator[DeadLetters]:
+    with cli.transport("dead_letters") as transport:
         yield cast(Any, transport).dead
 
 

@@ -19,7 +19,7 @@ import attrs
 import click
 
 import unstract_core
-from unstract_core.cli.context import Session, common, json_option
+from unstract_core.cli.context import CliContext, common, json_option
 from unstract_core.cli.process_exit import DECLINED
 from unstract_core.cli.render.output import print_json, printable, write
 from unstract_core.discovery import GROUP
@@ -36,15 +36,15 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red", "skipped": "brig
 @json_option
 @common()
 @click.pass_obj
-def doctor(session: Session, as_json: bool) -> None:
+def doctor(cli: CliContext, as_json: bool) -> None:
     """Check what everything stands on, and say what to do.
 
     Looks at the import path, the connection, the tables, and what has been left lying about; changes nothing. Exits
     with 1 where something is an error, and with 0 where there are warnings at most.
     """
     found = []
-    for finding in _findings(session):
-        masked = attrs.evolve(finding, what=session.mask(finding.what), remedy=session.mask(finding.remedy))
+    for finding in _findings(cli):
+        masked = attrs.evolve(finding, what=cli.mask(finding.what), remedy=cli.mask(finding.remedy))
         found.append(masked)
         if not as_json:
             write(_lines(masked))
@@ -65,17 +65,17 @@ def _lines(finding: Finding) -> str:
     return "\n".join(lines)
 
 
-def _findings(session: Session) -> Iterator[Finding]:
+def _findings(cli: CliContext) -> Iterator[Finding]:
     yield _import_path()
-    scheme = session.url.partition("://")[0].lower() if "://" in session.url else ""
+    scheme = cli.url.partition("://")[0].lower() if "://" in cli.url else ""
     yield from _entry_points(scheme)
     with contextlib.ExitStack() as stack:
         try:
-            transport = stack.enter_context(session.transport())
+            transport = stack.enter_context(cli.transport())
         except ContractError as exc:
             yield Finding("transport", "error", str(exc), "give a URL that can be loaded, or mend what is told above")
             return
-        yield Finding("transport", "ok", f"{session.url} is a {type(transport).__name__}")
+        yield Finding("transport", "ok", f"{cli.url} is a {type(transport).__name__}")
         if callable(getattr(transport, "check_up", None)):
             yield from cast(SupportsDiagnostics, transport).check_up()
         else:

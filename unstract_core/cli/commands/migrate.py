@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from unstract_core.cli.context import Session, common, json_option
+from unstract_core.cli.context import CliContext, common, json_option
 from unstract_core.cli.render.output import print_json, printable, write
 from unstract_core.errors import NotSupported
 
@@ -26,7 +26,7 @@ from unstract_core.errors import NotSupported
 @common()
 @click.pass_obj
 def migrate(
-    session: Session, as_json: bool, as_sql: bool, lock_timeout: float | None, create_tables: bool | None
+    cli: CliContext, as_json: bool, as_sql: bool, lock_timeout: float | None, create_tables: bool | None
 ) -> None:
     """Create the tables and indexes that are missing, and say which.
 
@@ -36,11 +36,11 @@ def migrate(
     options = {name: value for name, value in given.items() if value is not None}
     if as_sql and (as_json or lock_timeout is not None):
         raise click.UsageError("--sql prints SQL: it goes with --create-tables and --no-create-tables alone.")
-    with session.transport() as transport:
+    with cli.transport() as transport:
         wanted = "migration_sql" if as_sql else "migrate"
         create = getattr(transport, wanted, None)
         if not callable(create):
-            raise NotSupported(f"the transport {session.url} has nothing to migrate; use it as it is")
+            raise NotSupported(f"the transport {cli.url} has nothing to migrate; use it as it is")
         if as_sql:
             write(create(**options))
             return

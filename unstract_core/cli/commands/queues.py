@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import click
 
-from unstract_core.cli.context import Session, common, json_option, queue_name
+from unstract_core.cli.context import CliContext, common, json_option, queue_name
 from unstract_core.cli.render.output import age, print_json, print_table
 from unstract_core.cli.render.snapshot import count, depth, queue_row
 from unstract_core.transport import Inspection, QueueState
@@ -20,7 +20,7 @@ from unstract_core.transport import Inspection, QueueState
 @json_option
 @common()
 @click.pass_obj
-def queues(session: Session, names: tuple[str, ...], as_json: bool) -> None:
+def queues(cli: CliContext, names: tuple[str, ...], as_json: bool) -> None:
     """Show what stands in the queues.
 
     Depth is everything in the queue: ready to be taken, in flight with a worker, and delayed. Oldest is how long the
@@ -32,7 +32,7 @@ def queues(session: Session, names: tuple[str, ...], as_json: bool) -> None:
     def ask(transport: Any) -> Sequence[QueueState]:
         return cast(Inspection, transport).queues(list(names) or None)
 
-    with session.transport("inspection", asking=ask) as transport:
+    with cli.transport("inspection", asking=ask) as transport:
         states = ask(transport)
     if as_json:
         print_json([queue_row(state) for state in states])

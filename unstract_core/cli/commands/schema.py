@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from unstract_core.cli.context import Session, common, json_option
+from unstract_core.cli.context import CliContext, common, json_option
 from unstract_core.cli.render.output import print_json, printable, write
 from unstract_core.codec import refuse_constant
 from unstract_core.errors import ConfigurationError
@@ -30,7 +30,7 @@ BREAKS = 1
 @json_option
 @common()
 @click.pass_obj
-def schema(session: Session, old: BinaryIO | None, as_json: bool) -> None:
+def schema(cli: CliContext, old: BinaryIO | None, as_json: bool) -> None:
     """Print the JSON Schema of a task, or what it breaks.
 
     With --check-against every change from the older schema is told with its place and the side that it breaks: old

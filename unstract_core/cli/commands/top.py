@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import click
 
-from unstract_core.cli.context import Session, common, json_option, queue_name
-from unstract_core.cli.render import snapshot
-from unstract_core.cli.render.live_view import Watcher, watch
+from unstract_core.cli.context import CliContext, common, json_option, queue_name
+from unstract_core.cli.render import snapshot as snapshots
+from unstract_core.cli.render.live_view import LiveView, watch
 from unstract_core.cli.render.output import print_json, print_table
-from unstract_core.cli.render.snapshot import Frame, Rows
+from unstract_core.cli.render.snapshot import Rows, Snapshot
 from unstract_core.transport import Inspection
 
 
@@ -32,7 +32,7 @@ from unstract_core.transport import Inspection
 @json_option
 @common()
 @click.pass_obj
-def top(session: Session, names: tuple[str, ...], interval: float, once: bool, as_json: bool) -> None:
+def top(cli: CliContext, names: tuple[str, ...], interval: float, once: bool, as_json: bool) -> None:
     """Watch queues, workers and the last failures.
 
     On a terminal until q or Ctrl-C. Elsewhere, and with --once or --json, it shows them once. What a message holds, and
@@ -42,26 +42,26 @@ def top(session: Session, names: tuple[str, ...], interval: float, once: bool, a
     def ask(transport: Any) -> object:
         return cast(Inspection, transport).queues([])
 
-    with session.transport("inspection", asking=ask) as transport:
-        first = snapshot.look(transport, names, None)
+    with cli.transport("inspection", asking=ask) as transport:
+        first = snapshots.take_snapshot(transport, names, None)
         if as_json:
-            print_json(snapshot.document(first))
+            print_json(snapshots.document(first))
         elif once or sys.stdout is None or not sys.stdout.isatty():
             _print(first)
         else:
-            watch(Watcher(transport, names, interval, first), session.url, interval, session.mask)
+            watch(LiveView(transport, names, interval, first), cli.url, interval, cli.mask)
 
 
-def _print(frame: Frame) -> None:
-    _table(snapshot.QUEUES, snapshot.queue_rows(frame), empty="no queue holds anything")
-    if note := snapshot.note_on_workers(frame):
+def _print(snapshot: Snapshot) -> None:
+    _table(snapshots.QUEUES, snapshots.queue_rows(snapshot), empty="no queue holds anything")
+    if note := snapshots.note_on_workers(snapshot):
         click.echo(note, err=True)
-    if frame.workers:
+    if snapshot.workers:
         click.echo()
-        _table(snapshot.WORKERS, snapshot.worker_rows(frame), empty="")
-    if frame.letters:
+        _table(snapshots.WORKERS, snapshots.worker_rows(snapshot), empty="")
+    if snapshot.letters:
         click.echo()
-    _table(snapshot.FAILURES, snapshot.failure_rows(frame), empty="no dead letters")
+    _table(snapshots.FAILURES, snapshots.failure_rows(snapshot), empty="no dead letters")
 
 
 def _table(headings: Sequence[str], rows: Rows, *, empty: str) -> None:

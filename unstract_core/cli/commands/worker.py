@@ -16,14 +16,14 @@ from typing import Any, cast
 import click
 
 from unstract_core import discovery
-from unstract_core.cli.app_import import loading, make_here_importable
-from unstract_core.cli.context import Session, common, queue_name
-from unstract_core.cli.health_server import Address, Watched, serving
-from unstract_core.cli.metrics_export import Exposed, Gathered
+from unstract_core.cli.app_import import as_configuration_error, make_here_importable
+from unstract_core.cli.context import CliContext, common, queue_name
+from unstract_core.cli.health_server import Address, ConsumerHealth, serving
+from unstract_core.cli.metrics_export import ChildrenMetrics, ConsumerMetrics
 from unstract_core.cli.process_exit import leaving_in_time
 from unstract_core.cli.render.logs import log_to_stderr
 from unstract_core.cli.run_consumer import run, sigterm_leaves
-from unstract_core.cli.supervisor.child import MEGABYTE, Limits, Parent, Pulse
+from unstract_core.cli.supervisor.child import MEGABYTE, Heartbeat, Parent, RecycleLimits
 from unstract_core.cli.supervisor.supervisor import Supervisor
 from unstract_core.continuation import StatusPayload
 from unstract_core.errors import ConfigurationError, NotSupported
@@ -33,7 +33,7 @@ from unstract_core.worker.consumer import Consumer
 
 _GRACE = 25.0
 """Kubernetes kills a container 30 s after its SIGTERM: this leaves some for what comes before and after."""
-_LEASES_OF_SILENCE, _LEAST_SILENCE = 3, 60.0
+_SILENT_LEASES, _MIN_SILENCE = 3, 60.0
 _SHOWN = 5
 
 
@@ -197,37 +197,39 @@ def worker(
     if some did not finish in time and were killed, or with 1 if some died meanwhile. --grace, --max-tasks, --max-memory
     and --task-deadline imply it.
     """
-    session: Session = context.obj
-    silence = max(_LEAST_SILENCE, _LEASES_OF_SILENCE * lease)
+    cli: CliContext = context.obj
+    silence_limit = max(_MIN_SILENCE, _SILENT_LEASES * lease)
     parent = Parent.of_this_process()
-    session.silent = parent is not None and parent.role.silent
+    cli.silent = parent is not None and parent.role.silent
     supervised = any(option is not None for option in (processes, grace, max_tasks, max_memory, task_deadline))
     grace = _GRACE if grace is None else grace
-    log = functools.partial(log_to_stderr, log_level, session.mask)
+    log = functools.partial(log_to_stderr, log_level, cli.mask)
     with log(), sigterm_leaves() as asked, contextlib.ExitStack() as stack:
         if parent is None and supervised:
-            code = _supervise(session, context.meta[__name__], queues, processes or 1, grace, silence, http)
-            session.at_once = True
+            code = _supervise(cli, context.meta[__name__], queues, processes or 1, grace, silence_limit, http)
+            cli.at_once = True
             raise click.exceptions.Exit(code)
         if parent is not None:
             parent.watch(grace)
             stack.enter_context(leaving_in_time(parent.is_replaced, grace, log))
         tasks = _tasks(app)
-        transport = stack.enter_context(session.transport())
+        transport = stack.enter_context(cli.transport())
         if strict and (parent is None or parent.first):
             _check_what_waits(transport, queues, tasks)
-        watching = [_observer(spec) for spec in observers]
-        pulse = None
+        all_observers = [_observer(spec) for spec in observers]
+        heartbeat = None
         if parent is not None:
-            pulse = Pulse(parent, Limits(max_tasks, None if max_memory is None else max_memory * MEGABYTE))
-            watching.append(pulse)
+            heartbeat = Heartbeat(
+                parent, RecycleLimits(max_tasks, None if max_memory is None else max_memory * MEGABYTE)
+            )
+            all_observers.append(heartbeat)
         if http is not None:
-            exposed = Exposed.of(tasks, transport, queues, shared=parent is not None)
-            watching += exposed.observers
+            own_metrics = ConsumerMetrics.of(tasks, transport, queues, shared=parent is not None)
+            all_observers += own_metrics.observers
             if parent is None:
-                watched = Watched(silence)
-                watching.append(watched)
-                stack.enter_context(serving(http, watched.health, exposed.exposition))
+                consumer_health = ConsumerHealth(silence_limit)
+                all_observers.append(consumer_health)
+                stack.enter_context(serving(http, consumer_health.health, own_metrics.exposition))
         consumer = Consumer(
             transport,
             tasks,
@@ -238,46 +240,46 @@ def worker(
             prefetch=prefetch,
             task_deadline=task_deadline,
             never_rerun=never_rerun,
-            observers=watching,
+            observers=all_observers,
             log_errors=log_errors,
             status_payload=status_payload,
             returned_failure=returned_failure,
             allow_continuations=allow_continuations or None,
         )
-        if pulse is not None:
-            pulse.attend(consumer)
-        run(consumer, session, parent, asked)
-    session.at_once = True
+        if heartbeat is not None:
+            heartbeat.attach(consumer)
+        run(consumer, cli, parent, asked)
+    cli.at_once = True
 
 
 def _supervise(
-    session: Session,
+    cli: CliContext,
     arguments: Sequence[str],
     queues: Sequence[str],
     processes: int,
     grace: float,
-    silence: float,
+    silence_limit: float,
     http: Address | None,
 ) -> int:
     """Run this same command in children; what was told on other levels reaches them as it came to us or more hidden."""
-    environment = {**os.environ, "UNSTRACT_WIRE_URL": session.url}
-    if session.debug:
+    environment = {**os.environ, "UNSTRACT_WIRE_URL": cli.url}
+    if cli.debug:
         environment["UNSTRACT_WIRE_DEBUG"] = "1"
     with contextlib.ExitStack() as stack:
-        gathered = None
+        children_metrics = None
         if http is not None:
-            gathered = stack.enter_context(Gathered(session, queues))
-            environment |= gathered.environment
+            children_metrics = stack.enter_context(ChildrenMetrics(cli, queues))
+            environment |= children_metrics.environment
         supervisor = Supervisor(
             [*_program(arguments), "worker", *arguments],
             environment,
             processes=processes,
             grace=grace,
-            silence=silence,
-            forget=(lambda pid: None) if gathered is None else gathered.forget,
+            silence_limit=silence_limit,
+            on_exit=(lambda pid: None) if children_metrics is None else children_metrics.forget,
         )
-        if http is not None and gathered is not None:
-            stack.enter_context(serving(http, supervisor.health, gathered.exposition))
+        if http is not None and children_metrics is not None:
+            stack.enter_context(serving(http, supervisor.health, children_metrics.exposition))
         return supervisor.run()
 
 
@@ -295,7 +297,7 @@ def _tasks(app: str) -> Mapping[str, Callable[..., Any]]:
     if not module or not name:
         raise ConfigurationError(f"--app takes module:name, such as myproject.tasks:tasks, not {app!r}")
     make_here_importable()
-    with loading(f"--app {app}"):
+    with as_configuration_error(f"--app {app}"):
         found = discovery.import_object(app, "--app")
     if not isinstance(found, Mapping):
         raise ConfigurationError(
@@ -309,7 +311,7 @@ def _tasks(app: str) -> Mapping[str, Callable[..., Any]]:
 def _observer(spec: str) -> Observer:
     what = f"--observer {spec}"
     make_here_importable()
-    with loading(what):
+    with as_configuration_error(what):
         factory = discovery.import_object(spec, "--observer")
         if not callable(factory):
             raise ConfigurationError(

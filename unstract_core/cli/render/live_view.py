@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from unstract_core.cli.render import snapshot
+from unstract_core.cli.render import snapshot as snapshots
 from unstract_core.cli.render.output import printable, utc
-from unstract_core.cli.render.snapshot import Frame, Rows
+from unstract_core.cli.render.snapshot import Rows, Snapshot
 from unstract_core.errors import ConfigurationError, TransportUnavailable
 from unstract_core.transport import Transport
 
@@ -31,17 +31,17 @@ _PATIENCE = 2.0
 _SHORTEST_NAME = 8
 
 
-class Watcher:
+class LiveView:
     """Looks again and again, on a thread of its own: who presses a key does not wait for a database that is away."""
 
-    def __init__(self, transport: Transport, names: Sequence[str], interval: float, first: Frame) -> None:
+    def __init__(self, transport: Transport, names: Sequence[str], interval: float, first: Snapshot) -> None:
         self._transport = transport
         self._names = names
         self._interval = interval
         self._asked_at: tuple[datetime.datetime, float] | None = None
         self._away_since: datetime.datetime | None = None
         self._ended = threading.Event()
-        self.frame = first
+        self.snapshot = first
         self.problem = ""
         self.failure: Exception | None = None
 
@@ -50,7 +50,7 @@ class Watcher:
             asked_at = datetime.datetime.now(datetime.UTC)
             self._asked_at = asked_at, time.monotonic()
             try:
-                self.frame = snapshot.look(self._transport, self._names, self.frame)
+                self.snapshot = snapshots.take_snapshot(self._transport, self._names, self.snapshot)
                 self._away_since, self.problem = None, ""
             except TransportUnavailable as exc:
                 self._away_since, self.problem = self._away_since or asked_at, str(exc)
@@ -72,7 +72,7 @@ class Watcher:
         return self._away_since
 
 
-def watch(watcher: Watcher, url: str, interval: float, mask: Callable[[str], str]) -> None:
+def watch(view: LiveView, url: str, interval: float, mask: Callable[[str], str]) -> None:
     try:
         from rich.console import Console
         from rich.live import Live
@@ -80,46 +80,49 @@ def watch(watcher: Watcher, url: str, interval: float, mask: Callable[[str], str
         remedy = "pip install 'unstract-wire[cli]', or use --once"
         raise ConfigurationError(f"watching needs rich, which is not installed: {remedy}") from None
     console = Console()
-    thread = threading.Thread(target=watcher.run, name="unstract-wire-top", daemon=True)
+    thread = threading.Thread(target=view.run, name="unstract-wire-top", daemon=True)
     with contextlib.ExitStack() as stack:
-        stack.callback(watcher.end)
+        stack.callback(view.end)
         asked = stack.enter_context(_told_of(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         pressed = stack.enter_context(_keys())
         live = stack.enter_context(Live(console=console, screen=True, auto_refresh=False))
         thread.start()
-        while watcher.failure is None:
+        while view.failure is None:
             if asked:
                 _leave(asked[0])
-            live.update(_screen(watcher, mask(url), interval, mask, console.size), refresh=True)
+            live.update(_screen(view, mask(url), interval, mask, console.size), refresh=True)
             if pressed(_TICK) in {"q", "Q"}:
                 return
-    raise watcher.failure
+    raise view.failure
 
 
 def _screen(
-    watcher: Watcher, url: str, interval: float, mask: Callable[[str], str], size: ConsoleDimensions
+    view: LiveView, url: str, interval: float, mask: Callable[[str], str], size: ConsoleDimensions
 ) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    frame = watcher.frame
-    title = f"{printable(url)}  {utc(frame.at, 'seconds')}  every {interval:g} s, q to leave"
+    snapshot = view.snapshot
+    title = f"{printable(url)}  {utc(snapshot.at, 'seconds')}  every {interval:g} s, q to leave"
     parts: list[RenderableType] = [Text(title, "dim", no_wrap=True, overflow="ellipsis")]
-    if (since := watcher.away_since) is not None:
-        said = printable(mask(watcher.problem or "no answer"))
+    if (since := view.away_since) is not None:
+        said = printable(mask(view.problem or "no answer"))
         away = f"away since {utc(since, 'seconds')}: {said}"
         parts.append(Text(away, "bold red", no_wrap=True, overflow="ellipsis"))
-    failures = snapshot.failure_rows(frame)[: max(1, size.height // 5)]
-    workers = snapshot.worker_rows(frame)
+    failures = snapshots.failure_rows(snapshot)[: max(1, size.height // 5)]
+    workers = snapshots.worker_rows(snapshot)
     room = max(2, size.height - len(parts) - len(failures) - 7)
-    of_workers = min(len(workers), max(1, room // 2, room - len(frame.queues)))
+    of_workers = min(len(workers), max(1, room // 2, room - len(snapshot.queues)))
     parts += _section(
-        snapshot.QUEUES, _fullest(snapshot.queue_rows(frame), room - of_workers), "no queue holds anything", size.width
+        snapshots.QUEUES,
+        _fullest(snapshots.queue_rows(snapshot), room - of_workers),
+        "no queue holds anything",
+        size.width,
     )
-    parts += _section(snapshot.WORKERS, _first(workers, of_workers), snapshot.note_on_workers(frame), size.width)
-    if workers and (note := snapshot.note_on_workers(frame)):
+    parts += _section(snapshots.WORKERS, _first(workers, of_workers), snapshots.note_on_workers(snapshot), size.width)
+    if workers and (note := snapshots.note_on_workers(snapshot)):
         parts.append(Text(note, "dim", no_wrap=True, overflow="ellipsis"))
-    parts += _section(snapshot.FAILURES, failures, "no dead letters", size.width)
+    parts += _section(snapshots.FAILURES, failures, "no dead letters", size.width)
     return Group(*parts)
 
 

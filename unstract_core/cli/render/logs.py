@@ -16,7 +16,7 @@ from unstract_core.cli.render.output import behind_mark, printable, utc
 def log_to_stderr(level: str, mask: Callable[[str], str]) -> Iterator[None]:
     """Write what is logged from `level` on to standard error; `mask` returns a text without its passwords."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_LogLine(mask))
+    handler.setFormatter(LogFormatter(mask))
     previous = logging.root.level
     logging.root.addHandler(handler)
     logging.root.setLevel(level.upper())
@@ -27,7 +27,7 @@ def log_to_stderr(level: str, mask: Callable[[str], str]) -> Iterator[None]:
         logging.root.removeHandler(handler)
 
 
-class _LogLine(logging.Formatter):
+class LogFormatter(logging.Formatter):
     """One line a record: UTC time, level, logger, message. Each line of a traceback follows behind `TRACE`."""
 
     def __init__(self, mask: Callable[[str], str]) -> None:

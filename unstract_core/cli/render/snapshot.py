@@ -25,7 +25,7 @@ Rows: TypeAlias = Sequence[Sequence[str]]
 
 
 @attrs.frozen
-class Frame:
+class Snapshot:
     """What there was at one moment; `rates` is by how much a queue's depth has grown a second, since the last one.
 
     `moment` is the same as `at`, on the monotonic clock.
@@ -39,7 +39,7 @@ class Frame:
     letters: Sequence[DeadLetter]
 
 
-def look(transport: Transport, names: Sequence[str], before: Frame | None) -> Frame:
+def take_snapshot(transport: Transport, names: Sequence[str], before: Snapshot | None) -> Snapshot:
     about: Any = transport
     queues = list(cast(Inspection, about).queues(list(names) or None))
     now, moment = datetime.datetime.now(datetime.UTC), time.monotonic()
@@ -53,14 +53,14 @@ def look(transport: Transport, names: Sequence[str], before: Frame | None) -> Fr
         for name in names or (None,):
             letters += summaries(cast(DeadLetters, about.dead), queue=name, limit=_LETTERS)
     letters.sort(key=lambda letter: letter.buried_at, reverse=True)
-    return Frame(now, moment, queues, rates, workers, letters[:_LETTERS])
+    return Snapshot(now, moment, queues, rates, workers, letters[:_LETTERS])
 
 
-def document(frame: Frame) -> dict[str, Any]:
+def document(snapshot: Snapshot) -> dict[str, Any]:
     return {
-        "at": utc(frame.at),
-        "queues": [queue_row(state) for state in frame.queues],
-        "workers": None if frame.workers is None else [attrs.asdict(worker) for worker in frame.workers],
+        "at": utc(snapshot.at),
+        "queues": [queue_row(state) for state in snapshot.queues],
+        "workers": None if snapshot.workers is None else [attrs.asdict(worker) for worker in snapshot.workers],
         "failures": [
             {
                 "id": letter.id,
@@ -69,28 +69,28 @@ def document(frame: Frame) -> dict[str, Any]:
                 "buried_at": utc(letter.buried_at),
                 "error": kind_of_reason(letter.reason),
             }
-            for letter in frame.letters
+            for letter in snapshot.letters
         ],
     }
 
 
-def queue_rows(frame: Frame) -> Rows:
+def queue_rows(snapshot: Snapshot) -> Rows:
     return [
         [
             state.queue,
             count(state, depth(state)),
-            f"{frame.rates[state.queue]:+.1f}" if state.queue in frame.rates else "-",
+            f"{snapshot.rates[state.queue]:+.1f}" if state.queue in snapshot.rates else "-",
             count(state, state.ready),
             str(state.in_flight),
             str(state.delayed),
             "-" if state.oldest is None else age(state.oldest),
             str(state.dead),
         ]
-        for state in frame.queues
+        for state in snapshot.queues
     ]
 
 
-def worker_rows(frame: Frame) -> Rows:
+def worker_rows(snapshot: Snapshot) -> Rows:
     return [
         [
             worker.name,
@@ -99,11 +99,11 @@ def worker_rows(frame: Frame) -> Rows:
             worker.state or "hidden",
             "-" if worker.since is None else age(max(0.0, worker.since)),
         ]
-        for worker in frame.workers or ()
+        for worker in snapshot.workers or ()
     ]
 
 
-def failure_rows(frame: Frame) -> Rows:
+def failure_rows(snapshot: Snapshot) -> Rows:
     return [
         [
             letter.id,
@@ -112,16 +112,16 @@ def failure_rows(frame: Frame) -> Rows:
             utc(letter.buried_at, "seconds"),
             kind_of_reason(letter.reason),
         ]
-        for letter in frame.letters
+        for letter in snapshot.letters
     ]
 
 
-def note_on_workers(frame: Frame) -> str:
-    if frame.workers is None:
+def note_on_workers(snapshot: Snapshot) -> str:
+    if snapshot.workers is None:
         return "this transport does not tell who works on it"
-    if not frame.workers:
+    if not snapshot.workers:
         return "nobody is connected"
-    return _HIDDEN if any(worker.state is None for worker in frame.workers) else ""
+    return _HIDDEN if any(worker.state is None for worker in snapshot.workers) else ""
 
 
 def summaries(letters: DeadLetters, *, queue: str | None, limit: int) -> Sequence[DeadLetter]:

@@ -71,26 +71,26 @@ class Role:
         return cls(first == "1", silent == "1", spare == "1", float(share))
 
 
-class Report(enum.Enum):
+class ChildReport(enum.Enum):
     """Reports of a child to its parent: that it has subscribed, that it lives, why it leaves for another."""
 
     READY = b"r"
     """A spare child has prepared."""
-    SOON = b"n"
+    LIMIT_NEAR = b"n"
     """A limit is near: a spare child has to prepare."""
-    UNNEEDED = b"u"
+    SPARE_UNNEEDED = b"u"
     """No spare child is needed any more."""
 
     STARTED = b"s"
     ALIVE = b"a"
-    AWAY = b"w"
+    UNAVAILABLE = b"w"
     MAX_TASKS = b"t"
     MAX_MEMORY = b"m"
     OVERDUE = b"o"
 
     @property
-    def leaves(self) -> bool:
-        return self in (Report.MAX_TASKS, Report.MAX_MEMORY, Report.OVERDUE)
+    def ends_child(self) -> bool:
+        return self in (ChildReport.MAX_TASKS, ChildReport.MAX_MEMORY, ChildReport.OVERDUE)
 
 
 class Parent:
@@ -106,10 +106,10 @@ class Parent:
     def __init__(self, life: int, reports: int, *, first: bool, role: Role | None = None, guard: int = -1) -> None:
         self.first = first
         self.role = role or Role(first)
-        self.leaving: Report | None = None
+        self.leaving: ChildReport | None = None
         self.born = time.monotonic()
         self.preparation = 0.0
-        self._turn = threading.Event()
+        self._take_over = threading.Event()
         self._gone = False
         self._life = life
         self._reports = reports
@@ -136,14 +136,14 @@ class Parent:
     def wait_for_turn(self, seconds: float) -> bool:
         """Report that this child is ready; return whether it is to take over, after so many seconds at the latest."""
         self.preparation = self.preparation or time.monotonic() - self.born
-        if not self.role.spare or self._turn.is_set():
+        if not self.role.spare or self._take_over.is_set():
             return True
-        self.tell(Report.READY)
-        return self._turn.wait(seconds)
+        self.report(ChildReport.READY)
+        return self._take_over.wait(seconds)
 
-    def tell(self, report: Report) -> None:
+    def report(self, report: ChildReport) -> None:
         """Report, without ever waiting: a parent that is stopped or gone reads nothing."""
-        if report.leaves:
+        if report.ends_child:
             self.leaving = report
         with contextlib.suppress(OSError):
             os.write(self._reports, report.value)
@@ -154,11 +154,11 @@ class Parent:
 
     def report_started(self) -> None:
         """Report that the consumer has subscribed."""
-        self.tell(Report.STARTED)
+        self.report(ChildReport.STARTED)
 
     def report_unavailable(self) -> None:
         """Report that the child waits for a transport that is unavailable."""
-        self.tell(Report.AWAY)
+        self.report(ChildReport.UNAVAILABLE)
 
     def reset_in_child(self) -> None:
         """Close the pipes in a process that was forked from this one: it is no child of the supervisor."""
@@ -171,14 +171,14 @@ class Parent:
         """Leave when the parent is gone: by SIGTERM, or by `leaves`; at once when that takes more than `grace` s."""
         threading.Thread(target=self._watch, args=[grace], name="unstract-wire-parent", daemon=True).start()
 
-    def leaves(self, leave: Callable[[], None]) -> None:
+    def on_stop(self, leave: Callable[[], None]) -> None:
         """Say how this process leaves from now on."""
         self._leave = leave
 
     def _watch(self, grace: float) -> None:
         while order := os.read(self._life, 1):
             if order == Order.TAKE_OVER.value:
-                self._turn.set()
+                self._take_over.set()
             elif order == Order.STOP.value and self._leave is not _terminate:
                 self._leave()  # a task may have its own handler of the signal that comes as well, or never look
         self._gone = True
@@ -240,13 +240,13 @@ def _terminate() -> None:
 
 
 @attrs.frozen
-class Limits:
+class RecycleLimits:
     """After how many tasks, or beyond how many bytes of memory, a child is replaced; None for never."""
 
     max_tasks: int | None = None
     max_memory: int | None = None
 
-    def for_share(self, share: float) -> Limits:
+    def for_share(self, share: float) -> RecycleLimits:
         """Return the limits with up to half of the tasks less, by `share` from 0 to 1."""
         if self.max_tasks is None:
             return self
@@ -261,65 +261,65 @@ class Limits:
             )
 
 
-class Pulse(Observer):
+class Heartbeat(Observer):
     """Reports to the parent that the consumer lives, and stops the consumer when it has reached a limit."""
 
-    def __init__(self, parent: Parent, limits: Limits) -> None:
+    def __init__(self, parent: Parent, limits: RecycleLimits) -> None:
         self._consumer: Consumer | None = None
         self._parent = parent
         self._limits = limits.for_share(parent.role.share)
-        self._told = 0.0
-        self._began = 0.0
+        self._reported_at = 0.0
+        self._started_at = 0.0
         self._memory = 0
-        self._announced_at: float | None = None
+        self._near_since: float | None = None
 
-    def attend(self, consumer: Consumer) -> None:
+    def attach(self, consumer: Consumer) -> None:
         """Say which consumer it is. Raises ConfigurationError where it would be replaced after each task."""
         self._limits.check()
         self._memory = peak_memory() if self._limits.max_memory is not None else 0
         self._consumer = consumer
-        self._parent.leaves(consumer.stop)
+        self._parent.on_stop(consumer.stop)
 
     def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
         limits = self._limits
-        self._began = self._began or time.monotonic()
-        if self._counted("overdue"):
-            self._stop(Report.OVERDUE)
-        elif limits.max_tasks is not None and self._counted("ran") >= limits.max_tasks:
-            self._stop(Report.MAX_TASKS)
+        self._started_at = self._started_at or time.monotonic()
+        if self._count("overdue"):
+            self._stop(ChildReport.OVERDUE)
+        elif limits.max_tasks is not None and self._count("ran") >= limits.max_tasks:
+            self._stop(ChildReport.MAX_TASKS)
         elif limits.max_memory is not None and peak_memory() > limits.max_memory:
-            self._stop(Report.MAX_MEMORY)
-        elif self._announced_at is None and self._is_near():
-            self._note_near()
-            self._parent.tell(Report.SOON)
+            self._stop(ChildReport.MAX_MEMORY)
+        elif self._near_since is None and self._is_limit_near():
+            self._note_limit_near()
+            self._parent.report(ChildReport.LIMIT_NEAR)
 
-    def _note_near(self) -> None:
+    def _note_limit_near(self) -> None:
         """Note that a limit is near. From now on memory counts as near when most of the rest has been taken too."""
-        self._announced_at = time.monotonic()
+        self._near_since = time.monotonic()
         if self._limits.max_memory is not None:
             self._memory = peak_memory()
 
-    def _look_again(self) -> None:
+    def _withdraw_spare(self) -> None:
         """Report that no spare child is needed, if the limit that was near has come no nearer for some minutes.
 
         The peak of memory never falls: a child whose peak stays below the limit would keep its spare for ever.
         """
-        if self._announced_at is None or self._parent.leaving is not None:
+        if self._near_since is None or self._parent.leaving is not None:
             return
-        if time.monotonic() - self._announced_at < _SPARE_WAITS:
+        if time.monotonic() - self._near_since < _SPARE_WAITS:
             return
-        if self._is_near():
-            self._note_near()
+        if self._is_limit_near():
+            self._note_limit_near()
         else:
-            self._announced_at = None
-            self._parent.tell(Report.UNNEEDED)
+            self._near_since = None
+            self._parent.report(ChildReport.SPARE_UNNEEDED)
 
-    def _is_near(self) -> bool:
+    def _is_limit_near(self) -> bool:
         """Whether another child has to prepare now, to be ready when this one reaches a limit."""
         limits, now = self._limits, time.monotonic()
         if limits.max_tasks is not None and self._consumer is not None:
-            ran = self._counted("ran")
-            rate = ran / max(now - self._began, _OFTEN)
+            ran = self._count("ran")
+            rate = ran / max(now - self._started_at, _OFTEN)
             ahead = rate * (self._parent.preparation * _HEAD_START + _OFTEN) + self._consumer.concurrency
             if limits.max_tasks - ran <= ahead:
                 return True
@@ -328,23 +328,23 @@ class Pulse(Observer):
         return False
 
     def turned(self, turn: Turn) -> None:
-        self._began = self._began or time.monotonic()
-        if self._counted("overdue"):
-            self._stop(Report.OVERDUE)
-        if (now := time.monotonic()) - self._told >= _OFTEN:
-            self._told = now
-            self._parent.tell(Report.AWAY if turn.away else Report.ALIVE)
-            self._look_again()
+        self._started_at = self._started_at or time.monotonic()
+        if self._count("overdue"):
+            self._stop(ChildReport.OVERDUE)
+        if (now := time.monotonic()) - self._reported_at >= _OFTEN:
+            self._reported_at = now
+            self._parent.report(ChildReport.UNAVAILABLE if turn.away else ChildReport.ALIVE)
+            self._withdraw_spare()
 
-    def _counted(self, name: str) -> int:
+    def _count(self, name: str) -> int:
         return 0 if self._consumer is None else self._consumer.counters[name]
 
-    def _stop(self, why: Report) -> None:
+    def _stop(self, why: ChildReport) -> None:
         leaving = self._parent.leaving
-        if self._consumer is None or leaving is Report.OVERDUE:
+        if self._consumer is None or leaving is ChildReport.OVERDUE:
             return
-        if leaving is None or why is Report.OVERDUE:  # reported also when the child leaves already
-            self._parent.tell(why)
+        if leaving is None or why is ChildReport.OVERDUE:  # reported also when the child leaves already
+            self._parent.report(why)
             self._consumer.stop()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
-from unstract_core.cli.supervisor.child import VARIABLE, Order, Report, Role
+from unstract_core.cli.supervisor.child import VARIABLE, ChildReport, Order, Role
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 LOOPING = 5
@@ -31,27 +31,27 @@ class Backoff:
     def looping(self) -> bool:
         return self.deaths >= LOOPING
 
-    def lives(self, seconds: float) -> None:
+    def note_alive(self, seconds: float) -> None:
         """Note that a child has been at work for so long."""
         if seconds >= _MINUTE:
             self.deaths = 0
         if seconds >= _FORGOTTEN:
             self._pause = 0.0
 
-    def join(self, other: Backoff) -> None:
+    def merge(self, other: Backoff) -> None:
         """Keep the longer of two rows of deaths, and the longer pause: `other` becomes part of this one."""
         self.deaths, self._pause = max(self.deaths, other.deaths), max(self._pause, other._pause)
 
-    def died(self, lived: float) -> float:
+    def note_death(self, lived: float) -> float:
         """Note a death after so many seconds at work; return the seconds until the next start."""
-        self.lives(lived)
+        self.note_alive(lived)
         self.deaths += 1
         self._pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, self._pause * 2))
         return self._pause
 
 
 @attrs.define(eq=False)
-class Slot:
+class WorkerProcess:
     """One of the places, numbered from 1, and one process in it. Times are on the monotonic clock.
 
     Args:
@@ -61,11 +61,11 @@ class Slot:
         guard: The write end of the pipe at whose end the guard of the process's group ends that group.
         spare: The process that is to follow, which prepares while this one works on.
         is_spare: Whether this process is such a one, and has got no order to take over.
-        wants_spare: Whether the process has asked for another to prepare.
+        spare_wanted: Whether the process has asked for another to prepare.
         ready_at: When a spare process had prepared; None before.
         refused: Whether the process could not work, and another one reports why.
-        left_at: When the process began to leave.
-        late: Whether the supervisor has logged that the process takes long to leave.
+        leaving_since: When the process began to leave.
+        lateness_logged: Whether the supervisor has logged that the process takes long to leave.
     """
 
     number: int
@@ -74,23 +74,23 @@ class Slot:
     reports: int = -1
     orders: int = -1
     guard: int = -1
-    spare: Slot | None = None
+    spare: WorkerProcess | None = None
     is_spare: bool = False
-    wants_spare: bool = False
+    spare_wanted: bool = False
     ready_at: float | None = None
     refused: bool = False
     start_at: float = 0.0
     started_at: float | None = None
     """When its process had subscribed."""
-    heard_at: float = 0.0
+    last_report_at: float = 0.0
     away: bool = False
     silent: bool = False
-    deaf: bool = False
+    pipe_closed: bool = False
     """Its process has closed its end of the pipe, and may live on."""
-    leaves: Report | None = None
+    leave_reason: ChildReport | None = None
     """Why its process makes room for another."""
-    left_at: float = 0.0
-    late: bool = False
+    leaving_since: float = 0.0
+    lateness_logged: bool = False
 
     @property
     def lived(self) -> float:
@@ -98,7 +98,7 @@ class Slot:
         return 0.0 if self.started_at is None else time.monotonic() - self.started_at
 
     @property
-    def well_for(self) -> float:
+    def healthy_for(self) -> float:
         """For how many seconds its process has been at work or, where it has not begun, ready to follow another."""
         since = self.ready_at if self.started_at is None else self.started_at
         return 0.0 if since is None else time.monotonic() - since
@@ -109,7 +109,7 @@ class Slot:
             return "dead" if self.backoff.deaths else "waiting"
         if self.silent:
             return "silent"
-        if self.leaves is not None:
+        if self.leave_reason is not None:
             return "recycling"
         if self.is_spare and self.ready_at is not None:
             return "spare"
@@ -120,8 +120,8 @@ class Slot:
 
         It has a session of its own: what is typed at the terminal is for the parent alone.
         """
-        self.started_at, self.away, self.silent, self.deaf, self.leaves = None, False, False, False, None
-        self.is_spare, self.wants_spare, self.ready_at, self.late = role.spare, False, None, False
+        self.started_at, self.away, self.silent, self.pipe_closed, self.leave_reason = None, False, False, False, None
+        self.is_spare, self.spare_wanted, self.ready_at, self.lateness_logged = role.spare, False, None, False
         with contextlib.ExitStack() as failed, contextlib.ExitStack() as theirs:
             failed.callback(self.close)
             self.reports, reports = _pipe(theirs, ours=0)
@@ -134,7 +134,7 @@ class Slot:
                 start_new_session=True,
             )
             failed.pop_all()
-        self.heard_at = time.monotonic()
+        self.last_report_at = time.monotonic()
 
     def order(self, order: Order) -> None:
         """Send the process an order, without waiting: it may have ended, or read nothing."""
@@ -146,15 +146,15 @@ class Slot:
         self.order(Order.STOP)
         self.signal(signal.SIGTERM)
 
-    def hear(self) -> Iterator[Report]:
+    def read_reports(self) -> Iterator[ChildReport]:
         """Yield the reports that have come from the process since the last call."""
         with contextlib.suppress(BlockingIOError):
             while said := os.read(self.reports, 4096):
-                self.heard_at = time.monotonic()
+                self.last_report_at = time.monotonic()
                 for kind in said:
                     with contextlib.suppress(ValueError):  # a task has written into what is not its own
-                        yield Report(bytes([kind]))
-            self.deaf = True
+                        yield ChildReport(bytes([kind]))
+            self.pipe_closed = True
 
     def signal(self, number: signal.Signals) -> None:
         """Signal the process. SIGKILL goes to its whole group, with the programs that its tasks have started."""
