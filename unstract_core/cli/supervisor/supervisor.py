@@ -128,7 +128,7 @@ class Supervisor:
                     "heard": round(now - child.last_report_at, 1),
                     "lived": round(child.lived, 1),
                 }
-            children.append(child)
+            children.append(fields)
         return Health(reasons, {"children": children})
 
     def _exit_code(self) -> int | None:
