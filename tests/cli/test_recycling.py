@@ -22,10 +22,12 @@ from contract_tests.messages import message
 from transports.memory import MemoryTransport
 from transports.postgres import PostgresTransport
 from unstract_core import Consumer, Delivery
-from unstract_core.cli.supervisor import child as children
+from unstract_core.cli.supervisor import health, heartbeat, pool, recycle_limits, worker_process
 from unstract_core.cli.supervisor import supervisor as supervisors
-from unstract_core.cli.supervisor import worker_process as slots
-from unstract_core.cli.supervisor.child import VARIABLE, ChildReport, Heartbeat, Parent, RecycleLimits, Role
+from unstract_core.cli.supervisor.child import Parent
+from unstract_core.cli.supervisor.heartbeat import Heartbeat
+from unstract_core.cli.supervisor.protocol import VARIABLE, ChildReport, Role
+from unstract_core.cli.supervisor.recycle_limits import RecycleLimits
 from unstract_core.cli.supervisor.supervisor import Supervisor
 from unstract_core.cli.supervisor.worker_process import WorkerProcess
 from unstract_core.observability.observer import Turn
@@ -85,17 +87,17 @@ class Moved(Supervisor):
 
         with pytest.MonkeyPatch.context() as patch:
             clock = SimpleNamespace(monotonic=lambda: self.now)
-            patch.setattr(slots, "time", clock)
-            patch.setattr(supervisors, "time", clock)
-            patch.setattr(slots, "subprocess", SimpleNamespace(Popen=start))
-            patch.setattr(supervisors.Supervisor, "_reap_orphans", lambda self: None)
+            for module in (health, pool, supervisors, worker_process):
+                patch.setattr(module, "time", clock)
+            patch.setattr(worker_process, "subprocess", SimpleNamespace(Popen=start))
+            patch.setattr(supervisors, "reap_orphans", lambda children: None)
             try:
                 self.step()
                 yield self
             finally:
                 for child in self.all:
                     child.end()
-                for slot in self._all():
+                for slot in self.children:
                     slot.close()
 
     def step(self, seconds: float = 0.0) -> None:
@@ -104,6 +106,14 @@ class Moved(Supervisor):
         self._reap()
         self._check_children()
         self._start_due_children()
+
+    @property
+    def children(self) -> list[WorkerProcess]:
+        return self._pool.all()
+
+    @property
+    def active(self) -> list[WorkerProcess]:
+        return self._pool.active
 
     @property
     def living(self) -> list[Child]:
@@ -139,14 +149,14 @@ def test_a_place_has_at_most_two_processes(processes: int, moves: list[tuple[Chi
             supervisor.step(60 * index if move == "time passes" else 0)
             for _ in range(3):
                 supervisor.step()
-            places = Counter(slot.number for slot in supervisor._all() if slot.process is not None)
+            places = Counter(slot.number for slot in supervisor.children if slot.process is not None)
             assert max(places.values(), default=0) <= 2
         for child in supervisor.living:
             if child.leaves:
                 child.end()
         supervisor.step()
         supervisor.step(60)
-        working = {slot.number for slot in supervisor._active if slot.process is not None and slot.leave_reason is None}
+        working = {slot.number for slot in supervisor.active if slot.process is not None and slot.leave_reason is None}
         assert working == set(range(1, processes + 1))
 
 
@@ -248,20 +258,21 @@ def test_a_child_that_leaves_hides_no_crash_loop(caplog: pytest.LogCaptureFixtur
 def reporting(monkeypatch: pytest.MonkeyPatch, limits: RecycleLimits) -> Iterator[Any]:
     """Yield what a child reports when it has `ran` so many tasks, and has so many bytes at its peak, at a moment."""
     now = SimpleNamespace(moment=0.0, peak=100)
-    monkeypatch.setattr(children, "time", SimpleNamespace(monotonic=lambda: now.moment))
-    monkeypatch.setattr(children, "peak_memory", lambda: now.peak)
+    monkeypatch.setattr(heartbeat, "time", SimpleNamespace(monotonic=lambda: now.moment))
+    for module in (heartbeat, recycle_limits):
+        monkeypatch.setattr(module, "peak_memory", lambda: now.peak)
     life, (ours, theirs) = os.pipe(), os.pipe()
     os.set_blocking(ours, False)
     consumer, slot = Consumer(MemoryTransport(), {"t": print}, ["q"]), WorkerProcess(1, reports=ours)
-    heartbeat = Heartbeat(Parent(life[0], theirs, first=True), limits)
-    heartbeat.attach(consumer)
+    observer = Heartbeat(Parent(life[0], theirs, first=True), limits)
+    observer.attach(consumer)
 
     def reports(ran: int, peak: int, moment: float) -> list[ChildReport]:
         now.moment, now.peak = moment, peak
         if ran != consumer.counters["ran"]:
             consumer.counters["ran"] = ran
-            heartbeat.ran(Delivery("1", "q", 1, None, ""), "returned", None, 0.0, 0)
-        heartbeat.turned(Turn(held=0, running=0, away=False))
+            observer.ran(Delivery("1", "q", 1, None, ""), "returned", None, 0.0, 0)
+        observer.turned(Turn(held=0, running=0, away=False))
         return [report for report in slot.read_reports() if report is not ChildReport.ALIVE]
 
     yield reports
@@ -304,7 +315,7 @@ def test_a_spare_child_that_is_not_needed_ends(caplog: pytest.LogCaptureFixture,
             spare = supervisor.living[-1]
             child.tell(ChildReport.SPARE_UNNEEDED)
             supervisor.step()
-            assert [slot.state for slot in supervisor._all()] == ["running", "recycling"]
+            assert [slot.state for slot in supervisor.children] == ["running", "recycling"]
             spare.end(status)
             supervisor.step()
             assert supervisor.living == [child]

@@ -20,8 +20,12 @@ from supervised import ROOT, SIGNALLED_WHILE_FINALIZING, ask, gone, lives, noted
 from contract_tests.kit import wait_until
 from transports.memory import MemoryTransport
 from unstract_core import Consumer, Delivery
-from unstract_core.cli.supervisor.child import ChildReport, Heartbeat, Parent, RecycleLimits, Role
-from unstract_core.cli.supervisor.worker_process import LONGEST_PAUSE, LOOPING, Backoff, WorkerProcess
+from unstract_core.cli.supervisor.backoff import LONGEST_PAUSE, LOOPING, Backoff
+from unstract_core.cli.supervisor.child import Parent
+from unstract_core.cli.supervisor.heartbeat import Heartbeat
+from unstract_core.cli.supervisor.protocol import ChildReport, Role
+from unstract_core.cli.supervisor.recycle_limits import RecycleLimits
+from unstract_core.cli.supervisor.worker_process import WorkerProcess
 from unstract_core.observability.observer import Turn
 
 HTTP = ("--http", "127.0.0.1:0")
@@ -345,7 +349,7 @@ def test_nothing_holds_up_the_replacement_of_a_child(tmp_path: Path) -> None:
 IN_A_LARGE_PROGRAM = """
 import subprocess, sys
 large = bytearray(b"x") * (400 << 20)
-told = "from unstract_core.cli.supervisor import child; print(child.peak_memory() >> 20)"
+told = "from unstract_core.cli.supervisor.recycle_limits import peak_memory; print(peak_memory() >> 20)"
 subprocess.run([sys.executable, "-c", told], check=True)
 """
 

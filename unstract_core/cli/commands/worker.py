@@ -23,7 +23,9 @@ from unstract_core.cli.metrics_export import ChildrenMetrics, ConsumerMetrics
 from unstract_core.cli.process_exit import leaving_in_time
 from unstract_core.cli.render.logs import log_to_stderr
 from unstract_core.cli.run_consumer import run, sigterm_leaves
-from unstract_core.cli.supervisor.child import MEGABYTE, Heartbeat, Parent, RecycleLimits
+from unstract_core.cli.supervisor.child import Parent
+from unstract_core.cli.supervisor.heartbeat import Heartbeat
+from unstract_core.cli.supervisor.recycle_limits import MEGABYTE, RecycleLimits
 from unstract_core.cli.supervisor.supervisor import Supervisor
 from unstract_core.continuation import StatusPayload
 from unstract_core.errors import ConfigurationError, NotSupported
