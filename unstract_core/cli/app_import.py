@@ -7,12 +7,14 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from unstract_core import discovery
 from unstract_core.errors import ConfigurationError, ContractError
 from unstract_core.forking import Stopped
+from unstract_core.observability.observer import Observer
 from unstract_core.values import error_text
 
 _HERE = f"{Path(__file__).parent}{os.sep}"
@@ -52,7 +54,36 @@ def as_configuration_error(what: str) -> Iterator[None]:
 def raised_at(exc: BaseException, *, without: tuple[str, ...] = ()) -> str:
     """Return " (file:line)" of where it was raised, the files `without` aside."""
     without = (*without, "<frozen ")
-    frames = [
-        snapshot for snapshot in traceback.extract_tb(exc.__traceback__) if not snapshot.filename.startswith(without)
-    ]
+    frames = [entry for entry in traceback.extract_tb(exc.__traceback__) if not entry.filename.startswith(without)]
     return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+
+
+def load_tasks(app: str) -> Mapping[str, Callable[..., Any]]:
+    module, _, name = app.partition(":")
+    if not module or not name:
+        raise ConfigurationError(f"--app takes module:name, such as myproject.tasks:tasks, not {app!r}")
+    make_here_importable()
+    with as_configuration_error(f"--app {app}"):
+        found = discovery.import_object(app, "--app")
+    if not isinstance(found, Mapping):
+        raise ConfigurationError(
+            f"--app {app} is a {type(found).__name__}; it must be a Tasks(), or a mapping of task names to functions"
+        )
+    if odd := [name for name in found if not isinstance(name, str) or not name]:
+        raise ConfigurationError(f"--app {app} has a task whose name is not a string: {odd[0]!r}")
+    return found
+
+
+def load_observer(spec: str) -> Observer:
+    what = f"--observer {spec}"
+    make_here_importable()
+    with as_configuration_error(what):
+        factory = discovery.import_object(spec, "--observer")
+        if not callable(factory):
+            raise ConfigurationError(
+                f"{what} is a {type(factory).__name__}; name a class or a function that returns one"
+            )
+        made = factory()
+    if not isinstance(made, Observer):
+        raise ConfigurationError(f"{what} made a {type(made).__name__}, which is no unstract_core.Observer")
+    return made

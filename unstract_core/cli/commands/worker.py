@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import click
 
-from unstract_core import discovery
-from unstract_core.cli.app_import import as_configuration_error, make_here_importable
+from unstract_core.cli.app_import import load_observer, load_tasks
+from unstract_core.cli.commands.supervise import supervise
 from unstract_core.cli.context import CliContext, common, queue_name
 from unstract_core.cli.health_server import Address, ConsumerHealth, serving
-from unstract_core.cli.metrics_export import ChildrenMetrics, ConsumerMetrics
+from unstract_core.cli.metrics_export import ConsumerMetrics
 from unstract_core.cli.process_exit import leaving_in_time
 from unstract_core.cli.render.logs import log_to_stderr
 from unstract_core.cli.run_consumer import run, sigterm_leaves
 from unstract_core.cli.supervisor.child import Parent
 from unstract_core.cli.supervisor.heartbeat import Heartbeat
 from unstract_core.cli.supervisor.recycle_limits import MEGABYTE, RecycleLimits
-from unstract_core.cli.supervisor.supervisor import Supervisor
 from unstract_core.continuation import StatusPayload
 from unstract_core.errors import ConfigurationError, NotSupported
-from unstract_core.observability.observer import Observer
 from unstract_core.transport import Inspection, ReplyStatus, Transport
 from unstract_core.worker.consumer import Consumer
 
@@ -208,17 +204,17 @@ def worker(
     log = functools.partial(log_to_stderr, log_level, cli.mask)
     with log(), sigterm_leaves() as asked, contextlib.ExitStack() as stack:
         if parent is None and supervised:
-            code = _supervise(cli, context.meta[__name__], queues, processes or 1, grace, silence_limit, http)
+            code = supervise(cli, context.meta[__name__], queues, processes or 1, grace, silence_limit, http)
             cli.at_once = True
             raise click.exceptions.Exit(code)
         if parent is not None:
             parent.watch(grace)
             stack.enter_context(leaving_in_time(parent.is_replaced, grace, log))
-        tasks = _tasks(app)
+        tasks = load_tasks(app)
         transport = stack.enter_context(cli.transport())
         if strict and (parent is None or parent.first):
             _check_what_waits(transport, queues, tasks)
-        all_observers = [_observer(spec) for spec in observers]
+        all_observers = [load_observer(spec) for spec in observers]
         heartbeat = None
         if parent is not None:
             heartbeat = Heartbeat(
@@ -252,77 +248,6 @@ def worker(
             heartbeat.attach(consumer)
         run(consumer, cli, parent, asked)
     cli.at_once = True
-
-
-def _supervise(
-    cli: CliContext,
-    arguments: Sequence[str],
-    queues: Sequence[str],
-    processes: int,
-    grace: float,
-    silence_limit: float,
-    http: Address | None,
-) -> int:
-    """Run this same command in children; what was told on other levels reaches them as it came to us or more hidden."""
-    environment = {**os.environ, "UNSTRACT_WIRE_URL": cli.url}
-    if cli.debug:
-        environment["UNSTRACT_WIRE_DEBUG"] = "1"
-    with contextlib.ExitStack() as stack:
-        children_metrics = None
-        if http is not None:
-            children_metrics = stack.enter_context(ChildrenMetrics(cli, queues))
-            environment |= children_metrics.environment
-        supervisor = Supervisor(
-            [*_program(arguments), "worker", *arguments],
-            environment,
-            processes=processes,
-            grace=grace,
-            silence_limit=silence_limit,
-            on_exit=(lambda pid: None) if children_metrics is None else children_metrics.forget,
-        )
-        if http is not None and children_metrics is not None:
-            stack.enter_context(serving(http, supervisor.health, children_metrics.exposition))
-        return supervisor.run()
-
-
-def _program(arguments: Sequence[str]) -> list[str]:
-    """Return how this process was started, up to its arguments: a child then has the import path that this one has."""
-    typed = len(sys.argv) - 1
-    if sys.argv[0] != "-c" and typed > len(arguments) and sys.argv[-len(arguments) :] == [*arguments]:
-        return [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - typed]]
-    here_first = not sys.flags.safe_path and sys.path[0] in ("", os.getcwd())
-    return [sys.executable, *([] if here_first else ["-P"]), "-m", "unstract_core"]
-
-
-def _tasks(app: str) -> Mapping[str, Callable[..., Any]]:
-    module, _, name = app.partition(":")
-    if not module or not name:
-        raise ConfigurationError(f"--app takes module:name, such as myproject.tasks:tasks, not {app!r}")
-    make_here_importable()
-    with as_configuration_error(f"--app {app}"):
-        found = discovery.import_object(app, "--app")
-    if not isinstance(found, Mapping):
-        raise ConfigurationError(
-            f"--app {app} is a {type(found).__name__}; it must be a Tasks(), or a mapping of task names to functions"
-        )
-    if odd := [name for name in found if not isinstance(name, str) or not name]:
-        raise ConfigurationError(f"--app {app} has a task whose name is not a string: {odd[0]!r}")
-    return found
-
-
-def _observer(spec: str) -> Observer:
-    what = f"--observer {spec}"
-    make_here_importable()
-    with as_configuration_error(what):
-        factory = discovery.import_object(spec, "--observer")
-        if not callable(factory):
-            raise ConfigurationError(
-                f"{what} is a {type(factory).__name__}; name a class or a function that returns one"
-            )
-        made = factory()
-    if not isinstance(made, Observer):
-        raise ConfigurationError(f"{what} made a {type(made).__name__}, which is no unstract_core.Observer")
-    return made
 
 
 def _check_what_waits(transport: Transport, queues: Sequence[str], tasks: Mapping[str, object]) -> None:
