@@ -1,9 +1,9 @@
 """/healthz and /metrics of a worker: for probes and scrapers, over the standard library's server.
 
 It serves beside the work and never instead of it. A port that is taken is logged once and tried again; a request that
-fails or takes long costs its own thread. When too many connections are open, the oldest that has sent no whole request,
-or reads large metrics slowly, is closed for a new one: slow clients do not keep out a probe. Nothing else is served,
-nothing is read from a request but its path.
+fails or takes long costs its own thread. When too many connections are open, the oldest is closed for a new one: slow
+clients do not keep out a probe, which is answered in milliseconds. Nothing else is served, nothing is read from a
+request but its path.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ logger = logging.getLogger("unstract_wire.http")
 DEFAULT_HOST = "127.0.0.1"
 RETRY = 30.0
 _CLIENT_TIMEOUT = 5.0
-_REQUEST_TIMEOUT = 15.0
 _MAX_CONNECTIONS = 16
 _MAX_SCRAPES = 4
 """For so many requests at once the metrics are collected: that may wait for a database, and a probe must not."""
@@ -140,10 +139,8 @@ class _Server(ThreadingHTTPServer):
         self.metrics = metrics
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         self.collecting = threading.BoundedSemaphore(_MAX_SCRAPES)
-        self._open: dict[socket.socket, bool] = {}
-        """The connections, oldest first, and whether each is protected: its request is being answered."""
-        self._closing: set[socket.socket] = set()
-        self._changed = threading.Condition()
+        self._open: dict[socket.socket, None] = {}  # oldest first
+        self._lock = threading.Lock()
         super().__init__((address.host, address.port), _Handler)
         reset_in_child(self)
 
@@ -160,60 +157,23 @@ class _Server(ThreadingHTTPServer):
         TCPServer.server_bind(self)  # without asking who this host is: that may take long
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._has_room():
-            self.shutdown_request(request)
-            return
-        with self._changed:
-            self._open[request] = False
-        try:
-            super().process_request(request, client_address)
-        except BaseException:  # there is no thread to be had
-            self._forget(request)
-            raise
+        with self._lock:
+            self._open[request] = None
+            oldest = next(iter(self._open)) if len(self._open) > _MAX_CONNECTIONS else None
+            if oldest is not None:
+                del self._open[oldest]
+        if oldest is not None:
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)  # its thread then ends
+        super().process_request(request, client_address)
 
-    def note_request(self, request: socket.socket, *, protected: bool = True) -> None:
-        """Note that a whole request has come over a connection, which is then not closed for a newer one.
-
-        With `protected=False` it may be closed again: its client may read the answer slowly, or not at all.
-        """
-        with self._changed:
-            if request in self._open:
-                self._open[request] = protected
-
-    def _has_room(self) -> bool:
-        """Close the oldest connections that are not protected, as far as needed, and wait for the end of one."""
-        with self._changed:
-            for request in [one for one, protected in self._open.items() if not protected]:
-                if len(self._open) - len(self._closing) < _MAX_CONNECTIONS:
-                    break
-                if request not in self._closing:
-                    self._closing.add(request)
-                    _close_connection(request)
-            return self._changed.wait_for(lambda: len(self._open) < _MAX_CONNECTIONS, _CLIENT_TIMEOUT)
-
-    def _forget(self, request: socket.socket) -> None:
-        with self._changed:
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
             self._open.pop(request, None)
-            self._closing.discard(request)
-            self._changed.notify()
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        late = threading.Timer(_REQUEST_TIMEOUT, _close_connection, [request])
-        late.daemon = True
-        late.start()
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            late.cancel()
-            self._forget(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log nothing: a client may close its connection at any time."""
-
-
-def _close_connection(request: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        request.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -221,7 +181,6 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        self.server.note_request(self.request)
         path = self.path.partition("?")[0]
         if path in _HEALTH:
             self._send_health()
@@ -255,7 +214,6 @@ class _Handler(BaseHTTPRequestHandler):
             status, body = 500, f"the metrics cannot be collected: {type(exc).__name__}\n".encode()
         finally:
             self.server.collecting.release()
-        self.server.note_request(self.request, protected=False)
         self._send(status, body, content_type)
 
     def _send(self, status: int, body: bytes, content_type: str = _TEXT) -> None:
