@@ -117,12 +117,11 @@ def _screen(
         snapshots.QUEUES,
         _fullest(snapshots.queue_rows(snapshot), room - of_workers),
         "no queue holds anything",
-        size.width,
     )
-    parts += _section(snapshots.WORKERS, _first(workers, of_workers), snapshots.note_on_workers(snapshot), size.width)
+    parts += _section(snapshots.WORKERS, _first(workers, of_workers), snapshots.note_on_workers(snapshot))
     if workers and (note := snapshots.note_on_workers(snapshot)):
         parts.append(Text(note, "dim", no_wrap=True, overflow="ellipsis"))
-    parts += _section(snapshots.FAILURES, failures, "no dead letters", size.width)
+    parts += _section(snapshots.FAILURES, failures, "no dead letters")
     return Group(*parts)
 
 
@@ -137,31 +136,27 @@ def _first(rows: Rows, room: int) -> Rows:
     return [*rows[: max(0, room - 1)], [f"and {len(rows) - max(0, room - 1)} more", *[""] * (len(rows[0]) - 1)]]
 
 
-def _section(headings: Sequence[str], rows: Rows, empty: str, width: int) -> list[RenderableType]:
-    """Lay out a table, names cut where it does not fit; figures and times are not."""
+def _section(headings: Sequence[str], rows: Rows, empty: str) -> list[RenderableType]:
+    """Return a table, whose names are cut where it does not fit; figures and times are not."""
     from rich.cells import cell_len
+    from rich.table import Table
     from rich.text import Text
 
     if not rows:
         return [Text(""), Text(empty, "dim")]
-    top_line = [heading.strip("<>").upper() for heading in headings]
-    lines = [top_line, *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
-    names = [column for column, heading in enumerate(headings) if heading.startswith("<")]
-    while sum(widths) + 2 * len(widths) > width:
-        widest = max(names, key=widths.__getitem__)
-        if widths[widest] <= _SHORTEST_NAME:
-            break
-        widths[widest] -= 1
-    texts: list[RenderableType] = [Text("")]
-    for line in lines:
-        text = Text(style="bold" if line is top_line else "", no_wrap=True, overflow="ellipsis")
-        for heading, cell, room in zip(headings, line, widths, strict=True):
-            part = Text(cell)
-            part.truncate(room, overflow="ellipsis", pad=not heading.startswith(">"))
-            text.append(" " * (room - part.cell_len)).append_text(part).append("  ")
-        texts.append(text)
-    return texts
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for heading, cells in zip(headings, zip(*rows, strict=True), strict=True):
+        is_name = heading.startswith("<")
+        widest = max(cell_len(printable(cell)) for cell in (heading.strip("<>"), *cells))
+        table.add_column(
+            heading.strip("<>").upper(),
+            justify="right" if heading.startswith(">") else "left",
+            no_wrap=not is_name,
+            min_width=min(widest, _SHORTEST_NAME) if is_name else None,
+        )
+    for row in rows:
+        table.add_row(*(Text(printable(cell), no_wrap=True, overflow="ellipsis") for cell in row))
+    return [Text(""), table]
 
 
 @contextlib.contextmanager
