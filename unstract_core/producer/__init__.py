@@ -1,1 +1,1 @@
-"""The producer's side: dispatch a task, over one transport or, behind a gate, over a choice of two."""
+"""The producer: dispatch a task over one transport, or over one of two transports that a gate chooses."""

@@ -1,7 +1,7 @@
-"""Send a task: the producer's whole interface, over any transport.
+"""Send a task over a transport.
 
-Each method builds one payload, strictly, and hands it over in one `send`. Nothing here blocks on a result but `call`,
-and nothing here decides between transports.
+Each method builds one payload with strict checks and passes it to the transport in one `send`. Only `call` waits for a
+result. The choice between two transports is in routing.py.
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ from unstract_core.signature import Callback, signature_to_continuation
 from unstract_core.transport import Message, Reply, Transport
 from unstract_core.values.limits import JSONValue
 
-"""What an error says about the statement that read a reply would be wrong about the task."""
-
 
 @attrs.frozen
 class DispatchHandle:
-    """A dispatch that was accepted. It has an id and nothing to block on."""
+    """A dispatch that the transport has accepted."""
 
+    #: The id of the dispatch, for `Dispatcher.status`.
     id: str
 
 
 class Dispatcher:
-    """Sends tasks over one transport. Thread-safe where the transport is, and cheap to build.
+    """Sends tasks over one transport. Thread-safe if the transport is.
 
-    `observers` look on at each send; they may add `headers` to a message, and decide nothing.
+    Args:
+        transport: The transport.
+        observers: Observers of each send; they may add `headers` to a message. None by default.
     """
 
     def __init__(self, transport: Transport, *, observers: Sequence[Observer] = ()) -> None:
@@ -63,13 +64,29 @@ class Dispatcher:
         delay: float = 0.0,
         within: object | None = None,
     ) -> DispatchHandle:
-        """Send a task and forget it. It is retried with backoff when it raises, and buried in the end.
+        """Send a task without a callback or a reply.
 
-        A success leaves no trace; a burial leaves the status "failed" under the handle's id. `org_id` defaults to the
-        fairness key's; `delay` is in seconds; `within` is the caller's open DB-API cursor.
+        A task that raises is retried with backoff, and becomes a dead letter after its last attempt. A success stores
+        no status; a dead letter stores the status "failed" under the id of the dispatch.
 
-        Raises PayloadError with a path, or the transport's error: then nothing was sent, unless
-        TransportUnavailable says that its fate is unknown.
+        Args:
+            task_name: The name of the task.
+            args: The positional arguments; empty by default.
+            kwargs: The keyword arguments; None, the default, for none.
+            queue: The queue.
+            org_id: The organisation; None, the default, takes that of `fairness`.
+            fairness: The organisation and the priority; None, the default, for the default priority.
+            delay: Seconds before the task may start; 0 by default.
+            within: The caller's open DB-API cursor, whose transaction the send joins; None, the default, for none.
+
+        Returns:
+            The handle of the dispatch.
+
+        Raises:
+            PayloadError: The wire cannot carry an argument; nothing was sent.
+            TransportError: The transport failed. Nothing was sent, unless `fate_unknown` of TransportUnavailable is
+                True.
+            NotSupported: The transport supports no `delay` or no `within`; nothing was sent.
         """
         payload = _payload(task_name, args, kwargs, queue, fairness, task_id=str(uuid.uuid4()))
         return self._send(payload, org_id=org_id, delay=delay, within=within)
@@ -89,11 +106,33 @@ class Dispatcher:
         delay: float = 0.0,
         within: object | None = None,
     ) -> DispatchHandle:
-        """Send a task whose end is continued with: `on_success(result, **kwargs)` or `on_error(id, **kwargs)`.
+        """Send a task with a callback: `on_success(result, **kwargs)` or `on_error(task_id, **kwargs)`.
 
-        The callbacks are Celery-shaped signatures (`signature_to_continuation`). `task_id`, a fresh UUID unless
-        given, is the handle's id and the key of `status`. The task is never run again because it raised. With neither
-        callback it is a plain `send` under that id, retries included. Raises SignatureError besides what `send` raises.
+        A task that raises is not retried: its `on_error` callback is sent. Without any callback, this is `send` under
+        the given id, with retries.
+
+        Args:
+            task_name: The name of the task.
+            args: The positional arguments; empty by default.
+            kwargs: The keyword arguments; None, the default, for none.
+            queue: The queue.
+            on_success: The signature of the callback after a success; None, the default, for none.
+            on_error: The signature of the callback after a failure; None, the default, for none.
+            task_id: The id of the dispatch; None, the default, for a new UUID.
+            org_id: The organisation; None, the default, takes that of `fairness`.
+            fairness: The organisation and the priority; None, the default, for the default priority.
+            delay: Seconds before the task may start; 0 by default.
+            within: The caller's open DB-API cursor, whose transaction the send joins; None, the default, for none.
+
+        Returns:
+            The handle of the dispatch.
+
+        Raises:
+            SignatureError: A continuation cannot represent a callback; nothing was sent.
+            PayloadError: The wire cannot carry an argument; nothing was sent.
+            TransportError: The transport failed. Nothing was sent, unless `fate_unknown` of TransportUnavailable is
+                True.
+            NotSupported: The transport supports no `delay` or no `within`; nothing was sent.
         """
         payload = _payload(
             task_name,
@@ -119,16 +158,29 @@ class Dispatcher:
         fairness: FairnessKey | None = None,
         delay: float = 0.0,
     ) -> JSONValue:
-        """Send a task, wait up to `timeout` seconds, and return its result.
+        """Send a task, wait for its reply, and return its result.
 
-        There is no `within`: a message that is not committed yet cannot be answered.
+        There is no `within`: a worker cannot see a message before the transaction is committed.
+
+        Args:
+            task_name: The name of the task.
+            args: The positional arguments; empty by default.
+            kwargs: The keyword arguments; None, the default, for none.
+            queue: The queue.
+            timeout: The longest wait for the reply, in seconds.
+            org_id: The organisation; None, the default, takes that of `fairness`.
+            fairness: The organisation and the priority; None, the default, for the default priority.
+            delay: Seconds before the task may start; 0 by default.
+
+        Returns:
+            The task's result.
 
         Raises:
-            TaskFailed: with the task's error text.
-            ReplyTimeout: no reply came in time; the task may still run.
-            TransportUnavailable: with `fate_unknown`, the task was sent and its reply cannot be read.
-            TransportClosed: with `fate_unknown`, the transport was closed while the call waited.
-            ContractError: any other is what `send` raises; the task was not sent.
+            TaskFailed: The task failed; the text is the task's error.
+            ReplyTimeout: No reply came in time; the task may still run.
+            TransportUnavailable: With `fate_unknown`, the task was sent and its reply cannot be read.
+            TransportClosed: With `fate_unknown`, the transport was closed while the call waited.
+            ContractError: Any other error is one of `send`: the task was not sent.
         """
         if not timeout > 0:
             raise ConfigurationError(f"timeout must be a positive number of seconds, not {timeout!r}")
@@ -155,9 +207,18 @@ class Dispatcher:
         return reply.result
 
     def status(self, task_id: str) -> Reply | None:
-        """Return what is known of a dispatch: None while it is not finished (or was never sent, or is forgotten).
+        """Return the stored status of a dispatch.
 
-        A plain `send` that succeeded leaves nothing, and stays None. Raises what the transport's `reply` raises.
+        Args:
+            task_id: The id of the dispatch, such as `handle.id`.
+
+        Returns:
+            The status; None if the dispatch is not finished, was never sent, has expired, or was a successful `send`.
+
+        Raises:
+            PayloadError: `task_id` is not a text.
+            NotSupported: The transport stores no statuses.
+            TransportError: The transport cannot be asked now.
         """
         if not isinstance(task_id, str):
             raise PayloadError(
@@ -189,7 +250,7 @@ def _no_reply(exc: ContractError, task_name: str, queue: str, key: str, *, in_ti
     said = exc.problem or type(exc).__name__
     text = (
         f"task {task_name!r} was sent to queue {queue!r} and may have run, and its reply cannot be read: {said} "
-        f"(reply key {key}). Look for it before you send it again"
+        f"(reply key {key}). Check whether it ran before you send it again"
     )
     return TransportUnavailable(text, fate_unknown=True) if in_time else ReplyTimeout(text)
 

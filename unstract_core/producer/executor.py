@@ -1,7 +1,7 @@
-"""The product's three ways to run an executor, unchanged for its call sites, over any Dispatcher.
+"""The product's three methods that run an executor, with unchanged signatures, over any Dispatcher.
 
-`dispatch` blocks and never raises; `dispatch_async` and `dispatch_with_callback` return at once and let an enqueue
-failure out after logging it, because a web request must not answer 202 for work that was never accepted.
+`dispatch` blocks and never raises. `dispatch_async` and `dispatch_with_callback` return at once. They log and raise an
+enqueue failure, because a web request must not answer 202 for work that was not accepted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FAIRNESS_HEADER = "x-fairness-key"
 
 
 class ExecutionContext(Protocol):
-    """What is to be executed, and for whom. `to_dict()` is the task's one argument, of plain JSON values."""
+    """The work of an executor and its organisation. `to_dict()` returns the task's only argument, as JSON values."""
 
     @property
     def executor_name(self) -> str: ...
@@ -44,11 +44,19 @@ class ExecutionContext(Protocol):
 
 @attrs.frozen
 class ExecutionResult:
-    """What an executor returns: `error` is a text exactly when `success` is false."""
+    """The result of an executor.
 
+    Raises:
+        PayloadError: An attribute has the wrong type, or `error` does not match `success`.
+    """
+
+    #: Whether the execution succeeded.
     success: bool
+    #: The extracted data; empty by default.
     data: dict[str, Any] = attrs.field(factory=dict)
+    #: Data about the execution; empty by default.
     metadata: dict[str, Any] = attrs.field(factory=dict)
+    #: The error text of a failure; None for a success.
     error: str | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -64,12 +72,27 @@ class ExecutionResult:
 
     @classmethod
     def failure(cls, error: str, metadata: dict[str, Any] | None = None) -> Self:
-        """Return the result of an execution that failed with this text. Raises PayloadError for an empty one."""
+        """Return the result of a failed execution.
+
+        Args:
+            error: The error text.
+            metadata: Data about the execution; None, the default, for none.
+
+        Raises:
+            PayloadError: `error` is empty.
+        """
         return cls(success=False, metadata=metadata or {}, error=error)
 
     @classmethod
     def from_dict(cls, fields: object) -> Self:
-        """Read what `to_dict` wrote; unknown keys are ignored. Raises PayloadError with the path of what is wrong."""
+        """Decode a result that `to_dict` encoded; unknown keys are ignored.
+
+        Args:
+            fields: The encoded result.
+
+        Raises:
+            PayloadError: It is not an execution result; `path` says where.
+        """
         if not isinstance(fields, Mapping) or "success" not in fields:
             raise MalformedPayload("expected an object with a success flag", problems=("not an execution result @ $",))
         data, metadata = fields.get("data"), fields.get("metadata")
@@ -81,12 +104,16 @@ class ExecutionResult:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as it travels: success, data, metadata, error."""
+        """Return the result as a dict with the keys success, data, metadata and error."""
         return {"success": self.success, "data": self.data, "metadata": self.metadata, "error": self.error}
 
 
 class ExecutorDispatcher:
-    """Dispatches executions to the queue `celery_executor_<executor_name>`."""
+    """Dispatches executions to the queue `celery_executor_<executor_name>`.
+
+    Args:
+        dispatcher: Sends the tasks.
+    """
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self.dispatcher = dispatcher
@@ -95,10 +122,16 @@ class ExecutorDispatcher:
     def dispatch(
         self, context: ExecutionContext, timeout: float | None = None, headers: Mapping[str, Any] | None = None
     ) -> ExecutionResult:
-        """Execute and wait, `timeout` seconds (else EXECUTOR_RESULT_TIMEOUT, else 3600). Never raises.
+        """Execute, wait, and return the result. Never raises.
 
-        A failed enqueue, a failed task, a timeout, and a reply that is empty or no execution result all become
-        `ExecutionResult.failure` with the text of what happened.
+        Args:
+            context: The execution.
+            timeout: The longest wait in seconds; None, the default, takes EXECUTOR_RESULT_TIMEOUT, else 3600.
+            headers: The product's headers; only `x-fairness-key` is sent. None by default.
+
+        Returns:
+            The result; a failed enqueue, a failed task, a timeout and an invalid reply are an
+            `ExecutionResult.failure` with the error text.
         """
         try:
             seconds = timeout if timeout is not None else default_timeout()
@@ -118,11 +151,18 @@ class ExecutorDispatcher:
     def dispatch_async(
         self, context: ExecutionContext, headers: Mapping[str, Any] | None = None, within: object | None = None
     ) -> str:
-        """Execute without waiting or callbacks; returns the id. Raises what `Dispatcher.send` raises.
+        """Execute without waiting and without callbacks.
 
         Args:
-            within: The caller's own open DB-API cursor: the dispatch is part of its transaction. None (default): it is
-                sent at once.
+            context: The execution.
+            headers: The product's headers; only `x-fairness-key` is sent. None by default.
+            within: The caller's open DB-API cursor, whose transaction the dispatch joins; None, the default, for none.
+
+        Returns:
+            The id of the dispatch.
+
+        Raises:
+            ContractError: The errors of `Dispatcher.send`, after they are logged.
         """
         try:
             return self.dispatcher.send(EXECUTOR_TASK, **self._addressed(context, headers), within=within).id
@@ -139,10 +179,24 @@ class ExecutorDispatcher:
         headers: Mapping[str, Any] | None = None,
         within: object | None = None,
     ) -> DispatchHandle:
-        """Execute, then run a callback. With neither callback it is `dispatch_async` under that id: run again if it
-        raises. `within` is that of `dispatch_async`. Raises what `Dispatcher.send_with_callback` raises.
+        """Execute, then run a callback.
 
-        An executor that *returns* `success: false` has returned: `on_success` gets that result, as Celery's link would.
+        An executor that returns `success: false` has returned: `on_success` gets that result, as with Celery. Without
+        any callback, this is `dispatch_async` under the given id: a task that raises is retried.
+
+        Args:
+            context: The execution.
+            on_success: The signature of the callback after a result; None, the default, for none.
+            on_error: The signature of the callback after an exception; None, the default, for none.
+            task_id: The id of the dispatch; None, the default, for a new UUID.
+            headers: The product's headers; only `x-fairness-key` is sent. None by default.
+            within: The caller's open DB-API cursor, whose transaction the dispatch joins; None, the default, for none.
+
+        Returns:
+            The handle of the dispatch.
+
+        Raises:
+            ContractError: The errors of `Dispatcher.send_with_callback`, after they are logged.
         """
         try:
             return self.dispatcher.send_with_callback(
@@ -158,10 +212,17 @@ class ExecutorDispatcher:
             raise
 
     def status(self, task_id: str) -> Reply | None:
-        """Return what is known of a dispatch under its id: None while it is not finished (or is not known here).
+        """Return the stored status of a dispatch.
 
-        Raises what the transport's `reply` raises: NotSupported where it keeps no statuses, TransportError where it
-        cannot be asked.
+        Args:
+            task_id: The id of the dispatch.
+
+        Returns:
+            The status; None if the dispatch is not finished or not known.
+
+        Raises:
+            NotSupported: The transport stores no statuses.
+            TransportError: The transport cannot be asked now.
         """
         return self.dispatcher.status(task_id)
 
@@ -178,7 +239,7 @@ class ExecutorDispatcher:
         return addressed
 
     def _note_left_out(self, headers: Mapping[str, Any] | None) -> None:
-        """Warn of headers that are not sent, once for the same names."""
+        """Log a warning about headers that are not sent, once for the same names."""
         names = tuple(sorted(str(name) for name in headers or () if name != FAIRNESS_HEADER))
         if names and self._left_out.are(names):
             emit(logger, logging.WARNING, "dispatch_headers_left_out", names=NewNames.shown(names), count=len(names))
@@ -189,14 +250,21 @@ def _unexplained(context: ExecutionContext, exc: Exception) -> str:
 
 
 def executor_queue(context: ExecutionContext) -> str:
-    """Return the name of the queue whose workers have the context's executor."""
+    """Return the queue of the context's executor."""
     return f"{QUEUE_PREFIX}{context.executor_name}"
 
 
 def fairness_from_headers(headers: Mapping[str, Any] | None) -> FairnessKey | None:
-    """Read the product's `x-fairness-key` header; other headers concern Celery alone, and are not sent.
+    """Read the product's `x-fairness-key` header; other headers are for Celery and are not sent.
 
-    Raises PayloadError when that header is not a mapping; its members are checked when the message is written.
+    Args:
+        headers: The headers; None for none.
+
+    Returns:
+        The fairness key, whose members are checked when the message is written; None without that header.
+
+    Raises:
+        PayloadError: The header is not a mapping.
     """
     key = (headers or {}).get(FAIRNESS_HEADER)
     if key is None:
@@ -211,7 +279,7 @@ def fairness_from_headers(headers: Mapping[str, Any] | None) -> FairnessKey | No
 
 
 def default_timeout() -> float:
-    """Return the seconds that a blocking dispatch waits by itself: EXECUTOR_RESULT_TIMEOUT, else 3600. Never raises."""
+    """Return the default wait of a blocking dispatch in seconds: EXECUTOR_RESULT_TIMEOUT, else 3600. Never raises."""
     text = os.environ.get(TIMEOUT_VARIABLE)
     if text is None:
         return DEFAULT_TIMEOUT
@@ -226,7 +294,13 @@ def default_timeout() -> float:
 
 
 def log_failure(method: str, context: object, exc: Exception) -> None:
-    """Log that a dispatcher's method failed: ids and the error's type; ERROR where the method lets it out."""
+    """Log that a method of a dispatcher failed: WARNING for `dispatch`, and ERROR for a method that raises.
+
+    Args:
+        method: The name of the method.
+        context: The execution, for its ids.
+        exc: The error; only its type is logged.
+    """
     emit(
         logger,
         logging.WARNING if method == "dispatch" else logging.ERROR,
@@ -240,7 +314,7 @@ def log_failure(method: str, context: object, exc: Exception) -> None:
 
 
 def _field(context: object, name: str) -> str | None:
-    """Read an id for the log; a context whose own code raises must not hide what went wrong before."""
+    """Return an id for the log; None if the context's own code raises."""
     try:
         value = getattr(context, name, None)
         return value if type(value) is str else None

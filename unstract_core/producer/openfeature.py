@@ -1,9 +1,8 @@
-"""Gates that ask a feature flag: which way does this dispatch go?
+"""A gate that evaluates a feature flag.
 
-`OpenFeatureGate` asks through the OpenFeature SDK, so that the flag may live with any provider (Flipt, Unleash,
-LaunchDarkly, a file). It decides nothing itself and remembers nothing: providers evaluate, and may cache, as they were
-set up; what a gate's failure means is `RoutingDispatcher`'s to say. Nothing but this file needs the SDK, and only once
-a gate is built.
+`OpenFeatureGate` uses the OpenFeature SDK, so that the flag may be stored in any provider (Flipt, Unleash,
+LaunchDarkly, a file). The provider evaluates the flag and may cache it; the gate caches nothing. `RoutingDispatcher`
+handles a failure of the gate. The SDK is imported when a gate is created.
 """
 
 from __future__ import annotations
@@ -19,20 +18,25 @@ if TYPE_CHECKING:
 
 PRODUCT_FLAG = "pg_queue_enabled"
 NOBODY = "default"
-"""The targeting key of a context that has neither an organisation nor a run."""
+"""The targeting key of a context without an organisation and without a run."""
 
 
 class OpenFeatureGate:
-    """A gate that is open where a boolean flag is true for the context's organisation, else its run.
+    """A gate that is open if a boolean flag is true for the context's organisation, or else for its run.
 
-    The targeting key is `organization_id`, else `run_id`, else "default"; the attributes are `executor_name` and,
-    when there is one, `organization_id`.
+    The targeting key is `organization_id`, else `run_id`, else "default". The attributes are `executor_name` and, if it
+    is set, `organization_id`.
     """
 
     def __init__(self, client: OpenFeatureClient | None = None, *, flag: str = PRODUCT_FLAG) -> None:
-        """Ask `client`, else the SDK's client of the default domain, for `flag`.
+        """Create a gate for one flag.
 
-        Raises ConfigurationError: the SDK is not installed, `client` evaluates no flags, or `flag` is no name.
+        Args:
+            client: The OpenFeature client; None, the default, for the SDK's client of the default domain.
+            flag: The name of the boolean flag; "pg_queue_enabled" by default.
+
+        Raises:
+            ConfigurationError: The SDK is not installed, or an argument has the wrong type.
         """
         try:
             from openfeature import api
@@ -43,7 +47,7 @@ class OpenFeatureGate:
             ) from exc
         if client is not None and not callable(getattr(client, "get_boolean_details", None)):
             raise ConfigurationError(
-                f"client is a {type(client).__name__}, which evaluates no flags; pass api.get_client()"
+                f"client is a {type(client).__name__}, not an OpenFeature client; pass api.get_client()"
             )
         if not isinstance(flag, str) or not flag:
             raise ConfigurationError(f"flag must be the name of a boolean flag, such as {PRODUCT_FLAG!r}, not {flag!r}")
@@ -52,11 +56,17 @@ class OpenFeatureGate:
         self._evaluation_context = EvaluationContext
 
     def __call__(self, context: ExecutionContext) -> bool:
-        """Return the flag's value for this context, evaluated now.
+        """Evaluate the flag for a context.
 
-        Raises GateFailed where the SDK would fall back on the default: no such flag, a flag of another type, a
-        provider that is not ready or raised. `code` is OpenFeature's name for it, such as FLAG_NOT_FOUND. Without any
-        provider the SDK's own stand-in answers, and the gate is closed.
+        Args:
+            context: The execution.
+
+        Returns:
+            The flag's value; False if the SDK has no provider.
+
+        Raises:
+            GateFailed: The flag does not exist or has another type, or the provider is not ready or raised. `code` is
+                OpenFeature's error code, such as FLAG_NOT_FOUND.
         """
         details = self.client.get_boolean_details(self.flag, False, self._subject(context))
         if details.error_code or details.reason == "ERROR":

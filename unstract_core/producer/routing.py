@@ -1,11 +1,11 @@
-"""Two ways to run an executor, and a gate that says at every call which of them is taken.
+"""Route each dispatch to one of two transports that a gate chooses.
 
-`RoutingDispatcher` moves a product from one queue to another, one organisation at a time, and back at once: nothing
-about the gate's answer is kept, so a flip counts from the next call, while work in flight stays where it was sent.
+`RoutingDispatcher` migrates a product from one queue to another, one organisation at a time, and back. It does not
+cache the gate's answer: a changed flag applies from the next call, and work in flight stays on its transport.
 
-It fails closed. Whatever is wrong with the gate means `off`, as if it had said no, and one WARNING tells of it; a gate
-can cost a caller its limit and no more. It routes whole calls: the caller's arguments reach the side that is taken as
-they are, checked by nobody here, and a failed dispatch is never tried on the other side, which might do it twice.
+It fails closed: if the gate fails, the dispatch goes to `off`, and a WARNING is logged. A gate call takes at most
+`gate_timeout` seconds. The arguments are passed on unchanged. A failed dispatch is not repeated on the other side,
+because the task could run twice.
 """
 
 from __future__ import annotations
@@ -33,36 +33,48 @@ from unstract_core.values import type_name
 logger = logging.getLogger("unstract_wire.producer")
 
 Gate: TypeAlias = Callable[[ExecutionContext], bool]
-"""Says whether a dispatch goes `on` (True) or `off` (False). It is asked at every call, on any thread."""
+"""Returns True for `on` and False for `off`. It is called for each dispatch, on any thread."""
 
 MOST_STUCK = 8
-"""While so many calls of a gate run on past their limit it is not asked, but for a probe now and then."""
+"""The most gate calls that may exceed their time limit at once; beyond that the gate is only probed."""
 
 QUIET = 60.0
-"""Seconds between two warnings about the same kind of failure."""
+"""Seconds between two warnings about one kind of failure, and between two probes."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class Side(Protocol):
-    """One way to run an executor: the product's three methods, and what became of a dispatch."""
+    """One side of a route: the product's three methods, and the status of a dispatch."""
 
     def dispatch(
         self, context: ExecutionContext, timeout: float | None = None, headers: Mapping[str, Any] | None = None
     ) -> ExecutionResult:
-        """Execute and wait, `timeout` seconds (else EXECUTOR_RESULT_TIMEOUT, else 3600).
+        """Execute, wait, and return the result; every failure is an `ExecutionResult.failure`. Never raises.
 
-        Never raises: whatever goes wrong, the enqueue included, becomes `ExecutionResult.failure`.
+        Args:
+            context: The execution.
+            timeout: The longest wait in seconds; None, the default, takes EXECUTOR_RESULT_TIMEOUT, else 3600.
+            headers: The product's headers; None by default.
         """
 
     def dispatch_async(
         self, context: ExecutionContext, headers: Mapping[str, Any] | None = None, within: object | None = None
     ) -> str:
-        """Execute without waiting or callbacks; returns the id. Lets an enqueue failure out, after logging it.
+        """Execute without waiting and without callbacks.
 
-        `within` is the caller's own open DB-API cursor, whose transaction the dispatch joins; a side that cannot join
-        one raises NotSupported, and nothing is sent.
+        Args:
+            context: The execution.
+            headers: The product's headers; None by default.
+            within: The caller's open DB-API cursor, whose transaction the dispatch joins; None, the default, for none.
+
+        Returns:
+            The id of the dispatch.
+
+        Raises:
+            NotSupported: This side cannot join a transaction; nothing was sent.
+            ContractError: The enqueue failed; the failure is logged first.
         """
 
     def dispatch_with_callback(
@@ -74,15 +86,33 @@ class Side(Protocol):
         headers: Mapping[str, Any] | None = None,
         within: object | None = None,
     ) -> DispatchHandle:
-        """Execute, then run a callback; `task_id` is the handle's id. Lets an enqueue failure out, after logging it.
+        """Execute, then run a callback.
 
-        `within` is that of `dispatch_async`.
+        Args:
+            context: The execution.
+            on_success: The callback after a result; None, the default, for none.
+            on_error: The callback after an exception; None, the default, for none.
+            task_id: The id of the dispatch; None, the default, for a new one.
+            headers: The product's headers; None by default.
+            within: The caller's open DB-API cursor, whose transaction the dispatch joins; None, the default, for none.
+
+        Returns:
+            The handle of the dispatch.
+
+        Raises:
+            NotSupported: This side cannot join a transaction; nothing was sent.
+            ContractError: The enqueue failed; the failure is logged first.
         """
 
     def status(self, task_id: str) -> Reply | None:
-        """Return what became of a dispatch; None when nothing is known of it (yet).
+        """Return the status of a dispatch; None if it is not finished or not known.
 
-        Raises NotSupported where that cannot be known here, TransportError where it cannot be asked now.
+        Args:
+            task_id: The id of the dispatch.
+
+        Raises:
+            NotSupported: This side stores no statuses.
+            TransportError: The statuses cannot be read now.
         """
 
 
@@ -90,12 +120,12 @@ METHODS = ("dispatch", "dispatch_async", "dispatch_with_callback", "status")
 
 
 def _routed(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[RoutingDispatcher, P], R]:
-    """Make a method of the same signature, whose call is made on the side that the gate names, exactly as it came."""
+    """Return a method with the same signature that passes its arguments to the side that the gate chooses."""
     signature = inspect.signature(method)
 
     @functools.wraps(method)
     def passed_on(self: RoutingDispatcher, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        context = signature.bind(self, *args, **kwargs).arguments["context"]  # refuses a wrong call before the gate
+        context = signature.bind(self, *args, **kwargs).arguments["context"]  # raises TypeError for a wrong call
         made: R = getattr(self._side(context), method.__name__)(*args, **kwargs)
         return made
 
@@ -103,19 +133,26 @@ def _routed(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Ro
 
 
 class RoutingDispatcher:
-    """The product's three methods, each call on the side that the gate names for it. Thread-safe where both sides are.
+    """Calls the product's three methods on the side that the gate chooses. Thread-safe if both sides are.
 
-    The methods have the signatures of `Side` and do what it says; what the caller did not pass is not passed on.
+    The methods have the signatures of `Side`. Arguments that the caller omits are not passed on.
     """
 
     def __init__(self, *, gate: Gate, on: Side, off: Side, gate_timeout: float | None = 1.0) -> None:
-        """Route to `on` where `gate(context)` is exactly True within `gate_timeout` seconds, and else to `off`.
+        """Create a dispatcher for two sides.
 
-        The limit costs a thread for each call, about 0.1 ms: the gate runs there with the caller's contextvars, and
-        with thread-locals of its own. None asks the gate on the caller's thread, for as long as it takes; then
-        KeyboardInterrupt, SystemExit and GeneratorExit pass.
+        With a limit, the gate runs on a new thread for each call, which takes about 0.1 ms. The thread has the caller's
+        contextvars, but not its thread-locals.
 
-        Raises ConfigurationError for what cannot work.
+        Args:
+            gate: Called with the context of each dispatch; only the value True chooses `on`.
+            on: The side for an open gate.
+            off: The side for a closed gate, a failed one, and one that exceeds its limit.
+            gate_timeout: The limit of a gate call in seconds; 1 by default. None calls the gate on the caller's thread
+                without a limit, and KeyboardInterrupt, SystemExit and GeneratorExit of the gate are raised.
+
+        Raises:
+            ConfigurationError: The gate, a side or the limit has the wrong type.
         """
         for name, side in (("on", on), ("off", off)):
             _check_side(name, side)
@@ -128,15 +165,19 @@ class RoutingDispatcher:
     dispatch_with_callback = _routed(Side.dispatch_with_callback)
 
     def status(self, task_id: str) -> Reply | None:
-        """Return what became of a dispatch, whichever side it went to: the gate may have flipped since.
+        """Return the status of a dispatch from either side, because the gate may have changed since.
 
-        `on` is asked, then `off`; the first that has an answer gives it. None means that every side that can know was
-        asked, and none knows of an end: the work is not finished, or was never sent, or is forgotten (or it went to
-        a side that never knows, where the other does).
+        Args:
+            task_id: The id of the dispatch.
 
-        Raises NotSupported when neither side can know, and a side's own TransportError when it could not be asked
-        while the other has no answer: the work may have ended there, and None would deny it. Anything else that a
-        side raises, such as PayloadError for an id that cannot be one, is let out at once.
+        Returns:
+            The status of the first side that has one: first `on`, then `off`. None if each side that stores statuses
+            has none: the dispatch is not finished, was never sent, has expired, or went to a side that stores none.
+
+        Raises:
+            NotSupported: Neither side stores statuses.
+            TransportError: One side cannot be asked, and the other has no status.
+            ContractError: Any other error of a side, such as PayloadError for an invalid id.
         """
         away: list[TransportError] = []
         unable: list[NotSupported] = []
@@ -154,7 +195,7 @@ class RoutingDispatcher:
             raise away[0]
         if len(unable) == 2:
             raise NotSupported(
-                f"neither side can tell what became of a task (on: {unable[0]}; off: {unable[1]}): "
+                f"neither side stores the status of a task (on: {unable[0]}; off: {unable[1]}): "
                 "use a transport that keeps statuses, or a Celery result backend that every process can read"
             ) from unable[-1]
         return None
@@ -164,7 +205,13 @@ class RoutingDispatcher:
 
 
 class _GateFailure(Exception):
-    """What is wrong with the gate: the kind, the name of the type that it raised or returned, its provider's code."""
+    """A failure of the gate.
+
+    Attributes:
+        reason: The kind of failure.
+        error_type: The name of the type that the gate raised or returned; "" for none.
+        code: The provider's error code; "" for none.
+    """
 
     def __init__(self, reason: str, error_type: str = "", code: str = "") -> None:
         super().__init__(reason)
@@ -174,20 +221,20 @@ class _GateFailure(Exception):
 
 
 class _GateRunner:
-    """Asks the gate, within its limit, and takes nothing but a plain True for a yes."""
+    """Calls the gate within its time limit."""
 
     def __init__(self, gate: Gate, timeout: float | None) -> None:
         _check_gate(gate)
         _check_timeout(timeout)
         self._gate = gate
         self._timeout = timeout
-        self._stuck: set[threading.Thread] = set()  # without a lock, which a fork might leave held
+        self._stuck: set[threading.Thread] = set()  # without a lock, which a forked child could inherit locked
         self._excused = 0
         self._asked_at = -math.inf
         self._warnings = _WarningThrottle()
 
     def is_open(self, context: ExecutionContext) -> bool:
-        """Return whether the gate is open now. Raises nothing of the gate's own, but what ends the caller itself."""
+        """Return whether the gate is open now; False if it fails. Exits of the caller's thread are raised."""
         asked = _gates_being_asked.get()
         token = _gates_being_asked.set((*asked, self))
         try:
@@ -201,7 +248,7 @@ class _GateRunner:
             _gates_being_asked.reset(token)
 
     def _ask_on_a_thread(self, context: ExecutionContext, timeout: float) -> bool:
-        """Ask on a thread of its own, new for each call: it keeps nothing between two calls, nor across a fork."""
+        """Call the gate on a new thread, so that no state remains between two calls or across a fork."""
         is_probe = self._has_too_many_stuck()
         if is_probe and not self._may_probe():
             raise _GateFailure("hung")
@@ -211,7 +258,7 @@ class _GateRunner:
             target=copy_context().run,
             args=(_ask_into, self._gate, context, answers),
             name="unstract-gate",
-            daemon=True,  # one that hangs must not hold up the interpreter's exit
+            daemon=True,  # a gate that hangs must not delay the interpreter's exit
         )
         try:
             thread.start()
@@ -219,19 +266,19 @@ class _GateRunner:
             raise _GateFailure("no_thread", type_name(exc)) from exc
         try:
             answer = answers.get(timeout=timeout)
-        except BaseException as exc:  # the limit, or whatever interrupts the caller
+        except BaseException as exc:  # the time limit, or an interrupt of the caller
             self._stuck.add(thread)
             if isinstance(exc, Empty):
                 raise _GateFailure("timed_out") from None
             raise
-        if is_probe:  # it answers again, and what still hangs is of another time
+        if is_probe:  # the gate answers again; earlier calls may still hang
             self._excused = len(self._stuck)
         if isinstance(answer, _GateFailure):
             raise answer
         return answer
 
     def _has_too_many_stuck(self) -> bool:
-        """Whether too many calls hang to make another."""
+        """Return whether too many calls of the gate hang to start another one."""
         for thread in tuple(self._stuck):
             if not thread.is_alive():  # as it is in the child of a fork
                 self._stuck.discard(thread)
@@ -239,18 +286,18 @@ class _GateRunner:
         return len(self._stuck) >= self._excused + MOST_STUCK
 
     def _may_probe(self) -> bool:
-        """Whether it is time to see if the gate has been mended: the more calls hang, the more seldom."""
+        """Return whether to try the gate again; the interval grows with the number of calls that hang."""
         return monotonic() - self._asked_at >= QUIET * (1 + len(self._stuck) - MOST_STUCK)
 
 
 class _WarningThrottle:
-    """Warns of each kind of failure at most once in QUIET seconds, and says how many warnings were held back."""
+    """Logs each kind of failure at most once in QUIET seconds, with the number of suppressed warnings."""
 
     def __init__(self) -> None:
         self._reset()
 
     def warn(self, failure: _GateFailure) -> None:
-        """Log it, or count it."""
+        """Log a failure, or count it as suppressed."""
         if self._pid != os.getpid():
             self._reset()
         with self._lock:
@@ -268,13 +315,13 @@ class _WarningThrottle:
             )
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()  # a new one in the child of a fork, where the old one may be held for ever
+        self._lock = threading.Lock()  # a forked child needs a new one: the old one may stay locked
         self._throttle: LogThrottle[str] = LogThrottle(burst=1, seconds=QUIET)
         self._pid = os.getpid()
 
 
 _gates_being_asked: ContextVar[tuple[_GateRunner, ...]] = ContextVar("unstract_wire_asking", default=())
-"""Whose gates are being asked in this context: one that dispatches through its own router would never end."""
+"""The gates that this context is calling: a gate that dispatches through its own router would recurse forever."""
 
 
 def _ask(gate: Gate, context: ExecutionContext) -> bool:
@@ -294,7 +341,7 @@ def _ask_into(gate: Gate, context: ExecutionContext, answers: SimpleQueue[bool |
         answers.put(_ask(gate, context))
     except _GateFailure as failure:
         answers.put(failure)
-    except BaseException as exc:  # even an exit is the gate's here: the caller's own thread goes on
+    except BaseException as exc:  # an exit ends only this thread, not the caller's
         answers.put(_failure_of(exc))
 
 
@@ -305,19 +352,21 @@ def _failure_of(exc: BaseException) -> _GateFailure:
 def _check_gate(gate: object) -> None:
     if isinstance(gate, type) or not callable(gate):
         what = f"the class {gate.__name__}" if isinstance(gate, type) else f"a {type(gate).__name__}"
-        raise ConfigurationError(f"gate must be callable with an execution context and return a bool; it is {what}")
+        raise ConfigurationError(
+            f"gate must be a function that takes an execution context and returns a bool, not {what}"
+        )
     if inspect.iscoroutinefunction(gate) or inspect.iscoroutinefunction(type(gate).__call__):
-        raise ConfigurationError("gate is a coroutine function, whose answer nobody would await; pass a plain function")
+        raise ConfigurationError("gate is a coroutine function, which is not awaited; pass a plain function")
 
 
 def _check_side(name: str, side: object) -> None:
     if isinstance(side, type):
-        raise ConfigurationError(f"{name} is the class {side.__name__}; pass an object of it")
+        raise ConfigurationError(f"{name} is the class {side.__name__}; pass an instance of it")
     missing = [method for method in METHODS if not callable(getattr(side, method, None))]
     if missing:
         raise ConfigurationError(
             f"{name} is a {type(side).__name__}, which has no {', '.join(missing)}; "
-            "pass an ExecutorDispatcher, a CeleryAppDispatcher, or what has the same methods"
+            "pass an ExecutorDispatcher, a CeleryAppDispatcher, or an object with the same methods"
         )
 
 
