@@ -1,7 +1,7 @@
-"""How this package logs: named events with fields, ids only, never payload content.
+"""The log events of this package: an event name and fields, which are ids and never payload content.
 
-`emit` writes `wire.<event> key=value ...` as the message, and the same fields as `extra` under `wire.<key>`, so that
-both a person and a log pipeline can read it. docs/monitoring.md lists every event. No handler is added, no level set.
+`emit` writes `wire.<event> key=value ...` as the message, and the same fields as `extra` under `wire.<key>`, for people
+and for log pipelines. docs/monitoring.md lists every event. This package adds no handler and sets no level.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 Kind = TypeVar("Kind", bound=Hashable)
 
 LONGEST_FIELD = 500
-"""Characters of a field in the message; the record's `extra` has it whole."""
+"""The longest field in the message, in characters; the record's `extra` has the full value."""
 _LONGER_FIELDS = {"traceback": 4000, "error": 2000}
 _MOST_FRAMES = 30
 _MOST_CAUSES = 5
@@ -31,19 +31,23 @@ _OURS = f"{Path(__file__).parent.parent}{os.sep}"
 
 
 class OwnText(str):
-    """The text of a field that the operator of this process wrote, such as its URL: an equals sign needs no quotes."""
+    """A field that the operator of this process wrote, such as a URL: an equals sign in it is not quoted."""
 
     __slots__ = ()
 
 
 _SPECIAL = re.compile(r"""[\s="'`\\]""")
-"""Characters that end or begin something for one reader of logfmt or another."""
+"""Characters that have a meaning for a reader of logfmt."""
 
 
 def emit(logger: logging.Logger, level: int, event: str, **fields: object) -> None:
-    """Log one event. The fields must be ids, names, numbers and error types: they end up in somebody's log store.
+    """Log one event. Never raises: an error in a log filter or handler must not change how a message is processed.
 
-    Never raises: what somebody's filter or handler does must not decide what becomes of a message.
+    Args:
+        logger: The logger.
+        level: The level of the event.
+        event: The name of the event, without the prefix `wire.`.
+        fields: Ids, names, numbers and error types. They are stored in logs, so they must not quote a payload.
     """
     with contextlib.suppress(Exception):
         if logger.isEnabledFor(level):
@@ -55,10 +59,10 @@ def emit(logger: logging.Logger, level: int, event: str, **fields: object) -> No
 
 
 def frames(exc: BaseException) -> str:
-    """Return where an exception came from: file, line and function of each frame, and neither values nor messages.
+    """Return the traceback of an exception without values and messages: file, line and function of each frame.
 
-    The innermost frame stands first; the frames of this package that lead to the task are left out. The exceptions that
-    caused it follow, each after its type's name.
+    The innermost frame comes first. The frames of this package that lead to the task are omitted. The causes of the
+    exception follow, each with the name of its type.
     """
     texts: list[str] = []
     link: BaseException | None = exc
@@ -69,7 +73,7 @@ def frames(exc: BaseException) -> str:
 
 
 def stack_of(thread: int) -> str:
-    """Return where a thread of this process is now, as `frames` writes it; "" where it is not there."""
+    """Return the current stack of a thread of this process in the form of `frames`; "" if there is no such thread."""
     frame = sys._current_frames().get(thread)
     return "" if frame is None else _shown(reversed(list(traceback.walk_stack(frame))))
 
@@ -87,7 +91,7 @@ def _shown(steps: Iterable[tuple[FrameType, int]]) -> str:
 
 
 def _printed(value: object, longest: int) -> str:
-    """Write a field so that it stays on its line and in its place, whatever a foreign message calls its task."""
+    """Return a field as text that cannot break the line or add a field, even if a message contains such a name."""
     text = str(value)
     if len(text) > longest:
         text = text[:longest] + "..."
@@ -154,21 +158,20 @@ class LogThrottle(Generic[Kind]):
 
 
 class NewNames:
-    """Limits warnings about the names that a client gives to something: one for the same names, and few at a time.
+    """Limits warnings about names that clients choose: one for each set of names, and at most `burst` in an interval.
 
-    It keeps a hash of names, and forgets those that have not come for longest. Names that came while too many were new
-    are new again later.
+    It stores a hash of each set, and drops the least recent ones. A set that exceeds `burst` is new again later.
 
     Args:
-        most: How many different sets of names are remembered.
-        burst: How many may be new within `seconds`.
-        seconds: The time for which `burst` counts.
+        most: The number of sets that are remembered; 1000 by default.
+        burst: The number of new sets in one interval; 100 by default.
+        seconds: The length of the interval; 60 by default.
     """
 
     SHOWN = 20
-    """How many of the names a warning has."""
+    """The most names in a warning."""
     LONGEST = 100
-    """Characters of each of them."""
+    """The longest name in a warning, in characters."""
 
     def __init__(self, *, most: int = 1000, burst: int = 100, seconds: float = 60.0) -> None:
         self._most = most
@@ -179,7 +182,7 @@ class NewNames:
         self._new = 0
 
     def are(self, names: Sequence[str]) -> bool:
-        """Return whether these names are to be warned of, and remember them if so."""
+        """Return whether to log a warning about these names, and remember them if so."""
         found = hash(tuple(names))
         with contextlib.suppress(KeyError):
             self._known.move_to_end(found)
@@ -197,5 +200,5 @@ class NewNames:
 
     @classmethod
     def shown(cls, names: Sequence[str]) -> str:
-        """Return the first of the names, for a field of a log event."""
+        """Return the first names as the field of a log event."""
         return ", ".join(name[: cls.LONGEST] for name in names[: cls.SHOWN])

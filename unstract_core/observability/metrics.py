@@ -1,11 +1,12 @@
-"""Prometheus metrics: what is dispatched, run and settled, and what stands in the queues (extra [metrics]).
+"""Prometheus metrics of dispatches, runs, settlements and queues (extra [metrics]).
 
-`Metrics` counts what a Consumer and its Dispatchers do; `QueueCollector` asks the transport what waits in its queues.
-Of a worker with several processes each child counts into files of one directory (PROMETHEUS_MULTIPROC_DIR, which has to
-be set before this is imported), and its parent reads them together. docs/monitoring.md lists every metric.
+`Metrics` counts the work of a Consumer and of Dispatchers. `QueueCollector` reads the sizes of the queues from the
+transport. In a worker with several processes, each child counts into files of the directory PROMETHEUS_MULTIPROC_DIR,
+and the parent merges them. The variable has to be set before this module is imported. docs/monitoring.md lists every
+metric.
 
-The labels are bounded: queues are those of subscriptions and dispatches, tasks those that are registered here or
-dispatched from here, errors the first few types. Whatever else there may be counts as one more value, "(other)".
+The labels are bounded: a queue of a subscription or a dispatch, a task that is registered or dispatched here, and one
+of the first error types. Every other value is counted as "(other)".
 """
 
 from __future__ import annotations
@@ -45,20 +46,17 @@ except ImportError as exc:
     ) from exc
 
 OTHER = "(other)"
-"""The label of a task that is not registered here, of what cannot be read, and of one name too many."""
+"""The label of a task that is not registered here, of an unreadable message, and of names beyond the limit."""
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MOST_NAMES, MOST_ERRORS = 500, 50
 
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 _COUNTS = ("counter", "histogram")
-_MERGED = (*_COUNTS, "summary")  # a summary is of the application's own
+_MERGED = (*_COUNTS, "summary")  # only the application itself may have summaries
 _MODES = ("livesum", "livemin")
 _ROOM = 2**20
-"""Bytes that each file of a process is given before anything is counted: for some 140 pairs of a queue and a task.
-
-With more of them a file grows, and the disk has to have the room.
-"""
+"""The size of each new metrics file in bytes, for about 140 pairs of a queue and a task; more extend the file."""
 _RUN_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _SETTLE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _ENDS: tuple[End, ...] = ("returned", "raised", "retry_asked", "rejected", "ignored")
@@ -69,7 +67,7 @@ _merging = threading.Lock()
 
 
 class _Names:
-    """Lets the first `most` names pass as labels, and those that are known; every other one is OTHER."""
+    """Returns a name as a label if it is known or among the first `most` names, and OTHER for every other one."""
 
     def __init__(self, most: int, known: Iterable[str] = ()) -> None:
         self._room = most
@@ -93,7 +91,7 @@ class _Names:
 
 
 class _Series:
-    """The metrics of one queue and task, found once: a look-up for each message would cost more than the counting."""
+    """The metrics of one queue and task, cached because a look-up for each message takes longer than counting."""
 
     def __init__(self, metrics: Metrics, queue: str, task: str) -> None:
         self.started = metrics.started.labels(queue, task)
@@ -114,11 +112,17 @@ class _Series:
 
 
 class Metrics(Observer):
-    """Counts what one Consumer, and any number of Dispatchers, do; registers itself with `registry`.
+    """Counts the work of one Consumer and of any number of Dispatchers.
 
-    `tasks` are the names that may become labels before they were run here. Another Consumer needs another Metrics, in
-    a registry of its own. Raises ConfigurationError where the registry has these metrics already, OSError where
-    PROMETHEUS_MULTIPROC_DIR has no room for the files of this process.
+    A second Consumer needs a second Metrics with its own registry.
+
+    Args:
+        registry: The registry of the metrics; None, the default, for the global one of prometheus_client.
+        tasks: The tasks that may become labels before they have run here; empty by default.
+
+    Raises:
+        ConfigurationError: The registry already has these metrics.
+        OSError: The disk of PROMETHEUS_MULTIPROC_DIR has no room for the files of this process.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None, tasks: Container[str] = frozenset()) -> None:
@@ -254,18 +258,25 @@ class Metrics(Observer):
 
 
 class QueueCollector:
-    """Tells what stands in `queues` (in all that hold anything, when None), for a CollectorRegistry.
+    """Reads the sizes of queues from a transport, as a collector of a CollectorRegistry.
 
-    The transport is asked at most once in `every` seconds, on a thread of its own, and a scrape waits for it no longer
-    than `patience` seconds. What cannot be told is absent, and `unstract_wire_up` is 0: a scrape never fails for it.
-    Raises NotSupported where the transport does not claim `inspection`.
+    A scrape never fails: if the transport does not answer, the queue metrics are absent and `unstract_wire_up` is 0.
+
+    Args:
+        transport: A transport with the capability `inspection`.
+        queues: The queues; None, the default, for every queue with messages.
+        every: The shortest interval between two queries, in seconds; 5 by default.
+        patience: The longest time that a scrape waits for a query, in seconds; 2 by default.
+
+    Raises:
+        NotSupported: The transport does not claim `inspection`.
     """
 
     def __init__(
         self, transport: Transport, queues: Sequence[str] | None = None, every: float = 5.0, *, patience: float = 2.0
     ) -> None:
         if not transport.capabilities.inspection:
-            raise NotSupported("QueueCollector needs a transport that tells what stands in its queues (inspection)")
+            raise NotSupported("QueueCollector needs a transport with the capability inspection")
         self._transport = cast(Inspection, transport)
         self._names = None if queues is None else list(dict.fromkeys(queues))
         self._every = every
@@ -317,18 +328,18 @@ class QueueCollector:
     def _ask(self, asking: threading.Event) -> None:
         try:
             self._states = self._transport.queues(self._names)
-        except Exception:  # away, not migrated, closed, without the right: `up` tells, and the log of the consumer why
+        except Exception:  # `unstract_wire_up` reports it, and the consumer logs the reason
             self._states = None
         with self._lock:
             self._asking = None
         asking.set()
 
 
-_UP = "Whether the transport told what stands in its queues."
+_UP = "Whether the transport returned the sizes of its queues."
 
 
 def _few(states: Sequence[QueueState]) -> Iterable[QueueState]:
-    """Yield the states, and those of one queue too many as one."""
+    """Yield the first MOST_NAMES states, and the sum of the others."""
     yield from states[:MOST_NAMES]
     if rest := states[MOST_NAMES:]:
         yield attrs.evolve(
@@ -344,26 +355,32 @@ def _few(states: Sequence[QueueState]) -> Iterable[QueueState]:
 
 
 def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
-    """Return what a scrape of `registry` gets, and its content type."""
+    """Return the metrics of a registry in Prometheus' text format, and the content type."""
     return generate_latest(registry), CONTENT_TYPE
 
 
 def multiprocess_registry(directory: str) -> CollectorRegistry:
-    """Return a registry of what all processes count that have `directory` as their PROMETHEUS_MULTIPROC_DIR.
+    """Return a registry with the merged metrics of several processes.
 
-    Raises ConfigurationError where there is no such directory.
+    Args:
+        directory: The PROMETHEUS_MULTIPROC_DIR of the processes.
+
+    Raises:
+        ConfigurationError: There is no such directory.
     """
     try:
         files = _multiprocess.MultiProcessCollector(None, path=directory)
     except ValueError as exc:
-        raise ConfigurationError(f"metrics of several processes need a directory; {directory!r} is none") from exc
+        raise ConfigurationError(
+            f"metrics of several processes need a directory, and {directory!r} is not one; create it"
+        ) from exc
     registry = CollectorRegistry()
     registry.register(_Processes(files))
     return registry
 
 
 class _Processes:
-    """The files of all processes, read while none of them is put together with others."""
+    """Reads the files of all processes while no file is being merged."""
 
     def __init__(self, files: Any) -> None:
         self._files = files
@@ -374,29 +391,35 @@ class _Processes:
 
 
 def _allocate(directory: str) -> None:
-    """Take the room for this process' files: they are mapped, and to write where none is left is a signal, no error."""
+    """Reserve disk space for this process' files: they are mapped, and a full disk would be a signal, not an error."""
     kinds = [*_COUNTS, *(f"gauge_{mode}" for mode in _MODES)]
     paths = [os.path.join(directory, f"{kind}_{os.getpid()}.db") for kind in kinds]
-    new = [path for path in paths if not os.path.exists(path)]  # what the application counts itself may be there
+    new = [path for path in paths if not os.path.exists(path)]  # the application's own metrics may already have a file
     try:
         for path in paths:
             with open(path, "a+b") as file:
                 if sys.platform == "linux":
                     os.posix_fallocate(file.fileno(), 0, _ROOM)
-                else:  # there is no such call
+                else:  # other systems lack posix_fallocate
                     file.write(bytes(max(0, _ROOM - file.tell())))
     except OSError:
-        for path in new:  # what is not whole could not be read, and no process' metrics with it
+        for path in new:  # an incomplete file would make the files of all processes unreadable
             with contextlib.suppress(OSError):
                 os.remove(path)
         raise
 
 
 def forget_process(pid: int, directory: str | None = None) -> None:
-    """Leave out what a process that has ended said of its present. What it has counted stays, in one file for all that
-    have ended: a worker whose children are replaced for weeks is scraped as fast as on its first day.
+    """Remove the gauges of a process that has ended, and merge its counts into one file for all ended processes.
 
-    `directory` is PROMETHEUS_MULTIPROC_DIR by default. Raises ConfigurationError where there is neither.
+    Merging keeps the time of a scrape constant, however many children of a worker were replaced.
+
+    Args:
+        pid: The process that has ended.
+        directory: The directory of the files; None, the default, for PROMETHEUS_MULTIPROC_DIR.
+
+    Raises:
+        ConfigurationError: No directory is given or set.
     """
     directory = directory or os.environ.get(_DIRECTORY)
     if not directory:
@@ -412,8 +435,10 @@ def _merge(ended: str, into: str) -> None:
         return
     disk = os.statvfs(os.path.dirname(into))
     if disk.f_bavail * disk.f_frsize < 2 * (_ROOM + os.path.getsize(ended)):
-        return  # it is read where it lies, as long as there is no room to put it together with others
-    with contextlib.suppress(RuntimeError, struct.error):  # it was killed while it made its file, which holds nothing
+        return  # without disk space for a merge, the file is scraped as it is
+    with contextlib.suppress(
+        RuntimeError, struct.error
+    ):  # the process was killed while it created the file, which is empty
         values = list(_mmap_dict.MmapedDict.read_all_values_from_file(ended))
         with contextlib.closing(_mmap_dict.MmapedDict(into)) as whole:
             for key, value, timestamp, _ in values:

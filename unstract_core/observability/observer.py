@@ -1,7 +1,7 @@
-"""Who looks on: metrics, traces, and whatever else wants to know of each send, run and settlement.
+"""Observers of each send, run and settlement: metrics, traces, and an application's own.
 
-An observer learns of things where they happen and decides nothing: one that raises is passed over, and that is logged.
-It gets messages and settlements as they are, and has to leave payload content alone as logs do.
+An observer cannot change how a message is processed. If it raises, the error is logged and ignored. An observer gets
+whole messages and settlements, and must not store their payload content, as logs do not.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Value = TypeVar("Value")
 
 _BETWEEN_REPORTS = 60.0
 _RAISED_BY_SIGNALS = (KeyboardInterrupt, Stopped)
-"""What a signal raises, wherever the thread is at that moment."""
+"""The exceptions of signal handlers, which are raised in any code of the main thread."""
 
 End: TypeAlias = Literal["returned", "raised", "retry_asked", "rejected", "ignored"]
-"""How a task ended: "retry_asked" where it will be run again, and else "raised"; "rejected" also stands for a message
-that was never started."""
+"""How a task ended. "retry_asked": the task will be run again because it asked for it. "rejected": the task raised
+Celery's Reject, or the message was not started."""
 
 _HOOKS = ("sending", "running", "task_failed", "rejected", "settled", "dead_lettered")
 _RENAMED = {"on_heartbeat": "turned", "on_task_finished": "ran", "on_lease_lost": "lost"}
@@ -297,9 +297,14 @@ class Observers(Observer):
 
 
 class _Around(AbstractContextManager[Value]):
-    """Enters one observer after the other, and leaves them in turn; only what is raised inside gets out.
+    """Enters the context manager of each observer, and leaves them in reverse; raises only the errors of the block.
 
-    `take` makes the next value of what an observer yielded and the value so far; it may refuse it.
+    Args:
+        observers: The observers.
+        enter: Returns the context manager of an observer, for the current value.
+        take: Returns the next value, for the yielded one and the current one; raises if the yielded one is invalid.
+        value: The first value.
+        report: Logs the error of an observer.
     """
 
     def __init__(
@@ -370,7 +375,7 @@ def _distance(one: Observer, name: str) -> int:
 
 
 def _with_headers(observed: object, message: Message) -> Message:
-    """Take over the headers that an observer has set, where the wire can carry them."""
+    """Return the message with the headers that an observer set; raises PayloadError if the wire cannot carry them."""
     if not isinstance(observed, Message):
         raise PayloadError("expected a Message")
     headers = observed.payload.headers

@@ -1,16 +1,15 @@
 """OpenTelemetry traces: a span for each send, run and settlement, one trace from a dispatch to its last callback.
 
     send <queue>              PRODUCER, on the thread that sends
-     +-- run <task>           CONSUMER, one for each attempt, around the task; what the task sends itself is below it
-          +-- settle <queue>  CLIENT, from the moment at which the outcome was known until it took effect
-          +-- run <callback>  CONSUMER, in whatever process the continuation is run
+     +-- run <task>           CONSUMER, one for each attempt; the task's own sends are its children
+          +-- settle <queue>  CLIENT, from the end of the task until the settlement took effect
+          +-- run <callback>  CONSUMER, in the process that runs the continuation
 
-The context travels in the message's `headers`, as the configured propagator writes it. Names and attributes follow the
-semantic conventions for messaging: ids, names and numbers, never what a message holds or an error says. A run is a
-*child* of its send and not merely linked with it, which the conventions leave open where a consumer works on one
-message at a time: who looks for what became of a dispatch finds it in one trace. A later attempt is a child too, a span
-of its own, and linked with the send besides. Needs the API alone (extra [otel]); without an SDK nothing is recorded,
-and contexts pass through.
+The context is stored in the message's `headers` by the configured propagator. Names and attributes follow the semantic
+conventions for messaging. They are ids, names and numbers, never payload content or error texts. A run is a child of
+its send, which the conventions allow for a consumer of single messages: one trace shows a whole dispatch. A later
+attempt is also a child, and has a link to the send. This module needs only the OpenTelemetry API (extra [otel]).
+Without an SDK no span is recorded, and contexts are passed on.
 """
 
 from __future__ import annotations
@@ -43,23 +42,24 @@ except ImportError as exc:
 SYSTEM = "unstract_wire"
 BAGGAGE = "baggage"
 MOST_OPEN = 10_000
-"""How many runs are remembered until they are settled; one that is forgotten has its settlement below its send."""
+"""The most runs that are remembered until they are settled; beyond it, a settlement becomes a child of the send."""
 
 _Key: TypeAlias = tuple[str, str, int, str]
 
 
 @attrs.frozen
 class _Run:
-    """What is known of a delivery until it is settled: its span, if it was run, and why it failed, if it did."""
+    """The span of a delivery that is not settled, and its error type; each is None if there is none."""
 
     span: Span | None = None
     error_type: str | None = None
 
 
 class Tracing(Observer):
-    """Makes spans of what Dispatchers and Consumers do, any number of them.
+    """Records spans of any number of Dispatchers and Consumers. Existing headers of a message are kept.
 
-    `provider` is the process's own by default. Headers that others have put into a message stay as they are.
+    Args:
+        provider: The tracer provider; None, the default, for the global one.
     """
 
     def __init__(self, provider: TracerProvider | None = None) -> None:
@@ -169,13 +169,13 @@ def _key(delivery: Delivery) -> _Key:
 
 
 def _context(delivery: Delivery) -> Context:
-    """Return the context that a message carries; that of this thread is none of its business."""
+    """Return the context in a message's headers; the context of this thread is not used."""
     headers = delivery.payload.headers if delivery.payload is not None else None
     return propagate.extract(headers or {}, context=Context())
 
 
 def _injected(headers: dict[str, str] | None, context: Context) -> dict[str, str] | None:
-    """Return headers with a context: without its baggage where all would be too large, and as they were if even so."""
+    """Return headers with a context; if they become too large, without its baggage, or else unchanged."""
     carried: dict[str, str] = {}
     propagate.inject(carried, context=context)
     bare = {name: value for name, value in carried.items() if name != BAGGAGE}
@@ -204,6 +204,6 @@ def _delivered(delivery: Delivery) -> dict[str, Any]:
 
 
 def _failed(span: Span, error_type: str) -> None:
-    """Mark a span as failed, by the type of its error: the text of it may hold what a message holds."""
+    """Mark a span as failed with the type of its error; the error's text may quote the payload."""
     span.set_status(StatusCode.ERROR)
     span.set_attribute("error.type", error_type)
