@@ -1,4 +1,4 @@
-"""The memory transport with faults that a test switches on and off, for the consumer's behaviour in their midst."""
+"""The memory transport with faults that a test switches on and off, for the tests of the consumer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def nothing(_: Sequence[Settlement]) -> None:
 
 @attrs.define
 class Faulty:
-    """`before` and `after` a settlement is carried out they may raise. While `away`, nothing of it answers."""
+    """A memory transport whose settlements may raise, in `before` and `after`; while `away`, every operation fails."""
 
     transport: MemoryTransport = attrs.field(factory=MemoryTransport)
     before: Fault = nothing
@@ -53,7 +53,7 @@ class Faulty:
 
 @attrs.define
 class FaultySubscription:
-    """Counts, in `held`, what was received and not settled."""
+    """Counts in `held` the messages that are received and not settled."""
 
     faults: Faulty
     subscription: Subscription

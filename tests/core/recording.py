@@ -1,6 +1,6 @@
-"""A transport for the tests of dispatch: it writes down what it is asked, and answers what it was told to.
+"""A transport for the tests of dispatch: it records its calls and returns prepared replies.
 
-It is no queue: nothing can be received from it.
+It is not a queue: nothing can be received from it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from unstract_core.transport import write_message
 
 @attrs.define
 class Sent:
-    """One message as it was handed over; `written` is what any transport would have stored."""
+    """One message as it was sent; `written` is its encoded form."""
 
     message: Message
     written: Any
@@ -25,7 +25,7 @@ class Sent:
 
 @attrs.define
 class RecordingTransport:
-    """`answer` is what every `reply` returns; `failure`, when set, is what `send` raises instead of sending."""
+    """`answer` is the result of each `reply`; `failure`, if set, is raised by `send`."""
 
     capabilities: Capabilities = attrs.field(factory=Capabilities)
     answer: Reply | None = None
@@ -53,10 +53,10 @@ class RecordingTransport:
         raise NotSupported("nothing can be received from a recording transport")
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is no connection."""
 
     def only(self) -> Sent:
-        """The one message that was sent; what was stored says the same as what was handed over."""
+        """Return the only message that was sent, after a check of its encoded form."""
         (sent,) = self.sent
         assert from_wire(sent.written).task_name == sent.message.payload.task_name
         assert sent.message.queue == sent.message.payload.queue

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def fields_of(**changed: Any) -> dict[str, Any]:
-    """Return the fields of a signature that can be translated, but for what is `changed`."""
+    """Return the fields of a valid signature, with the given changes."""
     return {
         "task": "done",
         "args": (),
@@ -20,5 +20,5 @@ def fields_of(**changed: Any) -> dict[str, Any]:
 
 
 def as_object(fields: dict[str, Any]) -> Any:
-    """Return a signature that has its fields as attributes, as Celery's own has."""
+    """Return a signature with its fields as attributes, like Celery's."""
     return types.SimpleNamespace(**fields)

@@ -1,4 +1,4 @@
-"""The tolerant reader: what it ignores, what it supplies, and that it never coerces and raises one error only."""
+"""The tolerant reader: ignored keys, defaults, and MalformedPayload as its only error."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def problems_of(raw: Any) -> tuple[str, ...]:
 @given(
     some.payloads(), st.dictionaries(some.names.filter(lambda name: name not in MEMBERS), some.json_values, max_size=3)
 )
-def test_unknown_keys_are_ignored_at_every_level(written: TaskPayload, unknown: dict[str, Any]) -> None:
-    """A newer backend may add keys to the message, to fairness and to a continuation; an older worker reads on."""
+def test_reader_ignores_unknown_keys(written: TaskPayload, unknown: dict[str, Any]) -> None:
+    """A newer release may add keys to the message, to fairness and to a continuation."""
     new = {f"x-{key}": value for key, value in unknown.items()}
     wire = {**new, **to_wire(written)}
     for key in ("fairness", "on_success", "on_error"):
@@ -60,8 +60,8 @@ def test_unknown_keys_are_ignored_at_every_level(written: TaskPayload, unknown: 
 
 
 @given(some.names, some.names)
-def test_absent_members_get_their_defaults(task_name: str, queue: str) -> None:
-    """Only task_name is needed; null is the same as absent."""
+def test_absent_members_get_defaults(task_name: str, queue: str) -> None:
+    """Only task_name is required; null is the same as absent."""
     expected = TaskPayload(task_name=task_name, queue=queue)
     assert from_wire({"task_name": task_name, "queue": queue}) == expected
     assert (
@@ -75,8 +75,8 @@ AS_ABSENT = ["args", "kwargs", "reply_key", "on_success", "on_error", "task_id"]
 
 
 @given(some.payloads(), st.data())
-def test_a_row_that_the_product_runs_is_read(written: TaskPayload, data: st.DataObject) -> None:
-    """A message is readable where any key but the task name is dropped, null or empty; then that key is absent."""
+def test_reader_accepts_rows_that_the_product_runs(written: TaskPayload, data: st.DataObject) -> None:
+    """A message is readable if any key except the task name is dropped, null or empty."""
     wire, expected = to_wire(written), written
     for key in data.draw(st.sets(st.sampled_from([*AS_ABSENT, "queue", "fairness", "headers"]))):
         empties: list[Any] = EMPTY if key in AS_ABSENT else [None]
@@ -93,8 +93,8 @@ def test_a_row_that_the_product_runs_is_read(written: TaskPayload, data: st.Data
 
 
 @given(some.names, some.names, any_json)
-def test_the_row_names_the_queue_of_a_message_that_names_none(task_name: str, queue: str, odd: Any) -> None:
-    """A text under `queue` is the queue; anything else, or nothing, gives the queue in which the message was found."""
+def test_message_without_queue_gets_that_of_its_row(task_name: str, queue: str, odd: Any) -> None:
+    """A text under `queue` is the queue; any other value is replaced by the queue of the row."""
     wire = {"task_name": task_name, "queue": odd}
     named = odd if isinstance(odd, str) and odd else None
     assert from_wire(wire, queue) == TaskPayload(task_name=task_name, queue=named or queue)
@@ -105,8 +105,8 @@ def test_the_row_names_the_queue_of_a_message_that_names_none(task_name: str, qu
 
 
 @given(some.payloads(awaits="both", task_id=True), any_json)
-def test_no_fairness_keeps_a_message_from_being_read(written: TaskPayload, odd: Any) -> None:
-    """Whatever stands under `fairness`, or under a key of it, the task, its values and its addresses are read."""
+def test_invalid_fairness_leaves_a_message_readable(written: TaskPayload, odd: Any) -> None:
+    """An invalid `fairness` changes neither the task, its values nor its addresses."""
     whole = {"org_id": "o", "workload_type": "api", "pipeline_priority": 3}
     for fairness in (odd, *({**whole, key: odd} for key in whole)):
         read = from_wire({**to_wire(written), "fairness": fairness})
@@ -119,8 +119,8 @@ def test_no_fairness_keeps_a_message_from_being_read(written: TaskPayload, odd: 
 @pytest.mark.parametrize(
     ("odd", "text"), [(7, "7"), (1.5, "1.5"), (True, "true"), (["x", 1], '["x",1]'), ({"x": 1}, '{"x":1}')]
 )
-def test_an_address_that_is_no_text_is_its_json(odd: Any, text: str) -> None:
-    """A number as a reply key, an id or a continuation's queue is its text: a database stored it so for the product."""
+def test_numeric_address_is_read_as_its_text(odd: Any, text: str) -> None:
+    """A number as a reply key, an id or a continuation's queue becomes its text, as in the product's database."""
     assert from_wire(wire_of(reply_key=odd)).reply_key == salvage(wire_of(reply_key=odd)).reply_key == text
     assert from_wire(wire_of(task_id=odd)).task_id == salvage(wire_of(task_id=odd)).task_id == text
     if type(odd) in (int, float):
@@ -128,14 +128,14 @@ def test_an_address_that_is_no_text_is_its_json(odd: Any, text: str) -> None:
         assert read.on_error == ContinuationSpec(task_name="e", queue=text)
 
 
-def test_a_continuation_without_kwargs_has_none() -> None:
-    """kwargs may be absent from a continuation."""
+def test_continuation_without_kwargs_has_empty_ones() -> None:
+    """A continuation may omit kwargs."""
     read = from_wire(wire_of(on_error={"task_name": "e", "queue": "c"}))
     assert read.on_error == ContinuationSpec(task_name="e", kwargs={}, queue="c")
 
 
-def test_the_messages_of_the_product_are_readable() -> None:
-    """The rows that the product writes today: fire and forget, blocking, and with callbacks."""
+def test_reader_accepts_messages_of_the_product() -> None:
+    """The rows that the product writes today are readable: without a reply, blocking, and with callbacks."""
     context = {"executor_name": "legacy", "operation": "ide_index", "run_id": "r", "executor_params": {"a": 1.5}}
     fairness = {"org_id": "org_1", "workload_type": "non_api", "pipeline_priority": 5}
     base = wire_of(task_name="execute_extraction", args=[context], queue="celery_executor_legacy", fairness=fairness)
@@ -180,8 +180,8 @@ WRONG: dict[str, tuple[Any, list[Any]]] = {
 
 
 @pytest.mark.parametrize("path", WRONG)
-def test_a_reader_does_not_guess_a_task_and_names_the_path(path: str) -> None:
-    """A string is no list, true no name: each is refused under its path, from a dict and from text."""
+def test_reader_rejects_an_invalid_task_by_path(path: str) -> None:
+    """A string is not a list and `true` is not a name: each is rejected with its path, from a dict and from text."""
     make, offenders = WRONG[path]
     for offender in offenders:
         for raw in (make(offender), json.dumps(make(offender))):
@@ -190,8 +190,8 @@ def test_a_reader_does_not_guess_a_task_and_names_the_path(path: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["task_name", "queue"])
-def test_a_missing_member_is_named(key: str) -> None:
-    """What has no default and is absent is reported under its own name."""
+def test_reader_names_a_missing_member(key: str) -> None:
+    """A required member that is absent is reported by its name."""
     if key == "task_name":
         assert problems_of({"queue": "q"}) == ("required field missing @ $.task_name",)
     wire = wire_of(on_error={"task_name": "t", "queue": "q"})
@@ -199,8 +199,8 @@ def test_a_missing_member_is_named(key: str) -> None:
     assert problems_of(wire) == (f"required field missing @ $.on_error.{key}",)
 
 
-def test_every_problem_is_reported_at_once() -> None:
-    """A message with several faults names each, so that its writer mends them in one go."""
+def test_reader_reports_every_problem_at_once() -> None:
+    """A message with several faults lists each of them."""
     problems = problems_of({"task_name": 1, "args": "x", "kwargs": 7, "on_error": 5, "on_success": {"queue": "q"}})
     assert {problem.rpartition(" @ ")[2] for problem in problems} == {
         "$.task_name", "$.args", "$.kwargs", "$.on_error", "$.on_success.task_name",
@@ -208,14 +208,14 @@ def test_every_problem_is_reported_at_once() -> None:
 
 
 @given(some.payloads(awaits="both"), some.names)
-def test_a_message_with_reply_key_and_continuations_is_malformed(written: TaskPayload, key: str) -> None:
-    """The type's own rule holds on the way in as well."""
+def test_reply_key_with_continuations_is_malformed(written: TaskPayload, key: str) -> None:
+    """The reader rejects a reply key beside a continuation, as the type does."""
     assert "reply_key" in problems_of({**to_wire(written), "reply_key": key})[0]
 
 
 @given(any_json)
 def test_any_json_is_read_or_malformed(value: Any) -> None:
-    """No JSON value, as a Python value or as text, makes the reader raise anything but MalformedPayload."""
+    """No JSON value, as a Python value or as text, makes the reader raise any other error."""
     for raw in (value, json.dumps(value), json.dumps(value).encode()):
         _read_or_malformed(raw)
     if not isinstance(value, dict):
@@ -224,14 +224,14 @@ def test_any_json_is_read_or_malformed(value: Any) -> None:
 
 @given(st.binary(max_size=40) | st.binary(max_size=20).map(lambda data: b'{"task_name": "' + data + b'"}'))
 def test_any_bytes_are_read_or_malformed(data: bytes) -> None:
-    """No bytes make the reader raise anything but MalformedPayload."""
+    """No bytes make the reader raise any other error."""
     _read_or_malformed(data)
     _read_or_malformed(data.decode("latin-1"))
 
 
 @given(some.payloads(), st.data())
-def test_a_damaged_message_is_read_or_malformed(written: TaskPayload, data: st.DataObject) -> None:
-    """A good message in which anything was replaced, removed or added is read or malformed, and can be searched."""
+def test_damaged_message_is_read_or_malformed(written: TaskPayload, data: st.DataObject) -> None:
+    """A valid message with a replaced, removed or added part is read or malformed, and salvage never raises."""
     wire = _damaged(json.loads(json.dumps(to_wire(written))), data)
     for raw in (wire, json.dumps(wire)):
         _read_or_malformed(raw)
@@ -245,19 +245,19 @@ NO_OBJECT: list[Any] = [
 
 
 @pytest.mark.parametrize("raw", NO_OBJECT, ids=[f"{number}" for number in range(len(NO_OBJECT))])
-def test_what_is_no_json_object_is_malformed(raw: Any) -> None:
-    """Broken, over-deep, over-long or foreign input is malformed at the root, and nothing can be salvaged."""
+def test_input_other_than_an_object_is_malformed(raw: Any) -> None:
+    """Invalid, deep, long or foreign input is malformed at the root, and has no addresses to salvage."""
     assert problems_of(raw)[0].endswith("@ $")
     assert salvage(raw) == Salvage()
 
 
-def test_any_mapping_is_read() -> None:
+def test_reader_accepts_any_mapping() -> None:
     """A mapping need not be a dict."""
     assert from_wire(types.MappingProxyType(wire_of())) == TaskPayload(task_name="t", queue="q")
 
 
-def test_a_failed_reading_does_not_change_the_message() -> None:
-    """What is malformed is kept as it is, for whoever looks at the dead letter."""
+def test_failed_read_leaves_the_message_unchanged() -> None:
+    """A malformed message is not modified, so that its dead letter shows the original."""
     wire = wire_of(on_error={"task_name": "", "kwargs": {"a": []}})
     before = copy.deepcopy(wire)
     problems_of(wire)
@@ -281,8 +281,8 @@ BREAKS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("breakage", BREAKS)
 @given(some.payloads(awaits="on_error", task_id=True))
-def test_the_addresses_of_a_broken_message_are_found(breakage: str, written: TaskPayload) -> None:
-    """task_id and on_error are found in a message that cannot be read, whatever else is wrong with it."""
+def test_salvage_finds_id_and_callback(breakage: str, written: TaskPayload) -> None:
+    """salvage finds task_id and on_error in a malformed message."""
     wire = {**to_wire(written), **BREAKS[breakage]}
     problems_of(wire)
     for raw in (wire, json.dumps(wire), json.dumps(wire).encode()):
@@ -296,16 +296,16 @@ def test_the_addresses_of_a_broken_message_are_found(breakage: str, written: Tas
 
 @pytest.mark.parametrize("breakage", [name for name in BREAKS if name != "two addresses"])
 @given(some.payloads(awaits="reply"))
-def test_the_reply_key_of_a_broken_message_is_found(breakage: str, written: TaskPayload) -> None:
-    """A blocked caller's key is found in a message that cannot be read."""
+def test_salvage_finds_the_reply_key(breakage: str, written: TaskPayload) -> None:
+    """salvage finds the reply key of a blocked caller in a malformed message."""
     wire = {**to_wire(written), **BREAKS[breakage]}
     problems_of(wire)
     assert salvage(wire).reply_key == salvage(json.dumps(wire)).reply_key == written.reply_key
 
 
 @given(some.payloads(awaits="on_error", task_id=True))
-def test_a_broken_address_does_not_hide_the_others(written: TaskPayload) -> None:
-    """Each address is looked for on its own."""
+def test_salvage_reads_each_address_on_its_own(written: TaskPayload) -> None:
+    """An invalid address does not prevent salvage from finding the others."""
     wire = to_wire(written)
     assert salvage({**wire, "on_error": {"task_name": "e"}}).task_id == written.task_id
     assert salvage({**wire, "task_id": 5}).on_error == written.on_error
@@ -330,7 +330,7 @@ def _well_formed(found: Salvage) -> None:
 
 
 def _damaged(wire: dict[str, Any], data: st.DataObject) -> Any:
-    """Replace, remove or add something, at any depth."""
+    """Replace, remove or add a part at any depth."""
     for _ in range(data.draw(st.integers(1, 3))):
         target: Any = wire
         while isinstance(target, dict) and target and data.draw(st.booleans()):

@@ -1,4 +1,4 @@
-"""The strict writer: the exact shape of the wire, and a path for whatever does not fit."""
+"""The strict writer: the exact shape of a message, and the path of an invalid value."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def refusal(written: TaskPayload) -> PayloadError:
     return caught.value
 
 
-def test_the_simplest_message_is_the_documented_one_to_the_byte() -> None:
-    """The five keys that are always written, in the order of the wire."""
+def test_simplest_message_equals_the_documented_one() -> None:
+    """The writer always writes five keys, in the order of the wire."""
     simple = payload(task_name="execute_extraction", args=[{}], queue="celery_executor_legacy")
     assert json.dumps(to_wire(simple)) == (
         '{"task_name": "execute_extraction", "args": [{}], "kwargs": {}, '
@@ -55,8 +55,8 @@ def test_the_simplest_message_is_the_documented_one_to_the_byte() -> None:
 
 
 @given(some.payloads())
-def test_keys_stand_in_the_order_of_the_wire_and_unset_ones_are_absent(written: TaskPayload) -> None:
-    """Five keys always; reply_key, on_success, on_error, task_id and headers only when set, never null."""
+def test_unset_optional_keys_are_not_written(written: TaskPayload) -> None:
+    """reply_key, on_success, on_error, task_id and headers are written only if they are set, in the wire's order."""
     wire = to_wire(written)
     assert list(wire) == ALWAYS + [key for key in WHEN_SET if getattr(written, key) is not None]
     for key in ("on_success", "on_error"):
@@ -67,8 +67,8 @@ def test_keys_stand_in_the_order_of_the_wire_and_unset_ones_are_absent(written: 
 
 
 @given(some.payloads())
-def test_what_is_written_is_inside_the_domain(written: TaskPayload) -> None:
-    """The members of a written message are plain JSON values that every transport carries."""
+def test_written_values_are_plain_json(written: TaskPayload) -> None:
+    """The members of a written message are JSON values that every transport can carry."""
     wire = to_wire(written)
     assert type(wire) is dict
     for value in [
@@ -80,8 +80,8 @@ def test_what_is_written_is_inside_the_domain(written: TaskPayload) -> None:
 
 
 @given(some.payloads())
-def test_a_payload_comes_back_from_its_wire_as_it_was(written: TaskPayload) -> None:
-    """Reading what was written gives an equal payload: from the dict, from its text and from its bytes."""
+def test_read_of_a_written_payload_is_equal(written: TaskPayload) -> None:
+    """Reading a written message returns an equal payload: from the dict, from text and from bytes."""
     text = to_json(written)
     assert from_wire(to_wire(written)) == written
     assert from_wire(text) == written
@@ -90,15 +90,15 @@ def test_a_payload_comes_back_from_its_wire_as_it_was(written: TaskPayload) -> N
 
 
 @given(some.payloads())
-def test_writing_what_was_read_gives_the_same_text(written: TaskPayload) -> None:
-    """A message that is passed on unchanged keeps every byte."""
+def test_rewriting_a_message_keeps_every_byte(written: TaskPayload) -> None:
+    """A message that is read and written again is byte for byte the same."""
     text = to_json(written)
     assert to_json(from_wire(text)) == text
 
 
 @given(some.convertibles, some.convertibles, some.convertibles)
-def test_values_are_normalised_wherever_they_stand(arg: Any, kwarg: Any, callback: Any) -> None:
-    """args, kwargs and the kwargs of both continuations get the same rules."""
+def test_writer_normalises_args_and_all_kwargs(arg: Any, kwarg: Any, callback: Any) -> None:
+    """args, kwargs and the kwargs of both continuations are normalised by the same rules."""
     spec = continuation(kwargs={"x": callback})
     wire = to_wire(payload(args=[arg], kwargs={"x": kwarg}, on_success=spec, on_error=spec))
     back = from_wire(json.dumps(wire, allow_nan=False))
@@ -108,8 +108,8 @@ def test_values_are_normalised_wherever_they_stand(arg: Any, kwarg: Any, callbac
 
 
 @given(some.payloads(awaits="both"))
-def test_the_written_dict_shares_nothing_with_the_payload(written: TaskPayload) -> None:
-    """What the caller does to its dicts and lists afterwards does not reach the message."""
+def test_written_dict_is_independent_of_the_payload(written: TaskPayload) -> None:
+    """Later changes to the caller's dicts and lists do not reach the message."""
     wire = to_wire(written)
     before = copy.deepcopy(wire)
     assert written.on_success is not None
@@ -124,8 +124,8 @@ def test_the_written_dict_shares_nothing_with_the_payload(written: TaskPayload) 
     assert wire == before
 
 
-def test_one_dict_in_both_continuations_is_written_twice() -> None:
-    """The same kwargs object may serve both callbacks; the written ones are independent."""
+def test_shared_kwargs_are_copied_for_each_continuation() -> None:
+    """Both callbacks may share one kwargs object; the written copies are independent."""
     shared = {"callback_kwargs": {"executor_task_id": "id"}}
     spec = continuation(kwargs=shared)
     wire = to_wire(payload(on_success=spec, on_error=spec))
@@ -137,8 +137,8 @@ class Kind(str, enum.Enum):  # noqa: UP042 - the older form is what the product'
     API = "api"
 
 
-def test_a_workload_type_given_as_a_str_enum_is_written_as_its_value() -> None:
-    """The product's own enum says the same as its text, and arrives as plain text."""
+def test_str_enum_workload_type_becomes_text() -> None:
+    """The product's enum is written as its text."""
     wire = to_wire(payload(fairness=FairnessKey(workload_type=Kind.API)))  # type: ignore[arg-type]  # what is tested
     assert some.same(wire["fairness"], {"org_id": None, "workload_type": "api", "pipeline_priority": 5})
 
@@ -196,14 +196,14 @@ OFFENDERS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(
     ("path", "fields"), OFFENDERS, ids=[f"{number} {path}" for number, (path, _) in enumerate(OFFENDERS)]
 )
-def test_a_writer_names_the_path_of_what_it_refuses(path: str, fields: dict[str, Any]) -> None:
-    """Wrong types, empty names and values outside the domain raise PayloadError with their path from the root."""
+def test_writer_rejects_invalid_values_by_path(path: str, fields: dict[str, Any]) -> None:
+    """Wrong types, empty names and values outside the domain raise PayloadError with their path."""
     assert refusal(payload(**fields)).path == path
 
 
 @given(some.burying(some.unfit_scalars), st.sampled_from(["args", "kwargs", "on_success", "on_error"]))
-def test_a_value_that_does_not_fit_is_named_wherever_it_stands(found: some.Planted, where: str) -> None:
-    """The path of an offender goes from the message's root, through its member, to the very value."""
+def test_path_leads_to_the_exact_invalid_value(found: some.Planted, where: str) -> None:
+    """The path leads from the root of the message to the invalid value."""
     places: dict[str, Any] = {"args": ["first", found.whole], "kwargs": {"x": found.whole}}
     fields = {where: places.get(where, continuation(kwargs={"x": found.whole}))}
     root = {"args": "$.args[1]", "kwargs": "$.kwargs.x"}.get(where, f"$.{where}.kwargs.x")
@@ -224,8 +224,8 @@ NAME_PLACES: dict[str, Any] = {
 
 @pytest.mark.parametrize("path", NAME_PLACES)
 @given(st.sampled_from("aé€😀"), st.integers(1, 300))
-def test_a_name_is_at_most_255_bytes_of_utf_8(path: str, character: str, count: int) -> None:
-    """A name of up to 255 bytes passes, and a longer one is refused under its path: every transport has to carry it."""
+def test_writer_rejects_names_over_255_bytes(path: str, character: str, count: int) -> None:
+    """A name of 255 bytes of UTF-8 is accepted, and a longer one is rejected by its path."""
     written = NAME_PLACES[path](character * count)
     if count * len(character.encode()) <= 255:
         assert from_wire(to_json(written)) == written
@@ -235,14 +235,14 @@ def test_a_name_is_at_most_255_bytes_of_utf_8(path: str, character: str, count: 
 
 
 @given(some.json_values)
-def test_only_a_payload_can_be_written(value: Any) -> None:
-    """Anything but a TaskPayload is refused at the root."""
+def test_writer_accepts_only_a_payload(value: Any) -> None:
+    """A value of another type is rejected at the root."""
     assert refusal(value).path == "$"
 
 
 @given(some.payloads(awaits="both"), some.names)
-def test_a_reply_key_beside_a_continuation_is_refused_by_the_type(written: TaskPayload, key: str) -> None:
-    """No payload with reply_key and on_success or on_error can be built: not directly, and not by changing one."""
+def test_payload_type_rejects_reply_key_with_continuation(written: TaskPayload, key: str) -> None:
+    """No payload can have a reply_key and a callback, neither when it is created nor when it is evolved."""
     changes: list[dict[str, Any]] = [{"on_success": None}, {"on_error": None}, {}]
     for fields in changes:
         with pytest.raises(PayloadError) as caught:
@@ -253,16 +253,16 @@ def test_a_reply_key_beside_a_continuation_is_refused_by_the_type(written: TaskP
 
 
 @given(some.payloads(awaits="reply"), some.continuations)
-def test_a_continuation_beside_a_reply_key_is_refused_by_the_type(written: TaskPayload, spec: ContinuationSpec) -> None:
-    """The other way round as well."""
+def test_payload_type_rejects_continuation_with_reply_key(written: TaskPayload, spec: ContinuationSpec) -> None:
+    """A callback cannot be added to a payload with a reply_key either."""
     for change in ({"on_success": spec}, {"on_error": spec}):
         fields: dict[str, Any] = change
         with pytest.raises(PayloadError):
             attrs.evolve(written, **fields)
 
 
-def test_64_levels_of_an_argument_can_be_written() -> None:
-    """args and kwargs themselves do not count as a level: each member has its 64."""
+def test_each_argument_may_have_64_levels() -> None:
+    """args and kwargs themselves do not count as a level."""
     deep = some.nest(64)
     written = payload(args=[deep], kwargs={"x": deep}, on_success=continuation(kwargs={"x": deep}))
     assert from_wire(to_json(written)) == written
@@ -270,8 +270,8 @@ def test_64_levels_of_an_argument_can_be_written() -> None:
 
 
 @given(some.anything)
-def test_whatever_is_dispatched_is_written_or_refused(value: Any) -> None:
-    """Writing raises PayloadError or gives JSON text that reads back; nothing else."""
+def test_writer_writes_or_raises_payload_error(value: Any) -> None:
+    """The writer returns JSON text that can be read back, or raises PayloadError."""
     for written in (payload(args=[value]), payload(kwargs={"x": value}), payload(kwargs=value), payload(args=value)):
         text = some.attempt(to_json, written)
         if isinstance(text, PayloadError):
@@ -281,8 +281,8 @@ def test_whatever_is_dispatched_is_written_or_refused(value: Any) -> None:
 
 
 @given(some.json_values)
-def test_a_single_value_is_written_compactly(value: Any) -> None:
-    """One value becomes compact JSON text that reads back as it was."""
+def test_single_value_is_written_as_compact_json(value: Any) -> None:
+    """One value becomes compact JSON text that reads back as an equal value."""
     text = value_to_json(value)
     assert some.same(json.loads(text), value)
     assert text == json.dumps(value, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""`current_delivery`: a task knows the message that it runs for."""
+"""`current_delivery`: the delivery of the running task."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from transports.memory import MemoryTransport
 from unstract_core import Consumer, Delivery, RetryLater, Tasks, current_delivery
 
 
-def test_a_task_sees_its_own_delivery_and_nobody_else_does() -> None:
-    """Id, attempt and payload of the message, on every attempt; None before, after and in other threads."""
+def test_current_delivery_is_visible_only_to_its_task() -> None:
+    """A task sees its id, attempt and payload on each attempt; before, after and in other threads it is None."""
     transport, queue, tasks = MemoryTransport(), queue_name(), Tasks()
     seen: list[tuple[Delivery | None, Delivery | None]] = []
 
@@ -39,8 +39,8 @@ def test_a_task_sees_its_own_delivery_and_nobody_else_does() -> None:
 
 
 @pytest.mark.parametrize("end", [ValueError, SystemExit])
-def test_a_delivery_is_current_no_longer_once_its_task_has_ended(end: type[BaseException]) -> None:
-    """However a task ends, the next one on its thread sees its own."""
+def test_current_delivery_ends_with_its_task(end: type[BaseException]) -> None:
+    """However a task ends, the next task on its thread sees its own delivery."""
     transport, queue, tasks = MemoryTransport(), queue_name(), Tasks()
     seen: list[str | None] = []
 

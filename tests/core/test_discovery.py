@@ -1,4 +1,4 @@
-"""Discovery by URL and by module:factory, through real distributions and modules in a directory of their own."""
+"""Loading of transports by URL and by module:factory, from real distributions and modules."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ number = wire_fake:NOT_CALLABLE
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory on the path with a module of transports, and a distribution that brings it under some schemes."""
+    """Install a module of transports and a distribution that provides it under some schemes."""
     (tmp_path / "wire_fake.py").write_text(MODULE)
     (tmp_path / "wire_broken.py").write_text("raise RuntimeError('broken')")
     information = tmp_path / "wire_fake-1.0.dist-info"
@@ -76,8 +76,8 @@ def refusal(spec: object) -> str:
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("url", ["fake://", "fake://user:pw@host:1/db?x=y#z", "FAKE://host", "fake://[::1]:5/db"])
-def test_a_url_is_handed_to_the_entry_point_of_its_scheme(url: str) -> None:
-    """Anybody's package can bring a scheme; its factory gets the URL as it was written."""
+def test_url_is_passed_to_its_entry_point(url: str) -> None:
+    """Any package can provide a scheme; its factory gets the unchanged URL."""
     transport = load_transport(url)
     assert type(transport).__name__ == "Fake"
     assert transport.url == url  # type: ignore[attr-defined]  # the fake's own
@@ -85,15 +85,15 @@ def test_a_url_is_handed_to_the_entry_point_of_its_scheme(url: str) -> None:
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("spec", ["wire_fake:Fake", "wire_fake:from_url_free", "wire_fake:Namespace.factory"])
-def test_a_factory_is_called_without_arguments(spec: str, installed: Path) -> None:
-    """ "module:factory" imports the module and calls what stands under the name, dots included."""
+def test_factory_is_called_without_arguments(spec: str, installed: Path) -> None:
+    """ "module:factory" imports the module and calls the named object; the name may contain dots."""
     (installed / "wire_fake.py").write_text(MODULE + "\nfrom_url_free = Fake\n")
     assert type(load_transport(spec)).__name__ == "Fake"
 
 
 @pytest.mark.usefixtures("installed")
-def test_an_unknown_scheme_names_those_that_are_known() -> None:
-    """The error lists what is installed, and never shows the URL's password."""
+def test_unknown_scheme_error_lists_known_schemes() -> None:
+    """The error lists the installed schemes, and never shows the URL's password."""
     text = refusal("nosuch://user:secret@host/db")
     assert "nosuch" in text
     assert "fake" in text
@@ -132,8 +132,8 @@ def test_an_unknown_scheme_names_those_that_are_known() -> None:
     ],
     ids=str,
 )
-def test_a_set_up_that_cannot_work_fails_at_start_and_says_what_is_missing(spec: object, said: str) -> None:
-    """Each is a ConfigurationError in which the part that is wrong is named."""
+def test_invalid_transport_raises_configuration_error_at_start(spec: object, said: str) -> None:
+    """Each invalid set-up raises a ConfigurationError that names its wrong part."""
     assert said in refusal(spec)
 
 
@@ -142,13 +142,13 @@ def test_a_set_up_that_cannot_work_fails_at_start_and_says_what_is_missing(spec:
 @example("\x00:x")
 @example("x.\ud800:x")
 @example("x://[")
-def test_any_other_text_is_a_configuration_error(spec: str) -> None:
-    """No spec, however it is written, raises anything but ConfigurationError."""
+def test_any_invalid_spec_raises_configuration_error(spec: str) -> None:
+    """No spec raises an error other than ConfigurationError."""
     refusal(spec)
 
 
-def test_a_fault_inside_a_transports_module_is_not_hidden(installed: Path) -> None:
-    """A module that raises while it is imported is broken, not missing: its own error reaches the user."""
+def test_error_inside_a_transport_module_is_raised(installed: Path) -> None:
+    """An error that a module raises during its import reaches the user unchanged."""
     assert (installed / "wire_broken.py").exists()
     with pytest.raises(RuntimeError, match="broken"):
         load_transport("wire_broken:factory")
@@ -172,7 +172,7 @@ except unstract_core.ConfigurationError as exc:
 
 
 def _refused_without(package: str, spec: str, where: Path) -> tuple[str, str]:
-    """Load a transport in a process in which `package` is not installed; return the error's text and its cause."""
+    """Load a transport in a process without `package`; return the error's text and its cause."""
     found = subprocess.run(
         [sys.executable, "-c", BLOCKED.format(blocked={package}, spec=spec)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(where), str(Path(unstract_core.__file__).parents[1])])},
@@ -187,8 +187,8 @@ def _refused_without(package: str, spec: str, where: Path) -> tuple[str, str]:
 
 @pytest.mark.parametrize(("package", "extra"), [("psycopg", "postgres"), ("orjson", "postgres"), ("kombu", "celery")])
 @pytest.mark.parametrize("spec", ["lacking://user:secret@host/db", "wire_lacking:Transport", "wire_late:Transport"])
-def test_a_missing_driver_names_the_extra_to_install(package: str, extra: str, spec: str, tmp_path: Path) -> None:
-    """Whether the driver is imported with the module or only by the factory, the remedy is one command."""
+def test_missing_driver_error_names_the_extra(package: str, extra: str, spec: str, tmp_path: Path) -> None:
+    """The error names the command that installs the driver, whether the module or the factory imports it."""
     (tmp_path / "wire_lacking.py").write_text(f"import {package}.errors\ndef Transport(url=None): pass\n")
     (tmp_path / "wire_late.py").write_text(
         textwrap.dedent(f"""
@@ -207,14 +207,14 @@ def test_a_missing_driver_names_the_extra_to_install(package: str, extra: str, s
     assert cause == "ModuleNotFoundError"
 
 
-def test_the_postgres_transport_itself_names_its_extra(tmp_path: Path) -> None:
-    """The package's own transport, without its driver."""
+def test_postgres_without_driver_names_its_extra(tmp_path: Path) -> None:
+    """The PostgreSQL transport names its extra if psycopg is missing."""
     text, _ = _refused_without("psycopg", "transports.postgres:PostgresTransport", tmp_path)
     assert "pip install 'unstract-wire[postgres]'" in text
 
 
-def test_the_memory_transport_needs_no_driver(tmp_path: Path) -> None:
-    """The sample transport loads where no driver is installed, by module:factory."""
+def test_memory_transport_needs_no_driver(tmp_path: Path) -> None:
+    """The memory transport loads by module:factory where no driver is installed."""
     script = BLOCKED.format(blocked={"psycopg", "psycopg_pool", "kombu"}, spec="transports.memory:MemoryTransport")
     found = subprocess.run(
         [sys.executable, "-c", script + "\nelse:\n    print('loaded')\n"],

@@ -1,4 +1,4 @@
-"""Dispatcher: which payload each method builds, what it hands on, and what it refuses before anything is sent."""
+"""Dispatcher: the payload of each method, the calls to the transport, and the rejected arguments."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def expected(task_name: str, request: dict[str, Any], **fields: Any) -> TaskPayl
 
 
 def check_address(transport: RecordingTransport, request: dict[str, Any]) -> None:
-    """Queue, organisation, priority and delay stand on the message as they were asked for."""
+    """Check the queue, organisation, priority and delay of the sent message."""
     message = transport.only().message
     fairness: FairnessKey | None = request.get("fairness")
     assert message.queue == request["queue"]
@@ -67,8 +67,8 @@ def check_address(transport: RecordingTransport, request: dict[str, Any]) -> Non
 
 
 @given(some.names, requests)
-def test_send_builds_a_plain_payload_under_a_fresh_id(task_name: str, request: dict[str, Any]) -> None:
-    """send: no reply_key and no continuation; the handle's id is a fresh UUID, and the payload's task_id."""
+def test_send_builds_a_payload_with_new_id(task_name: str, request: dict[str, Any]) -> None:
+    """`send` sets no reply_key and no continuation; the handle's id is a new UUID and the payload's task_id."""
     transport = RecordingTransport()
     handle = Dispatcher(transport).send(task_name, **request)
     assert from_wire(transport.only().written) == expected(task_name, request, task_id=handle.id)
@@ -77,14 +77,14 @@ def test_send_builds_a_plain_payload_under_a_fresh_id(task_name: str, request: d
 
 
 @given(some.names, requests, some.names | st.none(), some.continuations | st.none(), some.continuations | st.none())
-def test_send_with_callback_carries_both_continuations_and_the_id(
+def test_send_with_callback_carries_continuations_and_id(
     task_name: str,
     request: dict[str, Any],
     task_id: str | None,
     on_success: ContinuationSpec | None,
     on_error: ContinuationSpec | None,
 ) -> None:
-    """send_with_callback: the signatures become continuations; the id is the caller's, else a fresh UUID."""
+    """The signatures become continuations; the id is the caller's, or else a new UUID."""
     transport = RecordingTransport()
     signatures: dict[str, Any] = {
         name: spec and as_object(fields_of(task=spec.task_name, kwargs=spec.kwargs, options={"queue": spec.queue}))
@@ -98,10 +98,8 @@ def test_send_with_callback_carries_both_continuations_and_the_id(
 
 
 @given(some.names, requests, some.json_values, st.floats(0.001, 1e6))
-def test_call_sends_a_reply_key_and_waits_under_it(
-    task_name: str, request: dict[str, Any], result: Any, timeout: float
-) -> None:
-    """call: a fresh reply_key, no task_id; waits once for as long as was said, and consumes the reply."""
+def test_call_waits_under_a_new_reply_key(task_name: str, request: dict[str, Any], result: Any, timeout: float) -> None:
+    """`call` sends a new reply_key and no task_id, waits once for the timeout, and consumes the reply."""
     transport = RecordingTransport(answer=Reply("", "completed", result=result))
     returned = Dispatcher(transport).call(task_name, timeout=timeout, **request)
     assert some.same(returned, result)
@@ -114,7 +112,7 @@ def test_call_sends_a_reply_key_and_waits_under_it(
 
 
 @given(some.texts)
-def test_call_raises_the_tasks_own_error_text(error: str) -> None:
+def test_call_raises_the_error_text_of_the_task(error: str) -> None:
     """A failed reply becomes TaskFailed with the text of the task's exception."""
     transport = RecordingTransport(answer=Reply("", "failed", error=error))
     with pytest.raises(TaskFailed) as caught:
@@ -134,8 +132,8 @@ def test_call_raises_the_tasks_own_error_text(error: str) -> None:
     ],
     ids=repr,
 )
-def test_call_says_that_the_task_was_sent_when_its_reply_cannot_be_read(failure: Exception, timeout: float) -> None:
-    """A caller that believed "nothing was done" would send, and pay, again."""
+def test_call_with_unreadable_reply_says_task_was_sent(failure: Exception, timeout: float) -> None:
+    """The error says that the task may have run, so that a caller does not send it twice."""
 
     class Lost(RecordingTransport):
         def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
@@ -147,8 +145,8 @@ def test_call_says_that_the_task_was_sent_when_its_reply_cannot_be_read(failure:
     assert "nothing" not in str(caught.value)
 
 
-def test_call_raises_reply_timeout_that_names_task_queue_and_wait() -> None:
-    """No reply in time is a ReplyTimeout, a TimeoutError, from which an operator can see where to look."""
+def test_call_timeout_names_task_queue_and_wait() -> None:
+    """A missing reply raises ReplyTimeout, a TimeoutError, with the task, the queue and the wait."""
     with pytest.raises(ReplyTimeout) as caught:
         Dispatcher(RecordingTransport()).call("extract", queue="ocr", timeout=2.5)
     assert isinstance(caught.value, TimeoutError)
@@ -156,15 +154,15 @@ def test_call_raises_reply_timeout_that_names_task_queue_and_wait() -> None:
 
 
 @pytest.mark.parametrize("result", [None, {}, [], 0, False, ""], ids=repr)
-def test_an_empty_result_is_a_result(result: Any) -> None:
-    """What a task returned is returned, also when it is nothing."""
+def test_call_returns_an_empty_result(result: Any) -> None:
+    """`call` returns the task's result, also if it is empty."""
     transport = RecordingTransport(answer=Reply("", "completed", result=result))
     assert some.same(Dispatcher(transport).call("t", queue="q", timeout=1), result)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), -float("inf")])
-def test_call_refuses_a_timeout_that_cannot_be_waited(timeout: float) -> None:
-    """A timeout that is not positive is refused before anything is sent."""
+def test_call_rejects_an_invalid_timeout(timeout: float) -> None:
+    """A timeout that is not positive is rejected before anything is sent."""
     transport = RecordingTransport()
     with pytest.raises(ConfigurationError, match="timeout"):
         Dispatcher(transport).call("t", queue="q", timeout=timeout)
@@ -172,8 +170,8 @@ def test_call_refuses_a_timeout_that_cannot_be_waited(timeout: float) -> None:
 
 
 @pytest.mark.parametrize("wrong", [DispatchHandle("id"), uuid.UUID(int=1), 5, None, {}, b"id"], ids=repr)
-def test_status_refuses_what_is_no_id(wrong: Any) -> None:
-    """A handle, a UUID or a number is refused with what to pass, and is no outage."""
+def test_status_rejects_an_invalid_id(wrong: Any) -> None:
+    """A handle, a UUID or a number raises PayloadError with what to pass instead."""
     with pytest.raises(PayloadError, match=r"handle\.id") as caught:
         Dispatcher(RecordingTransport()).status(wrong)
     assert caught.value.path == "$.task_id"
@@ -181,15 +179,15 @@ def test_status_refuses_what_is_no_id(wrong: Any) -> None:
 
 @given(some.names)
 def test_status_reads_without_consuming(task_id: str) -> None:
-    """status asks once, without waiting, and leaves the status for others."""
+    """`status` asks once, without waiting, and leaves the status in place."""
     transport = RecordingTransport(answer=Reply("", "failed", error="E: x"))
     assert Dispatcher(transport).status(task_id) == Reply(task_id, "failed", error="E: x")
     assert transport.replies == [{"key": task_id, "timeout": 0, "consume": False}]
     assert Dispatcher(RecordingTransport()).status(task_id) is None
 
 
-def test_the_callers_cursor_is_handed_on() -> None:
-    """`within` reaches the transport as the very object that was given."""
+def test_cursor_is_passed_to_the_transport() -> None:
+    """The transport gets the object that the caller passed as `within`."""
     cursor = object()
     for method in ("send", "send_with_callback"):
         transport = RecordingTransport()
@@ -197,8 +195,8 @@ def test_the_callers_cursor_is_handed_on() -> None:
         assert transport.only().within is cursor
 
 
-def test_the_message_organisation_is_the_given_one_before_the_fairness_keys() -> None:
-    """An explicit org_id wins, the empty one included; else the fairness key's counts; else there is none."""
+def test_given_organisation_overrides_that_of_fairness() -> None:
+    """An explicit org_id, also an empty one, overrides that of the fairness key."""
     fairness = FairnessKey(org_id="fair")
     for given_org, key, found in (("x", fairness, "x"), (None, fairness, "fair"), ("", fairness, ""), (None, None, "")):
         transport = RecordingTransport()
@@ -239,8 +237,8 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("method", ["send", "send_with_callback", "call"])
-def test_what_cannot_be_sent_is_refused_with_its_path(method: str, name: str) -> None:
-    """Bad arguments raise PayloadError with a path that leads to them, and nothing is sent."""
+def test_invalid_argument_is_rejected_with_its_path(method: str, name: str) -> None:
+    """Invalid arguments raise PayloadError with their path, and nothing is sent."""
     path, changed = BAD[name]
     transport = RecordingTransport()
     request: dict[str, Any] = {"queue": "q", **changed, **({"timeout": 1} if method == "call" else {})}
@@ -253,8 +251,8 @@ def test_what_cannot_be_sent_is_refused_with_its_path(method: str, name: str) ->
 
 @pytest.mark.parametrize("task_name", ["", None, 7, b"t", "t" * 256, "a\x00"], ids=lambda name: repr(name)[:12])
 @pytest.mark.parametrize("method", ["send", "send_with_callback"])
-def test_a_task_needs_a_name(method: str, task_name: Any) -> None:
-    """A name that no transport can carry is refused."""
+def test_invalid_task_name_is_rejected(method: str, task_name: Any) -> None:
+    """A name that a transport cannot carry raises PayloadError."""
     transport = RecordingTransport()
     with pytest.raises(PayloadError) as caught:
         getattr(Dispatcher(transport), method)(task_name, queue="q")
@@ -276,10 +274,8 @@ def test_a_task_needs_a_name(method: str, task_name: Any) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_signature_that_would_lose_something_is_refused_by_its_place(
-    name: str, path: str, changed: dict[str, Any]
-) -> None:
-    """The error says which callback and what in it; nothing is sent."""
+def test_lossy_callback_is_rejected_with_its_path(name: str, path: str, changed: dict[str, Any]) -> None:
+    """The error names the callback and its part; nothing is sent."""
     transport = RecordingTransport()
     with pytest.raises(SignatureError) as caught:
         Dispatcher(transport).send_with_callback("t", queue="q", **{name: as_object(fields_of(**changed))})
@@ -287,16 +283,16 @@ def test_a_signature_that_would_lose_something_is_refused_by_its_place(
     assert transport.sends == 0
 
 
-def test_an_empty_task_id_is_refused_and_not_replaced() -> None:
-    """Only None asks for a fresh id."""
+def test_empty_task_id_is_rejected() -> None:
+    """Only None is replaced by a new id."""
     with pytest.raises(PayloadError) as caught:
         Dispatcher(RecordingTransport()).send_with_callback("t", queue="q", task_id="")
     assert caught.value.path == "$.task_id"
 
 
 @pytest.mark.parametrize("method", ["send", "send_with_callback", "call"])
-def test_a_failed_enqueue_is_let_out_as_it_is(method: str) -> None:
-    """The transport's error reaches the caller, the very object; there is one attempt, and no waiting for a reply."""
+def test_enqueue_failure_reaches_the_caller_unchanged(method: str) -> None:
+    """The transport's error reaches the caller after one attempt, without waiting for a reply."""
     failure = TransportUnavailable("away", fate_unknown=True)
     transport = RecordingTransport(failure=failure)
     with pytest.raises(TransportUnavailable) as caught:
@@ -307,8 +303,8 @@ def test_a_failed_enqueue_is_let_out_as_it_is(method: str) -> None:
 
 
 @given(some.json_arrays, some.json_objects)
-def test_the_callers_lists_and_dicts_are_left_alone(args: list[Any], kwargs: dict[str, Any]) -> None:
-    """Dispatch only reads what it is given."""
+def test_dispatch_leaves_the_arguments_unchanged(args: list[Any], kwargs: dict[str, Any]) -> None:
+    """Dispatch does not modify the caller's lists and dicts."""
     before = copy.deepcopy((args, kwargs))
     Dispatcher(RecordingTransport()).send_with_callback(
         "t",
@@ -322,7 +318,7 @@ def test_the_callers_lists_and_dicts_are_left_alone(args: list[Any], kwargs: dic
 
 
 @given(some.names)
-def test_every_dispatch_gets_an_id_of_its_own(task_name: str) -> None:
+def test_each_dispatch_has_a_unique_id(task_name: str) -> None:
     """Two dispatches never share an id, nor two calls a reply key."""
     transport = RecordingTransport(answer=Reply("", "completed"))
     dispatcher = Dispatcher(transport)
@@ -334,8 +330,8 @@ def test_every_dispatch_gets_an_id_of_its_own(task_name: str) -> None:
     assert len(set(ids)) == 9
 
 
-def test_a_handle_has_an_id_and_nothing_to_block_on() -> None:
-    """The handle of a dispatch cannot be waited for by mistake."""
+def test_handle_has_only_an_id() -> None:
+    """A handle has no method that waits."""
     handle = Dispatcher(RecordingTransport()).send("t", queue="q")
     assert [name for name in dir(handle) if not name.startswith("_")] == ["id"]
     assert handle == DispatchHandle(handle.id)

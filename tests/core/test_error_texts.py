@@ -1,4 +1,4 @@
-"""Error texts: `Type: message`, always printable, always inside the domain, never longer than stated."""
+"""Error texts: `Type: message`, printable, valid on the wire, and of limited length."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ any_texts = (
 
 
 @given(st.sampled_from([ValueError, KeyError, OSError, SystemExit, KeyboardInterrupt, PayloadError]), any_texts)
-def test_an_error_text_is_of_the_domain_and_within_its_limit(kind: type[BaseException], message: str) -> None:
-    """Whatever the message holds, the text is inside the domain, begins with the type, and is at most 4000 long."""
+def test_error_text_is_valid_and_limited(kind: type[BaseException], message: str) -> None:
+    """Any error text is valid on the wire, begins with the type, and has at most 4000 characters."""
     text = error_text(kind(message))
     assert some.outside(text) is None
     assert text.startswith(kind.__name__)
@@ -28,13 +28,13 @@ def test_an_error_text_is_of_the_domain_and_within_its_limit(kind: type[BaseExce
 
 
 @given(some.texts.filter(bool))
-def test_an_error_text_is_type_and_message(message: str) -> None:
-    """A short message is carried word for word behind the type's name."""
+def test_error_text_is_type_and_message(message: str) -> None:
+    """A short message follows the name of the type unchanged."""
     assert error_text(ValueError(message)) == f"ValueError: {message}"
 
 
-def test_an_error_without_a_message_is_its_type() -> None:
-    """An exception that says nothing is named."""
+def test_error_without_message_is_its_type() -> None:
+    """The text of an exception without a message is the name of its type."""
     assert error_text(ValueError()) == "ValueError"
     assert error_text(SystemExit()) == "SystemExit"
 
@@ -71,15 +71,15 @@ class _Lying(str):
     [_fails, _exits, _interrupts, lambda self: 5, lambda self: None, lambda self: str(self)],
     ids=["raises", "exits", "interrupts", "an int", "None", "recurses"],
 )
-def test_an_error_whose_message_cannot_be_printed_is_still_told(method: Any) -> None:
-    """An exception whose str raises, exits, recurses or is no text is named, and no exception escapes."""
+def test_unprintable_error_has_a_text(method: Any) -> None:
+    """An exception whose `str` raises, exits, recurses or returns no text still has an error text."""
     text = error_text(_error(__str__=method))
     assert text.startswith("Odd: ")
     assert some.outside(text) is None
 
 
-def test_a_message_that_lies_about_itself_is_read_as_it_is() -> None:
-    """A str subclass as message is taken for the characters that it holds."""
+def test_str_subclass_message_is_read_as_its_characters() -> None:
+    """The methods of a str subclass do not change the text."""
     text = error_text(_error(__str__=lambda self: _Lying("a\x00" + "b" * 5000)))
     assert type(text) is str
     assert text.startswith("Odd: a\ufffdbbb")
@@ -87,8 +87,8 @@ def test_a_message_that_lies_about_itself_is_read_as_it_is() -> None:
 
 
 @given(any_texts)
-def test_a_text_that_fits_is_not_cut(text: str) -> None:
-    """Up to the limit nothing is cut, and only unfit characters are replaced, one for one."""
+def test_short_text_is_not_cut(text: str) -> None:
+    """A text within the limit is not cut, and each invalid character is replaced by one character."""
     short = text[:4000]
     assert len(cut(short)) == len(short)
     if some.outside(short) is None:
@@ -96,8 +96,8 @@ def test_a_text_that_fits_is_not_cut(text: str) -> None:
 
 
 @given(st.integers(1, 200_000), st.sampled_from("xé\x00\ud800"))
-def test_a_longer_text_is_cut_to_the_limit_with_a_mark(more: int, character: str) -> None:
-    """What is too long keeps its head and ends in a mark that tells its whole length."""
+def test_long_text_is_cut_with_a_mark(more: int, character: str) -> None:
+    """A long text keeps its beginning and ends with a mark that has its full length."""
     text = "head " + character * (3995 + more)
     found = cut(text)
     assert len(found) == 4000
@@ -106,8 +106,8 @@ def test_a_longer_text_is_cut_to_the_limit_with_a_mark(more: int, character: str
     assert some.outside(found) is None
 
 
-def test_a_huge_message_is_cut() -> None:
-    """A message of 100 MB ends as a text of 4000 characters."""
+def test_huge_message_is_cut() -> None:
+    """A message of 100 MB becomes a text of 4000 characters."""
     assert len(error_text(ValueError("x" * 100_000_000))) == 4000
 
 
@@ -121,14 +121,14 @@ def test_a_huge_message_is_cut() -> None:
         (["a\x00", "\ud800"], '$["a\\u0000"]["\\ud800"]'),
     ],
 )
-def test_a_json_path_is_written_as_one_expects(steps: list[str | int], path: str) -> None:
-    """Plain keys follow a dot, others stand quoted in brackets, positions as numbers."""
+def test_json_path_has_its_usual_form(steps: list[str | int], path: str) -> None:
+    """A plain key follows a dot, another one is quoted in brackets, and a position is a number."""
     assert json_path("$", steps) == path
 
 
 @given(st.lists(some.texts | some.unfit_texts | st.text(min_size=100, max_size=300) | st.integers(0, 99), max_size=64))
-def test_a_json_path_is_itself_printable_and_bounded(steps: list[str | int]) -> None:
-    """Any path is inside the domain, and a key in it takes a few hundred characters at most."""
+def test_json_path_is_valid_and_bounded(steps: list[str | int]) -> None:
+    """Any path is valid on the wire, and a key in it has at most a few hundred characters."""
     path = json_path("$", steps)
     assert some.outside(path) is None
     assert len(path) <= 1 + len(steps) * 1000

@@ -1,4 +1,4 @@
-"""The errors: one root, a tree that its docstring draws in full, and every one of them picklable."""
+"""The errors: one root, a complete tree in the docstring, and pickling."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_every_error_is_picklable_with_its_attributes(name: str, protocol: int) -> None:
-    """Guaranteed: every error can be pickled, and comes back with its type, its text and all of its attributes."""
+def test_errors_are_picklable_with_their_attributes(name: str, protocol: int) -> None:
+    """Guaranteed: every error can be pickled, and keeps its type, its text and all of its attributes."""
     error = CLASSES[name]("what went wrong", **OPTIONS.get(name, {}))
     error.__cause__ = ValueError("the driver's own")
     back = pickle.loads(pickle.dumps(error, protocol))  # noqa: S301 - pickled a moment ago
@@ -43,23 +43,23 @@ def test_every_error_is_picklable_with_its_attributes(name: str, protocol: int) 
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_every_error_can_be_copied_and_raised_without_arguments(name: str) -> None:
-    """An error copies like any value, and its defaults make it printable."""
+def test_errors_can_be_copied_and_need_no_arguments(name: str) -> None:
+    """An error can be copied, created without arguments, and printed."""
     error = copy.deepcopy(CLASSES[name]())
     assert isinstance(str(error), str)
     assert vars(error) == vars(CLASSES[name]())
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_every_error_has_one_root_and_is_exported(name: str) -> None:
-    """Catching ContractError catches them all, and the package exports each."""
+def test_errors_have_one_root_and_are_exported(name: str) -> None:
+    """Every error is a ContractError, and the package exports it."""
     assert issubclass(CLASSES[name], errors.ContractError)
     assert name in unstract_core.__all__
     assert getattr(unstract_core, name) is CLASSES[name]
 
 
-def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
-    """The module docstring draws every class below its base, with the built-in bases beside it, and no other."""
+def test_docstring_tree_equals_the_class_tree() -> None:
+    """The module docstring shows every class below its base, with its built-in bases, and no other class."""
     drawn: dict[str, tuple[str | None, tuple[str, ...]]] = {}
     branch: list[tuple[int, str]] = []
     for line in (errors.__doc__ or "").splitlines():
@@ -80,12 +80,12 @@ def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
     assert drawn == real
 
 
-def test_a_payload_error_says_where() -> None:
-    """The text of a PayloadError begins with the path, so that a log line alone is enough."""
+def test_payload_error_text_begins_with_its_path() -> None:
+    """The text of a PayloadError begins with the path, so that a log line is enough to find the value."""
     assert str(errors.PayloadError("too large", path="$.args[0]")) == "$.args[0]: too large"
 
 
-def test_a_transport_error_keeps_problem_effect_and_remedy() -> None:
+def test_transport_error_keeps_problem_effect_and_remedy() -> None:
     """The text of a transport error has its problem, its effect and its remedy, and each is an attribute."""
     error = errors.TransportNotReady("no table", remedy="run the migration")
     assert (str(error), error.problem, error.remedy) == ("no table; run the migration", "no table", "run the migration")
@@ -94,15 +94,15 @@ def test_a_transport_error_keeps_problem_effect_and_remedy() -> None:
     assert str(errors.TransportUnavailable("lost")) == "lost"
 
 
-def test_errors_can_be_caught_as_the_built_in_kind_that_they_are() -> None:
-    """Callers that know only Python's own errors catch ours."""
+def test_errors_can_be_caught_as_built_in_errors() -> None:
+    """PayloadError is a ValueError, and ReplyTimeout a TimeoutError."""
     assert issubclass(errors.PayloadError, ValueError)
     assert issubclass(errors.SignatureError, ValueError)
     assert issubclass(errors.ReplyTimeout, TimeoutError)
 
 
-def test_a_retry_request_is_picklable_with_its_delay() -> None:
-    """RetryLater crosses a process boundary as it is."""
+def test_retry_later_is_picklable_with_its_delay() -> None:
+    """RetryLater keeps its delay when it is pickled."""
     back = pickle.loads(pickle.dumps(RetryLater(2.5)))  # noqa: S301 - pickled a moment ago
     assert back.delay == 2.5
     assert str(back) == str(RetryLater(2.5))
@@ -146,8 +146,8 @@ PUBLIC = [
 ]
 
 
-def test_nothing_public_is_missing_from_the_exports() -> None:
-    """What is exported is what is public, and every error; each is there, once, in order."""
+def test_package_exports_every_public_name() -> None:
+    """The package exports each public name and each error once, in order."""
     assert set(unstract_core.__all__) == {*PUBLIC, *CLASSES}
     assert sorted(set(unstract_core.__all__)) == unstract_core.__all__
     assert all(hasattr(unstract_core, name) for name in unstract_core.__all__)

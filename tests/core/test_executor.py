@@ -1,4 +1,4 @@
-"""ExecutorDispatcher: the product's three methods, what they send, and what becomes of every failure."""
+"""ExecutorDispatcher: the messages of its three methods, and the result of every failure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CONTENT = "the contents of the document"
 
 @attrs.define
 class Context:
-    """An execution context as the product builds it."""
+    """An execution context like the product's."""
 
     executor_name: Any = "legacy"
     organization_id: Any = None
@@ -75,7 +75,7 @@ def dispatcher(transport: RecordingTransport) -> ExecutorDispatcher:
 
 
 def check_address(transport: RecordingTransport, context: Context, sent_headers: Any) -> None:
-    """Every execution goes to its executor's queue, with the context as its one argument."""
+    """Check that the execution goes to its executor's queue with the context as its only argument."""
     message = transport.only().message
     payload = from_wire(transport.only().written)
     fairness = FairnessKey(**sent_headers["x-fairness-key"]) if sent_headers else None
@@ -92,10 +92,10 @@ def check_address(transport: RecordingTransport, context: Context, sent_headers:
 
 
 @given(contexts, headers, results, st.floats(0.01, 1e6))
-def test_dispatch_returns_the_executors_result(
+def test_dispatch_returns_the_result_of_the_executor(
     context: Context, sent_headers: Any, result: ExecutionResult, timeout: float
 ) -> None:
-    """A blocking dispatch waits under its reply key for as long as was said, and gives back what was returned."""
+    """A blocking dispatch waits under its reply key for the timeout, and returns the executor's result."""
     transport = completed(normalise(result))
     assert dispatcher(transport).dispatch(context, timeout, sent_headers) == result
     check_address(transport, context, sent_headers)
@@ -106,7 +106,7 @@ def test_dispatch_returns_the_executors_result(
 
 @given(contexts, headers)
 def test_dispatch_async_returns_the_id_of_its_status(context: Context, sent_headers: Any) -> None:
-    """The id is a str, the payload's task_id; nothing is waited for."""
+    """The id is a str and the payload's task_id, and the call does not wait."""
     transport = RecordingTransport()
     found = dispatcher(transport).dispatch_async(context, sent_headers)
     check_address(transport, context, sent_headers)
@@ -124,7 +124,7 @@ def test_dispatch_with_callback_carries_the_callbacks(
     on_error: ContinuationSpec | None,
     task_id: str | None,
 ) -> None:
-    """The callbacks and the caller's id travel in the payload; the handle has the id."""
+    """The payload has the callbacks and the caller's id, and the handle has the id."""
     transport = RecordingTransport()
     ok, failed = (
         spec and fields_of(task=spec.task_name, kwargs=spec.kwargs, options={"queue": spec.queue})
@@ -144,7 +144,7 @@ def test_dispatch_with_callback_carries_the_callbacks(
 
 @pytest.fixture
 def timeout_variable(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
-    """A way to set EXECUTOR_RESULT_TIMEOUT, or to unset it."""
+    """Return a function that sets or unsets EXECUTOR_RESULT_TIMEOUT."""
 
     def change(text: str | None) -> None:
         if text is None:
@@ -162,17 +162,17 @@ def waited(timeout: float | None = None) -> Any:
 
 
 @pytest.mark.parametrize("text", ["1", "0.5", "120", " 90 ", "1e3"])
-def test_the_timeout_comes_from_the_variable(timeout_variable: Callable[[str | None], None], text: str) -> None:
-    """Without an argument EXECUTOR_RESULT_TIMEOUT counts, in seconds."""
+def test_default_timeout_comes_from_the_variable(timeout_variable: Callable[[str | None], None], text: str) -> None:
+    """Without an argument, the timeout is EXECUTOR_RESULT_TIMEOUT in seconds."""
     timeout_variable(text)
     assert waited() == [float(text)]
 
 
 @pytest.mark.parametrize("text", ["", "soon", "0", "-5", "nan", "inf", "-inf", "1h", "1,5", "0x10"])
-def test_a_bad_variable_falls_back_to_an_hour_with_a_warning(
+def test_invalid_variable_means_an_hour_with_warning(
     timeout_variable: Callable[[str | None], None], text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is no positive number of seconds is ignored, said so once, and 3600 s count."""
+    """A value that is not a positive number is ignored with one warning, and the timeout is 3600 s."""
     timeout_variable(text)
     assert waited() == [3600.0]
     (record,) = [each for each in caplog.records if "timeout" in each.getMessage()]
@@ -180,14 +180,14 @@ def test_a_bad_variable_falls_back_to_an_hour_with_a_warning(
     assert "EXECUTOR_RESULT_TIMEOUT" in record.getMessage()
 
 
-def test_without_a_variable_an_hour_is_waited(timeout_variable: Callable[[str | None], None]) -> None:
-    """3600 s, when neither the argument nor the variable says anything."""
+def test_default_timeout_is_an_hour(timeout_variable: Callable[[str | None], None]) -> None:
+    """Without the argument and the variable, the timeout is 3600 s."""
     timeout_variable(None)
     assert waited() == [3600.0]
 
 
-def test_the_argument_comes_before_the_variable(timeout_variable: Callable[[str | None], None]) -> None:
-    """An explicit timeout wins."""
+def test_timeout_argument_overrides_the_variable(timeout_variable: Callable[[str | None], None]) -> None:
+    """An explicit timeout overrides EXECUTOR_RESULT_TIMEOUT."""
     timeout_variable("5")
     assert waited(7.5) == [7.5]
 
@@ -206,7 +206,7 @@ class Unprintable:
 
 
 def hostile(**members: Any) -> Any:
-    """Return a context with these members in place of its own."""
+    """Return a context with these members instead of its own."""
     own: dict[str, Any] = {
         "executor_name": "legacy",
         "organization_id": None,
@@ -236,8 +236,8 @@ HOSTILE: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_dispatch_never_raises_for_a_hostile_context(name: str) -> None:
-    """Whatever the context's own code does, a blocking dispatch returns a failure with a text; nothing is sent."""
+def test_hostile_context_becomes_a_failure(name: str) -> None:
+    """If the context's code raises, a blocking dispatch returns a failure with a text, and nothing is sent."""
     transport = completed({"success": True})
     result = dispatcher(transport).dispatch(HOSTILE[name](), 1)
     assert result.success is False
@@ -256,8 +256,8 @@ BAD_HEADERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", BAD_HEADERS)
-def test_a_bad_fairness_header_is_a_failure_or_a_payload_error(name: str) -> None:
-    """Blocking, it is a failure with a text; otherwise a PayloadError. It is never sent, nor dropped silently."""
+def test_invalid_fairness_header_is_rejected(name: str) -> None:
+    """A blocking dispatch returns a failure, the others raise PayloadError, and nothing is sent."""
     transport = completed({"success": True})
     result = dispatcher(transport).dispatch(Context(), 1, BAD_HEADERS[name])
     assert (result.success, bool(result.error)) == (False, True)
@@ -268,8 +268,8 @@ def test_a_bad_fairness_header_is_a_failure_or_a_payload_error(name: str) -> Non
 
 
 @pytest.mark.parametrize("sent_headers", [7, "text", ["x-fairness-key"], [("x-fairness-key", {})]], ids=repr)
-def test_dispatch_never_raises_for_hostile_headers(sent_headers: Any) -> None:
-    """Headers of another type are a failure too."""
+def test_invalid_headers_become_a_failure(sent_headers: Any) -> None:
+    """Headers of another type become a failure too."""
     assert dispatcher(completed({"success": True})).dispatch(Context(), 1, sent_headers).success is False
 
 
@@ -285,48 +285,48 @@ FAILURES: list[BaseException] = [
 
 @pytest.mark.parametrize("failure", FAILURES, ids=repr)
 @pytest.mark.parametrize("where", ["failure", "reply_failure"])
-def test_dispatch_turns_every_failure_of_the_transport_into_a_result(failure: BaseException, where: str) -> None:
-    """A failed enqueue and a failed wait become ExecutionResult.failure with the text of what happened."""
+def test_transport_failure_becomes_a_failure_result(failure: BaseException, where: str) -> None:
+    """A failed enqueue and a failed wait become ExecutionResult.failure with the error text."""
     result = dispatcher(RecordingTransport(**{where: failure})).dispatch(Context(), 1)  # type: ignore[arg-type]
     assert result.success is False
     assert result.error
     assert str(failure) in result.error
 
 
-def test_dispatch_turns_a_timeout_into_a_result() -> None:
-    """No reply in time: a failure that names the queue."""
+def test_timeout_becomes_a_failure_result() -> None:
+    """A missing reply becomes a failure that names the queue."""
     result = dispatcher(RecordingTransport()).dispatch(Context(), 0.01)
     assert result.success is False
     assert "celery_executor_legacy" in str(result.error)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, math.nan, "5", object()], ids=["0", "-1", "nan", "str", "object"])
-def test_dispatch_turns_a_senseless_timeout_into_a_result(timeout: Any) -> None:
-    """A timeout that cannot be waited is a failure; nothing is sent."""
+def test_invalid_timeout_becomes_a_failure_result(timeout: Any) -> None:
+    """An invalid timeout becomes a failure, and nothing is sent."""
     transport = completed({"success": True})
     assert dispatcher(transport).dispatch(Context(), timeout).success is False
     assert transport.sent == []
 
 
 @given(some.texts)
-def test_dispatch_turns_a_failed_task_into_a_result(error: str) -> None:
-    """The text of a task that raised is the text of the failure; an empty one gets some text."""
+def test_failed_task_becomes_a_failure_result(error: str) -> None:
+    """The error text of the task is the text of the failure."""
     result = dispatcher(RecordingTransport(answer=Reply("", "failed", error=error))).dispatch(Context(), 1)
     assert result.success is False
     assert result.error
     assert error in result.error
 
 
-def test_a_failure_without_a_text_names_task_and_queue() -> None:
-    """An empty error text of a failed reply becomes one that says which task failed where."""
+def test_failure_without_text_names_task_and_queue() -> None:
+    """An empty error text is replaced by one that names the task and the queue."""
     result = dispatcher(RecordingTransport(answer=Reply("", "failed", error=""))).dispatch(Context(), 1)
     expected = "execute_extraction on queue 'celery_executor_legacy' failed without an error text (TaskFailed)"
     assert result.error == expected
 
 
 @given(some.json_values)
-def test_dispatch_turns_any_reply_into_a_result(reply: Any) -> None:
-    """Whatever stands in the reply, an ExecutionResult comes back; it is a success only if the reply says so."""
+def test_any_reply_becomes_a_result(reply: Any) -> None:
+    """Any reply becomes an ExecutionResult, and a success only if the reply says so."""
     result = dispatcher(completed(reply)).dispatch(Context(), 1)
     is_success = isinstance(reply, dict) and reply.get("success") is True
     assert isinstance(result, ExecutionResult)
@@ -342,8 +342,8 @@ BAD_REPLIES: list[Any] = [
 
 
 @pytest.mark.parametrize("reply", BAD_REPLIES, ids=repr)
-def test_a_malformed_or_empty_reply_is_a_failure_that_says_so(reply: Any) -> None:
-    """A reply that is no execution result fails with a text that names the fault, not with a surprise later on."""
+def test_malformed_reply_becomes_a_failure(reply: Any) -> None:
+    """A reply that is not an execution result becomes a failure that names the fault."""
     result = dispatcher(completed(reply)).dispatch(Context(), 1)
     assert result.success is False
     assert "not an execution result" in str(result.error)
@@ -354,10 +354,10 @@ def test_a_malformed_or_empty_reply_is_a_failure_that_says_so(reply: Any) -> Non
 
 @pytest.mark.parametrize("method", ["dispatch_async", "dispatch_with_callback"])
 @pytest.mark.parametrize("failure", FAILURES, ids=repr)
-def test_an_enqueue_failure_is_logged_and_let_out(
+def test_enqueue_failure_is_logged_and_raised(
     method: str, failure: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The caller must not answer 202: the very error reaches it, and one ERROR names method and executor."""
+    """The caller gets the transport's error, and one ERROR event names the method and the executor."""
     context = Context(organization_id="org-1", executor_params={"text": CONTENT})
     with pytest.raises(type(failure)) as caught:
         getattr(dispatcher(RecordingTransport(failure=failure)), method)(context)
@@ -370,8 +370,8 @@ def test_an_enqueue_failure_is_logged_and_let_out(
 
 @pytest.mark.parametrize("method", ["dispatch", "dispatch_async", "dispatch_with_callback"])
 @pytest.mark.parametrize("name", ["to_dict raises", "name raises", "organisation raises"])
-def test_a_log_names_no_content(method: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Neither the context's values nor an exception's text gets into the log."""
+def test_failure_log_has_no_content(method: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither the context's values nor an exception's text is logged."""
     context = HOSTILE[name]()
     if method == "dispatch":
         dispatcher(RecordingTransport()).dispatch(context, 1)
@@ -390,14 +390,14 @@ def first(*_: object) -> NoReturn:
 @pytest.mark.parametrize("method", ["dispatch_async", "dispatch_with_callback"])
 @pytest.mark.parametrize("name", ["run_id", "organization_id", "executor_name"])
 @pytest.mark.parametrize("value", [property(raises), Unprintable()], ids=["raises", "cannot be printed"])
-def test_a_context_that_cannot_be_logged_does_not_hide_the_error(method: str, name: str, value: Any) -> None:
-    """The caller hears what went wrong first, not what went wrong when that was logged."""
+def test_unloggable_context_does_not_hide_the_error(method: str, name: str, value: Any) -> None:
+    """The caller gets the first error, not that of logging it."""
     with pytest.raises(LookupError, match="first"):
         getattr(dispatcher(RecordingTransport()), method)(hostile(to_dict=first, **{name: value}))
 
 
-def test_a_bad_callback_is_let_out_before_anything_is_sent() -> None:
-    """A signature that would lose something raises in the view."""
+def test_invalid_callback_raises_before_the_send() -> None:
+    """A signature that would lose a part raises SignatureError, and nothing is sent."""
     transport = RecordingTransport()
     with pytest.raises(SignatureError, match="queue"):
         dispatcher(transport).dispatch_with_callback(Context(), on_success={"task": "done"})
@@ -408,8 +408,8 @@ def test_a_bad_callback_is_let_out_before_anything_is_sent() -> None:
 
 
 @given(some.fairness_keys)
-def test_the_fairness_header_becomes_the_payloads_fairness(key: FairnessKey) -> None:
-    """x-fairness-key is the fairness of the wire; other headers are Celery's."""
+def test_fairness_header_becomes_the_fairness_key(key: FairnessKey) -> None:
+    """x-fairness-key becomes the fairness of the payload; other headers are not sent."""
     assert fairness_from_headers({"x-fairness-key": attrs.asdict(key), "x-other": object()}) == key
     assert fairness_from_headers({"x-fairness-key": {}}) == FairnessKey()
     for none in (None, {}, {"x-other": 1}, {"x-fairness-key": None}):
@@ -420,8 +420,8 @@ def test_the_fairness_header_becomes_the_payloads_fairness(key: FairnessKey) -> 
 
 
 @given(results)
-def test_an_execution_result_survives_its_dict(result: ExecutionResult) -> None:
-    """to_dict gives the product's four keys in their order, and from_dict reads them; unknown keys are ignored."""
+def test_execution_result_round_trips_through_its_dict(result: ExecutionResult) -> None:
+    """to_dict returns the product's four keys in order; from_dict reads them and ignores unknown keys."""
     fields = result.to_dict()
     assert list(fields) == ["success", "data", "metadata", "error"]
     assert ExecutionResult.from_dict(fields) == ExecutionResult.from_dict({**fields, "new": 1}) == result
@@ -429,8 +429,8 @@ def test_an_execution_result_survives_its_dict(result: ExecutionResult) -> None:
 
 
 @given(st.booleans(), st.none() | some.texts)
-def test_an_error_is_there_exactly_when_success_is_false(success: bool, error: str | None) -> None:
-    """A success has no error and a failure has a text: the type refuses anything else."""
+def test_only_a_failure_has_an_error(success: bool, error: str | None) -> None:
+    """The type rejects a success with an error and a failure without one."""
     if success == (error is None) and error != "":
         assert ExecutionResult(success, error=error).error == error
     else:
@@ -439,8 +439,8 @@ def test_an_error_is_there_exactly_when_success_is_false(success: bool, error: s
         assert caught.value.path == "$.error"
 
 
-def test_a_failure_is_built_with_its_text() -> None:
-    """failure() gives success false, empty data, and the metadata that is given."""
+def test_failure_has_its_text_and_metadata() -> None:
+    """failure() sets success to False, empty data, and the given metadata."""
     assert ExecutionResult.failure("no").to_dict() == {"success": False, "data": {}, "metadata": {}, "error": "no"}
     assert ExecutionResult.failure("no", {"a": 1}).metadata == {"a": 1}
     with pytest.raises(PayloadError):
@@ -448,8 +448,8 @@ def test_a_failure_is_built_with_its_text() -> None:
 
 
 @pytest.mark.parametrize("unfit", ["", "x" * 256, None, 7], ids=["empty", "long", "None", "int"])
-def test_an_executor_without_a_fit_name_gets_nothing_sent(unfit: Any) -> None:
-    """No message goes to a queue that no executor serves; the path says what is wrong."""
+def test_invalid_executor_name_is_rejected(unfit: Any) -> None:
+    """An executor name that cannot be part of a queue name raises an error with its path."""
     transport = RecordingTransport()
     context = Context(executor_name=unfit)
     with pytest.raises(PayloadError, match="executor_name"):
@@ -458,8 +458,8 @@ def test_an_executor_without_a_fit_name_gets_nothing_sent(unfit: Any) -> None:
     assert transport.sends == 0
 
 
-def test_headers_that_are_not_sent_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The names of a dispatch's other headers are logged once for each dispatcher, and no value is."""
+def test_names_of_unsent_headers_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Each dispatcher logs the names of unsent headers once, and never their values."""
     found = dispatcher(completed({"success": True}))
     sent_headers = {"x-tenant": "secret", "priority": 4711, "x-fairness-key": {"org_id": "o"}}
     for _ in range(2):
