@@ -1,4 +1,4 @@
-"""The golden corpus: what was readable once is read to the same value for ever, and run."""
+"""The golden corpus: a message that was readable once stays readable, has the same values, and is run."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def written(golden: Readable) -> dict[str, Any]:
 
 
 def forms(golden: Readable | Unreadable) -> list[str | bytes]:
-    """A message as text and as the bytes of that text."""
+    """Return a message as text and as bytes."""
     return [golden.raw, golden.raw.encode()] if isinstance(golden.raw, str) else [golden.raw]
 
 
 @pytest.mark.parametrize("golden", [one for one in READABLE if one.reads_as is not None], ids=lambda one: one.name)
-def test_what_was_readable_is_read_and_written_again_to_the_same_value(golden: Readable) -> None:
-    """As text and as bytes; and what is written then is read as the same task, and written to the same value."""
+def test_readable_message_round_trips_to_the_same_value(golden: Readable) -> None:
+    """A readable message, as text and as bytes, is written again with the same values."""
     for raw in forms(golden):
         payload = from_wire(raw)
         assert some.same(to_wire(payload), written(golden))
@@ -50,8 +50,8 @@ def test_what_was_readable_is_read_and_written_again_to_the_same_value(golden: R
 
 
 @pytest.mark.parametrize("golden", [one for one in READABLE if one.reads_as is None], ids=lambda one: one.name)
-def test_what_is_read_and_cannot_be_written_again_is_refused_at_its_path(golden: Readable) -> None:
-    """A value of a foreign writer that is outside the domain reaches its task as it is, and goes no further."""
+def test_unwritable_value_is_rejected_at_its_path(golden: Readable) -> None:
+    """A foreign value outside the domain reaches its task, and is rejected when it is written."""
     for raw in forms(golden):
         payload = from_wire(raw)
         with pytest.raises(PayloadError) as caught:
@@ -62,8 +62,8 @@ def test_what_is_read_and_cannot_be_written_again_is_refused_at_its_path(golden:
 
 
 @unreadable
-def test_what_was_unreadable_names_the_same_paths_and_gives_the_same_addresses(golden: Unreadable) -> None:
-    """Every problem at its path, and whatever can be found of its sender."""
+def test_unreadable_message_keeps_its_paths_and_addresses(golden: Unreadable) -> None:
+    """Every problem has its path, and salvage finds the same addresses."""
     for raw in forms(golden):
         with pytest.raises(MalformedPayload) as caught:
             from_wire(raw)
@@ -83,7 +83,7 @@ def transport(kit: Kit) -> Iterator[CheckedTransport]:
 
 
 def run(kit: Kit, transport: CheckedTransport, raw: str | bytes, queue: str) -> list[tuple[Any, ...]]:
-    """Store a message between two others behind the transport's back, and run all three; return what the tasks got."""
+    """Store a message between two others, run all three, and return the arguments that the tasks got."""
     ran: list[tuple[Any, ...]] = []
 
     def noting(name: str) -> Any:
@@ -101,8 +101,8 @@ def run(kit: Kit, transport: CheckedTransport, raw: str | bytes, queue: str) -> 
 
 
 @readable
-def test_a_readable_message_is_run_with_what_it_holds(golden: Readable, kit: Kit, transport: CheckedTransport) -> None:
-    """Stored as another writer left it: the task gets its args and kwargs, the callback follows, the neighbours run."""
+def test_readable_message_is_run_with_its_arguments(golden: Readable, kit: Kit, transport: CheckedTransport) -> None:
+    """A message of another writer is run with its args and kwargs, and its callback and its neighbours are run."""
     queue = kit.queue()
     payload = from_wire(golden.raw)
     ((name, args, kwargs),) = run(kit, transport, golden.raw, queue)
@@ -119,10 +119,8 @@ def test_a_readable_message_is_run_with_what_it_holds(golden: Readable, kit: Kit
 
 
 @unreadable
-def test_an_unreadable_message_is_buried_and_its_sender_told(
-    golden: Unreadable, kit: Kit, transport: CheckedTransport
-) -> None:
-    """Each address that was found is told why; the neighbours run."""
+def test_unreadable_message_becomes_a_dead_letter(golden: Unreadable, kit: Kit, transport: CheckedTransport) -> None:
+    """Each address that salvage finds gets the error, and the neighbouring messages are run."""
     queue = kit.queue()
     assert run(kit, transport, golden.raw, queue) == []
     (letter,) = transport.dead.find()
@@ -155,14 +153,14 @@ SIMPLE = {"about": "x", "text": "{}"}
     ],
     ids=["an unknown key", "no salvage", "half a salvage", "no sentence"],
 )
-def test_a_file_of_another_format_is_refused(fields: dict[str, Any]) -> None:
-    """A key that is misspelt, or forgotten, is not passed over."""
+def test_corpus_file_of_another_format_is_rejected(fields: dict[str, Any]) -> None:
+    """A misspelt or missing key of a corpus file is an error."""
     with pytest.raises((TypeError, KeyError)):
         golden_corpus.read("x", fields)
 
 
-def test_only_an_unreadable_message_of_the_same_text_is_superseded() -> None:
-    """What was readable once stays as it was; an unreadable message may be read better, and counts once."""
+def test_only_unreadable_messages_can_be_superseded() -> None:
+    """A readable message keeps its meaning; an unreadable one may become readable, and is counted once."""
     salvage = {"task_id": None, "reply_key": None, "on_error": None, "fairness": None}
     unreadable = golden_corpus.read("old", {**SIMPLE, "problems": ["$.task_name"], "salvage": salvage})
     readable = golden_corpus.read("new", {**SIMPLE, "reads_as": {"args": [], "kwargs": {}}, "supersedes": "old"})
@@ -178,15 +176,15 @@ def test_only_an_unreadable_message_of_the_same_text_is_superseded() -> None:
             golden_corpus.current(found)
 
 
-def test_every_kind_of_file_is_in_the_corpus() -> None:
-    """What the tests above run over is not empty: each version of the wire, rows, and every way to be read or not."""
+def test_corpus_has_every_kind_of_file() -> None:
+    """The corpus has each version of the wire, rows, and readable and unreadable messages."""
     assert {one.name.rpartition("/")[0] for one in MESSAGES} == {"rows", "wire/v1"}
     assert {one.reads_as is None for one in READABLE} == {True, False}
     assert {isinstance(one.raw, bytes) for one in UNREADABLE} == {True, False}
 
 
-def test_json_values_are_equal_by_value_and_not_by_notation() -> None:
-    """For whoever stores numbers in another notation than ours."""
+def test_json_values_are_equal_by_value() -> None:
+    """Two notations of one number are equal."""
     assert golden_corpus.equal({"a": [1.0, 1e16], "b": None}, {"b": None, "a": [1, 10**16]})
     for left, right in [(True, 1), (0, False), ([True], [1]), ({"a": 1}, {"a": 1, "b": 1}), ([1], [1, 1]), ("1", 1)]:
         assert not golden_corpus.equal(left, right)

@@ -1,4 +1,4 @@
-"""What importing the package brings with it."""
+"""The modules and side effects of importing the package."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def _modules_after(statement: str) -> set[str]:
     return {name.partition(".")[0] for name in json.loads(found.stdout)}
 
 
-def test_importing_the_core_imports_no_driver_and_no_test_library() -> None:
-    """`import unstract_core` brings attrs and cattrs, and neither celery, kombu, psycopg nor a test library."""
+def test_core_imports_no_driver_or_test_library() -> None:
+    """`import unstract_core` imports attrs and cattrs, but not celery, kombu, psycopg or a test library."""
     modules = _modules_after("import unstract_core")
     assert {"attr", "cattrs"} <= modules
     assert not modules & FOREIGN
 
 
 def test_translating_a_signature_imports_no_celery() -> None:
-    """A signature in its serialised form is translated in a process that never loads celery."""
+    """A serialised signature is translated in a process that never imports celery."""
     signature = {"task": "t", "args": [], "kwargs": {"a": 1}, "options": {"queue": "q"}, "immutable": False}
     modules = _modules_after(f"import unstract_core; unstract_core.signature_to_continuation({signature!r})")
     assert not modules & FOREIGN
 
 
 def test_importing_the_core_adds_no_log_handler() -> None:
-    """A library sets no levels and adds no handlers."""
+    """The package sets no log level and adds no handler."""
     script = (
         "import logging; import unstract_core; "
         "found = [logging.getLogger()] + [logging.getLogger(n) for n in logging.root.manager.loggerDict "

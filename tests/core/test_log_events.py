@@ -1,4 +1,4 @@
-"""Log events: a name and fields, for a person and for a log pipeline."""
+"""Log events: a name and fields, for people and for log pipelines."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from unstract_core.observability.log_events import LogThrottle, NewNames, emit, 
 logger = logging.getLogger("tests.events")
 
 
-def test_an_event_is_readable_and_has_its_fields(caplog: pytest.LogCaptureFixture) -> None:
-    """The message is `wire.<event> key=value ...`, and each field stands in the record under `wire.<key>`."""
+def test_event_has_a_readable_message_and_fields(caplog: pytest.LogCaptureFixture) -> None:
+    """The message is `wire.<event> key=value ...`, and the record has each field under `wire.<key>`."""
     emit(logger, logging.WARNING, "lease_lost", queue="q", attempt=2)
     (record,) = caplog.records
     assert record.getMessage() == "wire.lease_lost queue=q attempt=2"
     fields = {name: value for name, value in vars(record).items() if name.startswith("wire.")}
     assert fields == {"wire.event": "lease_lost", "wire.queue": "q", "wire.attempt": 2}
-    assert (record.levelno, record.funcName) == (logging.WARNING, "test_an_event_is_readable_and_has_its_fields")
+    assert (record.levelno, record.funcName) == (logging.WARNING, "test_event_has_a_readable_message_and_fields")
 
 
-def test_a_percent_sign_in_a_field_is_no_format(caplog: pytest.LogCaptureFixture) -> None:
-    """A field may hold anything that a name may hold."""
+def test_percent_sign_in_a_field_is_plain(caplog: pytest.LogCaptureFixture) -> None:
+    """A field may contain any character of a name."""
     emit(logger, logging.WARNING, "odd", task="100%s%(x)d")
     assert caplog.records[0].getMessage() == "wire.odd task=100%s%(x)d"
 
 
 @given(st.text() | st.characters(exclude_categories=()))
-def test_a_field_stays_on_its_line_and_in_its_place(name: str) -> None:
-    """What a foreign message calls its task can neither forge a line or a field, nor fill the log; `extra` has it."""
+def test_field_cannot_forge_a_line_or_field(name: str) -> None:
+    """The task name of a foreign message cannot add a line or a field, or fill the log; `extra` has the full name."""
     records: list[logging.LogRecord] = []
 
     def take(record: logging.LogRecord) -> bool:
@@ -69,7 +69,7 @@ def test_a_field_stays_on_its_line_and_in_its_place(name: str) -> None:
 
 
 def fail_with(text: str, depth: int) -> None:
-    """Raise a ValueError with this text, so many calls deeper, caused by a KeyError with the same text."""
+    """Raise a ValueError with this text at the given depth, caused by a KeyError with the same text."""
     if depth:
         fail_with(text, depth - 1)
     try:
@@ -79,8 +79,8 @@ def fail_with(text: str, depth: int) -> None:
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=8), st.integers(0, 100))
-def test_frames_tell_the_place_and_neither_message_nor_value(text: str, depth: int) -> None:
-    """The log of a failure has file, line and function, of its causes too, and nothing that the task was given."""
+def test_frames_have_places_but_no_values(text: str, depth: int) -> None:
+    """The frames of a failure and of its causes have file, line and function, and no value of the task."""
     secret = f"secret-{text}"
     with pytest.raises(ValueError, match="secret") as caught:
         fail_with(secret, depth)
@@ -92,15 +92,15 @@ def test_frames_tell_the_place_and_neither_message_nor_value(text: str, depth: i
     assert shown.count(" < ") <= 31
 
 
-def test_frames_end_although_causes_go_round() -> None:
-    """Exceptions that cause each other, as a library may leave them, are told a few times and no more."""
+def test_frames_of_cyclic_causes_are_limited() -> None:
+    """Exceptions that cause each other are listed a limited number of times."""
     first, second = ValueError("1"), KeyError("2")
     first.__cause__, second.__cause__ = second, first
     assert frames(first).count("caused by") == 5
 
 
-def test_a_log_of_a_failure_has_its_frames_and_its_message_only_if_asked(caplog: pytest.LogCaptureFixture) -> None:
-    """`task_raised` names type and frames; `log_errors` adds the text, which may quote the payload."""
+def test_failure_log_has_its_message_only_on_request(caplog: pytest.LogCaptureFixture) -> None:
+    """`task_raised` has the type and the frames; `log_errors` adds the text, which may quote the payload."""
     for log_errors in (False, True):
         transport = MemoryTransport()
         transport.send([message("fail", "q", "the payload", 2)])
@@ -115,7 +115,7 @@ def test_a_log_of_a_failure_has_its_frames_and_its_message_only_if_asked(caplog:
 
 
 def read_logfmt(text: str) -> list[tuple[str, str]]:
-    """Read `key=value ...` as a strict reader of logfmt does: without quotes a value has no special sign."""
+    """Parse `key=value ...` like a strict reader of logfmt: an unquoted value has no special character."""
     fields, rest = [], text
     while rest:
         found = re.match(
@@ -132,8 +132,8 @@ def read_logfmt(text: str) -> list[tuple[str, str]]:
 @example("a=b")
 @example("'")
 @example("")
-def test_a_reader_of_logfmt_finds_the_fields_that_were_logged(name: str) -> None:
-    """Whatever a value holds, a reader finds the same fields with the same values, in one printable line."""
+def test_logfmt_reader_finds_the_logged_fields(name: str) -> None:
+    """A reader finds the same fields with the same values, in one printable line."""
     records: list[logging.LogRecord] = []
     logger.addFilter(lambda record: records.append(record) or False)  # type: ignore[func-returns-value]
     try:
@@ -146,10 +146,8 @@ def test_a_reader_of_logfmt_finds_the_fields_that_were_logged(name: str) -> None
 
 
 @pytest.mark.parametrize("arguments", [[], [1, 2, 3], ["1", 2, "x", 4]])
-def test_a_task_with_wrong_arguments_is_named_with_its_file(
-    caplog: pytest.LogCaptureFixture, arguments: list[Any]
-) -> None:
-    """The log names the function that could not be called, and not the code that called it."""
+def test_task_with_wrong_arguments_is_logged_by_file(caplog: pytest.LogCaptureFixture, arguments: list[Any]) -> None:
+    """The log names the function that could not be called, not the code that called it."""
     transport = MemoryTransport()
     transport.send([message("fail", "q", *arguments)])
     Consumer(transport, {"fail": fail_with}, ["q"], max_attempts=1).drain()
@@ -159,8 +157,8 @@ def test_a_task_with_wrong_arguments_is_named_with_its_file(
     assert record["wire.traceback"] == f"{place} fail_with: called with other arguments than it takes"
 
 
-def test_an_overdue_task_is_logged_with_the_place_where_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    """Its process may be replaced at once, so the log is the only place that can say where it hung."""
+def test_overdue_task_is_logged_with_its_stack(caplog: pytest.LogCaptureFixture) -> None:
+    """The log has the place where the task hangs, because its process may be replaced at once."""
     ended = threading.Event()
 
     def hang() -> None:
@@ -174,8 +172,8 @@ def test_an_overdue_task_is_logged_with_the_place_where_it_is(caplog: pytest.Log
     assert f"{__file__}:{hang.__code__.co_firstlineno + 1} hang" in record["wire.traceback"]
 
 
-def test_logging_never_decides_about_a_message() -> None:
-    """A filter or handler that raises is somebody's fault, and nobody's loss."""
+def test_failing_log_handler_does_not_affect_a_message() -> None:
+    """A filter or handler that raises does not change how a message is processed."""
 
     class Broken(logging.Filter):
         def filter(self, record: logging.LogRecord) -> bool:
@@ -189,8 +187,8 @@ def test_logging_never_decides_about_a_message() -> None:
         logger.removeFilter(broken)
 
 
-def test_a_level_that_is_not_logged_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """Below the logger's level nothing is formatted and nothing written."""
+def test_disabled_level_formats_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Below the logger's level nothing is formatted and nothing is written."""
 
     class Expensive:
         def __str__(self) -> str:
@@ -201,8 +199,8 @@ def test_a_level_that_is_not_logged_costs_nothing(caplog: pytest.LogCaptureFixtu
     assert caplog.records == []
 
 
-def test_the_document_lists_every_event_with_its_levels_and_logger() -> None:
-    """Every `emit` in the package stands in the table of docs/monitoring.md, and nothing else does."""
+def test_document_lists_every_event() -> None:
+    """The table of docs/monitoring.md has every event of the package with its levels and logger, and no other."""
     table = (ROOT / "docs" / "monitoring.md").read_text().partition("## Log events")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| ([A-Z, ]+) \| `([\w.]+)` \| ", table, re.MULTILINE)
     assert len(rows) == len(re.findall(r"^\| `", table, re.MULTILINE))
@@ -216,8 +214,8 @@ def test_the_document_lists_every_event_with_its_levels_and_logger() -> None:
     assert sorted(listed) == sorted(emitted)
 
 
-def test_nothing_is_logged_but_events() -> None:
-    """No module of the package logs past `emit`: what the document lists is all there is."""
+def test_package_logs_only_events() -> None:
+    """No module of the package logs without `emit`."""
     past = [
         (name, ast.unparse(call))
         for name, source in modules()
@@ -243,7 +241,7 @@ def calls(source: ast.Module, function: str) -> Iterator[ast.Call]:
 
 
 def logger_of(source: ast.Module) -> str:
-    """Return the name of a module's one logger: a literal of the package, and no file name."""
+    """Return the name of a module's only logger, which is a literal and not a file name."""
     (name,) = re.findall(r'^logger = logging\.getLogger\("(unstract_wire\.\w+)"\)$', source_lines(source), re.MULTILINE)
     return str(name)
 
@@ -253,7 +251,7 @@ def source_lines(source: ast.Module) -> str:
 
 
 def events_of(call: ast.Call) -> Iterator[tuple[str, str]]:
-    """Yield each (event, level) that a call can log; fails where the source does not name them."""
+    """Yield each (event, level) that a call can log; fails if the source does not name them."""
     logger, level, event = call.args
     assert ast.unparse(logger) == "logger"
     for chosen, event_name in branches(event):
@@ -263,7 +261,7 @@ def events_of(call: ast.Call) -> Iterator[tuple[str, str]]:
 
 
 def branches(node: ast.expr) -> Iterator[tuple[dict[str, bool], str]]:
-    """Yield the source of each value that an expression can have, with the conditions under which it has it."""
+    """Yield the source of each possible value of an expression, with its conditions."""
     if not isinstance(node, ast.IfExp):
         yield {}, ast.unparse(node)
         return
@@ -273,8 +271,8 @@ def branches(node: ast.expr) -> Iterator[tuple[dict[str, bool], str]]:
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 15), st.booleans()), max_size=200), st.integers(1, 5))
-def test_a_flood_of_events_is_counted_and_never_lost(steps: list[tuple[str, float, bool]], burst: int) -> None:
-    """Each event is logged or counted in a summary; the first of a kind is logged, and few in one summary's time."""
+def test_log_throttle_logs_or_counts_every_event(steps: list[tuple[str, float, bool]], burst: int) -> None:
+    """Each event is logged or counted in a summary; the first of a kind is logged, and few in one interval."""
     now, logged, reported, moments = 0.0, Counter[str](), Counter[str](), dict[str, list[float]]()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "monotonic", lambda: now)
@@ -293,8 +291,8 @@ def test_a_flood_of_events_is_counted_and_never_lost(steps: list[tuple[str, floa
         assert all(len([one for one in times if began <= one < began + 30]) <= 2 * burst for began in times)
 
 
-def test_rejected_messages_are_logged_up_to_ten_and_counted_beyond(caplog: pytest.LogCaptureFixture) -> None:
-    """Of 500 messages with unknown tasks ten have a line of their own, and one line says that there were 490 more."""
+def test_rejected_messages_beyond_ten_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """Of 500 messages with unknown tasks, ten are logged each, and one event has the number of the others."""
     transport = MemoryTransport()
     transport.send([message(f"unknown-{number}", "q") for number in range(500)])
     Consumer(transport, {"t": print}, ["q"]).drain()
@@ -305,8 +303,8 @@ def test_rejected_messages_are_logged_up_to_ten_and_counted_beyond(caplog: pytes
 
 
 @pytest.mark.parametrize("kinds", [11, 1500])
-def test_names_are_new_once_and_the_oldest_are_forgotten(kinds: int) -> None:
-    """Only the names that have not come for longest are warned of again, however many there were."""
+def test_least_recent_names_become_new_again(kinds: int) -> None:
+    """Only the least recent names are reported again, however many there were."""
     names = NewNames(most=10, burst=10_000)
     often = ("often",)
     assert names.are(often)
@@ -318,8 +316,8 @@ def test_names_are_new_once_and_the_oldest_are_forgotten(kinds: int) -> None:
     assert len(names._known) == 10
 
 
-def test_names_beyond_the_burst_are_new_when_they_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too many new names are not warned of, and are not taken for known either."""
+def test_names_beyond_the_burst_stay_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names beyond the burst are not reported, and are not remembered either."""
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     names = NewNames(burst=2, seconds=60)
@@ -328,7 +326,7 @@ def test_names_beyond_the_burst_are_new_when_they_come_later(monkeypatch: pytest
     assert [names.are((name,)) for name in "abcd"] == [False, False, True, True]
 
 
-def test_shown_names_have_a_limit() -> None:
+def test_shown_names_are_limited() -> None:
     """A field has the first twenty names, each of at most 100 characters."""
     shown = NewNames.shown([f"{number:03}" + "x" * 5000 for number in range(300)]).split(", ")
     assert [len(name) for name in shown] == [100] * 20

@@ -1,4 +1,4 @@
-"""What every transport writes and accepts: the shared checks of a message, and the values that travel between them."""
+"""The checks of a message that all transports share, and the values that they exchange."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ PLAIN = Message(TaskPayload(task_name="t", queue="q"), "q")
 
 
 @given(messages)
-def test_a_message_is_written_as_its_payload(message: Message) -> None:
-    """The text of a message is its payload's, whichever queue it goes to."""
+def test_message_text_is_its_payload(message: Message) -> None:
+    """The text of a message is its payload's, independent of its queue."""
     assert from_wire(write_message(message)) == message.payload
 
 
@@ -56,8 +56,8 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_message_that_no_transport_honours_is_refused(name: str) -> None:
-    """Priorities outside 1..10, delays that are not finite seconds, unfit queues and org_ids are refused by path."""
+def test_invalid_message_is_rejected_by_path(name: str) -> None:
+    """Invalid priorities, delays, queues and org_ids are rejected with their path."""
     path, changed = BAD[name]
     with pytest.raises(PayloadError) as caught:
         write_message(attrs.evolve(PLAIN, **changed))
@@ -65,8 +65,8 @@ def test_a_message_that_no_transport_honours_is_refused(name: str) -> None:
 
 
 @given(st.floats() | st.integers())
-def test_a_delay_is_a_finite_number_of_seconds(delay: float) -> None:
-    """From 0 to ten years; anything else is refused."""
+def test_delay_is_a_finite_number_of_seconds(delay: float) -> None:
+    """A delay is 0 seconds to ten years; any other value is rejected."""
     if 0 <= delay <= 315_360_000:
         check_delay(delay)
     else:
@@ -75,8 +75,8 @@ def test_a_delay_is_a_finite_number_of_seconds(delay: float) -> None:
 
 
 @given(messages, some.deliveries(), some.json_values)
-def test_what_travels_is_immutable_and_picklable(message: Message, delivery: Delivery, result: Any) -> None:
-    """Messages, deliveries, replies and settlements are values: equal by content, frozen, copied and pickled freely."""
+def test_exchanged_values_are_immutable_and_picklable(message: Message, delivery: Delivery, result: Any) -> None:
+    """Messages, deliveries, replies and settlements are frozen, equal by content, and can be copied and pickled."""
     reply = Reply("key", "completed", result=result)
     settlement = Settlement(delivery, Verdict.ACK, follow_up=message, reply=reply)
     for value in (message, delivery, reply, settlement, Capabilities(delay=True)):
@@ -85,14 +85,14 @@ def test_what_travels_is_immutable_and_picklable(message: Message, delivery: Del
             value.added = 1  # type: ignore[union-attr]  # what is tested
 
 
-def test_a_transport_claims_nothing_by_default() -> None:
-    """Capabilities are flags, and each has to be claimed."""
+def test_capabilities_are_off_by_default() -> None:
+    """A transport has to claim each capability."""
     assert set(attrs.asdict(Capabilities()).values()) == {False}
 
 
 @given(some.json_values)
-def test_a_dead_letter_knows_its_task_if_anything_does(stored: Any) -> None:
-    """The task name of what was stored, when it is a message with a name; None for anything else."""
+def test_dead_letter_has_its_task_if_known(stored: Any) -> None:
+    """A dead letter has the task name of its message, or None if that has none."""
     now = datetime.datetime.now(datetime.UTC)
     letter = DeadLetter("1", "q", stored, "why", 1, None, "", 5, now, now)
     assert letter.task_name is None or letter.task_name == stored["task_name"]

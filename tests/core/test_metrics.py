@@ -1,4 +1,4 @@
-"""Metrics: what is counted, under labels that cannot grow without bound, in one process and in several."""
+"""Metrics: counts with bounded labels, in one process and in several."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SECRET = "the contents of the document"  # noqa: S105 - it stands for one
 
 
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
-    """Return a sample by its name without the prefix, None where there is none."""
+    """Return a sample by its name without the prefix; None if there is none."""
     return registry.get_sample_value(f"unstract_wire_{name}", labels)
 
 
@@ -86,14 +86,14 @@ TASKS: dict[str, Callable[..., Any]] = {
 
 
 def worked(transport: MemoryTransport, **options: Any) -> CollectorRegistry:
-    """Run everything that waits, and return what was counted."""
+    """Run all waiting messages, and return the registry."""
     registry = CollectorRegistry()
     Consumer(transport, TASKS, [QUEUE], observers=[Metrics(registry)], **options).drain()
     return registry
 
 
-def test_each_dispatch_run_and_settlement_is_counted_once_by_queue_and_task() -> None:
-    """What was sent, started, run and acknowledged, and how long that took, under the names of its queue and task."""
+def test_dispatch_run_and_settlement_are_counted_once() -> None:
+    """Sends, starts, runs, acknowledgements and durations are counted by queue and task."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     transport = MemoryTransport()
@@ -110,8 +110,8 @@ def test_each_dispatch_run_and_settlement_is_counted_once_by_queue_and_task() ->
     assert of(registry, "running", "return") == 0
 
 
-def test_a_failure_is_counted_by_the_type_of_its_error_alone() -> None:
-    """Retries, the burial and the status of a task that raises; nothing of what it said is anywhere."""
+def test_failure_is_counted_by_error_type() -> None:
+    """Retries, the dead letter and the status of a failing task are counted, and its error text appears nowhere."""
     transport = MemoryTransport()
     transport.send([message("fail", QUEUE, SECRET, task_id="d-1")])
     registry = worked(transport, max_attempts=3, backoff=0.0)
@@ -123,8 +123,8 @@ def test_a_failure_is_counted_by_the_type_of_its_error_alone() -> None:
     assert SECRET not in exposition(registry)[0].decode()
 
 
-def test_a_task_that_asks_to_be_run_again_has_not_failed() -> None:
-    """RetryLater is an end of its own, but where the task may not be run again: then it has failed."""
+def test_requested_retry_is_not_a_failure() -> None:
+    """RetryLater is a separate end, but is a failure if the task may not be run again."""
     transport = MemoryTransport()
     transport.send([message("later", QUEUE)])
     registry = worked(transport, max_attempts=2)
@@ -134,8 +134,8 @@ def test_a_task_that_asks_to_be_run_again_has_not_failed() -> None:
     assert (of(registry, "retried_total", "later"), of(registry, "buried_total", "later")) == (1, 1)
 
 
-def test_a_continuation_is_counted_for_its_parent() -> None:
-    """One follow-up and one status for a dispatch with callbacks, none for the callback itself."""
+def test_continuation_is_counted_for_its_parent() -> None:
+    """A dispatch with callbacks counts one follow-up and one status, and the callback itself none."""
     transport = MemoryTransport()
     transport.send([message("return", QUEUE, on_success=then("nan", QUEUE), task_id="d-1")])
     registry = worked(transport)
@@ -145,8 +145,8 @@ def test_a_continuation_is_counted_for_its_parent() -> None:
     assert of(registry, "replaced_total", "nan") == 2
 
 
-def test_what_is_not_registered_is_one_label_whatever_it_is_called() -> None:
-    """A foreign sender cannot make series: an unknown task and an unreadable message count as `(other)`."""
+def test_unknown_tasks_share_one_label() -> None:
+    """An unknown task and an unreadable message count as `(other)`, so a foreign sender cannot add series."""
     transport = MemoryTransport()
     transport.send([message(f"unknown-{number}", QUEUE) for number in range(20)])
     registry = worked(transport)
@@ -155,8 +155,8 @@ def test_what_is_not_registered_is_one_label_whatever_it_is_called() -> None:
     assert "unknown-" not in exposition(registry)[0].decode()
 
 
-def test_a_registered_task_that_was_never_run_here_has_its_name() -> None:
-    """`tasks` are known beforehand: one that comes too often is counted under its name."""
+def test_registered_task_is_counted_by_its_name() -> None:
+    """A task in `tasks` is counted by its name before it has run here."""
     registry = CollectorRegistry()
     metrics = Metrics(registry, frozenset({"return"}))
     delivery = Delivery("1", QUEUE, 9, message("return", QUEUE).payload, b"{}")
@@ -166,8 +166,8 @@ def test_a_registered_task_that_was_never_run_here_has_its_name() -> None:
     assert of(registry, "buried_total", "return") == 1
 
 
-def test_a_lost_lease_and_what_is_given_back_are_counted() -> None:
-    """Neither counts as settled, and what was handed back unstarted has no settle latency."""
+def test_lost_leases_and_released_messages_are_counted() -> None:
+    """Neither counts as settled, and a released message has no settle latency."""
     registry = CollectorRegistry()
     metrics = Metrics(registry, {"return"})
     delivery = Delivery("1", QUEUE, 1, message("return", QUEUE).payload, b"{}")
@@ -179,8 +179,8 @@ def test_a_lost_lease_and_what_is_given_back_are_counted() -> None:
     assert of(registry, "settle_seconds_count", "return") == 0
 
 
-def test_a_dispatch_that_fails_is_counted_and_its_error_let_out() -> None:
-    """By the type of this package's errors; what was refused as a name does not become a label."""
+def test_failed_dispatch_is_counted_and_raised() -> None:
+    """A failed dispatch is counted by this package's error type, and a rejected name is not a label."""
     registry = CollectorRegistry()
     transport = MemoryTransport()
     dispatcher = Dispatcher(transport, observers=[Metrics(registry)])
@@ -195,8 +195,8 @@ def test_a_dispatch_that_fails_is_counted_and_its_error_let_out() -> None:
 
 
 @given(st.lists(st.text(max_size=300) | st.characters(categories=["Cs"]), min_size=1, max_size=30))
-def test_no_name_makes_a_scrape_fail(names: list[str]) -> None:
-    """Whatever senders and classes are called: the exposition can be read, and has no more values than were seen."""
+def test_any_name_leaves_the_scrape_valid(names: list[str]) -> None:
+    """The exposition is valid for any name of a sender or class."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     for name in names:
@@ -209,8 +209,8 @@ def test_no_name_makes_a_scrape_fail(names: list[str]) -> None:
     assert len(families["unstract_wire_failed"].samples) <= 2 * len(set(names))
 
 
-def test_the_labels_are_bounded() -> None:
-    """A sender that makes up a task name, a queue and an error for each dispatch makes so many series and no more."""
+def test_number_of_labels_is_bounded() -> None:
+    """A sender with new names for each dispatch creates a bounded number of series."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     for number in range(2 * MOST_NAMES):
@@ -228,8 +228,8 @@ def test_the_labels_are_bounded() -> None:
     assert len(found["unstract_wire_failed", "error"]) == MOST_ERRORS + 1
 
 
-def test_what_runs_now_is_told_while_it_runs() -> None:
-    """`running` is by queue and task; `held` what the consumer has taken."""
+def test_running_tasks_are_counted_while_they_run() -> None:
+    """`running` is counted by queue and task, and `held` is the number of messages in flight."""
     registry = CollectorRegistry()
     transport = MemoryTransport()
     transport.send([message("hold", QUEUE)] * 2)
@@ -248,8 +248,8 @@ def test_what_runs_now_is_told_while_it_runs() -> None:
     assert value(registry, "held") == 0
 
 
-def test_a_turn_tells_that_the_consumer_lives_and_whether_its_transport_is_away() -> None:
-    """The moment is that of the last turn; a process that merely dispatches has no such gauges."""
+def test_heartbeat_sets_the_gauges_of_a_consumer() -> None:
+    """A heartbeat sets its time, the messages in flight and the availability; a producer has no such gauges."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     assert value(registry, "last_turn_timestamp_seconds") is None
@@ -261,16 +261,16 @@ def test_a_turn_tells_that_the_consumer_lives_and_whether_its_transport_is_away(
     assert (value(registry, "held"), value(registry, "transport_away")) == (0, 0)
 
 
-def test_two_in_one_registry_are_refused_with_the_remedy() -> None:
-    """Not a ValueError of the library's, but what to do."""
+def test_second_metrics_in_a_registry_is_rejected() -> None:
+    """The ConfigurationError names the remedy."""
     registry = CollectorRegistry()
     Metrics(registry)
     with pytest.raises(ConfigurationError, match=r"CollectorRegistry\(\)"):
         Metrics(registry)
 
 
-def test_a_missing_extra_is_named() -> None:
-    """Without prometheus_client the import says what to install."""
+def test_metrics_without_extra_name_the_extra() -> None:
+    """Without prometheus_client the import error names the extra to install."""
     script = "import sys; sys.modules['prometheus_client'] = None; import unstract_core.observability.metrics"
     ended = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=child_environment()
@@ -284,7 +284,7 @@ def test_a_missing_extra_is_named() -> None:
 
 @attrs.define
 class Asked:
-    """A transport that is asked for its queues alone; `answer` gives or raises what it answers."""
+    """A transport with only `queues`, which returns or raises `answer`."""
 
     answer: Callable[[], Sequence[QueueState]]
     capabilities: Capabilities = attrs.field(factory=lambda: Capabilities(inspection=True))
@@ -301,8 +301,8 @@ def collected(collector: QueueCollector) -> CollectorRegistry:
     return registry
 
 
-def test_the_state_of_each_queue_is_told() -> None:
-    """Ready, in flight, delayed, the age of the oldest and the dead letters, by queue; an empty queue tells zeros."""
+def test_queue_collector_reports_each_queue() -> None:
+    """Ready, in flight, delayed, oldest age and dead letters are reported by queue; an empty queue has zeros."""
     transport = MemoryTransport()
     transport.send([message("return", QUEUE)] * 3)
     transport.send([message("return", QUEUE, delay=60.0)])
@@ -321,8 +321,8 @@ def test_the_state_of_each_queue_is_told() -> None:
     subscription.close()
 
 
-def test_a_transport_is_asked_once_in_a_while_however_often_it_is_scraped() -> None:
-    """Scrapes share an answer until it is `every` seconds old."""
+def test_scrapes_share_one_query_of_the_transport() -> None:
+    """Scrapes share a result until it is `every` seconds old."""
     transport = Asked(lambda: [QueueState(QUEUE, 1, 0, 0, None, 0)])
     registry = collected(QueueCollector(transport, [QUEUE], every=3600))  # type: ignore[arg-type]
     for _ in range(5):
@@ -334,8 +334,8 @@ def test_a_transport_is_asked_once_in_a_while_however_often_it_is_scraped() -> N
     assert transport.names[1:] == [None] * 5
 
 
-def test_an_outage_is_an_absent_value_and_never_a_failed_scrape() -> None:
-    """`up` is 0 while the transport cannot answer, the queues are absent and not what they once were."""
+def test_outage_makes_queue_metrics_absent() -> None:
+    """`up` is 0 while the transport cannot answer, and the queue metrics are absent."""
     problem: list[Exception] = []
 
     def answer() -> Sequence[QueueState]:
@@ -354,8 +354,8 @@ def test_an_outage_is_an_absent_value_and_never_a_failed_scrape() -> None:
     assert value(registry, "up") == 0
 
 
-def test_a_transport_that_hangs_does_not_hang_a_scrape() -> None:
-    """A scrape waits its patience and tells `up 0`; nobody asks a second time meanwhile."""
+def test_hanging_transport_does_not_hang_a_scrape() -> None:
+    """A scrape waits its patience and reports `up 0`, without a second query meanwhile."""
     go = threading.Event()
 
     def answer() -> Sequence[QueueState]:
@@ -373,8 +373,8 @@ def test_a_transport_that_hangs_does_not_hang_a_scrape() -> None:
     wait_until(lambda: value(registry, "up") == 1, what="the answer")
 
 
-def test_many_queues_are_so_many_labels_and_no_more() -> None:
-    """All that hold anything may be thousands: those beyond count as one, and nothing of them is left out."""
+def test_queues_beyond_the_limit_are_summed() -> None:
+    """Thousands of queues have a bounded number of labels, and their sum is complete."""
     states = [QueueState(f"q-{number:05}", 1, 2, 3, float(number), 4) for number in range(MOST_NAMES + 100)]
     registry = collected(QueueCollector(Asked(lambda: states)))  # type: ignore[arg-type]
     assert value(registry, "queue_messages", queue=OTHER, state="ready") == 100
@@ -385,8 +385,8 @@ def test_many_queues_are_so_many_labels_and_no_more() -> None:
     assert len(family.samples) == MOST_NAMES + 1
 
 
-def test_a_transport_that_tells_nothing_of_its_queues_is_refused() -> None:
-    """What is not claimed is not asked for."""
+def test_collector_rejects_a_transport_without_inspection() -> None:
+    """The collector raises NotSupported for a transport without `inspection`."""
     with pytest.raises(NotSupported, match="inspection"):
         QueueCollector(Asked(list, Capabilities()))  # type: ignore[arg-type]
 
@@ -425,7 +425,7 @@ def child_environment(directory: str = "") -> dict[str, str]:
 
 @contextlib.contextmanager
 def counting(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that has run one task, runs another, and holds two messages."""
+    """A process that has run one task, runs another, and has two messages in flight."""
     process = subprocess.Popen(
         [sys.executable, "-c", COUNTING],
         stdin=subprocess.PIPE,
@@ -445,8 +445,8 @@ def counting(directory: Path) -> Iterator[subprocess.Popen[str]]:
         process.stdout.close()
 
 
-def test_several_processes_are_told_as_one(tmp_path: Path) -> None:
-    """Counters and histograms add up; what runs and is held is summed; the last turn is that of the quietest."""
+def test_metrics_of_several_processes_are_merged(tmp_path: Path) -> None:
+    """Counters, histograms and gauges are summed; the heartbeat is the oldest one."""
     before = time.time()
     registry = multiprocess_registry(str(tmp_path))
     with counting(tmp_path), counting(tmp_path):
@@ -458,11 +458,8 @@ def test_several_processes_are_told_as_one(tmp_path: Path) -> None:
         assert before <= (value(registry, "last_turn_timestamp_seconds") or 0) <= time.time()
 
 
-def test_of_a_process_that_has_ended_only_its_counts_stay(tmp_path: Path) -> None:
-    """`forget_process` takes away what it said of its present, and keeps what it has counted: nothing goes backwards.
-
-    However many have ended, their counts lie in one file of each kind.
-    """
+def test_ended_process_keeps_only_its_counts(tmp_path: Path) -> None:
+    """`forget_process` removes a process's gauges and keeps its counts, in one file of each kind."""
     registry = multiprocess_registry(str(tmp_path))
     with counting(tmp_path):
         for ended in range(1, 4):
@@ -481,8 +478,8 @@ def test_of_a_process_that_has_ended_only_its_counts_stay(tmp_path: Path) -> Non
         assert len(names) == 3 * 2 + 2, names
 
 
-def test_forgetting_a_process_that_counted_nothing_does_no_harm(tmp_path: Path) -> None:
-    """A pid that never wrote, one forgotten twice, a file that it had no time to fill, a directory that is gone."""
+def test_forgetting_a_process_without_counts_is_harmless(tmp_path: Path) -> None:
+    """A process without files, forgotten twice, with an empty file, or without its directory is ignored."""
     registry = multiprocess_registry(str(tmp_path))
     with counting(tmp_path) as process:
         pass
@@ -493,8 +490,8 @@ def test_forgetting_a_process_that_counted_nothing_does_no_harm(tmp_path: Path) 
     forget_process(1, str(tmp_path / "gone"))
 
 
-def test_what_cannot_be_put_together_is_left_as_it_is(tmp_path: Path) -> None:
-    """No error of the file system gets out to a supervisor; what the process counted stays in its own file."""
+def test_file_that_cannot_be_merged_is_kept(tmp_path: Path) -> None:
+    """An error of the file system is not raised, and the counts stay in the process's own file."""
     with counting(tmp_path) as process:
         pass
     (tmp_path / "counter_ended.db").mkdir()
@@ -503,8 +500,8 @@ def test_what_cannot_be_put_together_is_left_as_it_is(tmp_path: Path) -> None:
     assert of(multiprocess_registry(str(tmp_path)), "ran_total", "return", end="returned") == 1
 
 
-def test_forgetting_needs_to_know_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The directory is that of the environment unless it is named; with neither the error says so."""
+def test_forget_process_needs_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory is the argument or the environment's; without both, ConfigurationError is raised."""
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     with pytest.raises(ConfigurationError, match="PROMETHEUS_MULTIPROC_DIR"):
         forget_process(1)
@@ -514,8 +511,8 @@ def test_forgetting_needs_to_know_where(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_scrape_beside_an_ending_process_sees_each_count_once(tmp_path: Path) -> None:
-    """While the counts of those that ended are put together, no scrape sees them twice or not at all."""
+def test_scrape_during_a_merge_counts_once(tmp_path: Path) -> None:
+    """While the counts of ended processes are merged, a scrape includes each of them once."""
     registry = multiprocess_registry(str(tmp_path))
     with contextlib.ExitStack() as stack:
         pids = [stack.enter_context(counting(tmp_path)).pid for _ in range(3)]
@@ -537,14 +534,14 @@ def test_a_scrape_beside_an_ending_process_sees_each_count_once(tmp_path: Path) 
     assert seen == {3.0}
 
 
-def test_a_directory_that_is_none_is_refused(tmp_path: Path) -> None:
-    """At start, and naming it."""
+def test_missing_metrics_directory_is_rejected(tmp_path: Path) -> None:
+    """A missing directory raises ConfigurationError with its name at start."""
     with pytest.raises(ConfigurationError, match="gone"):
         multiprocess_registry(str(tmp_path / "gone"))
 
 
-def test_every_end_is_counted_under_its_name() -> None:
-    """No end of a task is unknown here: one more in observer.py has to be given its series."""
+def test_every_end_of_a_task_has_a_series() -> None:
+    """Each value of `End` is counted under its name."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     for end in get_args(End):
@@ -552,10 +549,8 @@ def test_every_end_is_counted_under_its_name() -> None:
         assert value(registry, "ran_total", queue=QUEUE, task=OTHER, end=end) == 1
 
 
-def test_where_there_is_no_room_for_a_process_it_is_told_before_anything_is_counted(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The files are mapped: what cannot be stored in one later would be a signal that ends the process."""
+def test_full_disk_is_an_error_before_counting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A full disk raises OSError at start, because a mapped file without room would end the process by a signal."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")
@@ -571,8 +566,8 @@ def test_where_there_is_no_room_for_a_process_it_is_told_before_anything_is_coun
         assert list(tmp_path.glob(f"*_{os.getpid()}.db")) == [of_the_app], "its own, and what the application counts"
 
 
-def test_where_room_cannot_be_asked_for_it_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """macOS has no posix_fallocate: there the files are filled with zeros, which hold nothing, and can be read."""
+def test_files_are_zero_filled_without_posix_fallocate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """macOS has no posix_fallocate: the files are filled with zeros, and can be read."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "darwin")
     Metrics(CollectorRegistry())
@@ -580,10 +575,8 @@ def test_where_room_cannot_be_asked_for_it_is_written(monkeypatch: pytest.Monkey
     assert list(multiprocess_registry(str(tmp_path)).collect()) == []
 
 
-def test_the_room_of_a_process_is_taken_before_anything_is_counted(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Each of its files has its blocks on the disk, and not only a size."""
+def test_files_have_their_disk_blocks_before_counting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each file has its blocks on the disk, and not only a size."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     Metrics(CollectorRegistry())
     files = list(tmp_path.iterdir())

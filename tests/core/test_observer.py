@@ -1,4 +1,4 @@
-"""Observers: what they are told, and that none of them can do harm."""
+"""Observers: their calls, and that their errors change nothing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ HOOKS = (
 
 @attrs.define(eq=False)
 class Diary(Observer):
-    """Notes everything."""
+    """Records every call."""
 
     notes: list[tuple[Any, ...]] = attrs.field(factory=list)
     heartbeats: list[WorkerHeartbeat] = attrs.field(factory=list)
@@ -76,7 +76,7 @@ class Diary(Observer):
 
 
 class Harmful(Observer):
-    """Raises wherever `hooks` says, on entering or on leaving."""
+    """Raises in the given hooks."""
 
     def __init__(self, hooks: set[str]) -> None:
         self._hooks = hooks
@@ -114,8 +114,8 @@ TASKS: dict[str, Callable[..., Any]] = {
 }
 
 
-def test_each_send_run_and_settlement_is_told_in_its_order() -> None:
-    """A send from both sides, a task from both sides with its end inside, a settlement once it took effect."""
+def test_hooks_are_called_in_order() -> None:
+    """An observer is called around a send, around a run with its end inside, and after the settlement."""
     diary = Diary()
     transport = MemoryTransport()
     Dispatcher(transport, observers=[diary]).send("return", queue=QUEUE)
@@ -131,8 +131,8 @@ def test_each_send_run_and_settlement_is_told_in_its_order() -> None:
     assert diary.heartbeats[-1] == WorkerHeartbeat(in_flight=0, running=0, unavailable=False)
 
 
-def test_every_end_of_a_message_is_told() -> None:
-    """Raised, asked to retry and rejected ones with the type of their error; and every verdict."""
+def test_every_end_of_a_message_is_reported() -> None:
+    """Failed, retried and rejected messages are reported with their error type; settlements with their verdict."""
     diary = Diary()
     transport = MemoryTransport()
     transport.send([message("fail", QUEUE, on_error=then("err", QUEUE)), message("later", QUEUE)])
@@ -157,8 +157,8 @@ def test_every_end_of_a_message_is_told() -> None:
 
 
 @given(st.sets(st.sampled_from(HOOKS)))
-def test_an_observer_that_raises_changes_nothing(hooks: set[str]) -> None:
-    """Whatever hooks raise: everything is sent, run and settled as without, and told to the observer beside it."""
+def test_observer_that_raises_changes_nothing(hooks: set[str]) -> None:
+    """Sends, runs, settlements and the calls of other observers are the same as without the error."""
     diary = Diary()
     transport = MemoryTransport()
     both = [Harmful(hooks), diary]
@@ -170,8 +170,8 @@ def test_an_observer_that_raises_changes_nothing(hooks: set[str]) -> None:
 
 
 @pytest.mark.parametrize("hook", ["sending", "running"])
-def test_one_that_raises_on_leaving_changes_nothing_either(hook: str) -> None:
-    """What was sent is sent, and what ran has run."""
+def test_observer_that_raises_on_exit_changes_nothing(hook: str) -> None:
+    """The message is sent, and the task has run."""
     one = Observer()
     setattr(one, hook, leaving_badly)
     transport = MemoryTransport()
@@ -181,8 +181,8 @@ def test_one_that_raises_on_leaving_changes_nothing_either(hook: str) -> None:
     assert (consumer.counters["settled"], consumer.counters["buried"]) == (1, 0)
 
 
-def test_its_failure_is_logged_once_by_type_and_without_a_text(caplog: pytest.LogCaptureFixture) -> None:
-    """One ERROR for each type of error, however often it comes; the text, which may hold a payload, is not in it."""
+def test_observer_failure_is_logged_once_without_text(caplog: pytest.LogCaptureFixture) -> None:
+    """Each type of error is logged once, without its text, which may quote a payload."""
     dispatcher = Dispatcher(MemoryTransport(), observers=[Harmful({"sending"})])
     with caplog.at_level(logging.DEBUG):
         for _ in range(3):
@@ -191,8 +191,8 @@ def test_its_failure_is_logged_once_by_type_and_without_a_text(caplog: pytest.Lo
     assert "secret" not in caplog.text
 
 
-def test_headers_that_it_sets_travel_and_those_of_a_run_go_on(caplog: pytest.LogCaptureFixture) -> None:
-    """`sending` sets those of the message, `running` those of its continuation; what no wire can carry is left out."""
+def test_headers_of_an_observer_are_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """`sending` sets the headers of a message, and `running` those of its continuation; invalid ones are omitted."""
     seen: list[tuple[str | None, dict[str, str] | None]] = []
 
     class Tracer(Observer):
@@ -221,8 +221,8 @@ def test_headers_that_it_sets_travel_and_those_of_a_run_go_on(caplog: pytest.Log
     assert seen[2:] == [("return", None), ("ok", None)] * 5
 
 
-def test_a_key_that_is_no_plain_name_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The path of what was made to fit is told, without keys that may be content: an address, a phrase."""
+def test_unusual_keys_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The log of a replaced value has its path without keys that may be content, such as an address."""
     transport = MemoryTransport()
     transport.send([message("t", QUEUE)])
     odd = {"alice@example.com": float("nan"), 'say "secret"': [float("nan")], "ratio": float("nan")}
@@ -234,7 +234,7 @@ def test_a_key_that_is_no_plain_name_is_not_logged(caplog: pytest.LogCaptureFixt
 
 
 class Failures(Observer):
-    """Keeps what failed and what became a dead letter."""
+    """Records failures and dead letters."""
 
     def __init__(self) -> None:
         self.failed: list[tuple[Delivery, str, BaseException, str]] = []
@@ -249,7 +249,7 @@ class Failures(Observer):
 
 
 def test_task_failed_gets_the_exception_while_it_is_handled() -> None:
-    """The hook gets the very exception with its traceback, how the task ended, and the delivery with its payload."""
+    """The hook gets the exception with its traceback, the end of the task, and the delivery with its payload."""
     failures, transport = Failures(), MemoryTransport()
     raised: list[ValueError] = []
 
@@ -271,7 +271,7 @@ def test_task_failed_gets_the_exception_while_it_is_handled() -> None:
 
 
 def test_task_failed_is_called_for_a_deadline() -> None:
-    """A task that exceeds its deadline fails with DeadlineExceeded, at that moment, and once."""
+    """A task that exceeds its deadline is reported once with DeadlineExceeded at that moment."""
     failures, transport, ended = Failures(), MemoryTransport(), threading.Event()
     transport.send([message("hang", QUEUE)])
     consumer = Consumer(
@@ -283,8 +283,8 @@ def test_task_failed_is_called_for_a_deadline() -> None:
     assert (end, type(exception)) == ("raised", DeadlineExceeded)
 
 
-def test_dead_lettered_gets_the_payload_and_the_reason() -> None:
-    """Each message that becomes a dead letter is reported once, after the commit: failed, unknown, or unreadable."""
+def test_dead_lettered_gets_payload_and_reason() -> None:
+    """Each dead letter is reported once, after the commit, whether failed, unknown or unreadable."""
     failures, transport = Failures(), MemoryTransport()
     transport.send([message("fail", QUEUE, "its argument"), message("nobody", QUEUE), message("ok", QUEUE)])
     transport._store.add(message("unreadable", QUEUE), "{no json")
@@ -300,8 +300,8 @@ def test_dead_lettered_gets_the_payload_and_the_reason() -> None:
 
 @pytest.mark.parametrize("raised", [asyncio.CancelledError, SystemExit, GeneratorExit])
 @given(st.sets(st.sampled_from(HOOKS)))
-def test_no_kind_of_exception_of_an_observer_changes_a_task(raised: type[BaseException], hooks: set[str]) -> None:
-    """What is no Exception is passed over too: the paid result is settled, and the consumer lives on."""
+def test_any_exception_of_an_observer_changes_nothing(raised: type[BaseException], hooks: set[str]) -> None:
+    """Even a BaseException of an observer is ignored: the result is settled, and the consumer continues."""
 
     class Ending(Harmful):
         def __getattribute__(self, hook: str) -> Any:
@@ -322,8 +322,8 @@ def test_no_kind_of_exception_of_an_observer_changes_a_task(raised: type[BaseExc
     assert (consumer.counters["settled"], transport.dead.find()) == (2, [])
 
 
-def test_an_observer_that_raises_is_reported_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
-    """Each hook and type of error is logged with its frames, so that the application finds its own fault."""
+def test_observer_failure_is_logged_with_its_frames(caplog: pytest.LogCaptureFixture) -> None:
+    """Each hook and type of error is logged with its frames."""
 
     class Failing(Observer):
         def dead_lettered(self, settlement: Settlement) -> None:
@@ -341,14 +341,14 @@ def test_an_observer_that_raises_is_reported_with_its_place(caplog: pytest.LogCa
     assert "secret" not in str(reports)
 
 
-def test_a_class_is_no_observer() -> None:
-    """It is refused with what to do, and not passed over at each hook."""
+def test_observer_class_is_rejected() -> None:
+    """A class in place of an observer raises ConfigurationError with the remedy."""
     with pytest.raises(ConfigurationError, match="not the class Failures: call it"):
         Consumer(MemoryTransport(), TASKS, [QUEUE], observers=[Failures])  # type: ignore[list-item]
 
 
-def test_a_dead_lettered_hook_that_raises_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """The settlement stands, the other messages are settled, and one ERROR names the observer."""
+def test_failing_dead_lettered_hook_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The settlement remains, the other messages are settled, and one ERROR event names the observer."""
     transport = MemoryTransport()
     transport.send([message("fail", QUEUE)] * 3 + [message("ok", QUEUE)])
     consumer = Consumer(transport, TASKS, [QUEUE], observers=[Harmful({"dead_lettered"})], max_attempts=1)
@@ -393,11 +393,11 @@ class Current(Observer):
 
 
 class EarlierOverCurrent(Earlier, Current):
-    """Overrides the earlier names in a class that is more derived, and calls on."""
+    """Overrides the earlier names in the more derived class, and calls the next class."""
 
 
 class Both(Observer):
-    """Overrides both names in one class, as an observer for two releases of this package does."""
+    """Overrides both names in one class, like an observer for two releases of this package."""
 
     calls: list[tuple[Any, ...]]
     __init__ = Earlier.__init__
@@ -434,22 +434,22 @@ def call_renamed_hooks(observer: Observer) -> None:
         (EarlierOverCurrent, [call for pair in zip(EARLIER_CALLS, CURRENT_CALLS, strict=True) for call in pair]),
     ],
 )
-def test_a_renamed_hook_is_called_once_under_either_name(kind: type[Any], calls: list[tuple[Any, ...]]) -> None:
-    """An observer may override the earlier or the new name of a hook; every override is called once for each event."""
+def test_renamed_hook_is_called_under_either_name(kind: type[Any], calls: list[tuple[Any, ...]]) -> None:
+    """An observer may override the earlier or the new name of a hook, and is called once for each event."""
     observer = kind()
     call_renamed_hooks(Observers([observer]))
     assert observer.calls == calls
 
 
-def test_an_earlier_name_called_directly_reaches_the_new_hook() -> None:
-    """An observer that forwards to another under the earlier names goes on working."""
+def test_call_by_earlier_name_reaches_the_new_hook() -> None:
+    """An observer that forwards calls by the earlier names keeps working."""
     observer = Current()
     call_renamed_hooks(observer)
     assert observer.calls == CURRENT_CALLS
 
 
-def test_an_observer_without_the_new_hooks_is_called_by_the_earlier_names() -> None:
-    """An object with the hooks of an earlier release, and not of this base class, is called for those that it has."""
+def test_observer_without_new_hooks_is_called() -> None:
+    """An object that has only the hooks of an earlier release, and another base class, is called."""
 
     calls: list[Delivery] = []
 

@@ -1,4 +1,4 @@
-"""OpenFeatureGate: what it asks the flag, and that whatever keeps the flag from answering is heard of."""
+"""OpenFeatureGate: the evaluation of the flag, and the report of every failure."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _providers() -> Iterator[None]:
 
 
 def client_of(provider: InMemoryProvider) -> OpenFeatureClient:
-    """A client of a provider of its own."""
+    """Return a client with its own provider."""
     domain = next(domains)
     api.set_provider_and_wait(provider, domain)
     return api.get_client(domain)
@@ -58,7 +58,7 @@ def constant(value: Any) -> InMemoryFlag[Any]:
 
 
 def evaluated(evaluate: Callable[[EvaluationContext], Any]) -> InMemoryFlag[Any]:
-    """A flag whose value is decided for each context."""
+    """Return a flag with a value for each context."""
     return InMemoryFlag("on", {"on": True, "off": False}, context_evaluator=lambda flag, context: evaluate(context))
 
 
@@ -71,7 +71,7 @@ def gate_of(flag: InMemoryFlag[Any]) -> OpenFeatureGate:
 
 
 def takes(gate: OpenFeatureGate, context: Any = None, **options: Any) -> str:
-    """Which side a dispatch takes."""
+    """Return the side that a dispatch takes."""
 
     def side(name: str) -> Any:
         method = lambda *args, **kwargs: name  # noqa: E731 - four of the same
@@ -87,21 +87,21 @@ def takes(gate: OpenFeatureGate, context: Any = None, **options: Any) -> str:
 
 
 @pytest.mark.parametrize("value", [True, False])
-def test_the_gate_says_what_the_flag_says(value: bool) -> None:
-    """True and False are passed on as they are."""
+def test_gate_returns_the_value_of_the_flag(value: bool) -> None:
+    """The gate returns True and False unchanged."""
     assert gate_of(constant(value))(Context()) is value
 
 
-def test_a_flip_counts_from_the_next_call() -> None:
-    """The gate remembers nothing between two calls."""
+def test_changed_flag_applies_from_the_next_call() -> None:
+    """The gate caches nothing between two calls."""
     values = [False, True, True, False, True]
     left = iter(values)
     gate = gate_of(targeted(lambda context: next(left)))
     assert [takes(gate) for _ in values] == ["off", "on", "on", "off", "on"]
 
 
-def test_a_provider_that_is_replaced_counts_from_the_next_call() -> None:
-    """The client's provider is looked up at every call."""
+def test_new_provider_applies_from_the_next_call() -> None:
+    """The gate uses the client's current provider at each call."""
     domain = next(domains)
     gate = OpenFeatureGate(api.get_client(domain))
     took = []
@@ -111,8 +111,8 @@ def test_a_provider_that_is_replaced_counts_from_the_next_call() -> None:
     assert took == ["on", "off"]
 
 
-def test_one_organisation_is_let_on_at_a_time() -> None:
-    """Targeting by the organisation: its dispatches go on, everybody else's stay off."""
+def test_flag_can_select_one_organisation() -> None:
+    """The dispatches of a targeted organisation go on, and all others go off."""
     gate = gate_of(targeted(lambda context: context.targeting_key == "acme"))
     took = [takes(gate, Context(organization_id=name, run_id="acme")) for name in ("acme", "other", "acme", None)]
     assert took == ["on", "off", "on", "on"]
@@ -122,10 +122,10 @@ ids = st.none() | st.just("") | some.names
 
 
 @given(some.names, ids, ids, st.booleans())
-def test_the_flag_is_asked_for_the_organisation_else_the_run(
+def test_targeting_key_is_organisation_or_run(
     executor: str, organization: str | None, run: str | None, has_ids: bool
 ) -> None:
-    """Targeting key: organisation, else run, else "default"; attributes: the executor, and the organisation if set."""
+    """The key is the organisation, the run, or "default"; the attributes are the executor and the organisation."""
     asked: list[EvaluationContext] = []
 
     def get_boolean_details(flag: str, default: bool, context: EvaluationContext) -> Any:
@@ -143,8 +143,8 @@ def test_the_flag_is_asked_for_the_organisation_else_the_run(
     assert got.attributes == {"executor_name": executor, **({"organization_id": organization} if organization else {})}
 
 
-def test_without_a_client_the_sdks_own_is_asked() -> None:
-    """No client: the client of the default domain, with whatever provider it has by then; none means closed."""
+def test_gate_uses_the_default_client() -> None:
+    """Without a client, the gate uses that of the default domain; without a provider it is closed."""
     gate = OpenFeatureGate()
     assert gate(Context()) is False
     api.set_provider_and_wait(InMemoryProvider({FLAG: constant(True)}))
@@ -188,8 +188,8 @@ TROUBLE: dict[str, tuple[Callable[[], InMemoryProvider], str]] = {
 
 
 @pytest.mark.parametrize("name", TROUBLE)
-def test_an_evaluation_that_fails_is_an_error_of_the_gate(name: str) -> None:
-    """GateFailed names the flag and OpenFeature's code, where the SDK would quietly give the default."""
+def test_failed_evaluation_raises_gate_failed(name: str) -> None:
+    """GateFailed has the flag and OpenFeature's code where the SDK would return the default."""
     make, code = TROUBLE[name]
     gate = OpenFeatureGate(client_of(make()))
     with pytest.raises(GateFailed, match=f"'{FLAG}'") as caught:
@@ -200,8 +200,8 @@ def test_an_evaluation_that_fails_is_an_error_of_the_gate(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TROUBLE)
-def test_an_evaluation_that_fails_means_off_and_is_heard_of(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Through the router it means off, with one WARNING that has the code and none of the provider's words."""
+def test_failed_evaluation_means_off_with_a_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The dispatch goes off, and one WARNING has the code, without the provider's text."""
     make, code = TROUBLE[name]
     gate = OpenFeatureGate(client_of(make()))
     with caplog.at_level(logging.WARNING, "unstract_wire"):
@@ -212,8 +212,8 @@ def test_an_evaluation_that_fails_means_off_and_is_heard_of(name: str, caplog: p
     assert CONTENT not in f"{record.getMessage()}{vars(record)}"
 
 
-def test_a_provider_that_is_not_ready_is_an_error_of_the_gate() -> None:
-    """A provider that could not be initialised evaluates nothing, and the gate says so."""
+def test_provider_that_is_not_ready_raises() -> None:
+    """A provider that failed to initialise makes the gate raise GateFailed."""
     domain = next(domains)
     with contextlib.suppress(ProviderFatalError):  # which the SDK remembers
         api.set_provider_and_wait(NeverReady({FLAG: constant(True)}), domain)
@@ -222,8 +222,8 @@ def test_a_provider_that_is_not_ready_is_an_error_of_the_gate() -> None:
     assert caught.value.code == "PROVIDER_FATAL"
 
 
-def test_a_provider_that_hangs_means_off_within_the_limit() -> None:
-    """A flag server that does not answer costs a caller the limit and no more."""
+def test_hanging_provider_means_off_within_the_limit() -> None:
+    """A flag server that does not answer delays a caller by at most the limit."""
     released = threading.Event()
     gate = gate_of(targeted(lambda context: released.wait()))
     try:
@@ -236,8 +236,8 @@ def test_a_provider_that_hangs_means_off_within_the_limit() -> None:
 # What cannot work is refused at start.
 
 
-def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing SDK says what to install, when the gate is built and not at the first call."""
+def test_gate_without_the_sdk_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the extra to install when the gate is created."""
     monkeypatch.setitem(sys.modules, "openfeature", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'unstract-wire\[openfeature\]'"):
         OpenFeatureGate()
@@ -247,7 +247,7 @@ WRONG: list[dict[str, Any]] = [{"client": object()}, {"client": FLAG}, {"flag": 
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=repr)
-def test_what_cannot_be_asked_is_refused_at_start(wrong: dict[str, Any]) -> None:
+def test_invalid_gate_argument_is_rejected(wrong: dict[str, Any]) -> None:
     """A ConfigurationError names the argument."""
     (name,) = wrong
     with pytest.raises(ConfigurationError, match=name):

@@ -1,4 +1,4 @@
-"""Tasks: a registry that is read as a mapping, and what it refuses when a worker starts."""
+"""Tasks: a registry that is read as a mapping, and the functions that it rejects."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from unstract_core.worker.registry import runnable
 
 
 @given(st.lists(some.names, unique=True, max_size=8), some.names)
-def test_the_registry_is_a_mapping_of_what_was_registered(names: list[str], other: str) -> None:
-    """Names in the order of their registration, each with its own function, and no other name."""
+def test_registry_is_a_mapping(names: list[str], other: str) -> None:
+    """The registry has each registered name with its function, in order, and no other name."""
     tasks = Tasks()
     functions: dict[str, Callable[..., Any]] = {name: lambda name=name: name for name in names}
     for name, function in functions.items():
@@ -30,8 +30,8 @@ def test_the_registry_is_a_mapping_of_what_was_registered(names: list[str], othe
     assert all(name in repr(tasks) for name in names)
 
 
-def test_a_registered_function_stays_an_ordinary_function() -> None:
-    """The decorator leaves the function as it is: it can be called, and registered under a second name."""
+def test_registered_function_stays_callable() -> None:
+    """The decorator returns the function, which can be called and registered under a second name."""
     tasks = Tasks()
 
     @tasks.register("double")
@@ -43,8 +43,8 @@ def test_a_registered_function_stays_an_ordinary_function() -> None:
 
 
 @given(some.names)
-def test_a_name_is_registered_once(name: str) -> None:
-    """Another function under a taken name is refused and changes nothing; the same one again is no fault."""
+def test_taken_name_is_rejected(name: str) -> None:
+    """Another function under a taken name is rejected and changes nothing; the same function is accepted."""
     tasks = Tasks()
     first = tasks.register(name)(lambda: 1)
     with pytest.raises(ConfigurationError, match="already"):
@@ -54,8 +54,8 @@ def test_a_name_is_registered_once(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", None, 7, b"task", ["task"], print], ids=repr)
-def test_a_task_is_registered_by_a_name(name: Any) -> None:
-    """An empty name, or the decorator without its parentheses, is refused with the way to write it."""
+def test_registration_needs_a_name(name: Any) -> None:
+    """An empty name, or the decorator without parentheses, is rejected with the correct form."""
     with pytest.raises(ConfigurationError, match="register"):
         Tasks().register(name)
 
@@ -93,8 +93,8 @@ NO_TASKS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", NO_TASKS)
-def test_what_a_worker_thread_cannot_run_is_refused_at_start(name: str) -> None:
-    """What is not callable, and whatever is async, is refused by name: its body would never run."""
+def test_uncallable_or_async_task_is_rejected(name: str) -> None:
+    """A task that is not callable or is async is rejected by its name."""
     with pytest.raises(ConfigurationError, match="'broken'"):
         Tasks().register("broken")(NO_TASKS[name])
     with pytest.raises(ConfigurationError, match="'broken'"):
@@ -106,7 +106,7 @@ def test_what_a_worker_thread_cannot_run_is_refused_at_start(name: str) -> None:
     [len, Worker().plain, Worker, functools.partial(len, ()), lambda: 1],
     ids=["function", "method", "class", "partial", "lambda"],
 )
-def test_any_ordinary_callable_is_a_task(task: Callable[..., Any]) -> None:
-    """Functions, methods, classes and partials serve."""
+def test_registry_accepts_any_callable(task: Callable[..., Any]) -> None:
+    """Functions, methods, classes and partials are accepted."""
     assert runnable("fine", task) is task
     assert Tasks().register("fine")(task) is task
