@@ -1,4 +1,4 @@
-"""RoutingDispatcher: which side a call goes to, that it goes there as it was made, and what a broken gate costs."""
+"""RoutingDispatcher: the side of each call, unchanged arguments, and the cost of a failing gate."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ METHODS = ["dispatch", "dispatch_async", "dispatch_with_callback"]
 
 @attrs.frozen
 class Context:
-    """An execution context as the product builds it."""
+    """An execution context like the product's."""
 
     executor_name: str = "legacy"
     organization_id: str | None = None
@@ -64,7 +64,7 @@ class Context:
 
 
 class Spy:
-    """A side that writes down each call just as it came, and answers with an object of its own."""
+    """A side that records each call and returns an object of its own."""
 
     def __init__(self, status: Any = None) -> None:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
@@ -88,13 +88,13 @@ class Spy:
 
 
 def routed(gate: Any, *, on: Any = None, off: Any = None, **options: Any) -> tuple[RoutingDispatcher, Any, Any]:
-    """A dispatcher over two spies, or what is given in their place."""
+    """Return a dispatcher over two spies, or over the given sides."""
     on, off = on or Spy(), off or Spy()
     return RoutingDispatcher(gate=gate, on=on, off=off, **options), on, off
 
 
 def is_off(gate: Any, **options: Any) -> bool:
-    """Whether a call goes to the side `off`, and nowhere else."""
+    """Return whether a call goes to the side `off`, and only there."""
     dispatcher, on, off = routed(gate, **options)
     dispatcher.dispatch_async(Context())
     assert len(on.calls) + len(off.calls) == 1
@@ -103,7 +103,7 @@ def is_off(gate: Any, **options: Any) -> bool:
 
 @contextlib.contextmanager
 def warnings_of(count: int | None = None) -> Iterator[list[dict[str, Any]]]:
-    """Collect the fields of what the router logs; all of it must be WARNINGs of one event, without content."""
+    """Collect the fields of the router's events, each of which must be a WARNING without content."""
     found: list[dict[str, Any]] = []
 
     class Handler(logging.Handler):
@@ -122,7 +122,7 @@ def warnings_of(count: int | None = None) -> Iterator[list[dict[str, Any]]]:
 
 
 def answers(*given_answers: Any) -> Callable[[Any], Any]:
-    """A gate that gives these answers in turn."""
+    """Return a gate that gives these answers in turn."""
     left = iter(given_answers)
     return lambda context: next(left)
 
@@ -137,7 +137,7 @@ def raises(*_: object) -> NoReturn:
 
 @pytest.fixture
 def released() -> Iterator[threading.Event]:
-    """What the gates of a test hang on; set at its end, so that no thread outlives it."""
+    """Return an event on which gates hang; it is set at the end, so that no thread outlives the test."""
     event = threading.Event()
     yield event
     event.set()
@@ -147,15 +147,15 @@ def released() -> Iterator[threading.Event]:
 
 
 @pytest.mark.parametrize("method", [*METHODS, "status"])
-def test_the_methods_have_the_products_signatures(method: str) -> None:
-    """Call sites see no difference between the router and a dispatcher, nor does `inspect`."""
+def test_router_has_the_signatures_of_the_product(method: str) -> None:
+    """The router's methods have the signatures of a dispatcher's, also for `inspect`."""
     signature = inspect.signature(getattr(RoutingDispatcher, method))
     assert signature == inspect.signature(getattr(ExecutorDispatcher, method))
 
 
 @st.composite
 def calls(draw: st.DrawFn) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
-    """A call of one of the three methods, its arguments by position, by name or left out."""
+    """Draw a call of one of the three methods, with arguments by position, by name or omitted."""
     method = draw(st.sampled_from(METHODS))
     names = list(inspect.signature(getattr(ExecutorDispatcher, method)).parameters)[1:]
     positional = draw(st.integers(0, len(names)))
@@ -167,10 +167,10 @@ def calls(draw: st.DrawFn) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
 
 
 @given(calls(), st.booleans(), st.sampled_from([1.0, None]))
-def test_a_call_reaches_its_side_exactly_as_it_was_made(
+def test_call_reaches_its_side_unchanged(
     call: tuple[str, tuple[Any, ...], dict[str, Any]], answer: bool, gate_timeout: float | None
 ) -> None:
-    """Same objects, by position or by name as the caller wrote them, and nothing that the caller did not pass."""
+    """The side gets the same objects in the same form, and no argument that the caller omitted."""
     method, args, kwargs = call
     asked: list[Any] = []
 
@@ -191,8 +191,8 @@ def test_a_call_reaches_its_side_exactly_as_it_was_made(
 
 
 @given(st.lists(st.booleans(), max_size=12), st.sampled_from([1.0, None]))
-def test_the_gate_is_asked_at_every_call(said: list[bool], gate_timeout: float | None) -> None:
-    """Nothing is cached: each call goes where the gate says at that moment, so a flip counts from the next call."""
+def test_gate_is_called_for_every_dispatch(said: list[bool], gate_timeout: float | None) -> None:
+    """The gate's answer is not cached, so that a changed flag applies from the next call."""
     dispatcher, on, off = routed(answers(*said), gate_timeout=gate_timeout)
     order = []
     for number, _ in enumerate(said):
@@ -206,10 +206,8 @@ def test_the_gate_is_asked_at_every_call(said: list[bool], gate_timeout: float |
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("answer", [True, False])
 @pytest.mark.parametrize("failure", [TransportRefused("no"), PayloadError("no"), KeyboardInterrupt()], ids=repr)
-def test_what_a_side_raises_is_let_out_and_not_tried_on_the_other(
-    method: str, answer: bool, failure: BaseException
-) -> None:
-    """A dispatch that failed may have happened; the other side is never asked to do it again."""
+def test_error_of_a_side_is_not_retried_elsewhere(method: str, answer: bool, failure: BaseException) -> None:
+    """A failed dispatch may have taken effect, so the other side is not called."""
     dispatcher, on, off = routed(lambda context: answer)
     on.answer = off.answer = failure
     with warnings_of(0), pytest.raises(type(failure)) as caught:
@@ -220,16 +218,16 @@ def test_what_a_side_raises_is_let_out_and_not_tried_on_the_other(
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("args", "kwargs"), [((), {}), ((Context(),), {"nope": 1}), (range(9), {})], ids=repr)
-def test_a_wrong_call_is_a_type_error_and_the_gate_is_not_asked(method: str, args: Any, kwargs: Any) -> None:
-    """A call that no side could take is refused as Python refuses it, not routed."""
+def test_wrong_call_is_a_type_error(method: str, args: Any, kwargs: Any) -> None:
+    """A call with wrong arguments raises TypeError before the gate is called."""
     dispatcher, on, off = routed(lambda context: pytest.fail("asked"), gate_timeout=None)
     with pytest.raises(TypeError):
         getattr(dispatcher, method)(*args, **kwargs)
     assert on.calls == off.calls == []
 
 
-def test_a_router_may_be_a_side_of_a_router() -> None:
-    """It has the methods that it asks of its sides."""
+def test_router_can_be_a_side_of_a_router() -> None:
+    """A router has the methods of a side."""
     inner, on, off = routed(is_open)
     RoutingDispatcher(gate=is_open, on=inner, off=off).dispatch(Context(), timeout=3)
     assert on.calls == [("dispatch", (Context(),), {"timeout": 3})]
@@ -244,16 +242,16 @@ not_bools = st.one_of(
 
 
 @given(not_bools, st.sampled_from([1.0, None]))
-def test_only_a_plain_true_lets_on(answer: Any, gate_timeout: float | None) -> None:
-    """Anything that is not exactly a bool, however true it looks, means off, and a WARNING names its type."""
+def test_only_true_opens_the_gate(answer: Any, gate_timeout: float | None) -> None:
+    """Any answer that is not a bool means off, and a WARNING names its type."""
     with warnings_of(1) as found:
         assert is_off(lambda context: answer, gate_timeout=gate_timeout)
     assert found[0]["reason"] == "no_bool"
     assert found[0]["error_type"] == type(answer).__name__
 
 
-def test_an_answer_whose_type_cannot_be_named_means_off() -> None:
-    """Even a type that raises when it is looked at is no reason for a caller to see an error."""
+def test_answer_of_an_unnameable_type_means_off() -> None:
+    """A type that raises when its name is read means off."""
 
     class Meta(type):
         __name__ = property(raises)
@@ -279,8 +277,8 @@ class Oddity(Exception):
     [ValueError(CONTENT), ConnectionError(CONTENT), TimeoutError(), StopIteration(), Oddity(CONTENT), RecursionError()],
     ids=lambda error: type(error).__name__,
 )
-def test_a_gate_that_raises_means_off(error: Exception, gate_timeout: float | None) -> None:
-    """Any Exception means off; the WARNING has the error's type and never its text."""
+def test_gate_that_raises_means_off(error: Exception, gate_timeout: float | None) -> None:
+    """The WARNING has the error's type and not its text."""
 
     def gate(context: Any) -> bool:
         raise error
@@ -293,8 +291,8 @@ def test_a_gate_that_raises_means_off(error: Exception, gate_timeout: float | No
     }  # fmt: skip
 
 
-def test_the_warning_has_the_code_of_a_failed_gate() -> None:
-    """GateFailed brings its provider's own name for what is wrong: that is what an operator looks up."""
+def test_warning_has_the_code_of_gate_failed() -> None:
+    """The WARNING has the provider's error code of a GateFailed."""
 
     def gate(context: Any) -> bool:
         raise GateFailed(CONTENT, code="FLAG_NOT_FOUND")
@@ -305,8 +303,8 @@ def test_the_warning_has_the_code_of_a_failed_gate() -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_an_exit_in_the_callers_own_thread_passes(error: type[BaseException]) -> None:
-    """Asked without a limit the gate runs on the caller's thread, whose interrupts and exits are the caller's."""
+def test_exit_on_the_callers_thread_is_raised(error: type[BaseException]) -> None:
+    """Without a limit the gate runs on the caller's thread, and its interrupts and exits are raised."""
 
     def gate(context: Any) -> bool:
         raise error
@@ -318,8 +316,8 @@ def test_an_exit_in_the_callers_own_thread_passes(error: type[BaseException]) ->
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_an_exit_on_the_gates_own_thread_means_off(error: type[BaseException]) -> None:
-    """A gate cannot end the caller: on its own thread, what it raises is its failure, whatever it is."""
+def test_exit_on_the_gates_thread_means_off(error: type[BaseException]) -> None:
+    """On its own thread, every exception of the gate is a failure of the gate."""
 
     def gate(context: Any) -> bool:
         raise error
@@ -330,14 +328,12 @@ def test_an_exit_on_the_gates_own_thread_means_off(error: type[BaseException]) -
 
 
 class Interrupted(Exception):
-    """What a signal handler raises in the caller's thread, as Celery's soft time limit does."""
+    """An exception of a signal handler, such as Celery's soft time limit."""
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted])
-def test_an_interrupt_of_the_caller_passes_while_the_gate_hangs(
-    error: type[BaseException], released: threading.Event
-) -> None:
-    """What interrupts the caller's own thread is not the gate's failure: it is let out, and nothing is dispatched."""
+def test_interrupt_of_the_caller_is_raised(error: type[BaseException], released: threading.Event) -> None:
+    """An interrupt of the caller's thread while the gate hangs is raised, and nothing is dispatched."""
 
     def interrupt(*_: object) -> NoReturn:
         raise error
@@ -359,8 +355,8 @@ def test_an_interrupt_of_the_caller_passes_while_the_gate_hangs(
 # The limit.
 
 
-def test_a_gate_that_hangs_costs_its_limit_and_means_off(released: threading.Event) -> None:
-    """After `gate_timeout` seconds the call goes off, with a WARNING; an answer that comes later counts for nothing."""
+def test_hanging_gate_means_off_after_its_limit(released: threading.Event) -> None:
+    """After `gate_timeout` seconds the call goes off with a WARNING, and a later answer is ignored."""
     dispatcher, on, off = routed(lambda context: released.wait(), gate_timeout=0.05)
     started = time.monotonic()
     with warnings_of(1) as found:
@@ -372,8 +368,8 @@ def test_a_gate_that_hangs_costs_its_limit_and_means_off(released: threading.Eve
     assert (len(on.calls), len(off.calls)) == (0, 1)
 
 
-def test_while_too_many_gates_hang_none_is_asked(released: threading.Event) -> None:
-    """With eight calls past the limit no other is made, and means off at once. Once they end, it counts again."""
+def test_gate_is_not_called_while_many_calls_hang(released: threading.Event) -> None:
+    """While eight calls exceed the limit, the next ones go off at once; after they end, the gate is called again."""
     asked = itertools.count()
 
     def gate(context: Any) -> bool:
@@ -400,8 +396,8 @@ def test_while_too_many_gates_hang_none_is_asked(released: threading.Event) -> N
     assert on.calls
 
 
-def test_a_gate_that_was_mended_is_asked_again_although_its_old_calls_hang_on(released: threading.Event) -> None:
-    """A probe is let through after a minute; when it is answered the gate is asked as before."""
+def test_repaired_gate_is_called_despite_hanging_calls(released: threading.Event) -> None:
+    """After a minute a probe is let through; if it is answered, the gate is called as before."""
     mended = threading.Event()
     dispatcher, on, _ = routed(lambda context: mended.is_set() or released.wait(), gate_timeout=0.02)
     clock = types.SimpleNamespace(now=1000.0)
@@ -417,8 +413,8 @@ def test_a_gate_that_was_mended_is_asked_again_although_its_old_calls_hang_on(re
     assert len(on.calls) == 2
 
 
-def test_a_gate_that_stays_broken_is_probed_ever_more_seldom(released: threading.Event) -> None:
-    """Each probe that hangs is one thread more: there are few, however long it lasts."""
+def test_broken_gate_is_probed_at_growing_intervals(released: threading.Event) -> None:
+    """Each hanging probe keeps a thread, so the interval between probes grows."""
     asked = itertools.count()
 
     def gate(context: Any) -> bool:
@@ -435,8 +431,8 @@ def test_a_gate_that_stays_broken_is_probed_ever_more_seldom(released: threading
 
 
 @pytest.mark.parametrize("gate_timeout", [1.0, None])
-def test_a_gate_that_dispatches_through_its_own_router_means_off(gate_timeout: float | None) -> None:
-    """It is asked once, and the inner dispatch goes off; the outer one goes where the gate says."""
+def test_recursive_dispatch_of_a_gate_means_off(gate_timeout: float | None) -> None:
+    """A gate that dispatches through its own router is called once, and its own dispatch goes off."""
     asked = []
 
     def gate(context: Any) -> bool:
@@ -452,12 +448,12 @@ def test_a_gate_that_dispatches_through_its_own_router_means_off(gate_timeout: f
 
 
 class Panic(BaseException):
-    """What a provider may raise that is written in another language."""
+    """An exception of a provider that is written in another language."""
 
 
 @pytest.mark.parametrize("gate_timeout", [1.0, None])
-def test_whatever_a_gate_raises_means_off(gate_timeout: float | None) -> None:
-    """Even what is no Exception, on a thread of its own or on the caller's."""
+def test_any_exception_of_a_gate_means_off(gate_timeout: float | None) -> None:
+    """A BaseException means off too, on the gate's own thread and on the caller's."""
 
     def gate(context: Any) -> bool:
         raise Panic
@@ -469,8 +465,8 @@ def test_whatever_a_gate_raises_means_off(gate_timeout: float | None) -> None:
     assert (found[0]["reason"], found[0]["error_type"]) == ("raised", "Panic")
 
 
-def test_a_thread_that_cannot_be_started_means_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the system's limit of threads, or while the interpreter ends, a dispatch still goes somewhere."""
+def test_failed_thread_start_means_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the system's limit of threads, or at the interpreter's exit, a dispatch goes off."""
 
     def start(self: object) -> NoReturn:
         raise RuntimeError("can't start new thread")
@@ -487,8 +483,8 @@ variable = contextvars.ContextVar("variable", default="default")
 
 
 @pytest.mark.parametrize("gate_timeout", [1.0, None])
-def test_the_gate_sees_the_callers_context_variables(gate_timeout: float | None) -> None:
-    """A request's own state, such as OpenFeature's transaction context, reaches the gate."""
+def test_gate_sees_the_context_variables_of_the_caller(gate_timeout: float | None) -> None:
+    """The state of a request, such as OpenFeature's transaction context, reaches the gate."""
 
     def gate(context: Any) -> bool:
         return variable.get() == "the caller's"
@@ -503,8 +499,8 @@ def test_the_gate_sees_the_callers_context_variables(gate_timeout: float | None)
 
 
 @pytest.mark.parametrize(("gate_timeout", "aside"), [(1.0, True), (None, False)])
-def test_the_limit_alone_needs_a_thread(gate_timeout: float | None, aside: bool) -> None:
-    """With a limit the gate runs on a daemon thread, a new one for each call; without one, on the caller's own."""
+def test_only_a_limit_needs_a_thread(gate_timeout: float | None, aside: bool) -> None:
+    """With a limit the gate runs on a new daemon thread for each call; without one, on the caller's thread."""
     ran: list[threading.Thread] = []
 
     def gate(context: Any) -> bool:
@@ -518,8 +514,8 @@ def test_the_limit_alone_needs_a_thread(gate_timeout: float | None, aside: bool)
     assert all(thread.daemon for thread in ran) or not aside
 
 
-def test_a_router_works_on_in_the_child_of_a_fork(released: threading.Event) -> None:
-    """What hung before the fork does not hang in the child, where the gate is asked, and warned of, anew."""
+def test_router_works_in_a_forked_child(released: threading.Event) -> None:
+    """Calls that hung before the fork do not count in the child, and the child logs its own warnings."""
     hanging = [True]
     dispatcher, on, _ = routed(lambda context: released.wait() if hanging else True, gate_timeout=0.25)
     fork = multiprocessing.get_context("fork")
@@ -549,7 +545,7 @@ def test_a_router_works_on_in_the_child_of_a_fork(released: threading.Event) -> 
         process.kill()
 
 
-def test_a_hung_gate_does_not_hold_up_the_exit_of_the_interpreter() -> None:
+def test_hanging_gate_does_not_delay_the_exit() -> None:
     """A process whose gate hangs ends when its work is done."""
     script = """
 import threading
@@ -579,17 +575,17 @@ print(router.dispatch_async("context"))
 
 @contextlib.contextmanager
 def clock() -> Iterator[types.SimpleNamespace]:
-    """The router's clock, to be set by the test."""
+    """Return the router's clock, which the test sets."""
     hand = types.SimpleNamespace(now=1000.0)
     with mock.patch.object(routing, "monotonic", side_effect=lambda: hand.now):
         yield hand
 
 
 @given(st.lists(st.tuples(st.sampled_from(["raised", "no_bool", None]), st.sampled_from([0.0, 1.0, 30.0, 60.0, 61.0]))))
-def test_the_warning_comes_once_a_minute_for_each_kind_and_counts_the_rest(
+def test_warning_is_logged_once_a_minute(
     steps: list[tuple[str | None, float]],
 ) -> None:
-    """At most one a minute for each kind of failure, which says how many were suppressed since the last."""
+    """Each kind of failure is logged at most once a minute, with the number of suppressed warnings."""
     gates: dict[str | None, Callable[[Any], Any]] = {"raised": raises, "no_bool": lambda c: 1, None: is_open}
     kind: str | None = None
     dispatcher, _, _ = routed(lambda context: gates[kind](context), gate_timeout=None)
@@ -609,8 +605,8 @@ def test_the_warning_comes_once_a_minute_for_each_kind_and_counts_the_rest(
                 last[kind], held_back[kind] = hand.now, 0
 
 
-def test_many_threads_together_warn_once() -> None:
-    """The limit holds whoever calls; no suppressed warning goes uncounted."""
+def test_many_threads_log_one_warning() -> None:
+    """The limit holds across threads, and every suppressed warning is counted."""
     dispatcher, _, off = routed(raises, gate_timeout=None)
     with clock() as hand, warnings_of(2) as found:
         threads = [
@@ -627,8 +623,8 @@ def test_many_threads_together_warn_once() -> None:
     assert len(off.calls) == 801
 
 
-def test_each_router_warns_for_itself() -> None:
-    """Two routers, two gates: one's failure does not hide the other's."""
+def test_each_router_logs_its_own_warnings() -> None:
+    """The failures of one router's gate do not suppress another's."""
     with warnings_of(2):
         assert is_off(raises)
         assert is_off(raises)
@@ -673,16 +669,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_work_is_refused_at_start(name: str) -> None:
-    """A ConfigurationError names the argument and what was wrong with it."""
+def test_invalid_router_argument_is_rejected(name: str) -> None:
+    """A ConfigurationError names the argument and its fault."""
     changed, text = WRONG[name]
     with pytest.raises(ConfigurationError, match=text):
         RoutingDispatcher(**{"gate": is_open, "on": Spy(), "off": Spy(), **changed})
 
 
 @pytest.mark.parametrize("gate_timeout", [1, 0.001, 3600, threading.TIMEOUT_MAX, None])
-def test_every_limit_that_can_be_waited_is_taken(gate_timeout: float | None) -> None:
-    """What passes the check works."""
+def test_any_valid_limit_is_accepted(gate_timeout: float | None) -> None:
+    """Every limit that passes the check works."""
     dispatcher, on, off = routed(is_open, gate_timeout=gate_timeout)
     dispatcher.dispatch(Context())
     assert len(on.calls) + len(off.calls) == 1
@@ -705,8 +701,8 @@ OUTCOMES: dict[str, Any] = {
 @pytest.mark.parametrize("on", OUTCOMES)
 @pytest.mark.parametrize("off", OUTCOMES)
 @pytest.mark.parametrize("gate", [is_open, raises])
-def test_the_status_is_whichever_sides_answer_and_never_a_false_none(on: str, off: str, gate: Any) -> None:
-    """Work keeps its transport: both sides are asked, whatever the gate says now; the first answer counts."""
+def test_status_is_that_of_either_side(on: str, off: str, gate: Any) -> None:
+    """Both sides are asked, independent of the gate; the first status counts, and None is never wrong."""
     dispatcher, _, _ = routed(gate, on=Spy(OUTCOMES[on]), off=Spy(OUTCOMES[off]))
     replies = [OUTCOMES[side] for side in (on, off) if isinstance(OUTCOMES[side], Reply)]
     errors = [OUTCOMES[side] for side in (on, off) if isinstance(OUTCOMES[side], TransportError)]
@@ -724,16 +720,16 @@ def test_the_status_is_whichever_sides_answer_and_never_a_false_none(on: str, of
             assert dispatcher.status("t") is None
 
 
-def test_an_unforeseen_error_of_a_side_is_let_out_at_once() -> None:
-    """What is neither "cannot know" nor "away" is the caller's to see, as an id that cannot be one."""
+def test_other_error_of_a_status_is_raised() -> None:
+    """An error other than NotSupported and TransportError is raised at once, such as that of an invalid id."""
     dispatcher, _, _ = routed(is_open, on=Spy(PayloadError("no id")), off=Spy(DONE))
     with pytest.raises(PayloadError, match="no id"):
         dispatcher.status("t")
 
 
 @given(some.names)
-def test_the_status_of_an_executor_dispatcher_is_its_transports(task_id: str) -> None:
-    """ExecutorDispatcher can be a side: it gives what its transport knows, and lets out what it raises."""
+def test_status_of_an_executor_dispatcher_is_the_transports(task_id: str) -> None:
+    """ExecutorDispatcher returns its transport's status and raises its errors."""
     transport = RecordingTransport(answer=DONE)
     assert ExecutorDispatcher(Dispatcher(transport)).status(task_id) == attrs.evolve(DONE, key=task_id)
     assert transport.replies == [{"key": task_id, "timeout": 0, "consume": False}]
@@ -746,10 +742,8 @@ def test_the_status_of_an_executor_dispatcher_is_its_transports(task_id: str) ->
 
 
 @given(st.none() | some.fairness_keys, st.dictionaries(some.names, some.json_values, max_size=3), st.booleans())
-def test_headers_do_not_break_the_side_that_has_none(
-    key: FairnessKey | None, others: dict[str, Any], is_on: bool
-) -> None:
-    """The queue in PostgreSQL takes fairness from the headers and leaves the rest; `off` gets the very same object."""
+def test_headers_work_on_both_sides(key: FairnessKey | None, others: dict[str, Any], is_on: bool) -> None:
+    """The side `on` takes the fairness from the headers, and the side `off` gets the same object."""
     headers = {**others, **({"x-fairness-key": attrs.asdict(key)} if key else {})}
     before = repr(headers)
     transport = RecordingTransport(answer=Reply("", "completed", result=ExecutionResult(success=True).to_dict()))
@@ -771,8 +765,8 @@ BAD_HEADERS: list[Any] = [{"x-fairness-key": "org"}, {"x-fairness-key": {"pipeli
 
 
 @pytest.mark.parametrize("headers", BAD_HEADERS, ids=repr)
-def test_a_malformed_fairness_header_is_told_where_it_counts(headers: Any) -> None:
-    """`on`, a blocking dispatch fails with a text and the others raise PayloadError; `off`, it is Celery's to carry."""
+def test_malformed_fairness_header_fails_on_its_side(headers: Any) -> None:
+    """On `on`, a blocking dispatch fails and the others raise PayloadError; on `off`, Celery gets the header."""
     transport = RecordingTransport()
     is_on = True
     dispatcher, _, off = routed(lambda context: is_on, on=ExecutorDispatcher(Dispatcher(transport)))

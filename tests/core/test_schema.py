@@ -1,4 +1,4 @@
-"""The JSON Schema of the wire: what the types generate and writers write, and but for two lists what readers read."""
+"""The JSON Schema of the wire: it matches the types, the writer and, except for two lists, the reader."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def valid(wire: Any) -> bool:
 
 
 def read(wire: Any) -> TaskPayload | None:
-    """The payload that a reader makes of a message; None where it is malformed."""
+    """Return the payload that a reader makes of a message; None if it is malformed."""
     try:
         return from_wire(wire)
     except MalformedPayload:
@@ -66,23 +66,23 @@ def mended(wire: Wire, entries: tuple[Tolerated, ...] = TOLERATED) -> Wire:
     return mended
 
 
-def test_the_schema_is_valid_under_its_own_dialect() -> None:
-    """JSON Schema 2020-12, as another implementation sees it."""
+def test_schema_is_valid_under_its_dialect() -> None:
+    """Another implementation accepts the schema as JSON Schema 2020-12."""
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     assert SCHEMA["$schema"] == jsonschema.Draft202012Validator.META_SCHEMA["$id"]
 
 
-def test_the_committed_schema_is_what_the_types_generate() -> None:
-    """To the byte."""
+def test_committed_schema_equals_the_generated_one() -> None:
+    """The committed file equals the generated schema byte for byte."""
     assert task_payload_schema() == SCHEMA
     assert check_schema.PATH.read_text(encoding="utf-8") == check_schema.written()
 
 
 @pytest.mark.parametrize(("part", "other"), [("255", "256"), ("\n", ""), ("    ", "  ")])
-def test_a_file_that_differs_fails_the_check_and_write_mends_it(
+def test_write_fixes_an_outdated_schema_file(
     part: str, other: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The check names the remedy, and `--write` is it."""
+    """The check names the remedy, and `--write` applies it."""
     path = tmp_path / "task_payload.v1.json"
     path.write_text(check_schema.written().replace(part, other))
     assert check_schema.main([], path) == 1
@@ -90,14 +90,14 @@ def test_a_file_that_differs_fails_the_check_and_write_mends_it(
     assert check_schema.main(["--write"], path) == check_schema.main([], path) == 0
 
 
-def test_a_missing_file_and_unknown_options_fail_the_check(tmp_path: Path) -> None:
-    """A file that is gone is a difference; what is not understood is no green check."""
+def test_missing_file_or_unknown_option_fails(tmp_path: Path) -> None:
+    """A missing file or an unknown option fails the check."""
     assert check_schema.main([], tmp_path / "absent.json") == 1
     assert check_schema.main(["--wirte"]) == 2
 
 
-def test_the_properties_are_the_fields_of_the_types() -> None:
-    """In the order of the wire; required is what a bare payload has."""
+def test_properties_are_the_fields_of_the_types() -> None:
+    """The properties are in the order of the wire, and those of a minimal payload are required."""
     bare = to_wire(TaskPayload(task_name="t", queue="q"))
     assert list(SCHEMA["properties"]) == [field.name for field in attrs.fields(TaskPayload)]
     assert SCHEMA["required"] == list(bare) == ["task_name", "args", "kwargs", "queue", "fairness"]
@@ -106,7 +106,7 @@ def test_the_properties_are_the_fields_of_the_types() -> None:
 
 
 def _schema_with(hint: Any, default: Any) -> dict[str, Any]:
-    """Generate the schema of a class that has one field more than it had."""
+    """Generate the schema of a class with an additional field."""
     kind = attrs.make_class(
         "Grown", {"task_name": attrs.field(type=str), "new": attrs.field(default=default, type=hint)}
     )
@@ -115,7 +115,7 @@ def _schema_with(hint: Any, default: Any) -> dict[str, Any]:
 
 @attrs.frozen
 class Part:
-    """A part of its own."""
+    """A nested class."""
 
     code: Literal["a", "b"] = "a"
 
@@ -134,22 +134,22 @@ OPTIONAL_PART: Any = Part | None
     ],
     ids=["a string", "an integer", "a choice", "a mapping", "a part"],
 )
-def test_a_new_field_is_in_the_schema_by_itself(hint: Any, default: Any, expected: dict[str, Any]) -> None:
-    """Also one whose values the writer does not look at yet: then the schema promises nothing of them."""
+def test_new_field_appears_in_the_schema(hint: Any, default: Any, expected: dict[str, Any]) -> None:
+    """A field whose values the writer does not check yet appears without limits."""
     grown = _schema_with(hint, default)
     assert grown["properties"]["new"] == expected
     assert ("new" in grown["required"]) == (default is not None)
 
 
 @pytest.mark.parametrize("hint", [float, bytes, list[str], str | int, Any, JSONValue], ids=repr)
-def test_a_field_of_an_unknown_kind_is_refused(hint: Any) -> None:
-    """Nothing is guessed: the error names the field and what to teach."""
+def test_field_of_an_unknown_type_is_rejected(hint: Any) -> None:
+    """The error names the field and the module to extend."""
     with pytest.raises(ConfigurationError, match=r"Grown\.new: no schema is known for"):
         _schema_with(hint, None)
 
 
-def test_a_class_that_is_written_in_two_ways_is_refused() -> None:
-    """One definition cannot stand for both."""
+def test_class_with_two_encodings_is_rejected() -> None:
+    """One definition cannot describe two encodings of a class."""
     kind = attrs.make_class("Twice", {name: attrs.field(type=OPTIONAL_PART, default=None) for name in ("one", "two")})
 
     def write(twice: Any) -> dict[str, Any]:
@@ -161,8 +161,8 @@ def test_a_class_that_is_written_in_two_ways_is_refused() -> None:
         generator.schema_of(kind, write)
 
 
-def test_the_pattern_of_texts_refuses_nul_and_surrogates_and_nothing_else() -> None:
-    """Every code point there is."""
+def test_text_pattern_rejects_only_nul_and_surrogates() -> None:
+    """The pattern is checked with every code point."""
     search = re.compile(generator.TEXT).search
     refused = {code for code in range(0x110000) if search(f"a{chr(code)}\n") is None}
     assert refused == {0, *range(0xD800, 0xE000)}
@@ -170,15 +170,15 @@ def test_the_pattern_of_texts_refuses_nul_and_surrogates_and_nothing_else() -> N
 
 
 @given(some.payloads())
-def test_everything_that_is_written_is_valid(payload: TaskPayload) -> None:
-    """Of every shape and value."""
+def test_every_written_message_is_valid(payload: TaskPayload) -> None:
+    """A written payload of any shape and value is valid."""
     VALIDATOR.validate(to_wire(payload))
     VALIDATOR.validate(json.loads(json.dumps(to_wire(payload))))
 
 
 @given(some.convertibles)
-def test_every_value_that_is_made_to_fit_is_valid(value: Any) -> None:
-    """Whatever the named rules convert."""
+def test_every_normalised_value_is_valid(value: Any) -> None:
+    """Every value that the rules convert is valid."""
     VALIDATOR.validate(to_wire(TaskPayload(task_name="t", args=[value], kwargs={"x": value}, queue="q")))
 
 
@@ -194,8 +194,8 @@ any_json = st.recursive(
 
 
 @given(any_json)
-def test_a_value_of_json_is_valid_exactly_where_a_writer_takes_it(value: Any) -> None:
-    """But for depth and size, which are UNSAID."""
+def test_schema_and_writer_accept_the_same_values(value: Any) -> None:
+    """The schema and the writer agree, except for depth and size, which UNSAID lists."""
     for wire in (
         wire_of(args=[value]),
         wire_of(kwargs={"x": value}),
@@ -206,15 +206,15 @@ def test_a_value_of_json_is_valid_exactly_where_a_writer_takes_it(value: Any) ->
 
 
 @given(mutated())
-def test_what_is_invalid_is_refused_unless_it_is_tolerated(wire: Wire) -> None:
-    """A reader reads a message if, and only if, it is valid once everything in TOLERATED is mended."""
+def test_reader_rejects_invalid_messages_unless_tolerated(wire: Wire) -> None:
+    """A reader reads a message only if it is valid after the repairs of TOLERATED."""
     assert (read(wire) is not None) == valid(mended(wire))
 
 
 @pytest.mark.parametrize("key", [None, "fairness", "on_success", "on_error"])
 @pytest.mark.parametrize("value", ODD_VALUES, ids=range(len(ODD_VALUES)))
-def test_any_one_fault_is_refused_unless_it_is_tolerated(key: str | None, value: Any) -> None:
-    """The same, for every odd value at every place of a whole message, and for every key that is dropped."""
+def test_reader_rejects_any_single_fault_unless_tolerated(key: str | None, value: Any) -> None:
+    """The same holds for each odd value at each place of a message, and for each dropped key."""
     whole = wire_of(fairness=fairness(), on_success=continuation(), on_error=continuation(), task_id="i")
     for place in KEYS:
         wire = copy.deepcopy(whole)
@@ -226,8 +226,8 @@ def test_any_one_fault_is_refused_unless_it_is_tolerated(key: str | None, value:
 
 
 @given(mutated())
-def test_what_is_valid_is_read_and_can_be_written_again(wire: Wire) -> None:
-    """The same keys and values, those that are not known left out; but for what UNSAID lists."""
+def test_valid_message_can_be_read_and_rewritten(wire: Wire) -> None:
+    """A valid message keeps its known keys and values, except for those that UNSAID lists."""
     unsaid = any(len(name.encode(errors="replace")) > 255 for name in names_in(wire))
     if valid(wire) and not unsaid:
         payload = read(wire)
@@ -254,8 +254,8 @@ def known_part(wire: Wire) -> Wire:
 
 
 @pytest.mark.parametrize("entry", TOLERATED, ids=lambda entry: entry.what)
-def test_what_is_tolerated_is_invalid_and_is_read_and_no_other_entry_says_so(entry: Tolerated) -> None:
-    """Each entry has examples; each is no writer's, is read, and is mended by this entry alone."""
+def test_each_tolerated_entry_is_readable_and_unique(entry: Tolerated) -> None:
+    """Each example is not written, is read, and is repaired only by its own entry."""
     others = tuple(other for other in TOLERATED if other is not entry)
     assert entry.examples
     for wire in entry.examples:
@@ -266,8 +266,8 @@ def test_what_is_tolerated_is_invalid_and_is_read_and_no_other_entry_says_so(ent
 
 
 @given(some.payloads())
-def test_a_mend_changes_only_what_no_writer_writes(payload: TaskPayload) -> None:
-    """But for the values, which are emptied whole: what is valid stays valid, with the same keys."""
+def test_repair_leaves_valid_messages_unchanged(payload: TaskPayload) -> None:
+    """Apart from the values, a valid message stays valid with the same keys."""
     wire = to_wire(payload)
     again = mended(wire)
     assert valid(again)
@@ -275,8 +275,8 @@ def test_a_mend_changes_only_what_no_writer_writes(payload: TaskPayload) -> None
 
 
 @pytest.mark.parametrize("entry", [entry for entry in UNSAID if entry.examples], ids=lambda entry: entry.what)
-def test_what_the_schema_cannot_say_is_refused_by_the_side_that_the_list_names(entry: Unsaid) -> None:
-    """Valid, and yet refused."""
+def test_unsaid_entries_are_rejected_as_listed(entry: Unsaid) -> None:
+    """Each example is valid under the schema, and is rejected by the listed side."""
     for wire in entry.examples:
         assert valid(wire)
         payload = read(wire)
@@ -286,16 +286,16 @@ def test_what_the_schema_cannot_say_is_refused_by_the_side_that_the_list_names(e
                 to_wire(payload)
 
 
-def test_the_size_of_a_value_is_not_in_the_schema() -> None:
-    """It is valid, and a writer refuses it."""
+def test_schema_does_not_limit_the_size() -> None:
+    """A value that is too large is valid under the schema, and a writer rejects it."""
     wire = wire_of(args=["x" * 2000])
     with some.size_limit(1000), pytest.raises(PayloadError, match="larger than"):
         to_wire(from_wire(wire))
     assert valid(wire)
 
 
-def test_the_document_lists_what_is_tolerated_and_what_is_unsaid() -> None:
-    """Those entries, in this order and these words."""
+def test_document_lists_tolerated_and_unsaid() -> None:
+    """docs/wire.md has these entries in this order and in these words."""
     section = (
         (ROOT / "docs" / "wire.md").read_text(encoding="utf-8").partition("\n## The schema\n")[2].partition("\n## ")[0]
     )

@@ -1,4 +1,4 @@
-"""What a change of the schema breaks: each kind of change, in each direction, and nothing passed over in silence."""
+"""The readers that a schema change breaks: each kind of change, in each direction, without omissions."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def message(**keywords: Any) -> dict[str, Any]:
 
 
 def at_key(part: Any, **keywords: Any) -> dict[str, Any]:
-    """A message of one key, `x`."""
+    """Return a message with one key, `x`."""
     return message(properties={"x": part}, **keywords)
 
 
-def told(old: Any, new: Any) -> Broken:
-    """The sides that each change breaks, by its path."""
+def sides_of(old: Any, new: Any) -> Broken:
+    """Return the sides that each change breaks, by its path."""
     found: Broken = {}
     for change in compare(old, new):
         found.setdefault(change.path, set()).add(change.breaks)
@@ -58,17 +58,17 @@ def told(old: Any, new: Any) -> Broken:
 
 
 def broken(old: Any, new: Any, path: str = "$") -> set[tuple[str, ...]]:
-    """The sides that are broken at a place or inside it."""
-    return {sides for at, found in told(old, new).items() if at.startswith(path) for sides in found} - {FINE}
+    """Return the sides that are broken at a place or inside it."""
+    return {sides for at, found in sides_of(old, new).items() if at.startswith(path) for sides in found} - {FINE}
 
 
 def remedies(old: Any, new: Any) -> dict[str, str]:
-    """What to do instead, by the path of each change that breaks somebody."""
+    """Return the remedy of each breaking change, by its path."""
     return {change.path: change.remedy for change in compare(old, new) if change.breaks}
 
 
-def test_the_remedy_is_that_of_the_change() -> None:
-    """Who narrowed a limit is told to read what was written before, who dropped a key to keep it, and so on."""
+def test_each_kind_of_change_has_its_remedy() -> None:
+    """A narrower limit, a wider one, a removed key and a changed requirement each have their own remedy."""
     limited = message(properties={"x": {"type": "string", "maxLength": 64}, "y": {}}, required=["x"])
     wider = message(properties={"x": {"type": "string", "maxLength": 255}, "y": {}}, required=["x"])
     assert remedies(wider, limited) == {"$.x": STILL_READ}
@@ -147,8 +147,8 @@ INSIDE: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 @pytest.mark.parametrize("place", INSIDE)
 @pytest.mark.parametrize("kind", WIDER)
-def test_what_is_wider_breaks_old_readers_and_what_is_narrower_new_ones(kind: str, place: str) -> None:
-    """A changed type, enum, range, length, pattern, choice or condition, in each direction, wherever it stands."""
+def test_wider_breaks_old_and_narrower_new_readers(kind: str, place: str) -> None:
+    """A wider type, range, length, pattern or choice breaks old readers, and a narrower one new readers."""
     (narrow, wide), (put, path) = WIDER[kind], INSIDE[place]
     assert broken(put(narrow), put(wide), path) == broken(put(narrow), put(wide)) == {OLD}
     assert broken(put(wide), put(narrow), path) == broken(put(wide), put(narrow)) == {NEW}
@@ -178,8 +178,8 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.parametrize("kind", DIFFERENT)
-def test_what_is_another_thing_or_cannot_be_judged_breaks_both(kind: str) -> None:
-    """Neither side is told that it is safe, in either direction."""
+def test_undecidable_change_breaks_both_sides(kind: str) -> None:
+    """A change to another type, or one that cannot be judged, breaks both sides in each direction."""
     for old, new in (DIFFERENT[kind], DIFFERENT[kind][::-1]):
         definitions = {"d": STRING, "e": STRING}
         found = broken(at_key(old, **{"$defs": definitions}), at_key(new, **{"$defs": definitions}))
@@ -225,8 +225,8 @@ KEYS: dict[str, tuple[Any, Any, set[tuple[str, ...]], set[tuple[str, ...]]]] = {
 
 
 @pytest.mark.parametrize("kind", KEYS)
-def test_a_key_that_comes_or_goes_breaks_whom_it_has_to(kind: str) -> None:
-    """A new optional key is fine; one that is gone, required or not, is one that old rows say and nobody reads."""
+def test_new_or_removed_key_breaks_the_right_side(kind: str) -> None:
+    """A new optional key breaks no reader, and a removed key breaks new readers of old rows."""
     without, with_, comes, goes = KEYS[kind]
     assert broken(without, with_) == comes
     assert broken(with_, without) == goes
@@ -253,8 +253,8 @@ EQUAL: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.parametrize("kind", EQUAL)
-def test_what_means_the_same_is_told_as_fine(kind: str) -> None:
-    """It is told, and breaks nobody."""
+def test_equivalent_change_is_reported_as_fine(kind: str) -> None:
+    """An equivalent change is reported and breaks no reader."""
     for old, new in (EQUAL[kind], EQUAL[kind][::-1]):
         definitions = {"d": STRING, "e": STRING}
         changes = compare(at_key(old, **{"$defs": definitions}), at_key(new, **{"$defs": definitions}))
@@ -262,48 +262,48 @@ def test_what_means_the_same_is_told_as_fine(kind: str) -> None:
         assert not [change for change in changes if change.breaks]
 
 
-def test_a_definition_that_nothing_refers_to_is_told_as_fine() -> None:
-    """New, changed or gone."""
+def test_unused_definition_is_reported_as_fine() -> None:
+    """A new, changed or removed definition without references breaks no reader."""
     for old, new in (({}, {"d": STRING}), ({"d": STRING}, {}), ({"d": STRING}, {"d": NULL})):
-        assert told(document(**{"$defs": old}), document(**{"$defs": new})) == {'$["$defs"].d': {FINE}}
+        assert sides_of(document(**{"$defs": old}), document(**{"$defs": new})) == {'$["$defs"].d': {FINE}}
 
 
-def test_a_change_behind_a_keyword_that_is_not_known_is_not_passed_over() -> None:
-    """The keyword reads as before, and what it refers to is another thing."""
+def test_change_behind_an_unknown_keyword_is_reported() -> None:
+    """A change of a definition that an unknown keyword refers to is reported."""
     one, other = (at_key({"if": {"$ref": "#/$defs/d"}}, **{"$defs": {"d": part}}) for part in (STRING, NULL))
-    assert told(one, other) == {"$.x": {BOTH}}
+    assert sides_of(one, other) == {"$.x": {BOTH}}
 
 
 @pytest.mark.parametrize("keyword", ["unevaluatedProperties", "$dynamicRef"])
-def test_beside_a_keyword_that_reaches_far_every_change_breaks_both(keyword: str) -> None:
-    """What it means depends on what stands elsewhere, so that even a new optional key is none."""
+def test_change_beside_unevaluated_keywords_breaks_both(keyword: str) -> None:
+    """The meaning of such a keyword depends on other parts, so even a new optional key breaks both sides."""
     one, other = message(**{keyword: "#x"}), at_key(STRING, **{keyword: "#x"})
-    assert told(one, other)["$"] == told(other, one)["$"] == {BOTH}
+    assert sides_of(one, other)["$"] == sides_of(other, one)["$"] == {BOTH}
 
 
-def test_another_identity_breaks_both() -> None:
-    """It is another contract, whatever else is changed in it."""
-    assert told(document(**{"$id": "urn:v1"}), document(**{"$id": "urn:v2"})) == {"$": {BOTH}}
-    assert told(document(**{"$id": "urn:v1"}), document(title="", **{"$id": "urn:v2"})) == {"$": {FINE, BOTH}}
+def test_another_id_breaks_both_sides() -> None:
+    """A schema with another $id is another contract."""
+    assert sides_of(document(**{"$id": "urn:v1"}), document(**{"$id": "urn:v2"})) == {"$": {BOTH}}
+    assert sides_of(document(**{"$id": "urn:v1"}), document(title="", **{"$id": "urn:v2"})) == {"$": {FINE, BOTH}}
 
 
-def test_a_definition_is_told_at_each_place_that_refers_to_it() -> None:
-    """Both continuations, each by its own path."""
+def test_changed_definition_is_reported_at_each_reference() -> None:
+    """A change of a shared definition is reported for both continuations by their paths."""
     new = copy.deepcopy(SCHEMA)
     del new["$defs"]["ContinuationSpec"]["required"][1]
-    assert told(SCHEMA, new) == {"$.on_success.kwargs": {OLD}, "$.on_error.kwargs": {OLD}}
+    assert sides_of(SCHEMA, new) == {"$.on_success.kwargs": {OLD}, "$.on_error.kwargs": {OLD}}
 
 
-def test_a_recursive_definition_is_compared_once_on_each_way() -> None:
-    """Values contain values: the comparison ends."""
+def test_comparison_of_recursive_definitions_ends() -> None:
+    """The comparison of values that contain values ends."""
     new = copy.deepcopy(SCHEMA)
     new["$defs"]["value"]["anyOf"][2]["maximum"] += 1
     places = ("$.args[*]", "$.kwargs.*", "$.on_success.kwargs.*", "$.on_error.kwargs.*")
-    assert told(SCHEMA, new) == {path: {OLD} for path in places}
+    assert sides_of(SCHEMA, new) == {path: {OLD} for path in places}
 
 
-def test_a_change_says_where_it_is_whom_it_breaks_and_what_to_do() -> None:
-    """In one line."""
+def test_change_has_place_broken_side_and_remedy() -> None:
+    """A change is one line with its path, the readers that it breaks, and the remedy."""
     (line,) = map(str, compare(at_key(STRING, required=["x"]), at_key(STRING)))
     assert (
         line
@@ -343,8 +343,8 @@ NO_SCHEMA: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("kind", NO_SCHEMA)
-def test_what_is_no_schema_is_refused_with_the_place(kind: str) -> None:
-    """On either side, and before anything is compared."""
+def test_invalid_schema_is_rejected_with_its_place(kind: str) -> None:
+    """An invalid schema on either side raises ConfigurationError before anything is compared."""
     wrong, said = NO_SCHEMA[kind]
     for old, new in ((wrong, SCHEMA), (SCHEMA, wrong), (wrong, wrong)):
         with pytest.raises(ConfigurationError) as caught:
@@ -352,8 +352,8 @@ def test_what_is_no_schema_is_refused_with_the_place(kind: str) -> None:
         assert str(caught.value).startswith(said)
 
 
-def test_a_schema_against_itself_has_no_changes() -> None:
-    """Also read anew."""
+def test_equal_schemas_have_no_changes() -> None:
+    """A schema compared with itself, or with a copy, has no changes."""
     assert compare(SCHEMA, json.loads(json.dumps(SCHEMA))) == []
 
 
@@ -371,7 +371,7 @@ PIECES: list[Any] = [
 
 @st.composite
 def changed_schemas(draw: st.DrawFn) -> Any:
-    """The schema with one thing in it dropped, replaced or added, wherever it is."""
+    """Draw the schema with one part dropped, replaced or added."""
     new = copy.deepcopy(SCHEMA)
     places: list[Any] = []
     waiting: list[Any] = [new]
@@ -394,7 +394,7 @@ def changed_schemas(draw: st.DrawFn) -> Any:
 
 
 def compared(old: Any, new: Any) -> list[Change]:
-    """The changes; an example with a schema that is none is not judged here."""
+    """Return the changes; an example with an invalid schema is skipped."""
     try:
         return compare(old, new)
     except ConfigurationError:
@@ -403,8 +403,8 @@ def compared(old: Any, new: Any) -> list[Change]:
 
 
 @given(changed_schemas())
-def test_a_changed_schema_is_never_passed_over_in_silence(new: Any) -> None:
-    """Whatever single thing is changed in it is reported, in both directions, as breaking or as fine."""
+def test_any_single_change_is_reported(new: Any) -> None:
+    """Any single change of the schema is reported in both directions, as breaking or as fine."""
     assume(json.dumps(new) != json.dumps(SCHEMA))
     assert compared(SCHEMA, new)
     assert compared(new, SCHEMA)
@@ -412,14 +412,14 @@ def test_a_changed_schema_is_never_passed_over_in_silence(new: Any) -> None:
 
 
 def known_to_both(wire: Wire, *schemas: Any) -> Wire:
-    """The message without the keys that one of the schemas does not know: those a reader ignores."""
+    """Return the message without the keys that one of the schemas does not know."""
     known = [schema.get("properties", {}).keys() | set(schema.get("required", [])) for schema in schemas]
     return {key: value for key, value in wire.items() if all(key in names for names in known)}
 
 
 @given(changed_schemas(), mutated())
-def test_a_side_that_is_not_told_to_break_reads_every_row(new: Any, wire: Wire) -> None:
-    """Another implementation judges the rows: what one schema allows and the other does not is told."""
+def test_unbroken_side_reads_every_row(new: Any, wire: Wire) -> None:
+    """Another implementation accepts each row for a side that is not reported as broken."""
     changes = compared(SCHEMA, new)
     broken = {side for change in changes for side in change.breaks}
     wire = known_to_both(wire, SCHEMA, new) if changes else wire

@@ -1,4 +1,4 @@
-"""The schema against the golden corpus: what was ever written is what it describes."""
+"""The schema against the golden corpus: it describes every message that was ever written."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ WRITTEN = [one for one in wire_messages() if isinstance(one, Readable) and one.r
 
 
 @pytest.mark.parametrize("golden", WRITTEN, ids=lambda one: one.name)
-def test_every_golden_message_is_valid_as_it_is_written_again(golden: Readable) -> None:
-    """Another validator than ours finds nothing wrong with what our writer makes of it."""
+def test_rewritten_golden_messages_are_valid(golden: Readable) -> None:
+    """Another validator accepts each golden message after our writer has written it again."""
     jsonschema.Draft202012Validator(committed_schema()).validate(golden.reads_as)

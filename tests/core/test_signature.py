@@ -1,4 +1,4 @@
-"""Callback signatures, duck-typed, serialised and Celery's own: translated without loss, or refused."""
+"""Callback signatures as objects, as mappings and as Celery's own: translated without loss, or rejected."""
 
 from __future__ import annotations
 
@@ -57,24 +57,24 @@ def refusal(signature: Any) -> SignatureError:
 
 @in_every_form
 @given(task=some.names, kwargs=some.json_objects, queue=some.names)
-def test_a_signature_becomes_its_task_kwargs_and_queue(
+def test_signature_becomes_task_kwargs_and_queue(
     form: Callable[[dict[str, Any]], Any], task: str, kwargs: dict[str, Any], queue: str
 ) -> None:
-    """What a continuation can carry is carried exactly."""
+    """A continuation carries the task, the kwargs and the queue unchanged."""
     spec = signature_to_continuation(form(fields_of(task=task, kwargs=kwargs, options={"queue": queue})))
     assert spec is not None
     assert (spec.task_name, spec.queue) == (task, queue)
     assert some.same(spec.kwargs, kwargs)
 
 
-def test_none_passes_through() -> None:
-    """No callback is no continuation."""
+def test_none_is_no_continuation() -> None:
+    """No callback means no continuation."""
     assert signature_to_continuation(None) is None
 
 
 @given(kwargs=some.json_objects)
-def test_celerys_own_signature_is_understood_however_it_was_made(kwargs: dict[str, Any]) -> None:
-    """The forms of the product's call sites, the serialised one and its JSON included, give the same continuation."""
+def test_every_form_of_celery_signature_is_accepted(kwargs: dict[str, Any]) -> None:
+    """Each form of the product's call sites, also the serialised one, gives the same continuation."""
     expected = ContinuationSpec(task_name="ide_prompt_complete", kwargs=kwargs, queue="ide_callback")
     made = celery.signature("ide_prompt_complete", kwargs=kwargs, queue="ide_callback", app=App)
     cloned = celery.signature("ide_prompt_complete", kwargs=kwargs, app=App).set(queue="ide_callback")
@@ -82,8 +82,8 @@ def test_celerys_own_signature_is_understood_however_it_was_made(kwargs: dict[st
         assert signature_to_continuation(signature) == expected
 
 
-def test_the_call_sites_two_signatures_share_a_dict_and_stay_apart() -> None:
-    """The same dict serves both signatures; no later change to it reaches the other or the message."""
+def test_signatures_with_shared_kwargs_stay_independent() -> None:
+    """Two signatures may share a dict; later changes reach neither the other one nor the message."""
     cb_kwargs: dict[str, Any] = {"executor_task_id": "id", "prompt_ids": ["p"]}
     ok = celery.signature("ok", kwargs={"callback_kwargs": cb_kwargs}, queue="ide_callback", app=App)
     failed = celery.signature("err", kwargs={"callback_kwargs": cb_kwargs}, queue="ide_callback", app=App)
@@ -101,10 +101,8 @@ def test_the_call_sites_two_signatures_share_a_dict_and_stay_apart() -> None:
 
 @in_every_form
 @given(kwargs=some.convertibles.map(lambda value: {"x": value}))
-def test_kwargs_are_normalised_and_the_signature_is_left_alone(
-    form: Callable[[dict[str, Any]], Any], kwargs: dict[str, Any]
-) -> None:
-    """The named rules apply to a callback's kwargs; the caller's signature is only read."""
+def test_kwargs_are_normalised_in_a_copy(form: Callable[[dict[str, Any]], Any], kwargs: dict[str, Any]) -> None:
+    """The kwargs are normalised, and the caller's signature is not modified."""
     signature = form(fields_of(kwargs=kwargs))
     spec = signature_to_continuation(signature)
     assert spec is not None
@@ -140,10 +138,10 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(
     ("path", "changed"), REFUSED, ids=[f"{number} {path}" for number, (path, _) in enumerate(REFUSED)]
 )
-def test_what_would_be_lost_is_refused_with_its_path(
+def test_lossy_signature_is_rejected_with_its_path(
     form: Callable[[dict[str, Any]], Any], path: str, changed: dict[str, Any]
 ) -> None:
-    """A signature that asks for more than a continuation carries is refused, and the error says where and what."""
+    """A signature with more than a continuation carries is rejected with the part that would be lost."""
     error = refusal(form(fields_of(**changed)))
     assert error.path == path
     if path.startswith("$.options.") and path != "$.options.queue":
@@ -152,15 +150,15 @@ def test_what_would_be_lost_is_refused_with_its_path(
 
 @pytest.mark.parametrize("form", [as_object, as_mapping, as_proxy], ids=lambda form: form.__name__)
 @pytest.mark.parametrize("kind", ["chain", "group", "chord", "map", "starmap", "xmap", "chunks"])
-def test_a_canvas_is_refused_by_its_kind(form: Callable[[dict[str, Any]], Any], kind: str) -> None:
-    """Whatever sets subtask_type is no single task."""
+def test_canvas_is_rejected_by_its_kind(form: Callable[[dict[str, Any]], Any], kind: str) -> None:
+    """A signature with a subtask_type is rejected."""
     error = refusal(form(fields_of(subtask_type=kind)))
     assert error.path == "$.subtask_type"
     assert kind in str(error)
 
 
-def test_celerys_own_canvases_are_refused() -> None:
-    """A real chain, group, chord, chunk or map is refused, as an object and serialised."""
+def test_celery_canvases_are_rejected() -> None:
+    """A real chain, group, chord, chunk or map is rejected, as an object and serialised."""
     one = celery.signature("one", queue="q", app=App)
     for canvas in (
         celery.chain(one, one.clone(), app=App).set(queue="q"),
@@ -174,8 +172,8 @@ def test_celerys_own_canvases_are_refused() -> None:
         refusal(dict(tasks.set(queue="q")))
 
 
-def test_celerys_own_refinements_are_refused() -> None:
-    """Positional args, si(), countdown, expires, links and stamps on a real signature are refused each."""
+def test_celery_options_are_rejected() -> None:
+    """Positional args, si(), countdown, expires, links and stamps of a real signature are rejected."""
 
     def sig(*args: Any, **options: Any) -> Signature:
         return celery.signature("one", args=args, queue="q", app=App, **options)
@@ -196,8 +194,8 @@ def test_celerys_own_refinements_are_refused() -> None:
 
 
 @in_every_form
-def test_options_that_ask_for_nothing_are_no_reason_to_refuse(form: Callable[[dict[str, Any]], Any]) -> None:
-    """An option that is None or empty loses nothing."""
+def test_empty_options_are_accepted(form: Callable[[dict[str, Any]], Any]) -> None:
+    """An option that is None or empty is ignored."""
     options: dict[str, Any] = {
         "queue": "q",
         "countdown": None,
@@ -210,8 +208,8 @@ def test_options_that_ask_for_nothing_are_no_reason_to_refuse(form: Callable[[di
 
 
 @in_every_form
-def test_a_signature_without_kwargs_has_none(form: Callable[[dict[str, Any]], Any]) -> None:
-    """No kwargs, or None, are the empty ones."""
+def test_signature_without_kwargs_has_empty_ones(form: Callable[[dict[str, Any]], Any]) -> None:
+    """Absent kwargs and None become an empty dict."""
     for kwargs in (dict[str, Any](), None):
         spec = signature_to_continuation(form(fields_of(kwargs=kwargs)))
         assert spec is not None
@@ -219,8 +217,8 @@ def test_a_signature_without_kwargs_has_none(form: Callable[[dict[str, Any]], An
 
 
 @pytest.mark.parametrize("members", [[("a", 1)], "kwargs", 7, ("a",)], ids=["pairs", "text", "int", "tuple"])
-def test_kwargs_or_options_of_another_type_are_refused(members: Any) -> None:
-    """kwargs and options are dicts; anything else is refused under its path."""
+def test_kwargs_or_options_must_be_dicts(members: Any) -> None:
+    """kwargs or options of another type are rejected with their path."""
     assert refusal(as_object(fields_of(kwargs=members))).path == "$.kwargs"
     assert refusal(as_object(fields_of(options=members))).path == "$.options"
 
@@ -228,20 +226,20 @@ def test_kwargs_or_options_of_another_type_are_refused(members: Any) -> None:
 @given(
     st.none() | st.booleans() | st.integers() | st.text() | st.builds(object) | st.just({}) | st.lists(st.integers())
 )
-def test_what_is_no_signature_is_refused(thing: Any) -> None:
-    """Anything without a task name is refused as such, and only None is nothing."""
+def test_object_without_task_name_is_rejected(thing: Any) -> None:
+    """An object without a task name is rejected, and only None means no callback."""
     if thing is not None:
         assert refusal(thing).path == "$.task"
 
 
 @given(found=some.burying(some.unfit_scalars))
-def test_kwargs_that_the_wire_cannot_carry_are_named_by_path(found: some.Planted) -> None:
-    """The error of a value outside the domain leads to the value."""
+def test_invalid_kwargs_are_rejected_by_path(found: some.Planted) -> None:
+    """The error has the path of the value that the wire cannot carry."""
     assert refusal(as_object(fields_of(kwargs={"x": found.whole}))).path == "$.kwargs.x" + found.path[1:]
 
 
-def test_every_refusal_names_the_callback() -> None:
-    """With several callbacks in a view, the text says which one is meant."""
+def test_every_error_names_the_callback() -> None:
+    """The error names the callback, for a view with several."""
     for _, changed in REFUSED:
         if "task" not in changed:
             assert "'done'" in str(refusal(as_object(fields_of(**changed))))
@@ -252,8 +250,8 @@ UNFIT = {"long": "x" * 256, "NUL": "a\x00", "surrogate": "\ud800", "enum": Name.
 
 @pytest.mark.parametrize("unfit", UNFIT.values(), ids=UNFIT.keys())
 @pytest.mark.parametrize("part", ["task", "queue"])
-def test_a_name_that_the_wire_would_refuse_is_refused_here(part: str, unfit: Any) -> None:
-    """Not at the first send: whatever is translated can be sent."""
+def test_invalid_names_are_rejected_before_the_send(part: str, unfit: Any) -> None:
+    """A task name or queue that the wire cannot carry is rejected by the translation."""
     changed = {"task": unfit} if part == "task" else {"options": {"queue": unfit}}
     assert refusal(as_object(fields_of(**changed))).path == ("$.task" if part == "task" else "$.options.queue")
 
@@ -269,13 +267,13 @@ def test_a_name_that_the_wire_would_refuse_is_refused_here(part: str, unfit: Any
         (7, "got int; pass signature"),
     ],
 )
-def test_what_is_no_signature_is_named(callback: Any, advice: str) -> None:
-    """A list, a name or a function is not taken for a signature without a task name."""
+def test_error_names_the_type_of_a_non_signature(callback: Any, advice: str) -> None:
+    """A list, a text or a function is named in the error."""
     error = refusal(callback)
     assert re.search(advice, str(error))
     assert "needs a task name" not in str(error)
 
 
-def test_a_task_instead_of_its_signature_is_named() -> None:
-    """A Celery task is refused with the call that makes a signature of it."""
+def test_task_is_rejected_with_the_right_call() -> None:
+    """A Celery task is rejected with the call that makes its signature."""
     assert "a task is not a signature: pass task.s()" in str(refusal(work))

@@ -1,4 +1,4 @@
-"""Traces: a dispatch, its runs, its settlements and its callbacks are one trace, and nothing of a payload is in it."""
+"""Traces: a dispatch, its runs, its settlements and its callbacks are one trace without payload content."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 class Bench:
-    """A transport, a tracer whose spans are kept, and what tasks there are."""
+    """A transport, a tracer that keeps its spans, and tasks."""
 
     def __init__(self, **options: Any) -> None:
         self.exporter = InMemorySpanExporter()
@@ -59,7 +59,7 @@ class Bench:
         raise RetryLater(delay=0)
 
     def work(self, **options: Any) -> dict[str, ReadableSpan]:
-        """Run everything that waits, and return the spans by name, the last of each."""
+        """Run all waiting messages, and return the last span of each name."""
         Consumer(self.transport, self.tasks, [QUEUE], observers=[self.tracing], **options).drain()
         return {span.name: span for span in self.spans}
 
@@ -68,7 +68,7 @@ class Bench:
         return tuple(self.exporter.get_finished_spans())
 
     def waiting(self) -> Delivery:
-        """Take the one message that waits."""
+        """Receive the only waiting message."""
         subscription = self.transport.subscribe([QUEUE], lease=60.0)
         (delivery,) = subscription.receive(limit=1, wait=0)
         subscription.close()
@@ -81,7 +81,7 @@ def bench() -> Bench:
 
 
 def parent_of(span: ReadableSpan, spans: Mapping[str, ReadableSpan]) -> str | None:
-    """Return the name of a span's parent among these, or its id where it is none of them."""
+    """Return the name of a span's parent among these, or its id if it is not one of them."""
     if span.parent is None:
         return None
     names = {one.context.span_id: name for name, one in spans.items()}
@@ -97,8 +97,8 @@ class Signature:
         self.task, self.args, self.kwargs, self.options = task, (), kwargs, {"queue": QUEUE}
 
 
-def test_a_dispatch_its_run_its_settlement_and_its_callback_are_one_trace(bench: Bench) -> None:
-    """The run is below the send, its settlement and the callback's run below the run."""
+def test_dispatch_and_callback_are_one_trace(bench: Bench) -> None:
+    """The run is a child of the send, and the settlement and the callback's run are children of the run."""
     with bench.tracer.start_as_current_span("request"):
         bench.dispatcher.send_with_callback("ok", queue=QUEUE, on_success=Signature("look"))
     Consumer(bench.transport, bench.tasks, [QUEUE], observers=[bench.tracing]).drain()
@@ -117,8 +117,8 @@ def test_a_dispatch_its_run_its_settlement_and_its_callback_are_one_trace(bench:
     assert kinds[f"settle {QUEUE}"] is SpanKind.CLIENT
 
 
-def test_what_a_task_sends_is_below_its_run(bench: Bench) -> None:
-    """The context is that of the task's thread while it runs; and it is gone from the thread afterwards."""
+def test_sends_of_a_task_are_its_children(bench: Bench) -> None:
+    """The task's thread has the context of the run while the task runs, and not afterwards."""
     bench.dispatcher.send("send", queue=QUEUE)
     bench.work()
     by_id = {span.context.span_id: span for span in bench.spans}
@@ -130,8 +130,8 @@ def test_what_a_task_sends_is_below_its_run(bench: Bench) -> None:
     assert path == [f"send {QUEUE}", "run send", f"send {QUEUE}"]
 
 
-def test_a_thread_that_has_run_a_task_is_out_of_its_trace(bench: Bench) -> None:
-    """Inside it is in the span of the run, whatever the task leaves attached; afterwards in what it was in before."""
+def test_thread_leaves_the_trace_after_the_task(bench: Bench) -> None:
+    """After a task the thread has its earlier context, whatever context the task left attached."""
     with bench.tracer.start_as_current_span("before") as before:
         with bench.tracing.running(delivery("ok")):
             inside = trace.get_current_span()
@@ -140,8 +140,8 @@ def test_a_thread_that_has_run_a_task_is_out_of_its_trace(bench: Bench) -> None:
     assert inside.name == "run ok"
 
 
-def test_the_attributes_are_those_of_the_conventions_and_ids(bench: Bench) -> None:
-    """System, operation, destination, message and conversation; and the task, the attempt, the end and the verdict."""
+def test_spans_have_the_attributes_of_the_conventions(bench: Bench) -> None:
+    """Spans have system, operation, destination and message ids, the task, the attempt, the end and the verdict."""
     handle = bench.dispatcher.send_with_callback("ok", queue=QUEUE, on_success=Signature("ok"), task_id="d-1")
     bench.work()
     common = {
@@ -175,8 +175,8 @@ def test_the_attributes_are_those_of_the_conventions_and_ids(bench: Bench) -> No
     }
 
 
-def test_nothing_of_a_payload_is_in_a_trace(bench: Bench) -> None:
-    """Args, kwargs, results, errors and the callback's kwargs: no span has them in any place."""
+def test_traces_have_no_payload_content(bench: Bench) -> None:
+    """No span has args, kwargs, results, error texts or the callback's kwargs."""
     bench.dispatcher.send_with_callback(
         "ok", args=[SECRET], kwargs={"x": SECRET}, queue=QUEUE, on_success=Signature("fail", y=SECRET)
     )
@@ -188,8 +188,8 @@ def test_nothing_of_a_payload_is_in_a_trace(bench: Bench) -> None:
     assert SECRET not in "".join(span.to_json() for span in bench.spans)
 
 
-def test_a_failure_is_the_type_of_its_error(bench: Bench) -> None:
-    """The run's status is ERROR with `error.type` and no text; its settlement has succeeded."""
+def test_failed_run_has_the_error_type(bench: Bench) -> None:
+    """The run has the status ERROR with `error.type` and no text; its settlement has succeeded."""
     bench.dispatcher.send("fail", queue=QUEUE)
     spans = bench.work(max_attempts=1)
     run, settle = spans["run fail"], spans[f"settle {QUEUE}"]
@@ -198,8 +198,8 @@ def test_a_failure_is_the_type_of_its_error(bench: Bench) -> None:
     assert (settle.status.status_code, (settle.attributes or {})["unstract_wire.verdict"]) == (StatusCode.UNSET, "bury")
 
 
-def test_a_send_that_fails_is_the_type_of_its_error(bench: Bench) -> None:
-    """And the error is let out as it was."""
+def test_failed_send_has_the_error_type(bench: Bench) -> None:
+    """The span of a failed send has the error type, and the error is raised unchanged."""
     with pytest.raises(PayloadError):
         bench.dispatcher.send("ok", args=[object()], queue=QUEUE)
     (span,) = bench.spans
@@ -207,8 +207,8 @@ def test_a_send_that_fails_is_the_type_of_its_error(bench: Bench) -> None:
     assert (span.attributes or {})["error.type"] == "PayloadError"
 
 
-def test_each_attempt_is_a_span_of_its_own_and_later_ones_are_linked(bench: Bench) -> None:
-    """All are below the send; from the second on each has a link to it, and its number."""
+def test_each_attempt_is_a_span(bench: Bench) -> None:
+    """All attempts are children of the send, and each later one has a link to it and its number."""
     bench.dispatcher.send("later", queue=QUEUE)
     bench.work(max_attempts=3)
     (send,) = [span for span in bench.spans if span.name == f"send {QUEUE}"]
@@ -226,8 +226,8 @@ def test_each_attempt_is_a_span_of_its_own_and_later_ones_are_linked(bench: Benc
     assert [s.parent and s.parent.span_id for s in settlements] == [run.context.span_id for run in runs]
 
 
-def test_a_message_that_is_never_run_fails_in_its_settlement(bench: Bench) -> None:
-    """Nobody ran it, so the settlement is below the send, and says why."""
+def test_settlement_of_a_rejected_message_has_the_error(bench: Bench) -> None:
+    """The settlement of a message that is not run is a child of the send, and has the error type."""
     bench.dispatcher.send("unknown", queue=QUEUE)
     spans = bench.work()
     settle = spans[f"settle {QUEUE}"]
@@ -236,8 +236,8 @@ def test_a_message_that_is_never_run_fails_in_its_settlement(bench: Bench) -> No
     assert settle.status.status_code is StatusCode.ERROR
 
 
-def test_a_message_without_a_trace_begins_one(bench: Bench) -> None:
-    """A sender that does not trace, and one whose headers are no trace's, are run as roots."""
+def test_message_without_context_begins_a_trace(bench: Bench) -> None:
+    """A message without a valid context is run as the root of a trace."""
     bench.transport.send([message("ok", QUEUE), message("look", QUEUE, headers={"traceparent": "nonsense"})])
     spans = bench.work()
     assert spans["run ok"].parent is None
@@ -245,8 +245,8 @@ def test_a_message_without_a_trace_begins_one(bench: Bench) -> None:
     assert len(traces(spans)) == 2
 
 
-def test_a_trace_that_others_began_is_continued(bench: Bench) -> None:
-    """Whoever wrote `traceparent` into the headers: the run is below it, and so is the callback."""
+def test_foreign_trace_is_continued(bench: Bench) -> None:
+    """The run and the callback belong to the trace of a foreign `traceparent` header."""
     headers = {"traceparent": PARENT, "tracestate": "vendor=1"}
     bench.transport.send([message("ok", QUEUE, headers=headers, on_success=then("look", QUEUE))])
     spans = bench.work()
@@ -256,8 +256,8 @@ def test_a_trace_that_others_began_is_continued(bench: Bench) -> None:
     assert spans["run look"].context.trace_state.get("vendor") == "1"
 
 
-def test_the_context_of_the_consumer_is_none_of_a_tasks(bench: Bench) -> None:
-    """A consumer that is started inside a span does not make its messages part of that trace."""
+def test_task_does_not_inherit_the_consumer_context(bench: Bench) -> None:
+    """A consumer that is started inside a span does not add its messages to that trace."""
     bench.transport.send([message("ok", QUEUE)])
     with bench.tracer.start_as_current_span("start of the process"):
         assert bench.work()["run ok"].parent is None
@@ -266,7 +266,7 @@ def test_the_context_of_the_consumer_is_none_of_a_tasks(bench: Bench) -> None:
 
 
 def test_baggage_reaches_the_task_and_its_callback(bench: Bench) -> None:
-    """It travels as the propagator writes it."""
+    """The propagator's baggage reaches the task and its callback."""
     token = attach(baggage.set_baggage("tenant", "acme"))
     try:
         bench.dispatcher.send_with_callback("look", queue=QUEUE, on_success=Signature("look"))
@@ -276,8 +276,8 @@ def test_baggage_reaches_the_task_and_its_callback(bench: Bench) -> None:
     assert [dict(found or {}) for found in bench.seen] == [{"tenant": "acme"}] * 2
 
 
-def test_baggage_that_is_too_large_is_left_behind_and_the_trace_goes_on(bench: Bench) -> None:
-    """All headers together have at most 8192 bytes; what must not be lost for it is the trace."""
+def test_large_baggage_is_dropped_and_the_trace_kept(bench: Bench) -> None:
+    """If all headers exceed 8192 bytes, the baggage is dropped and the trace is kept."""
     context = baggage.set_baggage("a", "x" * 4090)
     token = attach(baggage.set_baggage("b", "x" * 4090, context))
     try:
@@ -289,8 +289,8 @@ def test_baggage_that_is_too_large_is_left_behind_and_the_trace_goes_on(bench: B
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z-]{1,20}", fullmatch=True), st.from_regex(r"[ -~]{0,50}", fullmatch=True)))
-def test_headers_of_others_travel_on(headers: dict[str, str]) -> None:
-    """Whatever else stands in a message's headers reaches the callback as it was."""
+def test_other_headers_reach_the_callback(headers: dict[str, str]) -> None:
+    """Other headers of a message reach the callback unchanged."""
     bench = Bench()
     others = {f"x-{name}": text for name, text in headers.items()}
     seen: list[dict[str, str] | None] = []
@@ -309,8 +309,8 @@ def test_headers_of_others_travel_on(headers: dict[str, str]) -> None:
     assert {name: text for name, text in (second or {}).items() if name.startswith("x-")} == others
 
 
-def test_headers_without_room_for_a_trace_stay_as_they_are(bench: Bench) -> None:
-    """What others carry is not dropped for the trace: the callback begins a new one."""
+def test_full_headers_are_kept_without_a_trace(bench: Bench) -> None:
+    """If there is no room for the context, the other headers are kept, and the callback begins a new trace."""
     headers = {"x": "x" * 8180}
     bench.transport.send([message("ok", QUEUE, headers=headers, on_success=then("look", QUEUE))])
     spans = bench.work()
@@ -319,8 +319,8 @@ def test_headers_without_room_for_a_trace_stay_as_they_are(bench: Bench) -> None
         assert sent.payload.headers == headers
 
 
-def test_a_settlement_lasts_from_the_outcome_until_it_took_effect(bench: Bench) -> None:
-    """Its start is when the outcome was known, `seconds` before it is told."""
+def test_settlement_span_begins_at_the_outcome(bench: Bench) -> None:
+    """The span of a settlement starts `seconds` before the hook is called."""
     before = time.time_ns()
     bench.tracing.settled(Settlement(delivery("ok"), Verdict.ACK), 2.5)
     (span,) = bench.spans
@@ -332,22 +332,22 @@ def delivery(task: str, number: int = 1) -> Delivery:
     return Delivery(str(number), QUEUE, 1, message(task, QUEUE).payload, b"")
 
 
-def test_a_lost_lease_is_an_event_of_the_run_and_no_settlement(bench: Bench) -> None:
-    """It is told while the task still runs."""
+def test_lost_lease_is_an_event_of_the_run(bench: Bench) -> None:
+    """A lost lease adds an event to the run, and no settlement."""
     with bench.tracing.running(delivery("ok")):
         bench.tracing.on_lease_lost(LeaseLostEvent(delivery("ok")))
     (span,) = bench.spans
     assert [event.name for event in span.events] == ["unstract_wire.lease_lost"]
 
 
-def test_what_is_given_back_leaves_no_span(bench: Bench) -> None:
-    """It was not run, and will be by somebody else."""
+def test_released_message_has_no_span(bench: Bench) -> None:
+    """A message that is released without being run has no span."""
     bench.tracing.settled(Settlement(delivery("ok"), Verdict.RETRY, counted=False), 0.0)
     assert bench.spans == ()
 
 
-def test_runs_that_are_never_settled_are_not_kept_for_ever(bench: Bench) -> None:
-    """Those that are oldest are forgotten, and none is left of what was settled."""
+def test_number_of_remembered_runs_is_limited(bench: Bench) -> None:
+    """The oldest unsettled runs are dropped, and a settled run is not kept."""
     off = Bench(sampler=ALWAYS_OFF)
     for number in range(MOST_OPEN + 10):
         off.tracing.rejected(delivery("ok", number), "UnknownTask")
@@ -357,8 +357,8 @@ def test_runs_that_are_never_settled_are_not_kept_for_ever(bench: Bench) -> None
     assert len(bench.tracing._runs) == 0
 
 
-def test_a_trace_that_is_not_sampled_is_passed_on() -> None:
-    """The callback learns that it is not: nothing is recorded half."""
+def test_unsampled_trace_is_passed_on() -> None:
+    """The callback gets the unsampled context, and nothing is recorded."""
     bench = Bench(sampler=ALWAYS_OFF)
     bench.dispatcher.send("ok", queue=QUEUE)
     payload = bench.waiting().payload
@@ -369,8 +369,8 @@ def test_a_trace_that_is_not_sampled_is_passed_on() -> None:
     assert bench.spans == ()
 
 
-def test_without_an_sdk_a_trace_passes_through() -> None:
-    """The API alone records nothing: what others began reaches the callback, and nothing is made up."""
+def test_trace_passes_through_without_an_sdk() -> None:
+    """The API alone records nothing, and a foreign context reaches the callback."""
     tracing = Tracing(trace.NoOpTracerProvider())
     seen: list[dict[str, str] | None] = []
     for headers in ({"traceparent": PARENT}, None):
@@ -380,8 +380,8 @@ def test_without_an_sdk_a_trace_passes_through() -> None:
     assert seen == [{"traceparent": PARENT}, None]
 
 
-def test_a_missing_extra_is_named() -> None:
-    """Without the API the import says what to install."""
+def test_tracing_without_extra_names_the_extra() -> None:
+    """Without the API the import error names the extra to install."""
     script = "import sys; sys.modules['opentelemetry'] = None; import unstract_core.observability.tracing"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert "ConfigurationError" in ended.stderr
