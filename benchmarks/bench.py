@@ -1,10 +1,10 @@
-"""What the PostgreSQL transport costs over PostgreSQL itself: rates, and ratios to raw SQL measured in the same run.
+"""Benchmark of the PostgreSQL transport: rates, and ratios to raw SQL measured in the same run.
 
-    make bench                                  on an embedded server
-    make bench ARGS="--url postgresql://..."    on another one, in a schema of its own that is dropped
+    make bench                                  on an embedded server.
+    make bench ARGS="--url postgresql://..."    on another server, in a schema of its own, which is dropped.
 
-Each rate is the best of `--rounds`, which the ratio is of; the median beside it tells how much the machine swings.
-Raw and ours take turns inside a round, so that both see the same machine.
+Each rate is the best of `--rounds`, and the ratio compares the best rates. The median shows how stable the machine is.
+Raw SQL and the transport take turns within a round, so that both run on the same machine under the same load.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ FILL = """INSERT INTO {} (queue_name, message, org_id, enqueued_at, vt, read_ct,
           SELECT 'q', {message}::jsonb, '', now(), now(), 0, 5, 'ready' FROM generate_series(1, {number})"""
 DRAIN_SECONDS = 4.0
 WAITING = ((10_000, 1), (60_000, 1), (60_000, 2), (60_000, 4), (1_000_000, 1), (1_000_000, 2), (1_000_000, 4))
-"""How many messages wait, analysed, and how many processes drain them."""
+"""The numbers of waiting messages (in an analysed table) and of processes that drain them."""
 DELETE = "DELETE FROM {} m USING unnest(%b::bigint[]) AS done (id) WHERE m.msg_id = done.id"
 CONTINUE = f"WITH removed AS ({DELETE}) {INSERT_MANY}"
 
 
 class Bench:
-    """One schema on one server, and the measurements."""
+    """The measurements, on one schema of one server."""
 
     def __init__(self, url: str, schema: str, scale: float) -> None:
         self.url = url
@@ -139,7 +139,7 @@ class Bench:
         return number / elapsed
 
     def drain_long(self, number: int, processes: int) -> float:
-        """Tasks a second that some processes run from a long queue whose statistics are fresh."""
+        """Return the tasks per second that some processes run from a long queue with fresh statistics."""
         self.empty()
         text = sql.Literal(json.dumps(to_wire(self.payload)))
         number = self.count(number)
@@ -162,7 +162,7 @@ class Bench:
         return float(sum(ran for ran, _ in ends) / max(elapsed for _, elapsed in ends))
 
     def idle_chain(self) -> list[float]:
-        """Seconds from dispatch to the callback's first line; executor and callback worker are two other processes."""
+        """Measure the seconds from dispatch to callback. Executor and callback worker are processes of their own."""
         with workers(self.url, self.schema) as callbacks:
             dispatcher = Dispatcher(self.transport)
             times = []
@@ -186,9 +186,9 @@ class Bench:
 
 @attrs.frozen
 class Callback:
-    """A Celery-shaped signature."""
+    """Return a signature in the form of Celery's."""
 
-    task: str = "told"
+    task: str = "report_start"
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = attrs.field(factory=dict)
     options: dict[str, Any] = attrs.field(factory=lambda: {"queue": "callbacks"})
@@ -204,20 +204,20 @@ def noop(*args: object, **kwargs: object) -> None:
 
 
 def work(url: str, schema: str, queue: str, pipe: Connection) -> None:
-    """A worker process: says when it is ready, and tells when a callback begins."""
+    """Run a worker process, which sends a message when it is ready and when a callback begins."""
 
-    def told(result: object) -> None:
+    def report_start(result: object) -> None:
         pipe.send(time.monotonic())
 
     transport = PostgresTransport(url, schema)
-    consumer = Consumer(transport, {"noop": noop, "told": told}, [queue])
+    consumer = Consumer(transport, {"noop": noop, "report_start": report_start}, [queue])
     pipe.send("ready")
     consumer.run()
     transport.close()
 
 
 def drain(url: str, schema: str, pipe: Connection) -> None:
-    """A process that drains for as long as it is told to; answers with what it ran, and in which time."""
+    """Run a process that drains for the requested time, and sends the number of tasks and the seconds."""
     transport = PostgresTransport(url, schema)
     consumer = Consumer(transport, {"noop": noop}, ["q"])
     pipe.send("ready")
@@ -302,9 +302,9 @@ def server(url: str | None) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--url", help="a PostgreSQL to use instead of the embedded one")
+    parser.add_argument("--url", help="URL of a PostgreSQL server (default: an embedded one)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0, help="how much to do, 1.0 being the default")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor for the number of messages (default: 1.0)")
     options = parser.parse_args()
     schema = f"wire_bench_{uuid.uuid4().hex[:8]}"
     with server(options.url) as url:

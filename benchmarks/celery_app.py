@@ -1,7 +1,7 @@
-"""The tasks of celery_bench.py, as a Celery worker and our Consumer both run them.
+"""The tasks of celery_bench.py, for a Celery worker and for our Consumer.
 
-`noop` notes when the first and the last of BENCH_EXPECTED runs began, and writes the seconds between them to the FIFO
-BENCH_PIPE; `told` writes the moment at which it began there. CLOCK_MONOTONIC is one clock for all processes.
+`noop` measures the seconds between the starts of its first and last run, of BENCH_EXPECTED runs, and writes them to the
+FIFO BENCH_PIPE. `report_start` writes the time at which it began. CLOCK_MONOTONIC is the same for all processes.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def noop(*args: object, **kwargs: object) -> None:
         say(now - _first)
 
 
-def told(*args: object, **kwargs: object) -> None:
+def report_start(*args: object, **kwargs: object) -> None:
     say(time.monotonic())
 
 
 app.task(name="noop")(noop)
-app.task(name="told")(told)
+app.task(name="report_start")(report_start)

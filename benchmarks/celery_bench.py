@@ -1,11 +1,11 @@
-"""What the Celery transport costs beside Celery itself: both on the same RabbitMQ, in the same run.
+"""Benchmark of the Celery transport beside Celery itself: both on the same RabbitMQ, in the same run.
 
     make bench                                              after the PostgreSQL part
     .venv/bin/python benchmarks/celery_bench.py --rounds 1
 
-Both wait for the broker's confirm of every message (Celery by `confirm_publish`). The workers are one process each, our
-Consumer with one thread and Celery with `--pool prefork --concurrency 1`; a drain is measured from the first task's
-begin to the last one's. Rounds take turns, so that both see the same machine.
+Both wait for the broker's confirm of every message (Celery with `confirm_publish`). Each worker is one process: our
+Consumer with one thread, and Celery with `--pool prefork --concurrency 1`. A drain is measured from the start of the
+first task to the start of the last one. The two take turns, so that both run under the same load.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from transports.celery import CeleryTransport  # noqa: E402
 from unstract_core import Consumer, ContinuationSpec, Dispatcher, Message, TaskPayload  # noqa: E402
 
 BROKER = os.environ.get("UNSTRACT_WIRE_TEST_RABBITMQ", "amqp://guest:guest@127.0.0.1:5672//")
-PATIENCE = 120.0
+MAX_WAIT = 120.0
 
 
 class Bench:
-    """One broker, queues of this run's own, and the measurements."""
+    """The measurements, on one broker with queues of their own."""
 
     def __init__(self, url: str, scale: float, scratch: Path) -> None:
         self.url = url
@@ -92,7 +92,7 @@ class Bench:
         return self.drained(self.count(1500), chained=True, ours=False)
 
     def drained(self, number: int, *, chained: bool, ours: bool) -> float:
-        """Fill a queue, start a worker, and return how many messages (or chains) a second it ran."""
+        """Fill a queue, start a worker, and return the messages (or chains) per second."""
         queue, callbacks = self.queue(), self.queue()
         then = ContinuationSpec(task_name="noop", kwargs={"callback_kwargs": {"run_id": "r"}}, queue=callbacks)
         payload = TaskPayload(task_name="noop", args=[PAYLOAD], queue=queue, on_success=then if chained else None)
@@ -103,9 +103,9 @@ class Bench:
             return number / max(heard(), 1e-9)
 
     def latencies(self, *, ours: bool) -> list[float]:
-        """Seconds from dispatch to the callback's first line, with nothing else to do; two workers."""
+        """Measure the seconds from dispatch to the start of the callback, with two idle workers."""
         queue, callbacks = self.queue(), self.queue()
-        link = self.app.signature("told", queue=callbacks)
+        link = self.app.signature("report_start", queue=callbacks)
         with self.worker([queue], ours=ours), self.worker([callbacks], ours=ours) as heard:
             times = []
             for _ in range(self.count(100)):
@@ -120,7 +120,7 @@ class Bench:
 
     @contextlib.contextmanager
     def worker(self, queues: list[str], *, ours: bool, expected: int = 0) -> Iterator[Callable[[], float]]:
-        """Start a worker process that works, and yield what waits for its next word."""
+        """Start a worker process, and yield a function that waits for its next report."""
         pipe = self.scratch / f"pipe-{uuid.uuid4().hex[:8]}"
         os.mkfifo(pipe)
         command = [sys.executable, __file__, "--work", *queues]
@@ -148,7 +148,7 @@ class Bench:
             process.wait(60)
 
     def await_consumers(self, queues: list[str]) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + MAX_WAIT
         with kombu.Connection(self.url) as connection:
             for queue in queues:
                 while time.monotonic() < deadline:
@@ -182,9 +182,9 @@ def rate(number: int, step: Callable[[], object]) -> float:
 
 
 def work(queues: list[str]) -> None:
-    """Our worker process."""
+    """Run our worker process."""
     transport = CeleryTransport(os.environ["BENCH_BROKER"])
-    Consumer(transport, {"noop": celery_app.noop, "told": celery_app.told}, queues).run()
+    Consumer(transport, {"noop": celery_app.noop, "report_start": celery_app.report_start}, queues).run()
     transport.close()
 
 
@@ -215,14 +215,14 @@ def _broker() -> str | None:
         with kombu.Connection(BROKER, connect_timeout=3) as connection:
             connection.connect()
             return str(connection.connection.server_properties["version"])
-    except Exception:  # whatever a broker that is not there gives to the driver
+    except Exception:  # the driver raises many types of errors without a broker
         return None
 
 
 def main() -> None:
     parser: Any = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0, help="how much to do, 1.0 being the default")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor for the number of messages (default: 1.0)")
     parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
     options, _ = parser.parse_known_args()  # bench.py's own options are no concern of this part
     if options.work:
@@ -230,7 +230,9 @@ def main() -> None:
         return
     version = _broker()
     if version is None:
-        print(f"Celery: left out, for no RabbitMQ answers at {BROKER}; start one, or set UNSTRACT_WIRE_TEST_RABBITMQ")
+        print(
+            f"Celery: left out, because no RabbitMQ answers at {BROKER}; start one, or set UNSTRACT_WIRE_TEST_RABBITMQ"
+        )
         return
     with tempfile.TemporaryDirectory(prefix="wire-bench-") as scratch:
         bench = Bench(BROKER, options.scale, Path(scratch))

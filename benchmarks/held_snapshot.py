@@ -1,16 +1,16 @@
-"""How throughput decays while a session holds an old snapshot, so that nothing can be vacuumed away.
+"""Benchmark of throughput while another session holds an old snapshot, so that VACUUM can remove no dead row.
 
     .venv/bin/python benchmarks/held_snapshot.py --seconds 600
 
-Three databases on one server take turns of `--turn` seconds, so that each sees the same machine:
+Three databases on one server take turns of `--turn` seconds, so that all run under the same load:
 
-    held     a session is idle in a transaction with an old snapshot
-    free     nobody is: the same work, to compare with
-    whole    as held, with every claim and every look for expired leases over the whole index, without lower bounds
+    held     a session is idle in a transaction with an old snapshot.
+    free     the same work without such a session, for comparison.
+    whole    like held, but claims and searches for expired leases scan the whole index, without lower bounds.
 
-In each, messages are sent in batches of `--batch` and taken and settled by one subscription, at full speed. The rate is
-that of the consumer's own time. The first `--warm-up` turns do not count; the decay is what the last three turns lack
-of the first three. Beside `free` it is told again, in which what the machine itself did in between is left out.
+In each database, messages are sent in batches of `--batch`, and one subscription claims and settles them at full speed.
+The rate counts only the consumer's own time. The first `--warm-up` turns do not count. The decay compares the last
+three turns with the first three. A second decay is relative to `free`, to exclude changes of the machine itself.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LEASE = 60.0
 
 
 class WholeClaims(Claims):
-    """Every claim over the whole index, as it would be without lower bounds."""
+    """Claims that scan the whole index, without lower bounds."""
 
     def next(self, now: float) -> Claim:
         return self._over_the_whole
@@ -51,7 +51,7 @@ class AlwaysDue(Pace):
 
 
 class Case:
-    """A database of its own, with a producer and a consumer; `rates` are messages a second of each turn."""
+    """A database with a producer and a consumer. `rates` has the messages per second of each turn."""
 
     def __init__(self, name: str, url: str, batch: int) -> None:
         self.name = name
@@ -93,7 +93,7 @@ class Case:
         self.done += number
 
     def dead(self) -> int:
-        """Return how many messages were settled and are still in the tables."""
+        """Return the number of settled messages whose rows are still in the tables."""
         return self.done if self.name != "free" else 0
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ class Case:
         self.holder.close()
 
     def ends(self, warm_up: int) -> tuple[float, float]:
-        """Return the rates of the first three turns that count, and of the last three."""
+        """Return the rates of the first three and of the last three turns, without the warm-up."""
         rates = self.rates[min(warm_up, len(self.rates) - 1) :]
         return statistics.mean(rates[:3]), statistics.mean(rates[-3:])
 
@@ -144,10 +144,12 @@ def report(cases: list[Case], warm_up: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--url", help="a PostgreSQL to use instead of the embedded one; it makes and drops databases")
-    parser.add_argument("--seconds", type=float, default=600.0, help="how long each case works")
-    parser.add_argument("--turn", type=float, default=10.0, help="seconds of a turn")
-    parser.add_argument("--warm-up", type=int, default=1, help="turns that do not count")
+    parser.add_argument(
+        "--url", help="URL of a PostgreSQL server on which databases are created and dropped (default: an embedded one)"
+    )
+    parser.add_argument("--seconds", type=float, default=600.0, help="seconds of work for each case")
+    parser.add_argument("--turn", type=float, default=10.0, help="seconds of each turn")
+    parser.add_argument("--warm-up", type=int, default=1, help="number of first turns that do not count")
     parser.add_argument("--batch", type=int, default=200)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     options = parser.parse_args()

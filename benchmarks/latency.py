@@ -1,10 +1,10 @@
-"""How fast a worker drains no-op tasks over a transport that is far away.
+"""Benchmark of a worker that drains no-op tasks over a transport with network latency.
 
-    make bench                                       runs it last, on an embedded server
+    make bench                                       runs it last, on an embedded server.
     python -m benchmarks.latency --url postgresql://...
 
-Over memory each receive and each settlement takes so much longer; over PostgreSQL a proxy passes on each request so
-much later. The bound is the size of the largest batch for each round trip, which is one receive and one settlement.
+Over the memory transport, the latency is added to each receive and settlement. Over PostgreSQL, a proxy delays each
+request. The last line is the upper bound: the largest batch divided by the time of one receive and one settlement.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MESSAGES = 20_000
 
 
 class FarTransport:
-    """A transport whose subscription takes `latency` seconds longer for each receive and settlement that asks it."""
+    """A transport that adds `latency` seconds to each receive and settlement."""
 
     def __init__(self, transport: Transport, latency: float) -> None:
         self._transport = transport
@@ -47,7 +47,7 @@ class FarTransport:
 
 
 class FarSubscription:
-    """Adds the latency, and notes the largest batch."""
+    """Adds the latency, and records the largest batch."""
 
     def __init__(self, far: FarTransport, subscription: Subscription, latency: float) -> None:
         self._far = far
@@ -70,7 +70,7 @@ class FarSubscription:
 
 
 class Side(asyncio.Protocol):
-    """One end of a proxied connection: passes on what it gets to the other end, `latency` seconds late."""
+    """One end of a proxied connection. It forwards received bytes to the other end after `latency` seconds."""
 
     def __init__(self, latency: float) -> None:
         self._latency = latency
@@ -93,7 +93,7 @@ class Side(asyncio.Protocol):
 
 
 class Client(Side):
-    """The client's end: it connects to the server, and reads nothing before that is done."""
+    """The client's end. It connects to the server before it reads anything."""
 
     def __init__(self, latency: float, host: str, port: int) -> None:
         super().__init__(latency)
@@ -117,7 +117,7 @@ class Client(Side):
 
 @contextlib.contextmanager
 def slow_proxy(host: str, port: int, latency: float) -> Iterator[int]:
-    """Serve a port that passes on what clients ask `latency` seconds late, and answers at once."""
+    """Serve a port that forwards requests after `latency` seconds, and answers at once."""
     loop = asyncio.new_event_loop()
     listening = loop.run_until_complete(loop.create_server(lambda: Client(latency, host, port), "127.0.0.1", 0))
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -130,7 +130,7 @@ def slow_proxy(host: str, port: int, latency: float) -> Iterator[int]:
 
 
 def drain(transport: Transport, latency: float) -> FarTransport:
-    """Drain the queue, and print how fast that was."""
+    """Drain the queue, and print the rate."""
     far = FarTransport(transport, latency)
     consumer = Consumer(far, {"noop": lambda: None}, ["q"])
     started = time.perf_counter()
@@ -149,9 +149,9 @@ def send(transport: Transport) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--url", help="a PostgreSQL to use instead of the embedded one")
+    parser.add_argument("--url", help="URL of a PostgreSQL server (default: an embedded one)")
     options, _ = parser.parse_known_args()  # `make bench` hands the options of the others on, too
-    print(f"drain of {MESSAGES:,} no-op tasks, tasks a second, with so much latency on each receive and settlement")
+    print(f"drain of {MESSAGES:,} no-op tasks: tasks a second, by the latency of each receive and settlement")
     print(f"{'':22}" + "".join(f"{f'+{latency * 1000:.0f} ms':>10}" for latency in LATENCIES))
     print(f"{'memory':22}", end="")
     largest = []

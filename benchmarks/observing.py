@@ -1,9 +1,9 @@
-"""What looking on costs: throughput with observers, as a ratio to the throughput without, in one run.
+"""Benchmark of observers: throughput with each observer, as a ratio to the throughput without one.
 
-    python benchmarks/observing.py                            on the embedded PostgreSQL
-    python benchmarks/observing.py --url postgresql://...     on another one, in a schema of its own that is dropped
+    python benchmarks/observing.py                            on the embedded PostgreSQL.
+    python benchmarks/observing.py --url postgresql://...     on another server, in a schema of its own.
 
-Those that are compared take turns inside a round; a ratio is that of the best rounds, beside that of the medians.
+The observers take turns within a round. One ratio compares the best rounds, the other one the medians.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def tracing() -> Sequence[Observer]:
 
 
 OBSERVERS: dict[str, Callable[[], Sequence[Observer]]] = {
-    "nobody": list,
+    "no observer": list,
     "an Observer": lambda: [Observer()],
     "Metrics": lambda: [Metrics(CollectorRegistry())],
     "Tracing, no SDK": lambda: [Tracing(NoOpTracerProvider())],
@@ -54,7 +54,7 @@ OBSERVERS: dict[str, Callable[[], Sequence[Observer]]] = {
 
 @attrs.frozen
 class Cost:
-    """What was done in a second, and the microseconds of processor time for each: a busy machine changes these less."""
+    """Operations per second, and the microseconds of processor time of each, which depend less on a busy machine."""
 
     rate: float
     processor: float
@@ -114,7 +114,7 @@ def report(bench: Bench, rounds: int) -> None:
         for who, found in costs.items():
             rate, middle, processor = figures(found)
             ratios = f"{rate / best:>8.2f}{middle / median:>12.2f}{processor:>11.0f} us{least / processor:>8.2f}"
-            print(f"  observed by {who:18}{rate:>10,.0f}{ratios}", flush=True)
+            print(f"  with {who:25}{rate:>10,.0f}{ratios}", flush=True)
 
 
 def figures(costs: Sequence[Cost]) -> tuple[float, float, float]:
@@ -125,9 +125,9 @@ def figures(costs: Sequence[Cost]) -> tuple[float, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--url", help="a PostgreSQL to use instead of the embedded one")
+    parser.add_argument("--url", help="URL of a PostgreSQL server (default: an embedded one)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0, help="how much to do, 1.0 being the default")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor for the number of messages (default: 1.0)")
     options = parser.parse_args()
     schema = f"wire_bench_{uuid.uuid4().hex[:8]}"
     with server(options.url) as url:

@@ -1,11 +1,11 @@
-"""Whether the tables and their indexes stay as large as they are while a million tasks go through them.
+"""Check that tables and indexes do not grow while a million tasks pass through them.
 
-    .venv/bin/python benchmarks/table_sizes.py      on an embedded server, in a few minutes
-                     --url postgresql://..          on another one, in a schema of its own that is dropped
+    .venv/bin/python benchmarks/table_sizes.py      on an embedded server, in a few minutes.
+                     --url postgresql://..          on another server, in a schema of its own, which is dropped.
 
-Tasks are sent, claimed, settled with a follow-up for every tenth, and those settled too, by one subscription. Sizes are
-printed after every tenth part, in kB. The first `--warm-up` parts let autovacuum find its pace; after them nothing may
-be larger than `--slack` times what it was at most until then, or this ends with 1.
+One subscription claims and settles the tasks. Every tenth task has a follow-up, which is settled, too. Sizes in kB are
+printed after each tenth of the tasks. The first `--warm-up` parts give autovacuum time to adapt. Afterwards no size may
+exceed `--slack` times its earlier maximum; otherwise the exit code is 1.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from unstract_core import Message, Settlement, TaskPayload, Verdict
 PARTS = 10
 BATCH = 500
 SMALL = 64
-"""Sizes (kB) below which a page more or less is no growth."""
+"""Size in kB below which a few more pages do not count as growth."""
 SIZES = """
     SELECT c.relname, pg_relation_size(c.oid) / 1024 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE n.nspname = %s AND c.relkind IN ('r', 'i') AND c.relname ~ '^pg_(queue_message|task_result)'
@@ -38,7 +38,7 @@ SIZES = """
 
 
 def work(transport: PostgresTransport, tasks: int) -> None:
-    """Send, take and settle some tasks, a tenth of which have a follow-up."""
+    """Send, claim and settle some tasks. A tenth of them have a follow-up."""
     payload = TaskPayload(task_name="noop", args=[PAYLOAD], queue="q")
     subscription = transport.subscribe(["q", "callbacks"], lease=60.0)
     sent = done = 0
@@ -59,14 +59,14 @@ def work(transport: PostgresTransport, tasks: int) -> None:
 
 
 def growth(history: list[dict[str, int]], warm_up: int, slack: float) -> list[str]:
-    """Tell what is larger after the warm-up than it may be."""
-    told = []
+    """Return a line for each table or index that is too large after the warm-up."""
+    grown = []
     for name in history[0]:
         most = max(sizes[name] for sizes in history[:warm_up])
         after = max((sizes[name] for sizes in history[warm_up:]), default=0)
         if after > max(SMALL, most * slack):
-            told.append(f"{name} was {most} kB at most and is {after} kB")
-    return told
+            grown.append(f"{name} was {most} kB at most and is {after} kB")
+    return grown
 
 
 def run(
@@ -86,9 +86,9 @@ def run(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--url", help="a PostgreSQL to use instead of the embedded one")
+    parser.add_argument("--url", help="URL of a PostgreSQL server (default: an embedded one)")
     parser.add_argument("--tasks", type=int, default=1_000_000)
-    parser.add_argument("--warm-up", type=int, default=4, help="tenth parts that do not count")
+    parser.add_argument("--warm-up", type=int, default=4, help="number of first tenths that do not count")
     parser.add_argument("--slack", type=float, default=2.0)
     options = parser.parse_args()
     schema = f"wire_sizes_{uuid.uuid4().hex[:8]}"
@@ -96,12 +96,12 @@ def main() -> None:
         transport = PostgresTransport(url, schema)
         try:
             transport.migrate()
-            told = growth(run(connection, schema, transport, options.tasks), options.warm_up, options.slack)
+            grown = growth(run(connection, schema, transport, options.tasks), options.warm_up, options.slack)
         finally:
             transport.close()
             connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
-    print("\n".join(told) or "flat")
-    sys.exit(bool(told))
+    print("\n".join(grown) or "flat")
+    sys.exit(bool(grown))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Whether the memory of a worker is flat: 200,000 tasks in one process, which is looked at after every 10,000.
+"""Check that the memory of a worker is flat over 200,000 tasks, with a sample after every 10,000.
 
-    .venv/bin/python benchmarks/worker_memory.py                              an embedded PostgreSQL
-    .venv/bin/python benchmarks/worker_memory.py --url postgresql://...       another one, in a schema of its own
+    .venv/bin/python benchmarks/worker_memory.py                              an embedded PostgreSQL.
+    .venv/bin/python benchmarks/worker_memory.py --url postgresql://...       another server, in a schema of its own.
 
-Over the memory transport and over PostgreSQL. The process sends what it runs, a batch at a time, so that a producer's
-memory is seen, too; every tenth task has a callback, and every hundredth asks to be run again. The growth is that of
-the resident memory, from the median of the first three samples after the warm-up to the median of the last three. Ends
-with 1 where it is more than 5 % and more than the bound.
+The check runs over the memory transport and over PostgreSQL. The process also sends its tasks, in batches, to include
+the memory of a producer. Every tenth task has a callback, and every hundredth raises RetryLater. The growth of the
+resident memory is the median of the last three samples minus the median of the first three after the warm-up. The exit
+code is 1 if it exceeds both 5 % and the bound.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from unstract_core import (  # noqa: E402
 
 BATCH = 500
 MIB = 1024 * 1024
-PATIENCE = 120.0
+MAX_WAIT = 120.0
 
 
 @attrs.frozen
 class Plan:
-    """How many tasks are run, how often the memory is looked at, and how many bytes each task leaves behind."""
+    """The number of tasks, the number of tasks between samples, and the bytes that each task leaks on purpose."""
 
     tasks: int
     every: int
@@ -60,7 +60,7 @@ class Plan:
 
 
 def resident() -> int:
-    """Return the bytes of this process that are in memory."""
+    """Return the resident memory of this process, in bytes."""
     if sys.platform == "linux":
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     ps = ["/bin/ps", "-o", "rss=", "-p", str(os.getpid())]
@@ -78,7 +78,7 @@ def batch() -> list[Message]:
 
 
 def work(url: str | None, schema: str, plan: Plan, pipe: Connection) -> None:
-    """A worker process; sends how many tasks have been run, and its memory then."""
+    """Run a worker process, which sends samples: the number of tasks run, and its memory."""
     transport: Transport = MemoryTransport() if url is None else PostgresTransport(url, schema)
     kept: list[bytes] = []
 
@@ -99,7 +99,7 @@ def work(url: str | None, schema: str, plan: Plan, pipe: Connection) -> None:
         while ran["ran"] < plan.tasks:
             transport.send(batch())
             sent += BATCH + BATCH // 10  # what is sent, and its callbacks
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + MAX_WAIT
             while ran["settled"] < sent:
                 if time.monotonic() > deadline:
                     raise SystemExit(f"only {ran['settled']} of {sent} messages were settled")
@@ -124,10 +124,10 @@ def samples(url: str | None, schema: str, plan: Plan) -> Iterator[tuple[int, int
     try:
         with contextlib.suppress(EOFError):
             while True:
-                if not mine.poll(PATIENCE):
+                if not mine.poll(MAX_WAIT):
                     raise SystemExit("the worker process has stopped working")
                 yield mine.recv()
-        process.join(PATIENCE)
+        process.join(MAX_WAIT)
         if process.exitcode != 0:
             raise SystemExit(f"the worker process has ended with {process.exitcode}")
     finally:
@@ -136,13 +136,13 @@ def samples(url: str | None, schema: str, plan: Plan) -> Iterator[tuple[int, int
 
 
 def is_flat(name: str, found: Iterator[tuple[int, int]], warm_up: int, bound: int) -> bool:
-    """Print the samples as they come, and what they grow by; tell whether that is within the bounds."""
+    """Print the samples and their growth; return whether the growth is within the bounds."""
     counted: list[int] = []
     for tasks, size in found:
         counted += [size] if tasks >= warm_up else []
         print(f"{name:12}{tasks:>9,} tasks{size / MIB:>9.1f} MiB{'' if tasks >= warm_up else '  warm-up'}", flush=True)
     if len(counted) < 6:
-        raise SystemExit(f"{len(counted)} samples after the warm-up are too few: six are the least")
+        raise SystemExit(f"{len(counted)} samples after the warm-up are too few: at least six are needed")
     first, last = statistics.median(counted[:3]), statistics.median(counted[-3:])
     flat = last - first <= bound
     print(
@@ -167,12 +167,12 @@ def fresh_schema(url: str) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--url", help="a PostgreSQL to use instead of the embedded one")
+    parser.add_argument("--url", help="URL of a PostgreSQL server (default: an embedded one)")
     parser.add_argument("--tasks", type=int, default=200_000)
-    parser.add_argument("--every", type=int, default=10_000, help="tasks between two looks")
+    parser.add_argument("--every", type=int, default=10_000, help="tasks between two samples")
     parser.add_argument("--warm-up", type=int, default=20_000, help="tasks before the first sample that counts")
     parser.add_argument("--bound", type=float, default=2.0, help="MiB that the memory may grow by")
-    parser.add_argument("--leak", type=int, default=0, help="bytes that each task leaves behind, to see that it shows")
+    parser.add_argument("--leak", type=int, default=0, help="bytes that each task leaks, to test that a leak is found")
     options = parser.parse_args()
     plan, bound = Plan(options.tasks, options.every, options.leak), int(options.bound * MIB)
     flat = [is_flat("memory", samples(None, "", plan), options.warm_up, bound)]

@@ -29,7 +29,7 @@ def test_without_a_broker_the_celery_path_is_left_out_and_says_why() -> None:
     """The reason and the remedy are printed, and it is no failure."""
     ended = run_celerys("amqp://127.0.0.1:1//")
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.startswith("Celery: left out, for no RabbitMQ answers at amqp://127.0.0.1:1//; start one")
+    assert ended.stdout.startswith("Celery: left out, because no RabbitMQ answers at amqp://127.0.0.1:1//; start one")
 
 
 def run_celerys(url: str) -> subprocess.CompletedProcess[str]:

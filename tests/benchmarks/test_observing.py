@@ -28,6 +28,6 @@ def test_the_cost_of_each_observer_is_told_as_a_ratio() -> None:
         "drain no-op tasks",
         "drain chains (task + callback)",
     ]
-    figures = r"  observed by (.+?) +[\d,]+ +\d+\.\d\d +\d+\.\d\d +\d+ us +\d+\.\d\d"
+    figures = r"  with (.+?) +[\d,]+ +\d+\.\d\d +\d+\.\d\d +\d+ us +\d+\.\d\d"
     observers = [found[1] for line in lines if (found := re.fullmatch(figures, line))]
-    assert observers == ["nobody", "an Observer", "Metrics", "Tracing, no SDK", "Tracing"] * 3
+    assert observers == ["no observer", "an Observer", "Metrics", "Tracing, no SDK", "Tracing"] * 3
