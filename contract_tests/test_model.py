@@ -43,11 +43,20 @@ class ModelMessage:
     attempt: int = 0
     holders: dict[int, int] = attrs.field(factory=dict)
     place: int = 0
+    latest: Delivery | None = None
+    """The delivery of the latest claim."""
 
     def is_held_by(self, worker: int, delivery: Delivery) -> bool:
         """Return whether this attempt is the latest one and belongs to the worker, even if its lease has expired."""
         latest = self.attempt == delivery.attempt and self.holders.get(delivery.attempt) == worker
         return latest and self.state != "gone"
+
+    def is_undefined(self, worker: int, delivery: Delivery) -> bool:
+        """Return whether the delivery has the current attempt number only because a later claim was released uncounted.
+
+        The protocol does not say whether such a delivery can still be settled.
+        """
+        return self.is_held_by(worker, delivery) and delivery is not self.latest
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -68,7 +77,6 @@ class QueueMachine(RuleBasedStateMachine):
         self.deliveries: list[tuple[int, Delivery, ModelMessage]] = []
         self.replies: dict[str, Reply] = {}
         self.buried: dict[int, int] = {}
-        self.refused: list[Delivery] = []
 
     @initialize(priorities=st.lists(st.integers(1, 10), max_size=6), held=st.integers(0, 6))
     def open(self, priorities: list[int], held: int) -> None:
@@ -113,7 +121,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert not any(one.state == "due" for one in self.known.values())
         for delivery, one in zip(batch, received, strict=True):
             one.state, one.attempt = "held", one.attempt + 1
-            one.holders[one.attempt] = worker
+            one.holders[one.attempt], one.latest = worker, delivery
             assert delivery.attempt == one.attempt
             self.deliveries.append((worker, delivery, one))
 
@@ -129,6 +137,8 @@ class QueueMachine(RuleBasedStateMachine):
         picked = data.draw(st.lists(st.sampled_from(range(len(mine))), min_size=1, max_size=4, unique=True))
         batch, expected = [], []
         for delivery, one in (mine[index] for index in picked):
+            if one.is_undefined(worker, delivery):
+                continue
             verdict = data.draw(VERDICTS, label="verdict")
             delay = data.draw(st.sampled_from([0.0, 600.0]), label="delay")
             key = f"{self.queue}/{one.number % 3}" if data.draw(st.booleans(), label="replies") else None
@@ -147,20 +157,11 @@ class QueueMachine(RuleBasedStateMachine):
             if valid:
                 self.settled(one, batch[-1])
         assert list(self.workers[worker].settle(batch)) == expected
-        self.refused += [one.delivery for one, valid in zip(batch, expected, strict=True) if not valid]
 
     def deliveries_of(self, worker: int) -> list[tuple[Delivery, ModelMessage]]:
-        """Return the worker's deliveries, without those that were refused once and would be valid again.
-
-        A refused delivery is valid again after the next holder released the same attempt uncounted. A transport may
-        still refuse it.
-        """
+        """Return the worker's deliveries whose settlement has a defined result."""
         mine = [(delivery, one) for owner, delivery, one in self.deliveries if owner == worker]
-        return [
-            (delivery, one)
-            for delivery, one in mine
-            if not (one.is_held_by(worker, delivery) and any(delivery is lost for lost in self.refused))
-        ]
+        return [(delivery, one) for delivery, one in mine if not one.is_undefined(worker, delivery)]
 
     def settled(self, one: ModelMessage, settlement: Settlement) -> None:
         del one.holders[one.attempt]
@@ -185,7 +186,6 @@ class QueueMachine(RuleBasedStateMachine):
         mine = self.deliveries_of(worker)[-6:]
         expected = [one.is_held_by(worker, delivery) for delivery, one in mine]
         assert list(self.workers[worker].renew([delivery for delivery, _ in mine])) == expected
-        self.refused += [delivery for (delivery, _), kept in zip(mine, expected, strict=True) if not kept]
         for kept, (_, one) in zip(expected, mine, strict=True):
             if kept:
                 one.state = "held"
