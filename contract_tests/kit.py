@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 from contract_tests.checking import CallMonitor, CheckedSubscription, CheckedTransport, ProtocolViolation
 from contract_tests.harness import Harness
-from contract_tests.messages import message
+from contract_tests.messages import make_settlement, message
 from contract_tests.requires import skip_not_claimed
 from contract_tests.time_limits import start
-from unstract_core import Capabilities, Consumer, Delivery, Reply, Settlement, Transport, TransportError, Verdict
+from unstract_core import Capabilities, Consumer, Delivery, Reply, Transport, TransportError, Verdict
 from unstract_core.values.limits import JSONValue
 
 T = TypeVar("T")
@@ -136,7 +136,7 @@ class Kit:
     def take_and_acknowledge(self, subscription: CheckedSubscription) -> Delivery:
         """Receive one expected message, and acknowledge it."""
         found = self.take_one(subscription)
-        assert list(subscription.settle([Settlement(found, Verdict.ACK)])) == [True]
+        assert list(subscription.settle([make_settlement(found, Verdict.ACK)])) == [True]
         return found
 
     def nothing(self, subscription: CheckedSubscription) -> bool:
@@ -191,14 +191,15 @@ class Kit:
         for reply in replies:
             transport.send([message("t", queue, reply_key=reply.key)])
             delivery = self.take_one(subscription)
-            assert list(subscription.settle([Settlement(delivery, Verdict.ACK, reply=reply)])) == [True]
+            assert list(subscription.settle([make_settlement(delivery, Verdict.ACK, reply=reply)])) == [True]
         subscription.close()
 
     def bury(self, transport: CheckedTransport, queue: str, reason: str = "r", *, result: JSONValue = None) -> Delivery:
         """Receive one message of a queue and dead-letter it."""
         subscription = transport.subscribe([queue], lease=60.0)
         delivery = self.take_one(subscription)
-        assert list(subscription.settle([Settlement(delivery, Verdict.BURY, reason=reason, result=result)])) == [True]
+        buried = make_settlement(delivery, Verdict.BURY, reason=reason, result=result)
+        assert list(subscription.settle([buried])) == [True]
         subscription.close()
         return delivery
 

@@ -1,11 +1,13 @@
-"""Helpers that build and read the messages and continuations of the tests."""
+"""Helpers that build and read the messages, continuations and settlements of the tests."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from unstract_core import ContinuationSpec, Delivery, Message, TaskPayload, to_wire
+import attrs
+
+from unstract_core import ContinuationSpec, Delivery, Message, Settlement, TaskPayload, Verdict, to_wire
 
 _OWN = ("org_id", "priority", "delay")
 
@@ -23,6 +25,22 @@ def newer(queue: str, *args: Any, **members: Any) -> str:
 
 def then(task_name: str, queue: str, **kwargs: Any) -> ContinuationSpec:
     return ContinuationSpec(task_name=task_name, kwargs=kwargs, queue=queue)
+
+
+def make_settlement(delivery: Delivery, verdict: Verdict, *args: Any, **options: Any) -> Settlement:
+    """Return a settlement with the outcome that the consumer would give it.
+
+    Args:
+        delivery: The delivery to settle.
+        verdict: RETRY has no outcome. BURY is a failure, and ACK a success, unless there is a reply.
+        args: Other arguments of Settlement.
+        options: Other arguments of Settlement. A reply decides the outcome by its status.
+    """
+    made = Settlement(delivery, verdict, *args, **options)
+    if verdict is Verdict.RETRY:
+        return made
+    failed = made.reply.status == "failed" if made.reply is not None else verdict is Verdict.BURY
+    return attrs.evolve(made, outcome="failure" if failed else "success")
 
 
 def first(delivery: Delivery) -> Any:

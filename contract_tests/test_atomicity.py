@@ -10,7 +10,7 @@ from functools import partial
 from contract_tests.checking import CheckedSubscription, CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit, retry_outages
-from contract_tests.messages import first, message
+from contract_tests.messages import first, make_settlement, message
 from contract_tests.requires import requires
 from contract_tests.time_limits import start
 from unstract_core import Reply, Settlement, TransportError, Verdict
@@ -25,7 +25,7 @@ def test_visible_reply_implies_follow_up_and_acknowledgement(
         key, elsewhere = kit.queue(), kit.queue()
         transport.send([message("t", queue, reply_key=key)])
         holder = subscribe(queue)
-        settlement = Settlement(
+        settlement = make_settlement(
             kit.take_one(holder), Verdict.ACK, follow_up=message("f", elsewhere), reply=Reply(key, "completed")
         )
         follower, heir = subscribe(elsewhere), subscribe(queue)
@@ -46,7 +46,7 @@ def test_visible_follow_up_implies_reply(
         key, elsewhere = kit.queue(), kit.queue()
         transport.send([message("t", queue, reply_key=key)])
         holder, follower = subscribe(queue), subscribe(elsewhere)
-        settlement = Settlement(
+        settlement = make_settlement(
             kit.take_one(holder), Verdict.ACK, follow_up=message("f", elsewhere), reply=Reply(key, "completed")
         )
         settling = start(partial(holder.settle, [settlement]))
@@ -64,7 +64,7 @@ def test_visible_follow_up_implies_dead_letter(
         elsewhere = kit.queue()
         transport.send([message("t", queue, n)])
         holder, follower = subscribe(queue), subscribe(elsewhere)
-        settlement = Settlement(
+        settlement = make_settlement(
             kit.take_one(holder), Verdict.BURY, follow_up=message("f", elsewhere), reason=f"reason {n}"
         )
         settling = start(partial(holder.settle, [settlement]))
@@ -89,7 +89,7 @@ def test_a_cut_while_settling_loses_no_follow_up(kit: Kit, transport: CheckedTra
         retry_outages(partial(transport.send, [message("t", queue, n) for n in range(20)]))
         holder = retry_outages(partial(subscribe, queue))
         held = kit.take(holder, 20)
-        batch = [Settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, first(one))) for one in held]
+        batch = [make_settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, first(one))) for one in held]
         settling = start(partial(settled, holder, batch))
         time.sleep(chance.uniform(0, 0.01))
         kit.sever(transport)

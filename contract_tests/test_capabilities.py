@@ -8,9 +8,9 @@ import pytest
 from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit
-from contract_tests.messages import message
+from contract_tests.messages import make_settlement, message
 from contract_tests.requires import requires, skip_claimed
-from unstract_core import NotSupported, Reply, Settlement, Verdict
+from unstract_core import NotSupported, Reply, Verdict
 
 
 def test_transport_and_harness_claim_the_same_capabilities(kit: Kit, transport: CheckedTransport) -> None:
@@ -60,8 +60,8 @@ def test_unclaimed_retry_delay_is_refused(
     holder = subscribe(queue)
     delivery = kit.take_one(holder)
     with pytest.raises(NotSupported):
-        holder.settle([Settlement(delivery, Verdict.RETRY, delay=1.0)])
-    assert list(holder.settle([Settlement(delivery, Verdict.RETRY)])) == [True]
+        holder.settle([make_settlement(delivery, Verdict.RETRY, delay=1.0)])
+    assert list(holder.settle([make_settlement(delivery, Verdict.RETRY)])) == [True]
 
 
 def test_unclaimed_reply_request_is_refused(
@@ -90,7 +90,7 @@ def test_unclaimed_status_does_not_stop_a_settlement(
     skip_claimed(kit.harness, "status")
     transport.send([message("t", queue, task_id=queue)])
     holder, elsewhere = subscribe(queue), kit.queue()
-    settlement = Settlement(
+    settlement = make_settlement(
         kit.take_one(holder), Verdict.ACK, follow_up=message("f", elsewhere), reply=Reply(queue, "completed")
     )
     assert list(holder.settle([settlement])) == [True]
@@ -104,7 +104,7 @@ def test_burying_without_dead_letters_removes_the_message(
     skip_claimed(kit.harness, "dead_letters")
     transport.send([message("t", queue)])
     holder = subscribe(queue)
-    assert list(holder.settle([Settlement(kit.take_one(holder), Verdict.BURY, reason="r")])) == [True]
+    assert list(holder.settle([make_settlement(kit.take_one(holder), Verdict.BURY, reason="r")])) == [True]
     kit.expire(transport, queue)
     assert kit.nothing(subscribe(queue))
     with pytest.raises((NotSupported, AttributeError)):
@@ -128,7 +128,7 @@ def test_queues_reports_counts_and_oldest_age(
         transport.send([message("t", queue, delay=60)])
     subscription = subscribe(queue)
     *_, third = kit.take(subscription, 3)
-    assert subscription.settle([Settlement(third, Verdict.RETRY)]) == [True]
+    assert subscription.settle([make_settlement(third, Verdict.RETRY)]) == [True]
     empty = kit.queue()
     states = {state.queue: state for state in transport.queues([queue, empty])}
     state = states[queue]

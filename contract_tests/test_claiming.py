@@ -11,9 +11,9 @@ import pytest
 from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit, timed
-from contract_tests.messages import message
+from contract_tests.messages import make_settlement, message
 from contract_tests.time_limits import together
-from unstract_core import ConfigurationError, PayloadError, Settlement, Verdict
+from unstract_core import ConfigurationError, PayloadError, Verdict
 
 
 @pytest.mark.parametrize("queues", [1, 3])
@@ -100,7 +100,7 @@ def test_an_acknowledged_message_is_gone(
     transport.send([message("t", queue)])
     subscription = subscribe(queue)
     delivery = kit.take_one(subscription)
-    assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
+    assert list(subscription.settle([make_settlement(delivery, Verdict.ACK)])) == [True]
     kit.expire(transport, queue)
     time.sleep(0.01)
     assert kit.nothing(subscribe(queue))

@@ -10,10 +10,10 @@ import pytest
 
 from contract_tests.checking import CheckedTransport
 from contract_tests.kit import LONG, SOON, Kit
-from contract_tests.messages import message
+from contract_tests.messages import make_settlement, message
 from contract_tests.requires import requires, skip_not_claimed
 from contract_tests.time_limits import start, together
-from unstract_core import Consumer, Dispatcher, Settlement, TransportClosed, Verdict
+from unstract_core import Consumer, Dispatcher, TransportClosed, Verdict
 
 USES: dict[str, Callable[[CheckedTransport, str], object]] = {
     "send": lambda transport, name: transport.send([message("t", name)]),
@@ -98,7 +98,7 @@ def test_a_closed_subscription_settles_nothing(kit: Kit, transport: CheckedTrans
     held = kit.take_one(subscription)
     subscription.close()
     with pytest.raises(TransportClosed):
-        subscription.settle([Settlement(held, Verdict.ACK)])
+        subscription.settle([make_settlement(held, Verdict.ACK)])
     with pytest.raises(TransportClosed):
         subscription.renew([held])
     assert len(kit.remaining(transport, queue, count=1)) == 1
@@ -115,7 +115,7 @@ def test_closing_a_transport_closes_its_subscriptions(kit: Kit) -> None:
         calls: list[Callable[[], Any]] = [
             lambda: subscription.receive(limit=1, wait=0),
             lambda: subscription.renew([held]),
-            lambda: subscription.settle([Settlement(held, Verdict.ACK)]),
+            lambda: subscription.settle([make_settlement(held, Verdict.ACK)]),
         ]
         for call in calls:
             with pytest.raises(TransportClosed):

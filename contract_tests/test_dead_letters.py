@@ -10,10 +10,10 @@ import pytest
 from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit
-from contract_tests.messages import first, message, newer, parsed
+from contract_tests.messages import first, make_settlement, message, newer, parsed
 from contract_tests.requires import requires
 from contract_tests.time_limits import together
-from unstract_core import Settlement, Verdict
+from unstract_core import Verdict
 
 
 @requires("dead_letters")
@@ -77,7 +77,7 @@ def test_a_whole_queue_is_replayed_oldest_first(
     other, holder = kit.queue(), subscribe(queue)
     transport.send([*(message("t", queue, n) for n in range(4)), message("t", other)])
     for delivery in kit.take(holder, 4):
-        assert list(holder.settle([Settlement(delivery, Verdict.BURY, reason="r")])) == [True]
+        assert list(holder.settle([make_settlement(delivery, Verdict.BURY, reason="r")])) == [True]
     kit.bury(transport, other)
     assert len(transport.dead.replay(queue=queue)) == 4
     assert list(map(first, kit.take(holder, 4, limit=10))) == [0, 1, 2, 3]
@@ -93,7 +93,7 @@ def test_replaying_many_keeps_the_burial_order(
     count = 700
     transport.send([message("t", queue, n) for n in range(count)])
     holder = subscribe(queue)
-    batch = [Settlement(one, Verdict.BURY, reason="r") for one in kit.take(holder, count)]
+    batch = [make_settlement(one, Verdict.BURY, reason="r") for one in kit.take(holder, count)]
     assert list(holder.settle(batch)) == [True] * count
     ids = [letter.id for letter in reversed(transport.dead.find(queue=queue, limit=2 * count))]
     assert len(ids) == count
@@ -112,7 +112,7 @@ def test_replay_and_purge_by_id_spare_neighbours(
     """An id selects one letter: other letters stay, and unknown ids are not counted."""
     transport.send([message("t", queue, n) for n in range(4)])
     holder = subscribe(queue)
-    batch = [Settlement(one, Verdict.BURY, reason="r") for one in kit.take(holder, 4)]
+    batch = [make_settlement(one, Verdict.BURY, reason="r") for one in kit.take(holder, 4)]
     assert list(holder.settle(batch)) == [True] * 4
     last, third, second, head = transport.dead.find(queue=queue)
     assert list(transport.dead.replay([second.id])) == [second.id]
@@ -135,7 +135,7 @@ def test_a_replayed_message_can_be_settled_again(
     assert (letter.reason, letter.attempts) == ("second", 1)
     transport.dead.replay([letter.id])
     holder = subscribe(queue)
-    assert list(holder.settle([Settlement(kit.take_one(holder), Verdict.ACK)])) == [True]
+    assert list(holder.settle([make_settlement(kit.take_one(holder), Verdict.ACK)])) == [True]
 
 
 @requires("dead_letters")
@@ -170,8 +170,8 @@ def test_a_dead_letter_counts_its_attempts(
     transport.send([message("t", queue)])
     holder = subscribe(queue)
     for _ in range(2):
-        assert list(holder.settle([Settlement(kit.take_one(holder), Verdict.RETRY)])) == [True]
-    assert list(holder.settle([Settlement(kit.take_one(holder), Verdict.BURY, reason="r")])) == [True]
+        assert list(holder.settle([make_settlement(kit.take_one(holder), Verdict.RETRY)])) == [True]
+    assert list(holder.settle([make_settlement(kit.take_one(holder), Verdict.BURY, reason="r")])) == [True]
     (letter,) = transport.dead.find(queue=queue)
     assert letter.attempts == 3
 

@@ -9,9 +9,9 @@ import pytest
 from contract_tests.checking import CheckedSubscription, CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit, timed
-from contract_tests.messages import first, message
+from contract_tests.messages import first, make_settlement, message
 from contract_tests.requires import requires
-from unstract_core import Delivery, Reply, Settlement, Verdict
+from unstract_core import Delivery, Reply, Verdict
 
 
 class LostLease(NamedTuple):
@@ -43,12 +43,12 @@ def test_a_late_settlement_changes_nothing(
 ) -> None:
     """A settlement after a lost lease returns False; the new holder keeps the message and settles it."""
     late, old, heir, new = lose_lease(kit, transport, queue, subscribe)
-    assert list(late.settle([Settlement(old, verdict, reason="late")])) == [False]
+    assert list(late.settle([make_settlement(old, verdict, reason="late")])) == [False]
     assert kit.nothing(subscribe(queue))
     if kit.capabilities.dead_letters:
         assert not transport.dead.find(queue=queue)
     assert list(heir.renew([new])) == [True]
-    assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
+    assert list(heir.settle([make_settlement(new, Verdict.ACK)])) == [True]
     assert not kit.remaining(transport, queue)
 
 
@@ -60,7 +60,7 @@ def test_a_late_settlement_sends_no_follow_up(
     """A settlement after a lost lease sends no follow-up: the new holder will send it."""
     late, old, _, _ = lose_lease(kit, transport, queue, subscribe)
     elsewhere = kit.queue()
-    assert list(late.settle([Settlement(old, verdict, follow_up=message("f", elsewhere))])) == [False]
+    assert list(late.settle([make_settlement(old, verdict, follow_up=message("f", elsewhere))])) == [False]
     assert kit.nothing(subscribe(elsewhere))
 
 
@@ -72,9 +72,9 @@ def test_a_late_settlement_writes_no_reply(
     """A settlement after a lost lease writes no reply: it would win over the new holder's reply."""
     late, old, heir, new = lose_lease(kit, transport, queue, subscribe)
     kit.ask(transport, key := kit.queue())
-    assert list(late.settle([Settlement(old, verdict, reply=Reply(key, "failed", error="late"))])) == [False]
+    assert list(late.settle([make_settlement(old, verdict, reply=Reply(key, "failed", error="late"))])) == [False]
     assert transport.reply(key) is None
-    assert list(heir.settle([Settlement(new, Verdict.ACK, reply=Reply(key, "completed", result=1))])) == [True]
+    assert list(heir.settle([make_settlement(new, Verdict.ACK, reply=Reply(key, "completed", result=1))])) == [True]
     assert kit.answered(transport, key).result == 1
 
 
@@ -85,7 +85,7 @@ def test_a_late_renewal_changes_nothing(
     """A renewal after a lost lease returns False, and the new holder keeps the message."""
     late, old, heir, new = lose_lease(kit, transport, queue, subscribe)
     assert list(late.renew([old])) == [False]
-    assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
+    assert list(heir.settle([make_settlement(new, Verdict.ACK)])) == [True]
 
 
 @requires("fencing")
@@ -109,9 +109,9 @@ def test_an_earlier_holder_cannot_settle_after_its_successor(
 ) -> None:
     """After the new holder has settled, the earlier holder can neither settle nor renew."""
     late, old, heir, new = lose_lease(kit, transport, queue, subscribe)
-    assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
+    assert list(heir.settle([make_settlement(new, Verdict.ACK)])) == [True]
     elsewhere = kit.queue()
-    assert list(late.settle([Settlement(old, Verdict.ACK, follow_up=message("f", elsewhere))])) == [False]
+    assert list(late.settle([make_settlement(old, Verdict.ACK, follow_up=message("f", elsewhere))])) == [False]
     assert list(late.renew([old])) == [False]
     assert kit.nothing(subscribe(elsewhere))
 
@@ -127,7 +127,7 @@ def test_a_batch_settles_only_deliveries_still_held(
     kit.expire(transport, queue)
     taken = {delivery.id for delivery in heir.receive(limit=2, wait=10)}
     elsewhere = kit.queue()
-    settlements = [Settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, one.id)) for one in held]
+    settlements = [make_settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, one.id)) for one in held]
     assert list(late.settle(settlements)) == [one.id not in taken for one in held]
     kept = [one.id for one in held if one.id not in taken]
     assert sorted(map(first, kit.take(subscribe(elsewhere), len(kept), limit=10))) == sorted(kept)
@@ -144,7 +144,7 @@ def test_the_fence_separates_attempts_of_one_holder(
     kit.expire(transport, queue)
     (new,) = holder.receive(limit=1, wait=10)
     assert list(holder.renew([old, new])) == [False, True]
-    both = [Settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, one.attempt)) for one in (old, new)]
+    both = [make_settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, one.attempt)) for one in (old, new)]
     assert list(holder.settle(both)) == [False, True]
     assert list(map(first, kit.take(subscribe(elsewhere), 1, limit=5))) == [2]
 
@@ -157,11 +157,11 @@ def test_a_delivery_of_another_subscription_cannot_be_settled(
     transport.send([message("t", queue)])
     early, heir = subscribe(queue), subscribe(queue)
     old = kit.take_one(early)
-    assert list(early.settle([Settlement(old, Verdict.RETRY, counted=False)])) == [True]
+    assert list(early.settle([make_settlement(old, Verdict.RETRY, counted=False)])) == [True]
     new = kit.take_one(heir)
     assert (new.id, new.attempt) == (old.id, old.attempt)
-    assert list(early.settle([Settlement(old, Verdict.ACK)])) == [False]
-    assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
+    assert list(early.settle([make_settlement(old, Verdict.ACK)])) == [False]
+    assert list(heir.settle([make_settlement(new, Verdict.ACK)])) == [True]
 
 
 @requires("fencing")
@@ -180,10 +180,10 @@ def test_an_old_fence_rejects_a_reused_id(
     new = kit.take_one(heir)
     assert (new.id, new.attempt, first(new)) == (old.id, old.attempt, "new")
     assert list(holder.renew([old])) == [False]
-    late = Settlement(old, verdict, reason="late", follow_up=message("f", elsewhere))
+    late = make_settlement(old, verdict, reason="late", follow_up=message("f", elsewhere))
     assert list(holder.settle([late])) == [False]
     assert list(heir.renew([new])) == [True]
-    both = [Settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, first(one))) for one in (old, new)]
+    both = [make_settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, first(one))) for one in (old, new)]
     assert list(heir.settle(both)) == [False, True]
     assert list(map(first, kit.take(subscribe(elsewhere), 1, limit=5))) == ["new"]
     assert not kit.remaining(transport, queue)
@@ -200,8 +200,8 @@ def test_a_delivery_is_settled_once(
     delivery = kit.take_one(holder)
     elsewhere = kit.queue()
     delay = delay if kit.capabilities.delay and verdict is Verdict.RETRY else 0.0
-    assert list(holder.settle([Settlement(delivery, verdict, delay=delay, reason="r")])) == [True]
-    again = Settlement(delivery, Verdict.ACK, follow_up=message("f", elsewhere))
+    assert list(holder.settle([make_settlement(delivery, verdict, delay=delay, reason="r")])) == [True]
+    again = make_settlement(delivery, Verdict.ACK, follow_up=message("f", elsewhere))
     assert list(holder.settle([again])) == [False]
     assert list(holder.renew([delivery])) == [False]
     assert kit.nothing(subscribe(elsewhere))
@@ -215,7 +215,7 @@ def test_a_batch_settles_a_repeated_delivery_once(
     holder = subscribe(queue)
     delivery = kit.take_one(holder)
     elsewhere = kit.queue()
-    twice = [Settlement(delivery, Verdict.ACK, follow_up=message("f", elsewhere, n)) for n in range(2)]
+    twice = [make_settlement(delivery, Verdict.ACK, follow_up=message("f", elsewhere, n)) for n in range(2)]
     assert list(holder.settle(twice)) == [True, False]
     assert list(map(first, kit.take(subscribe(elsewhere), 1, limit=5))) == [0]
 

@@ -11,7 +11,8 @@ from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.golden_corpus import Readable, equal, wire_messages
 from contract_tests.kit import Kit
-from unstract_core import Consumer, Settlement, Verdict, to_wire
+from contract_tests.messages import make_settlement
+from unstract_core import Consumer, Verdict, to_wire
 
 GOLDEN = [
     one
@@ -41,7 +42,7 @@ def test_every_golden_message_is_delivered_as_it_reads(
         if "task_id" not in expected:
             found.pop("task_id", None)  # some wires give an id to each message
         assert equal(found, expected), one.name
-        assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
+        assert list(subscription.settle([make_settlement(delivery, Verdict.ACK)])) == [True]
 
 
 def test_a_missing_queue_is_filled_in_on_delivery(
@@ -56,7 +57,7 @@ def test_a_missing_queue_is_filled_in_on_delivery(
         assert (delivery.queue, delivery.payload.queue) == (queue, queue)
         assert equal([delivery.payload.args, delivery.payload.kwargs], [one.args, one.kwargs]), one.name
         to_wire(delivery.payload)
-        assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
+        assert list(subscription.settle([make_settlement(delivery, Verdict.ACK)])) == [True]
 
 
 def test_the_golden_corpus_runs_through_the_consumer(kit: Kit, transport: CheckedTransport, queue: str) -> None:

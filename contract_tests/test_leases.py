@@ -7,9 +7,9 @@ import pytest
 from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import LONG, SOON, Kit, timed
-from contract_tests.messages import message
+from contract_tests.messages import make_settlement, message
 from contract_tests.requires import requires
-from unstract_core import Settlement, Verdict
+from unstract_core import Verdict
 
 
 def lease_of(kit: Kit) -> float:
@@ -67,7 +67,7 @@ def test_a_retried_message_counts_its_attempts(
     for attempt in range(1, 5):
         delivery = kit.take_one(holder)
         assert delivery.attempt == attempt
-        assert list(holder.settle([Settlement(delivery, Verdict.RETRY)])) == [True]
+        assert list(holder.settle([make_settlement(delivery, Verdict.RETRY)])) == [True]
 
 
 def test_an_uncounted_retry_uses_no_attempt(
@@ -79,12 +79,12 @@ def test_an_uncounted_retry_uses_no_attempt(
     for attempt in (1, 1, 1):
         delivery = kit.take_one(holder)
         assert delivery.attempt == attempt
-        assert list(holder.settle([Settlement(delivery, Verdict.RETRY, counted=False)])) == [True]
+        assert list(holder.settle([make_settlement(delivery, Verdict.RETRY, counted=False)])) == [True]
     for attempt in (1, 2, 3):
         delivery = kit.take_one(holder)
         assert delivery.attempt == attempt
-        assert list(holder.settle([Settlement(delivery, Verdict.RETRY)])) == [True]
-    assert list(holder.settle([Settlement(kit.take_one(holder), Verdict.RETRY, counted=False)])) == [True]
+        assert list(holder.settle([make_settlement(delivery, Verdict.RETRY)])) == [True]
+    assert list(holder.settle([make_settlement(kit.take_one(holder), Verdict.RETRY, counted=False)])) == [True]
     assert kit.take_one(holder).attempt == 4
 
 
@@ -99,7 +99,7 @@ def test_a_renewed_message_is_not_delivered_again(
     for _ in range(3):
         assert not other.receive(limit=1, wait=0.4 * lease)
         assert list(holder.renew([delivery])) == [True]
-    assert list(holder.settle([Settlement(delivery, Verdict.ACK)])) == [True]
+    assert list(holder.settle([make_settlement(delivery, Verdict.ACK)])) == [True]
     assert kit.nothing(other)
 
 
@@ -126,7 +126,7 @@ def test_an_expired_unclaimed_lease_can_still_settle(
     assert list(holder.renew([delivery])) == [True]
     assert kit.nothing(subscribe(queue))
     kit.expire(transport, queue)
-    assert list(holder.settle([Settlement(delivery, Verdict.ACK)])) == [True]
+    assert list(holder.settle([make_settlement(delivery, Verdict.ACK)])) == [True]
     assert kit.nothing(subscribe(queue))
 
 

@@ -17,9 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from contract_tests.checking import CheckedSubscription
 from contract_tests.kit import Kit, retry_outages
-from contract_tests.messages import first, message
+from contract_tests.messages import first, make_settlement, message
 from contract_tests.profiles import examples
-from unstract_core import Delivery, Settlement, TransportError, Verdict
+from unstract_core import Delivery, TransportError, Verdict
 
 T = TypeVar("T")
 
@@ -97,7 +97,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         entry = self.entries[first(delivery)]
         number = self.new() if follows else None
         follow_up = message("t", self.queue, number) if number is not None else None
-        settlement = Settlement(delivery, verdict, follow_up=follow_up, reason="r")
+        settlement = make_settlement(delivery, verdict, follow_up=follow_up, reason="r")
         (took_effect,) = self.retried_after_cut(worker, lambda: self.workers[worker].settle([settlement]))
         if not took_effect:
             assert entry.doubtful, f"message {first(delivery)} could not be settled by its holder"

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 
 from contract_tests.kit import Kit
-from contract_tests.messages import first, message
+from contract_tests.messages import first, make_settlement, message
 from contract_tests.profiles import examples
 from contract_tests.requires import requires
 from unstract_core import Delivery, Reply, Settlement, Verdict
@@ -152,7 +152,7 @@ class QueueMachine(RuleBasedStateMachine):
             again = verdict is Verdict.RETRY
             counted = data.draw(st.booleans(), label="counted") if again else True
             batch.append(
-                Settlement(delivery, verdict, following, answer, delay if again else 0.0, "why", counted=counted)
+                make_settlement(delivery, verdict, following, answer, delay if again else 0.0, "why", counted=counted)
             )
             if valid:
                 self.settled(one, batch[-1])

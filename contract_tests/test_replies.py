@@ -12,12 +12,12 @@ from hypothesis import given
 
 from contract_tests.checking import CheckedTransport
 from contract_tests.kit import SOON, Kit, timed, wait_until
-from contract_tests.messages import message
+from contract_tests.messages import make_settlement, message
 from contract_tests.profiles import examples
 from contract_tests.requires import requires
 from contract_tests.strategies import json_values
 from contract_tests.time_limits import start, together
-from unstract_core import Reply, Settlement, Verdict
+from unstract_core import Reply, Verdict
 from unstract_core.values import normalise
 
 
@@ -82,7 +82,7 @@ def test_a_written_reply_wakes_its_waiting_caller(kit: Kit, transport: CheckedTr
     time.sleep(0.2)
     subscription = transport.subscribe([queue], lease=60)
     with timed() as elapsed:
-        subscription.settle([Settlement(kit.take_one(subscription), Verdict.ACK, reply=Reply(key, "completed"))])
+        subscription.settle([make_settlement(kit.take_one(subscription), Verdict.ACK, reply=Reply(key, "completed"))])
         assert waiting(40) == Reply(key, "completed")
         assert elapsed() < 15
     subscription.close()
@@ -164,7 +164,7 @@ def test_a_burial_may_write_a_reply(kit: Kit, transport: CheckedTransport, queue
     transport.send([message("t", queue, reply_key=key)])
     subscription = transport.subscribe([queue], lease=60)
     reply = Reply(key, status, error="E: why" if status == "failed" else "")
-    settlement = Settlement(kit.take_one(subscription), Verdict.BURY, reply=reply, reason="E: why")
+    settlement = make_settlement(kit.take_one(subscription), Verdict.BURY, reply=reply, reason="E: why")
     assert list(subscription.settle([settlement])) == [True]
     assert kit.answered(transport, key) == reply
     subscription.close()

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import LONG, SOON, Kit, timed
-from contract_tests.messages import first, message, parsed
+from contract_tests.messages import first, make_settlement, message, parsed
 from contract_tests.profiles import examples
 from contract_tests.requires import requires
-from unstract_core import ContractError, Delivery, Message, PayloadError, Reply, Settlement, Verdict
+from unstract_core import ContractError, Delivery, Message, PayloadError, Reply, Verdict
 
 Kind = tuple[Verdict, bool, bool]
 KINDS: list[Kind] = list(itertools.product(Verdict, [False, True], [False, True]))
@@ -37,7 +37,7 @@ def test_everything_in_a_mixed_batch_takes_effect(kit: Kit) -> None:
             subscription = transport.subscribe([queue], lease=60)
             held = kit.take(subscription, len(kinds))
             batch = [
-                Settlement(
+                make_settlement(
                     delivery,
                     verdict,
                     follow_up=message("f", elsewhere, n, org_id="o", priority=7) if follow_up else None,
@@ -84,7 +84,7 @@ def test_a_follow_up_is_never_lost(
     """The follow-up of every settlement that returns True arrives once, for each verdict."""
     transport.send([message("t", queue)])
     holder, elsewhere = subscribe(queue), kit.queue()
-    settlement = Settlement(kit.take_one(holder), verdict, follow_up=message("f", elsewhere, "next"), reason="r")
+    settlement = make_settlement(kit.take_one(holder), verdict, follow_up=message("f", elsewhere, "next"), reason="r")
     assert list(holder.settle([settlement])) == [True]
     assert list(map(first, kit.take(subscribe(elsewhere), 1, limit=5))) == ["next"]
 
@@ -96,7 +96,7 @@ def test_a_retry_with_delay_waits(kit: Kit, transport: CheckedTransport, queue: 
     subscription = subscribe(queue)
     delivery = kit.take_one(subscription)
     with timed() as elapsed:
-        subscription.settle([Settlement(delivery, Verdict.RETRY, delay=0.4)])
+        subscription.settle([make_settlement(delivery, Verdict.RETRY, delay=0.4)])
         (again,) = subscription.receive(limit=1, wait=LONG)
         assert 0.35 < elapsed() < 0.4 + SOON
     assert (again.id, again.attempt) == (delivery.id, 2)
@@ -120,7 +120,7 @@ def test_an_invalid_result_has_no_effect(
     subscription, elsewhere = subscribe(queue), kit.queue()
     delivery = kit.take_one(subscription)
     broken: Any = object()
-    settlement = Settlement(delivery, Verdict.BURY, follow_up=message("f", elsewhere), reason="r")
+    settlement = make_settlement(delivery, Verdict.BURY, follow_up=message("f", elsewhere), reason="r")
     if part == "reply":
         settlement = attrs.evolve(settlement, reply=Reply(queue, "completed", result=broken))
     else:
@@ -129,7 +129,7 @@ def test_an_invalid_result_has_no_effect(
         subscription.settle([settlement])
     assert kit.nothing(subscribe(elsewhere))
     assert not transport.dead.find(queue=queue)
-    assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
+    assert list(subscription.settle([make_settlement(delivery, Verdict.ACK)])) == [True]
 
 
 def test_a_follow_up_keeps_its_own_fields(
@@ -139,9 +139,9 @@ def test_a_follow_up_keeps_its_own_fields(
     transport.send([message("t", queue, org_id="parent", priority=2)])
     holder, elsewhere = subscribe(queue), kit.queue()
     parent = kit.take_one(holder)
-    assert list(holder.settle([Settlement(parent, Verdict.RETRY)])) == [True]
+    assert list(holder.settle([make_settlement(parent, Verdict.RETRY)])) == [True]
     follow_up = message("f", elsewhere, "next", org_id="child", priority=9)
-    assert list(holder.settle([Settlement(kit.take_one(holder), Verdict.ACK, follow_up=follow_up)])) == [True]
+    assert list(holder.settle([make_settlement(kit.take_one(holder), Verdict.ACK, follow_up=follow_up)])) == [True]
     child = kit.take_one(subscribe(elsewhere))
     assert (first(child), child.org_id, child.attempt) == ("next", "child", 1)
     if kit.capabilities.priority:
@@ -153,7 +153,7 @@ def test_a_follow_up_keeps_its_delay(kit: Kit, transport: CheckedTransport, queu
     """A follow-up with a delay is delivered after that delay."""
     transport.send([message("t", queue)])
     holder, elsewhere = subscribe(queue), kit.queue()
-    settlement = Settlement(kit.take_one(holder), Verdict.ACK, follow_up=message("f", elsewhere, delay=0.6))
+    settlement = make_settlement(kit.take_one(holder), Verdict.ACK, follow_up=message("f", elsewhere, delay=0.6))
     follower = subscribe(elsewhere)
     with timed() as elapsed:
         assert list(holder.settle([settlement])) == [True]
@@ -169,7 +169,7 @@ def test_a_reply_is_stored_under_its_key(
     key, other = kit.queue(), kit.queue()
     transport.send([message("t", queue, reply_key=other)])
     holder = subscribe(queue)
-    settlement = Settlement(kit.take_one(holder), Verdict.ACK, reply=Reply(key, "completed", result=1))
+    settlement = make_settlement(kit.take_one(holder), Verdict.ACK, reply=Reply(key, "completed", result=1))
     assert list(holder.settle([settlement])) == [True]
     assert kit.answered(transport, key).result == 1
     assert transport.reply(other) is None
@@ -184,13 +184,13 @@ def test_an_invalid_follow_up_has_no_effect(
     subscription, elsewhere = subscribe(queue), kit.queue()
     held = kit.take(subscription, 2)
     batch = [
-        Settlement(held[0], Verdict.ACK, follow_up=message("f", elsewhere)),
-        Settlement(held[1], Verdict.ACK, follow_up=broken(elsewhere)),
+        make_settlement(held[0], Verdict.ACK, follow_up=message("f", elsewhere)),
+        make_settlement(held[1], Verdict.ACK, follow_up=broken(elsewhere)),
     ]
     with pytest.raises(PayloadError):
         subscription.settle(batch)
     assert kit.nothing(subscribe(elsewhere))
-    assert list(subscription.settle([Settlement(one, Verdict.ACK) for one in held])) == [True, True]
+    assert list(subscription.settle([make_settlement(one, Verdict.ACK) for one in held])) == [True, True]
 
 
 def test_a_refused_follow_up_leaves_its_message_claimed(
@@ -201,8 +201,8 @@ def test_a_refused_follow_up_leaves_its_message_claimed(
     subscription = subscribe(queue)
     delivery = kit.take_one(subscription)
     with pytest.raises(ContractError):
-        subscription.settle([Settlement(delivery, Verdict.ACK, follow_up=message("f", "", 1))])
-    assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
+        subscription.settle([make_settlement(delivery, Verdict.ACK, follow_up=message("f", "", 1))])
+    assert list(subscription.settle([make_settlement(delivery, Verdict.ACK)])) == [True]
 
 
 @pytest.mark.parametrize("delay", [-1, float("nan"), float("inf")])
@@ -214,8 +214,8 @@ def test_an_invalid_retry_delay_is_refused(
     subscription = subscribe(queue)
     delivery = kit.take_one(subscription)
     with pytest.raises(PayloadError):
-        subscription.settle([Settlement(delivery, Verdict.RETRY, delay=delay)])
-    assert list(subscription.settle([Settlement(delivery, Verdict.ACK)])) == [True]
+        subscription.settle([make_settlement(delivery, Verdict.RETRY, delay=delay)])
+    assert list(subscription.settle([make_settlement(delivery, Verdict.ACK)])) == [True]
 
 
 def test_settle_does_not_change_its_arguments(
@@ -225,7 +225,7 @@ def test_settle_does_not_change_its_arguments(
     transport.send([message("t", queue)])
     subscription, elsewhere = subscribe(queue), kit.queue()
     argument = {"list": [1]}
-    settlement = Settlement(kit.take_one(subscription), Verdict.ACK, follow_up=message("f", elsewhere, argument))
+    settlement = make_settlement(kit.take_one(subscription), Verdict.ACK, follow_up=message("f", elsewhere, argument))
     assert list(subscription.settle([settlement])) == [True]
     assert argument == {"list": [1]}
     argument["list"].append(2)
@@ -240,6 +240,6 @@ def test_large_batches_are_settled_whole(
     transport.send([message("t", queue, n) for n in range(count)])
     holder, elsewhere = subscribe(queue), kit.queue()
     held: list[Delivery] = kit.take(holder, count)
-    batch = [Settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, first(one))) for one in held]
+    batch = [make_settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, first(one))) for one in held]
     assert list(holder.settle(batch)) == [True] * count
     assert list(map(first, kit.take(subscribe(elsewhere), count))) == list(map(first, held))

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from contract_tests.checking import CheckedTransport
 from contract_tests.kit import Kit
-from contract_tests.messages import first, message
+from contract_tests.messages import first, make_settlement, message
 from contract_tests.requires import requires, skip_not_claimed
 from contract_tests.time_limits import start
-from unstract_core import Reply, Settlement, Verdict
+from unstract_core import Reply, Verdict
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def test_one_transport_settles_messages_of_another(kit: Kit) -> None:
         one.send([message("t", queue, 1)])
         one.close()
         subscription = other.subscribe([queue], lease=60)
-        settlement = Settlement(kit.take_one(subscription), Verdict.ACK, follow_up=message("f", elsewhere, 2))
+        settlement = make_settlement(kit.take_one(subscription), Verdict.ACK, follow_up=message("f", elsewhere, 2))
         assert list(subscription.settle([settlement])) == [True]
         other.close()
         with kit.open() as third:
@@ -59,8 +59,8 @@ def test_the_fence_holds_between_transports(kit: Kit) -> None:
         old = kit.take_one(late)
         kit.expire(one, queue)
         new = kit.take_one(heir)
-        assert list(late.settle([Settlement(old, Verdict.ACK)])) == [False]
-        assert list(heir.settle([Settlement(new, Verdict.ACK)])) == [True]
+        assert list(late.settle([make_settlement(old, Verdict.ACK)])) == [False]
+        assert list(heir.settle([make_settlement(new, Verdict.ACK)])) == [True]
         late.close()
         heir.close()
 

@@ -7,10 +7,10 @@ from functools import partial
 from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit, retry_outages
-from contract_tests.messages import first, message
+from contract_tests.messages import first, make_settlement, message
 from contract_tests.requires import requires
 from contract_tests.time_limits import together
-from unstract_core import Reply, Settlement, Verdict
+from unstract_core import Reply, Verdict
 
 
 def test_many_threads_send_at_once(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
@@ -55,7 +55,7 @@ def test_subscriptions_settle_in_parallel_threads(kit: Kit, transport: CheckedTr
         subscription = transport.subscribe([queue], lease=60)
         while len(ended) < 60 and (batch := subscription.receive(limit=5, wait=max(0.2, kit.moment))):
             settled = subscription.settle(
-                [Settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, first(one))) for one in batch]
+                [make_settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, first(one))) for one in batch]
             )
             assert all(settled)
             ended.extend(map(first, batch))

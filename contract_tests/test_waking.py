@@ -13,10 +13,10 @@ import pytest
 from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import LONG, SOON, Kit, timed
-from contract_tests.messages import message
+from contract_tests.messages import make_settlement, message
 from contract_tests.requires import requires
 from contract_tests.time_limits import start
-from unstract_core import Settlement, Verdict
+from unstract_core import Verdict
 
 
 def after_delay(call: Callable[[], object]) -> Callable[[float], object]:
@@ -52,7 +52,7 @@ def test_a_retried_message_wakes_a_waiting_receive(
     waiting = start(lambda: other.receive(limit=1, wait=LONG))
     time.sleep(0.2)
     with timed() as elapsed:
-        assert list(holder.settle([Settlement(delivery, Verdict.RETRY)])) == [True]
+        assert list(holder.settle([make_settlement(delivery, Verdict.RETRY)])) == [True]
         assert len(waiting(LONG)) == 1
         assert elapsed() < SOON
 
@@ -155,11 +155,12 @@ def test_a_follow_up_wakes_a_waiting_receive(
     """A settlement that sends a follow-up wakes a worker that waits for it."""
     transport.send([message("t", queue)])
     holder, elsewhere = subscribe(queue), kit.queue()
-    delivery, follower = kit.take_one(holder), subscribe(elsewhere)
+    settlement = make_settlement(kit.take_one(holder), Verdict.ACK, follow_up=message("f", elsewhere))
+    follower = subscribe(elsewhere)
     waiting = start(lambda: follower.receive(limit=1, wait=LONG))
     time.sleep(0.2)
     with timed() as elapsed:
-        assert list(holder.settle([Settlement(delivery, Verdict.ACK, follow_up=message("f", elsewhere))])) == [True]
+        assert list(holder.settle([settlement])) == [True]
         assert len(waiting(LONG)) == 1
         assert elapsed() < SOON
 
@@ -199,7 +200,7 @@ def test_a_delayed_retry_wakes_a_waiting_receive(
     """A delayed retry ends the wait when it becomes due."""
     transport.send([message("t", queue)])
     holder = subscribe(queue)
-    assert list(holder.settle([Settlement(kit.take_one(holder), Verdict.RETRY, delay=0.5)])) == [True]
+    assert list(holder.settle([make_settlement(kit.take_one(holder), Verdict.RETRY, delay=0.5)])) == [True]
     with timed() as elapsed:
         assert len(holder.receive(limit=1, wait=LONG)) == 1
         assert elapsed() < SOON

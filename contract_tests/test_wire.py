@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from contract_tests.checking import CheckedTransport
 from contract_tests.fixtures import Subscribe
 from contract_tests.kit import Kit
-from contract_tests.messages import first, message, newer, parsed
+from contract_tests.messages import first, make_settlement, message, newer, parsed
 from contract_tests.profiles import examples
 from contract_tests.requires import requires
 from contract_tests.strategies import json_values, payloads
-from unstract_core import Dispatcher, Message, PayloadError, Settlement, TaskPayload, Verdict, to_wire
+from unstract_core import Dispatcher, Message, PayloadError, TaskPayload, Verdict, to_wire
 
 
 def normal(sent: TaskPayload, arrived: TaskPayload | None, id: str) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def test_redelivery_keeps_organisation_and_priority(
         holder.close()
         kit.expire(transport, queue)
     else:
-        settlement = Settlement(before, Verdict.RETRY, counted=how == "retried")
+        settlement = make_settlement(before, Verdict.RETRY, counted=how == "retried")
         assert list(holder.settle([settlement])) == [True]
     again = kit.take_one(subscribe(queue) if how == "lost" else holder)
     assert (again.id, again.org_id, again.payload) == (before.id, "org-1", before.payload)

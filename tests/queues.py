@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import uuid
 
-from contract_tests.messages import message
-from unstract_core import Delivery, Reply, Settlement, Transport, Verdict
+from contract_tests.messages import make_settlement, message
+from unstract_core import Delivery, Reply, Transport, Verdict
 from unstract_core.values.limits import JSONValue
 
 issued: list[str] = []
@@ -33,7 +33,7 @@ def bury(transport: Transport, queue: str, reason: str = "because", *, result: J
     """Bury everything that is ready in a queue, one after the other in the order in which it is received."""
     subscription = transport.subscribe([queue], lease=60.0)
     for delivery in subscription.receive(limit=10_000, wait=0):
-        assert subscription.settle([Settlement(delivery, Verdict.BURY, reason=reason, result=result)]) == [True]
+        assert subscription.settle([make_settlement(delivery, Verdict.BURY, reason=reason, result=result)]) == [True]
     subscription.close()
 
 
@@ -44,5 +44,5 @@ def answer(transport: Transport, *replies: Reply) -> None:
     for reply in replies:
         transport.send([message("t", queue, reply_key=reply.key)])
         (delivery,) = subscription.receive(limit=1, wait=5)
-        assert list(subscription.settle([Settlement(delivery, Verdict.ACK, reply=reply)])) == [True]
+        assert list(subscription.settle([make_settlement(delivery, Verdict.ACK, reply=reply)])) == [True]
     subscription.close()

@@ -186,10 +186,7 @@ class BuriesACopy(Store):
         self.rows[row.id] = row
 
 
-@fault(
-    "test_an_unreadable_message_can_be_buried",
-    "Settlement(delivery, Verdict.BURY, reason=reason, result=result)])) == [True]",
-)
+@fault("test_an_unreadable_message_can_be_buried", "subscription.settle([buried])) == [True]")
 class BuriesOnlyWhatCanBeRead(MemorySubscription):
     """A message that cannot be read cannot be buried: it comes again, for ever."""
 
