@@ -309,6 +309,14 @@ def test_a_full_queue_delays_no_other_settlement(full: set[int]) -> None:
     assert (case.settler.failing, case.settler.at_fault) == (len(full), 0)
 
 
+def test_a_dropped_release_blocks_nothing() -> None:
+    """A release into a full queue that may have taken effect is not repeated, and no queue counts as full after it."""
+    case = Case(Script(failing(QueueFull("full", fate_unknown=True))))
+    case.finish(0, verdict=Verdict.RETRY, counted=False)
+    assert case.settle() is None
+    assert (case.left, case.settler.no_room, case.settler.failing) == ([], None, 0)
+
+
 def test_a_lost_lease_leaves_a_finished_delivery_to_its_settlement(caplog: pytest.LogCaptureFixture) -> None:
     """It is settled nevertheless, and no lease_lost is logged for a settlement that took effect."""
     case = Case(Script())

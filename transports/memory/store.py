@@ -67,7 +67,7 @@ class Store:
         self._replies: dict[str, tuple[Reply, str, float]] = {}
         self._ids = itertools.count(1)
         self._claims = itertools.count(1)
-        self._started = datetime.datetime.now(datetime.UTC)
+        self._started = waits.now()
         self._start = clock()
 
     @contextlib.contextmanager

@@ -1,11 +1,17 @@
 """The deliveries in flight: each from its receipt until it is settled, with an explicit state.
 
-    WAITING ---> RUNNING ---> DONE ---> (settled, removed)
-       |                       ^  |
-       +-- released, rejected -+  +---> RETRYING or UNCERTAIN, until a later settlement succeeds
+    WAITING --> RUNNING --> DONE ------------------> (removed)
+       |                    ^  |                         ^
+       +--------------------+  +--> RETRYING ------------+
+          rejected, expired,   |       |                 |
+          or released          +-------+--> UNCERTAIN ---+
 
-The consumer's I/O thread adds and removes deliveries. A task thread starts and finishes them. `end_run` decides which
-thread finishes a delivery when a task ends at the moment at which the I/O thread gives it up.
+A task thread starts a delivery, and finishes it when its task ends. The I/O thread adds deliveries, finishes those that
+are rejected, released or overdue, and does everything after DONE. `end_run` decides which thread finishes a delivery if
+its task ends at the moment at which the I/O thread gives it up.
+
+A delivery is removed when it was settled, when the transport answers that its lease is lost, and when no settlement of
+it is left to try.
 """
 
 from __future__ import annotations
@@ -34,11 +40,12 @@ class State(enum.Enum):
     RUNNING = "running"
     """A thread runs its task."""
     DONE = "done"
-    """Its settlement is known, and no attempt to settle it alone has failed."""
+    """Its settlement is known, and due at once."""
     RETRYING = "retrying"
-    """Settling it alone failed without effect; it is settled again later."""
+    """Settling it alone failed without effect; it is settled again after a pause."""
     UNCERTAIN = "uncertain"
-    """Its settlement may have taken effect; settling it again shows whether it did."""
+    """A failed settlement may have taken effect, or its release failed and the transport may release it by itself.
+    If the next settlement changes nothing, the lease was not necessarily lost."""
 
 
 class Start(NamedTuple):

@@ -137,8 +137,8 @@ class Settler:
         while batch := self._next_batch():
             self._settle(batch)
             self._largest_batch = min(_LARGEST_BATCH, self._largest_batch * 2)
-        for entry, retries in list(self._retries.items()):
-            if retries.retry_at is not None and retries.retry_at <= self._clock.monotonic():
+        for entry in [entry for entry in self._in_flight.to_settle() if self._failed_alone(entry)]:
+            if (self._retries_of(entry).retry_at or 0.0) <= self._clock.monotonic():
                 self._settle([entry])
 
     def lease_lost(self, entry: Entry) -> None:
@@ -184,11 +184,10 @@ class Settler:
         else:
             self.answers += 1
             self.settled += 1
-            uncertain = [entry.state is State.UNCERTAIN for entry in batch]
             for entry in batch:  # before the next renewal: a settled delivery has no lease
                 self._remove(entry)
-            for entry, effective, was_uncertain in zip(batch, took_effect, uncertain, strict=True):
-                self._record_settled(entry, effective=effective, uncertain=was_uncertain)
+            for entry, effective in zip(batch, took_effect, strict=True):
+                self._record_settled(entry, effective=effective)
                 self._renew_in_time()  # an observer may have taken its time
 
     def _on_refused(self, batch: Sequence[Entry], refusal: Exception) -> None:
@@ -208,8 +207,9 @@ class Settler:
                 self._settle([entry])
             return
         self._on_failed(batch, failure)
-        self._retries_of(batch[0]).no_room = True
-        self._no_room = failure
+        if self._in_flight.is_to_settle(batch[0]):
+            self._retries_of(batch[0]).no_room = True
+            self._no_room = failure
 
     def _on_failed(self, batch: Sequence[Entry], failure: TransportError) -> None:
         """Prepare the next attempt.
@@ -283,7 +283,7 @@ class Settler:
             emit(logger, logging.CRITICAL, "settlement_impossible", **ids(entry.delivery))
             self._remove(entry)
 
-    def _record_settled(self, entry: Entry, *, effective: bool, uncertain: bool) -> None:
+    def _record_settled(self, entry: Entry, *, effective: bool) -> None:
         settlement = entry.settlement_due
         if effective:
             self._counters[_COUNTED_AS[settlement.verdict] if settlement.counted else "given_back"] += 1
@@ -291,7 +291,7 @@ class Settler:
                 self._observers.settled(settlement, self._clock.monotonic() - entry.finished_at)
                 if settlement.verdict is Verdict.BURY:
                     self._observers.dead_lettered(settlement)
-        elif uncertain:
+        elif entry.state is State.UNCERTAIN:
             emit(logger, logging.INFO, "settled_or_lost", **ids(entry.delivery))
         else:
             self._record_lost(entry)
