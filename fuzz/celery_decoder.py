@@ -19,10 +19,11 @@ from amqp.serialization import decode_properties_basic
 from kombu.serialization import dumps
 
 with atheris.instrument_imports(include=["unstract_core", "transports"]):
-    from transports.celery.broker import BrokerSettings
-    from transports.celery.consumers import Incoming, QueueConsumer
-    from transports.celery.decode import Envelope, read_message
-    from transports.celery.settling import Received, again, as_it_is, as_new, outgoing
+    from transports.celery.broker_settings import BrokerSettings
+    from transports.celery.copies import replay_copy, retry_copy, unchanged_copy
+    from transports.celery.decode import Envelope, Received, read_message
+    from transports.celery.incoming import Incoming, QueueConsumer
+    from transports.celery.settlement_messages import settlement_messages
     from unstract_core import Delivery, from_wire, to_wire
     from unstract_core.codec import salvage
     from unstract_core.continuation import (
@@ -91,12 +92,16 @@ def check(headers: dict[str, Any], properties: dict[str, Any], body: bytes) -> N
         if settlement.reason.startswith("no rule could be applied"):
             raise AssertionError(settlement.reason)
         try:
-            sent = outgoing(it, settlement, SETTINGS, "celery").values()
+            sent = settlement_messages(it, settlement, SETTINGS, "celery").values()
         except PayloadError:
             continue
         for one in sent:
             _write(one)
-    for one in (again(it, retries=envelope.attempt), as_new(message, QUEUE), as_it_is(message, QUEUE)):
+    for one in (
+        retry_copy(it, retries=envelope.attempt),
+        replay_copy(message, QUEUE),
+        unchanged_copy(message, QUEUE),
+    ):
         _write(one)
 
 

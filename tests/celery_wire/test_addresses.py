@@ -92,7 +92,7 @@ def test_a_url_that_cannot_be_parsed_is_refused_without_a_word_of_it() -> None:
 
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """redis:// without redis says what to install, when the transport is made."""
-    monkeypatch.setattr("transports.celery.broker.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'kombu\[redis\]'"):
         CeleryTransport("redis://h")
 

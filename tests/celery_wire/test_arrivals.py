@@ -19,8 +19,8 @@ from queues import queue_name
 
 from contract_tests.messages import message
 from transports.celery import CeleryTransport
-from transports.celery.consumers import Incoming, QueueConsumer
 from transports.celery.errors import translate
+from transports.celery.incoming import Incoming, QueueConsumer
 from unstract_core import Delivery, Settlement, Subscription, TransportError, TransportRefused, Verdict
 
 Make = Callable[..., CeleryTransport]

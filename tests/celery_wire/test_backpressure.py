@@ -226,7 +226,7 @@ def test_a_sender_keeps_no_doubts_after_an_alarm(through: Make, between: Proxy, 
     assert refusal(transport, queue).fate_unknown
     (connection,) = transport._publishers._idle
     assert connection.blocked
-    assert connection._confirms._doubted == {}
+    assert connection._publisher._confirms._unconfirmed == {}
 
 
 def test_a_worker_goes_on_taking_from_the_bounded_queue_that_it_fills(

@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract_tests.kit import wait_until
-from transports.celery import CeleryTransport, app_tracers, decode
+from transports.celery import CeleryTransport, app_tracers, client_headers
 from transports.celery.decode import read_message
 from transports.memory import MemoryTransport
 from unstract_core import Consumer
@@ -50,7 +50,7 @@ def test_a_clients_headers_are_on_the_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Texts are on `request.headers` and the request itself; the names of the others are logged, and no value."""
-    monkeypatch.setattr(decode, "_left_out", NewNames())
+    monkeypatch.setattr(client_headers, "_left_out", NewNames())
     seen: list[Any] = []
 
     def look(task: Any) -> None:
@@ -154,7 +154,7 @@ def heard() -> Iterator[list[str]]:
 
 def test_the_names_of_headers_take_no_memory(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages with ever new headers, that the wire cannot carry, leave nothing large in memory or in the log."""
-    monkeypatch.setattr(decode, "_left_out", NewNames())
+    monkeypatch.setattr(client_headers, "_left_out", NewNames())
     message = kombu.Message(body=b"[[], {}, {}]", content_type="application/json", content_encoding="utf-8")
 
     def read(first: int, last: int) -> None:
@@ -201,7 +201,7 @@ from sentry_sdk.transport import Transport
 
 class Printing(Transport):
     def capture_envelope(self, envelope):
-        for item in decode.items:
+        for item in envelope.items:
             found = item.payload.json
             errors = [one["type"] for one in found.get("exception", {}).get("values", [])]
             print(json.dumps([item.type, found["transaction"], found["contexts"]["trace"]["trace_id"], errors]))

@@ -19,8 +19,8 @@ from consumers import running
 from contract_tests.kit import wait_until
 from contract_tests.messages import message
 from transports.celery import CeleryTransport
-from transports.celery.broker import BrokerSettings
-from transports.celery.consumers import Incoming
+from transports.celery.broker_settings import BrokerSettings
+from transports.celery.incoming import Incoming
 from unstract_core import Consumer, Dispatcher, Message, Settlement, TaskPayload, Tasks, TransportUnavailable, Verdict
 
 SILENCE = 1.0
@@ -64,7 +64,7 @@ def test_every_spelling_of_a_redis_url_has_the_limits_of_redis(url: str) -> None
     options = {"visibility_timeout": 60}
     with contextlib.closing(CeleryTransport(url, confirm_timeout=7.0, transport_options=options)) as transport:
         assert transport._settings.longest_local_delay == 24
-        assert transport._settings.kombus_options["socket_timeout"] == 7.0
+        assert transport._settings.kombu_options["socket_timeout"] == 7.0
 
 
 def test_a_delay_beyond_the_visibility_timeout_runs_once(make: Callable[..., CeleryTransport], client: Any) -> None:

@@ -17,7 +17,7 @@ from queues import queue_name
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message
-from transports.celery import CeleryTransport, subscription
+from transports.celery import CeleryTransport, delayed_messages
 from unstract_core import Consumer, Delivery, Settlement, Verdict
 
 pytestmark = pytest.mark.usefixtures("tidy")
@@ -214,8 +214,8 @@ def test_too_many_delayed_messages_keep_out_none_that_is_due(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """When no more may wait here those that are due last are sent again, with a WARNING, and none of them is lost."""
-    monkeypatch.setattr(subscription, "_MAX_DELAYED", 30)
-    monkeypatch.setattr(subscription, "_THINNED", 10)
+    monkeypatch.setattr(delayed_messages, "_MAX_DELAYED", 30)
+    monkeypatch.setattr(delayed_messages, "_RESEND_BATCH", 10)
     queue, task = pipe.declare(queue_name(), **kind), Gate()
     transport = make_celery(queue_arguments=kind)
     transport.send([message("t", queue, f"later-{n}", delay=3600 + n) for n in range(100)])

@@ -104,15 +104,15 @@ def test_the_memory_of_unstarted_messages_forgets_the_oldest(
     make_celery: Make, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Messages that never come back do not fill it up, and an entry lasts for an hour."""
-    monkeypatch.setattr("transports.celery.subscription._MOST_UNSTARTED", 3)
+    monkeypatch.setattr("transports.celery.message_reader._MAX_UNSTARTED", 3)
     with contextlib.closing(make_celery().subscribe([queue], lease=60)) as found:
         subscription: Any = found
         for number in range(5):
-            subscription._note_unstarted(kombu.Message(headers={"id": f"m{number}"}))
-        assert [key for key, _ in subscription._unstarted] == ["m2", "m3", "m4"]
-        monkeypatch.setattr("transports.celery.subscription._UNSTARTED_FOR", 0.0)
-        subscription._note_unstarted(kombu.Message(headers={"id": "m5"}))
-        assert [key for key, _ in subscription._unstarted] == ["m5"]
+            subscription._reader.note_unstarted(kombu.Message(headers={"id": f"m{number}"}))
+        assert [key for key, _ in subscription._reader._unstarted] == ["m2", "m3", "m4"]
+        monkeypatch.setattr("transports.celery.message_reader._UNSTARTED_TTL", 0.0)
+        subscription._reader.note_unstarted(kombu.Message(headers={"id": "m5"}))
+        assert [key for key, _ in subscription._reader._unstarted] == ["m5"]
 
 
 def test_a_consumer_counts_only_messages_that_still_wait(make_celery: Make, queue: str) -> None:
@@ -126,7 +126,7 @@ def test_a_consumer_counts_only_messages_that_still_wait(make_celery: Make, queu
         while len(deliveries) < 2:
             deliveries += subscription.receive(limit=2, wait=0.1)
             consumers = subscription._connection.consumers
-            counted = sum(consumer.waiting for consumer in (consumers._standing[queue], *consumers._flows[queue]))
+            counted = sum(consumer.waiting for consumer in (consumers._standing[queue], *consumers._extra[queue]))
             most = max(most, counted)
         assert most > 0
         assert counted == 0

@@ -1,11 +1,11 @@
-"""Frames that py-amqp cannot read: why the broker takes no more messages, and odd properties of a message.
+"""Monkeypatches for the frames of an open connection of py-amqp: the reason of a block, and unreadable properties.
 
-py-amqp drops the broker's reason when that blocks a connection; here it is passed on.
+py-amqp drops the broker's reason when the broker blocks a connection; the patch passes it on.
 
-Properties that py-amqp cannot read hold a text that is not UTF-8, or a moment beyond its calendar. Such a message would
-break every connection that receives it, for ever, because it is delivered again. Here it arrives without its properties
-instead, and with a content type that says so; then it is buried like any other bad one. A routing key that is not
-UTF-8, by which an exchange may have sent it here, is made to be.
+py-amqp cannot read properties with a text that is not UTF-8, or with a moment beyond its calendar. Such a message would
+break every connection that receives it, because it is redelivered each time. With the patch it arrives without its
+properties, and with a content type that marks it, so that it is dead-lettered like other malformed messages. A routing
+key that is not UTF-8 is made readable.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ADDRESSED: dict[bytes, Callable[[Any], int]] = {
     b"\x00\x3c\x00\x3c": lambda payload: 4 + 1 + payload[4] + 8 + 1,  # basic.deliver: after tag, number and a flag
     b"\x00\x3c\x00\x47": lambda payload: 4 + 8 + 1,  # basic.get-ok: after number and a flag
 }
-"""The methods that bring a message, and where the exchange and the routing key stand in them."""
+"""The methods that deliver a message, and the offset of the exchange and the routing key in them."""
 _BLOCKED = b"\x00\x0a\x00\x3c"  # connection.blocked: a short text after the method
 _UNBLOCKED = b"\x00\x0a\x00\x3d"
 _HEADER = 2
@@ -33,13 +33,13 @@ _INSTEAD = b"\x80\x00" + bytes([len(UNREADABLE)]) + UNREADABLE.encode()
 
 
 def tolerate_unreadable_properties(connection: Any) -> None:
-    """Let an open connection of py-amqp live through them."""
+    """Make an open connection of py-amqp accept messages with unreadable properties."""
     handle = connection.on_inbound_frame
 
     def on_frame(frame: tuple[int, int, Any]) -> Any:
         kind, channel, payload = frame
         if kind == _METHOD and (before := _ADDRESSED.get(bytes(payload[:4]))) is not None:
-            frame = (kind, channel, _with_a_readable_key(payload, before(payload)))
+            frame = (kind, channel, _with_readable_key(payload, before(payload)))
         try:
             return handle(frame)
         except Exception:
@@ -51,7 +51,7 @@ def tolerate_unreadable_properties(connection: Any) -> None:
 
 
 def note_blocks(connection: Any, note: Callable[[str | None], None]) -> None:
-    """Call `note` with the broker's reason when it takes no more messages over an open connection, then with None."""
+    """Call `note` with the broker's reason when it blocks an open connection, and with None when it unblocks it."""
     handle = connection.on_inbound_frame
 
     def on_frame(frame: tuple[int, int, Any]) -> Any:
@@ -68,12 +68,12 @@ def note_blocks(connection: Any, note: Callable[[str | None], None]) -> None:
 
 
 def is_about_the_connection(frame: tuple[int, int, Any]) -> bool:
-    """Whether a frame is a heartbeat or says that the connection is blocked, or no longer: nothing answers these."""
+    """Whether a frame is a heartbeat, a block or an unblock, which need no answer."""
     kind, channel, payload = frame
     return kind == _HEARTBEAT or (channel == 0 and kind == _METHOD and bytes(payload[:4]) in (_BLOCKED, _UNBLOCKED))
 
 
-def _with_a_readable_key(payload: Any, exchange_at: int) -> Any:
+def _with_readable_key(payload: Any, exchange_at: int) -> Any:
     key_at = exchange_at + 1 + payload[exchange_at]
     end = key_at + 1 + payload[key_at]
     key = bytes(payload[key_at + 1 : end])

@@ -1,9 +1,11 @@
-"""How long a connection of py-amqp waits, and the heartbeats that are due meanwhile.
+"""Monkeypatches for an open connection of py-amqp: reads and writes with a time limit, and heartbeats during both.
 
-py-amqp by itself waits anew whenever a heartbeat of the broker's arrives: for ever, where the broker lives and has no
-answer. And it sends none of its own while it waits, so that the broker ends the connection. Asked not to wait at all,
-it waits for the rest of a frame that has begun, without an end and at full speed: so it is never asked that. And while
-it writes it reads nothing, so that it cannot notice that the broker has blocked the connection.
+Without them:
+
+- py-amqp starts its wait again whenever a heartbeat arrives: without a limit, if the broker lives and does not answer.
+- It sends no heartbeats while it waits, so that the broker ends the connection.
+- With a timeout of 0 it reads the rest of a frame that has begun in a busy loop without a limit.
+- It reads nothing while it writes, so that it cannot notice that the broker has blocked the connection.
 """
 
 from __future__ import annotations
@@ -20,40 +22,42 @@ from transports.celery.amqp_frame_patches import is_about_the_connection
 from unstract_core.errors import ConfigurationError
 
 TICK = 1.0
-"""Seconds between two looks at the heartbeats, at the most."""
+"""The longest time in seconds between two checks of the heartbeats."""
 _SHORTEST = 0.001
-_GLANCE = 0.05
-"""Seconds for which the rest of a frame is waited for between two pieces of what is written."""
+_READ_TIMEOUT = 0.05
+"""The time in seconds to wait for the rest of a frame between two writes."""
 _USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
-_PIECE = 65536
-"""Bytes that are written at once."""
+_CHUNK = 65536
+"""The most bytes of one write."""
 
 
 def check_platform() -> None:
-    """Raise ConfigurationError where a connection cannot be waited on."""
+    """Raise ConfigurationError if this process cannot wait for a connection."""
     if not hasattr(select, "poll"):
         raise ConfigurationError(
-            "this process has no select.poll, by which connections to a broker are waited on: eventlet's monkey_patch "
-            "removes it. Use threads or gevent in the processes that send and consume, instead of eventlet"
+            "this process has no select.poll, which connections to a broker need: eventlet's monkey_patch removes it. "
+            "Use threads or gevent instead of eventlet in the processes that send and consume"
         )
 
 
-class Waits:
-    """The waits of an open connection: each has a limit of some seconds, and heartbeats are tended in all of them.
+class BoundedIO:
+    """The reads and writes of an open connection, which it replaces: each has a time limit and sends due heartbeats.
 
     A broker that blocks publishers stops reading, also in the middle of a message. The rest of that message is kept
     here, and written when the broker reads again. Frames that arrive during a write are handled by `drain_events`.
 
     Args:
         connection: An open connection of py-amqp.
-        seconds: The longest wait; for a write, the longest time in which the broker reads nothing.
-        blocked: Returns whether the broker has said that it takes no messages for now.
+        seconds: The longest wait in seconds; for a write, the longest time in which the broker reads nothing.
+        blocked: Returns whether the broker takes no messages now.
+
+    Attributes:
+        wrote_at: When the rest of a message was last written, on the monotonic clock.
     """
 
     def __init__(self, connection: Any, seconds: float, blocked: Callable[[], bool]) -> None:
         check_platform()
         self.wrote_at = 0.0
-        """When something was last written that a blocked broker had left unread, on the monotonic clock."""
         self._connection = connection
         self._blocked = blocked
         self._rest = bytearray()
@@ -68,13 +72,17 @@ class Waits:
         connection.frame_writer = connection.frame_writer_cls(connection, self)
 
     def limit(self, seconds: float) -> None:
-        """Let no later wait be longer than this."""
+        """Limit every later wait to this time in seconds."""
         self._seconds = seconds
         self._slice = min(TICK, self._connection.heartbeat / 4) if self._connection.heartbeat else seconds
         self._connection.sock.settimeout(seconds)
 
     def drain_events(self, timeout: float | None = None) -> None:
-        """Handle what the broker has sent. Raises TimeoutError where that is nothing."""
+        """Handle a frame of the broker. Raises TimeoutError if none arrives in time.
+
+        Args:
+            timeout: The time in seconds; None (default) for the longest wait.
+        """
         connection = self._connection
         if self._rest and not self._blocked():
             self._write_rest()
@@ -92,10 +100,10 @@ class Waits:
             except TimeoutError:
                 if time.monotonic() >= ends:
                     raise
-                tend(connection)
+                keep_alive(connection)
 
     def write(self, data: Any) -> None:
-        """Write a part of a frame, as py-amqp's own transport does; all of it is written or kept when this returns."""
+        """Write a part of a frame, like py-amqp's own transport; when this returns all of it is written or kept."""
         if self._rest:
             self._rest += data
             if not self._blocked():
@@ -110,7 +118,7 @@ class Waits:
             raise
         if done < len(data):
             self._rest += data[done:]
-            self._bear_a_full_window(True)
+            self._tolerate_full_window(True)
 
     def _write_rest(self) -> None:
         try:
@@ -121,16 +129,18 @@ class Waits:
         del self._rest[:done]
         self.wrote_at = time.monotonic()
         if not self._rest:
-            self._bear_a_full_window(False)
+            self._tolerate_full_window(False)
 
-    def _bear_a_full_window(self, bears: bool) -> None:
-        """Let the connection live although its peer reads nothing: py-amqp has the kernel end it after a second."""
+    def _tolerate_full_window(self, tolerates: bool) -> None:
+        """Keep the connection although its peer reads nothing: py-amqp makes the kernel end it after a second."""
         if _USER_TIMEOUT is not None:
-            with contextlib.suppress(OSError):  # which the next write raises
-                self._connection.sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, 0 if bears else self._user_timeout)
+            with contextlib.suppress(OSError):  # the next write raises it
+                self._connection.sock.setsockopt(
+                    socket.IPPROTO_TCP, _USER_TIMEOUT, 0 if tolerates else self._user_timeout
+                )
 
     def _send(self, data: Any) -> int:
-        """Write until all is written or the broker blocks; returns how many bytes were written."""
+        """Write until all is written or the broker blocks; return the number of bytes."""
         sock, done = self._connection.sock, 0
         ends = time.monotonic() + self._seconds
         with memoryview(data) as view:
@@ -139,24 +149,24 @@ class Waits:
                 ready = 0
                 for _, events in self._either.poll(0 if pending else 1000 * min(self._slice, TICK)):
                     ready |= events
-                if ready & ~select.POLLIN:  # there is room, or an error that is raised now
+                if ready & ~select.POLLIN:  # there is room, or an error that `send` raises
                     with contextlib.suppress(TimeoutError):
-                        done += sock.send(view[done : done + _PIECE])
+                        done += sock.send(view[done : done + _CHUNK])
                         ends = time.monotonic() + self._seconds
                         continue
                 elif ready or pending:
-                    self._take_in()
+                    self._read_frame()
                 if self._blocked():
                     break
                 if time.monotonic() >= ends:
                     raise TimeoutError("the broker reads nothing more")
         return done
 
-    def _take_in(self) -> None:
-        """Read a frame and keep it: handling it may write, and the frame that is being written is not complete."""
+    def _read_frame(self) -> None:
+        """Read a frame and keep it: handling it may write, while the present write is not complete."""
         connection = self._connection
         try:
-            with connection.transport.having_timeout(_GLANCE):
+            with connection.transport.having_timeout(_READ_TIMEOUT):
                 frame = connection.transport.read_frame()
         except TimeoutError:
             return
@@ -168,13 +178,13 @@ class Waits:
 
 
 def _pending(sock: Any) -> int:
-    """Return how many bytes TLS has read already; without TLS there are none."""
+    """Return how many bytes TLS has read already; 0 without TLS."""
     pending = getattr(sock, "pending", None)
     return pending() if pending is not None else 0
 
 
-def tend(connection: Any) -> None:
-    """Send a heartbeat where one is due. Raises, and closes the connection, where the broker's own are missing."""
+def keep_alive(connection: Any) -> None:
+    """Send a heartbeat if one is due. Raises, and closes the connection, if the broker's own are missing."""
     try:
         connection.heartbeat_tick()
     except Exception:

@@ -1,7 +1,7 @@
-"""A subscription's connection: made when it is needed, made again after it broke, and waited on with a way to be woken.
+"""A subscription's connection: opened when it is needed, and opened again after it broke.
 
-`wait` ends when the broker has sent something, when `wake` is or was called, or when the heartbeat is due. A broker
-that kombu plays itself cannot be waited on, and is asked again after a moment.
+`wait` ends when the broker has sent something, when `wake` is or was called, or when a heartbeat is due. A broker that
+kombu emulates cannot be waited on; it is polled.
 """
 
 from __future__ import annotations
@@ -14,20 +14,30 @@ import time
 from collections.abc import Sequence
 
 from transports.celery.amqp_patches import TICK
-from transports.celery.broker import Broker, BrokerSettings
-from transports.celery.consumers import Incoming, QueueConsumers
+from transports.celery.broker import Broker
+from transports.celery.broker_settings import BrokerSettings
+from transports.celery.consumers import QueueConsumers
+from transports.celery.incoming import Incoming
 from unstract_core.observability.log_events import emit
 
 logger = logging.getLogger("unstract_wire.celery")
 
-_SLICE = 0.02
-"""Seconds between two looks at a broker that cannot be waited on."""
+_POLL_INTERVAL = 0.02
+"""The time in seconds between two polls of a broker that cannot be waited on."""
 
 
 class BrokerConnection:
-    """Owned by one thread; only `wake` may be called from another, or from a signal handler.
+    """Owned by one thread; only `wake` may be called from another thread, or from a signal handler.
 
-    Connects at once. Raises what that raises; later `broker` and `consumers` do, which connect anew.
+    The constructor connects, and raises an error if that fails. After a lost connection `broker` and `consumers`
+    connect again.
+
+    Args:
+        settings: The settings of the broker.
+        queues: The names of the queues to receive from.
+
+    Attributes:
+        unread: The messages that had arrived over a connection that was dropped since; the owner takes them.
     """
 
     def __init__(self, settings: BrokerSettings, queues: Sequence[str]) -> None:
@@ -36,18 +46,17 @@ class BrokerConnection:
         self._tick_at = 0.0
         self._since = 0.0
         self._live: tuple[Broker, QueueConsumers] | None = None
-        self._standing: dict[str, int] = {}
+        self._grants: dict[str, int] = {}
         self._counting: set[str] = set()
         self._logged_blocked = False
         self.unread: list[Incoming] = []
-        """What had arrived over a connection that was dropped since, for the owner to take."""
         self._selector = selectors.DefaultSelector()
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_r.setblocking(False)
         self._wake_w.setblocking(False)
         self._selector.register(self._wake_r, selectors.EVENT_READ)
         try:
-            self._connected()[1].find()
+            self._connected()[1].ensure_queues()
         except BaseException:
             self.close()
             raise
@@ -62,43 +71,43 @@ class BrokerConnection:
 
     @property
     def blocked(self) -> bool:
-        """Whether the broker takes no messages over this connection, and reads nothing that is sent over it."""
+        """Whether the broker takes no messages over this connection, and reads nothing from it."""
         return self._live is not None and self._live[0].blocked is not None
 
     @property
     def live(self) -> bool:
-        """Whether there is a connection that can be used, without making one."""
+        """Whether there is a usable connection; opens none."""
         return self._live is not None and self._live[0].usable and not self.blocked
 
     @property
     def age(self) -> float:
-        """Seconds that this connection has lasted; 0 while there is none."""
+        """The age of the connection in seconds; 0 while there is none."""
         return time.monotonic() - self._since if self._live is not None else 0.0
 
-    def pump(self) -> None:
-        """Take in what the broker has sent, without waiting for more."""
+    def read(self) -> None:
+        """Read the messages that the broker has sent, without waiting for more."""
         broker, consumers = self._connected()
         while not consumers.full:
             try:
                 broker.connection.drain_events(timeout=0)
             except TimeoutError:  # there was nothing, a heartbeat, or the beginning of something large
                 return
-            for queue in consumers.deleted():
+            for queue in consumers.take_deleted():
                 emit(logger, logging.WARNING, "queue_deleted", queue=queue)
 
     def wait(self, seconds: float) -> None:
-        """Wait for the broker or for `wake`, `seconds` at the most, and no longer than something is due."""
+        """Wait for the broker or for `wake`, for `seconds` at most, and no longer than until a release is due."""
         broker, consumers = self._connected()
-        self.tend()
-        patience = consumers.patience if broker.blocked is None else TICK
-        self._selector.select(min(seconds, TICK if broker.amqp else _SLICE, patience))
+        self.keep_alive()
+        until_release = consumers.seconds_until_release if broker.blocked is None else TICK
+        self._selector.select(min(seconds, TICK if broker.amqp else _POLL_INTERVAL, until_release))
 
-    def tend(self) -> None:
-        """Send a heartbeat where one is due. Raises where the broker's own have not come."""
+    def keep_alive(self) -> None:
+        """Send a heartbeat if one is due. Raises if the broker's own are missing."""
         broker, _ = self._connected()
         if time.monotonic() >= self._tick_at:
             self._tick_at = time.monotonic() + TICK
-            broker.tend()
+            broker.keep_alive()
 
     def wake(self) -> None:
         # Full, so the owner wakes anyway; or closed, and there is no owner.
@@ -106,20 +115,25 @@ class BrokerConnection:
             self._wake_w.send(b"!")
 
     def woken(self) -> bool:
-        """Whether `wake` was called since this was last asked."""
+        """Whether `wake` was called since the last call."""
         try:
             return bool(self._wake_r.recv(4096))
         except BlockingIOError:
             return False
 
     def drop_if_broken(self) -> bool:
-        """Drop a connection that is of no more use; says whether there is none now."""
+        """Drop a connection that is not usable; return whether there is none now."""
         if self._live is not None and not self._live[0].usable:
-            self._drop().hang_up()
+            self._drop().abort()
         return self._live is None
 
     def close(self, unacknowledged: Sequence[Incoming] = ()) -> None:
-        """Hang up. What is unacknowledged goes back to its queue, which a broker that kombu plays has to be told."""
+        """Close the connection: unacknowledged messages return to their queues.
+
+        Args:
+            unacknowledged: The messages that are not in the buffer any more. A broker that kombu emulates gets them
+                back one by one.
+        """
         if self._live is not None:
             broker, consumers = self._live
             for one in () if broker.amqp else broker.in_requeue_order((*unacknowledged, *consumers.buffer)):
@@ -132,14 +146,16 @@ class BrokerConnection:
 
     def _connected(self) -> tuple[Broker, QueueConsumers]:
         if self._live is None:
-            broker = Broker(self._settings, heartbeat=self._settings.heartbeat, lasting=True, on_block=self._note_block)
+            broker = Broker(
+                self._settings, heartbeat=self._settings.heartbeat, late_confirms=True, on_block=self._note_block
+            )
             try:
                 queues = [self._settings.queue(name) for name in self._queues]
-                consumers = QueueConsumers(broker, queues, self._settings, self._standing, self._counting)
+                consumers = QueueConsumers(broker, queues, self._settings, self._grants, self._counting)
                 if broker.amqp:
                     self._selector.register(broker.connection.connection.sock, selectors.EVENT_READ)
             except BaseException:
-                broker.hang_up()
+                broker.abort()
                 raise
             self._live, self._since = (broker, consumers), time.monotonic()
         return self._live

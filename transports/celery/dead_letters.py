@@ -23,11 +23,11 @@ import kombu
 from amqp.exceptions import NotFound
 
 from transports.celery.broker import Broker
+from transports.celery.copies import DEAD_RESULT, replay_copy, unchanged_copy
 from transports.celery.decode import Envelope, read_message
 from transports.celery.encode import DEAD_SUFFIX, check_queue
 from transports.celery.errors import mapped
-from transports.celery.publishers import Publishers
-from transports.celery.settling import DEAD_RESULT, as_it_is, as_new
+from transports.celery.publishers import PublisherPool
 from unstract_core.codec import check_name
 from unstract_core.continuation import CONTINUATION_IDS
 from unstract_core.errors import NotSupported, PayloadError
@@ -53,7 +53,7 @@ class _Found:
 class CeleryDeadLetters:
     """The dead letters of the queues that are named; see `unstract_core.DeadLetters`."""
 
-    def __init__(self, publishers: Publishers, default_queue: str) -> None:
+    def __init__(self, publishers: PublisherPool, default_queue: str) -> None:
         self._publishers = publishers
         self._default_queue = default_queue
 
@@ -85,7 +85,7 @@ class CeleryDeadLetters:
         for name, wanted in _chosen(ids, queue).items():
             with self._looking(name, "replay dead letters", removes=True) as look:
                 for one in look.letters(wanted):
-                    (error,) = look.broker.publish("replay dead letters", [as_new(one.message, name)])
+                    (error,) = look.broker.publish("replay dead letters", [replay_copy(one.message, name)])
                     if error is not None:
                         raise error
                     look.remove(one)
@@ -146,7 +146,7 @@ class _Look:
         self._queue = queue
         self._dead = queue + DEAD_SUFFIX
         self._doing = doing
-        self._channel = broker.passing_channel()
+        self._channel = broker.temporary_channel()
         self._out: list[kombu.Message] = []
         self._removed = 0
 
@@ -181,7 +181,7 @@ class _Look:
         left = sorted(self._left(), key=_buried_at)
         for start in range(0, len(left), _AT_ONCE):
             some = left[start : start + _AT_ONCE]
-            outcomes = self.broker.publish(self._doing, [as_it_is(message, self._dead) for message in some])
+            outcomes = self.broker.publish(self._doing, [unchanged_copy(message, self._dead) for message in some])
             for message, error in zip(some, outcomes, strict=True):
                 if error is None:
                     message.ack()

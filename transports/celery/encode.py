@@ -1,12 +1,14 @@
-"""Celery's message protocol 2, outgoing: what a payload of ours looks like on the broker.
+"""Celery's message protocol 2, outgoing: payloads as messages of a broker.
 
 The bytes are those of `app.send_task(task_name, args, kwargs, queue=..., task_id=..., link=..., link_error=...)`, as
 the current Celery writes them (docs.celeryq.dev, "Message Protocol", version 2): a header for each fact about the task,
-and a body of args, kwargs and callbacks. What Celery has no place for travels as a header of its own, after Celery's:
-fairness as `x-fairness-key`, as the product sends it, an organisation without fairness as `x-org-id`, and `headers`
-as `x-wire-headers`; those of them that are a trace's context stand beside it as well, where Celery's users look for it.
+and a body of args, kwargs and callbacks. Members of a payload that Celery does not have are headers after Celery's own:
 
-`reply_to` is the address of an answer where one is wanted, and empty where none is.
+| member | header |
+| --- | --- |
+| fairness | `x-fairness-key`, as the product sends it |
+| an organisation without fairness | `x-org-id` |
+| headers | `x-wire-headers`; the context of a trace also under its own names, where instrumentation reads it |
 """
 
 from __future__ import annotations
@@ -49,23 +51,21 @@ UNSET_PRIORITY = 0
 
 @attrs.frozen
 class Outgoing:
-    """A message to publish: to the default exchange, with the queue's name as the routing key.
-
-    `body` is serialised as JSON by kombu, unless `content_type` says that it is serialised already.
-    """
+    """A message to publish: to the default exchange, with the queue's name as the routing key."""
 
     queue: str
     headers: dict[str, Any]
     properties: dict[str, Any]
+    #: The body. kombu serialises it as JSON, unless `content_type` is set: then it is serialised already.
     body: Any
     content_type: str | None = None
     content_encoding: str | None = None
+    #: The compression of a body that kombu serialises; None for none.
     compression: str | None = None
-    """How kombu compresses a body that it serialises; None for a body that stays as it is."""
+    #: Whether the transport declares its queue. A reply queue is its reader's, and may be gone.
     declared: bool = True
-    """Whether its queue is ours to declare; a reply's is not, and may be gone."""
-    lives: float | None = None
-    """Seconds after which its queue may be removed, where a broker keeps unread queues; None for never."""
+    #: The time in seconds after which its unread queue may be removed, on brokers that keep such queues; None: never.
+    queue_ttl: float | None = None
 
     @property
     def id(self) -> str:
@@ -74,25 +74,61 @@ class Outgoing:
 
 @attrs.frozen
 class Lineage:
-    """Where a task comes from: the ids of its parent and of the first of its line, and its place in a group."""
+    """The tasks that a task comes from; None for parts that it does not have."""
 
+    #: The id of the first task of its line.
     root_id: str | None = None
     parent_id: str | None = None
+    #: The id of its group.
     group: str | None = None
+    #: Its place in its group.
     group_index: int | None = None
 
 
-def task_message(
-    message: Message,
-    *,
-    reply_to: str = "",
-    ranked: bool = False,
-    retries: int = 0,
-    lineage: Lineage = Lineage(),
-) -> Outgoing:
-    """Write a message for Celery; `ranked` says that its queue keeps priorities. Raises PayloadError as `to_wire`.
+@attrs.frozen(kw_only=True)
+class TaskMessage:
+    """A task in the terms of Celery's protocol."""
 
-    Without a task_id of its own the task gets the reply key, or a fresh UUID, for its id.
+    name: str
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    queue: str
+    task_id: str
+    #: The signatures that Celery calls with the result; None for none.
+    callbacks: list[Any] | None = None
+    #: The signatures that Celery calls after a failure; None for none.
+    errbacks: list[Any] | None = None
+    #: The id under which the answer is sent; None for the task's id.
+    correlation_id: str | None = None
+    #: The reply queue; "" if no answer is wanted.
+    reply_to: str = ""
+    #: None leaves the priority to Celery's default.
+    priority: int | None = None
+    #: The moment before which the task is not started, as ISO 8601; None for now.
+    eta: str | None = None
+    lineage: Lineage = Lineage()
+    #: The headers after Celery's own.
+    headers: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+def task_message(message: Message, *, reply_to: str = "", with_priority: bool = False) -> Outgoing:
+    """Return the message of Celery's protocol for a message of the core (`task_of`, `write_task`)."""
+    return write_task(task_of(message, reply_to=reply_to, with_priority=with_priority))
+
+
+def task_of(
+    message: Message, *, reply_to: str = "", with_priority: bool = False, lineage: Lineage = Lineage()
+) -> TaskMessage:
+    """Return the task of a message. Without a task id it gets the reply key, or a new UUID, as its id.
+
+    Args:
+        message: The message.
+        reply_to: The reply queue; "" (default) if no answer is wanted.
+        with_priority: Whether the queue keeps priorities. Else the default priority is not written.
+        lineage: The tasks that it comes from; none by default.
+
+    Raises:
+        PayloadError: The wire refuses a part of the message.
     """
     wire = write_message(message)
     headers = {}
@@ -104,77 +140,66 @@ def task_message(
         headers[HEADERS_HEADER] = wire["headers"]
         headers |= {name: wire["headers"][name] for name in TRACE_HEADERS if name in wire["headers"]}
     task_id = wire.get("task_id") or wire.get("reply_key") or str(uuid.uuid4())
-    return write_task(
-        wire["task_name"],
-        wire["args"],
-        wire["kwargs"],
+    return TaskMessage(
+        name=wire["task_name"],
+        args=wire["args"],
+        kwargs=wire["kwargs"],
         queue=message.queue,
         task_id=task_id,
         callbacks=_signatures(wire.get("on_success")),
         errbacks=_signatures(wire.get("on_error")),
-        correlation_id=wire.get("reply_key") or task_id,
+        correlation_id=wire.get("reply_key"),
         reply_to=reply_to,
-        priority=message.priority if ranked or message.priority != DEFAULT_PRIORITY else None,
+        priority=message.priority if with_priority or message.priority != DEFAULT_PRIORITY else None,
         eta=eta_of(message.delay),
-        retries=retries,
         lineage=lineage,
         headers=headers,
     )
 
 
-def write_task(
-    name: str,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    *,
-    queue: str,
-    task_id: str,
-    callbacks: list[Any] | None = None,
-    errbacks: list[Any] | None = None,
-    correlation_id: str | None = None,
-    reply_to: str = "",
-    priority: int | None = None,
-    eta: str | None = None,
-    retries: int = 0,
-    lineage: Lineage = Lineage(),
-    headers: Mapping[str, Any] | None = None,
-) -> Outgoing:
-    """Write a task, its headers in Celery's order. Raises PayloadError for a queue that no broker keeps."""
-    check_queue(queue)
-    properties = {"correlation_id": correlation_id or task_id, "reply_to": reply_to}
-    if priority is not None:
-        properties["priority"] = priority  # type: ignore[assignment]  # kombu's properties are of any type
+def write_task(task: TaskMessage) -> Outgoing:
+    """Return the message of a task, with its headers in Celery's order.
+
+    Raises:
+        PayloadError: No broker has a queue of that name.
+    """
+    check_queue(task.queue)
+    properties: dict[str, Any] = {"correlation_id": task.correlation_id or task.task_id, "reply_to": task.reply_to}
+    if task.priority is not None:
+        properties["priority"] = task.priority
+    args = task.args or ()
+    embed = {"callbacks": task.callbacks, "errbacks": task.errbacks, "chain": None, "chord": None}
     return Outgoing(
-        queue=queue,
+        queue=task.queue,
         headers={
             "lang": "py",
-            "task": name,
-            "id": task_id,
+            "task": task.name,
+            "id": task.task_id,
             "shadow": None,
-            "eta": eta,
+            "eta": task.eta,
             "expires": None,
-            "group": lineage.group,
-            "group_index": lineage.group_index,
-            "retries": retries,
+            "group": task.lineage.group,
+            "group_index": task.lineage.group_index,
+            "retries": 0,
             "timelimit": [None, None],
-            "root_id": lineage.root_id or task_id,
-            "parent_id": lineage.parent_id,
-            "argsrepr": saferepr(args or ()),
-            "kwargsrepr": saferepr(kwargs),
+            "root_id": task.lineage.root_id or task.task_id,
+            "parent_id": task.lineage.parent_id,
+            "argsrepr": saferepr(args),
+            "kwargsrepr": saferepr(task.kwargs),
             "origin": f"gen{os.getpid()}@{socket.gethostname()}",
             "ignore_result": None,
             "replaced_task_nesting": 0,
             "stamped_headers": None,
             "stamps": {},
-            **(headers or {}),
+            **task.headers,
         },
         properties=properties,
-        body=(args or (), kwargs, {"callbacks": callbacks, "errbacks": errbacks, "chain": None, "chord": None}),
+        body=(args, task.kwargs, embed),
     )
 
 
 def check_queue(name: str) -> None:
-    """Raise PayloadError for a name that is no queue's: RabbitMQ drops line breaks, and dead letters add to it."""
+    """Raise PayloadError for a name that no queue can have: RabbitMQ drops line breaks, and `.dead` must still fit."""
     if "\r" in name or "\n" in name:
         raise PayloadError("a broker's queue cannot have a line break in its name", path="$.queue")
     if len(name.encode()) > LONGEST_QUEUE:
@@ -182,7 +207,7 @@ def check_queue(name: str) -> None:
 
 
 def eta_of(delay: float) -> str | None:
-    """Return the moment `delay` seconds from now as Celery writes it; None for no delay."""
+    """Return the moment `delay` seconds from now as Celery writes it; None for a delay of 0."""
     if not delay:
         return None
     return (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=delay)).isoformat()

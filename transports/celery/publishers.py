@@ -1,7 +1,7 @@
-"""Publishing from any thread: a small pool of connections, opened when needed, the one used last first.
+"""A small thread-safe pool of connections for publishing, opened when needed; the one used last is used first.
 
-Idle connections need no care (they ask for no heartbeats): one that the broker has ended meanwhile is found out before
-it is used. What a fork inherited is left alone, because it is the parent's.
+Idle connections ask for no heartbeats. A connection that the broker has ended meanwhile is detected before it is used.
+Inherited connections are not touched after a fork, because they belong to the parent process.
 """
 
 from __future__ import annotations
@@ -11,21 +11,27 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 
-from transports.celery.broker import Broker, BrokerSettings
+from transports.celery.broker import Broker
+from transports.celery.broker_settings import BrokerSettings
 from transports.celery.encode import Outgoing
 from unstract_core.errors import TransportClosed, TransportError, TransportUnavailable
 
 _inherited: list[Broker] = []
-"""Connections of a parent process: closing one here, or letting it be collected, would end the parent's."""
+"""The connections of a parent process: to close one here, or to collect it as garbage, would end the parent's."""
 
 
 def leave_to_parent(broker: Broker) -> None:
-    """Keep a connection from ever being closed here: it was opened before a fork."""
+    """Never close a connection that was opened before a fork."""
     _inherited.append(broker)
 
 
-class Publishers:
-    """At most `size` connections; a caller waits for a free one for as long as for a confirm."""
+class PublisherPool:
+    """A pool of connections; a caller waits for a free one for up to `confirm_timeout` seconds.
+
+    Args:
+        settings: The settings of the broker.
+        size: The most connections.
+    """
 
     def __init__(self, settings: BrokerSettings, size: int) -> None:
         self._settings = settings
@@ -33,24 +39,25 @@ class Publishers:
         self._closed = False
         self._begin()
 
-    def publish(self, doing: str, messages: Sequence[Outgoing]) -> list[TransportError | None]:
-        """Publish, and return what kept each message from being accepted (`Broker.publish`, together).
+    def publish(self, operation: str, messages: Sequence[Outgoing]) -> list[TransportError | None]:
+        """Publish, and return the error of each message; none is sent if a queue cannot be declared (`Broker.publish`).
 
-        Raises TransportUnavailable where no connection can be had: then nothing was sent.
+        Raises:
+            TransportUnavailable: There is no connection; nothing was sent.
         """
-        with self.broker(doing) as broker:
-            return broker.publish(doing, messages, together=True)
+        with self.broker(operation) as broker:
+            return broker.publish(operation, messages, all_or_none=True)
 
     @contextlib.contextmanager
-    def broker(self, doing: str) -> Iterator[Broker]:
-        """Lend a connection to the calling thread; a broken one is not taken back."""
-        self._mind_fork()
-        self.check_open(doing)
+    def broker(self, operation: str) -> Iterator[Broker]:
+        """Lend a connection to the calling thread; a broken one does not return to the pool."""
+        self._reset_after_fork()
+        self.check_open(operation)
         slots = self._slots
         if not slots.acquire(timeout=self._settings.confirm_timeout):
-            raise TransportUnavailable(f"{doing}: all {self._size} connections were in use", effect="nothing was done")
+            raise TransportUnavailable(f"{operation}: all {self._size} connections were in use", effect="nothing was done")
         try:
-            broker = self._alive() or Broker(self._settings)
+            broker = self._take_idle() or Broker(self._settings)
             try:
                 yield broker
             finally:
@@ -58,14 +65,14 @@ class Publishers:
         finally:
             slots.release()
 
-    def check_open(self, doing: str) -> None:
+    def check_open(self, operation: str) -> None:
         if self._closed:
-            raise TransportClosed(f"{doing}: the transport was closed")
+            raise TransportClosed(f"{operation}: the transport was closed")
 
     def close(self) -> None:
         self._closed = True
-        self._mind_fork()
-        while (broker := self._alive()) is not None:
+        self._reset_after_fork()
+        while (broker := self._take_idle()) is not None:
             broker.close()
 
     def _begin(self) -> None:
@@ -73,27 +80,30 @@ class Publishers:
         self._idle: list[Broker] = []
         self._slots = threading.BoundedSemaphore(self._size)
 
-    def _mind_fork(self) -> None:
+    def _reset_after_fork(self) -> None:
         if self._pid != os.getpid():
             _inherited.extend(self._idle)
             self._begin()
 
-    def _alive(self) -> Broker | None:
-        """Take an idle connection: one that the broker blocks before others, over which a send would get stuck."""
+    def _take_idle(self) -> Broker | None:
+        """Return an idle connection, or None. A blocked one is the first choice, because it fails at once.
+
+        A send on another one would be blocked too, after a wait.
+        """
         for blocked in [broker for broker in self._idle if broker.blocked is not None]:
             with contextlib.suppress(ValueError):  # another thread has it
                 self._idle.remove(blocked)
                 self._idle.append(blocked)
         try:
-            while (broker := self._idle.pop()).has_hung_up:
-                broker.hang_up()
+            while (broker := self._idle.pop()).is_disconnected:
+                broker.abort()
         except IndexError:
             return None
         return broker
 
     def _take_back(self, broker: Broker) -> None:
         if not broker.usable:
-            broker.hang_up()
+            broker.abort()
         elif self._closed:
             broker.close()
         else:

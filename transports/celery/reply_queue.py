@@ -15,7 +15,8 @@ import uuid
 import attrs
 import kombu
 
-from transports.celery.broker import Broker, BrokerSettings
+from transports.celery.broker import Broker
+from transports.celery.broker_settings import BrokerSettings
 from transports.celery.compression import keep_compressed
 from transports.celery.errors import mapped
 from transports.celery.publishers import leave_to_parent
@@ -56,12 +57,12 @@ class ReplyQueue:
     @property
     def address(self) -> str:
         """The name of the reply queue, which is another one after a fork."""
-        self._mind_fork()
+        self._reset_after_fork()
         return self._address
 
     def expect(self, keys: list[str]) -> None:
         """Be ready for answers under `keys`, before what asks for them is sent. Raises TransportUnavailable."""
-        self._mind_fork()
+        self._reset_after_fork()
         deadline = time.monotonic() + self._settings.connect_timeout + self._settings.confirm_timeout
         with self._changed:
             if self._thread is None:
@@ -86,7 +87,7 @@ class ReplyQueue:
 
     def reply(self, key: str, *, timeout: float, consume: bool) -> Reply | None:
         """Return the answer under `key`, waiting up to `timeout` seconds. Raises NotSupported for any other key."""
-        self._mind_fork()
+        self._reset_after_fork()
         deadline = time.monotonic() + timeout
         with self._changed:
             while True:
@@ -108,7 +109,7 @@ class ReplyQueue:
                 self._changed.wait(min(remaining, threading.TIMEOUT_MAX))
 
     def close(self) -> None:
-        self._mind_fork()
+        self._reset_after_fork()
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -128,7 +129,7 @@ class ReplyQueue:
         self._listening = False
         self._problem = None
 
-    def _mind_fork(self) -> None:
+    def _reset_after_fork(self) -> None:
         if self._pid != os.getpid():
             if self._broker is not None:
                 leave_to_parent(self._broker)
@@ -176,12 +177,12 @@ class ReplyQueue:
                 while not self._closed:
                     with contextlib.suppress(TimeoutError):
                         broker.connection.drain_events(timeout=_TICK if broker.amqp else _SLICE)
-                    broker.tend()
+                    broker.keep_alive()
                 queue(channel).delete()
             broker.close()
         finally:
             self._broker = None
-            broker.hang_up()
+            broker.abort()
 
     def _receive(self, message: kombu.Message) -> None:
         key = message.properties.get("correlation_id")

@@ -10,23 +10,50 @@ from __future__ import annotations
 import ast
 import builtins
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import kombu
 from kombu.serialization import loads
 
 from transports.celery.compression import NotDecompressed, readable_body
+from transports.celery.decode import Received
 from transports.celery.encode import Outgoing
+from transports.celery.fields import name_of
 from unstract_core.errors import Expired, MalformedPayload, UnknownTask
 from unstract_core.transport import Reply
 from unstract_core.values import cut, error_text, normalise
 
 _ENDED = {"SUCCESS", "FAILURE", "REVOKED"}
-_UNREAD = 86400.0
-"""Seconds after which an unread answer may be removed: as long as Celery keeps results."""
+_UNREAD_TTL = 86400.0
+"""The time in seconds after which an unread answer may be removed; Celery keeps results for as long."""
 _TEXT = "exc_text"
 """The field that we add to Celery's fields of a failure."""
+
+
+def answers(received: Received, reply: Reply, error_type: str) -> Iterator[Outgoing]:
+    """Write the answer to the sender; of a failed chain also those for its later tasks, as Celery does.
+
+    Args:
+        received: The message of the task.
+        reply: The reply.
+        error_type: The type at the start of the error text of a failure; "" if it is not known.
+    """
+    envelope = received.envelope
+    reply_to = "" if received.message.headers.get("ignore_result") is True else envelope.reply_to
+    if reply_to:
+        task_id = envelope.id or reply.key
+        correlation_id = envelope.correlation_id or task_id
+        yield write_answer(
+            reply, task_id=task_id, correlation_id=correlation_id, reply_to=reply_to, error_type=error_type
+        )
+    chain = envelope.body[2].get("chain") if envelope.body is not None and reply.status == "failed" else None
+    for link in chain if isinstance(chain, list) else ():
+        options = link.get("options") if isinstance(link, dict) else None
+        if isinstance(options, dict):
+            later, address = name_of(options.get("task_id")), name_of(options.get("reply_to"))
+            if later is not None and address is not None:
+                yield write_answer(reply, task_id=later, correlation_id=later, reply_to=address, error_type=error_type)
 
 
 def write_answer(reply: Reply, *, task_id: str, correlation_id: str, reply_to: str, error_type: str = "") -> Outgoing:
@@ -53,7 +80,7 @@ def write_answer(reply: Reply, *, task_id: str, correlation_id: str, reply_to: s
             "task_id": task_id,
         },
         declared=False,
-        lives=_UNREAD,
+        queue_ttl=_UNREAD_TTL,
     )
 
 

@@ -7,16 +7,14 @@ sends. docs/celery.md says what is equal and what is not.
 from __future__ import annotations
 
 import math
-import re
-import ssl as tls
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
 
-from transports.celery.broker import BrokerSettings, connection_of
+from transports.celery.broker_settings import BrokerSettings, connection_of
+from transports.celery.broker_url import checked_tls, is_amqp, options_of
 from transports.celery.dead_letters import CeleryDeadLetters
 from transports.celery.encode import check_queue, task_message
-from transports.celery.publishers import Publishers
+from transports.celery.publishers import PublisherPool
 from transports.celery.reply_queue import ReplyQueue
 from transports.celery.subscription import CelerySubscription
 from unstract_core.codec import check_name
@@ -30,8 +28,6 @@ from unstract_core.errors import (
 )
 from unstract_core.payload import HIGHEST_PRIORITY
 from unstract_core.transport import Capabilities, Message, QueueState, Reply, check_subscription
-
-_SPEAKS_AMQP = re.compile("(amqps?|pyamqp)://", re.IGNORECASE)
 
 
 class CeleryTransport:
@@ -83,7 +79,7 @@ class CeleryTransport:
             connect_timeout=connect_timeout,
             confirm_timeout=confirm_timeout,
             heartbeat=heartbeat,
-            ssl=_checking(url, ssl),
+            ssl=checked_tls(url, ssl),
             transport_options=dict(transport_options or {}),
         )
         connection_of(self._settings)  # what cannot work is refused now, not at the first message
@@ -94,7 +90,7 @@ class CeleryTransport:
         self._default_queue = default_queue
         self._time_limits = ignore_time_limits
         self._closed = False
-        self._publishers = Publishers(self._settings, pool_size)
+        self._publishers = PublisherPool(self._settings, pool_size)
         self._reply_queue = ReplyQueue(self._settings)
         self.dead = CeleryDeadLetters(self._publishers, default_queue)
 
@@ -104,13 +100,13 @@ class CeleryTransport:
 
         Priorities need queues that keep ten of them (`x-max-priority`); only quorum queues count unsettled deliveries.
         """
-        arguments = self._settings.queue_arguments
+        arguments, amqp = self._settings.queue_arguments, is_amqp(self._settings.url)
         ranks = arguments.get("x-max-priority")
         return Capabilities(
             delay=True,
-            priority=isinstance(ranks, int) and ranks >= HIGHEST_PRIORITY and self._speaks_amqp,
+            priority=isinstance(ranks, int) and ranks >= HIGHEST_PRIORITY and amqp,
             replies=True,
-            counts_crashes=arguments.get("x-queue-type") == "quorum" and self._speaks_amqp,
+            counts_crashes=arguments.get("x-queue-type") == "quorum" and amqp,
             dead_letters=True,
         )
 
@@ -131,7 +127,7 @@ class CeleryTransport:
             task_message(
                 message,
                 reply_to=address if message.payload.reply_key is not None else "",
-                ranked=self._settings.keeps_priorities(message.queue),
+                with_priority=self._settings.keeps_priorities(message.queue),
             )
             for message in messages
         ]
@@ -184,10 +180,6 @@ class CeleryTransport:
         self._reply_queue.close()
         self._publishers.close()
 
-    @property
-    def _speaks_amqp(self) -> bool:
-        return _SPEAKS_AMQP.match(self._settings.url) is not None
-
     def _check_open(self) -> None:
         if self._closed:
             raise TransportClosed("this Celery transport was closed")
@@ -206,77 +198,19 @@ def _of_several(errors: Sequence[TransportError], size: int) -> TransportError:
     return error
 
 
-_YES_OR_NO = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-_OURS: dict[str, Any] = {
-    "connect_timeout": float,
-    "confirm_timeout": float,
-    "heartbeat": float,
-    "pool_size": int,
-    "default_queue": str,
-    "declare": _YES_OR_NO.__getitem__,
-    "ignore_time_limits": _YES_OR_NO.__getitem__,
-}
-_ARGUMENT = re.compile(r"x-[a-z-]+")
-_TLS = re.compile(r"ssl_(ca_certs|certfile|keyfile|cert_reqs|server_hostname|ciphers)")
-_REQUIRED = {"required": tls.CERT_REQUIRED, "optional": tls.CERT_OPTIONAL, "none": tls.CERT_NONE}
-_TRUTHS = {"true": True, "false": False}
-
-
 def from_url(url: str) -> CeleryTransport:
     """Return a transport for a broker's URL; `celery+memory://` names kombu's broker inside the process.
 
-    The options `connect_timeout`, `confirm_timeout`, `heartbeat`, `pool_size`, `default_queue`, `declare` and
-    `ignore_time_limits` are ours and taken out of its query, and so are queue arguments such as `x-queue-type=quorum`,
-    `x-max-priority=10` and `x-single-active-consumer=true`. An `amqps://` URL may have `ssl_ca_certs`, `ssl_certfile`,
-    `ssl_keyfile` (files), `ssl_cert_reqs` (`required`, `none`), `ssl_server_hostname` and `ssl_ciphers`. The others are
-    kombu's. Raises ConfigurationError for a bad value or an unknown option.
+    The query of the URL may have:
+
+    - options of `CeleryTransport`: `connect_timeout`, `confirm_timeout`, `heartbeat`, `pool_size`, `default_queue`,
+      `declare` and `ignore_time_limits`;
+    - queue arguments, such as `x-queue-type=quorum`, `x-max-priority=10` and `x-single-active-consumer=true`;
+    - with `amqps://`: `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile` (files), `ssl_cert_reqs` (`required`, `none`),
+      `ssl_server_hostname` and `ssl_ciphers`;
+    - options of kombu.
+
+    Raises:
+        ConfigurationError: An option is unknown or has a bad value.
     """
-    address, _, query = url.removeprefix("celery+").partition("?")
-    options: dict[str, Any] = {}
-    arguments: dict[str, Any] = {}
-    kombus: list[tuple[str, str]] = []
-    if "://" in query:
-        raise ConfigurationError(
-            "options stand behind the last of several URLs: amqp://one//;amqp://two//?heartbeat=10"
-        )
-    if "@" in query and "@" not in address:
-        raise ConfigurationError(
-            "the URL has an @ among its options: write the ? of a password as %3F, or the @ as %40"
-        )
-    encrypted: dict[str, Any] = {}
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        if name in _OURS:
-            try:
-                options[name] = _OURS[name](value)
-            except (ValueError, KeyError) as exc:
-                raise ConfigurationError(f"the URL option {name}={value!r} is not understood") from exc
-        elif _ARGUMENT.fullmatch(name):
-            arguments[name] = int(value) if value.isdigit() else _TRUTHS.get(value, value)
-        elif name.startswith("ssl_") and _SPEAKS_AMQP.match(address):
-            encrypted[name.removeprefix("ssl_")] = _tls_option(address, name, value)
-        else:
-            kombus.append((name, value))
-    if kombus:
-        address += "?" + urlencode(kombus)
-    return CeleryTransport(address, queue_arguments=arguments, ssl=encrypted or False, **options)
-
-
-def _tls_option(address: str, name: str, value: str) -> Any:
-    if not address.lower().startswith("amqps:"):
-        raise ConfigurationError(f"the URL option {name} goes with amqps://; this URL would not be encrypted")
-    if not _TLS.fullmatch(name) or (name == "ssl_cert_reqs" and value not in _REQUIRED):
-        raise ConfigurationError(
-            f"the URL option {name}={value!r} is not understood; there are ssl_ca_certs, ssl_certfile, ssl_keyfile, "
-            "ssl_cert_reqs (required, optional or none), ssl_server_hostname and ssl_ciphers"
-        )
-    return _REQUIRED[value] if name == "ssl_cert_reqs" else value
-
-
-def _checking(url: str, ssl: Any) -> Any:
-    """Return kombu's `ssl`, so that a certificate is held to the name in the URL, which its driver leaves out."""
-    if not (ssl or url.lower().startswith("amqps:")) or not _SPEAKS_AMQP.match(url):
-        return ssl
-    options = dict(ssl) if isinstance(ssl, Mapping) else {}
-    if "context" not in options and options.get("cert_reqs") is not tls.CERT_NONE:
-        options.setdefault("server_hostname", None)  # which stands for the URL's
-    return options or True
+    return CeleryTransport(**options_of(url))

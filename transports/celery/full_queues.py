@@ -1,0 +1,73 @@
+"""Queues that have no room for what settlements publish, and the queues whose messages wait for that."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from transports.celery.errors import Nacked
+from transports.celery.in_flight import InFlight, InFlightDelivery
+from unstract_core.errors import TransportError
+from unstract_core.observability.log_events import emit
+
+logger = logging.getLogger("unstract_wire.celery")
+
+_MAX_WAITING = 3
+"""How many deliveries of one queue may wait for room in another queue before the queue is paused."""
+_MAX_WAITING_FOR_ITSELF = 1000
+"""The same for a queue that is full itself: it shrinks only when more of its messages are received."""
+_PROBE_INTERVAL = 0.5
+"""The time in seconds between two receives from a paused queue."""
+
+
+class FullQueues:
+    """Pauses the queues whose deliveries wait for room in a full queue.
+
+    Args:
+        in_flight: The deliveries in flight.
+    """
+
+    def __init__(self, in_flight: InFlight) -> None:
+        self._in_flight = in_flight
+        self._full: set[str] = set()
+        self._probe_at: dict[str, float] = {}
+
+    def note(self, entry: InFlightDelivery, queue: str, error: TransportError | None) -> None:
+        """Note how a queue answered to a message of a delivery's settlement."""
+        if isinstance(error, Nacked):
+            entry.full_queue = queue
+            if queue not in self._full:
+                self._full.add(queue)
+                emit(logger, logging.WARNING, "queue_full", queue=queue, waiting_in=entry.delivery.queue)
+        elif entry.full_queue == queue:
+            entry.full_queue = ""
+
+    def note_room(self, queues: Sequence[str]) -> None:
+        """Log the queues that have taken messages again, if no delivery waits for them any more."""
+        for queue in self._full.intersection(queues) if self._full else ():
+            if not any(entry.full_queue == queue for entry in self._in_flight):
+                self._full.discard(queue)
+                emit(logger, logging.INFO, "queue_has_room", queue=queue)
+
+    def paused(self) -> Collection[str]:
+        """Return the queues from which nothing is received now."""
+        if not self._full:
+            return frozenset()
+        waiting = Counter(entry.delivery.queue for entry in self._in_flight if entry.full_queue)
+        return frozenset(queue for queue, count in waiting.items() if self._is_paused(queue, count))
+
+    def _is_paused(self, queue: str, waiting: int) -> bool:
+        """Whether a queue is paused; it is probed at intervals.
+
+        A received message makes room in its own queue, and the worker of the full queue may wait for that room.
+        """
+        if waiting <= (_MAX_WAITING_FOR_ITSELF if queue in self._full else _MAX_WAITING):
+            self._probe_at.pop(queue, None)
+            return False
+        now = time.monotonic()
+        if waiting > _MAX_WAITING_FOR_ITSELF or now < self._probe_at.setdefault(queue, now + _PROBE_INTERVAL):
+            return True
+        self._probe_at[queue] = now + _PROBE_INTERVAL
+        return False
