@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -16,7 +18,7 @@ import pytest
 from contract_tests import profiles, time_limits
 from contract_tests.checking import CallMonitor
 from contract_tests.harness import Harness, load_harness
-from contract_tests.report import ConformanceReport
+from contract_tests.report import ConformanceReport, transport_of
 from unstract_core.errors import ConfigurationError
 
 _HARNESSES = pytest.StashKey[list[Harness]]()
@@ -70,7 +72,9 @@ def pytest_configure(config: pytest.Config) -> None:
         )
     time_limits.report_abort = lambda words: _write_to_terminal(config, words)
     config.stash[_HARNESSES] = harnesses
-    config.stash[_REPORT] = ConformanceReport(harnesses)
+    report = ConformanceReport(harnesses)
+    config.stash[_REPORT] = report
+    config.pluginmanager.register(report, "contract_tests.report")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -99,7 +103,9 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Fail the run if no test of a transport passed or failed."""
-    if (
+    if hasattr(session.config, "workeroutput"):  # a worker of pytest-xdist: its controller reports
+        session.config.workeroutput["contract_tests"] = session.config.stash[_REPORT].selection()
+    elif (
         exitstatus == pytest.ExitCode.OK
         and session.config.stash[_REPORT].empty
         and not session.config.option.collectonly
@@ -109,6 +115,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     session.config.stash[_REPORT].collected(session.items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker of pytest-xdist has collected: its controller collects nothing."""
+    node.config.stash[_REPORT].collected_elsewhere(getattr(node, "workeroutput", {}).get("contract_tests", {}))
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +137,7 @@ def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     report: pytest.TestReport = yield  # type: ignore[assignment]
-    item.config.stash[_REPORT].ended(item, report)
+    report.kit_transport = transport_of(item)  # type: ignore[attr-defined]  # pytest-xdist sends it to its controller
     return report  # type: ignore[return-value]
 
 
@@ -154,6 +166,10 @@ def _write_to_terminal(config: pytest.Config, words: str) -> None:
         terminal.ensure_newline()
         terminal.write_line(words)
         terminal.flush()
+    elif capture is not None:  # a worker of pytest-xdist has no terminal
+        capture.suspend_global_capture(in_=True)
+        sys.stderr.write(f"{words}\n")
+        sys.stderr.flush()
 
 
 def _load(spec: str) -> Harness:

@@ -6,8 +6,8 @@ A verdict needs the whole kit: a selection of tests (`-k`, a single file) proves
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypedDict, cast
 
 import attrs
 import pytest
@@ -23,12 +23,26 @@ class Tally:
     """The outcomes of the tests of one transport."""
 
     tests: set[str] = attrs.field(factory=set)
-    open: set[str] = attrs.field(factory=set)
+    nodeids: set[str] = attrs.field(factory=set)
+    ended: set[str] = attrs.field(factory=set)
     deselected: int = 0
     passed: int = 0
     failed: set[str] = attrs.field(factory=set)
     unclaimed: Counter[str] = attrs.field(factory=Counter)
     skipped: Counter[str] = attrs.field(factory=Counter)
+
+    @property
+    def open(self) -> set[str]:
+        """The ids of the tests that were collected and have not ended."""
+        return self.nodeids - self.ended
+
+
+class Selection(TypedDict):
+    """The tests of one transport that were collected: their names, their ids, and how many were deselected."""
+
+    tests: list[str]
+    nodeids: list[str]
+    deselected: int
 
 
 class ConformanceReport:
@@ -38,23 +52,39 @@ class ConformanceReport:
 
     def collected(self, items: Sequence[pytest.Item]) -> None:
         for item in items:
-            if (name := _transport_of(item)) is not None:
+            if (name := transport_of(item)) is not None:
                 self._tallies[name].tests.add(cast(pytest.Function, item).function.__name__)
-                self._tallies[name].open.add(item.nodeid)
+                self._tallies[name].nodeids.add(item.nodeid)
 
     def deselected(self, items: Sequence[pytest.Item]) -> None:
         for item in items:
-            if (name := _transport_of(item)) is not None:
+            if (name := transport_of(item)) is not None:
                 self._tallies[name].deselected += 1
 
-    def ended(self, item: pytest.Item, report: pytest.TestReport) -> None:
-        if (name := _transport_of(item)) is None:
+    def selection(self) -> dict[str, Selection]:
+        """Return what was collected, as a worker of pytest-xdist sends it to its controller."""
+        return {
+            name: {"tests": sorted(tally.tests), "nodeids": sorted(tally.nodeids), "deselected": tally.deselected}
+            for name, tally in self._tallies.items()
+        }
+
+    def collected_elsewhere(self, selection: Mapping[str, Selection]) -> None:
+        """Take over what a worker of pytest-xdist has collected; each of them collects the same."""
+        for name, found in selection.items():
+            tally = self._tallies[name]
+            tally.tests.update(found["tests"])
+            tally.nodeids.update(found["nodeids"])
+            tally.deselected = found["deselected"]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count one phase of a test; under pytest-xdist the controller is given those of each worker."""
+        if (name := getattr(report, "kit_transport", None)) is None:
             return
         tally = self._tallies[name]
         if report.when == "teardown":
-            tally.open.discard(item.nodeid)
+            tally.ended.add(report.nodeid)
         if report.failed:
-            tally.failed.add(item.nodeid)
+            tally.failed.add(report.nodeid)
         elif report.skipped:
             reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
             reason = reason.removeprefix("Skipped: ")
@@ -108,7 +138,7 @@ def _reason(what: str) -> str:
     return f"{what} is not claimed" if what in known else what
 
 
-def _transport_of(item: pytest.Item) -> str | None:
+def transport_of(item: pytest.Item) -> str | None:
     """Return the name of the transport that a test of the kit uses; None for any other test."""
     if not isinstance(item, pytest.Function) or not item.module.__name__.startswith("contract_tests."):
         return None

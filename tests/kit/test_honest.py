@@ -24,10 +24,10 @@ HAS = {"bare": set[str](), "brokerlike": {"priority", "replies"}}
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Ended]:
-    """The whole kit over each of them, side by side: it mostly waits."""
+    """The whole kit over each of them, side by side and on two workers of pytest-xdist each: it mostly waits."""
 
     def over(name: str) -> Ended:
-        return run(["--tb=short", "--transport", TRANSPORTS[name]], tmp_path_factory.mktemp(name))
+        return run(["--tb=short", "-n", "2", "--transport", TRANSPORTS[name]], tmp_path_factory.mktemp(name))
 
     with ThreadPoolExecutor(len(TRANSPORTS)) as pool:
         return dict(zip(TRANSPORTS, pool.map(over, TRANSPORTS), strict=True))

@@ -26,7 +26,7 @@ def test_a_whole_run_gets_its_verdict() -> None:
     "part",
     [
         tally(tests={"test_a"}),
-        tally(open={"test_b[memory]"}),
+        tally(nodeids={"test_b[memory]"}),
         tally(deselected=1),
         tally(passed=0),
     ],
@@ -39,7 +39,8 @@ def test_a_part_of_a_run_gets_none(part: Tally) -> None:
 
 def test_one_failure_is_told_before_anything_else() -> None:
     """Also where other tests were left out."""
-    assert verdict(tally(failed={"x"}, open={"y"}), WHOLE).startswith("NOT conformant with wire v1, kit 1.0: 1 failed")
+    said = verdict(tally(failed={"x"}, nodeids={"y"}), WHOLE)
+    assert said.startswith("NOT conformant with wire v1, kit 1.0: 1 failed")
 
 
 def test_a_run_in_which_every_test_was_skipped_is_no_success(tmp_path: Path) -> None:
