@@ -76,7 +76,8 @@ class Environment(NamedTuple):
 def build(source: Path, target: Path, kind: str) -> Path:
     """Build the "wheel" or "sdist" of `source` into the empty directory `target`."""
     command = [sys.executable, "-P", "-m", "hatchling", "build", "-t", kind, "-d", str(target)]
-    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=60)
+    ended = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
     (built,) = target.iterdir()
     return built
 

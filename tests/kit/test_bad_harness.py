@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kit.bad_runs import USAGE, Case, Runs
@@ -189,14 +190,36 @@ CASES = {
 }
 
 
+KEPT = {
+    *("raises", "gives a transport", "claims a dict", "fails on import"),
+    *("no transport", "a missing module", "an unknown scheme", "two of a name", "a limit in words"),
+    *("__enter__ raises", "transport gives None", "inject is missing", "leaves its transports open"),
+    *("send", "receive", "receive in a loop", "inside hypothesis", "on a consumer's thread", "__enter__"),
+}
+"""The cases of `make test`: at least one of each way in which a harness is wrong."""
+
+REST = pytest.mark.slow(
+    variant="tests/kit/test_bad_harness.py, most of the cases",
+    reason="Each case is a run of the kit that takes seconds; `make test` has some of each kind.",
+)
+
+
+def some_of(cases: Iterable[str]) -> list[Any]:
+    """Return the cases as parameters, of which `make test` runs those in KEPT."""
+    return [name if name in KEPT else pytest.param(name, marks=REST) for name in cases]
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    begun = Runs(CASES, tmp_path_factory.mktemp("bad"))
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    ours = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    selected = {item.callspec.params["name"] for item in ours}
+    wanted = [name for name in CASES if name.startswith("other: ") or name.partition(": ")[2] in selected]
+    begun = Runs(CASES, tmp_path_factory.mktemp("bad"), wanted)
     yield begun
     begun.close()
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("name", some_of(FACTORIES))
 def test_a_factory_that_gives_no_harness_is_a_usage_error(runs: Runs, name: str) -> None:
     """It says what was given and what that lacks, before any test; exit code 4."""
     ended = runs[f"factory: {name}"]
@@ -205,7 +228,7 @@ def test_a_factory_that_gives_no_harness_is_a_usage_error(runs: Runs, name: str)
     assert "Traceback" not in ended.text
 
 
-@pytest.mark.parametrize("name", USES)
+@pytest.mark.parametrize("name", some_of(USES))
 def test_arguments_that_make_no_sense_are_a_usage_error(runs: Runs, name: str) -> None:
     """Nothing is green without having been run, and what is missing is told, with what there is; exit code 4."""
     ended = runs[f"use: {name}"]
@@ -234,7 +257,7 @@ def test_a_password_is_not_shown_where_nothing_answers(runs: Runs) -> None:
     assert "hush-hush" not in ended.text
 
 
-@pytest.mark.parametrize("name", HOOKS)
+@pytest.mark.parametrize("name", some_of(HOOKS))
 def test_a_harness_that_is_wrong_is_named_with_its_hook(runs: Runs, name: str) -> None:
     """Tests that need the hook fail by its name and the transport's; every test is reported, and the verdict."""
     ended = runs[f"hook: {name}"]
@@ -243,7 +266,7 @@ def test_a_harness_that_is_wrong_is_named_with_its_hook(runs: Runs, name: str) -
     assert ended.reported >= 20
 
 
-@pytest.mark.parametrize("name", HANGS)
+@pytest.mark.parametrize("name", some_of(HANGS))
 def test_what_hangs_is_ended_and_named(runs: Runs, name: str) -> None:
     """Each hanging test fails after its limit, saying in which call; after three of them the rest is not run."""
     ended = runs[f"hang: {name}"]

@@ -18,8 +18,8 @@ from contract_tests.suite import TESTS
 pytestmark = pytest.mark.timeout(400)
 """Seconds: the first test waits for runs of the whole kit, and this machine may be busy."""
 
-PROCESSES = 4
-"""A test of a fault mostly waits for what does not come, so several runs of the kit share a processor well."""
+PROCESSES = 10
+"""A test of a fault mostly waits for what does not come, so many runs of the kit share a processor well."""
 
 Results: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]]]
 
