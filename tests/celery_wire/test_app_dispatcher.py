@@ -438,7 +438,16 @@ def test_a_backend_that_is_away_is_unavailable() -> None:
 # What cannot work is refused at start.
 
 
-@pytest.mark.parametrize("app", [None, "app", object(), Celery, types.SimpleNamespace(send_task=None)], ids=repr)
+NO_APPS: dict[str, Any] = {
+    "None": None,
+    "a name": "app",
+    "an object": object(),
+    "the class": Celery,
+    "no method": types.SimpleNamespace(send_task=None),
+}
+
+
+@pytest.mark.parametrize("app", NO_APPS.values(), ids=NO_APPS.keys())
 def test_what_is_no_app_is_refused_at_start(app: Any) -> None:
     """A ConfigurationError when the dispatcher is built, not at the first dispatch."""
     with pytest.raises(ConfigurationError, match=r"send_task.*app object"):

@@ -67,7 +67,17 @@ class Impostor:
     tasks = ()
 
 
-@pytest.mark.parametrize("app", [None, object(), Tasks(), Celery, Impostor(), "celery"], ids=repr)
+NO_APPS: dict[str, Any] = {
+    "None": None,
+    "an object": object(),
+    "our tasks": Tasks(),
+    "the class": Celery,
+    "no mapping": Impostor(),
+    "a name": "celery",
+}
+
+
+@pytest.mark.parametrize("app", NO_APPS.values(), ids=NO_APPS.keys())
 def test_what_is_no_celery_app_is_refused(app: Any) -> None:
     """With what it is instead."""
     with pytest.raises(ConfigurationError, match="takes a Celery app, not"):

@@ -243,10 +243,16 @@ def test_gate_without_the_sdk_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
         OpenFeatureGate()
 
 
-WRONG: list[dict[str, Any]] = [{"client": object()}, {"client": FLAG}, {"flag": ""}, {"flag": None}, {"flag": 7}]
+WRONG: dict[str, dict[str, Any]] = {
+    "an object as client": {"client": object()},
+    "a name as client": {"client": FLAG},
+    "an empty flag": {"flag": ""},
+    "no flag": {"flag": None},
+    "a number as flag": {"flag": 7},
+}
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
 def test_invalid_gate_argument_is_rejected(wrong: dict[str, Any]) -> None:
     """A ConfigurationError names the argument."""
     (name,) = wrong
