@@ -7,11 +7,14 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tools.check_lock import ROOT
 
 RATES = ("send, one by one", "send, 1000 at once", "drain no-op tasks", "drain chains (task + callback)")
 
 
+@pytest.mark.slow(reason="It runs a whole benchmark, whose figures no guarantee depends on.")
 def test_the_benchmark_of_the_celery_path_prints_every_figure_with_its_ratio(rabbitmq_url: str) -> None:
     """Ours and Celery's own on the same broker, each rate with its ratio, and both latencies."""
     ended = run_celerys(rabbitmq_url)
@@ -44,6 +47,7 @@ def run_celerys(url: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow(reason="It runs a whole benchmark, whose figures no guarantee depends on.")
 def test_the_benchmark_prints_every_figure_with_its_ratio() -> None:
     """At a tiny scale it ends with 0 and without a warning; each rate has best, median and ratio to raw SQL."""
     ended = subprocess.run(

@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tools.check_lock import ROOT
 
 
@@ -15,6 +17,7 @@ def ended(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow(reason="It runs a whole benchmark, whose figures no guarantee depends on.")
 def test_a_held_snapshot_is_measured_beside_none_and_beside_claims_without_bounds() -> None:
     """Each case has a rate in every turn, and its decay; the ratios are of the same run."""
     done = ended("benchmarks/held_snapshot.py", "--seconds", "2", "--turn", "0.5", "--batch", "20")
@@ -32,6 +35,7 @@ def test_a_held_snapshot_is_measured_beside_none_and_beside_claims_without_bound
     ]
 
 
+@pytest.mark.slow(reason="It runs a whole benchmark, whose figures no guarantee depends on.")
 def test_sizes_that_grow_are_told_and_are_a_failure() -> None:
     """With no slack at all for what a table may be after its warm-up, a short run is not flat, and says what grew."""
     done = ended("benchmarks/table_sizes.py", "--tasks", "20000", "--warm-up", "1", "--slack", "0.01")

@@ -7,9 +7,12 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tools.check_lock import ROOT
 
 
+@pytest.mark.slow(reason="It runs a whole benchmark, whose figures no guarantee depends on.")
 def test_the_cost_of_each_observer_is_told_as_a_ratio() -> None:
     """To nobody looking on, in rate and in processor time, for sends, no-op tasks and chains."""
     ended = subprocess.run(

@@ -7,11 +7,14 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tools.check_lock import ROOT
 
 TRANSPORTS = ("memory", "postgresql")
 
 
+@pytest.mark.slow(reason="It runs a whole benchmark, whose figures no guarantee depends on.")
 def test_the_memory_of_a_worker_is_flat_over_twenty_thousand_tasks() -> None:
     """Over both transports: after a warm-up it grows by no more than 5 MiB, 300 bytes a task."""
     ended = measure()
@@ -24,6 +27,7 @@ def test_the_memory_of_a_worker_is_flat_over_twenty_thousand_tasks() -> None:
         assert sum(bool(re.fullmatch(grows, line)) for line in lines) == 1
 
 
+@pytest.mark.slow(reason="It runs a whole benchmark, whose figures no guarantee depends on.")
 def test_a_leak_of_a_kilobyte_a_task_is_found() -> None:
     """Over both transports, and the benchmark ends with 1."""
     ended = measure("--leak", "1024")

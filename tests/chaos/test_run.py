@@ -45,6 +45,7 @@ def test_a_sound_run_holds_and_names_its_seed_first_and_last() -> None:
         assert re.search(rf"^{fault} +1 +0 +0 ", ended.stdout, re.MULTILINE)
 
 
+@pytest.mark.slow(reason="It runs for half a minute; `make test` has the test of the other planted bug.")
 def test_a_settlement_of_two_commits_is_found_to_lose() -> None:
     """Planted: the follow-up is sent after the acknowledgement. A worker that is killed between loses its callback."""
     ended = chaos("--only", "kill-settled", "--plant", "two-commits")

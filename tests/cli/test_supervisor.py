@@ -165,6 +165,7 @@ def test_an_outage_is_waited_out_by_a_child_that_replaces_another(tmp_path: Path
         assert "no answer" in command.log[-1] or "no answer" in command.log[-2]
 
 
+@pytest.mark.slow(reason="It waits for the pauses between five deaths: half a minute.")
 def test_a_crash_loop_is_told_in_the_log_and_by_healthz(tmp_path: Path) -> None:
     """The fifth death in a row is one ERROR, and /healthz is 503 although a child may be starting just then."""
     with worker("--processes", "1", *HTTP, url="supervised:dying", directory=tmp_path) as command:

@@ -43,6 +43,7 @@ def verdicts(output: str) -> dict[str, tuple[int, int]]:
     return {name: (int(passed), int(unclaimed)) for name, passed, unclaimed in found}
 
 
+@pytest.mark.slow(reason="It runs the whole kit; `make test` runs the kit over memory and one file of it here.")
 @pytest.mark.timeout(300)
 def test_the_kit_runs_from_the_wheel_alone(author: Environment) -> None:
     """`python -m contract_tests` runs the whole kit, names each test by its transport, and ends with the verdict."""
@@ -115,6 +116,7 @@ def test_the_example_is_found_by_its_entry_point(example: Environment) -> None:
     assert "test_waking.py::test_wake_ends_a_wait[sqlite-1] PASSED" in ended.stdout
 
 
+@pytest.mark.slow(reason="It runs the whole kit; `make test` runs the kit over memory and one file of it here.")
 @pytest.mark.timeout(300)
 def test_the_examples_own_suite_passes(example: Environment) -> None:
     """Its own tests and the whole kit, from its own directory, as its author runs them."""

@@ -16,8 +16,13 @@ from queues import queue_name
 from transports.postgres import PostgresTransport
 from transports.postgres.listener import Session
 
+SECOND = pytest.mark.slow(
+    variant="tests/postgres, on the machine's own server",
+    reason="The same tests run on the embedded server in `make test`; the two differ in their major version only.",
+)
 
-@pytest.fixture(scope="session", params=["embedded", "server"])
+
+@pytest.fixture(scope="session", params=["embedded", pytest.param("server", marks=SECOND)])
 def postgres_url(request: pytest.FixtureRequest) -> str:
     """The URL of each server in turn: the embedded one and the machine's, which differ in their major version."""
     found: str = request.getfixturevalue(f"{request.param}_url")

@@ -361,6 +361,7 @@ def test_a_send_that_waits_for_a_server_connection_ends_with_its_own_limit_first
     assert sent == 1 or (sent == 2 and caught.value.fate_unknown)
 
 
+@pytest.mark.slow(reason="It waits for PgBouncer's own timeouts: about 20 s.")
 def test_connections_that_it_closes_for_being_idle_cost_nothing(server_url: str, schema: str, queue: str) -> None:
     """server_idle_timeout and client_idle_timeout of a second: a send, a call and a consumer go on after them."""
     settings = {"server_idle_timeout": 1, "client_idle_timeout": 1, "min_pool_size": 0}

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from pgbouncer import PooledHarness, private_pgbouncer
 
 from contract_tests.harness import Harness, load_harness
 from contract_tests.suite import *  # noqa: F403 - the suite is had whole, or not at all
+
+
+def variant(harness: str, otherwise: str) -> Any:
+    """Return the parameter of a harness over which the kit runs in `make test-all` only."""
+    marker = pytest.mark.slow(
+        variant=f"tests/transports/test_conformance.py, harness {harness}",
+        reason=f"The whole kit takes about a minute for each harness; in `make test` {otherwise}.",
+    )
+    return pytest.param(harness, marks=marker)
+
 
 PRIORITIES, QUORUM = "?x-max-priority=10", "?x-queue-type=quorum"
 """RabbitMQ's queues without arguments are those of tests/celery_wire."""
@@ -19,14 +30,14 @@ PRIORITIES, QUORUM = "?x-max-priority=10", "?x-queue-type=quorum"
     params=[
         "memory",
         "postgres-embedded",
-        "postgres-server",
-        "postgres-polling",
-        "pgbouncer-told",
-        "pgbouncer-found",
+        variant("postgres-server", "it runs over the embedded server, a newer major version"),
+        variant("postgres-polling", "it runs with LISTEN; tests/postgres/test_wake_up.py polls"),
+        variant("pgbouncer-told", "tests/postgres/test_pgbouncer.py runs through PgBouncer"),
+        variant("pgbouncer-found", "tests/postgres/test_pgbouncer.py runs through PgBouncer"),
         "celery-priority",
-        "celery-quorum",
-        "celery-memory",
-        "celery-redis",
+        variant("celery-quorum", "it runs over RabbitMQ's classic queues, with priorities"),
+        variant("celery-memory", "it runs over RabbitMQ, the broker that is used in production"),
+        variant("celery-redis", "it runs over RabbitMQ; tests/celery_wire/test_redis.py runs over Redis"),
     ],
 )
 def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
