@@ -11,14 +11,29 @@ LOCK := requirements.lock
 DOCS_VENV := .venv-docs
 DOCS_READY := $(DOCS_VENV)/.ready
 DOCS_LOCK := requirements-docs.lock
+VERSIONS := 3.11 3.12 3.13
+
+# tests/conftest.py chooses the number of processes, tests/scheduling.py the tests that share one. Compiled test files
+# are kept, whatever the environment says: without them each process takes seconds more.
+export PYTHONDONTWRITEBYTECODE :=
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest $(PARALLEL)
+# The tests that need no server: the core, the memory transport and the quick tests of the kit and the chaos.
+FAST := tests/core tests/examples/test_extraction.py tests/examples/test_product.py tests/examples/test_tally.py \
+	tests/chaos/test_journal.py tests/chaos/test_ledger.py tests/chaos/test_report.py tests/chaos/test_schedule.py \
+	tests/cli/test_help_and_version.py tests/cli/test_tables.py tests/kit/test_table_of_faults.py tests/packaging/test_lock.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo flip test kit fuzz chaos soak memory check check-lint check-types check-imports check-lock check-schema check-golden check-faults bench lock schema golden faults docs clean
+.PHONY: help demo flip test test-fast test-all coverage matrix kit fuzz chaos soak memory check check-lint check-types check-imports check-lock check-schema check-golden check-faults bench lock schema golden faults docs clean
 
 help:
 	@echo "make demo    documents through PostgreSQL (ARGS='--transport celery': RabbitMQ): dispatched, executed, continued, saved"
 	@echo "make flip    one flag, flipped under load between Celery and PostgreSQL, and a tally (needs RabbitMQ)"
-	@echo "make test    the tests; ARGS='-k codec' is handed to pytest"
+	@echo "make test    the tests, without those that are marked slow; ARGS='-k codec' is handed to pytest"
+	@echo "make test-fast  the tests that need no server"
+	@echo "make test-all   every test, with more random examples, and the chaos run"
+	@echo "make coverage   make test, and the lines and branches that it runs, also in subprocesses"
+	@echo "make matrix     make test-fast on each of Python $(VERSIONS) that is found, each in a $(VENV)-VERSION of its own"
 	@echo "make check   linter, formatter, types, import contracts, lock, the wire's schema, golden files, table of faults"
 	@echo "make bench   the benchmarks"
 	@echo "make kit     the conformance kit; ARGS='--transport memory', or a URL, or module:factory of your harness"
@@ -41,7 +56,32 @@ flip: $(READY)
 	@$(BIN)/python -m examples.flip_the_flag $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
+
+test-fast: $(READY)
+	@$(PYTEST) $(FAST) $(ARGS)
+
+test-all: $(READY)
+	@HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-all} $(PYTEST) --slow $(ARGS)
+	@$(BIN)/python -m chaos
+
+coverage: $(READY)
+	@rm -f .coverage .coverage.*
+	@failed=0; $(BIN)/python -m coverage run -m pytest $(PARALLEL) $(ARGS) || failed=1; \
+		$(BIN)/python -m coverage combine -q && $(BIN)/python -m coverage report && exit $$failed
+
+# `python3.12` may be a shim of pyenv that starts nothing, so each candidate is tried.
+matrix:
+	@tested=""; for version in $(VERSIONS); do \
+		for python in python$$version $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python 2>/dev/null); do \
+			$$python -c "import sys, venv, ensurepip; sys.exit('%d.%d' % sys.version_info[:2] != '$$version')" 2>/dev/null || continue; \
+			printf '\n== Python %s: %s\n' $$version $$python; \
+			$(MAKE) --no-print-directory test-fast PYTHON=$$python VENV=$(VENV)-$$version || exit 1; \
+			tested="$$tested $$version"; break; \
+		done; \
+	done; \
+	[ -n "$$tested" ] || { echo "none of Python $(VERSIONS) was found" >&2; exit 1; }; \
+	printf '\nThe fast tests pass on Python%s.\n' "$$tested"
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
@@ -148,5 +188,5 @@ lock:
 	@rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) $(VENV)-lock $(DOCS_VENV) site .fuzz dist demo-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lock $(DOCS_VENV) $(VERSIONS:%=$(VENV)-%) .coverage .coverage.* site .fuzz dist demo-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
