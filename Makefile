@@ -67,7 +67,7 @@ test-all: $(READY)
 
 coverage: $(READY)
 	@rm -f .coverage .coverage.*
-	@failed=0; $(BIN)/python -m coverage run -m pytest $(PARALLEL) $(ARGS) || failed=1; \
+	@failed=0; COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/python -m coverage run -m pytest $(PARALLEL) $(ARGS) || failed=1; \
 		$(BIN)/python -m coverage combine -q && $(BIN)/python -m coverage report && exit $$failed
 
 # `python3.12` may be a shim of pyenv that starts nothing, so each candidate is tried.
