@@ -55,7 +55,9 @@ class PublisherPool:
         self.check_open(operation)
         slots = self._slots
         if not slots.acquire(timeout=self._settings.confirm_timeout):
-            raise TransportUnavailable(f"{operation}: all {self._size} connections were in use", effect="nothing was done")
+            raise TransportUnavailable(
+                f"{operation}: all {self._size} connections were in use", effect="nothing was done"
+            )
         try:
             broker = self._take_idle() or Broker(self._settings)
             try:
