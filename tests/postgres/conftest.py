@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 from queues import queue_name
 
 from transports.postgres import PostgresTransport
-from transports.postgres.listener import Session
+from transports.postgres.listener import Listener
 
 SECOND = pytest.mark.slow(
     variant="tests/postgres, on the machine's own server",
@@ -97,13 +97,13 @@ def shared(postgres_url: str) -> Iterator[tuple[PostgresTransport, Tables]]:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What subscriptions and waiting callers have asked the server from here on, one entry for each statement."""
     asked: list[str] = []
-    execute = Session.execute
+    execute = Listener.execute
 
-    def counted(session: Session, doing: str, statement: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+    def counted(listener: Listener, doing: str, statement: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         asked.append(doing)
-        return execute(session, doing, statement, parameters)
+        return execute(listener, doing, statement, parameters)
 
-    monkeypatch.setattr(Session, "execute", counted)
+    monkeypatch.setattr(Listener, "execute", counted)
     return asked
 
 

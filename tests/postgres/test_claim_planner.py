@@ -458,7 +458,7 @@ def test_a_connection_that_is_lost_puts_no_look_off(postgres: PostgresTransport,
     subscription = postgres.subscribe([queue], lease=60)
     assert subscription.receive(limit=1, wait=0) == ()
     paces = all_due(subscription)
-    connection = subscription._session._connection
+    connection = subscription._listener._connection
     assert connection is not None
     tables.execute("SELECT pg_terminate_backend(%s)", connection.info.backend_pid)
     with pytest.raises(TransportUnavailable):

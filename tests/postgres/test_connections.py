@@ -117,7 +117,7 @@ def test_prepared_statements_that_are_gone_cost_nothing(make_named: Make, tables
 
     def connections() -> list[Any]:
         time.sleep(0.1)  # until nothing is announced any more, for which one of them would be used
-        return [*transport._pool._idle, subscription._session._connected()]
+        return [*transport._pool._idle, subscription._listener._connected()]
 
     def prepared() -> int:
         rows = [one.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() for one in connections()]
@@ -146,7 +146,7 @@ def test_a_pooler_is_found_out_and_nothing_is_prepared_or_listened_to_through_it
         (held,) = subscription.receive(limit=1, wait=5)
         assert subscription.settle([Settlement(held, Verdict.ACK)]) == [True]
         transport.reply("nobody")
-    connection = subscription._session._connected()
+    connection = subscription._listener._connected()
     assert connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
     assert connection.execute("SELECT count(*) FROM pg_listening_channels()").fetchone() == (0,)
     subscription.close()
@@ -236,7 +236,7 @@ def test_a_receive_ends_when_a_renewal_becomes_due(postgres: PostgresTransport, 
     postgres.send([message("t", queue)])
     subscription = postgres.subscribe([queue], lease=1.5)
     asked: list[str] = []
-    execute = subscription._session.execute
+    execute = subscription._listener.execute
 
     def slowly(doing: str, statement: bytes, parameters: dict[str, Any]) -> Any:
         asked.append(doing)
@@ -245,7 +245,7 @@ def test_a_receive_ends_when_a_renewal_becomes_due(postgres: PostgresTransport, 
         return rows
 
     (first,) = subscription.receive(limit=1, wait=5)
-    subscription._session.execute = slowly  # type: ignore[method-assign]
+    subscription._listener.execute = slowly  # type: ignore[method-assign]
     looked_for = []
     for _ in range(3):
         assert subscription.renew([first]) == [True]
@@ -265,13 +265,13 @@ def test_a_delivery_that_its_consumer_forgot_ends_no_receive(postgres: PostgresT
     assert len(subscription.receive(limit=1, wait=5)) == 1
     time.sleep(0.3)
     asked: list[str] = []
-    execute = subscription._session.execute
+    execute = subscription._listener.execute
 
     def noted(doing: str, statement: bytes, parameters: dict[str, Any]) -> Any:
         asked.append(doing)
         return execute(doing, statement, parameters)
 
-    subscription._session.execute = noted  # type: ignore[method-assign]
+    subscription._listener.execute = noted  # type: ignore[method-assign]
     (again,) = subscription.receive(limit=1, wait=5)
     assert again.attempt == 2
     assert len(asked) < 20

@@ -85,7 +85,7 @@ def _every_server_connection_taken(pgbouncer: PgBouncer) -> Iterator[None]:
 def test_one_client_meets_every_server_connection_in_turn(pooled: Make, queue: str) -> None:
     """So these tests test something: no two transactions in a row of one client are in the same session."""
     subscription = pooled().subscribe([queue], lease=60)
-    connection = subscription._session._connected()
+    connection = subscription._listener._connected()
     sessions = [connection.execute("SELECT pg_backend_pid()").fetchone() for _ in range(2 * SERVER_CONNECTIONS)]
     assert len(set(sessions)) == SERVER_CONNECTIONS
     assert connection.pooled

@@ -95,13 +95,13 @@ def test_a_waiting_consumer_is_woken_by_a_queue_of_any_name(shared: Shared, name
     transport, tables = shared
     with transport_on(tables.url, tables.schema, poll_interval=LONG_POLL) as waiting:
         subscription = waiting.subscribe([name], lease=60)
-        wait, waits = subscription._session.wait, threading.Event()
+        wait, waits = subscription._listener.wait, threading.Event()
 
         def told(seconds: float) -> bool:
             waits.set()
             return wait(seconds)
 
-        subscription._session.wait = told  # type: ignore[method-assign]
+        subscription._listener.wait = told  # type: ignore[method-assign]
         try:
             taken = start(lambda: subscription.receive(limit=1, wait=LONG_POLL))
             assert waits.wait(60)

@@ -101,8 +101,8 @@ def test_call_returns_reply_when_its_waiter_hangs(
             pass
         found: list[Reply | None] = []
         with in_background(lambda: found.append(caller.reply(queue, timeout=40))):
-            wait_until(lambda: caller._waiter._waiting and caller._waiter._session is not None, what="the waiter")
-            wait_until(lambda: caller._waiter._session._connection is not None, what="its connection")  # type: ignore[union-attr]
+            wait_until(lambda: caller._waiter._waiting and caller._waiter._listener is not None, what="the waiter")
+            wait_until(lambda: caller._waiter._listener._connection is not None, what="its connection")  # type: ignore[union-attr]
             between.fall_silent()
             answer(made, Reply(queue, "completed", result=1))
     assert found == [Reply(queue, "completed", result=1)]

@@ -21,25 +21,25 @@ from transports.postgres.connections import Connection, Connector, run
 from transports.postgres.errors import PlanOutdated, ReadOnly, SessionTimedOut, mapped
 
 
-class Session:
+class Listener:
     """Owned by one thread; only `wake` may be called from another, or from a signal handler.
 
     It listens on `channel`, if there is one, and heeds the notifications with these payloads alone. A statement may
     take `limit` seconds.
     """
 
-    def __init__(self, connector: Connector, channel: str | None, heeded: Iterable[str], *, limit: float) -> None:
+    def __init__(self, connector: Connector, channel: str | None, payloads: Iterable[str], *, limit: float) -> None:
         self._connector = connector
         self._limit = limit
         self._channel = channel
-        self._heeded = frozenset(heeded)
+        self._payloads = frozenset(payloads)
         self._connection: Connection | None = None
         self._selector = selectors.DefaultSelector()
-        self._bell, self._clapper = socket.socketpair()
-        self._bell.setblocking(False)
-        self._clapper.setblocking(False)
-        self._selector.register(self._bell, selectors.EVENT_READ)
-        self._heard = False
+        self._wake_r, self._wake_w = socket.socketpair()
+        self._wake_r.setblocking(False)
+        self._wake_w.setblocking(False)
+        self._selector.register(self._wake_r, selectors.EVENT_READ)
+        self._notified = False
 
     @property
     def prepares(self) -> bool:
@@ -63,31 +63,31 @@ class Session:
         """Wait until something was heard or the time is up (False), or until `wake` is or was called (True)."""
         deadline = time.monotonic() + seconds
         while True:
-            if self._rung():
+            if self._was_woken():
                 return True
             remaining = deadline - time.monotonic()
-            if self._heard or remaining <= 0:
+            if self._notified or remaining <= 0:
                 return False
             ready = self._selector.select(remaining)
-            if any(key.fileobj is not self._bell for key, _ in ready):
-                self._listen()
+            if any(key.fileobj is not self._wake_r for key, _ in ready):
+                self._read_notifications()
                 if self._connection is None:
-                    return self._rung()
+                    return self._was_woken()
 
-    def forget_heard(self) -> None:
+    def forget_notifications(self) -> None:
         """Wait for what comes from now on; what was heard so far is about to be looked at."""
-        self._heard = False
+        self._notified = False
 
     def wake(self) -> None:
         # Full, so the owner wakes anyway; or closed, and there is no owner.
         with contextlib.suppress(OSError):
-            self._clapper.send(b"!")
+            self._wake_w.send(b"!")
 
     def close(self) -> None:
         self._drop()
         self._selector.close()
-        self._bell.close()
-        self._clapper.close()
+        self._wake_r.close()
+        self._wake_w.close()
 
     def _execute(self, doing: str, statement: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         connection = self._connected()
@@ -107,7 +107,7 @@ class Session:
                 return self._connection
             self._drop()
         connection = self._connector.connect(patience=self._limit, limit=self._limit)
-        connection.add_notify_handler(lambda notification: self._hear(notification.payload))
+        connection.add_notify_handler(lambda notification: self._note_notification(notification.payload))
         try:
             with mapped("set up a connection"):
                 self._set_up(connection)
@@ -128,27 +128,27 @@ class Session:
         if connection is None:
             return
         for key in list(self._selector.get_map().values()):
-            if key.fileobj is not self._bell:
+            if key.fileobj is not self._wake_r:
                 self._selector.unregister(key.fileobj)
         connection.close()
 
-    def _listen(self) -> None:
+    def _read_notifications(self) -> None:
         connection = self._connection
         if connection is None:
             return
         try:
             connection.pgconn.consume_input()
             while (notification := connection.pgconn.notifies()) is not None:
-                self._hear(notification.extra.decode())
+                self._note_notification(notification.extra.decode())
         except psycopg.Error:
             self._drop()
 
-    def _hear(self, payload: str) -> None:
-        self._heard = self._heard or payload in self._heeded
+    def _note_notification(self, payload: str) -> None:
+        self._notified = self._notified or payload in self._payloads
 
-    def _rung(self) -> bool:
+    def _was_woken(self) -> bool:
         try:
-            return bool(self._bell.recv(4096))
+            return bool(self._wake_r.recv(4096))
         except BlockingIOError:
             return False
 

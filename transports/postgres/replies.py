@@ -13,7 +13,7 @@ import threading
 import time
 
 from transports.postgres.connections import Connector
-from transports.postgres.listener import Session
+from transports.postgres.listener import Listener
 from transports.postgres.statements import Statements
 from unstract_core.errors import TransportClosed, TransportError
 from unstract_core.observability.log_events import emit
@@ -49,7 +49,7 @@ class ReplyWaiter:
         self._fresh = False
         self._cannot_look = False
         self._looked_at = time.monotonic()
-        self._session: Session | None = None
+        self._listener: Listener | None = None
 
     def wait(self, key: str, deadline: float) -> None:
         """Wait until `key` is answered, or the monotonic `deadline` has passed, or there is reason to look again."""
@@ -58,12 +58,12 @@ class ReplyWaiter:
         with self._lock:
             if self._closed:
                 raise TransportClosed("wait for a reply: the transport was closed")
-            session = self._started()
+            listener = self._started()
             self._waiting.setdefault(key, []).append(event)
             self._fresh = True
-            looks = session is not None and not self._cannot_look
-        if session is not None and looks:
-            session.wake()
+            looks = listener is not None and not self._cannot_look
+        if listener is not None and looks:
+            listener.wake()
         try:
             while not event.wait(min(seconds, self._poll_interval)):
                 seconds = deadline - time.monotonic()
@@ -78,8 +78,8 @@ class ReplyWaiter:
         with self._lock:
             self._closed = True
             self._wake_all()
-            if self._session is not None:
-                self._session.wake()
+            if self._listener is not None:
+                self._listener.wake()
 
     def _forget(self, key: str, event: threading.Event) -> None:
         with self._lock:
@@ -94,40 +94,40 @@ class ReplyWaiter:
             for event in events:
                 event.set()
 
-    def _started(self) -> Session | None:
+    def _started(self) -> Listener | None:
         """Return the session of the waiter's thread, which is started where there is none; None if it cannot be."""
-        if self._session is None:
-            session = Session(self._connector, self._channel, heeded=[""], limit=self._limit)
-            thread = threading.Thread(target=self._run, args=(session,), name="unstract-wire-replies", daemon=True)
+        if self._listener is None:
+            listener = Listener(self._connector, self._channel, payloads=[""], limit=self._limit)
+            thread = threading.Thread(target=self._run, args=(listener,), name="unstract-wire-replies", daemon=True)
             try:
                 thread.start()
             except RuntimeError:
-                session.close()
+                listener.close()
                 return None
-            self._session = session
-        return self._session
+            self._listener = listener
+        return self._listener
 
-    def _run(self, session: Session) -> None:
+    def _run(self, listener: Listener) -> None:
         try:
-            self._serve(session)
+            self._serve(listener)
         except Exception as exc:
             emit(logger, logging.ERROR, "reply_waiter_failed", error_type=type(exc).__name__)
         finally:
             with self._lock:
-                self._session = None
+                self._listener = None
                 self._wake_all()
-            session.close()
+            listener.close()
 
-    def _serve(self, session: Session) -> None:
+    def _serve(self, listener: Listener) -> None:
         longest = _PAUSE
         while not self._closed:
             with self._lock:
                 keys = list(self._waiting)
                 self._fresh = False
-            session.forget_heard()
+            listener.forget_notifications()
             try:
                 if keys:
-                    self._tell(session.execute("look for replies", self._statements["answered"], {"keys": keys}))
+                    self._tell(listener.execute("look for replies", self._statements["answered"], {"keys": keys}))
                     self._looks()
                     longest = _PAUSE
                 pause = self._poll_interval if keys else _IDLE
@@ -137,7 +137,7 @@ class ReplyWaiter:
             with self._lock:
                 fresh = (self._fresh and not self._cannot_look) or self._closed
             if not fresh:
-                session.wait(min(pause, _LONGEST_PAUSE) if self._cannot_look else pause)
+                listener.wait(min(pause, _LONGEST_PAUSE) if self._cannot_look else pause)
 
     def _looks(self) -> None:
         with self._lock:

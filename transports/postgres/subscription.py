@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import psycopg
 
 from transports.postgres.claim_planner import LONGEST_REST, MERGED, RECENT_INTERVAL, Claim, Claims, Expiry, Extent, Pace
-from transports.postgres.listener import Session
+from transports.postgres.listener import Listener
 from transports.postgres.notifier import Notifier
 from transports.postgres.rows import settle_parameters
 from transports.postgres.statements import Statements
@@ -53,7 +53,7 @@ class PostgresSubscription:
 
     def __init__(
         self,
-        session: Session,
+        listener: Listener,
         statements: Statements,
         notifier: Notifier,
         queues: Sequence[str],
@@ -62,11 +62,11 @@ class PostgresSubscription:
         poll_interval: float,
         closed: Callable[[], bool],
     ) -> None:
-        self._session = session
+        self._listener = listener
         self._statements = statements
         self._notifier = notifier
         self._queues = list(queues)
-        self._claims = Claims(statements, self._queues, prepared=session.prepares)
+        self._claims = Claims(statements, self._queues, prepared=listener.prepares)
         self._lease = lease
         self._poll_interval = poll_interval
         self._transport_closed = closed
@@ -76,7 +76,7 @@ class PostgresSubscription:
         self._renewal_was_due = False
         self._just_renewed = False
         self._owes_claim = False
-        self._unread = Unread(session, statements, lease, self._release)
+        self._unread = Unread(listener, statements, lease, self._release)
         self._careful = False
         self._bring_back_at = 0.0
         self._bring_back_pace = Pace()
@@ -94,7 +94,7 @@ class PostgresSubscription:
         self._just_renewed = False
         while True:
             self._check_open()
-            self._session.forget_heard()
+            self._listener.forget_notifications()
             next_due = math.inf
             if limit > 0:
                 if self._unread and ((deliveries := self._read(limit)) or self._must_renew or self._unread):
@@ -134,7 +134,7 @@ class PostgresSubscription:
                     self._unread.renew()
                 next_due = max(0.0, self._unread.renew_at - time.monotonic())
             remaining = deadline - time.monotonic()
-            if remaining <= 0 or self._session.wait(min(remaining, self._poll_interval, next_due)):
+            if remaining <= 0 or self._listener.wait(min(remaining, self._poll_interval, next_due)):
                 self._check_open()
                 return ()
 
@@ -144,7 +144,7 @@ class PostgresSubscription:
         self._renew_at, self._just_renewed = began + self._lease / 3, True
         waiting = self._unread.waiting
         held = [delivery for delivery in deliveries if _key(delivery) in self._held]
-        rows = self._session.execute(
+        rows = self._listener.execute(
             "renew leases",
             self._statements["renew"],
             {**fences([*held, *waiting]), "lease": self._lease},
@@ -169,7 +169,7 @@ class PostgresSubscription:
         self._held -= given_back
 
         def commit(wake: list[str | None]) -> list[tuple[Any, ...]]:
-            return self._session.execute(
+            return self._listener.execute(
                 "settle",
                 self._statements["settle"],
                 {
@@ -200,7 +200,7 @@ class PostgresSubscription:
         return [id(one) in effective for one in settlements]
 
     def wake(self) -> None:
-        self._session.wake()
+        self._listener.wake()
 
     def close(self) -> None:
         """Stop receiving, and release messages that were claimed and not delivered: their attempt is not counted.
@@ -216,7 +216,7 @@ class PostgresSubscription:
                     self._release(self._unread.waiting, 0.0)
         finally:
             self._closed = True
-            self._session.close()
+            self._listener.close()
 
     def _kept_up(self, ahead: float) -> tuple[int, float, bool] | None:
         """Do what is to be done now and then; return what `_bring_back` has found, if it was its time."""
@@ -236,7 +236,7 @@ class PostgresSubscription:
         rows: list[tuple[Any, ...]] = []
         with _noting_what_takes_too_long(self._claims.pace_of(claim)):
             if self._claims.many and claim.extent is Extent.WHOLE:
-                ready = self._session.execute("look for queues", self._statements["queues_with_ready"], {})
+                ready = self._listener.execute("look for queues", self._statements["queues_with_ready"], {})
                 claim = self._claims.choose(ready, claim)
             limit = self._claims.most(limit)
             if self._claims.queues and not (self._claims.many and self._must_renew):
@@ -253,14 +253,14 @@ class PostgresSubscription:
         careful, self._careful = self._careful, False
         if not careful:
             try:
-                return self._session.execute("claim messages", statement, parameters)
+                return self._listener.execute("claim messages", statement, parameters)
             except TransportError as exc:
                 if not may_be_the_content(exc):
                     raise
                 if state_of(exc) == "57014" or self._must_renew:  # it took long: what else is due comes first
                     self._careful = True
                     raise
-        return self._session.execute("claim messages", self._statements.without_content(statement), parameters)
+        return self._listener.execute("claim messages", self._statements.without_content(statement), parameters)
 
     def _read(self, limit: int) -> list[Delivery]:
         deliveries = self._unread.read(limit, lambda: self._must_renew)
@@ -314,7 +314,7 @@ class PostgresSubscription:
         highest = self._claims.highest
         name = ("bring_back" if whole else "bring_back_lately") + ("_to_many" if self._wide else "")
         with _noting_what_takes_too_long(pace):
-            rows = self._session.execute("bring back expired leases", self._statements[name], parameters)
+            rows = self._listener.execute("bring back expired leases", self._statements[name], parameters)
         ended = time.monotonic()
         ((brought, next_due, first_ready, lowest, last, newest, read, soon, cut),) = rows
         if pace is not None:
@@ -350,7 +350,7 @@ class PostgresSubscription:
         self._swept_until = -math.inf
         began = time.monotonic()
         try:
-            rows = self._session.execute("sweep expired replies", self._statements["sweep_replies"], parameters)
+            rows = self._listener.execute("sweep expired replies", self._statements["sweep_replies"], parameters)
         except TransportError as exc:
             emit(logger, logging.WARNING, "sweep_failed", error_type=type(exc).__name__, error=error_text(exc))
             return

@@ -19,7 +19,7 @@ from transports.postgres.diagnostics.look import Limits, questions
 from transports.postgres.diagnostics.report import check_up
 from transports.postgres.errors import mapped
 from transports.postgres.libpq_exec import straight
-from transports.postgres.listener import Session
+from transports.postgres.listener import Listener
 from transports.postgres.migrate import LOCK_TIMEOUT, migrate, migration_sql
 from transports.postgres.notifier import Channels, Notifier
 from transports.postgres.pool import Pool
@@ -237,14 +237,14 @@ class PostgresTransport:
         # A statement that is held up must not hold up the renewals, for which the same connection is needed.
         limit = min(self._statement_timeout, max(_SHORTEST_LIMIT, lease / 4))
         channel = self._channels.queues if self._listen else None
-        session = Session(self._connector, channel, heeded=names, limit=limit)
+        listener = Listener(self._connector, channel, payloads=names, limit=limit)
         try:
-            look_at_tables(session.execute, self._statements)
+            look_at_tables(listener.execute, self._statements)
         except BaseException:
-            session.close()
+            listener.close()
             raise
         subscription = PostgresSubscription(
-            session,
+            listener,
             self._statements,
             self._notifier,
             names,

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import attrs
 import psycopg
 
-from transports.postgres.listener import Session
+from transports.postgres.listener import Listener
 from transports.postgres.statements import Statements
 from unstract_core.codec import from_wire
 from unstract_core.errors import MalformedPayload, TransportError
@@ -48,7 +48,7 @@ class Unread:
 
     def __init__(
         self,
-        session: Session,
+        listener: Listener,
         statements: Statements,
         lease: float,
         release: Callable[[Sequence[Delivery], float], None],
@@ -56,13 +56,13 @@ class Unread:
         """Begin with no messages.
 
         Args:
-            session: the subscription's connection.
+            listener: the subscription's connection.
             statements: the statements of its schema.
             lease: seconds for which a message is claimed.
             release: makes deliveries ready again after a delay in seconds, without counting their attempt.
         """
         self.since = math.inf
-        self._session = session
+        self._listener = listener
         self._statements = statements
         self._lease = lease
         self._release = release
@@ -132,7 +132,7 @@ class Unread:
     def renew(self) -> None:
         """Extend their leases, and forget those that were lost."""
         began = time.monotonic()
-        rows = self._session.execute(
+        rows = self._listener.execute(
             "renew leases", self._statements["renew"], {**fences(self.waiting), "lease": self._lease}
         )
         self.renewed({(str(msg_id), attempt, enqueued.hex()) for msg_id, attempt, enqueued in rows}, began)
@@ -174,7 +174,7 @@ class Unread:
             self._find(ours[place:], TOO_LARGE)
 
     def _texts(self, group: Sequence[Delivery]) -> dict[Key, str | None]:
-        rows = self._session.execute("read messages", self._statements["contents"], fences(group))
+        rows = self._listener.execute("read messages", self._statements["contents"], fences(group))
         return {(str(msg_id), attempt, enqueued.hex()): text for msg_id, attempt, enqueued, text in rows}
 
     def _find(self, group: list[Delivery], problem: str) -> None:
@@ -184,7 +184,7 @@ class Unread:
         """
         one = group[0]
         try:
-            rows = self._session.execute("read who sent a message", self._statements["digest"], fences([one]))
+            rows = self._listener.execute("read who sent a message", self._statements["digest"], fences([one]))
         except TransportError as exc:
             if not may_be_the_content(exc):
                 self._put_back(group)
