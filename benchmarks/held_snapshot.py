@@ -31,21 +31,21 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.bench import PAYLOAD, server
 from transports.postgres import PostgresTransport
-from transports.postgres.claim_planner import Claim, Claims, Pace
+from transports.postgres.claim_planner import ClaimPlan, ClaimPlanner, ScanBudget
 from unstract_core import Message, Settlement, TaskPayload, Verdict
 
 CASES = ("held", "free", "whole")
 LEASE = 60.0
 
 
-class WholeClaims(Claims):
-    """Claims that scan the whole index, without lower bounds."""
+class WholeClaims(ClaimPlanner):
+    """Every claim over the whole index, as it would be without lower bounds."""
 
-    def next(self, now: float) -> Claim:
-        return self._over_the_whole
+    def next(self, now: float) -> ClaimPlan:
+        return self._whole
 
 
-class AlwaysDue(Pace):
+class AlwaysDue(ScanBudget):
     def took(self, began: float, ended: float) -> None:
         return None
 

@@ -21,7 +21,7 @@ from contract_tests.kit import wait_until
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport, claim_planner
 from transports.postgres import transport as transport_module
-from transports.postgres.claim_planner import LONGEST_REST, SHARE, Claims, Extent, Pace
+from transports.postgres.claim_planner import LONGEST_REST, SHARE, ClaimPlanner, Scan, ScanBudget
 from transports.postgres.statements import Statements
 from transports.postgres.subscription import PostgresSubscription
 from unstract_core import Consumer, Delivery, Settlement, TransportUnavailable, Verdict
@@ -264,7 +264,7 @@ def test_an_idle_look_costs_the_same_for_any_number_of_queues(
     assert costs[0][0] <= 4
 
 
-def all_due(subscription: PostgresSubscription) -> list[Pace]:
+def all_due(subscription: PostgresSubscription) -> list[ScanBudget]:
     """Let each statement that is repeated now and then be due at once; return the paces of these statements."""
     paces = [*subscription._claims._paces.values(), subscription._bring_back_pace, subscription._look_back_pace]
     for pace in paces:
@@ -276,7 +276,7 @@ def all_due(subscription: PostgresSubscription) -> list[Pace]:
 def bounded(transport: PostgresTransport, names: Sequence[str]) -> PostgresSubscription:
     """Subscribe with claims that never look at the whole index, as while that takes very long."""
     subscription = transport.subscribe(names, lease=60)
-    for pace in (subscription._claims._paces[Extent.WHOLE], subscription._bring_back_pace):
+    for pace in (subscription._claims._paces[Scan.WHOLE], subscription._bring_back_pace):
         pace.due_at, pace.seconds = math.inf, math.inf
     return subscription
 
@@ -288,7 +288,7 @@ def bounded(transport: PostgresTransport, names: Sequence[str]) -> PostgresSubsc
     queues=st.integers(1, 3),
     later=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 10)), max_size=10),
 )
-def test_claims_beyond_what_was_taken_keep_the_order(
+def test_claims_frontier_what_was_taken_keep_the_order(
     shared: Shared,
     sent: list[tuple[int, int]],
     limits: list[int],
@@ -367,7 +367,7 @@ def test_what_a_subscription_gives_back_it_can_take_again_at_once(postgres: Post
     sent = postgres.send([message("t", queue) for _ in range(5)])
     first, *others = subscription.receive(limit=5, wait=0)
     assert all(subscription.settle([Settlement(one, Verdict.ACK) for one in others]))
-    subscription._claims._paces[Extent.RECENT].due_at = math.inf
+    subscription._claims._paces[Scan.RECENT].due_at = math.inf
     assert subscription.settle([Settlement(first, Verdict.RETRY)]) == [True]
     assert [(one.id, one.attempt) for one in subscription.receive(limit=5, wait=0)] == [(sent[0], 2)]
     subscription.close()
@@ -381,7 +381,7 @@ def test_what_a_subscription_brings_back_it_takes_at_once(
     subscription = bounded(postgres, [queue])
     sent = postgres.send([message("t", queue) for _ in range(5)])
     assert len(subscription.receive(limit=5, wait=0)) == 5
-    subscription._claims._paces[Extent.RECENT].due_at = math.inf
+    subscription._claims._paces[Scan.RECENT].due_at = math.inf
     tables.execute("UPDATE {messages} SET vt = now() WHERE msg_id = %s", int(sent[1]))
     assert [(one.id, one.attempt) for one in subscription.receive(limit=5, wait=20)] == [(sent[1], 2)]
     subscription.close()
@@ -397,9 +397,9 @@ def test_what_others_made_ready_again_is_found_by_a_claim_over_the_whole(
     assert len(subscription.receive(limit=2, wait=0)) == 2
     subscription._claims._marks = [({}, 0), (dict(subscription._claims._taken), 0)]
     tables.execute("UPDATE {messages} SET state = 'ready' WHERE msg_id = %s", int(low))
-    subscription._claims._paces[Extent.RECENT].due_at = math.inf
+    subscription._claims._paces[Scan.RECENT].due_at = math.inf
     assert subscription.receive(limit=2, wait=0) == ()
-    subscription._claims._paces[Extent.WHOLE].due_at = time.monotonic() + 0.3
+    subscription._claims._paces[Scan.WHOLE].due_at = time.monotonic() + 0.3
     assert [one.id for one in subscription.receive(limit=2, wait=20)] == [low]
     subscription.close()
 
@@ -407,7 +407,7 @@ def test_what_others_made_ready_again_is_found_by_a_claim_over_the_whole(
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=20), st.floats(0, 5))
 def test_what_takes_long_is_done_for_a_small_part_of_the_time(durations: list[float], shortest: float) -> None:
     """After each time a rest in proportion, half a minute at most; one slow time by itself changes nothing."""
-    pace, now, before = Pace(shortest), 0.0, math.inf
+    pace, now, before = ScanBudget(shortest), 0.0, math.inf
     for seconds in durations:
         now = max(now, pace.due_at)
         pace.took(now, now + seconds)
@@ -420,7 +420,7 @@ def test_what_takes_long_is_done_for_a_small_part_of_the_time(durations: list[fl
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=10), st.floats(0, 100))
 def test_what_fails_is_tried_more_and_more_rarely(durations: list[float], seconds: float) -> None:
     """A rest in proportion after each failure, half a minute at most and then twice as long; a success ends that."""
-    pace, now = Pace(), 0.0
+    pace, now = ScanBudget(), 0.0
     for number, failing in enumerate(durations):
         now = max(now, pace.due_at)
         pace.failed(now, now + failing)
@@ -436,7 +436,7 @@ def test_a_look_at_the_whole_that_takes_too_long_stops_no_work(postgres: Postgre
     """Where it exceeds the limit of a statement, what is beyond the bounds is taken all the same."""
     subscription = postgres.subscribe([queue], lease=3)
     slow = b"SELECT pg_sleep(30), %(lease)s, %(limit)s"
-    subscription._claims._over_the_whole = attrs.evolve(subscription._claims._over_the_whole, statement=slow)
+    subscription._claims._whole = attrs.evolve(subscription._claims._whole, statement=slow)
     subscription._statements._texts["bring_back"] = b"SELECT pg_sleep(30), %(limit)s"
     sent = postgres.send([message("t", queue), message("t", queue)])
     failures, taken = 0, list[str]()
@@ -524,12 +524,12 @@ def test_claimed_rows_of_other_queues_delay_no_lease(
 def test_only_queues_with_ready_rows_are_merged_where_nothing_is_prepared() -> None:
     """Each claim is planned anew there, which takes longer the more queues it merges."""
     names = [f"q-{number}" for number in range(64)]
-    assert not Claims(Statements("s"), names).many
-    claims = Claims(Statements("s"), names, prepared=False)
+    assert not ClaimPlanner(Statements("s"), names).many
+    claims = ClaimPlanner(Statements("s"), names, prepared=False)
     claim = claims.choose([("q-7", 5), ("other", 5), ("q-3", 1)], claims.next(0.0))
     assert claims.many
     assert claim.parameters == {"queue_0": "q-7", "queue_1": "q-3"}
-    assert not Claims(Statements("s"), names[:8], prepared=False).many
+    assert not ClaimPlanner(Statements("s"), names[:8], prepared=False).many
 
 
 def test_many_queues_keep_the_order_where_nothing_is_prepared(
@@ -550,18 +550,18 @@ def test_many_queues_keep_the_order_where_nothing_is_prepared(
 
 def test_a_priority_from_which_nothing_is_ready_gets_a_bound_without_having_been_taken_from() -> None:
     """What others have taken from it is dead as well; what may still be committed is not passed over."""
-    claims = Claims(Statements("s"), ["q", "r"])
-    pace = claims._paces[Extent.WHOLE]
+    claims = ClaimPlanner(Statements("s"), ["q", "r"])
+    pace = claims._paces[Scan.WHOLE]
     taken = [Delivery(str(msg_id), "q", 1, None, "", None, "", 5) for msg_id in (70, 90)]
     for moment in (100.0, 111.0, 122.0):
         pace.due_at = math.inf
         claims.made(claims.next(moment), 2, taken, moment, moment)
     claims.none_ready_above({"q": 5})
-    claims._paces[Extent.RECENT].due_at = math.inf
+    claims._paces[Scan.RECENT].due_at = math.inf
     bounds = claims.next(123.0).parameters
     assert bounds["priorities"] == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
-    assert bounds["beyond_0"] == [90] * 6 + [0] * 4
-    assert bounds["beyond_1"] == [90] * 10
+    assert bounds["frontier_0"] == [90] * 6 + [0] * 4
+    assert bounds["frontier_1"] == [90] * 10
 
 
 def test_a_whole_claim_that_found_something_below_a_bound_is_made_again() -> None:
@@ -570,17 +570,17 @@ def test_a_whole_claim_that_found_something_below_a_bound_is_made_again() -> Non
     def taken(msg_id: int, priority: int) -> Delivery:
         return Delivery(str(msg_id), "q", 1, None, "{}", None, "", priority)
 
-    claims = Claims(Statements("s"), ["q"])
+    claims = ClaimPlanner(Statements("s"), ["q"])
     whole = claims.next(0.0)
     claims.made(whole, 2, [taken(100, 10), taken(200, 5)], 0.0, 1.0)
     claims.made(whole, 1, [taken(300, 5)], 2.0, 3.0)
-    assert claims.next(3.1).extent is not Extent.WHOLE
+    assert claims.next(3.1).scan is not Scan.WHOLE
     claims.made(whole, 1, [taken(50, 10)], 40.0, 41.0)
-    assert claims.next(41.1).extent is Extent.WHOLE
+    assert claims.next(41.1).scan is Scan.WHOLE
     claims.made(whole, 1, [taken(60, 5)], 41.1, 42.1)
-    assert claims.next(42.2).extent is Extent.WHOLE
+    assert claims.next(42.2).scan is Scan.WHOLE
     claims.made(whole, 1, [taken(301, 5)], 42.2, 43.2)
-    assert claims.next(43.3).extent is not Extent.WHOLE
+    assert claims.next(43.3).scan is not Scan.WHOLE
 
 
 def test_a_queue_is_counted_beside_many_claimed_rows_of_others(

@@ -13,7 +13,7 @@ from pg_tables import Tables
 
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport
-from transports.postgres.claim_planner import NEW, PRIORITIES, Expiry
+from transports.postgres.claim_planner import NEW, PRIORITIES, ExpiryPlanner
 from transports.postgres.statements import Statements
 
 SCHEMA = "night"
@@ -56,16 +56,16 @@ def buffers(tables: Tables, statement: bytes, parameters: dict[str, Any]) -> int
 
 
 @pytest.mark.parametrize("queues", [["q"], ["q", "other"]], ids=["one queue", "two queues"])
-def test_a_claim_beyond_what_was_taken_reads_nothing_dead(
+def test_a_claim_frontier_what_was_taken_reads_nothing_dead(
     night: tuple[PostgresTransport, Tables], queues: list[str]
 ) -> None:
     """It reads a few pages at any number of dead rows; a claim over the whole index reads all of them."""
     _, tables = night
     statements = Statements(SCHEMA)
-    beyond, names = statements.claim_beyond(queues)
+    beyond, names = statements.claim_frontier(queues)
     whole, _ = statements.claim(queues)
     more = {**names, "limit": 10, "lease": 60.0}
-    bounds = {f"beyond_{number}": [DEAD] * 10 for number in range(len(queues))}
+    bounds = {f"frontier_{number}": [DEAD] * 10 for number in range(len(queues))}
     assert buffers(tables, beyond, {**more, **bounds, "priorities": PRIORITIES}) < BUFFERS
     assert buffers(tables, whole, more) > BUFFERS
 
@@ -90,4 +90,4 @@ def test_looking_for_expired_leases_reads_nothing_dead(night: tuple[PostgresTran
     bring = {"queues": ["q"], "limit": 500, "ahead": 30.0}
     known = {"walked": ["q"], "afters": [DEAD], "share": NEW, "window": NEW, "known": list(range(1, 101))}
     assert buffers(tables, statements["bring_back_lately"], {**bring, **known}) < BUFFERS
-    assert buffers(tables, statements["bring_back"], {**bring, **Expiry(["q"]).next_part()}) > BUFFERS
+    assert buffers(tables, statements["bring_back"], {**bring, **ExpiryPlanner(["q"]).next_part()}) > BUFFERS

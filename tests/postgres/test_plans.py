@@ -50,9 +50,9 @@ def hot_statements(schema: str = SCHEMA) -> dict[str, tuple[bytes, dict[str, Any
     found: dict[str, tuple[bytes, dict[str, Any], set[str]]] = {}
     for name, queues in (("one queue", QUEUES[:1]), ("three queues", QUEUES)):
         claim, names = statements.claim(queues)
-        beyond, _ = statements.claim_beyond(queues)
+        beyond, _ = statements.claim_frontier(queues)
         more = {"limit": 100, "lease": 60.0}
-        bounds = {f"beyond_{number}": [0, *range(9)] for number in range(len(queues))}
+        bounds = {f"frontier_{number}": [0, *range(9)] for number in range(len(queues))}
         found[f"claim from {name}"] = claim, {**names, **more}, {READY}
         found[f"claim beyond, from {name}"] = beyond, {**names, **more, **bounds, "priorities": PRIORITIES}, {READY}
         part = {"walked": queues, "afters": [0] * len(queues), "share": PART, "window": PART, "known": []}
@@ -327,9 +327,9 @@ def claims_and_looks(schema: str, size: int) -> Iterator[tuple[str, bytes, dict[
     for names in (["q-1"], queues):
         claim, parameters = statements.claim(names)
         yield f"claim from {len(names)}", claim, {**parameters, **more}
-        beyond, _ = statements.claim_beyond(names)
+        beyond, _ = statements.claim_frontier(names)
         for last in (0, size // 2, size):
-            bounds = {f"beyond_{number}": [last] * 10 for number in range(len(names))}
+            bounds = {f"frontier_{number}": [last] * 10 for number in range(len(names))}
             name = f"claim from {len(names)} beyond {last}"
             yield name, beyond, {**parameters, **more, **bounds, "priorities": PRIORITIES}
     part = {"walked": queues, "afters": [0] * len(queues), "share": PART, "window": PART, "known": []}

@@ -62,7 +62,7 @@ PRIORITIES = list(range(HIGHEST_PRIORITY, LOWEST_PRIORITY - 1, -1))
 _Bounds = dict[tuple[str, int], int]
 
 
-class Pace:
+class ScanBudget:
     """When something may be done again that takes a while: after a rest in proportion, of `shortest` seconds or more.
 
     It rests for half a minute at most, and longer only where it fails again and again: what cannot be done in the time
@@ -90,25 +90,25 @@ class Pace:
         self.due_at = ended + min(max((ended - began) / SHARE, self._shortest), longest)
 
 
-class Extent(Enum):
+class Scan(Enum):
     """How much of the index a claim looks at."""
 
     WHOLE = "whole"
     RECENT = "recent"
-    BEYOND = "beyond"
+    FRONTIER = "beyond"
 
 
 @attrs.frozen
-class Claim:
+class ClaimPlan:
     """A statement with those of its parameters that do not change from one worker to the next."""
 
-    extent: Extent
+    scan: Scan
     statement: bytes
     parameters: Mapping[str, Any]
     bounded: bool = True
 
 
-class Claims:
+class ClaimPlanner:
     """Chooses the claims of one subscription.
 
     Args:
@@ -125,15 +125,15 @@ class Claims:
         self._prepared = prepared
         self._left = math.inf
         self._select([] if self.many else queues)
-        self._paces = {Extent.WHOLE: Pace(), Extent.RECENT: Pace(RECENT_INTERVAL)}
-        self._last = Extent.WHOLE
+        self._paces = {Scan.WHOLE: ScanBudget(), Scan.RECENT: ScanBudget(RECENT_INTERVAL)}
+        self._last = Scan.WHOLE
         self._taken: _Bounds = {}
         self._highest = 0
         # What is true of the moment at which the last generation began, and the one before.
         self._marks: list[tuple[_Bounds, int]] = [({}, 0), ({}, 0)]
         self._marked_at = -math.inf
 
-    def choose(self, ready: Sequence[tuple[str, int]], claim: Claim) -> Claim:
+    def choose(self, ready: Sequence[tuple[str, int]], claim: ClaimPlan) -> ClaimPlan:
         """Take from the first of the queues that have ready rows; return a claim over the whole of these.
 
         Args:
@@ -146,7 +146,7 @@ class Claims:
         if names != self._queues:
             self._select(names)
         self.none_ready_above(dict(first[:MERGED]))
-        return self._over_the_whole if claim.bounded else self._thorough
+        return self._whole if claim.bounded else self._thorough
 
     @property
     def queues(self) -> Sequence[str]:
@@ -167,39 +167,39 @@ class Claims:
         size = len(queues)
         if self.many and self._prepared:
             size = next(size for size in _SIZES if size >= len(queues))
-        self._slots: list[str | None] = [*queues, *[None] * (size - len(queues))]
-        whole, self._names = self._statements.claim(self._slots)
-        thorough, _ = self._statements.claim(self._slots, bounded=False)
-        self._over_the_whole = Claim(Extent.WHOLE, whole, self._names)
-        self._thorough = Claim(Extent.WHOLE, thorough, self._names, bounded=False)
-        self._beyond, _ = self._statements.claim_beyond(self._slots)
+        self._queue_slots: list[str | None] = [*queues, *[None] * (size - len(queues))]
+        whole, self._names = self._statements.claim(self._queue_slots)
+        thorough, _ = self._statements.claim(self._queue_slots, bounded=False)
+        self._whole = ClaimPlan(Scan.WHOLE, whole, self._names)
+        self._thorough = ClaimPlan(Scan.WHOLE, thorough, self._names, bounded=False)
+        self._frontier, _ = self._statements.claim_frontier(self._queue_slots)
 
-    def next(self, now: float) -> Claim:
+    def next(self, now: float) -> ClaimPlan:
         """Return the claim over as much as may be looked at now."""
-        if now >= self._paces[Extent.WHOLE].due_at:
-            return self._over_the_whole
-        if now >= self._paces[Extent.RECENT].due_at:
+        if now >= self._paces[Scan.WHOLE].due_at:
+            return self._whole
+        if now >= self._paces[Scan.RECENT].due_at:
             earlier, _ = self._marks[0]
             bounds = {key: min(bound, earlier.get(key, 0)) for key, bound in self._taken.items()}
-            return self._from(Extent.RECENT, bounds)
-        return self._from(Extent.BEYOND, self._taken)
+            return self._from(Scan.RECENT, bounds)
+        return self._from(Scan.FRONTIER, self._taken)
 
-    def otherwise(self) -> Claim | None:
+    def otherwise(self) -> ClaimPlan | None:
         """Return what to try at once after a claim that found nothing, if anything."""
-        if self._last is Extent.WHOLE or self._paces[Extent.WHOLE].seconds > CHEAP:
+        if self._last is Scan.WHOLE or self._paces[Scan.WHOLE].seconds > CHEAP:
             return None
-        return self._over_the_whole
+        return self._whole
 
-    def last_resorts(self) -> tuple[Claim, Claim]:
+    def last_resorts(self) -> tuple[ClaimPlan, ClaimPlan]:
         """Return what to try where nothing was found and something is ready: it came meanwhile, or was passed over.
 
         The second passes over no row because others have locked many before it, and may read a whole queue for that.
         """
-        return self._over_the_whole, self._thorough
+        return self._whole, self._thorough
 
-    def made(self, claim: Claim, limit: int, taken: Sequence[Delivery], began: float, ended: float) -> None:
+    def made(self, claim: ClaimPlan, limit: int, taken: Sequence[Delivery], began: float, ended: float) -> None:
         """Learn what a claim has taken, in the order in which it comes."""
-        self._last = claim.extent
+        self._last = claim.scan
         if (pace := self.pace_of(claim)) is not None:
             pace.took(began, ended)
         if ended - self._marked_at >= GENERATION:
@@ -210,16 +210,16 @@ class Claims:
         last = {(one.queue, one.priority): int(one.id) for one in taken}
         self._left -= len(taken)
         if self._left <= 0 or (len(taken) < limit and self._left < math.inf):
-            self._paces[Extent.WHOLE].due_at = ended  # the other queues' turn
-        if claim.extent is Extent.WHOLE and unfinished is not None and self._any_below(taken):
-            self._paces[Extent.WHOLE].due_at = ended  # more may lie below, of other priorities too
+            self._paces[Scan.WHOLE].due_at = ended  # the other queues' turn
+        if claim.scan is Scan.WHOLE and unfinished is not None and self._any_below(taken):
+            self._paces[Scan.WHOLE].due_at = ended  # more may lie below, of other priorities too
         for key, msg_id in last.items():
             self._taken[key] = msg_id if key[1] == unfinished else max(msg_id, self._taken.get(key, 0))
             self._highest = max(self._highest, msg_id)
 
-    def pace_of(self, claim: Claim) -> Pace | None:
+    def pace_of(self, claim: ClaimPlan) -> ScanBudget | None:
         """Return when such a claim may be made again; None where that is always."""
-        return self._paces.get(claim.extent)
+        return self._paces.get(claim.scan)
 
     def _any_below(self, taken: Sequence[Delivery]) -> bool:
         return any(int(one.id) <= self._taken.get((one.queue, one.priority), 0) for one in taken)
@@ -240,22 +240,22 @@ class Claims:
 
     def sees_more_in(self, now: float) -> float:
         """Return the seconds until a claim looks at what the last one did not; infinite where that saw the whole."""
-        if self._last is Extent.WHOLE:
+        if self._last is Scan.WHOLE:
             return math.inf
-        due_at = self._paces[Extent.WHOLE].due_at
-        if self._last is Extent.BEYOND:
-            due_at = min(due_at, self._paces[Extent.RECENT].due_at)
+        due_at = self._paces[Scan.WHOLE].due_at
+        if self._last is Scan.FRONTIER:
+            due_at = min(due_at, self._paces[Scan.RECENT].due_at)
         return max(0.0, due_at - now)
 
-    def _from(self, extent: Extent, bounds: _Bounds) -> Claim:
+    def _from(self, scan: Scan, bounds: _Bounds) -> ClaimPlan:
         beyond = {
-            f"beyond_{number}": [0 if queue is None else bounds.get((queue, priority), 0) for priority in PRIORITIES]
-            for number, queue in enumerate(self._slots)
+            f"frontier_{number}": [0 if queue is None else bounds.get((queue, priority), 0) for priority in PRIORITIES]
+            for number, queue in enumerate(self._queue_slots)
         }
-        return Claim(extent, self._beyond, {**self._names, **beyond, "priorities": PRIORITIES})
+        return ClaimPlan(scan, self._frontier, {**self._names, **beyond, "priorities": PRIORITIES})
 
 
-class Expiry:
+class ExpiryPlanner:
     """Which claimed rows are read next for expired leases and delays, for which no index is in the order of time.
 
     Args:

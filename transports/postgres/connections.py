@@ -105,7 +105,7 @@ class Connection(psycopg.Connection[TupleRow]):
     `pooled` tells that a pooler stands between us and the server, so that nothing may be prepared or listened to. A
     statement that takes longer than `limit` seconds is cancelled, and the connection given up where even that is not
     answered; `spoiled` tells that it must not be used for another one, which a late cancel could hit. `has_prepared`
-    belongs to straight.py.
+    belongs to libpq_exec.py.
 
     Attributes:
         generation: the connector's generation when the connection was made.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from transports.postgres.claim_planner import Expiry
+from transports.postgres.claim_planner import ExpiryPlanner
 from transports.postgres.privileges import CONSUMER
 from transports.postgres.rows import settle_parameters
 from transports.postgres.statements import Statements
@@ -18,7 +18,7 @@ from unstract_core.errors import TransportError, TransportNotReady, TransportRef
 
 _PLANNED: dict[str, dict[str, Any]] = {
     "claim_one_queue": {"queue_0": "", "limit": 1, "lease": 1.0},
-    "bring_back": {"queues": [], "limit": 1, "ahead": 1.0, **Expiry([""]).next_part()},
+    "bring_back": {"queues": [], "limit": 1, "ahead": 1.0, **ExpiryPlanner([""]).next_part()},
     "settle": {**settle_parameters([]), "channel": "", "wake": [], "reply_channel": "", "wake_callers": False},
 }
 _LACKING = """

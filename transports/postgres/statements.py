@@ -42,7 +42,15 @@ _PARTS = (
 """What others are composed of, and of each other in this order."""
 _CONTENT = b"c.message::text"
 """The content of a message in the statements that claim."""
-_NEED_MORE = ("candidates", "candidates_beyond", "claim", "claim_beyond", "send_one", "send_within", "send_silently")
+_NEED_MORE = (
+    "candidates",
+    "candidates_frontier",
+    "claim",
+    "claim_frontier",
+    "send_one",
+    "send_within",
+    "send_silently",
+)
 
 
 class Statements:
@@ -105,19 +113,19 @@ class Statements:
         """Return a claim that claims the same messages and returns none of their content."""
         return claim.replace(_CONTENT, b"NULL::text")
 
-    def claim_beyond(self, queues: Sequence[str | None]) -> tuple[bytes, dict[str, str | None]]:
+    def claim_frontier(self, queues: Sequence[str | None]) -> tuple[bytes, dict[str, str | None]]:
         """Return the claim for these queues beyond some ids, and the parameters that name the queues.
 
-        The ids are arrays `beyond_0`, `beyond_1` and so on in the order of `queues`, beside the array `priorities`.
+        The ids are arrays `frontier_0`, `frontier_1` and so on in the order of `queues`, beside the array `priorities`.
         """
         names = _numbered(queues)
-        columns = [f"beyond_{number}" for number in range(len(names))]
+        columns = [f"frontier_{number}" for number in range(len(names))]
         candidates = [
-            self._composed("candidates_beyond", queue=f"%({name})s", column=column)
+            self._composed("candidates_frontier", queue=f"%({name})s", column=column)
             for name, column in zip(names, columns, strict=True)
         ]
         statement = self._composed(
-            "claim_beyond",
+            "claim_frontier",
             columns=", ".join(columns),
             arrays=", ".join(f"%({column})b::bigint[]" for column in columns),
             candidates=" UNION ALL ".join(candidates),

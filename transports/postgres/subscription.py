@@ -1,7 +1,7 @@
 """The consumer's side: claim, renew, settle, and wait for more.
 
 While any session holds an old snapshot, nothing that was claimed or settled can be vacuumed away. So no statement in
-here walks over what is dead but now and then, for a small part of the time: claiming.py says which claim is made, and
+here walks over what is dead but now and then, for a small part of the time: claim_planner.py says which claim is made, and
 expired leases are looked for beyond those that were found before.
 """
 
@@ -17,7 +17,16 @@ from typing import Any, TypeAlias
 
 import psycopg
 
-from transports.postgres.claim_planner import LONGEST_REST, MERGED, RECENT_INTERVAL, Claim, Claims, Expiry, Extent, Pace
+from transports.postgres.claim_planner import (
+    LONGEST_REST,
+    MERGED,
+    RECENT_INTERVAL,
+    ClaimPlan,
+    ClaimPlanner,
+    ExpiryPlanner,
+    Scan,
+    ScanBudget,
+)
 from transports.postgres.listener import Listener
 from transports.postgres.notifier import Notifier
 from transports.postgres.rows import settle_parameters
@@ -48,7 +57,7 @@ class PostgresSubscription:
 
     Higher priority first, then first in, first out, of what is ready. Only a message that was committed after one with
     a higher id was taken, or that somebody else made ready again, can be overtaken: for some milliseconds as a rule;
-    while a session holds an old snapshot for a second, or half a minute at the longest (claiming.py).
+    while a session holds an old snapshot for a second, or half a minute at the longest (claim_planner.py).
     """
 
     def __init__(
@@ -66,7 +75,7 @@ class PostgresSubscription:
         self._statements = statements
         self._notifier = notifier
         self._queues = list(queues)
-        self._claims = Claims(statements, self._queues, prepared=listener.prepares)
+        self._claims = ClaimPlanner(statements, self._queues, prepared=listener.prepares)
         self._lease = lease
         self._poll_interval = poll_interval
         self._transport_closed = closed
@@ -79,10 +88,10 @@ class PostgresSubscription:
         self._unread = Unread(listener, statements, lease, self._release)
         self._careful = False
         self._bring_back_at = 0.0
-        self._bring_back_pace = Pace()
-        self._look_back_pace = Pace(RECENT_INTERVAL)
+        self._bring_back_pace = ScanBudget()
+        self._look_back_pace = ScanBudget(RECENT_INTERVAL)
         self._wide = len(self._queues) > MERGED
-        self._expiry = Expiry([""] if self._wide else self._queues)
+        self._expiry = ExpiryPlanner([""] if self._wide else self._queues)
         self._sweep_at = time.monotonic() + _SWEEP_INTERVAL
         self._swept_until = -math.inf
 
@@ -231,11 +240,11 @@ class PostgresSubscription:
         """Whether a renewal has become due in this receive: a third of the lease after the last one, or the claim."""
         return bool(self._held) and not self._renewal_was_due and time.monotonic() >= self._renew_at
 
-    def _claimed(self, claim: Claim, limit: int) -> list[Delivery]:
+    def _claimed(self, claim: ClaimPlan, limit: int) -> list[Delivery]:
         began = time.monotonic()
         rows: list[tuple[Any, ...]] = []
         with _noting_what_takes_too_long(self._claims.pace_of(claim)):
-            if self._claims.many and claim.extent is Extent.WHOLE:
+            if self._claims.many and claim.scan is Scan.WHOLE:
                 ready = self._listener.execute("look for queues", self._statements["queues_with_ready"], {})
                 claim = self._claims.choose(ready, claim)
             limit = self._claims.most(limit)
@@ -365,7 +374,7 @@ class PostgresSubscription:
 
 
 @contextlib.contextmanager
-def _noting_what_takes_too_long(pace: Pace | None) -> Iterator[None]:
+def _noting_what_takes_too_long(pace: ScanBudget | None) -> Iterator[None]:
     """Note where the server cancels the statement inside: one that is away says nothing about how long it takes."""
     began = time.monotonic()
     try:

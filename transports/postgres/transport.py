@@ -294,7 +294,7 @@ class PostgresTransport:
         return [WorkerState(*row) for row in rows]
 
     def check_up(self, *, limits: Limits | None = None) -> Iterator[Finding]:
-        """Check everything that this transport stands on, one thing after the other; see checkup.py."""
+        """Check everything that this transport stands on, one thing after the other; see diagnostics/run.py."""
         self._check_open()
         return check_up(self._connector, self._statements, listens=self._listen, limits=limits or Limits())
 

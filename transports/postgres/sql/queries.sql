@@ -12,7 +12,7 @@
 
 -- name: send_one
 -- The most frequent case, at its cheapest: one message, ready at once, that nobody has to be told of. Its parameters are
--- libpq's own, for straight.py.
+-- libpq's own, for libpq_exec.py.
 INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)
 VALUES ($1, $2::jsonb, $3, now(), now(), 0, $4, 'ready')
 RETURNING msg_id;
@@ -70,9 +70,9 @@ WITH next AS MATERIALIZED (
  WHERE queue_name = {queue} AND {is_ready}
  ORDER BY priority DESC, msg_id {bound});
 
--- name: claim_beyond
+-- name: claim_frontier
 -- A claim beyond one id for each queue and priority, the highest priority first: it does not walk over what is dead in
--- the index before, which stays there for as long as any session holds an old snapshot. claiming.py tells what it
+-- the index before, which stays there for as long as any session holds an old snapshot. claim_planner.py tells what it
 -- misses. {columns} are the queues' ids, {arrays} the parameters that hold them.
 WITH next AS MATERIALIZED (
     SELECT free.msg_id
@@ -88,8 +88,8 @@ WITH next AS MATERIALIZED (
     LIMIT %(limit)s::bigint
 ), {claimed};
 
--- name: candidates_beyond
--- One queue's share of claim_beyond.
+-- name: candidates_frontier
+-- One queue's share of claim_frontier.
 (SELECT msg_id FROM {messages}
  WHERE queue_name = {queue} AND priority = taken.priority AND msg_id > taken.{column} AND {is_ready}
  ORDER BY msg_id {bound});
