@@ -70,7 +70,7 @@ class Case:
         self.subscription = self.transport.subscribe(["q"], lease=LEASE)
         if name == "whole":
             self.subscription._claims = WholeClaims(self.subscription._statements, ["q"])
-            self.subscription._bring_back_pace = AlwaysDue()
+            self.subscription._full_scan_budget = AlwaysDue()
         payload = TaskPayload(task_name="noop", args=[PAYLOAD], queue="q")
         self.batch = [Message(payload, "q")] * batch
         self.done = 0

@@ -266,17 +266,17 @@ def test_an_idle_look_costs_the_same_for_any_number_of_queues(
 
 def all_due(subscription: PostgresSubscription) -> list[ScanBudget]:
     """Let each statement that is repeated now and then be due at once; return the paces of these statements."""
-    paces = [*subscription._claims._paces.values(), subscription._bring_back_pace, subscription._look_back_pace]
+    paces = [*subscription._claims._paces.values(), subscription._full_scan_budget, subscription._recent_scan_budget]
     for pace in paces:
         pace.due_at = 0.0
-    subscription._bring_back_at = 0.0
+    subscription._requeue_at = 0.0
     return paces
 
 
 def bounded(transport: PostgresTransport, names: Sequence[str]) -> PostgresSubscription:
     """Subscribe with claims that never look at the whole index, as while that takes very long."""
     subscription = transport.subscribe(names, lease=60)
-    for pace in (subscription._claims._paces[Scan.WHOLE], subscription._bring_back_pace):
+    for pace in (subscription._claims._paces[Scan.WHOLE], subscription._full_scan_budget):
         pace.due_at, pace.seconds = math.inf, math.inf
     return subscription
 
@@ -437,7 +437,7 @@ def test_a_look_at_the_whole_that_takes_too_long_stops_no_work(postgres: Postgre
     subscription = postgres.subscribe([queue], lease=3)
     slow = b"SELECT pg_sleep(30), %(lease)s, %(limit)s"
     subscription._claims._whole = attrs.evolve(subscription._claims._whole, statement=slow)
-    subscription._statements._texts["bring_back"] = b"SELECT pg_sleep(30), %(limit)s"
+    subscription._statements._texts["requeue_expired"] = b"SELECT pg_sleep(30), %(limit)s"
     sent = postgres.send([message("t", queue), message("t", queue)])
     failures, taken = 0, list[str]()
     while len(taken) < len(sent):

@@ -89,5 +89,5 @@ def test_looking_for_expired_leases_reads_nothing_dead(night: tuple[PostgresTran
     statements = Statements(SCHEMA)
     bring = {"queues": ["q"], "limit": 500, "ahead": 30.0}
     known = {"walked": ["q"], "afters": [DEAD], "share": NEW, "window": NEW, "known": list(range(1, 101))}
-    assert buffers(tables, statements["bring_back_lately"], {**bring, **known}) < BUFFERS
-    assert buffers(tables, statements["bring_back"], {**bring, **ExpiryPlanner(["q"]).next_part()}) > BUFFERS
+    assert buffers(tables, statements["requeue_expired_recent"], {**bring, **known}) < BUFFERS
+    assert buffers(tables, statements["requeue_expired"], {**bring, **ExpiryPlanner(["q"]).next_part()}) > BUFFERS

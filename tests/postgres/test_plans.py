@@ -57,17 +57,17 @@ def hot_statements(schema: str = SCHEMA) -> dict[str, tuple[bytes, dict[str, Any
         found[f"claim beyond, from {name}"] = beyond, {**names, **more, **bounds, "priorities": PRIORITIES}, {READY}
         part = {"walked": queues, "afters": [0] * len(queues), "share": PART, "window": PART, "known": []}
         bring = {"queues": queues, "limit": 500, "ahead": 30.0, **part}
-        found[f"bring back to {name}"] = statements["bring_back"], bring, {READY, HELD}
+        found[f"bring back to {name}"] = statements["requeue_expired"], bring, {READY, HELD}
         lately = {**bring, "share": NEW, "window": NEW, "known": list(range(1, 101))}
-        found[f"bring back to many, {name}"] = statements["bring_back_to_many"], bring, {CLAIMED}
-        found[f"bring back lately to {name}"] = statements["bring_back_lately"], lately, {HELD}
-        found[f"bring back lately to many, {name}"] = statements["bring_back_lately_to_many"], lately, {CLAIMED}
+        found[f"bring back to many, {name}"] = statements["requeue_expired_any_queue"], bring, {CLAIMED}
+        found[f"bring back lately to {name}"] = statements["requeue_expired_recent"], lately, {HELD}
+        found[f"bring back lately to many, {name}"] = statements["requeue_expired_recent_any_queue"], lately, {CLAIMED}
     found["look for queues"] = statements["queues_with_ready"], {}, {READY}
     held = {"ids": list(range(1, 101)), "attempts": [1] * 100, "enqueued": [b""] * 100, "lease": 60.0}
     found["renew"] = statements["renew"], held, set()
     announced = {"channel": "c", "wake": [], "reply_channel": "r", "wake_callers": False}
     found["settle"] = statements["settle"], {**settle_parameters(settlements()), **announced}, set()
-    found["sweep replies"] = statements["sweep_replies"], {"limit": 1000, "since": 0.0}, {"pg_task_result_expires"}
+    found["sweep replies"] = statements["purge_replies"], {"limit": 1000, "since": 0.0}, {"pg_task_result_expires"}
     return found
 
 
@@ -334,9 +334,9 @@ def claims_and_looks(schema: str, size: int) -> Iterator[tuple[str, bytes, dict[
             yield name, beyond, {**parameters, **more, **bounds, "priorities": PRIORITIES}
     part = {"walked": queues, "afters": [0] * len(queues), "share": PART, "window": PART, "known": []}
     bring = {"queues": queues, "limit": TAKEN, "ahead": 30.0, **part}
-    yield "bring back", statements["bring_back"], bring
+    yield "bring back", statements["requeue_expired"], bring
     lately = {**bring, "afters": [size // 2] * len(queues), "share": NEW, "window": NEW, "known": [1, 2, 3, 1000]}
-    yield "bring back lately", statements["bring_back_lately"], lately
+    yield "bring back lately", statements["requeue_expired_recent"], lately
     yield "look for queues", statements["queues_with_ready"], {}
 
 

@@ -136,9 +136,9 @@ def test_expired_replies_are_swept_in_bounded_bites(
             assert tables.rows("SELECT count(*) FROM {results} WHERE task_id ~ '^[0-9]+$' AND task_id::int > 1500") == [
                 (0,)
             ]
-            assert subscription._sweep_at < time.monotonic() + 5
+            assert subscription._purge_at < time.monotonic() + 5
     assert left == [1501, 501, 1, 1]
-    assert subscription._sweep_at > time.monotonic() + 30
+    assert subscription._purge_at > time.monotonic() + 30
     assert postgres.reply(queue) is not None
     subscription.close()
 

@@ -77,10 +77,10 @@ def test_a_sweep_that_fails_stops_no_work(
     with transport_on(conninfo, tables.schema) as transport:
         subscription = transport.subscribe([queue], lease=60)
         for _ in range(3):
-            subscription._sweep_at = 0.0
+            subscription._purge_at = 0.0
             transport.send([message("t", queue)])
             assert len(subscription.receive(limit=1, wait=2)) == 1
-        assert subscription._sweep_at > time.monotonic()
+        assert subscription._purge_at > time.monotonic()
         subscription.close()
     told = [record for record in caplog.records if "sweep_failed" in record.getMessage()]
     assert len(told) == 3
@@ -191,7 +191,7 @@ def test_expired_replies_are_removed_faster_than_they_are_written(
         " FROM generate_series(1, 20000) AS n"
     )
     subscription = postgres.subscribe([queue], lease=60)
-    subscription._sweep_at = 0.0
+    subscription._purge_at = 0.0
     began = time.monotonic()
     while tables.rows("SELECT count(*) FROM {results}") != [(0,)]:
         assert time.monotonic() - began < 12, "20 statements that come once a second take longer"

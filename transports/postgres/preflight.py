@@ -18,7 +18,7 @@ from unstract_core.errors import TransportError, TransportNotReady, TransportRef
 
 _PLANNED: dict[str, dict[str, Any]] = {
     "claim_one_queue": {"queue_0": "", "limit": 1, "lease": 1.0},
-    "bring_back": {"queues": [], "limit": 1, "ahead": 1.0, **ExpiryPlanner([""]).next_part()},
+    "requeue_expired": {"queues": [], "limit": 1, "ahead": 1.0, **ExpiryPlanner([""]).next_part()},
     "settle": {**settle_parameters([]), "channel": "", "wake": [], "reply_channel": "", "wake_callers": False},
 }
 _LACKING = """

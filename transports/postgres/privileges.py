@@ -37,7 +37,7 @@ _BY_WORK: Mapping[str, Mapping[str, str]] = {
     "read a reply": {"pg_task_result": "SELECT"},
     "look for replies": {"pg_task_result": "SELECT"},
     "clear a reply": {"pg_task_result": "SELECT, and UPDATE on its columns result and error"},
-    "sweep expired replies": {"pg_task_result": "SELECT and DELETE"},
+    "purge expired replies": {"pg_task_result": "SELECT and DELETE"},
     "look at the queues": {"pg_queue_message": "SELECT", "pg_queue_dead_letter": "SELECT"},
     "list dead letters": {"pg_queue_dead_letter": "SELECT"},
     "read dead letters": {"pg_queue_dead_letter": "SELECT"},

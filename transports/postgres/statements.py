@@ -75,11 +75,11 @@ class Statements:
         of_any = {"first_ready": "NULL", "looked_at": self._parts["looked_at_of_any"]}
         lately = {"first_ready": "NULL", "newest": "NULL::bigint"}
         for variant, parts in {
-            "bring_back_lately": lately,
-            "bring_back_to_many": {**of_any, "newest": self._parts["newest_of_any"]},
-            "bring_back_lately_to_many": {**of_any, **lately},
+            "requeue_expired_recent": lately,
+            "requeue_expired_any_queue": {**of_any, "newest": self._parts["newest_of_any"]},
+            "requeue_expired_recent_any_queue": {**of_any, **lately},
         }.items():
-            self._texts[variant] = self._composed("bring_back", **parts).encode()
+            self._texts[variant] = self._composed("requeue_expired", **parts).encode()
         self._texts["send_one"] = self._raw["send_one"].format(**_identifiers(schema)).encode()  # libpq's parameters
 
     def __getitem__(self, name: str) -> bytes:

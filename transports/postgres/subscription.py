@@ -41,14 +41,14 @@ logger = logging.getLogger("unstract_wire.postgres")
 
 _Key: TypeAlias = tuple[str, int, str]
 
-_BRING_BACK_INTERVAL = 0.5
-_BRING_BACK_LIMIT = 500
-_BRING_BACK_MARGIN = 2.0  # seconds that a claim or a settlement may take to be committed
-_LOOK_BACK = 20.0  # seconds that may take, where a transaction is slow: looked for once a second
-_LOOK_AGAIN = 0.05
-_SWEEP_INTERVAL = 60.0
-_SWEEP_LIMIT = 1000
-_SWEEP_REST = 4.0
+_REQUEUE_INTERVAL = 0.5
+_REQUEUE_LIMIT = 500
+_COMMIT_MARGIN = 2.0  # seconds that a claim or a settlement may take to be committed
+_SLOW_COMMIT_MARGIN = 20.0  # seconds that may take, where a transaction is slow: looked for once a second
+_RETRY_CLAIM_IN = 0.05
+_PURGE_INTERVAL = 60.0
+_PURGE_LIMIT = 1000
+_PURGE_REST = 4.0
 """A sweep that has more to do goes on after this many times the time that its last statement took."""
 
 
@@ -87,13 +87,13 @@ class PostgresSubscription:
         self._owes_claim = False
         self._unread = Unread(listener, statements, lease, self._release)
         self._careful = False
-        self._bring_back_at = 0.0
-        self._bring_back_pace = ScanBudget()
-        self._look_back_pace = ScanBudget(RECENT_INTERVAL)
+        self._requeue_at = 0.0
+        self._full_scan_budget = ScanBudget()
+        self._recent_scan_budget = ScanBudget(RECENT_INTERVAL)
         self._wide = len(self._queues) > MERGED
         self._expiry = ExpiryPlanner([""] if self._wide else self._queues)
-        self._sweep_at = time.monotonic() + _SWEEP_INTERVAL
-        self._swept_until = -math.inf
+        self._purge_at = time.monotonic() + _PURGE_INTERVAL
+        self._purged_until = -math.inf
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         deadline = time.monotonic() + wait
@@ -123,8 +123,8 @@ class PostgresSubscription:
                     return deliveries
                 if self._must_renew or self._unread:
                     return ()
-                brought, next_due, passed_over = found or self._bring_back(ahead)
-                if brought:
+                requeued, next_due, passed_over = found or self._requeue_expired(ahead)
+                if requeued:
                     continue
                 if passed_over:
                     for claim in self._claims.last_resorts():
@@ -132,10 +132,10 @@ class PostgresSubscription:
                             return ()
                         if deliveries := self._claimed(claim, limit):
                             return deliveries
-                    next_due = min(next_due, _LOOK_AGAIN)
+                    next_due = min(next_due, _RETRY_CLAIM_IN)
                 next_due = min(next_due, self._claims.sees_more_in(time.monotonic()))
-                if self._swept_until > -math.inf:
-                    next_due = min(next_due, max(0.0, self._sweep_at - time.monotonic()))
+                if self._purged_until > -math.inf:
+                    next_due = min(next_due, max(0.0, self._purge_at - time.monotonic()))
             elif self._unread:
                 if self._must_renew:
                     return ()
@@ -230,9 +230,9 @@ class PostgresSubscription:
     def _kept_up(self, ahead: float) -> tuple[int, float, bool] | None:
         """Do what is to be done now and then; return what `_bring_back` has found, if it was its time."""
         now = time.monotonic()
-        found = self._bring_back(ahead) if now >= self._bring_back_at else None
-        if now >= self._sweep_at and not self._must_renew:
-            self._sweep()
+        found = self._requeue_expired(ahead) if now >= self._requeue_at else None
+        if now >= self._purge_at and not self._must_renew:
+            self._purge_replies()
         return found
 
     @property
@@ -243,7 +243,7 @@ class PostgresSubscription:
     def _claimed(self, claim: ClaimPlan, limit: int) -> list[Delivery]:
         began = time.monotonic()
         rows: list[tuple[Any, ...]] = []
-        with _noting_what_takes_too_long(self._claims.pace_of(claim)):
+        with _recording_cancellation(self._claims.pace_of(claim)):
             if self._claims.many and claim.scan is Scan.WHOLE:
                 ready = self._listener.execute("look for queues", self._statements["queues_with_ready"], {})
                 claim = self._claims.choose(ready, claim)
@@ -297,35 +297,35 @@ class PostgresSubscription:
         self._held.update(map(_key, deliveries))
         return deliveries
 
-    def _bring_back(self, ahead: float) -> tuple[int, float, bool]:
+    def _requeue_expired(self, ahead: float) -> tuple[int, float, bool]:
         """Return how many rows became ready again, the seconds until more is to be done, and whether any are ready now.
 
         It reads all claimed rows where that takes a moment. Where they are many, it reads them in parts, for a small
         share of the time, and in between those that are due and those that are new.
         """
-        whole, in_parts = time.monotonic() >= self._bring_back_pace.due_at, self._expiry.in_parts
-        brought, next_due, any_ready = self._bring_back_some(ahead, whole=whole)
-        if whole and (in_parts or self._expiry.in_parts) and brought < _BRING_BACK_LIMIT and not self._must_renew:
-            more, next_due, _ = self._bring_back_some(ahead, whole=False)
-            brought += more
-        return brought, next_due, any_ready
+        whole, in_parts = time.monotonic() >= self._full_scan_budget.due_at, self._expiry.in_parts
+        requeued, next_due, any_ready = self._requeue_some(ahead, whole=whole)
+        if whole and (in_parts or self._expiry.in_parts) and requeued < _REQUEUE_LIMIT and not self._must_renew:
+            more, next_due, _ = self._requeue_some(ahead, whole=False)
+            requeued += more
+        return requeued, next_due, any_ready
 
-    def _bring_back_some(self, ahead: float, *, whole: bool) -> tuple[int, float, bool]:
+    def _requeue_some(self, ahead: float, *, whole: bool) -> tuple[int, float, bool]:
         """Do so for a part of all claimed rows, or for those that are due and those that are new."""
         began = time.monotonic()
-        back = began >= self._look_back_pace.due_at
-        parameters: dict[str, Any] = {"queues": self._queues, "limit": _BRING_BACK_LIMIT, "ahead": LONGEST_REST}
+        back = began >= self._recent_scan_budget.due_at
+        parameters: dict[str, Any] = {"queues": self._queues, "limit": _REQUEUE_LIMIT, "ahead": LONGEST_REST}
         if whole:
             parameters |= self._expiry.next_part()
         else:
-            parameters |= self._expiry.due_and_new(began, ahead, _LOOK_BACK if back else _BRING_BACK_MARGIN)
-        pace = self._bring_back_pace if whole else self._look_back_pace if back else None
+            parameters |= self._expiry.due_and_new(began, ahead, _SLOW_COMMIT_MARGIN if back else _COMMIT_MARGIN)
+        pace = self._full_scan_budget if whole else self._recent_scan_budget if back else None
         highest = self._claims.highest
-        name = ("bring_back" if whole else "bring_back_lately") + ("_to_many" if self._wide else "")
-        with _noting_what_takes_too_long(pace):
-            rows = self._listener.execute("bring back expired leases", self._statements[name], parameters)
+        name = ("requeue_expired" if whole else "requeue_expired_recent") + ("_any_queue" if self._wide else "")
+        with _recording_cancellation(pace):
+            rows = self._listener.execute("requeue expired messages", self._statements[name], parameters)
         ended = time.monotonic()
-        ((brought, next_due, first_ready, lowest, last, newest, read, soon, cut),) = rows
+        ((requeued, next_due, first_ready, lowest, last, newest, read, soon, cut),) = rows
         if pace is not None:
             pace.took(began, ended)
         if first_ready is not None:
@@ -333,40 +333,40 @@ class PostgresSubscription:
         for queue, priority, msg_id in lowest or ():
             self._claims.became_ready(queue, priority, msg_id)
         seen_all = read < parameters["window"] if whole else cut is None
-        if brought < _BRING_BACK_LIMIT:
-            self._bring_back_at = ended + _BRING_BACK_INTERVAL
+        if requeued < _REQUEUE_LIMIT:
+            self._requeue_at = ended + _REQUEUE_INTERVAL
             if whole:
                 self._expiry.read_part(ended, last, newest, to_the_end=seen_all)
             else:
                 self._expiry.read_new(ended, parameters["known"], highest if seen_all else cut)
             self._expiry.is_due_soon(ended, soon or ())
         else:
-            self._bring_back_at = 0.0
+            self._requeue_at = 0.0
         seen_all = seen_all and whole
-        again_at = math.inf if seen_all else self._bring_back_pace.due_at
+        again_at = math.inf if seen_all else self._full_scan_budget.due_at
         if not whole and not back:
-            again_at = min(again_at, self._look_back_pace.due_at)
+            again_at = min(again_at, self._recent_scan_budget.due_at)
         next_due = math.inf if next_due is None else next_due
         if not seen_all:
             next_due = min(next_due, self._expiry.next_due(ended))
         any_ready = bool(self._claims.queues) if self._wide else bool(first_ready)
-        return brought, max(0.0, min(again_at - ended, next_due)), any_ready
+        return requeued, max(0.0, min(again_at - ended, next_due)), any_ready
 
-    def _sweep(self) -> None:
+    def _purge_replies(self) -> None:
         """Remove expired replies, a bite at a time. Nobody waits for it: when it fails, work is taken all the same."""
-        self._sweep_at = time.monotonic() + _SWEEP_INTERVAL
-        parameters = {"limit": _SWEEP_LIMIT, "since": self._swept_until}
-        self._swept_until = -math.inf
+        self._purge_at = time.monotonic() + _PURGE_INTERVAL
+        parameters = {"limit": _PURGE_LIMIT, "since": self._purged_until}
+        self._purged_until = -math.inf
         began = time.monotonic()
         try:
-            rows = self._listener.execute("sweep expired replies", self._statements["sweep_replies"], parameters)
+            rows = self._listener.execute("purge expired replies", self._statements["purge_replies"], parameters)
         except TransportError as exc:
             emit(logger, logging.WARNING, "sweep_failed", error_type=type(exc).__name__, error=error_text(exc))
             return
-        if len(rows) == _SWEEP_LIMIT:
+        if len(rows) == _PURGE_LIMIT:
             ended = time.monotonic()
-            self._sweep_at = ended + _SWEEP_REST * (ended - began)
-            self._swept_until = max(until for (until,) in rows)
+            self._purge_at = ended + _PURGE_REST * (ended - began)
+            self._purged_until = max(until for (until,) in rows)
 
     def _check_open(self) -> None:
         if self._closed or self._transport_closed():
@@ -374,7 +374,7 @@ class PostgresSubscription:
 
 
 @contextlib.contextmanager
-def _noting_what_takes_too_long(pace: ScanBudget | None) -> Iterator[None]:
+def _recording_cancellation(pace: ScanBudget | None) -> Iterator[None]:
     """Note where the server cancels the statement inside: one that is away says nothing about how long it takes."""
     began = time.monotonic()
     try:

@@ -65,7 +65,7 @@ WITH next AS MATERIALIZED (
 
 -- name: candidates
 -- One queue's share of a claim: little more than could be taken, so that a long queue is not read to its end. Where
--- others hold all of these at the moment, bring_back says that there is more, and {bound} is left out.
+-- others hold all of these at the moment, requeue_expired says that there is more, and {bound} is left out.
 (SELECT msg_id, priority FROM {messages}
  WHERE queue_name = {queue} AND {is_ready}
  ORDER BY priority DESC, msg_id {bound});
@@ -176,7 +176,7 @@ CROSS JOIN LATERAL (
            '$.** ? (@.type() == "number" && (@ > 1e30 || @ < -1e30 || (@ != 0 && @ > -1e-30 && @ < 1e-30)))')
        ELSE false END)
 
--- name: bring_back
+-- name: requeue_expired
 -- Expired leases and delays become ready again, at most `limit`. Reads at most `window` claimed rows beyond some ids
 -- ({looked_at}), and those of `known`; no index has `vt`, so that the renewal of a lease is a HOT update. Also returns
 -- when the next of these is due, the priority of the first ready row of each queue, the time, the lowest ids that are
@@ -377,7 +377,7 @@ SELECT task_id FROM {results} WHERE task_id = ANY (%(keys)s::text[]) AND {unexpi
 -- expired, the planner would read all that have not for the one that is asked for.
 (expires_at > now()) IS TRUE;
 
--- name: sweep_replies
+-- name: purge_replies
 -- What expired from `since` on (seconds of the epoch): the next bite does not walk over what the last one removed.
 WITH expired AS MATERIALIZED (
     SELECT task_id FROM {results} WHERE expires_at >= to_timestamp(%(since)s::float8) AND expires_at <= now()
