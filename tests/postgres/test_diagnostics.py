@@ -18,11 +18,11 @@ from postgres.support import named, on_one_server, transport_on
 from proxy import Proxy, proxy
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from queues import answer, bury, queue_name, receive_all
+from transports.postgres.diagnostics.look import DiagnosticLimits
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport, migrate
-from transports.postgres.diagnostics.look import Limits
 from unstract_core import Reply
 from unstract_core.observability.diagnostics import Finding
 
@@ -52,7 +52,7 @@ OF_THE_SERVER = {"durability", "connections", "notifications", "snapshots", "aut
 
 
 def check(transport: PostgresTransport, **limits: Any) -> list[Finding]:
-    return list(transport.check_up(limits=Limits(**limits)))
+    return list(transport.check_up(limits=DiagnosticLimits(**limits)))
 
 
 def of(name: str, found: list[Finding]) -> list[Finding]:
@@ -338,14 +338,14 @@ def test_a_table_that_is_not_vacuumed_is_told(postgres: PostgresTransport, table
     tables.execute("ALTER TABLE {messages} SET (autovacuum_enabled = false)")
     postgres.send([message("t", "q", n) for n in range(50)])
     tables.execute("DELETE FROM {messages}")
-    told: list[str] = []
+    split_remedy: list[str] = []
 
     def found() -> bool:
-        told[:] = [finding.what + finding.remedy for finding in of("autovacuum", check(postgres, dead_rows=10))]
-        return any("50 dead rows to 0 live ones" in what for what in told)
+        split_remedy[:] = [finding.what + finding.remedy for finding in of("autovacuum", check(postgres, dead_rows=10))]
+        return any("50 dead rows to 0 live ones" in what for what in split_remedy)
 
     wait_until(found, what="the dead rows to be counted")
-    assert any("is off for pg_queue_message" in what and "autovacuum_enabled = true" in what for what in told)
+    assert any("is off for pg_queue_message" in what and "autovacuum_enabled = true" in what for what in split_remedy)
 
 
 def test_a_session_that_is_idle_in_transaction_is_named(postgres: PostgresTransport, tables: Tables, name: str) -> None:

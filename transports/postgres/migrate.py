@@ -18,7 +18,7 @@ from psycopg import errors, sql
 
 from transports.postgres.connections import Connection, Connector, run
 from transports.postgres.errors import mapped
-from transports.postgres.preflight import Execute, look_at_tables
+from transports.postgres.preflight import Execute, check_tables
 from transports.postgres.statements import Statements, definitions
 from unstract_core.errors import ConfigurationError, TransportNotReady, TransportRefused, TransportUnavailable
 
@@ -96,7 +96,7 @@ def migrate(
                     execute = partial(run, connection)
                     version = _version_of_no_newer(execute, statements)
                     created = _create_what_is_missing(connection, statements.schema, create_tables)
-                    look_at_tables(execute, statements)
+                    check_tables(execute, statements)
                     if version != SCHEMA_VERSION:
                         _mark(connection, execute, statements)
                     return created

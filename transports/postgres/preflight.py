@@ -44,10 +44,10 @@ Execute: TypeAlias = Callable[[str, bytes, dict[str, Any]], list[tuple[Any, ...]
 """Runs a statement (what for, the statement, its parameters) and returns its rows; raises errors of ours."""
 
 
-def look_at_tables(execute: Execute, statements: Statements) -> None:
+def check_tables(execute: Execute, statements: Statements) -> None:
     """Raise TransportNotReady where a table, a column, a key or a right is missing that a consumer needs, or where
     row-level security is active for its role."""
-    look_at_row_security(execute, statements)
+    check_row_security(execute, statements)
     try:
         execute("look at the tables", statements["check_tables"], {})
         _plan(execute, statements)
@@ -63,7 +63,7 @@ def look_at_tables(execute: Execute, statements: Statements) -> None:
         raise TransportNotReady(f"this role lacks USAGE on {sequences}", remedy="grant this role the right")
 
 
-def look_at_row_security(execute: Execute, statements: Statements) -> None:
+def check_row_security(execute: Execute, statements: Statements) -> None:
     """Raise TransportNotReady where row-level security decides which rows this role sees, adds, changes and removes."""
     asked = {"schema": statements.schema, "tables": list(CONSUMER)}
     if tables := [table for (table,) in execute("look at row security", statements["row_security"], asked)]:

@@ -11,19 +11,19 @@ from functools import cache
 from typing import Any, cast
 
 import attrs
+from transports.postgres.diagnostics.look import DiagnosticLimits, diagnostic_statements
 
 from transports.postgres.caller_transaction import ascii_json, cursor_beside
 from transports.postgres.connections import Connector, check_size, uncompiled
 from transports.postgres.dead_letters import PostgresDeadLetters
-from transports.postgres.diagnostics.look import Limits, questions
-from transports.postgres.diagnostics.report import check_up
+from transports.postgres.diagnostics.run import check_up
 from transports.postgres.errors import mapped
 from transports.postgres.libpq_exec import straight
 from transports.postgres.listener import Listener
 from transports.postgres.migrate import LOCK_TIMEOUT, migrate, migration_sql
 from transports.postgres.notifier import Channels, Notifier
 from transports.postgres.pool import Pool
-from transports.postgres.preflight import look_at_tables
+from transports.postgres.preflight import check_tables
 from transports.postgres.replies import ReplyWaiter
 from transports.postgres.rows import message_columns, message_text, parsed
 from transports.postgres.statements import Statements
@@ -239,7 +239,7 @@ class PostgresTransport:
         channel = self._channels.queues if self._listen else None
         listener = Listener(self._connector, channel, payloads=names, limit=limit)
         try:
-            look_at_tables(listener.execute, self._statements)
+            check_tables(listener.execute, self._statements)
         except BaseException:
             listener.close()
             raise
@@ -290,13 +290,15 @@ class PostgresTransport:
     def workers(self) -> Sequence[WorkerState]:
         """Return this package's sessions in this database; a role that may not read statistics sees its own in full."""
         self._check_open()
-        rows = self._pool.execute("look at the workers", questions(self._statements)["workers"], {}, harmless=True)
+        rows = self._pool.execute(
+            "look at the workers", diagnostic_statements(self._statements)["workers"], {}, harmless=True
+        )
         return [WorkerState(*row) for row in rows]
 
-    def check_up(self, *, limits: Limits | None = None) -> Iterator[Finding]:
+    def check_up(self, *, limits: DiagnosticLimits | None = None) -> Iterator[Finding]:
         """Check everything that this transport stands on, one thing after the other; see diagnostics/run.py."""
         self._check_open()
-        return check_up(self._connector, self._statements, listens=self._listen, limits=limits or Limits())
+        return check_up(self._connector, self._statements, listens=self._listen, limits=limits or DiagnosticLimits())
 
     def close(self) -> None:
         """End waiting calls with TransportClosed, and close every connection but those of subscriptions, which their

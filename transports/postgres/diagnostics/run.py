@@ -9,38 +9,40 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from transports.postgres.connections import Connector
-from transports.postgres.diagnostics import server, tables
-from transports.postgres.diagnostics.look import Limits, Look, told
+from transports.postgres.diagnostics import server_checks, table_checks
+from transports.postgres.diagnostics.probe import DiagnosticLimits, Probe, split_remedy
 from transports.postgres.statements import Statements
 from unstract_core.errors import ConfigurationError, ContractError, TransportNotReady
 from unstract_core.observability.diagnostics import Finding
 
-_CHECKS: dict[str, Callable[[Look], Iterator[Finding]]] = {
-    "server": server.server,
-    "pooler": server.pooler,
-    "listen": server.listening,
-    "clock": server.clock,
-    "connections": server.room,
-    "notifications": server.notifications,
-    "snapshots": server.snapshots,
-    "schema": tables.version,
-    "tables": tables.tables,
-    "rights": tables.rights,
-    "indexes": tables.indexes,
-    "autovacuum": tables.autovacuum,
-    "leases": tables.leases,
-    "waiting": tables.waiting,
-    "dead letters": tables.dead_letters,
-    "replies": tables.replies,
+_CHECKS: dict[str, Callable[[Probe], Iterator[Finding]]] = {
+    "server": server_checks.server_checks,
+    "pooler": server_checks.pooler,
+    "listen": server_checks.listening,
+    "clock": server_checks.clock,
+    "connections": server_checks.room,
+    "notifications": server_checks.notifications,
+    "snapshots": server_checks.snapshots,
+    "schema": table_checks.version,
+    "tables": table_checks.table_checks,
+    "rights": table_checks.rights,
+    "indexes": table_checks.indexes,
+    "autovacuum": table_checks.autovacuum,
+    "leases": table_checks.leases,
+    "waiting": table_checks.waiting,
+    "dead letters": table_checks.dead_letters,
+    "replies": table_checks.replies,
 }
 
 
-def check_up(connector: Connector, statements: Statements, *, listens: bool, limits: Limits) -> Iterator[Finding]:
+def check_up(
+    connector: Connector, statements: Statements, *, listens: bool, limits: DiagnosticLimits
+) -> Iterator[Finding]:
     """Yield what each check finds, in order. Raises nothing of its own."""
-    look = Look(connector, statements, listens=listens, limits=limits)
+    probe = Probe(connector, statements, listens=listens, limits=limits)
     try:
         try:
-            yield from server.connection(look)
+            yield from server_checks.connection(probe)
         except ContractError as exc:
             wrong = isinstance(exc, ConfigurationError)
             remedy = "mend the URL" if wrong else "is the server running, and are host, port, user and password right?"
@@ -49,11 +51,11 @@ def check_up(connector: Connector, statements: Statements, *, listens: bool, lim
             return
         for name, check in _CHECKS.items():
             try:
-                yield from check(look)
+                yield from check(probe)
             except TransportNotReady as exc:
-                what, remedy = told(exc)
+                what, remedy = split_remedy(exc)
                 yield Finding(name, "skipped", f"could not be checked: {what}", remedy)
             except ContractError as exc:
                 yield Finding(name, "warning", f"could not be checked: {exc}", "look again later")
     finally:
-        look.close()
+        probe.close()

@@ -121,7 +121,7 @@ FROM {dead} AS d
 GROUP BY d.queue_name
 ORDER BY 2 DESC, 1;
 
--- name: unswept
+-- name: unpurged
 SELECT count(*), extract(epoch FROM now() - min(greatest(expires_at, timestamptz 'epoch')))::float8
 FROM (SELECT expires_at FROM {results} WHERE expires_at <= now() ORDER BY expires_at LIMIT 100001) AS expired;
 
@@ -155,7 +155,7 @@ SELECT id.sequence FROM (SELECT pg_get_serial_sequence(%(messages)s, 'msg_id')) 
 WHERE id.sequence IS NOT NULL AND NOT has_sequence_privilege(id.sequence, 'USAGE')
   AND EXISTS (SELECT 1 FROM pg_depend WHERE objid = id.sequence::regclass AND deptype = 'a');
 
--- name: may_sweep
+-- name: may_purge_replies
 SELECT has_table_privilege(%(results)s, 'DELETE');
 
 -- name: sequences_behind

@@ -19,7 +19,7 @@ COMPARE = "compare the table with transports/postgres/sql/schema.sql"
 
 
 @attrs.frozen
-class Limits:
+class DiagnosticLimits:
     """From where on something is worth a warning. Times are seconds."""
 
     transaction: float = 60.0
@@ -30,7 +30,7 @@ class Limits:
     """How long ago a lease or delay ended. A worker brings back what has ended within a second."""
     waiting: float = 300.0
     """How long the first ready message of a queue has waited."""
-    unswept: float = 3600.0
+    unpurged: float = 3600.0
     """How long ago a reply expired that is still there."""
     unvacuumed: float = 600.0
     """How long ago a table with many dead rows was vacuumed."""
@@ -46,31 +46,33 @@ class Limits:
     """For how many more connections there is room."""
 
 
-def questions(statements: Statements) -> Mapping[str, bytes]:
-    """Return the statements of checkup.sql, by name, on the tables of one schema."""
+def diagnostic_statements(statements: Statements) -> Mapping[str, bytes]:
+    """Return the statements of diagnostics.sql, by name, on the tables of one schema."""
     tables = {name: statements.table(name).replace("%", "%%") for name in ("messages", "results", "dead")}
-    return {name: text.format(**tables).encode() for name, text in _load("checkup.sql").items()}
+    return {name: text.format(**tables).encode() for name, text in _load("diagnostics.sql").items()}
 
 
-class Look:
+class Probe:
     """A connection to look through, made anew where it broke; it prepares nothing that outlives it.
 
     `listens` is what the transport was told. Every method raises errors of ours.
     """
 
-    def __init__(self, connector: Connector, statements: Statements, *, listens: bool, limits: Limits) -> None:
+    def __init__(
+        self, connector: Connector, statements: Statements, *, listens: bool, limits: DiagnosticLimits
+    ) -> None:
         self.connector = connector
         self.statements = statements
         self.listens = listens
         self.limits = limits
-        self._questions = questions(statements)
+        self._statements = diagnostic_statements(statements)
         self.definitions = definitions(statements.schema)
         self.tables = [name for name, text in self.definitions.items() if text.startswith("CREATE TABLE")]
         self._connection: Connection | None = None
 
     def ask(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
-        """Run a statement of checkup.sql, and return its rows."""
-        return self.run(f"check {name}", self._questions[name], parameters)
+        """Run a statement of diagnostics.sql, and return its rows."""
+        return self.run(f"check {name}", self._statements[name], parameters)
 
     def ask_of_tables(self, name: str) -> list[tuple[Any, ...]]:
         """Run one that is asked of the catalog, about the tables of this schema."""
@@ -97,17 +99,17 @@ class Look:
             connection.close()
 
 
-def listed(parts: Sequence[str], of: str) -> str:
+def join_first(parts: Sequence[str], of: str) -> str:
     """Join the first few of many."""
     more = len(parts) - _SHOWN
     return ", ".join(parts[:_SHOWN]) + (f" and {more} more {of}" if more > 0 else "")
 
 
-def as_options(queues: Iterable[str]) -> str:
+def queue_options(queues: Iterable[str]) -> str:
     """Write queues as options of the command, as they are to be typed."""
     return " ".join(f"--queue {shlex.quote(queue)}" for queue in list(queues)[:_SHOWN])
 
 
-def told(exc: Exception) -> tuple[str, str]:
+def split_remedy(exc: Exception) -> tuple[str, str]:
     """Split an error of ours into what is wrong and what to do."""
     return (exc.problem, exc.remedy) if isinstance(exc, TransportNotReady) else (str(exc), "")

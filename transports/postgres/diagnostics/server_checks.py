@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 
 from transports.postgres.connections import Connection
-from transports.postgres.diagnostics.look import Look
+from transports.postgres.diagnostics.probe import Probe
 from transports.postgres.errors import NotifyQueueFull, mapped
 from unstract_core.errors import TransportUnavailable
 from unstract_core.observability.diagnostics import Finding
@@ -22,9 +22,9 @@ _OLDEST = 120000
 _FUTURE = 60.0
 
 
-def connection(look: Look) -> Iterator[Finding]:
+def connection(probe: Probe) -> Iterator[Finding]:
     """Whether the server can be reached, and whether anybody can read along."""
-    made = look.connected()
+    made = probe.connected()
     info = made.info
     what = f"{info.dbname} at {info.host}:{info.port} as {info.user}"
     if made.pgconn.ssl_in_use:
@@ -38,9 +38,9 @@ def connection(look: Look) -> Iterator[Finding]:
         yield Finding("connection", "warning", f"{what}, without TLS: the network can read along", remedy)
 
 
-def server(look: Look) -> Iterator[Finding]:
+def server(probe: Probe) -> Iterator[Finding]:
     """Its version, whether it takes writes, its encoding, and whether it keeps what it has acknowledged."""
-    ((version, number, role, encoding, standby, read_only, fsync, commit, _),) = look.ask("server")
+    ((version, number, role, encoding, standby, read_only, fsync, commit, _),) = probe.ask("server")
     if number < _OLDEST:
         yield Finding("server", "error", f"PostgreSQL {version} is too old", "use PostgreSQL 12 or newer")
     elif standby or read_only == "on":
@@ -54,7 +54,7 @@ def server(look: Look) -> Iterator[Finding]:
     else:
         remedy = "move to a database that was created with ENCODING 'UTF8'"
         yield Finding("encoding", "error", f"{encoding}, in which not every text can be stored", remedy)
-    replicated, sound = _replication(look)
+    replicated, sound = _replication(probe)
     if not sound:
         remedy = "start the standby, or take it out of synchronous_standby_names"
         yield Finding("durability", "warning", replicated, remedy)
@@ -69,9 +69,9 @@ def server(look: Look) -> Iterator[Finding]:
         yield Finding("durability", "warning", what, f"set {setting} = on for the server, the database or role {role}")
 
 
-def _replication(look: Look) -> tuple[str, bool]:
+def _replication(probe: Probe) -> tuple[str, bool]:
     """Say what a failover keeps of that which was acknowledged, and whether commits are replicated as they should."""
-    ((names, standbys, synchronous, unseen),) = look.ask("replication")
+    ((names, standbys, synchronous, unseen),) = probe.ask("replication")
     if not names:
         some = f"asynchronous, to {standbys} standbys: a failover may lose what was acknowledged last"
         return (some if standbys else "no standby is connected"), True
@@ -84,89 +84,89 @@ def _replication(look: Look) -> tuple[str, bool]:
     ), False
 
 
-def pooler(look: Look) -> Iterator[Finding]:
+def pooler(probe: Probe) -> Iterator[Finding]:
     """Whether one stands before the server: it gives its clients process ids of its own making."""
-    made = look.connected()
-    pid = look.ask("server")[0][-1]
+    made = probe.connected()
+    pid = probe.ask("server")[0][-1]
     if not made.pooled and pid == made.info.backend_pid:
-        spare = "" if look.listens else "; if it is so everywhere, listen=false is not needed"
+        spare = "" if probe.listens else "; if it is so everywhere, listen=false is not needed"
         yield Finding("pooler", "ok", f"none, the server itself answers{spare}")
-    elif look.listens:
+    elif probe.listens:
         what = "one stands before the server: nothing is prepared, and waiting is polling"
         yield Finding("pooler", "warning", what, "say listen=false in the URL, or connect workers to the server itself")
     else:
         yield Finding("pooler", "ok", "one stands before the server, and listen=false is said")
 
 
-def listening(look: Look) -> Iterator[Finding]:
+def listening(probe: Probe) -> Iterator[Finding]:
     """Whether a notification that one connection sends reaches another one that listens."""
-    if not look.listens:
+    if not probe.listens:
         yield Finding("listen", "skipped", "listen=false: nothing listens, waiting is polling")
         return
     channel = f"unstract_wire_check_{secrets.token_hex(8)}"
-    with contextlib.closing(look.connect()) as listener:
+    with contextlib.closing(probe.connect()) as listener:
         with mapped("listen for notifications"):
             listener.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         began = time.monotonic()
         try:
-            look.ask("notify_once", channel=channel)
+            probe.ask("notify_once", channel=channel)
         except NotifyQueueFull:
             what = "the server takes no notification, because its queue of them is full: waiting is polling"
             yield Finding("listen", "warning", what, "end the session that listens and is idle in transaction")
             return
-        heard = _hears(listener, channel, began + look.limits.notification)
+        heard = _hears(listener, channel, began + probe.limits.notification)
         took = time.monotonic() - began
         with contextlib.suppress(psycopg.Error):  # a pooler would keep the connection to the server as it is
             listener.execute(sql.SQL("UNLISTEN {}").format(sql.Identifier(channel)))
     if heard:
         yield Finding("listen", "ok", f"a notification came in {took * 1000:.1f} ms")
     else:
-        what = f"no notification came in {look.limits.notification:g} s: messages are found by polling"
+        what = f"no notification came in {probe.limits.notification:g} s: messages are found by polling"
         remedy = "is there a pooler in transaction mode? Then say listen=false in the URL"
         yield Finding("listen", "warning", what, remedy)
 
 
-def clock(look: Look) -> Iterator[Finding]:
+def clock(probe: Probe) -> Iterator[Finding]:
     """How far its clock is from ours, by the quickest of three answers."""
     looks = []
     for _ in range(3):
         before = time.time()
-        ((theirs,),) = look.ask("clock")
+        ((theirs,),) = probe.ask("clock")
         after = time.time()
         looks.append(((after - before) / 2, theirs - (before + after) / 2))
     uncertain, ahead = min(looks)
     which = "ahead of" if ahead > 0 else "behind"
     what = f"the database's is {abs(ahead):.3f} s {which} this machine's (give or take {uncertain:.3f} s)"
-    ((future,),) = look.ask("future", seconds=_FUTURE) if _has_messages(look) else ((0,),)
+    ((future,),) = probe.ask("future", seconds=_FUTURE) if _has_messages(probe) else ((0,),)
     if future:
         what += f"; it was set back: {future} of the newest messages were sent later than it is now"
         yield Finding("clock", "warning", what, "leases and delays from before end late by as much, by themselves")
-    elif abs(ahead) - uncertain > look.limits.clock:
+    elif abs(ahead) - uncertain > probe.limits.clock:
         what += "; where the database's is corrected by a step, all leases end at once, or late"
         yield Finding("clock", "warning", what, "let NTP slew it, or stop the workers before it is set by a step")
     else:
         yield Finding("clock", "ok", what)
 
 
-def _has_messages(look: Look) -> bool:
+def _has_messages(probe: Probe) -> bool:
     """Whether there is a table of messages that this role may read."""
-    return bool(look.ask("may_read", messages=look.statements.table("messages"))[0][0])
+    return bool(probe.ask("may_read", messages=probe.statements.table("messages"))[0][0])
 
 
-def notifications(look: Look) -> Iterator[Finding]:
+def notifications(probe: Probe) -> Iterator[Finding]:
     """How full the queue of notifications is: it is one for the whole server."""
-    ((used,),) = look.ask("notification_queue")
+    ((used,),) = probe.ask("notification_queue")
     what = f"{used:.1%} of the server's notification queue is in use"
-    if used <= look.limits.notification_queue:
+    if used <= probe.limits.notification_queue:
         yield Finding("notifications", "ok", what)
     else:
         remedy = "end the session that listens and is idle in transaction: SELECT pg_terminate_backend(pid)"
         yield Finding("notifications", "warning", what, remedy)
 
 
-def room(look: Look) -> Iterator[Finding]:
+def room(probe: Probe) -> Iterator[Finding]:
     """How many more connections the server, the database and this role allow."""
-    ((server_most, server_now, database_most, database_now, role_most, role_now),) = look.ask("room")
+    ((server_most, server_now, database_most, database_now, role_most, role_now),) = probe.ask("room")
     limits = [("max_connections", server_most, server_now, "raise max_connections")]
     if database_most >= 0:
         limits.append(("the database's limit", database_most, database_now, "ALTER DATABASE ... CONNECTION LIMIT"))
@@ -174,17 +174,17 @@ def room(look: Look) -> Iterator[Finding]:
         limits.append(("the role's limit", role_most, role_now, "ALTER ROLE ... CONNECTION LIMIT"))
     name, most, now, remedy = min(limits, key=lambda limit: limit[1] - limit[2])
     what = f"{now} of {most} connections are in use ({name})"
-    if most - now >= look.limits.room:
+    if most - now >= probe.limits.room:
         yield Finding("connections", "ok", what)
     else:
         yield Finding("connections", "warning", what, f"{remedy}, run fewer workers, lower pool_size, or use a pooler")
 
 
-def snapshots(look: Look) -> Iterator[Finding]:
+def snapshots(probe: Probe) -> Iterator[Finding]:
     """Who keeps dead rows from being removed, or holds locks, because a transaction of theirs does not end."""
-    limits = {"seconds": look.limits.transaction, "transactions": look.limits.transactions}
+    limits = {"seconds": probe.limits.transaction, "transactions": probe.limits.transactions}
     found = False
-    for pid, name, state, age, seconds in look.ask("old_sessions", **limits):
+    for pid, name, state, age, seconds in probe.ask("old_sessions", **limits):
         found = True
         for_long = "a time that this role may not see" if seconds is None else f"{seconds:.0f} s"
         what = f"pid {pid} ({name}) has had a transaction open for {for_long}"
@@ -192,12 +192,12 @@ def snapshots(look: Look) -> Iterator[Finding]:
         what += "" if age is None else f", and holds a snapshot {age} transactions old: no dead row since is removed"
         remedy = f"end it: SELECT pg_terminate_backend({pid}); and set idle_in_transaction_session_timeout"
         yield Finding("snapshots", "warning", what, remedy)
-    for what, age in look.ask("other_holders", **limits):
+    for what, age in probe.ask("other_holders", **limits):
         found = True
         remedy = "finish it, or drop it where nobody needs it any more"
         yield Finding("snapshots", "warning", f"{what} holds rows back since {age} transactions", remedy)
     if not found:
-        yield Finding("snapshots", "ok", f"no transaction is older than {look.limits.transaction:g} s")
+        yield Finding("snapshots", "ok", f"no transaction is older than {probe.limits.transaction:g} s")
 
 
 def _is_local(info: psycopg.ConnectionInfo) -> bool:
