@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport
-from transports.postgres.errors import ANSWERS, answer_of, translate
+from transports.postgres.errors import SQLSTATES, meaning_of, translate
 from unstract_core import (
     Settlement,
     TransportNotReady,
@@ -47,9 +47,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 @pytest.mark.parametrize("state", EVERY_STATE)
 def test_every_sqlstate_has_a_deliberate_meaning(state: str) -> None:
     """Each SQLSTATE that psycopg knows is in the table, by itself or by its class."""
-    assert any(key in (state, state[:2]) for answer in ANSWERS for key in answer.keys)
+    assert any(key in (state, state[:2]) for answer in SQLSTATES for key in answer.keys)
     error = translate(errors.lookup(state)("no"), "send")
-    assert isinstance(error, KINDS[answer_of(state).meaning])
+    assert isinstance(error, KINDS[meaning_of(state).meaning])
 
 
 def test_docs_table_equals_the_table_of_the_code() -> None:
@@ -57,7 +57,7 @@ def test_docs_table_equals_the_table_of_the_code() -> None:
     _, _, section = PAGE.read_text().partition("\n## SQLSTATEs\n")
     rows = re.findall(r"^\| (`.+?) \| (.+?) \| (.+?) \|", section.partition("\n#")[0], re.M)
     assert rows == [
-        (", ".join(f"`{key}`" for key in answer.keys), answer.cause, answer.meaning.value) for answer in ANSWERS
+        (", ".join(f"`{key}`" for key in answer.keys), answer.cause, answer.meaning.value) for answer in SQLSTATES
     ]
 
 
@@ -98,7 +98,7 @@ def test_answer_that_can_pass_is_unavailable_and_known(
 @pytest.mark.parametrize("source", ["varsup.c", "multixact.c", "xact.c", "bufmgr.c", ""])
 def test_wraparound_protection_and_other_limits_of_the_server_are_unavailable(source: str) -> None:
     """They pass after a vacuum or in another transaction; a server or pooler that names no source is given time."""
-    assert answer_of("54000", source).meaning is Meaning.UNAVAILABLE
+    assert meaning_of("54000", source).meaning is Meaning.UNAVAILABLE
 
 
 @on_one_server

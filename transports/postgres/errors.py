@@ -68,7 +68,7 @@ class DuplicateId(TransportUnavailable):
 
 
 @attrs.frozen
-class Answer:
+class SqlstateMeaning:
     """One row of the table.
 
     Attributes:
@@ -92,85 +92,91 @@ _UNAVAILABLE, _IN_DOUBT, _NOT_READY, _REFUSED = Meaning
 _MIGRATE = "run `unstract-wire migrate`, or check the schema"
 _COMPARE = "compare the tables with transports/postgres/sql/schema.sql"
 
-ANSWERS = (
-    Answer(("08", "57", "58", "F0", "XX"), _IN_DOUBT, "broken connection, shutdown, crash, I/O error, internal error"),
-    Answer(("40003",), _IN_DOUBT, "the server does not know whether the statement completed"),
-    Answer(("08P01 query_wait_timeout",), _UNAVAILABLE, "PgBouncer had no server connection for the statement"),
-    Answer(
+SQLSTATES = (
+    SqlstateMeaning(
+        ("08", "57", "58", "F0", "XX"), _IN_DOUBT, "broken connection, shutdown, crash, I/O error, internal error"
+    ),
+    SqlstateMeaning(("40003",), _IN_DOUBT, "the server does not know whether the statement completed"),
+    SqlstateMeaning(
+        ("08P01 query_wait_timeout",), _UNAVAILABLE, "PgBouncer had no server connection for the statement"
+    ),
+    SqlstateMeaning(
         ("0A000 plancache.c", "26000", "42P05"),
         _UNAVAILABLE,
         "a prepared statement is outdated, lost or another's",
         "Behind PgBouncer in transaction mode: listen=false",
         PreparedStatementLost,
     ),
-    Answer(
+    SqlstateMeaning(
         (f"{_DUPLICATE} id",),
         _UNAVAILABLE,
         "the sequence handed out an id of a message or dead letter that exists",
         "The next try takes the next id; `unstract-wire doctor` shows how far the sequence is behind",
         DuplicateId,
     ),
-    Answer(
+    SqlstateMeaning(
         ("25006",),
         _UNAVAILABLE,
         "read-only: a standby, or an old primary after a failover",
         "Is this the primary? Use target_session_attrs=read-write",
         ReadOnly,
     ),
-    Answer(
+    SqlstateMeaning(
         ("54000 async.c",),
         _UNAVAILABLE,
         "the queue of notifications is full",
         "Which session listens and is idle in transaction?",
         NotifyQueueFull,
     ),
-    Answer(("57P05",), _UNAVAILABLE, "`idle_session_timeout` ended the session", "", SessionTimedOut),
-    Answer(("25",), _UNAVAILABLE, "the transaction had failed, or timed out while it was idle or open"),
-    Answer(("40",), _UNAVAILABLE, "serialisation failure, deadlock"),
-    Answer(
+    SqlstateMeaning(("57P05",), _UNAVAILABLE, "`idle_session_timeout` ended the session", "", SessionTimedOut),
+    SqlstateMeaning(("25",), _UNAVAILABLE, "the transaction had failed, or timed out while it was idle or open"),
+    SqlstateMeaning(("40",), _UNAVAILABLE, "serialisation failure, deadlock"),
+    SqlstateMeaning(
         ("53",),
         _UNAVAILABLE,
         "disk full, out of memory, too many connections, a configured limit",
     ),
-    Answer(("54000", "54001"), _UNAVAILABLE, "wraparound protection; a limit of the server, a relation or the stack"),
-    Answer(("55",), _UNAVAILABLE, "lock timeout, an object in use"),
-    Answer(("57014",), _UNAVAILABLE, "cancelled: statement timeout, or a cancel request"),
-    Answer(("57P03",), _UNAVAILABLE, "the server is starting or stopping, and took no statement"),
-    Answer(("72",), _UNAVAILABLE, "the snapshot is too old"),
-    Answer(("HV",), _UNAVAILABLE, "a foreign server failed"),
-    Answer(("42P01", "3F000"), _NOT_READY, "a table or the schema is missing", _MIGRATE),
-    Answer(
+    SqlstateMeaning(
+        ("54000", "54001"), _UNAVAILABLE, "wraparound protection; a limit of the server, a relation or the stack"
+    ),
+    SqlstateMeaning(("55",), _UNAVAILABLE, "lock timeout, an object in use"),
+    SqlstateMeaning(("57014",), _UNAVAILABLE, "cancelled: statement timeout, or a cancel request"),
+    SqlstateMeaning(("57P03",), _UNAVAILABLE, "the server is starting or stopping, and took no statement"),
+    SqlstateMeaning(("72",), _UNAVAILABLE, "the snapshot is too old"),
+    SqlstateMeaning(("HV",), _UNAVAILABLE, "a foreign server failed"),
+    SqlstateMeaning(("42P01", "3F000"), _NOT_READY, "a table or the schema is missing", _MIGRATE),
+    SqlstateMeaning(
         ("42703",),
         _NOT_READY,
         "a column is missing",
         "the table has other columns than those of transports/postgres/sql/schema.sql",
     ),
-    Answer((_NO_RIGHT,), _NOT_READY, "a right is missing, or row-level security", "grant this role the right"),
-    Answer(
+    SqlstateMeaning((_NO_RIGHT,), _NOT_READY, "a right is missing, or row-level security", "grant this role the right"),
+    SqlstateMeaning(
         ("42P10", "42704", "42804", "42809", "42846", "42883", "428C9"),
         _NOT_READY,
         "a key, type or function is missing, or a column or table is of another kind",
         _COMPARE,
     ),
-    Answer(
+    SqlstateMeaning(
         ("2200H",),
         _NOT_READY,
         "a sequence has reached its maximum",
         "raise its MAXVALUE, or change the type of the id to bigint",
     ),
-    Answer(
+    SqlstateMeaning(
         ("55000",),
         _NOT_READY,
         "a table cannot be written: a view, or published without a replica identity",
         _COMPARE,
     ),
-    Answer(
+    SqlstateMeaning(
         ("0P", "28", "3D"),
         _NOT_READY,
         "the role or the database is missing, or the login is rejected",
         "check the user, password and database in the URL",
     ),
-    Answer(
+    SqlstateMeaning(
         (
             *("54000 arrayfuncs.c", "54000 arrayutils.c", "54000 array_userfuncs.c", "54000 hashinsert.c"),
             *("54000 hio.c", "54000 indextuple.c", "54000 json.c", "54000 jsonb.c", "54000 jsonb_util.c"),
@@ -181,20 +187,24 @@ ANSWERS = (
         "a value is too large for `jsonb`, a row, an array or an index; too many columns or arguments",
         "store large values elsewhere and send a reference",
     ),
-    Answer(("22",), _REFUSED, "a value does not fit its type or the database's encoding"),
-    Answer(("23", "27", "44"), _REFUSED, "a constraint, another unique key, or a view's check rejects the row"),
-    Answer(("P0",), _REFUSED, "a trigger raised an error"),
-    Answer(
+    SqlstateMeaning(("22",), _REFUSED, "a value does not fit its type or the database's encoding"),
+    SqlstateMeaning(
+        ("23", "27", "44"), _REFUSED, "a constraint, another unique key, or a view's check rejects the row"
+    ),
+    SqlstateMeaning(("P0",), _REFUSED, "a trigger raised an error"),
+    SqlstateMeaning(
         ("0A", "0B", "0F", "0L", "0Z", "09", "10", "20", "21", "24", "2B", "2D", "2F", "34", "38", "39", "3B", "42"),
         _REFUSED,
         "the server does not support or understand the statement; a trigger or function failed",
     ),
-    Answer(("00", "01", "02", "03"), _REFUSED, "no error of the server's: a trigger raised it under this code"),
+    SqlstateMeaning(
+        ("00", "01", "02", "03"), _REFUSED, "no error of the server's: a trigger raised it under this code"
+    ),
 )
 """What the errors of PostgreSQL 15 to 18, and of PgBouncer, mean for our statements. Any other code is a trigger's."""
 
-_BY_KEY: Mapping[str, Answer] = {key: answer for answer in ANSWERS for key in answer.keys}
-_ANY_OTHER = Answer(("any other",), Meaning.REFUSED, "a code that only your own triggers and functions raise")
+_BY_KEY: Mapping[str, SqlstateMeaning] = {key: row for row in SQLSTATES for key in row.keys}
+_ANY_OTHER = SqlstateMeaning(("any other",), Meaning.REFUSED, "a code that only your own triggers and functions raise")
 
 
 @contextlib.contextmanager
@@ -210,7 +220,7 @@ def mapped(doing: str, *, committed_by_us: bool = True) -> Iterator[None]:
         raise ours from exc
 
 
-def answer_of(state: str, cause: str = "") -> Answer:
+def meaning_of(state: str, cause: str = "") -> SqlstateMeaning:
     """Return the row of the table for a SQLSTATE and, where it has several causes, the cause."""
     for key in (f"{state} {cause}", state, state[:2]):
         if key in _BY_KEY:
@@ -223,23 +233,23 @@ def translate(exc: BaseException, doing: str, *, committed_by_us: bool = True) -
     state = _sqlstate(exc)
     if state is None:
         return _without_state(exc, doing, committed_by_us)
-    answer = answer_of(state, _cause(exc, state))
+    row = meaning_of(state, _cause(exc, state))
     text = f"{doing}: {_primary(exc)} (SQLSTATE {state})"
-    if answer.meaning is Meaning.IN_DOUBT and (state == "40003" or not _was_rolled_back(exc)):
-        return TransportUnavailable(text, effect=_fate(committed_by_us), fate_unknown=committed_by_us)
-    return _told(exc, state, answer, text, doing)
+    if row.meaning is Meaning.IN_DOUBT and (state == "40003" or not _was_rolled_back(exc)):
+        return TransportUnavailable(_fate(text, committed_by_us), fate_unknown=committed_by_us)
+    return _not_applied(exc, state, row, text, doing)
 
 
-def _told(exc: BaseException, state: str, answer: Answer, text: str, doing: str) -> TransportError:
+def _not_applied(exc: BaseException, state: str, row: SqlstateMeaning, text: str, doing: str) -> TransportError:
     """Return our error for an answer after which the server has kept nothing of the statement."""
     if state == _NO_RIGHT and (takes := needed(doing, _primary(exc))):
-        answer = attrs.evolve(answer, advice=f"{takes}; {answer.advice}")
-    if answer.meaning is Meaning.NOT_READY:
-        return TransportNotReady(text, remedy=answer.advice)
-    if answer.meaning is Meaning.REFUSED:
-        return TransportRefused(text, remedy=answer.advice)
-    kind = PlanOutdated if state == "0A000" else answer.kind
-    ours = kind(text, effect="nothing took effect", remedy=answer.advice)
+        text = f"{text}; {takes}"
+    if row.meaning is Meaning.NOT_READY:
+        return TransportNotReady(f"{text}; {row.advice}")
+    if row.meaning is Meaning.REFUSED:
+        return TransportRefused(f"{text}; {row.advice}" if row.advice else text)
+    kind = PlanOutdated if state == "0A000" else row.kind
+    ours = kind(f"{text}; nothing took effect" + (f". {row.advice}" if row.advice else ""))
     if isinstance(ours, DuplicateId):
         names = [_diagnosed(exc, "schema_name") or "", _diagnosed(exc, "table_name") or ""]
         ours.table, ours.column = sql.Identifier(*names).as_string(None), _id_column(exc)
