@@ -543,5 +543,5 @@ def test_no_interruption_costs_the_pool_a_slot(postgres: PostgresTransport, queu
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
     assert interrupted > 100
-    wait_until(lambda: postgres._pool._slots.qsize() == 10, what="every slot to be back")
+    wait_until(lambda: postgres._pool._permits.qsize() == 10, what="every slot to be back")
     postgres.send([message("t", queue)])

@@ -22,7 +22,7 @@ _SHORTEST_PAUSE = 0.05
 _SHORTEST_LIMIT = 0.1
 
 
-class Slot:
+class ConnectionPermit:
     """Room for one connection of a pool.
 
     It returns to the pool when nobody holds it any more, so that none is lost to an exception between two lines (a
@@ -31,12 +31,12 @@ class Slot:
 
     __slots__ = ("_slots",)
 
-    def __init__(self, slots: SimpleQueue[Slot]) -> None:
-        self._slots = weakref.ref(slots)
+    def __init__(self, permits: SimpleQueue[ConnectionPermit]) -> None:
+        self._permits = weakref.ref(permits)
 
     def __del__(self) -> None:
-        if (slots := self._slots()) is not None:
-            slots.put(Slot(slots))
+        if (permits := self._permits()) is not None:
+            permits.put(ConnectionPermit(permits))
 
 
 class Pool:
@@ -60,9 +60,9 @@ class Pool:
     def reset(self) -> None:
         """Begin anew, in a forked child: the connections are the parent's, and its locks may be held for ever."""
         self._idle: deque[Connection] = deque()
-        self._slots: SimpleQueue[Slot] = SimpleQueue()
+        self._permits: SimpleQueue[ConnectionPermit] = SimpleQueue()
         for _ in range(self._size):
-            self._slots.put(Slot(self._slots))
+            self._permits.put(ConnectionPermit(self._permits))
 
     def execute(
         self,
@@ -117,7 +117,7 @@ class Pool:
     ) -> Rows:
         now = time.monotonic()
         seconds = self._timeout if deadline is None else max(0.0, min(deadline - now, self._timeout))
-        slot = self._slot(doing, seconds)
+        permit = self._take_permit(doing, seconds)
         try:
             connection = self._connection(doing, now + seconds)
             try:
@@ -133,21 +133,21 @@ class Pool:
                     self._drop_idle()  # what broke or silenced this connection may have done so to all of them
                 raise
             finally:
-                self._give_back(connection)
+                self._return(connection)
         finally:
-            self._slots.put(slot)
+            self._permits.put(permit)
 
-    def _slot(self, doing: str, seconds: float) -> Slot:
+    def _take_permit(self, doing: str, seconds: float) -> ConnectionPermit:
         if self._closed:
             raise TransportClosed(f"{doing}: the transport was closed")
         try:
-            return self._slots.get(timeout=seconds)
+            return self._permits.get(timeout=seconds)
         except Empty:
             raise TransportUnavailable(
                 f"{doing}: all {self._size} connections were in use for {seconds:g} s; nothing was done"
             ) from None
 
-    def _give_back(self, connection: Connection) -> None:
+    def _return(self, connection: Connection) -> None:
         """Keep a connection for the next caller, the one that was used last first."""
         if connection.usable:
             self._connector.look_again(connection)
