@@ -25,7 +25,7 @@ from psycopg.conninfo import make_conninfo
 from contract_tests.kit import retry_outages, wait_until
 from contract_tests.messages import first, message, then
 from transports.postgres import PostgresTransport
-from transports.postgres.connections import Connector, run, uncompiled
+from transports.postgres.connections import Connector, run, without_jit
 from unstract_core import Consumer, Dispatcher, Settlement, TransportUnavailable, Verdict
 
 Make = Callable[..., PostgresTransport]
@@ -113,8 +113,8 @@ def test_no_statement_that_counts_is_compiled(pgbouncer: PgBouncer, server_url: 
         assert direct.execute(show).fetchall() == [("off",)]
     with Connector(pgbouncer.url, prepare=False).connect() as pooled:
         ((default,),) = run(pooled, "look", show, {})
-        assert pooled.lacks == {}
-        assert run(pooled, "look", show, {}, uncompiled) == [("off",)]
+        assert pooled.missing_settings == {}
+        assert run(pooled, "look", show, {}, without_jit) == [("off",)]
         assert run(pooled, "look", show, {}) == [(default,)]
 
 

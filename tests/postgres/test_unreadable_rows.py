@@ -189,7 +189,7 @@ def test_the_strikes_that_are_remembered_are_bounded(
         return tables.rows(released, queue) == [(4,)]
 
     wait_until(receive, timeout=30, what="the release of all four")
-    assert len(subscription._unread._strikes) == 2
+    assert len(subscription._unread._failures) == 2
     subscription.close()
 
 

@@ -149,7 +149,7 @@ def test_a_thread_that_waits_for_replies_and_dies_is_replaced(
     """Whoever waited looks again and starts another; nobody sleeps to the end of its time."""
     transport, worker = make_postgres(poll_interval=LONG_POLL), make_postgres()
     died: list[int] = []
-    tell = transport._waiter._tell
+    tell = transport._waiter._wake_callers
 
     def die_once(answered: Any) -> None:
         if not died:
@@ -157,7 +157,7 @@ def test_a_thread_that_waits_for_replies_and_dies_is_replaced(
             raise ValueError
         tell(answered)
 
-    monkeypatch.setattr(transport._waiter, "_tell", die_once)
+    monkeypatch.setattr(transport._waiter, "_wake_callers", die_once)
     replies: list[Any] = []
     with in_background(lambda: replies.append(transport.reply(queue, timeout=LONG_POLL))):
         wait_until(lambda: bool(died), what="the thread to die")

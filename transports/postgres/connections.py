@@ -120,8 +120,8 @@ class Connection(psycopg.Connection[TupleRow]):
     has_prepared: bool = False
     spoiled: bool = False
     generation: int = 0
-    lacks: Mapping[str, str] = {}
-    compiles: bool = False
+    missing_settings: Mapping[str, str] = {}
+    jit_enabled: bool = False
     large: bool = False
     _was_read_only: bool = False
 
@@ -150,7 +150,7 @@ class Connection(psycopg.Connection[TupleRow]):
         """Whether the server has stopped taking writes since the connection was made, as an old primary does."""
         return not self._was_read_only and self.is_read_only
 
-    def made(self, generation: int) -> None:
+    def note_created(self, generation: int) -> None:
         """Note what is true of a new connection."""
         self.generation = generation
         self._was_read_only = self.is_read_only
@@ -170,7 +170,10 @@ class Connection(psycopg.Connection[TupleRow]):
         """Run the block in a transaction that has the settings which the connection lacks."""
         begun = self.pgconn.transaction_status == TransactionStatus.INTRANS
         with contextlib.nullcontext() if begun else self.transaction():
-            self.execute(_SET, {"names": list(self.lacks), "values": list(self.lacks.values()), "local": True})
+            self.execute(
+                _SET,
+                {"names": list(self.missing_settings), "values": list(self.missing_settings.values()), "local": True},
+            )
             yield
 
     def wait(self, gen: PQGen[Result], *args: Any, **kwargs: Any) -> Result:
@@ -188,14 +191,14 @@ class Connection(psycopg.Connection[TupleRow]):
                     if cancelled:
                         raise psycopg.OperationalError(f"no answer within {limit:g} s")
                     cancelled = True
-                    self.give_up()
+                    self.cancel_running()
                     deadline = time.monotonic() + CANCEL_TIMEOUT
                 wanted = gen.send(ready)
         except StopIteration as end:
             result: Result = end.value
             return result
 
-    def give_up(self) -> None:
+    def cancel_running(self) -> None:
         """Cancel the statement that runs, on another connection; its end is still to be waited for."""
         self.spoiled = True
         with contextlib.suppress(psycopg.Error):
@@ -207,7 +210,7 @@ class Connection(psycopg.Connection[TupleRow]):
         return not self.spoiled and self.pgconn.transaction_status == TransactionStatus.IDLE
 
     @property
-    def has_hung_up(self) -> bool:
+    def has_unread_data(self) -> bool:
         """Whether an idle connection has something to say, told without a round trip: a server speaks up to leave."""
         return self.poll(select.POLLIN, 0.0)
 
@@ -271,7 +274,7 @@ class Connector:
         self.conninfo = make_conninfo(conninfo, **defaults, **named, client_encoding="UTF8")
         self._connect_timeout = None if by_service else _seconds(given.get("connect_timeout"))
         self._prepare = prepare
-        self._told_pooled = not prepare
+        self._pooler_logged = not prepare
         self._generation = 0
 
     def connect(self, *, patience: float | None = None, limit: float | None = None) -> Connection:
@@ -293,7 +296,7 @@ class Connector:
         generation = self._generation
         try:
             connection = Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
-            connection.made(generation)
+            connection.note_created(generation)
             self._look_for_a_pooler(connection, patience, limit)
             connection.limit = limit
             return connection
@@ -318,29 +321,31 @@ class Connector:
         connection.limit = max(_SHORTEST_CONNECT_TIMEOUT, min(limits)) if limits else None
         try:
             ((pid, *values),) = connection.execute(_PROBE.encode())
-            lacks = {
+            missing_settings = {
                 name: wanted[0]
                 for (name, wanted), value in zip(_SETTINGS.items(), values, strict=True)
                 if value is not None and value not in wanted
             }
             connection.pooled = pid != connection.info.backend_pid
             if connection.pooled:
-                connection.compiles = set(lacks) == {"jit"}
-                lacks = {} if connection.compiles else lacks
-                connection.lacks = lacks
-                connection.isolation_level = IsolationLevel.READ_COMMITTED if lacks else None
-            elif lacks:
-                connection.execute(_SET, {"names": list(lacks), "values": list(lacks.values()), "local": False})
+                connection.jit_enabled = set(missing_settings) == {"jit"}
+                missing_settings = {} if connection.jit_enabled else missing_settings
+                connection.missing_settings = missing_settings
+                connection.isolation_level = IsolationLevel.READ_COMMITTED if missing_settings else None
+            elif missing_settings:
+                connection.execute(
+                    _SET, {"names": list(missing_settings), "values": list(missing_settings.values()), "local": False}
+                )
         except BaseException:
             connection.close()
             raise
         if not connection.pooled:
             connection.prepare_threshold = _PREPARE_AFTER if self._prepare else None
-        elif not self._told_pooled:
-            self._told_pooled = True
+        elif not self._pooler_logged:
+            self._pooler_logged = True
             emit(logger, logging.WARNING, "pooler_found")
 
-    def leave(self, connection: Connection) -> None:
+    def retire_connections(self, connection: Connection) -> None:
         """Let no connection that was made so far be used again, because one of them leads to a read-only server.
 
         A connection that was read-only from the beginning says nothing new: a new one would be as well.
@@ -348,21 +353,21 @@ class Connector:
         if connection.generation == self._generation and not connection._was_read_only:
             self._generation += 1
 
-    def heed(self, failure: PlanOutdated) -> None:
+    def stop_preparing(self, failure: PlanOutdated) -> None:
         """Make connections that prepare nothing from now on, if something before the server does not bear it."""
         if isinstance(failure, PreparedStatementLost) and self._prepare:
             self._prepare = False
             emit(logger, logging.WARNING, "prepared_statements_lost")
 
-    def has_outgrown(self, connection: Connection) -> bool:
+    def is_outdated(self, connection: Connection) -> bool:
         """Whether a new connection is to be used in its place: it prepares nothing, or reaches another server."""
         outdated = connection.generation != self._generation
         return outdated or (not self._prepare and connection.prepare_threshold is not None)
 
-    def look_again(self, connection: Connection) -> None:
+    def retire_if_read_only(self, connection: Connection) -> None:
         """Leave the server of a connection that was just used, if that has stopped taking writes."""
         if connection.became_read_only:
-            self.leave(connection)
+            self.retire_connections(connection)
 
 
 def by_cursor(connection: Connection, statement: bytes, parameters: Parameters) -> Rows:
@@ -370,9 +375,9 @@ def by_cursor(connection: Connection, statement: bytes, parameters: Parameters) 
     return connection.execute(statement, parameters).fetchall()
 
 
-def uncompiled(connection: Connection, statement: bytes, parameters: Parameters) -> Rows:
+def without_jit(connection: Connection, statement: bytes, parameters: Parameters) -> Rows:
     """Run a statement whose plan is so dear that a server would compile it."""
-    if not connection.compiles:
+    if not connection.jit_enabled:
         return by_cursor(connection, statement, parameters)
     with connection.transaction():
         connection.execute(b"SET LOCAL jit = off")
@@ -381,7 +386,7 @@ def uncompiled(connection: Connection, statement: bytes, parameters: Parameters)
 
 def run(
     connection: Connection,
-    doing: str,
+    operation: str,
     statement: bytes,
     parameters: Parameters,
     how: How = by_cursor,
@@ -398,23 +403,23 @@ def run(
         how: runs the statement on the connection.
         durable: whether the caller promises that the commit outlasts a failover.
     """
-    size = check_size(doing, parameters)
+    size = check_size(operation, parameters)
     if type(connection) is psycopg.Connection:  # an application's own: nothing is known of it, and nothing kept
-        with mapped(doing):
+        with mapped(operation):
             return how(connection, statement, parameters)
     connection.large = connection.large or size > _LARGE
     commits = connection.commits
     commits.unreplicated = False
     for skipped in _SKIPPED_IDS:
         try:
-            if connection.lacks:
+            if connection.missing_settings:
                 with connection.with_settings():
                     rows = how(connection, statement, parameters)
             else:
                 rows = how(connection, statement, parameters)
             break
         except Exception as exc:
-            if (ours := translate(exc, doing)) is None:
+            if (ours := translate(exc, operation)) is None:
                 raise
             if isinstance(ours, PlanOutdated | ReadOnly):
                 connection.close()
@@ -424,7 +429,7 @@ def run(
     connection.large = connection.large or _row_size(rows) > _LARGE
     if durable and commits.unreplicated:
         raise TransportUnavailable(
-            f"{doing}: the statement took effect and was not replicated in time, because the synchronous standby did "
+            f"{operation}: the statement took effect and was not replicated in time, because the synchronous standby did "
             "not answer; a failover may lose it, so its fate is unknown",
             fate_unknown=True,
         )
@@ -439,7 +444,7 @@ def _skip_ids(connection: Connection, duplicate: DuplicateId, number: int) -> No
             connection.execute(_SKIP, parameters)
 
 
-def check_size(doing: str, parameters: Parameters) -> int:
+def check_size(operation: str, parameters: Parameters) -> int:
     """Return how large a statement's texts are, in characters. Raises TransportRefused above what a server takes."""
     if isinstance(parameters, Mapping):
         texts: Sequence[str] = [text for value in parameters.values() for text in _texts(value)]
@@ -448,7 +453,7 @@ def check_size(doing: str, parameters: Parameters) -> int:
     size = sum(map(len, texts))
     if 4 * size > LARGEST_STATEMENT and (octets := sum(len(text.encode()) for text in texts)) > LARGEST_STATEMENT:
         raise TransportRefused(
-            f"{doing}: {octets} bytes are more than PostgreSQL takes in one statement (1 GiB); nothing was sent. "
+            f"{operation}: {octets} bytes are more than PostgreSQL takes in one statement (1 GiB); nothing was sent. "
             "Send fewer or smaller messages at once"
         )
     return size

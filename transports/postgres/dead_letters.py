@@ -136,8 +136,8 @@ class PostgresDeadLetters:
             why = f"PostgreSQL cannot return it: {cause_of(exc)}"
         return [_letter(why, *row) for row in self._read("read dead letters", "get_dead", {**parameters, "most": -1})]
 
-    def _read(self, doing: str, name: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-        return self._pool.execute(doing, self._statements[name], parameters, harmless=True)
+    def _read(self, operation: str, name: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        return self._pool.execute(operation, self._statements[name], parameters, idempotent=True)
 
 
 def _say_what_was_done(exc: TransportError, done: int, how: str) -> None:

@@ -208,14 +208,14 @@ _ANY_OTHER = SqlstateMeaning(("any other",), Meaning.REFUSED, "a code that only 
 
 
 @contextlib.contextmanager
-def mapped(doing: str, *, committed_by_us: bool = True) -> Iterator[None]:
+def mapped(operation: str, *, committed_by_us: bool = True) -> Iterator[None]:
     """Turn every error of a PostgreSQL driver inside the block into ours, with the driver's as its cause."""
     try:
         yield
     except ContractError:
         raise
     except Exception as exc:
-        if (ours := translate(exc, doing, committed_by_us=committed_by_us)) is None:
+        if (ours := translate(exc, operation, committed_by_us=committed_by_us)) is None:
             raise
         raise ours from exc
 
@@ -228,21 +228,21 @@ def meaning_of(state: str, cause: str = "") -> SqlstateMeaning:
     return _ANY_OTHER
 
 
-def translate(exc: BaseException, doing: str, *, committed_by_us: bool = True) -> ContractError | None:
+def translate(exc: BaseException, operation: str, *, committed_by_us: bool = True) -> ContractError | None:
     """Return our error for a driver's (psycopg 3, psycopg2, or Django's wrapping of either); None for any other."""
     state = _sqlstate(exc)
     if state is None:
-        return _without_state(exc, doing, committed_by_us)
+        return _without_state(exc, operation, committed_by_us)
     row = meaning_of(state, _cause(exc, state))
-    text = f"{doing}: {_primary(exc)} (SQLSTATE {state})"
+    text = f"{operation}: {_primary(exc)} (SQLSTATE {state})"
     if row.meaning is Meaning.IN_DOUBT and (state == "40003" or not _was_rolled_back(exc)):
         return TransportUnavailable(_fate(text, committed_by_us), fate_unknown=committed_by_us)
-    return _not_applied(exc, state, row, text, doing)
+    return _not_applied(exc, state, row, text, operation)
 
 
-def _not_applied(exc: BaseException, state: str, row: SqlstateMeaning, text: str, doing: str) -> TransportError:
+def _not_applied(exc: BaseException, state: str, row: SqlstateMeaning, text: str, operation: str) -> TransportError:
     """Return our error for an answer after which the server has kept nothing of the statement."""
-    if state == _NO_RIGHT and (takes := needed(doing, _primary(exc))):
+    if state == _NO_RIGHT and (takes := needed(operation, _primary(exc))):
         text = f"{text}; {takes}"
     if row.meaning is Meaning.NOT_READY:
         return TransportNotReady(f"{text}; {row.advice}")
@@ -280,20 +280,22 @@ def _id_column(exc: BaseException) -> str:
     return _ID_INDEXES.get(_diagnosed(exc, "constraint_name") or "", "")
 
 
-def _without_state(exc: BaseException, doing: str, committed_by_us: bool) -> ContractError | None:
+def _without_state(exc: BaseException, operation: str, committed_by_us: bool) -> ContractError | None:
     if isinstance(exc, UnicodeError):
-        return TransportRefused(f"{doing}: a text cannot be encoded for PostgreSQL")
+        return TransportRefused(f"{operation}: a text cannot be encoded for PostgreSQL")
     kinds = {kind.__name__ for kind in type(exc).__mro__}
     driver = type(exc).__module__.partition(".")[0]
     if "DatabaseError" in kinds and driver not in _DRIVERS:
-        return ConfigurationError(f"{doing}: takes an open cursor of psycopg 3, psycopg2 or Django, not of {driver}")
+        return ConfigurationError(
+            f"{operation}: takes an open cursor of psycopg 3, psycopg2 or Django, not of {driver}"
+        )
     if isinstance(exc, psycopg.ProgrammingError | psycopg.NotSupportedError) or "DataError" in kinds:
-        return TransportRefused(f"{doing}: the driver cannot send this value ({type(exc).__name__})")
+        return TransportRefused(f"{operation}: the driver cannot send this value ({type(exc).__name__})")
     if isinstance(exc, psycopg.Error) or "OperationalError" in kinds or "InterfaceError" in kinds:
-        text = f"{doing}: the connection to PostgreSQL was lost"
-        return TransportUnavailable(text, effect=_fate(committed_by_us), fate_unknown=committed_by_us)
+        text = f"{operation}: the connection to PostgreSQL was lost"
+        return TransportUnavailable(_fate(text, committed_by_us), fate_unknown=committed_by_us)
     if "DatabaseError" in kinds:
-        return TransportRefused(f"{doing}: refused by the driver ({type(exc).__name__})")
+        return TransportRefused(f"{operation}: refused by the driver ({type(exc).__name__})")
     return None
 
 

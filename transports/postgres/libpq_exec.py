@@ -28,7 +28,7 @@ def _name(statement: bytes) -> bytes:
     return b"unstract_wire_" + hashlib.blake2b(statement, digest_size=8).hexdigest().encode()
 
 
-def straight(connection: Connection, statement: bytes, parameters: Sequence[str]) -> list[tuple[Any, ...]]:
+def execute_prepared(connection: Connection, statement: bytes, parameters: Sequence[str]) -> list[tuple[Any, ...]]:
     """Run a statement whose parameters are `$1` and so on, and return the first column of its rows.
 
     A connection runs one and the same statement this way, or leaves it to a cursor where nothing may be prepared.
@@ -82,7 +82,7 @@ def _result(connection: Connection) -> PGresult:
 def _wait(connection: Connection, events: int) -> None:
     if connection.poll(events, connection.limit):
         return
-    connection.give_up()
+    connection.cancel_running()
     if not connection.poll(events, CANCEL_TIMEOUT):
         raise psycopg.OperationalError(f"no answer within {connection.limit} s")
 

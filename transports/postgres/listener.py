@@ -46,18 +46,18 @@ class Listener:
         """Whether the connection prepares statements, so that a plan is made once; False while there is none."""
         return self._connection is not None and self._connection.prepare_threshold is not None
 
-    def execute(self, doing: str, statement: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+    def execute(self, operation: str, statement: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         """Run one statement in a commit of its own and return its rows; a broken connection is replaced before.
 
         A statement that took no effect, because its connection was of no use, is run once more on a new one.
         """
         try:
-            return self._execute(doing, statement, parameters)
+            return self._execute(operation, statement, parameters)
         except PlanOutdated as exc:
-            self._connector.heed(exc)
+            self._connector.stop_preparing(exc)
         except (ReadOnly, SessionTimedOut):
             pass
-        return self._execute(doing, statement, parameters)
+        return self._execute(operation, statement, parameters)
 
     def wait(self, seconds: float) -> bool:
         """Wait until something was heard or the time is up (False), or until `wake` is or was called (True)."""
@@ -89,12 +89,12 @@ class Listener:
         self._wake_r.close()
         self._wake_w.close()
 
-    def _execute(self, doing: str, statement: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+    def _execute(self, operation: str, statement: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         connection = self._connected()
         try:
-            return run(connection, doing, statement, parameters)
+            return run(connection, operation, statement, parameters)
         except ReadOnly:
-            self._connector.leave(connection)
+            self._connector.retire_connections(connection)
             raise
         finally:
             if not connection.usable:
@@ -102,11 +102,11 @@ class Listener:
 
     def _connected(self) -> Connection:
         if self._connection is not None:
-            self._connector.look_again(self._connection)
-            if not self._connector.has_outgrown(self._connection):
+            self._connector.retire_if_read_only(self._connection)
+            if not self._connector.is_outdated(self._connection):
                 return self._connection
             self._drop()
-        connection = self._connector.connect(patience=self._limit, limit=self._limit)
+        connection = self._connector.connect(timeout=self._limit, limit=self._limit)
         connection.add_notify_handler(lambda notification: self._note_notification(notification.payload))
         try:
             with mapped("set up a connection"):

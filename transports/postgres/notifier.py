@@ -110,7 +110,7 @@ class Notifier:
             late, self._late = list(self._late), {}
             self._changed.notify()
         if late:
-            self._announce(late, patience=0.0)
+            self._announce(late, timeout=0.0)
 
     def end(self) -> None:
         """End the thread, and announce nothing any more."""
@@ -147,11 +147,11 @@ class Notifier:
         while (due := self._next()) is not None:
             self._announce(due)
 
-    def _announce(self, queues: Sequence[str | None], *, patience: float | None = None) -> None:
+    def _announce(self, queues: Sequence[str | None], *, timeout: float | None = None) -> None:
         channels = [self.channels.replies if queue is None else self.channels.queues for queue in queues]
         parameters = {"channels": channels, "payloads": [queue or "" for queue in queues]}
         try:
-            self._pool.execute("announce messages", self._statements["notify"], parameters, patience=patience)
+            self._pool.execute("announce messages", self._statements["notify"], parameters, timeout=timeout)
         except NotifyQueueFull:
             self._be_silent()
         except ContractError:

@@ -66,14 +66,14 @@ class Pool:
 
     def execute(
         self,
-        doing: str,
+        operation: str,
         statement: bytes,
         parameters: Parameters,
         *,
         how: How = by_cursor,
-        harmless: bool = False,
+        idempotent: bool = False,
         durable: bool = False,
-        patience: float | None = None,
+        timeout: float | None = None,
     ) -> Rows:
         """Run a statement on a connection of the pool, in a commit of its own, and return its rows.
 
@@ -88,16 +88,16 @@ class Pool:
             durable: whether the caller promises that the commit outlasts a failover.
             patience: seconds for everything, connecting and the answer included; None for the pool's timeout and limit.
         """
-        deadline = None if patience is None else time.monotonic() + patience
-        attempt = partial(self._execute, doing, statement, parameters, how, durable, deadline)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        attempt = partial(self._execute, operation, statement, parameters, how, durable, deadline)
         try:
             return attempt()
         except PlanOutdated as exc:
-            self._connector.heed(exc)
+            self._connector.stop_preparing(exc)
         except (ReadOnly, SessionTimedOut):
             pass
         except TransportUnavailable as exc:
-            if not (harmless and exc.fate_unknown):
+            if not (idempotent and exc.fate_unknown):
                 raise
         self._drop_idle()
         return attempt()
@@ -108,7 +108,7 @@ class Pool:
 
     def _execute(
         self,
-        doing: str,
+        operation: str,
         statement: bytes,
         parameters: Parameters,
         how: How,
@@ -117,16 +117,16 @@ class Pool:
     ) -> Rows:
         now = time.monotonic()
         seconds = self._timeout if deadline is None else max(0.0, min(deadline - now, self._timeout))
-        permit = self._take_permit(doing, seconds)
+        permit = self._take_permit(operation, seconds)
         try:
-            connection = self._connection(doing, now + seconds)
+            connection = self._connection(operation, now + seconds)
             try:
                 if deadline is None:
-                    return run(connection, doing, statement, parameters, how, durable=durable)
+                    return run(connection, operation, statement, parameters, how, durable=durable)
                 with connection.within_limit(max(_SHORTEST_LIMIT, deadline - time.monotonic())):
-                    return run(connection, doing, statement, parameters, how, durable=durable)
+                    return run(connection, operation, statement, parameters, how, durable=durable)
             except ReadOnly:
-                self._connector.leave(connection)
+                self._connector.retire_connections(connection)
                 raise
             except TransportUnavailable as exc:
                 if not connection.usable and getattr(exc.__cause__, "sqlstate", None) is None:
@@ -137,21 +137,21 @@ class Pool:
         finally:
             self._permits.put(permit)
 
-    def _take_permit(self, doing: str, seconds: float) -> ConnectionPermit:
+    def _take_permit(self, operation: str, seconds: float) -> ConnectionPermit:
         if self._closed:
-            raise TransportClosed(f"{doing}: the transport was closed")
+            raise TransportClosed(f"{operation}: the transport was closed")
         try:
             return self._permits.get(timeout=seconds)
         except Empty:
             raise TransportUnavailable(
-                f"{doing}: all {self._size} connections were in use for {seconds:g} s; nothing was done"
+                f"{operation}: all {self._size} connections were in use for {seconds:g} s; nothing was done"
             ) from None
 
     def _return(self, connection: Connection) -> None:
         """Keep a connection for the next caller, the one that was used last first."""
         if connection.usable:
-            self._connector.look_again(connection)
-        if self._closed or not connection.usable or connection.large or self._connector.has_outgrown(connection):
+            self._connector.retire_if_read_only(connection)
+        if self._closed or not connection.usable or connection.large or self._connector.is_outdated(connection):
             connection.close()
         else:
             self._idle.append(connection)
@@ -160,7 +160,7 @@ class Pool:
 
     def _alive(self) -> Connection | None:
         try:
-            while (connection := self._idle.pop()).has_hung_up or self._connector.has_outgrown(connection):
+            while (connection := self._idle.pop()).has_unread_data or self._connector.is_outdated(connection):
                 connection.close()
         except IndexError:
             return None
@@ -171,16 +171,16 @@ class Pool:
             while True:
                 self._idle.pop().close()
 
-    def _connection(self, doing: str, deadline: float) -> Connection:
+    def _connection(self, operation: str, deadline: float) -> Connection:
         """Return an idle connection, or a new one: whichever is there first, where the server has no room for more."""
         pause = _SHORTEST_PAUSE
         while True:
             if (idle := self._alive()) is not None:
                 return idle
             if self._closed:
-                raise TransportClosed(f"{doing}: the transport was closed")
+                raise TransportClosed(f"{operation}: the transport was closed")
             try:
-                connection = self._connector.connect(patience=max(0.0, deadline - time.monotonic()), limit=self._limit)
+                connection = self._connector.connect(timeout=max(0.0, deadline - time.monotonic()), limit=self._limit)
                 self.has_worked = True
                 return connection
             except TransportUnavailable:

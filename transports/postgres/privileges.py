@@ -51,18 +51,18 @@ _CONSUMERS = {
 }
 
 
-def needed(doing: str, said: str) -> str:
+def needed(operation: str, said: str) -> str:
     """Say what a piece of work takes of the table, sequence or schema that the server has named; "" where it is none.
 
     The server's words may be in any language; the names in them are not.
     """
-    if doing == "migrate":
+    if operation == "migrate":
         return "it takes the owner of the tables, with CREATE on the schema (on the database, for a new schema)"
-    if doing.startswith("check "):
+    if operation.startswith("check "):
         return "it takes SELECT on the table" if "pg_" in said else "it takes USAGE on the schema"
     if "_id_seq" in said:
         return "it takes USAGE on the sequence"
-    for table, rights in _BY_WORK.get(doing, _CONSUMERS).items():
+    for table, rights in _BY_WORK.get(operation, _CONSUMERS).items():
         if table in said:
             return f"it takes {rights}"
     return "" if "pg_" in said else "it takes USAGE on the schema"

@@ -47,8 +47,8 @@ class ReplyWaiter:
         self._lock = threading.RLock()  # a transport may be collected, and so closed, in the middle
         self._waiting: dict[str, list[threading.Event]] = {}
         self._fresh = False
-        self._cannot_look = False
-        self._looked_at = time.monotonic()
+        self._failing = False
+        self._succeeded_at = time.monotonic()
         self._listener: Listener | None = None
 
     def wait(self, key: str, deadline: float) -> None:
@@ -61,13 +61,13 @@ class ReplyWaiter:
             listener = self._started()
             self._waiting.setdefault(key, []).append(event)
             self._fresh = True
-            looks = listener is not None and not self._cannot_look
-        if listener is not None and looks:
+            works = listener is not None and not self._failing
+        if listener is not None and works:
             listener.wake()
         try:
             while not event.wait(min(seconds, self._poll_interval)):
                 seconds = deadline - time.monotonic()
-                if seconds <= 0 or not looks or self._looked_at < time.monotonic() - 2 * self._poll_interval - _LATE:
+                if seconds <= 0 or not works or self._succeeded_at < time.monotonic() - 2 * self._poll_interval - _LATE:
                     break
         finally:
             self._forget(key, event)
@@ -127,36 +127,38 @@ class ReplyWaiter:
             listener.forget_notifications()
             try:
                 if keys:
-                    self._tell(listener.execute("look for replies", self._statements["answered"], {"keys": keys}))
-                    self._looks()
+                    self._wake_callers(
+                        listener.execute("look for replies", self._statements["answered"], {"keys": keys})
+                    )
+                    self._note_success()
                     longest = _PAUSE
                 pause = self._poll_interval if keys else _IDLE
             except TransportError as exc:
-                self._looks_not(exc)
+                self._note_failure(exc)
                 pause, longest = longest, min(_LONGEST_PAUSE, 2 * longest)
             with self._lock:
-                fresh = (self._fresh and not self._cannot_look) or self._closed
+                fresh = (self._fresh and not self._failing) or self._closed
             if not fresh:
-                listener.wait(min(pause, _LONGEST_PAUSE) if self._cannot_look else pause)
+                listener.wait(min(pause, _LONGEST_PAUSE) if self._failing else pause)
 
-    def _looks(self) -> None:
+    def _note_success(self) -> None:
         with self._lock:
-            could_not, self._cannot_look = self._cannot_look, False
-            self._looked_at = time.monotonic()
+            could_not, self._failing = self._failing, False
+            self._succeeded_at = time.monotonic()
         if could_not:
             emit(logger, logging.INFO, "reply_waiter_back")
 
-    def _looks_not(self, failure: TransportError) -> None:
+    def _note_failure(self, failure: TransportError) -> None:
         """Let the callers look for themselves; log the first failure of an outage."""
         with self._lock:
-            could, self._cannot_look = not self._cannot_look, True
+            could, self._failing = not self._failing, True
             if could:
                 self._wake_all()
         if could:
             fields = {"error_type": type(failure).__name__, "error": error_text(failure)}
             emit(logger, logging.WARNING, "reply_waiter_away", **fields)
 
-    def _tell(self, answered: list[tuple[str]]) -> None:
+    def _wake_callers(self, answered: list[tuple[str]]) -> None:
         with self._lock:
             for (key,) in answered:
                 for event in self._waiting.pop(key, ()):

@@ -64,7 +64,7 @@ class Statements:
         # A percent sign in an identifier must not be read as a parameter.
         self._identifiers = {name: text.replace("%", "%%") for name, text in _identifiers(schema).items()}
         self._identifiers["strange_table"] = _literal(self._identifiers["messages"])
-        self._raw = _load("queries.sql")
+        self._raw = load_statements("queries.sql")
         self._parts: dict[str, str] = {}
         for name in _PARTS:
             self._parts[name] = self._composed(name)
@@ -143,7 +143,7 @@ def _numbered(queues: Sequence[str | None]) -> dict[str, str | None]:
 def definitions(schema: str) -> Mapping[str, str]:
     """Return the statements that create what is missing, by the name of what they create; they take no parameters."""
     identifiers = _identifiers(schema)
-    return {name: text.format(**identifiers) for name, text in _load("schema.sql").items()}
+    return {name: text.format(**identifiers) for name, text in load_statements("schema.sql").items()}
 
 
 def checked_schema(schema: str) -> str:
@@ -171,7 +171,7 @@ def _identifiers(schema: str) -> dict[str, str]:
 
 
 @cache
-def _load(file: str) -> Mapping[str, str]:
+def load_statements(file: str) -> Mapping[str, str]:
     text = files("transports.postgres").joinpath("sql", file).read_text("utf-8")
     _, *parts = _NAME.split(text)
     bodies = (_COMMENT.sub("", part).strip().rstrip(";") for part in parts[1::2])

@@ -14,11 +14,11 @@ import attrs
 from transports.postgres.diagnostics.look import DiagnosticLimits, diagnostic_statements
 
 from transports.postgres.caller_transaction import ascii_json, cursor_beside
-from transports.postgres.connections import Connector, check_size, uncompiled
+from transports.postgres.connections import Connector, check_size, without_jit
 from transports.postgres.dead_letters import PostgresDeadLetters
 from transports.postgres.diagnostics.run import check_up
 from transports.postgres.errors import mapped
-from transports.postgres.libpq_exec import straight
+from transports.postgres.libpq_exec import execute_prepared
 from transports.postgres.listener import Listener
 from transports.postgres.migrate import LOCK_TIMEOUT, migrate, migration_sql
 from transports.postgres.notifier import Channels, Notifier
@@ -264,23 +264,23 @@ class PostgresTransport:
         """
         self._check_open()
         if names is None:
-            rows = self._look("queue_names", {"most": _MOST_COUNTED})
+            rows = self._inspect("queue_names", {"most": _MOST_COUNTED})
             names = [name for (name,) in rows]
         wanted = list(dict.fromkeys(names))
         most = max(_FEWEST_COUNTED, min(_MOST_COUNTED, 10 * _MOST_COUNTED // max(1, len(wanted))))
-        rows = self._look("queues", {"names": wanted, "most": most})
+        rows = self._inspect("queues", {"names": wanted, "most": most})
         return [self._state(most, *row) for row in rows]
 
     def _state(self, most: int, name: str, ready: int, *counted: Any) -> QueueState:
         in_flight, delayed, oldest, dead, cut, unknown = counted
         if ready >= most:
-            ((plan,),) = self._look("ready_estimate", {"queue": name})
+            ((plan,),) = self._inspect("ready_estimate", {"queue": name})
             ready = max(ready, int(plan[0]["Plan"]["Plan Rows"]))
         return QueueState(name, ready, in_flight, delayed, oldest, dead, unknown, estimated=cut)
 
-    def _look(self, statement: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+    def _inspect(self, statement: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         text = self._statements[statement]
-        return self._pool.execute("look at the queues", text, parameters, how=uncompiled, harmless=True)
+        return self._pool.execute("look at the queues", text, parameters, how=without_jit, idempotent=True)
 
     def waiting_tasks(self, queue: str, limit: int = 1000) -> Mapping[str, int]:
         """Return the names of the tasks of the first `limit` ready messages of `queue`, with their counts."""
@@ -291,7 +291,7 @@ class PostgresTransport:
         """Return this package's sessions in this database; a role that may not read statistics sees its own in full."""
         self._check_open()
         rows = self._pool.execute(
-            "look at the workers", diagnostic_statements(self._statements)["workers"], {}, harmless=True
+            "look at the workers", diagnostic_statements(self._statements)["workers"], {}, idempotent=True
         )
         return [WorkerState(*row) for row in rows]
 
@@ -312,7 +312,9 @@ class PostgresTransport:
 
     def _send_one(self, message: Message, text: str) -> str:
         parameters = (message.queue, text, message.org_id, str(message.priority))
-        ((msg_id,),) = self._pool.execute("send", self._statements["send_one"], parameters, how=straight, durable=True)
+        ((msg_id,),) = self._pool.execute(
+            "send", self._statements["send_one"], parameters, how=execute_prepared, durable=True
+        )
         self._notifier.trailing((message.queue,))
         return str(msg_id)
 
@@ -334,9 +336,9 @@ class PostgresTransport:
     def _read(self, key: str, deadline: float, waits: bool) -> Reply | None:
         statement = self._statements["read_reply"]
         while True:
-            patience = _left(deadline) if waits else None
+            timeout = _left(deadline) if waits else None
             try:
-                rows = self._pool.execute("read a reply", statement, {"key": key}, harmless=True, patience=patience)
+                rows = self._pool.execute("read a reply", statement, {"key": key}, idempotent=True, timeout=timeout)
                 break
             except TransportUnavailable:
                 remaining = deadline - time.monotonic()
@@ -354,9 +356,9 @@ class PostgresTransport:
         What cannot be cleared goes when it expires; its caller has it all the same.
         """
         try:
-            patience = None if deadline is None else _left(deadline)
+            timeout = None if deadline is None else _left(deadline)
             statement = self._statements["clear_reply"]
-            found = self._pool.execute("clear a reply", statement, {"key": reply.key}, patience=patience)
+            found = self._pool.execute("clear a reply", statement, {"key": reply.key}, timeout=timeout)
         except TransportError as exc:
             emit(logger, logging.WARNING, "reply_not_cleared", error_type=type(exc).__name__, error=error_text(exc))
             return reply

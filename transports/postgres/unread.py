@@ -26,7 +26,7 @@ from unstract_core.transport import Delivery
 _NOT_THE_CONTENT = ("08", "25", "28", "40", "42", "530", "531", "533", "534", "55", "57", "58")
 """SQLSTATEs that say nothing about the rows that a statement returns: connections, rights, locks, shutdowns."""
 _MAY_PASS = ("53200", "57014")
-_MOST_STRIKES = 3
+_MAX_READ_FAILURES = 3
 """Reads after which a row counts as unreadable if its content took too long or too much memory each time."""
 _REST = 5.0
 """Seconds, times the strikes of a row, until a subscription tries to read it again."""
@@ -67,16 +67,16 @@ class Unread:
         self._lease = lease
         self._release = release
         self._groups: deque[list[Delivery]] = deque()
-        self._found: list[Delivery] = []
-        self._strikes: dict[tuple[str, str], int] = {}
+        self._read_already: list[Delivery] = []
+        self._failures: dict[tuple[str, str], int] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._groups or self._found)
+        return bool(self._groups or self._read_already)
 
     @property
     def waiting(self) -> list[Delivery]:
         """All of them, those that have been read first."""
-        return [*self._found, *(one for group in self._groups for one in group)]
+        return [*self._read_already, *(one for group in self._groups for one in group)]
 
     @property
     def renew_at(self) -> float:
@@ -112,21 +112,21 @@ class Unread:
         if self.is_due and not hurried():
             self.renew()
         try:
-            while self._groups and len(self._found) < limit and not hurried() and not self.is_due:
-                room = limit - len(self._found)
+            while self._groups and len(self._read_already) < limit and not hurried() and not self.is_due:
+                room = limit - len(self._read_already)
                 group = self._groups.popleft()
                 self._put_back(group[room:])
                 self._read(group[:room], hurried)
         except TransportError:
-            if not self._found:
+            if not self._read_already:
                 raise
-        if self._found and time.monotonic() > self.since + self._lease * _FRESH:
+        if self._read_already and time.monotonic() > self.since + self._lease * _FRESH:
             if hurried():
                 return []
             self.renew()
         if self.is_due:
             return []
-        found, self._found = self._found[:limit], self._found[limit:]
+        found, self._read_already = self._read_already[:limit], self._read_already[limit:]
         return found
 
     def renew(self) -> None:
@@ -139,7 +139,7 @@ class Unread:
 
     def renewed(self, kept: Container[Key], began: float) -> None:
         """Forget those that are not among `kept`: the leases of the others were renewed after the moment `began`."""
-        self._found = [one for one in self._found if _key(one) in kept]
+        self._read_already = [one for one in self._read_already if _key(one) in kept]
         groups = [[one for one in group if _key(one) in kept] for group in self._groups]
         self._groups = deque(group for group in groups if group)
         self.since = began
@@ -156,28 +156,28 @@ class Unread:
                 if state_of(exc) in _MAY_PASS:  # it took long: what else is due comes first
                     raise
                 return
-            if state_of(exc) in _MAY_PASS and (strikes := self._struck(group[0])) < _MOST_STRIKES:
-                self._let_rest(group[0], _REST * strikes)
+            if state_of(exc) in _MAY_PASS and (failures := self._count_failure(group[0])) < _MAX_READ_FAILURES:
+                self._release_for(group[0], _REST * failures)
                 raise
-            self._find(group, f"PostgreSQL cannot return it: {cause_of(exc)}")
+            self._add_unreadable(group, f"PostgreSQL cannot return it: {cause_of(exc)}")
             return
         ours = [one for one in group if _key(one) in texts]
         for place, one in enumerate(ours):
             if (text := texts[_key(one)]) is not None:
-                self._strikes.pop(_row(one), None)
+                self._failures.pop(_row(one), None)
                 payload, problem = payload_of(text, one.queue)
-                self._found.append(attrs.evolve(one, payload=payload, raw=text, problem=problem))
+                self._read_already.append(attrs.evolve(one, payload=payload, raw=text, problem=problem))
                 continue
             if place and (hurried() or self.is_due):
                 self._put_back(ours[place:])
                 return
-            self._find(ours[place:], TOO_LARGE)
+            self._add_unreadable(ours[place:], TOO_LARGE)
 
     def _texts(self, group: Sequence[Delivery]) -> dict[Key, str | None]:
         rows = self._listener.execute("read messages", self._statements["contents"], fences(group))
         return {(str(msg_id), attempt, enqueued.hex()): text for msg_id, attempt, enqueued, text in rows}
 
-    def _find(self, group: list[Delivery], problem: str) -> None:
+    def _add_unreadable(self, group: list[Delivery], problem: str) -> None:
         """Add the first of a group with the reason why it has no payload, and the addresses of its sender.
 
         Addresses that cannot be read are left out. If this raises, the whole group is still to be read.
@@ -192,17 +192,17 @@ class Unread:
             rows = []
         raw = rows[0][0] if rows else None
         problem = f"the stored message cannot be read: {problem}"
-        self._found.append(attrs.evolve(one, raw=raw or "{}", problem=problem))
+        self._read_already.append(attrs.evolve(one, raw=raw or "{}", problem=problem))
 
-    def _struck(self, one: Delivery) -> int:
+    def _count_failure(self, one: Delivery) -> int:
         """Note that the content of a row took too long or too much memory; return how often it has."""
-        strikes = self._strikes.pop(_row(one), 0) + 1
-        self._strikes[_row(one)] = strikes
-        if len(self._strikes) > _MOST_KNOWN:
-            del self._strikes[next(iter(self._strikes))]
-        return strikes
+        failures = self._failures.pop(_row(one), 0) + 1
+        self._failures[_row(one)] = failures
+        if len(self._failures) > _MOST_KNOWN:
+            del self._failures[next(iter(self._failures))]
+        return failures
 
-    def _let_rest(self, one: Delivery, delay: float) -> None:
+    def _release_for(self, one: Delivery, delay: float) -> None:
         try:
             self._release([one], delay)
         except TransportError as exc:

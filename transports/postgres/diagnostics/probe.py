@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from transports.postgres.connections import Connection, Connector, Parameters, run
-from transports.postgres.statements import Statements, _load, definitions
+from transports.postgres.statements import Statements, definitions, load_statements
 from unstract_core.errors import TransportNotReady
 
 _ANSWER = 30.0
@@ -49,7 +49,7 @@ class DiagnosticLimits:
 def diagnostic_statements(statements: Statements) -> Mapping[str, bytes]:
     """Return the statements of diagnostics.sql, by name, on the tables of one schema."""
     tables = {name: statements.table(name).replace("%", "%%") for name in ("messages", "results", "dead")}
-    return {name: text.format(**tables).encode() for name, text in _load("diagnostics.sql").items()}
+    return {name: text.format(**tables).encode() for name, text in load_statements("diagnostics.sql").items()}
 
 
 class Probe:
@@ -78,10 +78,10 @@ class Probe:
         """Run one that is asked of the catalog, about the tables of this schema."""
         return self.ask(name, schema=self.statements.schema, tables=self.tables)
 
-    def run(self, doing: str, statement: bytes, parameters: Parameters) -> list[tuple[Any, ...]]:
+    def run(self, operation: str, statement: bytes, parameters: Parameters) -> list[tuple[Any, ...]]:
         connection = self.connected()
         try:
-            return run(connection, doing, statement, parameters)
+            return run(connection, operation, statement, parameters)
         finally:
             if not connection.usable:
                 self.close()
