@@ -99,9 +99,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
     execute = Listener.execute
 
-    def counted(listener: Listener, doing: str, statement: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-        asked.append(doing)
-        return execute(listener, doing, statement, parameters)
+    def counted(
+        listener: Listener, operation: str, statement: bytes, parameters: dict[str, Any]
+    ) -> list[tuple[Any, ...]]:
+        asked.append(operation)
+        return execute(listener, operation, statement, parameters)
 
     monkeypatch.setattr(Listener, "execute", counted)
     return asked

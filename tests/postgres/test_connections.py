@@ -238,10 +238,10 @@ def test_a_receive_ends_when_a_renewal_becomes_due(postgres: PostgresTransport, 
     asked: list[str] = []
     execute = subscription._listener.execute
 
-    def slowly(doing: str, statement: bytes, parameters: dict[str, Any]) -> Any:
-        asked.append(doing)
-        rows = execute(doing, statement, parameters)
-        time.sleep(renewal if doing == "renew leases" else 0.6)
+    def slowly(operation: str, statement: bytes, parameters: dict[str, Any]) -> Any:
+        asked.append(operation)
+        rows = execute(operation, statement, parameters)
+        time.sleep(renewal if operation == "renew leases" else 0.6)
         return rows
 
     (first,) = subscription.receive(limit=1, wait=5)
@@ -267,9 +267,9 @@ def test_a_delivery_that_its_consumer_forgot_ends_no_receive(postgres: PostgresT
     asked: list[str] = []
     execute = subscription._listener.execute
 
-    def noted(doing: str, statement: bytes, parameters: dict[str, Any]) -> Any:
-        asked.append(doing)
-        return execute(doing, statement, parameters)
+    def noted(operation: str, statement: bytes, parameters: dict[str, Any]) -> Any:
+        asked.append(operation)
+        return execute(operation, statement, parameters)
 
     subscription._listener.execute = noted  # type: ignore[method-assign]
     (again,) = subscription.receive(limit=1, wait=5)

@@ -18,11 +18,11 @@ from postgres.support import named, on_one_server, transport_on
 from proxy import Proxy, proxy
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from queues import answer, bury, queue_name, receive_all
-from transports.postgres.diagnostics.look import DiagnosticLimits
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport, migrate
+from transports.postgres.diagnostics.probe import DiagnosticLimits
 from unstract_core import Reply
 from unstract_core.observability.diagnostics import Finding
 

@@ -172,7 +172,7 @@ def test_hosts_share_the_time_that_a_caller_waits(postgres_url: str, monkeypatch
     monkeypatch.setattr(connections.Connection, "connect", connect)
     connector = Connector(make_conninfo(postgres_url, host="a,b,c", port="1,2,3"), prepare=True)
     with pytest.raises(TransportUnavailable):
-        connector.connect(patience=12)
+        connector.connect(timeout=12)
     parts = conninfo_to_dict(asked[0])
     assert (parts["connect_timeout"], parts["target_session_attrs"]) == ("4", "read-write")
 

@@ -277,11 +277,11 @@ class Connector:
         self._pooler_logged = not prepare
         self._generation = 0
 
-    def connect(self, *, patience: float | None = None, limit: float | None = None) -> Connection:
+    def connect(self, *, timeout: float | None = None, limit: float | None = None) -> Connection:
         """Return a new connection, in autocommit, with the settings that our statements depend on.
 
         Args:
-            patience: seconds until it must be there, over all hosts of the conninfo; None for the connect timeout of
+            timeout: seconds until it must be there, over all hosts of the conninfo; None for the connect timeout of
                 each host.
             limit: seconds that a statement on it may take; None for no limit.
 
@@ -289,15 +289,15 @@ class Connector:
             TransportUnavailable: with what the server or the network said.
             ConfigurationError: for a conninfo that can never work.
         """
-        timeout = self._connect_timeout
-        if timeout is not None and patience is not None and patience / self._hosts < timeout:
-            timeout = max(_SHORTEST_CONNECT_TIMEOUT, int(patience / self._hosts))
-        conninfo = self.conninfo if timeout is None else make_conninfo(self.conninfo, connect_timeout=timeout)
+        per_host = self._connect_timeout
+        if per_host is not None and timeout is not None and timeout / self._hosts < per_host:
+            per_host = max(_SHORTEST_CONNECT_TIMEOUT, int(timeout / self._hosts))
+        conninfo = self.conninfo if per_host is None else make_conninfo(self.conninfo, connect_timeout=per_host)
         generation = self._generation
         try:
             connection = Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
             connection.note_created(generation)
-            self._look_for_a_pooler(connection, patience, limit)
+            self._look_for_a_pooler(connection, timeout, limit)
             connection.limit = limit
             return connection
         except psycopg.OperationalError as exc:
@@ -310,14 +310,14 @@ class Connector:
             said = " ".join(str(exc).split())
             raise ConfigurationError(f"the PostgreSQL conninfo cannot be used: {said}") from exc
 
-    def _look_for_a_pooler(self, connection: Connection, patience: float | None, limit: float | None) -> None:
+    def _look_for_a_pooler(self, connection: Connection, timeout: float | None, limit: float | None) -> None:
         """Look whether a pooler stands before the server, and set what a role or database has set otherwise.
 
         Only the server itself keeps prepared statements and settings for a session; a pooler gives its clients process
         ids of its own making. A pooler takes connections long before it has one to the server: the answer is waited
         for as a connection is.
         """
-        limits = [seconds for seconds in (patience, limit) if seconds is not None]
+        limits = [seconds for seconds in (timeout, limit) if seconds is not None]
         connection.limit = max(_SHORTEST_CONNECT_TIMEOUT, min(limits)) if limits else None
         try:
             ((pid, *values),) = connection.execute(_PROBE.encode())
@@ -429,8 +429,8 @@ def run(
     connection.large = connection.large or _row_size(rows) > _LARGE
     if durable and commits.unreplicated:
         raise TransportUnavailable(
-            f"{operation}: the statement took effect and was not replicated in time, because the synchronous standby did "
-            "not answer; a failover may lose it, so its fate is unknown",
+            f"{operation}: the statement took effect and was not replicated in time, because the synchronous standby "
+            "did not answer; a failover may lose it, so its fate is unknown",
             fate_unknown=True,
         )
     return rows

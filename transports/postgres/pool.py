@@ -29,7 +29,7 @@ class ConnectionPermit:
     signal handler may raise anywhere).
     """
 
-    __slots__ = ("_slots",)
+    __slots__ = ("_permits",)
 
     def __init__(self, permits: SimpleQueue[ConnectionPermit]) -> None:
         self._permits = weakref.ref(permits)

@@ -1,8 +1,8 @@
 """The consumer's side: claim, renew, settle, and wait for more.
 
-While any session holds an old snapshot, nothing that was claimed or settled can be vacuumed away. So no statement in
-here walks over what is dead but now and then, for a small part of the time: claim_planner.py says which claim is made, and
-expired leases are looked for beyond those that were found before.
+While any session holds an old snapshot, nothing that was claimed or settled can be vacuumed away. So no statement here
+reads dead rows except occasionally, for a small part of the time: claim_planner.py chooses the claim, and expired
+leases are looked for beyond those that were found before.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ from functools import cache
 from typing import Any, cast
 
 import attrs
-from transports.postgres.diagnostics.look import DiagnosticLimits, diagnostic_statements
 
 from transports.postgres.caller_transaction import ascii_json, cursor_beside
 from transports.postgres.connections import Connector, check_size, without_jit
 from transports.postgres.dead_letters import PostgresDeadLetters
+from transports.postgres.diagnostics.probe import DiagnosticLimits, diagnostic_statements
 from transports.postgres.diagnostics.run import check_up
 from transports.postgres.errors import mapped
 from transports.postgres.libpq_exec import execute_prepared
@@ -28,7 +28,6 @@ from transports.postgres.replies import ReplyWaiter
 from transports.postgres.rows import message_columns, message_text, parsed
 from transports.postgres.statements import Statements
 from transports.postgres.subscription import PostgresSubscription
-from transports.postgres.waiting import waiting_tasks
 from unstract_core.errors import (
     ConfigurationError,
     PayloadError,
@@ -285,7 +284,9 @@ class PostgresTransport:
     def waiting_tasks(self, queue: str, limit: int = 1000) -> Mapping[str, int]:
         """Return the names of the tasks of the first `limit` ready messages of `queue`, with their counts."""
         self._check_open()
-        return waiting_tasks(self._pool, self._statements, queue, limit)
+        parameters = {"queue": queue, "limit": limit}
+        statement = self._statements["waiting_tasks"]
+        return dict(self._pool.execute("look at what waits", statement, parameters, idempotent=True))
 
     def workers(self) -> Sequence[WorkerState]:
         """Return this package's sessions in this database; a role that may not read statistics sees its own in full."""

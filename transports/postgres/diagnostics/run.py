@@ -16,7 +16,7 @@ from unstract_core.errors import ConfigurationError, ContractError, TransportNot
 from unstract_core.observability.diagnostics import Finding
 
 _CHECKS: dict[str, Callable[[Probe], Iterator[Finding]]] = {
-    "server": server_checks.server_checks,
+    "server": server_checks.server,
     "pooler": server_checks.pooler,
     "listen": server_checks.listening,
     "clock": server_checks.clock,
@@ -24,7 +24,7 @@ _CHECKS: dict[str, Callable[[Probe], Iterator[Finding]]] = {
     "notifications": server_checks.notifications,
     "snapshots": server_checks.snapshots,
     "schema": table_checks.version,
-    "tables": table_checks.table_checks,
+    "tables": table_checks.tables,
     "rights": table_checks.rights,
     "indexes": table_checks.indexes,
     "autovacuum": table_checks.autovacuum,

@@ -572,3 +572,16 @@ WITH chosen AS MATERIALIZED (
 )
 SELECT c.dead_id, p.dead_id IS NOT NULL FROM chosen AS c LEFT JOIN purged AS p ON p.dead_id = c.dead_id
 ORDER BY c.dead_id;
+
+-- name: waiting_tasks
+-- The tasks that the first ready rows name, in the order of their index; what is no message of the wire names none.
+SELECT first.message ->> 'task_name', count(*)
+FROM (
+    SELECT message FROM {messages}
+    WHERE state = 'ready' AND queue_name = %(queue)s
+    ORDER BY priority DESC, msg_id
+    LIMIT %(limit)s::bigint
+) AS first
+WHERE jsonb_typeof(first.message -> 'task_name') = 'string' AND pg_column_size(first.message -> 'task_name') <= 2048
+  AND first.message ->> 'task_name' <> ''
+GROUP BY 1;
