@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
@@ -31,23 +32,19 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.bench import PAYLOAD, server
 from transports.postgres import PostgresTransport
-from transports.postgres.claim_planner import ClaimPlan, ClaimPlanner, ScanBudget
+from transports.postgres.subscription import PostgresSubscription
 from unstract_core import Message, Settlement, TaskPayload, Verdict
 
 CASES = ("held", "free", "whole")
 LEASE = 60.0
 
 
-class WholeClaims(ClaimPlanner):
-    """Every claim over the whole index, as it would be without lower bounds."""
-
-    def next(self, now: float) -> ClaimPlan:
-        return self._whole
-
-
-class AlwaysDue(ScanBudget):
-    def took(self, began: float, ended: float) -> None:
-        return None
+def scan_whole_index(subscription: PostgresSubscription) -> None:
+    """Let every claim, and every scan for expired leases, read the whole index, as without a frontier."""
+    claims, expiry = subscription.claims, subscription.requeuer.planner
+    claims.record = lambda event: None  # type: ignore[method-assign]
+    record = expiry.record
+    expiry.record = lambda scan, row: record(attrs.evolve(scan, budget=None), row)  # type: ignore[method-assign]
 
 
 class Case:
@@ -69,8 +66,7 @@ class Case:
             self.holder.execute("SELECT count(*) FROM unstract.pg_queue_message")
         self.subscription = self.transport.subscribe(["q"], lease=LEASE)
         if name == "whole":
-            self.subscription._claims = WholeClaims(self.subscription._statements, ["q"])
-            self.subscription._full_scan_budget = AlwaysDue()
+            scan_whole_index(self.subscription)
         payload = TaskPayload(task_name="noop", args=[PAYLOAD], queue="q")
         self.batch = [Message(payload, "q")] * batch
         self.done = 0

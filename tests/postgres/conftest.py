@@ -14,7 +14,9 @@ from psycopg.conninfo import make_conninfo
 from queues import queue_name
 
 from transports.postgres import PostgresTransport
+from transports.postgres.connection import Rows
 from transports.postgres.listener import Listener
+from transports.postgres.statement import Statement
 
 SECOND = pytest.mark.slow(
     variant="tests/postgres, on the machine's own server",
@@ -99,9 +101,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
     execute = Listener.execute
 
-    def counted(
-        listener: Listener, operation: str, statement: bytes, parameters: dict[str, Any]
-    ) -> list[tuple[Any, ...]]:
+    def counted(listener: Listener, operation: str, statement: Statement, parameters: dict[str, Any]) -> Rows:
         asked.append(operation)
         return execute(listener, operation, statement, parameters)
 

@@ -11,6 +11,8 @@ import sys
 from typing import Any
 from urllib.parse import urlsplit
 
+from transports.postgres.statement import Statement
+
 
 def configure(driver: str, url: str) -> None:
     if driver == "psycopg2":
@@ -94,7 +96,7 @@ def main(driver: str, url: str, schema: str, queue: str) -> dict[str, Any]:
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("SELECT pg_backend_pid()")
             (pid,) = cursor.fetchone()
-            transport._pool.execute("end the other", b"SELECT pg_terminate_backend(%s, 5000)", (pid,))
+            transport._pool.execute("end the other", Statement(b"SELECT pg_terminate_backend(%s, 5000)"), (pid,))
             try:
                 transport.send([message("t", queue, "lost")], within=cursor)
             except TransportError as exc:

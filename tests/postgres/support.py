@@ -8,6 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,6 +37,16 @@ def application() -> str:
 def named(url: str, name: str) -> str:
     """Return a conninfo whose connections carry an application name."""
     return make_conninfo(url, application_name=name)
+
+
+class ShiftedClock:
+    """The machine's monotonic clock, which a test can move forward by `ahead` seconds."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
 
 
 @contextlib.contextmanager

@@ -8,20 +8,25 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pg_tables import Tables
-from postgres.support import AT_ONCE, LONG_POLL, in_background, on_one_server
+from postgres.support import AT_ONCE, LONG_POLL, ShiftedClock, in_background, on_one_server
 from queues import queue_name
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message
-from transports.postgres import PostgresTransport, claim_planner
-from transports.postgres import transport as transport_module
-from transports.postgres.claim_planner import LONGEST_REST, SHARE, ClaimPlanner, Scan, ScanBudget
+from transports.postgres import PostgresTransport, claim_planner, expiry_planner, queue_inspector
+from transports.postgres.claim_planner import Attempt, ClaimPlan, ClaimPlanner, ClaimResult, FirstReady, Scan
+from transports.postgres.connection import Rows
+from transports.postgres.expiry_planner import ExpiryPlanner
+from transports.postgres.rows import RequeueRow
+from transports.postgres.scan_budget import LONGEST_REST, SHARE, ScanBudget
+from transports.postgres.statement import Statement
 from transports.postgres.statements import Statements
 from transports.postgres.subscription import PostgresSubscription
 from unstract_core import Consumer, Delivery, Settlement, TransportUnavailable, Verdict
@@ -93,8 +98,8 @@ def test_a_claim_locks_no_more_than_it_takes(shared: Shared, queues: int, analys
         tables.execute("ANALYZE {messages}")
     claim, parameters = Statements(tables.schema).claim(names)
     with tables.connect(autocommit=False) as first, tables.connect(autocommit=False) as second:
-        mine = first.execute(claim, {**parameters, "limit": 7, "lease": 60}).fetchall()
-        others = second.execute(claim, {**parameters, "limit": 5000, "lease": 60}).fetchall()
+        mine = first.execute(claim.text, {**parameters, "limit": 7, "lease": 60}).fetchall()
+        others = second.execute(claim.text, {**parameters, "limit": 5000, "lease": 60}).fetchall()
         first.rollback()
         second.rollback()
     assert (len(mine), len(others)) == (7, 2993)
@@ -110,7 +115,7 @@ def test_a_claim_reads_no_more_than_it_takes(shared: Shared, queues: int) -> Non
     tables.execute("ANALYZE {messages}")
     claim, parameters = Statements(tables.schema).claim(names)
     with tables.connect(autocommit=False) as connection:
-        explain = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + claim
+        explain = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + claim.text
         ((plan,),) = connection.execute(explain, {**parameters, "limit": 10, "lease": 60}).fetchall()
         connection.rollback()
     tables.execute("DELETE FROM {messages} WHERE queue_name = ANY (%s)", names)
@@ -246,38 +251,39 @@ def test_a_consumer_takes_from_thousands_of_queues(shared: Shared) -> None:
 
 
 @on_one_server
-def test_an_idle_look_costs_the_same_for_any_number_of_queues(
-    postgres: PostgresTransport, tables: Tables, asked: list[str]
+def test_idle_receive_costs_same_for_many_queues(
+    make_postgres: Callable[..., PostgresTransport], tables: Tables, asked: list[str]
 ) -> None:
     """A receive that finds nothing runs as many statements for two thousand queues as for a hundred, each as short."""
+    clock = ShiftedClock()
+    postgres = make_postgres(clock=clock)
     costs = []
     for number in (100, 2000):
-        subscription = postgres.subscribe([f"q-{place}" for place in range(number)], lease=60)
+        subscription = postgres.subscribe([f"q-{place}" for place in range(number)], lease=600)
         postgres.send([message("t", "another queue")])
         subscription.receive(limit=10, wait=0)
-        all_due(subscription)  # at the same moment in both, however long the first receive took
+        clock.ahead += LONGEST_REST  # each scan is due in both, however long the first receive took
         asked.clear()
         subscription.receive(limit=10, wait=0)
-        costs.append((len(asked), subscription._claims.queues))
+        costs.append((len(asked), subscription.claims.queues))
         subscription.close()
     assert costs[0] == costs[1]
     assert costs[0][0] <= 4
 
 
-def all_due(subscription: PostgresSubscription) -> list[ScanBudget]:
-    """Let each statement that is repeated now and then be due at once; return the paces of these statements."""
-    paces = [*subscription._claims._paces.values(), subscription._full_scan_budget, subscription._recent_scan_budget]
-    for pace in paces:
-        pace.due_at = 0.0
-    subscription._requeue_at = 0.0
-    return paces
+def rest(subscription: PostgresSubscription, scan: Scan, seconds: float = 3600.0) -> None:
+    """Let a scan of the index appear to have taken so many seconds, so that it rests for 25 times as long, or 30 s."""
+    plan = ClaimPlan(scan, time.monotonic() - seconds, 1, Statement(b""), {})
+    subscription.claims.record(ClaimResult(plan, []))
 
 
 def bounded(transport: PostgresTransport, names: Sequence[str]) -> PostgresSubscription:
-    """Subscribe with claims that never look at the whole index, as while that takes very long."""
+    """Subscribe without scans of the whole index for 30 seconds, as if these took very long."""
     subscription = transport.subscribe(names, lease=60)
-    for pace in (subscription._claims._paces[Scan.WHOLE], subscription._full_scan_budget):
-        pace.due_at, pace.seconds = math.inf, math.inf
+    rest(subscription, Scan.WHOLE)
+    expiry = subscription.requeuer.planner
+    scan = attrs.evolve(expiry.plan(0.0, 0), began=time.monotonic() - 3600.0)
+    expiry.record(scan, RequeueRow(0, None, {}, None, None, None, 0, None, None))
     return subscription
 
 
@@ -367,7 +373,7 @@ def test_what_a_subscription_gives_back_it_can_take_again_at_once(postgres: Post
     sent = postgres.send([message("t", queue) for _ in range(5)])
     first, *others = subscription.receive(limit=5, wait=0)
     assert all(subscription.settle([Settlement(one, Verdict.ACK) for one in others]))
-    subscription._claims._paces[Scan.RECENT].due_at = math.inf
+    rest(subscription, Scan.RECENT)
     assert subscription.settle([Settlement(first, Verdict.RETRY)]) == [True]
     assert [(one.id, one.attempt) for one in subscription.receive(limit=5, wait=0)] == [(sent[0], 2)]
     subscription.close()
@@ -381,7 +387,7 @@ def test_what_a_subscription_brings_back_it_takes_at_once(
     subscription = bounded(postgres, [queue])
     sent = postgres.send([message("t", queue) for _ in range(5)])
     assert len(subscription.receive(limit=5, wait=0)) == 5
-    subscription._claims._paces[Scan.RECENT].due_at = math.inf
+    rest(subscription, Scan.RECENT)
     tables.execute("UPDATE {messages} SET vt = now() WHERE msg_id = %s", int(sent[1]))
     assert [(one.id, one.attempt) for one in subscription.receive(limit=5, wait=20)] == [(sent[1], 2)]
     subscription.close()
@@ -395,11 +401,10 @@ def test_what_others_made_ready_again_is_found_by_a_claim_over_the_whole(
     subscription = bounded(postgres, [queue])
     (low, _) = postgres.send([message("t", queue), message("t", queue)])
     assert len(subscription.receive(limit=2, wait=0)) == 2
-    subscription._claims._marks = [({}, 0), (dict(subscription._claims._taken), 0)]
     tables.execute("UPDATE {messages} SET state = 'ready' WHERE msg_id = %s", int(low))
-    subscription._claims._paces[Scan.RECENT].due_at = math.inf
+    rest(subscription, Scan.RECENT)
     assert subscription.receive(limit=2, wait=0) == ()
-    subscription._claims._paces[Scan.WHOLE].due_at = time.monotonic() + 0.3
+    rest(subscription, Scan.WHOLE, seconds=0.012)  # due again in 0.3 s
     assert [one.id for one in subscription.receive(limit=2, wait=20)] == [low]
     subscription.close()
 
@@ -410,7 +415,7 @@ def test_what_takes_long_is_done_for_a_small_part_of_the_time(durations: list[fl
     pace, now, before = ScanBudget(shortest), 0.0, math.inf
     for seconds in durations:
         now = max(now, pace.due_at)
-        pace.took(now, now + seconds)
+        pace.record(now, now + seconds)
         now += seconds
         rest = pace.due_at - now
         assert rest == pytest.approx(min(max(min(seconds, before) / SHARE, shortest), LONGEST_REST), abs=1e-6)
@@ -423,21 +428,28 @@ def test_what_fails_is_tried_more_and_more_rarely(durations: list[float], second
     pace, now = ScanBudget(), 0.0
     for number, failing in enumerate(durations):
         now = max(now, pace.due_at)
-        pace.failed(now, now + failing)
+        pace.record_failure(now, now + failing)
         now += failing
         assert pace.due_at - now == pytest.approx(min(failing / SHARE, LONGEST_REST * 2 ** min(number, 4)), abs=1e-6)
-    pace.took(now, now)
-    pace.failed(now, now + seconds)
+    pace.record(now, now)
+    pace.record_failure(now, now + seconds)
     assert pace.due_at - (now + seconds) == pytest.approx(min(seconds / SHARE, LONGEST_REST), abs=1e-6)
 
 
 @on_one_server
-def test_a_look_at_the_whole_that_takes_too_long_stops_no_work(postgres: PostgresTransport, queue: str) -> None:
+def test_a_look_at_the_whole_that_takes_too_long_stops_no_work(
+    postgres: PostgresTransport, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where it exceeds the limit of a statement, what is beyond the bounds is taken all the same."""
     subscription = postgres.subscribe([queue], lease=3)
-    slow = b"SELECT pg_sleep(30), %(lease)s, %(limit)s"
-    subscription._claims._whole = attrs.evolve(subscription._claims._whole, statement=slow)
-    subscription._statements._texts["requeue_expired"] = b"SELECT pg_sleep(30), %(limit)s"
+    slow = Statement(b"SELECT pg_sleep(30)")
+    execute = subscription._listener.execute
+
+    def execute_slowly(operation: str, statement: Statement, parameters: dict[str, Any]) -> Rows:
+        scans = (subscription._statements["requeue_expired"], subscription._statements.claim([queue])[0])
+        return execute(operation, slow if statement in scans else statement, {} if statement in scans else parameters)
+
+    monkeypatch.setattr(subscription._listener, "execute", execute_slowly)
     sent = postgres.send([message("t", queue), message("t", queue)])
     failures, taken = 0, list[str]()
     while len(taken) < len(sent):
@@ -453,17 +465,20 @@ def test_a_look_at_the_whole_that_takes_too_long_stops_no_work(postgres: Postgre
 
 
 @on_one_server
-def test_a_connection_that_is_lost_puts_no_look_off(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+def test_a_connection_that_is_lost_puts_no_look_off(
+    make_postgres: Callable[..., PostgresTransport], tables: Tables, queue: str
+) -> None:
     """Only what took too long is tried more rarely: a server that was away has nothing to do with it."""
-    subscription = postgres.subscribe([queue], lease=60)
+    clock = ShiftedClock()
+    postgres = make_postgres(clock=clock)
+    subscription = postgres.subscribe([queue], lease=600)
     assert subscription.receive(limit=1, wait=0) == ()
-    paces = all_due(subscription)
-    connection = subscription._listener._connection
-    assert connection is not None
-    tables.execute("SELECT pg_terminate_backend(%s)", connection.info.backend_pid)
+    clock.ahead += LONGEST_REST
+    due_at = subscription.claims.due_at, subscription.requeuer.planner.full_due_at
+    tables.execute("SELECT pg_terminate_backend(%s)", subscription._listener.backend_pid)
     with pytest.raises(TransportUnavailable):
         subscription.receive(limit=1, wait=0)
-    assert [pace.due_at for pace in paces] == [0.0] * 4
+    assert (subscription.claims.due_at, subscription.requeuer.planner.full_due_at) == due_at
     subscription.close()
 
 
@@ -476,8 +491,8 @@ def test_a_delay_ends_on_time_beside_many_claimed_rows(
     queues: int,
 ) -> None:
     """Claimed rows are read in parts where they are many; new delays and known ones end on time all the same."""
-    monkeypatch.setattr(claim_planner, "PART", 20)
-    monkeypatch.setattr(claim_planner, "NEW", 10)
+    monkeypatch.setattr(expiry_planner, "PART", 20)
+    monkeypatch.setattr(expiry_planner, "NEW", 10)
     postgres = make_postgres(poll_interval=LONG_POLL)
     ids = postgres.send([message("t", queue, delay=3600) for _ in range(400)])
     subscription = postgres.subscribe([f"{queue}-{number}" for number in range(1, queues)] + [queue], lease=60)
@@ -492,18 +507,18 @@ def test_a_delay_ends_on_time_beside_many_claimed_rows(
     subscription.close()
 
 
-def test_a_retry_is_on_time_although_its_id_is_old(postgres: PostgresTransport, queue: str) -> None:
-    """The subscription knows when its own retries are due, and finds them without a look at all claimed rows."""
-    (sent,) = postgres.send([message("t", queue)])
-    postgres.send([message("t", queue, delay=3600) for _ in range(20)])
-    subscription = bounded(postgres, [queue])
-    (delivery,) = subscription.receive(limit=1, wait=5)
-    subscription._expiry._seen = [(0.0, 2**40)]  # long ago, and beyond all of these rows
-    assert subscription.settle([Settlement(delivery, Verdict.RETRY, delay=0.3)]) == [True]
-    settled = time.monotonic()
-    assert [one.id for one in subscription.receive(limit=1, wait=10)] == [sent]
-    assert time.monotonic() - settled < 0.3 + AT_ONCE
-    subscription.close()
+def test_retry_is_on_time_although_its_id_is_old() -> None:
+    """The subscription knows when its own retries are due, and finds them without a scan of all claimed rows."""
+    clock = ShiftedClock()
+    planner = ExpiryPlanner(["q"], clock=clock)
+    scan = planner.plan(0.0, 0)
+    assert planner.record(scan, RequeueRow(0, None, {}, None, None, 2**40, 0, None, None)) == math.inf
+    planner.is_due_soon([(7, 0.3)])
+    recent = planner.plan(0.2, 0, recent=True)
+    assert (recent.parameters["known"], recent.parameters["afters"]) == ([], [2**40])
+    assert planner.record(recent, RequeueRow(0, None, None, None, None, None, 0, None, None)) <= 0.3
+    clock.ahead += 0.2
+    assert planner.plan(0.2, 0, recent=True).parameters["known"] == [7]
 
 
 @pytest.mark.parametrize("queues", [1, 64])
@@ -511,7 +526,7 @@ def test_claimed_rows_of_other_queues_delay_no_lease(
     postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch, queues: int
 ) -> None:
     """An expired lease is found by the first look, however many rows of other queues are claimed before it."""
-    monkeypatch.setattr(claim_planner, "PART", 20)
+    monkeypatch.setattr(expiry_planner, "PART", 20)
     postgres.send([message("t", f"{queue}-other", delay=3600) for _ in range(100)])
     (sent,) = postgres.send([message("t", queue, delay=3600)])
     postgres.send([message("t", f"{queue}-other", delay=3600)])
@@ -524,12 +539,14 @@ def test_claimed_rows_of_other_queues_delay_no_lease(
 def test_only_queues_with_ready_rows_are_merged_where_nothing_is_prepared() -> None:
     """Each claim is planned anew there, which takes longer the more queues it merges."""
     names = [f"q-{number}" for number in range(64)]
-    assert not ClaimPlanner(Statements("s"), names).many
-    claims = ClaimPlanner(Statements("s"), names, prepared=False)
-    claim = claims.choose([("q-7", 5), ("other", 5), ("q-3", 1)], claims.next(0.0))
-    assert claims.many
-    assert claim.parameters == {"queue_0": "q-7", "queue_1": "q-3"}
-    assert not ClaimPlanner(Statements("s"), names[:8], prepared=False).many
+    assert not ClaimPlanner(Statements("s"), names).reads_queues_first
+    planner = ClaimPlanner(Statements("s"), names, prepared=False)
+    first = planner.plan(10)
+    assert first is not None
+    assert first.needs_ready_queues
+    plan = planner.plan(10, ready=[("q-7", 5), ("other", 5), ("q-3", 1)])
+    assert plan.parameters == {"queue_0": "q-7", "queue_1": "q-3", "limit": 10}
+    assert not ClaimPlanner(Statements("s"), names[:8], prepared=False).reads_queues_first
 
 
 def test_many_queues_keep_the_order_where_nothing_is_prepared(
@@ -541,54 +558,78 @@ def test_many_queues_keep_the_order_where_nothing_is_prepared(
     ids = postgres.send([message("t", names[n % 20], priority=1 + n % 3) for n in range(60)])
     (later,) = postgres.send([message("t", names[3], delay=0.2)])
     subscription = postgres.subscribe(names, lease=60)
-    assert subscription._claims.many
+    assert subscription.claims.reads_queues_first
     received = [one.id for _ in range(6) for one in subscription.receive(limit=10, wait=0)]
     assert received == sorted(ids, key=lambda one: (-(ids.index(one) % 3), int(one)))
     assert [one.id for one in subscription.receive(limit=10, wait=10)] == [later]
     subscription.close()
 
 
-def test_a_priority_from_which_nothing_is_ready_gets_a_bound_without_having_been_taken_from() -> None:
-    """What others have taken from it is dead as well; what may still be committed is not passed over."""
-    claims = ClaimPlanner(Statements("s"), ["q", "r"])
-    pace = claims._paces[Scan.WHOLE]
-    taken = [Delivery(str(msg_id), "q", 1, None, "", None, "", 5) for msg_id in (70, 90)]
+class VirtualClock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def planned(planner: ClaimPlanner, limit: int, attempt: Attempt = Attempt.FIRST) -> ClaimPlan:
+    plan = planner.plan(limit, attempt)
+    assert plan is not None
+    return plan
+
+
+def taken(msg_id: int, priority: int = 5) -> Delivery:
+    return Delivery(str(msg_id), "q", 1, None, "{}", None, "", priority)
+
+
+def test_frontier_rises_in_priorities_without_ready_rows() -> None:
+    """Rows of such a priority that others have claimed are dead as well; rows that may still commit are not skipped."""
+    clock = VirtualClock()
+    planner = ClaimPlanner(Statements("s"), ["q", "r"], clock=clock)
     for moment in (100.0, 111.0, 122.0):
-        pace.due_at = math.inf
-        claims.made(claims.next(moment), 2, taken, moment, moment)
-    claims.none_ready_above({"q": 5})
-    claims._paces[Scan.RECENT].due_at = math.inf
-    bounds = claims.next(123.0).parameters
-    assert bounds["priorities"] == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
-    assert bounds["frontier_0"] == [90] * 6 + [0] * 4
-    assert bounds["frontier_1"] == [90] * 10
+        clock.now = moment
+        slow = attrs.evolve(planned(planner, 2), scan=Scan.WHOLE, began=moment - 3600.0)
+        planner.record(ClaimResult(slow, []))
+        planner.record(ClaimResult(attrs.evolve(slow, scan=Scan.RECENT), [taken(70), taken(90)]))
+    planner.record(FirstReady({"q": 5}))
+    clock.now = 123.0
+    plan = planned(planner, 2)
+    assert plan.scan is Scan.FRONTIER
+    assert plan.parameters["priorities"] == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+    assert plan.parameters["frontier_0"] == [90] * 6 + [0] * 4
+    assert plan.parameters["frontier_1"] == [90] * 10
 
 
-def test_a_whole_claim_that_found_something_below_a_bound_is_made_again() -> None:
-    """What others made ready again may be more, of every priority: it does not wait a rest for each of them."""
+def test_whole_claim_repeats_after_finding_rows_below_frontier() -> None:
+    """Rows that others made ready again may be many, of every priority: they do not wait a rest for each of them."""
+    clock = VirtualClock()
+    planner = ClaimPlanner(Statements("s"), ["q"], clock=clock)
 
-    def taken(msg_id: int, priority: int) -> Delivery:
-        return Delivery(str(msg_id), "q", 1, None, "{}", None, "", priority)
+    def claim(limit: int, found: list[Delivery], moment: float) -> Scan:
+        """Record a WHOLE claim of one second that ends at `moment`; return the scan of the next one."""
+        clock.now = moment - 1.0
+        plan = planned(planner, limit, Attempt.WHOLE)
+        clock.now = moment
+        planner.record(ClaimResult(plan, found))
+        clock.now = moment + 0.1
+        return planned(planner, 1).scan
 
-    claims = ClaimPlanner(Statements("s"), ["q"])
-    whole = claims.next(0.0)
-    claims.made(whole, 2, [taken(100, 10), taken(200, 5)], 0.0, 1.0)
-    claims.made(whole, 1, [taken(300, 5)], 2.0, 3.0)
-    assert claims.next(3.1).scan is not Scan.WHOLE
-    claims.made(whole, 1, [taken(50, 10)], 40.0, 41.0)
-    assert claims.next(41.1).scan is Scan.WHOLE
-    claims.made(whole, 1, [taken(60, 5)], 41.1, 42.1)
-    assert claims.next(42.2).scan is Scan.WHOLE
-    claims.made(whole, 1, [taken(301, 5)], 42.2, 43.2)
-    assert claims.next(43.3).scan is not Scan.WHOLE
+    claim(2, [taken(100, 10), taken(200, 5)], 1.0)
+    assert claim(1, [taken(300, 5)], 3.0) is not Scan.WHOLE
+    assert claim(1, [taken(50, 10)], 41.0) is Scan.WHOLE
+    assert claim(1, [taken(60, 5)], 42.1) is Scan.WHOLE
+    assert claim(1, [taken(301, 5)], 43.2) is not Scan.WHOLE
 
 
 def test_a_queue_is_counted_beside_many_claimed_rows_of_others(
     postgres: PostgresTransport, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Delayed rows of another queue hide none of this one: it is listed and counted, and `drain` waits for it."""
-    monkeypatch.setattr(transport_module, "_MOST_COUNTED", 1000)
-    monkeypatch.setattr(transport_module, "_FEWEST_COUNTED", 1000)
+    monkeypatch.setattr(queue_inspector, "_MOST_COUNTED", 1000)
+    monkeypatch.setattr(queue_inspector, "_FEWEST_COUNTED", 1000)
     postgres.send([message("t", f"{queue}-other", delay=3600) for _ in range(1500)])
     postgres.send([message("t", queue, delay=1.0)])
     mine, other = postgres.queues()
@@ -608,7 +649,7 @@ def test_a_long_queue_is_estimated_and_says_so(
     short, long = postgres.queues()
     assert (short.ready, short.delayed, short.estimated) == (1, 1, False)
     assert (long.ready, long.estimated) == (3000, False)
-    monkeypatch.setattr(transport_module, "_MOST_COUNTED", 100)
+    monkeypatch.setattr(queue_inspector, "_MOST_COUNTED", 100)
     tables.execute("ANALYZE {messages}")
     short, long = postgres.queues()
     assert (short.ready, short.delayed, short.estimated) == (1, 1, False)

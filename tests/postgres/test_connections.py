@@ -22,6 +22,7 @@ from servers import PrivateServer
 from contract_tests.kit import wait_until
 from contract_tests.messages import message, then
 from transports.postgres import PostgresTransport, from_url
+from transports.postgres.statement import Statement
 from unstract_core import (
     ConfigurationError,
     Consumer,
@@ -117,7 +118,7 @@ def test_prepared_statements_that_are_gone_cost_nothing(make_named: Make, tables
 
     def connections() -> list[Any]:
         time.sleep(0.1)  # until nothing is announced any more, for which one of them would be used
-        return [*transport._pool._idle, subscription._listener._connected()]
+        return [*transport._pool._idle, subscription._listener.connect()]
 
     def prepared() -> int:
         rows = [one.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() for one in connections()]
@@ -146,7 +147,7 @@ def test_a_pooler_is_found_out_and_nothing_is_prepared_or_listened_to_through_it
         (held,) = subscription.receive(limit=1, wait=5)
         assert subscription.settle([Settlement(held, Verdict.ACK)]) == [True]
         transport.reply("nobody")
-    connection = subscription._listener._connected()
+    connection = subscription._listener.connect()
     assert connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
     assert connection.execute("SELECT count(*) FROM pg_listening_channels()").fetchone() == (0,)
     subscription.close()
@@ -238,7 +239,7 @@ def test_a_receive_ends_when_a_renewal_becomes_due(postgres: PostgresTransport, 
     asked: list[str] = []
     execute = subscription._listener.execute
 
-    def slowly(operation: str, statement: bytes, parameters: dict[str, Any]) -> Any:
+    def slowly(operation: str, statement: Statement, parameters: Any) -> Any:
         asked.append(operation)
         rows = execute(operation, statement, parameters)
         time.sleep(renewal if operation == "renew leases" else 0.6)
@@ -267,7 +268,7 @@ def test_a_delivery_that_its_consumer_forgot_ends_no_receive(postgres: PostgresT
     asked: list[str] = []
     execute = subscription._listener.execute
 
-    def noted(operation: str, statement: bytes, parameters: dict[str, Any]) -> Any:
+    def noted(operation: str, statement: Statement, parameters: Any) -> Any:
         asked.append(operation)
         return execute(operation, statement, parameters)
 

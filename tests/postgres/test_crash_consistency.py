@@ -26,7 +26,7 @@ from postgres.support import application, named, on_one_server, transport_on
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from contract_tests.kit import wait_until
-from transports.postgres import PostgresTransport, connections
+from transports.postgres import PostgresTransport, connector
 from unstract_core import Consumer
 from unstract_core.worker.loop import Loop
 
@@ -123,7 +123,7 @@ def test_a_settlement_that_is_cut_off_anywhere_takes_effect_once(
         return exchange
 
     if prepared:
-        monkeypatch.setattr(connections, "_PREPARE_AFTER", 0)
+        monkeypatch.setattr(connector, "_PREPARE_AFTER", 0)
     url = make_conninfo(tables.url, host="127.0.0.1", port=between.port)
     with transport_on(url, tables.schema) as transport:
         transport._notifier._window = 0.0  # each settlement carries its own announcement, and all are of one length

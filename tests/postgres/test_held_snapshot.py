@@ -13,7 +13,9 @@ from pg_tables import Tables
 
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport
-from transports.postgres.claim_planner import NEW, PRIORITIES, ExpiryPlanner
+from transports.postgres.claim_planner import PRIORITIES
+from transports.postgres.expiry_planner import NEW, ExpiryPlanner
+from transports.postgres.statement import Statement
 from transports.postgres.statements import Statements
 
 SCHEMA = "night"
@@ -45,10 +47,10 @@ def night() -> Iterator[tuple[PostgresTransport, Tables]]:
         transport.close()
 
 
-def buffers(tables: Tables, statement: bytes, parameters: dict[str, Any]) -> int:
+def buffers(tables: Tables, statement: Statement, parameters: dict[str, Any]) -> int:
     """How many pages a statement reads."""
     with tables.connect(autocommit=False) as connection:
-        explain = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement
+        explain = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement.text
         ((found,),) = connection.execute(explain, parameters).fetchall()
         connection.rollback()
     plan = found if isinstance(found, list) else json.loads(found)
@@ -56,17 +58,15 @@ def buffers(tables: Tables, statement: bytes, parameters: dict[str, Any]) -> int
 
 
 @pytest.mark.parametrize("queues", [["q"], ["q", "other"]], ids=["one queue", "two queues"])
-def test_a_claim_frontier_what_was_taken_reads_nothing_dead(
-    night: tuple[PostgresTransport, Tables], queues: list[str]
-) -> None:
+def test_frontier_claim_reads_no_dead_rows(night: tuple[PostgresTransport, Tables], queues: list[str]) -> None:
     """It reads a few pages at any number of dead rows; a claim over the whole index reads all of them."""
     _, tables = night
     statements = Statements(SCHEMA)
-    beyond, names = statements.claim_frontier(queues)
+    frontier, names = statements.claim_frontier(queues)
     whole, _ = statements.claim(queues)
     more = {**names, "limit": 10, "lease": 60.0}
     bounds = {f"frontier_{number}": [DEAD] * 10 for number in range(len(queues))}
-    assert buffers(tables, beyond, {**more, **bounds, "priorities": PRIORITIES}) < BUFFERS
+    assert buffers(tables, frontier, {**more, **bounds, "priorities": PRIORITIES}) < BUFFERS
     assert buffers(tables, whole, more) > BUFFERS
 
 
@@ -75,7 +75,7 @@ def test_counting_reads_no_rows_for_states_that_have_none(night: tuple[PostgresT
     """Rows in a state of another program are looked for in an index that is empty without them, not in the table."""
     _, tables = night
     with tables.connect() as connection:
-        explain = b"EXPLAIN (ANALYZE, FORMAT JSON) " + Statements(SCHEMA)[name]
+        explain = b"EXPLAIN (ANALYZE, FORMAT JSON) " + Statements(SCHEMA)[name].text
         ((found,),) = connection.execute(explain, {"names": ["q"], "most": 1000}).fetchall()
     text = json.dumps(found)
     assert "pg_queue_message_strange" in text

@@ -25,7 +25,9 @@ from psycopg.conninfo import make_conninfo
 from contract_tests.kit import retry_outages, wait_until
 from contract_tests.messages import first, message, then
 from transports.postgres import PostgresTransport
-from transports.postgres.connections import Connector, run, without_jit
+from transports.postgres.connector import Connector
+from transports.postgres.execution import run
+from transports.postgres.statement import Statement, UncompiledStatement
 from unstract_core import Consumer, Dispatcher, Settlement, TransportUnavailable, Verdict
 
 Make = Callable[..., PostgresTransport]
@@ -85,7 +87,7 @@ def _every_server_connection_taken(pgbouncer: PgBouncer) -> Iterator[None]:
 def test_one_client_meets_every_server_connection_in_turn(pooled: Make, queue: str) -> None:
     """So these tests test something: no two transactions in a row of one client are in the same session."""
     subscription = pooled().subscribe([queue], lease=60)
-    connection = subscription._listener._connected()
+    connection = subscription._listener.connect()
     sessions = [connection.execute("SELECT pg_backend_pid()").fetchone() for _ in range(2 * SERVER_CONNECTIONS)]
     assert len(set(sessions)) == SERVER_CONNECTIONS
     assert connection.pooled
@@ -112,10 +114,10 @@ def test_no_statement_that_counts_is_compiled(pgbouncer: PgBouncer, server_url: 
     with Connector(server_url, prepare=False).connect() as direct:
         assert direct.execute(show).fetchall() == [("off",)]
     with Connector(pgbouncer.url, prepare=False).connect() as pooled:
-        ((default,),) = run(pooled, "look", show, {})
+        ((default,),) = run(pooled, "look", Statement(show), {})
         assert pooled.missing_settings == {}
-        assert run(pooled, "look", show, {}, without_jit) == [("off",)]
-        assert run(pooled, "look", show, {}) == [(default,)]
+        assert run(pooled, "look", UncompiledStatement(show), {}) == [("off",)]
+        assert run(pooled, "look", Statement(show), {}) == [(default,)]
 
 
 @pytest.mark.parametrize("mode", ["transaction", "session"])
@@ -139,7 +141,7 @@ def test_a_listen_that_is_lost_makes_nobody_wait_longer_than_a_poll(
     pooled: Make, pgbouncer: PgBouncer, postgres: PostgresTransport, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pooler that nothing has found out takes the LISTEN and tells nobody: messages and replies come all the same."""
-    monkeypatch.setattr(Connector, "_look_for_a_pooler", lambda *args: None)
+    monkeypatch.setattr(Connector, "_probe", lambda *args: None)
     transport = pooled(poll_interval=0.5)
     subscription = transport.subscribe([queue], lease=60)
     came: list[float] = []

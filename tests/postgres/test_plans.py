@@ -25,10 +25,13 @@ from pgbouncer import private_pgbouncer
 from psycopg import sql
 
 from transports.postgres import PostgresTransport
-from transports.postgres.claim_planner import NEW, PART, PRIORITIES
-from transports.postgres.connections import Connection, Connector
+from transports.postgres.claim_planner import PRIORITIES
+from transports.postgres.connection import Connection
+from transports.postgres.connector import Connector
+from transports.postgres.expiry_planner import NEW, PART
 from transports.postgres.listener import use_indexes
 from transports.postgres.rows import settle_parameters
+from transports.postgres.statement import Statement
 from transports.postgres.statements import Statements
 from unstract_core import Delivery, Message, Reply, Settlement, TaskPayload, Verdict
 
@@ -44,10 +47,10 @@ READY, CLAIMED = "pg_queue_message_ready", "pg_queue_message_claimed"
 HELD, STRANGE = "pg_queue_message_held", "pg_queue_message_strange"
 
 
-def hot_statements(schema: str = SCHEMA) -> dict[str, tuple[bytes, dict[str, Any], set[str]]]:
+def hot_statements(schema: str = SCHEMA) -> dict[str, tuple[Statement, dict[str, Any], set[str]]]:
     """Each hot statement, its parameters, and the indexes beside the primary keys that it has to use."""
     statements = Statements(schema)
-    found: dict[str, tuple[bytes, dict[str, Any], set[str]]] = {}
+    found: dict[str, tuple[Statement, dict[str, Any], set[str]]] = {}
     for name, queues in (("one queue", QUEUES[:1]), ("three queues", QUEUES)):
         claim, names = statements.claim(queues)
         beyond, _ = statements.claim_frontier(queues)
@@ -84,7 +87,7 @@ def settlements() -> list[Settlement]:
     return batch
 
 
-def positional(statement: bytes, parameters: dict[str, Any]) -> tuple[str, list[Any]]:
+def positional(statement: Statement, parameters: dict[str, Any]) -> tuple[str, list[Any]]:
     """Write a statement with the server's own parameters, as psycopg does when it prepares it."""
     names: list[str] = []
 
@@ -93,12 +96,14 @@ def positional(statement: bytes, parameters: dict[str, Any]) -> tuple[str, list[
             names.append(match[1])
         return f"${names.index(match[1]) + 1}"
 
-    text = re.sub(r"%\((\w+)\)[sb]", numbered, statement.decode()).replace("%%", "%")
+    text = re.sub(r"%\((\w+)\)[sb]", numbered, statement.text.decode()).replace("%%", "%")
     return text, [parameters[name] for name in names]
 
 
-def custom_plan(connection: psycopg.Connection[Any], statement: bytes, parameters: dict[str, Any]) -> dict[str, Any]:
-    explain = b"EXPLAIN (FORMAT JSON) " + statement
+def custom_plan(
+    connection: psycopg.Connection[Any], statement: Statement, parameters: dict[str, Any]
+) -> dict[str, Any]:
+    explain = b"EXPLAIN (FORMAT JSON) " + statement.text
     ((plan,),) = connection.execute(explain, parameters, prepare=False).fetchall()
     return dict(plan[0])
 
@@ -319,7 +324,7 @@ GROW = """INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, 
 TAKEN = 10
 
 
-def claims_and_looks(schema: str, size: int) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+def claims_and_looks(schema: str, size: int) -> Iterator[tuple[str, Statement, dict[str, Any]]]:
     """Each statement that chooses rows, with the parameters of production."""
     statements = Statements(schema)
     queues = [f"q-{number}" for number in range(5)]
@@ -357,7 +362,7 @@ def too_much(connection: psycopg.Connection[Any], schema: str, size: int, costs:
                 connection.execute(sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(setting), sql.Literal(value)))
             plan = custom_plan(connection, statement, parameters)
             wrong = list(faults(plan, set(), may_sort=True))
-            explain = b"EXPLAIN (ANALYZE, FORMAT JSON) " + statement
+            explain = b"EXPLAIN (ANALYZE, FORMAT JSON) " + statement.text
             if not wrong:  # what is wrong would be run for minutes
                 ((explained,),) = connection.execute(explain, parameters, prepare=False).fetchall()
                 read = rows_read(explained[0]["Plan"])

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
 from consumers import running
 from pg_tables import Tables
-from postgres.support import LONG_POLL, in_background, on_one_server
+from postgres.support import LONG_POLL, ShiftedClock, in_background, on_one_server
 from queues import answer
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport
-from transports.postgres.subscription import PostgresSubscription
 from unstract_core import Consumer, Dispatcher, PayloadError, Reply
 
 Make = Callable[..., PostgresTransport]
@@ -33,7 +31,7 @@ def test_fifty_waiting_threads_use_one_waiting_connection(
 
     waiting = [lambda number=number: wait(number) for number in range(50)]
     with in_background(*waiting):
-        wait_until(lambda: sum(map(len, caller._waiter._waiting.values())) == 50, what="fifty callers to wait")
+        wait_until(lambda: caller.waiting_callers == 50, what="fifty callers to wait")
         assert len(tables.backends(name)) <= 3
         answer(postgres, *[Reply(f"{queue}-{n}", "completed", result=n) for n in range(50)])
     assert {number: reply.result for number, reply in replies.items() if reply} == {n: n for n in range(50)}
@@ -45,7 +43,7 @@ def test_several_callers_of_one_key_are_all_told(make_postgres: Make, queue: str
     caller = make_postgres(poll_interval=LONG_POLL)
     replies: list[Reply | None] = []
     with in_background(*[lambda: replies.append(caller.reply(queue, timeout=LONG_POLL)) for _ in range(5)]):
-        wait_until(lambda: sum(map(len, caller._waiter._waiting.values())) == 5, what="five callers to wait")
+        wait_until(lambda: caller.waiting_callers == 5, what="five callers to wait")
         answer(caller, Reply(queue, "completed", result=1))
     assert replies == [Reply(queue, "completed", result=1)] * 5
 
@@ -57,7 +55,7 @@ def test_calls_that_come_and_go_leave_nothing_behind(make_postgres: Make, queue:
         pass
     answer(caller, Reply(queue, "completed"))
     assert caller.reply(queue, timeout=5) is not None
-    assert caller._waiter._waiting == {}
+    assert caller.waiting_callers == 0
 
 
 def test_the_first_write_wins(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
@@ -116,29 +114,28 @@ def test_replies_live_as_long_as_they_say(postgres: PostgresTransport, tables: T
     assert lives == [(queue + "-r", 3600), (queue + "-s", 86400)]
 
 
-def test_expired_replies_are_swept_in_bounded_bites(
-    postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_expired_replies_are_swept_in_bounded_bites(make_postgres: Make, tables: Tables, queue: str) -> None:
     """A sweep deletes a thousand expired rows at most, the oldest first, and soon comes back for the rest."""
+    clock = ShiftedClock()
+    postgres = make_postgres(clock=clock)
     tables.execute(
         "INSERT INTO {results} (task_id, status, result, error, created_at, expires_at)"
         " SELECT n::text, 'completed', NULL, '', now(), now() - n * interval '1 s' FROM generate_series(1, 2500) AS n"
     )
     answer(postgres, Reply(queue, "completed", result="alive"))
     subscription = postgres.subscribe([queue], lease=60)
-    assert isinstance(subscription, PostgresSubscription)
     left = []
     for _ in range(4):
-        monkeypatch.setattr(subscription, "_sweep_at", 0.0)
+        clock.ahead += 61.0
         subscription.receive(limit=1, wait=0)
         left.append(tables.rows("SELECT count(*), max(now() - expires_at) < interval '2501 s' FROM {results}")[0][0])
         if len(left) == 1:
             assert tables.rows("SELECT count(*) FROM {results} WHERE task_id ~ '^[0-9]+$' AND task_id::int > 1500") == [
                 (0,)
             ]
-            assert subscription._purge_at < time.monotonic() + 5
+            assert subscription.purger.due_at < clock() + 5
     assert left == [1501, 501, 1, 1]
-    assert subscription._purge_at > time.monotonic() + 30
+    assert subscription.purger.due_at > clock() + 30
     assert postgres.reply(queue) is not None
     subscription.close()
 
@@ -148,7 +145,7 @@ def test_consumers_sweep_without_being_asked(
     postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing but a running consumer is needed for expired replies to go, whether it is busy or idle."""
-    monkeypatch.setattr("transports.postgres.subscription._SWEEP_INTERVAL", 0.05)
+    monkeypatch.setattr("transports.postgres.reply_purger._INTERVAL", 0.05)
     answer(postgres, Reply(queue, "completed"))
     subscription = postgres.subscribe([queue], lease=60)
     for _ in range(2):

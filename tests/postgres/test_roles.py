@@ -144,7 +144,7 @@ def test_a_consumer_does_everything_that_a_consumer_does(roles: Roles, queue: st
         assert subscription.renew([delivery]) == [True]
         assert subscription.settle([Settlement(delivery, Verdict.RETRY, counted=False)]) == [True]
         roles.tables.execute("UPDATE {results} SET expires_at = now() - interval '1 hour'")
-        subscription._purge_replies()
+        subscription.purger.run()
         subscription.close()
     assert roles.tables.rows("SELECT count(*) FROM {results}") == [(0,)]
     assert roles.tables.rows("SELECT count(*) FROM {dead}") == [(1,)]

@@ -22,9 +22,10 @@ from queues import answer
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message
-from transports.postgres import PostgresTransport, connections, replies
-from transports.postgres import transport as transport_module
-from transports.postgres.connections import Connector, run
+from transports.postgres import PostgresTransport, connection, execution, reply_reader, reply_waiter
+from transports.postgres.connector import Connector
+from transports.postgres.execution import run
+from transports.postgres.statement import Statement
 from unstract_core import (
     Consumer,
     Dispatcher,
@@ -69,7 +70,7 @@ def test_call_returns_reply_when_its_waiter_gets_no_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Callers look for themselves once in `poll_interval` while the waiter cannot, and one WARNING says so."""
-    monkeypatch.setattr(replies, "_LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr(reply_waiter, "_LONGEST_PAUSE", 0.5)
     schema = postgres._statements.schema
     with (
         transport_on(narrow(1), schema, poll_interval=0.2) as caller,
@@ -93,7 +94,7 @@ def test_call_returns_reply_when_its_waiter_hangs(
     make_postgres: Make, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Callers do not depend on a waiter whose statement is not answered."""
-    monkeypatch.setattr(transport_module, "_LONGEST_LOOK", 1.0)
+    monkeypatch.setattr(reply_reader, "_LONGEST_READ", 1.0)
     with proxied(tables.url) as (between, url), transport_on(url, tables.schema, poll_interval=0.2) as caller:
         made = make_postgres()
         caller.send([message("t", queue + "-other")])
@@ -101,8 +102,7 @@ def test_call_returns_reply_when_its_waiter_hangs(
             pass
         found: list[Reply | None] = []
         with in_background(lambda: found.append(caller.reply(queue, timeout=40))):
-            wait_until(lambda: caller._waiter._waiting and caller._waiter._listener is not None, what="the waiter")
-            wait_until(lambda: caller._waiter._listener._connection is not None, what="its connection")  # type: ignore[union-attr]
+            wait_until(lambda: caller.waiting_callers and caller._waiter.is_connected, what="the waiter")
             between.fall_silent()
             answer(made, Reply(queue, "completed", result=1))
     assert found == [Reply(queue, "completed", result=1)]
@@ -123,7 +123,7 @@ def test_reply_ends_at_its_own_timeout_when_a_statement_hangs(
             began = time.monotonic()
             with contextlib.suppress(TransportUnavailable):
                 caller.reply(queue, timeout=1.0)
-            assert time.monotonic() - began < 1.0 + 2 * connections.CANCEL_TIMEOUT + AT_ONCE
+            assert time.monotonic() - began < 1.0 + 2 * connection.CANCEL_TIMEOUT + AT_ONCE
 
 
 @on_one_server
@@ -169,7 +169,7 @@ def test_hosts_share_the_time_that_a_caller_waits(postgres_url: str, monkeypatch
         asked.append(conninfo)
         raise psycopg.OperationalError("no answer")
 
-    monkeypatch.setattr(connections.Connection, "connect", connect)
+    monkeypatch.setattr(connection.Connection, "connect", connect)
     connector = Connector(make_conninfo(postgres_url, host="a,b,c", port="1,2,3"), prepare=True)
     with pytest.raises(TransportUnavailable):
         connector.connect(timeout=12)
@@ -180,24 +180,24 @@ def test_hosts_share_the_time_that_a_caller_waits(postgres_url: str, monkeypatch
 @on_one_server
 def test_statement_above_one_gigabyte_is_refused_and_the_connection_stays(postgres: PostgresTransport) -> None:
     """The refusal says that nothing was sent; PostgreSQL itself would only close the connection."""
-    connection = postgres._connector.connect()
+    made = postgres._connector.connect()
     parameters: dict[str, Any] = {"texts": ["x" * 2**26] * 16}
-    with contextlib.closing(connection):
+    with contextlib.closing(made):
         with pytest.raises(TransportRefused, match="nothing was sent"):
-            run(connection, "send", b"SELECT %(texts)b::text[]", parameters)
-        assert connection.usable
+            run(made, "send", Statement(b"SELECT %(texts)b::text[]"), parameters)
+        assert made.usable
 
 
 @pytest.mark.parametrize("many", [1, 2])
 def test_pool_keeps_no_connection_with_a_large_buffer(postgres: PostgresTransport, queue: str, many: int) -> None:
     """A connection that carried a large message, to the server or from it, is closed and not kept."""
-    large = "x" * (connections._LARGE + 1)
+    large = "x" * (execution._LARGE + 1)
     postgres.send([message("t", queue)])
     postgres.send([message("t", queue, large)] * many)
-    assert not any(connection.large for connection in postgres._pool._idle)
+    assert not any(idle.large for idle in postgres._pool._idle)
     answer(postgres, Reply(queue, "completed", result=large))
     assert postgres.reply(queue) is not None
-    assert not postgres._pool._idle or not any(connection.large for connection in postgres._pool._idle)
+    assert not postgres._pool._idle or not any(idle.large for idle in postgres._pool._idle)
 
 
 @on_one_server
@@ -267,7 +267,7 @@ def test_readers_leave_a_primary_that_became_read_only(
                 lock.rollback()
             found: list[Reply | None] = []
             with in_background(lambda: found.append(transport.reply(queue, timeout=40))):
-                wait_until(lambda: transport._waiter._waiting, what="the caller to wait")
+                wait_until(lambda: transport.waiting_callers, what="the caller to wait")
                 holding.execute("ALTER SYSTEM SET default_transaction_read_only = on")
                 holding.rows("SELECT pg_reload_conf()")
                 answer(second, Reply(queue, "completed", result="new"))

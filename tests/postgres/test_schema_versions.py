@@ -16,7 +16,7 @@ from queues import receive_all
 
 from contract_tests.messages import message, then
 from transports.postgres import PostgresTransport, migrate
-from transports.postgres.connections import run
+from transports.postgres.execution import run
 from transports.postgres.migrate import SCHEMA_VERSION, schema_version
 from transports.postgres.statements import Statements
 from unstract_core import ConfigurationError, Consumer, cli

@@ -18,7 +18,8 @@ from psycopg.conninfo import make_conninfo
 
 from contract_tests.messages import message
 from transports.postgres import PostgresTransport
-from transports.postgres.errors import SQLSTATES, meaning_of, translate
+from transports.postgres.error_mapping import translate
+from transports.postgres.sqlstates import SQLSTATES, meaning_of
 from unstract_core import (
     Settlement,
     TransportNotReady,

@@ -23,7 +23,7 @@ from contract_tests.kit import retry_outages, wait_until
 from contract_tests.messages import first, message
 from transports.postgres import PostgresTransport, dead_letters, unread
 from transports.postgres.subscription import PostgresSubscription
-from transports.postgres.unread import Unread
+from transports.postgres.unread import UnreadMessages
 from unstract_core import Consumer, Delivery, Reply, Settlement, TransportError, Verdict, cli
 
 pytestmark = on_one_server
@@ -189,7 +189,7 @@ def test_the_strikes_that_are_remembered_are_bounded(
         return tables.rows(released, queue) == [(4,)]
 
     wait_until(receive, timeout=30, what="the release of all four")
-    assert len(subscription._unread._failures) == 2
+    assert subscription.unread.remembered_failures == 2
     subscription.close()
 
 
@@ -223,7 +223,7 @@ def test_messages_whose_content_is_read_later_keep_their_lease(
         subscription.receive(limit=4, wait=0)
     claimed = "SELECT min(vt) FROM {messages} WHERE queue_name = %s AND read_ct > 0"
     vt = tables.rows(claimed, queue)
-    subscription._unread.since -= 30
+    subscription.unread.since -= 30
     found = retry_outages(lambda: subscription.receive(limit=4, wait=0))
     assert asked.count("renew leases") == 1
     assert list(map(first, found)) == [0]
@@ -269,9 +269,9 @@ def test_a_message_that_is_lost_while_others_are_read_is_not_returned(
     for number in range(4):
         tables.inject(queue, row(queue, number, "54000" if number == 1 else None))
     subscription = transport.subscribe([queue], lease=60)
-    texts = Unread._texts
+    texts = UnreadMessages._texts
 
-    def slow(self: Unread, group: list[Delivery]) -> Any:
+    def slow(self: UnreadMessages, group: list[Delivery]) -> Any:
         read = texts(self, group)
         if len(group) == 1:
             taken = "UPDATE {messages} SET read_ct = 2 WHERE queue_name = %s AND message @> %s::jsonb"
@@ -279,7 +279,7 @@ def test_a_message_that_is_lost_while_others_are_read_is_not_returned(
             self.since -= 10
         return read
 
-    monkeypatch.setattr(Unread, "_texts", slow)
+    monkeypatch.setattr(UnreadMessages, "_texts", slow)
     found = retry_outages(lambda: subscription.receive(limit=4, wait=0))
     assert [first(one) if one.payload else None for one in found] == [None, 2, 3]
     subscription.close()
@@ -328,7 +328,7 @@ def test_messages_that_were_not_read_are_renewed_without_room(
     subscription = partly_read(transport, tables, queue)
     held = list(retry_outages(lambda: subscription.receive(limit=1, wait=0))) if with_a_delivery else []
     old = tables.rows("SELECT max(vt) FROM {messages} WHERE queue_name = %s", queue)
-    subscription._unread.since -= 30
+    subscription.unread.since -= 30
     if with_a_delivery:
         assert subscription.renew(held) == [True]
     else:

@@ -13,7 +13,7 @@ import pytest
 import servers
 from consumers import running
 from pg_tables import Tables
-from postgres.support import LONG_POLL, in_background, on_one_server, transport_on
+from postgres.support import LONG_POLL, ShiftedClock, in_background, on_one_server, transport_on
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message, then
@@ -51,7 +51,7 @@ def test_a_full_notify_queue_costs_wake_ups_alone(narrow: str, queue: str, caplo
     with contextlib.closing(transport), full_notify_queue(narrow), caplog.at_level(logging.WARNING):
         ids = transport.send([message("t", queue, reply_key=queue), message("t", queue, on_success=then("t", queue))])
         assert len(ids) == 2
-        transport._notifier._silent_until = 0.0
+        transport._notifier._paused_until = 0.0
         consumer = Consumer(transport, {"t": lambda *_: "paid", "bad": lambda: 1 / 0}, [queue], max_attempts=1)
         assert consumer.drain(timeout=20) == 3
         reply = transport.reply(queue)
@@ -59,7 +59,7 @@ def test_a_full_notify_queue_costs_wake_ups_alone(narrow: str, queue: str, caplo
         assert reply.result == "paid"
         transport.send([message("bad", queue)])
         assert consumer.drain(timeout=20) == 1
-        transport._notifier._silent_until = 0.0
+        transport._notifier._paused_until = 0.0
         assert len(transport.dead.replay(queue=queue)) == 1
         transport.send([message("t", queue)])
         transport.send([message("t", queue)])
@@ -74,13 +74,14 @@ def test_a_sweep_that_fails_stops_no_work(
     """A role that may not delete expired replies works on; one WARNING for each try says what is missing."""
     conninfo, role = limited
     tables.execute(f"REVOKE DELETE ON {{results}} FROM {role}")
-    with transport_on(conninfo, tables.schema) as transport:
+    clock = ShiftedClock()
+    with transport_on(conninfo, tables.schema, clock=clock) as transport:
         subscription = transport.subscribe([queue], lease=60)
         for _ in range(3):
-            subscription._purge_at = 0.0
+            clock.ahead += 61.0
             transport.send([message("t", queue)])
             assert len(subscription.receive(limit=1, wait=2)) == 1
-        assert subscription._purge_at > time.monotonic()
+        assert subscription.purger.due_at > clock()
         subscription.close()
     told = [record for record in caplog.records if "sweep_failed" in record.getMessage()]
     assert len(told) == 3
@@ -182,16 +183,18 @@ def test_a_queue_is_as_old_as_its_longest_wait(postgres: PostgresTransport, tabl
 
 @on_one_server
 def test_expired_replies_are_removed_faster_than_they_are_written(
-    postgres: PostgresTransport, tables: Tables, queue: str
+    make_postgres: Make, tables: Tables, queue: str
 ) -> None:
     """An idle worker that has found many goes on at once, and takes messages meanwhile."""
+    clock = ShiftedClock()
+    postgres = make_postgres(clock=clock)
     tables.execute(
         "INSERT INTO {results} (task_id, status, result, error, created_at, expires_at)"
         " SELECT 'k' || n, 'completed', NULL, '', now(), now() - n * interval '1 millisecond'"
         " FROM generate_series(1, 20000) AS n"
     )
     subscription = postgres.subscribe([queue], lease=60)
-    subscription._purge_at = 0.0
+    clock.ahead += 61.0
     began = time.monotonic()
     while tables.rows("SELECT count(*) FROM {results}") != [(0,)]:
         assert time.monotonic() - began < 12, "20 statements that come once a second take longer"

@@ -20,7 +20,7 @@ from psycopg.adapt import AdaptersMap
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
-from transports.postgres.connections import own_adapters
+from transports.postgres.connection import own_adapters
 from unstract_core.errors import ConfigurationError
 
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")

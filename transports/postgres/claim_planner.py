@@ -1,338 +1,319 @@
-"""Which claim is made next: over the whole index of ready rows, or only beyond what was taken before.
+"""`ClaimPlanner`: chooses the claim that a subscription makes next.
 
-The index keeps the entries of rows that were taken until a vacuum may remove them, and while any session holds an old
-snapshot none may: a claim over the whole index then walks over every message since. So what has been taken is a lower
-bound, one id for each queue and priority, and the whole is looked at as often as that takes a small part of the time:
-every few milliseconds as a rule, at once where nothing else was found, and every half minute at the longest, unless
-it takes longer than a statement may: then it is tried ever more rarely. What lies below a bound:
+A claim scans the index of ready rows. The index keeps the entries of claimed rows until a vacuum may remove them; while
+a session holds an old snapshot, no vacuum may. So a claim over the whole index reads every message since that snapshot.
+The planner avoids that with a frontier: for each queue and priority, the highest id that was claimed.
 
-- An id that was committed after a higher one was taken. Once a second a claim goes back to where the bounds were ten to
-  twenty seconds ago.
-- A row that became ready again. Where this subscription did that, the bound goes back to it at once.
+Scan | reads | runs
+WHOLE | the whole index | as often as its ScanBudget allows, from every few milliseconds to every 30 s
+RECENT | rows beyond the frontier as it was 10 to 20 s ago | once a second
+FRONTIER | rows beyond the frontier | always
 
-Both are found by a claim over the whole at the latest, and are the only ones that others can overtake. Nothing in here
-talks to the server: it is told what was found, and moments of the monotonic clock.
+A ready row can lie below the frontier for two reasons:
 
-One statement merges the ready rows of at most MERGED queues. A subscription to more of them first reads which queues
-have ready rows, and claims from those whose first rows come first. Where more than MERGED have some, it reads that
-again after MERGED rows: so many come before the first row of every other queue. Where nothing is prepared, planning a
-claim takes longer the more queues it merges: a subscription to more than UNPREPARED then reads that first as well.
+- Its transaction committed after a higher id was claimed. A RECENT scan finds it.
+- It became ready again. If this subscription made it ready, the frontier goes back to it at once.
+
+A WHOLE scan finds all others. Only these rows can be overtaken. The planner does not talk to the server.
+
+One statement merges the ready rows of at most MERGED queues. A subscription to more queues first reads which queues
+have ready rows, and claims from the queues whose first rows come first. If more than MERGED queues have ready rows, it
+reads them again after MERGED claimed rows: at least so many come before the first row of every other queue. Without
+prepared statements, planning a claim takes longer the more queues it merges, so the limit is UNPREPARED there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from operator import itemgetter
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 import attrs
 
+from transports.postgres.scan_budget import ScanBudget
+from transports.postgres.statement import Statement
 from transports.postgres.statements import Statements
 from unstract_core.payload import HIGHEST_PRIORITY, LOWEST_PRIORITY
 from unstract_core.transport import Delivery
 
-SHARE = 1 / 25
-"""The part of the time that may go into looking at what is dead."""
-LONGEST_REST = 30.0
 CHEAP = 0.01
-"""Seconds in which the whole can be looked at without a second thought, when there is nothing else to do."""
+"""Seconds that a WHOLE scan may take to run also when another scan has found nothing."""
 MERGED = 64
 """The number of queues that one claim merges."""
 UNPREPARED = 8
-"""The number of queues that a claim merges whether they have ready rows or not, where each claim is planned anew."""
+"""The number of queues that a claim merges without reading which have ready rows, where nothing is prepared."""
 _SIZES = (8, MERGED)
-"""The numbers of queues for which a subscription to many has statements, so that only a few have to be prepared."""
+"""The numbers of queues for which a subscription to many queues has statements, so that few have to be prepared."""
 RECENT_INTERVAL = 1.0
 GENERATION = 10.0
-_MOST_DOUBLINGS = 4
-
-PART = 20_000
-"""The number of claimed rows that are read at once."""
-NEW = 1_000
-MOST_KNOWN = 20_000
-_SHARED = 8
-"""So many times NEW rows are read at most where there are many queues, the same number of each."""
-OLDEST = 30.0
-_LOWEST = -(2**63)
+"""Seconds between two records of the frontier."""
 
 PRIORITIES = list(range(HIGHEST_PRIORITY, LOWEST_PRIORITY - 1, -1))
 
-_Bounds = dict[tuple[str, int], int]
-
-
-class ScanBudget:
-    """When something may be done again that takes a while: after a rest in proportion, of `shortest` seconds or more.
-
-    It rests for half a minute at most, and longer only where it fails again and again: what cannot be done in the time
-    that a statement has must not keep all else from being done. One time that took unusually long, on a busy machine,
-    does not count.
-    """
-
-    def __init__(self, shortest: float = 0.0) -> None:
-        self.due_at = 0.0
-        self.seconds = 0.0
-        self._shortest = shortest
-        self._last = math.inf
-        self._failures = 0
-
-    def took(self, began: float, ended: float) -> None:
-        self.seconds, self._last = min(ended - began, self._last), ended - began
-        self._failures = 0
-        self.due_at = ended + min(max(self.seconds / SHARE, self._shortest), LONGEST_REST)
-
-    def failed(self, began: float, ended: float) -> None:
-        """Note that it was cancelled, because it took too long."""
-        self.seconds = max(self.seconds, ended - began)
-        longest = LONGEST_REST * 2.0 ** min(self._failures, _MOST_DOUBLINGS)
-        self._failures += 1
-        self.due_at = ended + min(max((ended - began) / SHARE, self._shortest), longest)
+_Bounds: TypeAlias = dict[tuple[str, int], int]
 
 
 class Scan(Enum):
-    """How much of the index a claim looks at."""
+    """The part of the index that a claim reads."""
 
     WHOLE = "whole"
     RECENT = "recent"
-    FRONTIER = "beyond"
+    FRONTIER = "frontier"
+
+
+class Attempt(Enum):
+    """The attempts of one `receive` to claim messages, in this order."""
+
+    FIRST = "first"
+    """As much of the index as the budgets allow."""
+    IF_CHEAP = "if cheap"
+    """The first attempt found nothing: the whole index if that is cheap."""
+    WHOLE = "whole"
+    """Nothing was found although rows are ready: the whole index."""
+    UNBOUNDED = "unbounded"
+    """Still nothing: also rows behind many that others have locked. This can read a whole queue."""
 
 
 @attrs.frozen
 class ClaimPlan:
-    """A statement with those of its parameters that do not change from one worker to the next."""
+    """A claim to make.
+
+    Attributes:
+        scan: the part of the index that it reads.
+        began: when it was planned, on the monotonic clock.
+        limit: the number of messages to claim at most.
+        statement: the statement; None if no queue has ready rows.
+        parameters: its parameters, except the lease.
+        needs_ready_queues: whether the caller must read the queues with ready rows and plan again with them.
+    """
 
     scan: Scan
-    statement: bytes
+    began: float
+    limit: int
+    statement: Statement | None
     parameters: Mapping[str, Any]
-    bounded: bool = True
+    needs_ready_queues: bool = False
+
+
+@attrs.frozen
+class ClaimResult:
+    """A claim that was made, with the claimed messages in the order of the claim."""
+
+    plan: ClaimPlan
+    claimed: Sequence[Delivery]
+
+
+@attrs.frozen
+class ClaimCancelled:
+    """A claim that the server cancelled because it took too long."""
+
+    plan: ClaimPlan
+
+
+@attrs.frozen
+class ReadyAgain:
+    """A row that this subscription made ready again."""
+
+    queue: str
+    priority: int
+    msg_id: int
+
+
+@attrs.frozen
+class FirstReady:
+    """The priority of the first ready row of each queue; a queue that is not named has none."""
+
+    priorities: Mapping[str, int]
+
+
+Event: TypeAlias = ClaimResult | ClaimCancelled | ReadyAgain | FirstReady
 
 
 class ClaimPlanner:
-    """Chooses the claims of one subscription.
+    """Plans the claims of one subscription (`plan`) and learns from their results (`record`).
 
     Args:
         statements: the statements.
-        queues: the queues that the subscription takes from.
+        queues: the queues of the subscription.
         prepared: whether its connection keeps the plan of a statement. Default True.
+        clock: returns monotonic seconds. Default: the machine's clock.
     """
 
-    def __init__(self, statements: Statements, queues: Sequence[str], *, prepared: bool = True) -> None:
+    def __init__(
+        self,
+        statements: Statements,
+        queues: Sequence[str],
+        *,
+        prepared: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._statements = statements
         self._all = frozenset(queues)
-        #: Whether no statement is to merge all queues: `choose` is to be called before a claim over the whole.
-        self.many = len(queues) > (MERGED if prepared else UNPREPARED)
         self._prepared = prepared
+        self._clock = clock
+        self._many = len(queues) > (MERGED if prepared else UNPREPARED)
         self._left = math.inf
-        self._select([] if self.many else queues)
-        self._paces = {Scan.WHOLE: ScanBudget(), Scan.RECENT: ScanBudget(RECENT_INTERVAL)}
-        self._last = Scan.WHOLE
-        self._taken: _Bounds = {}
+        self._began = 0.0
+        self._budgets = {Scan.WHOLE: ScanBudget(), Scan.RECENT: ScanBudget(RECENT_INTERVAL)}
+        self._last_scan = Scan.WHOLE
+        self._frontier: _Bounds = {}
         self._highest = 0
-        # What is true of the moment at which the last generation began, and the one before.
-        self._marks: list[tuple[_Bounds, int]] = [({}, 0), ({}, 0)]
-        self._marked_at = -math.inf
+        # The frontier and the highest id when the last two generations began.
+        self._generations: list[tuple[_Bounds, int]] = [({}, 0), ({}, 0)]
+        self._generation_began = -math.inf
+        self._select([] if self._many else queues)
 
-    def choose(self, ready: Sequence[tuple[str, int]], claim: ClaimPlan) -> ClaimPlan:
-        """Take from the first of the queues that have ready rows; return a claim over the whole of these.
+    @property
+    def reads_queues_first(self) -> bool:
+        """Whether a WHOLE claim needs the queues with ready rows, because there are too many to merge all."""
+        return self._many
+
+    @property
+    def queues(self) -> Sequence[str]:
+        """The queues that the next claim merges."""
+        return self._queues
+
+    @property
+    def highest(self) -> int:
+        """The highest id that was claimed."""
+        return self._highest
+
+    @property
+    def due_at(self) -> Mapping[Scan, float]:
+        """When each scan with a budget may run again, on the monotonic clock."""
+        return {scan: budget.due_at for scan, budget in self._budgets.items()}
+
+    @property
+    def sees_more_in(self) -> float:
+        """Seconds until a claim reads more than the last one did; infinite if that read the whole index."""
+        if self._last_scan is Scan.WHOLE:
+            return math.inf
+        due_at = self._budgets[Scan.WHOLE].due_at
+        if self._last_scan is Scan.FRONTIER:
+            due_at = min(due_at, self._budgets[Scan.RECENT].due_at)
+        return max(0.0, due_at - self._clock())
+
+    @overload
+    def plan(self, limit: int, attempt: Attempt = ..., *, ready: None = None) -> ClaimPlan | None: ...
+
+    @overload
+    def plan(self, limit: int, attempt: Attempt = ..., *, ready: Sequence[tuple[str, int]]) -> ClaimPlan: ...
+
+    def plan(
+        self, limit: int, attempt: Attempt = Attempt.FIRST, *, ready: Sequence[tuple[str, int]] | None = None
+    ) -> ClaimPlan | None:
+        """Return the claim to make now; None if this attempt is not worth making.
 
         Args:
-            ready: queues, not only ours, and the priority of the first ready row of each, in the order of these rows.
-            claim: the claim over the whole that is about to be made.
+            limit: the number of messages to claim at most.
+            attempt: the attempt within the current `receive`.
+            ready: the queues with ready rows, if the last plan asked for them: each queue, which may belong to another
+                worker, with the priority of its first ready row, in the order of these rows.
         """
+        if ready is None:
+            self._began = self._clock()
+        scan = Scan.WHOLE if attempt is not Attempt.FIRST or ready is not None else self._affordable()
+        if attempt is Attempt.IF_CHEAP and ready is None and not self._whole_is_cheap():
+            return None
+        if scan is not Scan.WHOLE:
+            return self._beyond(scan, limit)
+        if ready is not None:
+            self._choose(ready)
+        elif self._many:
+            return ClaimPlan(scan, self._began, limit, None, {}, needs_ready_queues=True)
+        statement = self._unbounded if attempt is Attempt.UNBOUNDED else self._whole
+        return self._claim(scan, limit, statement, self._names)
+
+    def record(self, event: Event) -> None:
+        """Learn from the result of a claim, or from rows that are ready."""
+        match event:
+            case ClaimResult(plan, claimed):
+                self._record_result(plan, claimed)
+            case ClaimCancelled(plan):
+                if plan.scan in self._budgets:
+                    self._budgets[plan.scan].record_failure(plan.began, self._clock())
+            case ReadyAgain(queue, priority, msg_id):
+                key = (queue, priority)
+                self._frontier[key] = min(self._frontier.get(key, 0), msg_id - 1)
+            case FirstReady(priorities):
+                self._record_first_ready(priorities)
+
+    def _affordable(self) -> Scan:
+        now = self._clock()
+        return next((scan for scan, budget in self._budgets.items() if now >= budget.due_at), Scan.FRONTIER)
+
+    def _whole_is_cheap(self) -> bool:
+        return self._last_scan is not Scan.WHOLE and self._budgets[Scan.WHOLE].seconds <= CHEAP
+
+    def _choose(self, ready: Sequence[tuple[str, int]]) -> None:
+        """Claim from the first of the queues that have ready rows."""
         first = [(queue, priority) for queue, priority in ready if queue in self._all]
         self._left = MERGED if len(first) > MERGED else math.inf
         names = [queue for queue, _ in first[:MERGED]]
         if names != self._queues:
             self._select(names)
-        self.none_ready_above(dict(first[:MERGED]))
-        return self._whole if claim.bounded else self._thorough
-
-    @property
-    def queues(self) -> Sequence[str]:
-        """The queues that the next claim takes from."""
-        return self._queues
-
-    @property
-    def highest(self) -> int:
-        """The highest id that was taken."""
-        return self._highest
-
-    def most(self, limit: int) -> int:
-        """Return how many rows a claim may take so that none of another queue comes before them."""
-        return int(min(limit, self._left))
+        self._record_first_ready(dict(first[:MERGED]))
 
     def _select(self, queues: Sequence[str]) -> None:
         self._queues = list(queues)
         size = len(queues)
-        if self.many and self._prepared:
+        if self._many and self._prepared:
             size = next(size for size in _SIZES if size >= len(queues))
-        self._queue_slots: list[str | None] = [*queues, *[None] * (size - len(queues))]
-        whole, self._names = self._statements.claim(self._queue_slots)
-        thorough, _ = self._statements.claim(self._queue_slots, bounded=False)
-        self._whole = ClaimPlan(Scan.WHOLE, whole, self._names)
-        self._thorough = ClaimPlan(Scan.WHOLE, thorough, self._names, bounded=False)
-        self._frontier, _ = self._statements.claim_frontier(self._queue_slots)
+        self._slots: list[str | None] = [*queues, *[None] * (size - len(queues))]
+        self._whole, self._names = self._statements.claim(self._slots)
+        self._unbounded, _ = self._statements.claim(self._slots, bounded=False)
+        self._claim_frontier, _ = self._statements.claim_frontier(self._slots)
 
-    def next(self, now: float) -> ClaimPlan:
-        """Return the claim over as much as may be looked at now."""
-        if now >= self._paces[Scan.WHOLE].due_at:
-            return self._whole
-        if now >= self._paces[Scan.RECENT].due_at:
-            earlier, _ = self._marks[0]
-            bounds = {key: min(bound, earlier.get(key, 0)) for key, bound in self._taken.items()}
-            return self._from(Scan.RECENT, bounds)
-        return self._from(Scan.FRONTIER, self._taken)
+    def _beyond(self, scan: Scan, limit: int) -> ClaimPlan:
+        """Return a claim beyond the frontier, or beyond where it was ten to twenty seconds ago."""
+        bounds = self._frontier
+        if scan is Scan.RECENT:
+            earlier, _ = self._generations[0]
+            bounds = {key: min(bound, earlier.get(key, 0)) for key, bound in bounds.items()}
+        frontier = {
+            f"frontier_{number}": [0 if queue is None else bounds.get((queue, priority), 0) for priority in PRIORITIES]
+            for number, queue in enumerate(self._slots)
+        }
+        parameters = {**self._names, **frontier, "priorities": PRIORITIES}
+        return self._claim(scan, limit, self._claim_frontier, parameters)
 
-    def otherwise(self) -> ClaimPlan | None:
-        """Return what to try at once after a claim that found nothing, if anything."""
-        if self._last is Scan.WHOLE or self._paces[Scan.WHOLE].seconds > CHEAP:
-            return None
-        return self._whole
+    def _claim(self, scan: Scan, limit: int, statement: Statement, parameters: Mapping[str, Any]) -> ClaimPlan:
+        # No row of another queue may come before those that are claimed.
+        limit = int(min(limit, self._left))
+        return ClaimPlan(scan, self._began, limit, statement if self._queues else None, {**parameters, "limit": limit})
 
-    def last_resorts(self) -> tuple[ClaimPlan, ClaimPlan]:
-        """Return what to try where nothing was found and something is ready: it came meanwhile, or was passed over.
-
-        The second passes over no row because others have locked many before it, and may read a whole queue for that.
-        """
-        return self._whole, self._thorough
-
-    def made(self, claim: ClaimPlan, limit: int, taken: Sequence[Delivery], began: float, ended: float) -> None:
-        """Learn what a claim has taken, in the order in which it comes."""
-        self._last = claim.scan
-        if (pace := self.pace_of(claim)) is not None:
-            pace.took(began, ended)
-        if ended - self._marked_at >= GENERATION:
-            self._marks = [self._marks[1], (dict(self._taken), self._highest)]
-            self._marked_at = ended
-        # Of the priority at which a full batch ends there may be more that lies below the bound.
-        unfinished = taken[-1].priority if len(taken) == limit else None
-        last = {(one.queue, one.priority): int(one.id) for one in taken}
-        self._left -= len(taken)
-        if self._left <= 0 or (len(taken) < limit and self._left < math.inf):
-            self._paces[Scan.WHOLE].due_at = ended  # the other queues' turn
-        if claim.scan is Scan.WHOLE and unfinished is not None and self._any_below(taken):
-            self._paces[Scan.WHOLE].due_at = ended  # more may lie below, of other priorities too
+    def _record_result(self, plan: ClaimPlan, claimed: Sequence[Delivery]) -> None:
+        ended = self._clock()
+        self._last_scan = plan.scan
+        if (budget := self._budgets.get(plan.scan)) is not None:
+            budget.record(plan.began, ended)
+        if ended - self._generation_began >= GENERATION:
+            self._generations = [self._generations[1], (dict(self._frontier), self._highest)]
+            self._generation_began = ended
+        full = len(claimed) == plan.limit
+        self._left -= len(claimed)
+        turn_of_others = self._left <= 0 or (not full and self._left < math.inf)
+        # A full WHOLE claim that found a row below the frontier may have left more, of other priorities too.
+        more_below = plan.scan is Scan.WHOLE and full and self._any_below(claimed)
+        if turn_of_others or more_below:
+            self._budgets[Scan.WHOLE].due_at = ended
+        # A full claim may have left rows below the frontier in the priority at which it ends.
+        unfinished = claimed[-1].priority if claimed and full else None
+        last = {(delivery.queue, delivery.priority): int(delivery.id) for delivery in claimed}
         for key, msg_id in last.items():
-            self._taken[key] = msg_id if key[1] == unfinished else max(msg_id, self._taken.get(key, 0))
+            self._frontier[key] = msg_id if key[1] == unfinished else max(msg_id, self._frontier.get(key, 0))
             self._highest = max(self._highest, msg_id)
 
-    def pace_of(self, claim: ClaimPlan) -> ScanBudget | None:
-        """Return when such a claim may be made again; None where that is always."""
-        return self._paces.get(claim.scan)
+    def _any_below(self, claimed: Sequence[Delivery]) -> bool:
+        return any(int(row.id) <= self._frontier.get((row.queue, row.priority), 0) for row in claimed)
 
-    def _any_below(self, taken: Sequence[Delivery]) -> bool:
-        return any(int(one.id) <= self._taken.get((one.queue, one.priority), 0) for one in taken)
-
-    def became_ready(self, queue: str, priority: int, msg_id: int) -> None:
-        """Go back to a row that is ready again."""
-        key = (queue, priority)
-        self._taken[key] = min(self._taken.get(key, 0), msg_id - 1)
-
-    def none_ready_above(self, first: Mapping[str, int]) -> None:
-        """Learn the priority of the first ready row of each queue: of a higher one, all that is old was taken."""
-        _, seen = self._marks[0]
+    def _record_first_ready(self, priorities: Mapping[str, int]) -> None:
+        """Raise the frontier of each higher priority: all its old rows were claimed."""
+        _, seen = self._generations[0]
         for queue in self._queues:
             for priority in PRIORITIES:
-                if priority > first.get(queue, 0):
+                if priority > priorities.get(queue, 0):
                     key = (queue, priority)
-                    self._taken[key] = max(self._taken.get(key, 0), seen)
-
-    def sees_more_in(self, now: float) -> float:
-        """Return the seconds until a claim looks at what the last one did not; infinite where that saw the whole."""
-        if self._last is Scan.WHOLE:
-            return math.inf
-        due_at = self._paces[Scan.WHOLE].due_at
-        if self._last is Scan.FRONTIER:
-            due_at = min(due_at, self._paces[Scan.RECENT].due_at)
-        return max(0.0, due_at - now)
-
-    def _from(self, scan: Scan, bounds: _Bounds) -> ClaimPlan:
-        beyond = {
-            f"frontier_{number}": [0 if queue is None else bounds.get((queue, priority), 0) for priority in PRIORITIES]
-            for number, queue in enumerate(self._queue_slots)
-        }
-        return ClaimPlan(scan, self._frontier, {**self._names, **beyond, "priorities": PRIORITIES})
-
-
-class ExpiryPlanner:
-    """Which claimed rows are read next for expired leases and delays, for which no index is in the order of time.
-
-    Args:
-        queues: the queues that are looked at one after the other; one name, which is not looked at, stands for all
-            queues of the table, where a subscription has too many to be looked at one by one.
-    """
-
-    def __init__(self, queues: Sequence[str]) -> None:
-        self._queues = list(queues)
-        self._share = min(NEW, _SHARED * NEW // len(self._queues))
-        self._place = 0
-        self._after = _LOWEST
-        self._soon: dict[int, float] = {}
-        self._seen: list[tuple[float, int]] = []
-
-    @property
-    def in_parts(self) -> bool:
-        """Whether the last part has not reached the end of the claimed rows."""
-        return (self._place, self._after) != (0, _LOWEST)
-
-    def next_part(self) -> dict[str, Any]:
-        """Return the parameters for the next part of all claimed rows."""
-        walked = self._queues[self._place :]
-        afters = [self._after, *[_LOWEST] * (len(walked) - 1)]
-        return {"walked": walked, "afters": afters, "share": PART, "window": PART, "known": []}
-
-    def due_and_new(self, now: float, ahead: float, margin: float) -> dict[str, Any]:
-        """Return the parameters for rows that are known to be due, and for those that are new.
-
-        Args:
-            now: the moment, of the monotonic clock.
-            ahead: seconds from now within which a row counts as due.
-            margin: seconds that the transaction of a row may have taken.
-        """
-        due = [msg_id for msg_id, due_at in self._soon.items() if due_at <= now + ahead]
-        first = self._seen[0][1] if self._seen else _LOWEST
-        after = next((last for moment, last in reversed(self._seen) if moment <= now - margin), first)
-        number = len(self._queues)
-        limits = {"share": self._share, "window": number * self._share}
-        return {"walked": self._queues, "afters": [after] * number, **limits, "known": due[:NEW]}
-
-    def read_part(self, now: float, last: tuple[int, int] | None, newest: int | None, *, to_the_end: bool) -> None:
-        """Learn what a part of all claimed rows was.
-
-        Args:
-            now: the moment at which it had been read, of the monotonic clock.
-            last: the place of its last queue, from 1 on, and its last id there; None where it has no row.
-            newest: the highest id of all claimed rows; None where there is none.
-            to_the_end: whether no claimed row comes after it.
-        """
-        if to_the_end and not self.in_parts:
-            self._soon = {}
-        if to_the_end or last is None:
-            self._place, self._after = 0, _LOWEST
-        else:
-            place, self._after = last
-            self._place += place - 1
-        self._reached(now, newest)
-
-    def read_new(self, now: float, known: Iterable[int], last: int | None) -> None:
-        """Learn that the rows of `known` were read, and new rows up to the id `last`."""
-        for msg_id in known:
-            self._soon.pop(msg_id, None)
-        self._reached(now, last)
-
-    def is_due_soon(self, now: float, soon: Iterable[tuple[int, float]]) -> None:
-        """Remember rows that are due soon, each with the seconds until then."""
-        self._soon.update((msg_id, now + seconds) for msg_id, seconds in soon)
-        if len(self._soon) > MOST_KNOWN:
-            self._soon = dict(sorted(self._soon.items(), key=itemgetter(1))[: MOST_KNOWN // 2])
-
-    def _reached(self, now: float, last: int | None) -> None:
-        before = self._seen[-1][1] if self._seen else _LOWEST
-        self._seen.append((now, before if last is None else max(before, last)))
-        while len(self._seen) > 1 and self._seen[1][0] <= now - OLDEST:
-            del self._seen[0]
-
-    def next_due(self, now: float) -> float:
-        """Return the seconds until a row is due that is known; infinite where there is none."""
-        return max(0.0, min(self._soon.values(), default=math.inf) - now)
+                    self._frontier[key] = max(self._frontier.get(key, 0), seen)

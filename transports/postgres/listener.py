@@ -1,8 +1,8 @@
-"""A connection of one's own that can be waited on: for a subscription, and for the callers that wait for replies.
+"""`Listener`: a connection with one owner, which runs statements and waits for notifications.
 
-It is made when it is needed, made again after it broke, and listens on its channel from the first moment. `wait`
-returns early for a notification, for `wake`, and for a connection that broke; polling is the truth, and whoever waits
-looks again afterwards.
+Each subscription has one, and all callers that wait for replies share one. The connection is made at first use and made
+again after it broke. `wait` returns early for a notification, for `wake`, and when the connection breaks. Polling finds
+everything; a notification only shortens the wait, so the owner always looks again afterwards.
 """
 
 from __future__ import annotations
@@ -12,20 +12,26 @@ import selectors
 import socket
 import time
 from collections.abc import Iterable
-from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from transports.postgres.connections import Connection, Connector, run
-from transports.postgres.errors import PlanOutdated, ReadOnly, SessionTimedOut, mapped
+from transports.postgres.connection import Connection, Parameters, Rows
+from transports.postgres.connector import Connector
+from transports.postgres.error_mapping import mapped
+from transports.postgres.errors import PlanOutdated, ReadOnly, SessionTimedOut
+from transports.postgres.execution import run
+from transports.postgres.statement import Statement
 
 
 class Listener:
-    """Owned by one thread; only `wake` may be called from another, or from a signal handler.
+    """A connection owned by one thread. Only `wake` may be called from another thread or a signal handler.
 
-    It listens on `channel`, if there is one, and heeds the notifications with these payloads alone. A statement may
-    take `limit` seconds.
+    Args:
+        connector: makes the connection.
+        channel: the channel to listen on; None to listen on none.
+        payloads: the notifications that end a wait; others are ignored.
+        limit: seconds that a statement may take.
     """
 
     def __init__(self, connector: Connector, channel: str | None, payloads: Iterable[str], *, limit: float) -> None:
@@ -43,13 +49,27 @@ class Listener:
 
     @property
     def prepares(self) -> bool:
-        """Whether the connection prepares statements, so that a plan is made once; False while there is none."""
+        """Whether the connection prepares statements, so that a plan is made once; False without a connection."""
         return self._connection is not None and self._connection.prepare_threshold is not None
 
-    def execute(self, operation: str, statement: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-        """Run one statement in a commit of its own and return its rows; a broken connection is replaced before.
+    @property
+    def backend_pid(self) -> int | None:
+        """The process id of the server's session; None without a connection."""
+        return None if self._connection is None else self._connection.info.backend_pid
 
-        A statement that took no effect, because its connection was of no use, is run once more on a new one.
+    def execute(self, operation: str, statement: Statement, parameters: Parameters) -> Rows:
+        """Run one statement in a commit of its own and return its rows.
+
+        A broken connection is replaced first. If the connection was unusable and nothing took effect, the statement
+        runs again on a new one.
+
+        Args:
+            operation: the purpose of the statement, for an error's text.
+            statement: the statement.
+            parameters: its parameters.
+
+        Raises:
+            TransportError: the statement failed.
         """
         try:
             return self._execute(operation, statement, parameters)
@@ -60,7 +80,7 @@ class Listener:
         return self._execute(operation, statement, parameters)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until something was heard or the time is up (False), or until `wake` is or was called (True)."""
+        """Wait for a notification, for at most `seconds`. Return whether `wake` was called."""
         deadline = time.monotonic() + seconds
         while True:
             if self._was_woken():
@@ -75,32 +95,17 @@ class Listener:
                     return self._was_woken()
 
     def forget_notifications(self) -> None:
-        """Wait for what comes from now on; what was heard so far is about to be looked at."""
+        """Ignore the notifications so far, because the owner is about to look."""
         self._notified = False
 
     def wake(self) -> None:
-        # Full, so the owner wakes anyway; or closed, and there is no owner.
+        """End the owner's current or next `wait`."""
+        # Either the buffer is full and wakes the owner anyway, or the listener is closed and has no owner.
         with contextlib.suppress(OSError):
             self._wake_w.send(b"!")
 
-    def close(self) -> None:
-        self._drop()
-        self._selector.close()
-        self._wake_r.close()
-        self._wake_w.close()
-
-    def _execute(self, operation: str, statement: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-        connection = self._connected()
-        try:
-            return run(connection, operation, statement, parameters)
-        except ReadOnly:
-            self._connector.retire_connections(connection)
-            raise
-        finally:
-            if not connection.usable:
-                self._drop()
-
-    def _connected(self) -> Connection:
+    def connect(self) -> Connection:
+        """Return the connection of the next statement; a broken or outdated one is replaced first."""
         if self._connection is not None:
             self._connector.retire_if_read_only(self._connection)
             if not self._connector.is_outdated(self._connection):
@@ -117,6 +122,23 @@ class Listener:
         self._selector.register(connection.fileno(), selectors.EVENT_READ)
         self._connection = connection
         return connection
+
+    def close(self) -> None:
+        self._drop()
+        self._selector.close()
+        self._wake_r.close()
+        self._wake_w.close()
+
+    def _execute(self, operation: str, statement: Statement, parameters: Parameters) -> Rows:
+        connection = self.connect()
+        try:
+            return run(connection, operation, statement, parameters)
+        except ReadOnly:
+            self._connector.retire_connections(connection)
+            raise
+        finally:
+            if not connection.usable:
+                self._drop()
 
     def _set_up(self, connection: Connection) -> None:
         if self._channel is not None and not connection.pooled:
@@ -154,10 +176,10 @@ class Listener:
 
 
 def use_indexes(connection: Connection) -> None:
-    """Let a connection that prepares statements reach rows by an index in its order, and in no other way.
+    """Let the plans of a connection that prepares statements use indexes in their order, and nothing else.
 
-    The plan that it keeps may have been made while the table was empty, or while its statistics said so because all
-    in it was dead: then every way looks as cheap, and it may be kept to read, and sort, all of a table or an index.
+    The server keeps a plan that it may have made while the table was empty, or while its statistics said so because all
+    rows were dead. Then every plan looks as cheap, and the kept one could read and sort a whole table or index.
     """
     if connection.prepare_threshold is not None:
         connection.execute(b"SET enable_seqscan = off; SET enable_bitmapscan = off", prepare=False)

@@ -16,9 +16,12 @@ from functools import partial
 
 from psycopg import errors, sql
 
-from transports.postgres.connections import Connection, Connector, run
-from transports.postgres.errors import mapped
+from transports.postgres.connection import Connection
+from transports.postgres.connector import Connector
+from transports.postgres.error_mapping import mapped
+from transports.postgres.execution import run
 from transports.postgres.preflight import Execute, check_tables
+from transports.postgres.statement import Statement
 from transports.postgres.statements import Statements, definitions
 from unstract_core.errors import ConfigurationError, TransportNotReady, TransportRefused, TransportUnavailable
 
@@ -62,7 +65,7 @@ _HOLDERS = """
 """
 _TABLES = ("pg_queue_message", "pg_task_result", "pg_queue_dead_letter")
 _PRODUCTS = _TABLES[:2]
-_VERSION = "SELECT obj_description(to_regclass(%(table)s), 'pg_class')"
+_VERSION = Statement(b"SELECT obj_description(to_regclass(%(table)s), 'pg_class')")
 _MARK = re.compile(r"unstract-wire schema ([0-9]{1,9})")
 
 
@@ -175,7 +178,7 @@ def _holder(table: str, pid: int | None, user: str | None, name: str | None, sta
 def schema_version(execute: Execute, statements: Statements) -> int | None:
     """Return the version with which the schema is marked; None where there is no such mark, as before there was one."""
     table = {"table": statements.table("dead")}
-    ((comment,),) = execute("look at the version of the schema", _VERSION.encode(), table)
+    ((comment,),) = execute("look at the version of the schema", _VERSION, table)
     mark = _MARK.fullmatch(comment or "")
     return int(mark[1]) if mark else None
 

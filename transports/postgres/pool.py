@@ -1,8 +1,8 @@
-"""The connections that a process shares.
+"""The connections that the threads of a process share.
 
-Why not psycopg_pool: it connects in the background and backs off, so that after an outage a caller waits for its
-schedule (3 s after a restart in tests/postgres/test_healing.py, where half a second is allowed). A connection that
-the server has dropped while it lay idle is noticed without a round trip and replaced.
+psycopg_pool is not used because it connects in the background and backs off: after an outage a caller waits for its
+schedule, 3 s after a restart in tests/postgres/test_healing.py, where half a second is allowed. This pool notices an
+idle connection that the server has closed, without a round trip, and replaces it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from collections import deque
 from functools import partial
 from queue import Empty, SimpleQueue
 
-from transports.postgres.connections import Connection, Connector, How, Parameters, Rows, by_cursor, run
+from transports.postgres.connection import Connection, Parameters, Rows
+from transports.postgres.connector import Connector
 from transports.postgres.errors import PlanOutdated, ReadOnly, SessionTimedOut
+from transports.postgres.execution import run
+from transports.postgres.statement import Statement
 from unstract_core.errors import TransportClosed, TransportUnavailable
 
 _SHORTEST_PAUSE = 0.05
@@ -23,10 +26,10 @@ _SHORTEST_LIMIT = 0.1
 
 
 class ConnectionPermit:
-    """Room for one connection of a pool.
+    """The right to use one connection of a pool.
 
-    It returns to the pool when nobody holds it any more, so that none is lost to an exception between two lines (a
-    signal handler may raise anywhere).
+    It returns to the pool when the last reference to it goes. So no permit is lost to an exception between two lines,
+    which a signal handler may raise anywhere.
     """
 
     __slots__ = ("_permits",)
@@ -40,12 +43,17 @@ class ConnectionPermit:
 
 
 class Pool:
-    """The connections that this process shares, `size` at most; a caller waits up to `timeout` seconds for one, and
-    `limit` seconds for an answer.
+    """Runs statements on the connections that a process shares. Thread-safe.
 
-    A connection is made by the caller that needs it, in its own thread: it hears at once what the server said, and a
-    server that is back is used at once. The first connection of all is tried once, so that a wrong address fails
-    at start; later ones are tried anew until the time is up, because nothing has been sent yet.
+    A caller that needs a connection makes it in its own thread. So it gets the server's message at once, and a server
+    that is back is used at once. The very first connection is tried once, so that a wrong address fails at start. Later
+    connections are tried again until the time is up, because nothing has been sent yet.
+
+    Args:
+        connector: makes the connections.
+        size: the number of connections at most.
+        timeout: seconds that a caller waits for a connection.
+        limit: seconds that a statement may take.
     """
 
     def __init__(self, connector: Connector, *, size: int, timeout: float, limit: float) -> None:
@@ -58,7 +66,7 @@ class Pool:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, in a forked child: the connections are the parent's, and its locks may be held for ever."""
+        """Start again in a forked child: the connections are the parent's, and its locks may be held for ever."""
         self._idle: deque[Connection] = deque()
         self._permits: SimpleQueue[ConnectionPermit] = SimpleQueue()
         for _ in range(self._size):
@@ -67,29 +75,31 @@ class Pool:
     def execute(
         self,
         operation: str,
-        statement: bytes,
+        statement: Statement,
         parameters: Parameters,
         *,
-        how: How = by_cursor,
         idempotent: bool = False,
         durable: bool = False,
         timeout: float | None = None,
     ) -> Rows:
         """Run a statement on a connection of the pool, in a commit of its own, and return its rows.
 
-        It is run once more, on a new connection, where the first one was of no use and nothing took effect.
+        If the first connection was unusable and nothing took effect, the statement runs again on a new connection.
 
         Args:
-            doing: the purpose of the statement, for an error's text.
+            operation: the purpose of the statement, for an error's text.
             statement: the statement.
             parameters: its parameters.
-            how: runs the statement on the connection.
-            harmless: whether it may be run again where its fate is unknown.
-            durable: whether the caller promises that the commit outlasts a failover.
-            patience: seconds for everything, connecting and the answer included; None for the pool's timeout and limit.
+            idempotent: whether it may run again when its fate is unknown. Default False.
+            durable: whether the caller promises that the commit survives a failover. Default False.
+            timeout: seconds for the whole call, with connecting. None: the pool's timeout and limit.
+
+        Raises:
+            TransportError: the statement failed.
+            TransportClosed: the pool was closed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        attempt = partial(self._execute, operation, statement, parameters, how, durable, deadline)
+        attempt = partial(self._execute, operation, statement, parameters, durable, deadline)
         try:
             return attempt()
         except PlanOutdated as exc:
@@ -107,13 +117,7 @@ class Pool:
         self._drop_idle()
 
     def _execute(
-        self,
-        operation: str,
-        statement: bytes,
-        parameters: Parameters,
-        how: How,
-        durable: bool,
-        deadline: float | None,
+        self, operation: str, statement: Statement, parameters: Parameters, durable: bool, deadline: float | None
     ) -> Rows:
         now = time.monotonic()
         seconds = self._timeout if deadline is None else max(0.0, min(deadline - now, self._timeout))
@@ -122,15 +126,15 @@ class Pool:
             connection = self._connection(operation, now + seconds)
             try:
                 if deadline is None:
-                    return run(connection, operation, statement, parameters, how, durable=durable)
+                    return run(connection, operation, statement, parameters, durable=durable)
                 with connection.within_limit(max(_SHORTEST_LIMIT, deadline - time.monotonic())):
-                    return run(connection, operation, statement, parameters, how, durable=durable)
+                    return run(connection, operation, statement, parameters, durable=durable)
             except ReadOnly:
                 self._connector.retire_connections(connection)
                 raise
             except TransportUnavailable as exc:
                 if not connection.usable and getattr(exc.__cause__, "sqlstate", None) is None:
-                    self._drop_idle()  # what broke or silenced this connection may have done so to all of them
+                    self._drop_idle()  # the same failure may have broken all of them
                 raise
             finally:
                 self._return(connection)
@@ -148,7 +152,7 @@ class Pool:
             ) from None
 
     def _return(self, connection: Connection) -> None:
-        """Keep a connection for the next caller, the one that was used last first."""
+        """Keep a connection for the next caller. The connection used last is the first to be used again."""
         if connection.usable:
             self._connector.retire_if_read_only(connection)
         if self._closed or not connection.usable or connection.large or self._connector.is_outdated(connection):
@@ -172,7 +176,7 @@ class Pool:
                 self._idle.pop().close()
 
     def _connection(self, operation: str, deadline: float) -> Connection:
-        """Return an idle connection, or a new one: whichever is there first, where the server has no room for more."""
+        """Return an idle connection or a new one. If the server has no room for more, wait for either."""
         pause = _SHORTEST_PAUSE
         while True:
             if (idle := self._alive()) is not None:
@@ -193,13 +197,12 @@ class Pool:
             pause = min(0.5, pause * 2)
 
     def _idle_within(self, seconds: float) -> Connection | None:
-        """Return an idle connection that lives, for which it waits up to `seconds`."""
+        """Return an idle connection that is alive; wait up to `seconds` for one."""
         deadline = time.monotonic() + seconds
         while True:
             if (idle := self._alive()) is not None:
                 return idle
             if (remaining := deadline - time.monotonic()) <= 0:
                 return None
-            time.sleep(
-                min(0.01, remaining)
-            )  # no lock of Python's that an exception in a signal handler would leave held
+            # A Python lock would stay held after an exception in a signal handler.
+            time.sleep(min(0.01, remaining))

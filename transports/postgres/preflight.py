@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from transports.postgres.claim_planner import ExpiryPlanner
+from transports.postgres.connection import Rows
+from transports.postgres.expiry_planner import ExpiryPlanner
 from transports.postgres.privileges import CONSUMER
 from transports.postgres.rows import settle_parameters
+from transports.postgres.statement import Statement
 from transports.postgres.statements import Statements
 from unstract_core.errors import TransportError, TransportNotReady, TransportRefused
 
@@ -21,7 +23,7 @@ _PLANNED: dict[str, dict[str, Any]] = {
     "requeue_expired": {"queues": [], "limit": 1, "ahead": 1.0, **ExpiryPlanner([""]).next_part()},
     "settle": {**settle_parameters([]), "channel": "", "wake": [], "reply_channel": "", "wake_callers": False},
 }
-_LACKING = """
+_LACKING = Statement(b"""
     SELECT NULL, 'USAGE', NULL FROM pg_namespace
     WHERE nspname = %(schema)s AND NOT has_schema_privilege(oid, 'USAGE')
     UNION ALL
@@ -37,10 +39,10 @@ _LACKING = """
     WHERE CASE WHEN need.column IS NULL THEN NOT has_table_privilege(t.oid, need.right)
                ELSE NOT has_column_privilege(t.oid, c.number, need.right) END
     GROUP BY t.relname, need.right
-"""
+""")
 
 
-Execute: TypeAlias = Callable[[str, bytes, dict[str, Any]], list[tuple[Any, ...]]]
+Execute: TypeAlias = Callable[[str, Statement, dict[str, Any]], Rows]
 """Runs a statement (what for, the statement, its parameters) and returns its rows; raises errors of ours."""
 
 
@@ -77,7 +79,7 @@ def check_row_security(execute: Execute, statements: Statements) -> None:
 def _plan(execute: Execute, statements: Statements) -> None:
     for name, parameters in _PLANNED.items():
         try:
-            execute(f"plan the statement {name}", b"EXPLAIN " + statements[name], parameters)
+            execute(f"plan the statement {name}", statements[name].explained(), parameters)
         except TransportRefused as exc:
             remedy = "compare the tables with transports/postgres/sql/schema.sql"
             raise TransportNotReady(str(exc), remedy=remedy) from exc
@@ -94,7 +96,7 @@ def _lacking(execute: Execute, schema: str) -> str:
     tables, rights, columns = map(list, zip(*needs, strict=True))
     asked = {"schema": schema, "tables": tables, "rights": rights, "columns": columns}
     try:
-        rows = execute("look at this role's rights", _LACKING.encode(), asked)
+        rows = execute("look at this role's rights", _LACKING, asked)
     except TransportError:  # as in a transaction that has failed: then the first right that is missing has to do
         return ""
     return ", ".join(_named(table, right, columns) for table, right, columns in rows)

@@ -1,33 +1,122 @@
-"""The parameters of the settle statement: a batch of settlements as columns."""
+"""Rows of the tables: the one module that writes messages, settlements and replies as SQL parameters and reads them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import orjson
 
-from unstract_core.transport import Message, Reply, Settlement, check_delay, write_message
+from transports.postgres.connection import Rows
+from unstract_core.codec import from_wire
+from unstract_core.errors import MalformedPayload
+from unstract_core.payload import TaskPayload
+from unstract_core.transport import (
+    DeadLetter,
+    Delivery,
+    Message,
+    Reply,
+    ReplyStatus,
+    Settlement,
+    check_delay,
+    write_message,
+)
 from unstract_core.values import normalise
 from unstract_core.values.limits import JSONValue
 
+Fence: TypeAlias = tuple[str, int, str]
+"""Identifies a delivery: the message id, the attempt, and the time when the message was enqueued."""
+
+
+class Counts(NamedTuple):
+    """A row of the statement `queues`."""
+
+    queue: str
+    ready: int
+    in_flight: int
+    delayed: int
+    oldest: float | None
+    dead: int
+    cut: bool
+    unknown: int
+
+
+class RequeueRow(NamedTuple):
+    """The row of the statement `requeue_expired`.
+
+    Attributes:
+        requeued: the number of rows that are ready again.
+        next_due: seconds until the next of the scanned rows is due; None if there is none.
+        first_ready: the priority of the first ready row of each queue; None if the statement did not look.
+        lowest: for each queue and priority, the lowest id that is ready again: (queue, priority, id).
+        last: the place of the last queue, from 1, and the last id in it; None if no row was scanned.
+        newest: the highest id of all claimed rows; None if there is none.
+        scanned: the number of scanned rows.
+        due_soon: rows that are due soon: (id, seconds).
+        complete_to: the id up to which all rows were scanned, if a queue has more rows; else None.
+    """
+
+    requeued: int
+    next_due: float | None
+    first_ready: dict[str, int] | None
+    lowest: list[tuple[str, int, int]] | None
+    last: tuple[int, int] | None
+    newest: int | None
+    scanned: int
+    due_soon: list[tuple[int, float]] | None
+    complete_to: int | None
+
+
+class SettledRow(NamedTuple):
+    """A row of the statement `settle`.
+
+    Attributes:
+        place: the place of the settlement in its batch, from 1; None for a notification.
+        kept: "kept" if a trigger kept the row, so that the settlement had no effect; else None.
+    """
+
+    place: int | None
+    kept: str | None
+
+
+# Writing
+
+
+def message_text(message: Message) -> str:
+    """Return a message's payload as JSON text. Raises PayloadError for a value that the wire refuses."""
+    return orjson.dumps(write_message(message)).decode()
+
+
+def value_text(value: object, path: str) -> str:
+    """Return one value as JSON text. Raises PayloadError, below `path`, for a value that the wire refuses."""
+    return orjson.dumps(normalise(value, path=path)).decode()
+
+
+def message_columns(messages: Sequence[Message], texts: list[str]) -> dict[str, list[Any]]:
+    """Return messages, with their JSON texts, as the columns to insert."""
+    return {
+        "messages": texts,
+        "queues": [message.queue for message in messages],
+        "org_ids": [message.org_id for message in messages],
+        "priorities": [message.priority for message in messages],
+        "delays": [float(message.delay) for message in messages],
+    }
+
 
 def settle_parameters(batch: Sequence[Settlement]) -> dict[str, Any]:
-    """Write a batch as arrays. Raises PayloadError for whatever the wire refuses, before anything is sent."""
-    for one in batch:
-        check_delay(one.delay)
-    follow_ups = [(place, one.follow_up) for place, one in enumerate(batch, 1) if one.follow_up is not None]
-    replies = [(place, one.reply) for place, one in enumerate(batch, 1) if one.reply is not None]
+    """Return a batch of settlements as arrays. Raises PayloadError for a value that the wire refuses."""
+    for settlement in batch:
+        check_delay(settlement.delay)
+    follow_ups = [(place, each.follow_up) for place, each in enumerate(batch, 1) if each.follow_up is not None]
+    replies = [(place, each.reply) for place, each in enumerate(batch, 1) if each.reply is not None]
     return {
-        "ids": [int(one.delivery.id) for one in batch],
-        "attempts": [one.delivery.attempt for one in batch],
-        "enqueued": [bytes.fromhex(one.delivery.fence) for one in batch],
-        "verdicts": [one.verdict.value for one in batch],
-        "delays": [float(one.delay) for one in batch],
-        "counted": [one.counted for one in batch],
-        "reasons": [one.reason for one in batch],
-        "results": [None if one.result is None else value_text(one.result, "$.result") for one in batch],
+        **fence_columns([each.delivery for each in batch]),
+        "verdicts": [each.verdict.value for each in batch],
+        "delays": [float(each.delay) for each in batch],
+        "counted": [each.counted for each in batch],
+        "reasons": [each.reason for each in batch],
+        "results": [None if each.result is None else value_text(each.result, "$.result") for each in batch],
         "next_of": [place for place, _ in follow_ups],
         **_follow_up_columns([follow_up for _, follow_up in follow_ups]),
         "reply_of": [place for place, _ in replies],
@@ -35,33 +124,12 @@ def settle_parameters(batch: Sequence[Settlement]) -> dict[str, Any]:
     }
 
 
-def message_text(message: Message) -> str:
-    """Write a message's payload as JSON text; raises PayloadError for whatever the wire refuses."""
-    return orjson.dumps(write_message(message)).decode()
-
-
-def value_text(value: object, path: str) -> str:
-    """Write one value as JSON text; raises PayloadError below `path`."""
-    return orjson.dumps(normalise(value, path=path)).decode()
-
-
-def parsed(text: str | None) -> JSONValue:
-    """Parse a stored value; what Python cannot (too deep, a number too long) stays text."""
-    try:
-        value: JSONValue = None if text is None else json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return value
-
-
-def message_columns(messages: Sequence[Message], texts: list[str]) -> dict[str, list[Any]]:
-    """Write messages, and their texts, as the columns that are inserted."""
+def fence_columns(deliveries: Sequence[Delivery]) -> dict[str, list[Any]]:
+    """Return deliveries as the columns by which statements find their rows."""
     return {
-        "messages": texts,
-        "queues": [message.queue for message in messages],
-        "org_ids": [message.org_id for message in messages],
-        "priorities": [message.priority for message in messages],
-        "delays": [float(message.delay) for message in messages],
+        "ids": [int(delivery.id) for delivery in deliveries],
+        "attempts": [delivery.attempt for delivery in deliveries],
+        "enqueued": [bytes.fromhex(delivery.fence) for delivery in deliveries],
     }
 
 
@@ -80,3 +148,81 @@ def _reply_columns(replies: Sequence[Reply]) -> dict[str, list[Any]]:
         "reply_errors": [reply.error for reply in replies],
         "reply_ttls": [float(reply.ttl) for reply in replies],
     }
+
+
+# Reading
+
+
+def fence_of(delivery: Delivery) -> Fence:
+    return delivery.id, delivery.attempt, delivery.fence
+
+
+def fences_in(rows: Rows) -> set[Fence]:
+    """Return the fences of the deliveries that the statement `renew` returns."""
+    return {_fence(*row) for row in rows}
+
+
+def contents_in(rows: Rows) -> dict[Fence, str | None]:
+    """Return the JSON text of each delivery that the statement `contents` returns; None if it is too large."""
+    return {_fence(*fence): text for *fence, text in rows}
+
+
+def delivery_in(row: tuple[Any, ...]) -> Delivery:
+    """Return a claimed row as a delivery. Its `raw` is empty if the row came without its content."""
+    msg_id, queue, attempt, text, org_id, priority, enqueued = row
+    payload, problem = (None, None) if text is None else payload_in(text, queue)
+    return Delivery(str(msg_id), queue, attempt, payload, text or "", problem, org_id, priority, fence=enqueued.hex())
+
+
+def payload_in(text: str, queue: str) -> tuple[TaskPayload | None, str | None]:
+    """Return the payload in the JSON text of a queue's message, or the problem that makes it unreadable."""
+    try:
+        return from_wire(text, queue), None
+    except MalformedPayload as exc:
+        return None, str(exc)
+
+
+def reply_in(key: str, row: tuple[Any, ...]) -> Reply:
+    status, result, error, ttl = row
+    return Reply(key, cast(ReplyStatus, status), value_in(result), error, ttl)
+
+
+def dead_letter_in(row: tuple[Any, ...], omitted: str) -> DeadLetter:
+    """Return a row of dead letters.
+
+    Args:
+        row: the row.
+        omitted: the reason to give if the row came without its content.
+    """
+    dead_id, queue, message, reason, attempts, result, org_id, priority, enqueued_at, buried_at, whole = row
+    return DeadLetter(
+        id=str(dead_id),
+        queue=queue,
+        message=value_in(message),
+        reason=reason,
+        attempts=attempts,
+        result=value_in(result),
+        org_id=org_id,
+        priority=priority,
+        enqueued_at=enqueued_at,
+        buried_at=buried_at,
+        omitted="" if whole else omitted,
+    )
+
+
+def ids_in(values: Iterable[Any]) -> list[str]:
+    """Return new ids in the order of sending. NULLs, of notifications, are left out."""
+    return [str(value) for value in sorted(value for value in values if value is not None)]
+
+
+def value_in(text: str | None) -> JSONValue:
+    """Return a stored JSON value. One that Python cannot parse (too deep, a number too long) stays text."""
+    try:
+        value: JSONValue = None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value
+
+
+def _fence(msg_id: int, attempt: int, enqueued: bytes) -> Fence:
+    return str(msg_id), attempt, enqueued.hex()

@@ -1,4 +1,4 @@
-"""The statements of sql/*.sql, by name, with one schema's identifiers composed in."""
+"""`Statements`: the statements of sql/queries.sql by name, composed for the tables of one schema."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from importlib.resources import files
 
 from psycopg import sql
 
+from transports.postgres.statement import PreparedStatement, Statement, UncompiledStatement
 from unstract_core.errors import ConfigurationError
 
 LONGEST_IDENTIFIER = 63
-"""Bytes of a PostgreSQL identifier; the server would cut a longer one without a word."""
+"""Bytes of a PostgreSQL identifier. The server cuts a longer one without an error."""
 
 _NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 _COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)
@@ -39,10 +40,12 @@ _PARTS = (
     "is_strange",
     "unexpired",
 )
-"""What others are composed of, and of each other in this order."""
+"""Parts of other statements, and of each other in this order."""
 _CONTENT = b"c.message::text"
 """The content of a message in the statements that claim."""
-_NEED_MORE = (
+_WITHOUT_JIT = ("queue_names", "queues", "ready_estimate")
+"""Statements whose plans are so expensive that the server would compile them."""
+_COMPOSED_LATER = (
     "candidates",
     "candidates_frontier",
     "claim",
@@ -54,9 +57,15 @@ _NEED_MORE = (
 
 
 class Statements:
-    """The production statements for one schema, as the bytes that psycopg keeps what it knows of them by.
+    """The statements for one schema.
 
-    Arrays travel in binary: as text, JSON in them is escaped twice.
+    Arrays travel in binary, because JSON in them would be escaped twice as text.
+
+    Args:
+        schema: the name of the schema.
+
+    Raises:
+        ConfigurationError: PostgreSQL cannot have a schema of that name.
     """
 
     def __init__(self, schema: str) -> None:
@@ -68,22 +77,25 @@ class Statements:
         self._parts: dict[str, str] = {}
         for name in _PARTS:
             self._parts[name] = self._composed(name)
-        self._texts = {
-            name: self._composed(name).encode() for name in self._raw if name not in _NEED_MORE and name not in _PARTS
+        self._statements = {
+            name: self._statement(name) for name in self._raw if name not in _COMPOSED_LATER and name not in _PARTS
         }
-        self._texts["claim_one_queue"], _ = self.claim([""])
-        of_any = {"first_ready": "NULL", "looked_at": self._parts["looked_at_of_any"]}
-        lately = {"first_ready": "NULL", "newest": "NULL::bigint"}
+        for name in _WITHOUT_JIT:
+            self._statements[name] = UncompiledStatement(self._statements[name].text)
+        self._statements["claim_one_queue"], _ = self.claim([""])
+        any_queue = {"first_ready": "NULL", "looked_at": self._parts["looked_at_of_any"]}
+        recent = {"first_ready": "NULL", "newest": "NULL::bigint"}
         for variant, parts in {
-            "requeue_expired_recent": lately,
-            "requeue_expired_any_queue": {**of_any, "newest": self._parts["newest_of_any"]},
-            "requeue_expired_recent_any_queue": {**of_any, **lately},
+            "requeue_expired_recent": recent,
+            "requeue_expired_any_queue": {**any_queue, "newest": self._parts["newest_of_any"]},
+            "requeue_expired_recent_any_queue": {**any_queue, **recent},
         }.items():
-            self._texts[variant] = self._composed("requeue_expired", **parts).encode()
-        self._texts["send_one"] = self._raw["send_one"].format(**_identifiers(schema)).encode()  # libpq's parameters
+            self._statements[variant] = self._statement("requeue_expired", **parts)
+        send_one = self._raw["send_one"].format(**_identifiers(schema))  # libpq's parameters
+        self._statements["send_one"] = PreparedStatement(send_one.encode())
 
-    def __getitem__(self, name: str) -> bytes:
-        return self._texts[name]
+    def __getitem__(self, name: str) -> Statement:
+        return self._statements[name]
 
     @property
     def largest(self) -> int:
@@ -95,28 +107,31 @@ class Statements:
         return _identifiers(self.schema)[name]
 
     def portable(self, name: str) -> str:
-        """Return a statement whose parameters any DB-API driver of PostgreSQL can fill in."""
+        """Return a statement with parameters that any DB-API driver of PostgreSQL can fill in."""
         inserted = self._raw["inserted"].format(**self._identifiers)
         return self._raw[name].format(**self._identifiers, inserted=inserted)
 
-    def claim(self, queues: Sequence[str | None], *, bounded: bool = True) -> tuple[bytes, dict[str, str | None]]:
-        """Return the claim for these queues, and the parameters that name them; None stands for no queue.
+    def claim(self, queues: Sequence[str | None], *, bounded: bool = True) -> tuple[Statement, dict[str, str | None]]:
+        """Return the claim for some queues, and the parameters that name them.
 
-        It looks at little more rows of a queue than it could take, unless `bounded` is False.
+        Args:
+            queues: the queues; None stands for no queue.
+            bounded: whether the claim reads little more rows of a queue than it can take. Default True.
         """
         names = _numbered(queues)
         bound = self._parts["bound"] if bounded else ""
         candidates = [self._composed("candidates", queue=f"%({name})s", bound=bound) for name in names]
-        return self._composed("claim", candidates=" UNION ALL ".join(candidates)).encode(), names
+        return self._statement("claim", candidates=" UNION ALL ".join(candidates)), names
 
-    def without_content(self, claim: bytes) -> bytes:
+    def without_content(self, claim: Statement) -> Statement:
         """Return a claim that claims the same messages and returns none of their content."""
-        return claim.replace(_CONTENT, b"NULL::text")
+        return Statement(claim.text.replace(_CONTENT, b"NULL::text"))
 
-    def claim_frontier(self, queues: Sequence[str | None]) -> tuple[bytes, dict[str, str | None]]:
-        """Return the claim for these queues beyond some ids, and the parameters that name the queues.
+    def claim_frontier(self, queues: Sequence[str | None]) -> tuple[Statement, dict[str, str | None]]:
+        """Return the claim beyond the frontier for some queues, and the parameters that name the queues.
 
-        The ids are arrays `frontier_0`, `frontier_1` and so on in the order of `queues`, beside the array `priorities`.
+        The other parameters are `priorities` and, for each of `queues` in their order, `frontier_0`, `frontier_1` and
+        so on: the ids beyond which to claim, one for each priority.
         """
         names = _numbered(queues)
         columns = [f"frontier_{number}" for number in range(len(names))]
@@ -124,13 +139,16 @@ class Statements:
             self._composed("candidates_frontier", queue=f"%({name})s", column=column)
             for name, column in zip(names, columns, strict=True)
         ]
-        statement = self._composed(
+        statement = self._statement(
             "claim_frontier",
             columns=", ".join(columns),
             arrays=", ".join(f"%({column})b::bigint[]" for column in columns),
             candidates=" UNION ALL ".join(candidates),
         )
-        return statement.encode(), names
+        return statement, names
+
+    def _statement(self, name: str, **parts: str) -> Statement:
+        return Statement(self._composed(name, **parts).encode())
 
     def _composed(self, name: str, **parts: str) -> str:
         return _ARRAY.sub(r"\1b", self._raw[name]).format(**{**self._identifiers, **self._parts, **parts})
@@ -141,13 +159,13 @@ def _numbered(queues: Sequence[str | None]) -> dict[str, str | None]:
 
 
 def definitions(schema: str) -> Mapping[str, str]:
-    """Return the statements that create what is missing, by the name of what they create; they take no parameters."""
+    """Return the statements of schema.sql by the name of the table, index or schema that each creates."""
     identifiers = _identifiers(schema)
     return {name: text.format(**identifiers) for name, text in load_statements("schema.sql").items()}
 
 
 def checked_schema(schema: str) -> str:
-    """Return `schema` if PostgreSQL can have one of that name; raise ConfigurationError if not."""
+    """Return `schema` if PostgreSQL can have a schema of that name; raise ConfigurationError if not."""
     if not isinstance(schema, str) or not schema or "\0" in schema:
         raise ConfigurationError("the schema must be a non-empty name without NUL")
     try:
@@ -160,7 +178,7 @@ def checked_schema(schema: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """Write a text as SQL by hand: an application may have registered an adapter of its own for texts."""
+    """Return a text as an SQL literal, without psycopg: the application may have registered its own text adapter."""
     escaped = text.replace("\\", "\\\\").replace("'", "''")
     return f"E'{escaped}'"
 
@@ -172,6 +190,7 @@ def _identifiers(schema: str) -> dict[str, str]:
 
 @cache
 def load_statements(file: str) -> Mapping[str, str]:
+    """Return the statements of a file in sql/ by name, without comments."""
     text = files("transports.postgres").joinpath("sql", file).read_text("utf-8")
     _, *parts = _NAME.split(text)
     bodies = (_COMMENT.sub("", part).strip().rstrip(";") for part in parts[1::2])

@@ -1,8 +1,7 @@
-"""The consumer's side: claim, renew, settle, and wait for more.
+"""`PostgresSubscription`: claims, renews and settles messages on a connection of its own.
 
-While any session holds an old snapshot, nothing that was claimed or settled can be vacuumed away. So no statement here
-reads dead rows except occasionally, for a small part of the time: claim_planner.py chooses the claim, and expired
-leases are looked for beyond those that were found before.
+While a session holds an old snapshot, no vacuum can remove the rows that were claimed or settled since. So the
+statements of a subscription read dead rows only in scans with a ScanBudget: see claim_planner.py and expiry_planner.py.
 """
 
 from __future__ import annotations
@@ -12,52 +11,66 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import psycopg
+import attrs
 
-from transports.postgres.claim_planner import (
-    LONGEST_REST,
-    MERGED,
-    RECENT_INTERVAL,
-    ClaimPlan,
-    ClaimPlanner,
-    ExpiryPlanner,
-    Scan,
-    ScanBudget,
-)
+from transports.postgres.claim_planner import Attempt, ClaimCancelled, ClaimPlan, ClaimPlanner, ClaimResult, ReadyAgain
+from transports.postgres.connection import Rows
+from transports.postgres.content_errors import QUERY_CANCELED, may_be_the_content, state_of, was_cancelled
 from transports.postgres.listener import Listener
 from transports.postgres.notifier import Notifier
-from transports.postgres.rows import settle_parameters
+from transports.postgres.reply_purger import ReplyPurger
+from transports.postgres.requeuer import Requeuer, RequeueResult
+from transports.postgres.rows import Fence, delivery_in, fence_columns, fence_of, fences_in, settle_parameters
+from transports.postgres.settlement_writer import SettlementWriter
 from transports.postgres.statements import Statements
-from transports.postgres.unread import Unread, fences, may_be_the_content, payload_of, state_of
+from transports.postgres.unread import UnreadMessages
 from unstract_core.errors import TransportClosed, TransportError
 from unstract_core.observability.log_events import emit
 from unstract_core.transport import Delivery, Settlement, Verdict
-from unstract_core.values import error_text
 
 logger = logging.getLogger("unstract_wire.postgres")
 
-_Key: TypeAlias = tuple[str, int, str]
+_CLAIM_AGAIN_IN = 0.05
+"""Seconds until the next claim when ready rows were passed over, because others have locked them."""
 
-_REQUEUE_INTERVAL = 0.5
-_REQUEUE_LIMIT = 500
-_COMMIT_MARGIN = 2.0  # seconds that a claim or a settlement may take to be committed
-_SLOW_COMMIT_MARGIN = 20.0  # seconds that may take, where a transaction is slow: looked for once a second
-_RETRY_CLAIM_IN = 0.05
-_PURGE_INTERVAL = 60.0
-_PURGE_LIMIT = 1000
-_PURGE_REST = 4.0
-"""A sweep that has more to do goes on after this many times the time that its last statement took."""
+
+@attrs.frozen
+class _Step:
+    """One pass of `receive`: it is done, or it goes on at once (`again`), or it waits for at most `next_in` seconds."""
+
+    done: bool = False
+    deliveries: Sequence[Delivery] = ()
+    again: bool = False
+    next_in: float = math.inf
+
+
+_NOTHING = _Step(done=True)
 
 
 class PostgresSubscription:
-    """Holds one connection of its own, for everything it does. `poll_interval` in seconds.
+    """Receives by priority, then first in, first out, among the ready messages.
 
-    Higher priority first, then first in, first out, of what is ready. Only a message that was committed after one with
-    a higher id was taken, or that somebody else made ready again, can be overtaken: for some milliseconds as a rule;
-    while a session holds an old snapshot for a second, or half a minute at the longest (claim_planner.py).
+    A message can be overtaken if it was committed after one with a higher id was claimed, or if another program made it
+    ready again. That lasts some milliseconds. While a session holds an old snapshot, it lasts a second, at most 30 s.
+
+    Attributes:
+        claims: plans its claims.
+        requeuer: makes expired messages ready again.
+        purger: removes expired replies.
+        unread: the messages that it has claimed without their content.
+
+    Args:
+        listener: its connection.
+        statements: the statements of its schema.
+        notifier: notifies other workers of the messages that a settlement makes ready.
+        queues: its queues.
+        lease: seconds for which a message is claimed.
+        poll_interval: seconds between two claims while it waits.
+        closed: returns whether the transport was closed.
+        clock: returns monotonic seconds. Default: the machine's clock.
     """
 
     def __init__(
@@ -70,341 +83,238 @@ class PostgresSubscription:
         lease: float,
         poll_interval: float,
         closed: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._listener = listener
         self._statements = statements
-        self._notifier = notifier
-        self._queues = list(queues)
-        self._claims = ClaimPlanner(statements, self._queues, prepared=listener.prepares)
+        self._writer = SettlementWriter(listener, statements, notifier)
         self._lease = lease
         self._poll_interval = poll_interval
         self._transport_closed = closed
+        self._clock = clock
         self._closed = False
-        self._held: set[_Key] = set()
+        self._in_flight: set[Fence] = set()
         self._renew_at = math.inf
         self._renewal_was_due = False
         self._just_renewed = False
         self._owes_claim = False
-        self._unread = Unread(listener, statements, lease, self._release)
-        self._careful = False
-        self._requeue_at = 0.0
-        self._full_scan_budget = ScanBudget()
-        self._recent_scan_budget = ScanBudget(RECENT_INTERVAL)
-        self._wide = len(self._queues) > MERGED
-        self._expiry = ExpiryPlanner([""] if self._wide else self._queues)
-        self._purge_at = time.monotonic() + _PURGE_INTERVAL
-        self._purged_until = -math.inf
+        self._without_content = False
+        self.claims = ClaimPlanner(statements, queues, prepared=listener.prepares, clock=clock)
+        self.requeuer = Requeuer(listener, statements, queues, self.claims, clock=clock)
+        self.purger = ReplyPurger(listener, statements, clock=clock)
+        self.unread = UnreadMessages(listener, statements, lease, self._release, clock=clock)
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
-        deadline = time.monotonic() + wait
-        # A caller that has something in flight renews it first. What it has forgotten must not end each receive.
+        deadline = self._clock() + wait
+        # A caller with messages in flight renews them first. Deliveries that it has forgotten must not end each call.
         # After a renewal that took so long that the next one is due, one statement comes before that.
-        self._renewal_was_due = time.monotonic() >= self._renew_at and not self._just_renewed
+        self._renewal_was_due = self._clock() >= self._renew_at and not self._just_renewed
         self._just_renewed = False
         while True:
             self._check_open()
             self._listener.forget_notifications()
-            next_due = math.inf
-            if limit > 0:
-                if self._unread and ((deliveries := self._read(limit)) or self._must_renew or self._unread):
-                    return deliveries
-                # Upkeep comes first: if it failed after the claim, what was claimed would be nobody's for a lease.
-                ahead = max(0.0, min(deadline - time.monotonic(), self._poll_interval))
-                # A renewal that is due comes before any other statement, so there the rest waits for the next call.
-                found = None if self._owes_claim else self._kept_up(ahead)
-                self._owes_claim = found is not None and self._must_renew
-                if self._owes_claim:
-                    return ()
-                if deliveries := self._claimed(self._claims.next(time.monotonic()), limit):
-                    return deliveries
-                if self._must_renew or self._unread:
-                    return ()
-                if (claim := self._claims.otherwise()) and (deliveries := self._claimed(claim, limit)):
-                    return deliveries
-                if self._must_renew or self._unread:
-                    return ()
-                requeued, next_due, passed_over = found or self._requeue_expired(ahead)
-                if requeued:
-                    continue
-                if passed_over:
-                    for claim in self._claims.last_resorts():
-                        if self._must_renew or self._unread:
-                            return ()
-                        if deliveries := self._claimed(claim, limit):
-                            return deliveries
-                    next_due = min(next_due, _RETRY_CLAIM_IN)
-                next_due = min(next_due, self._claims.sees_more_in(time.monotonic()))
-                if self._purged_until > -math.inf:
-                    next_due = min(next_due, max(0.0, self._purge_at - time.monotonic()))
-            elif self._unread:
-                if self._must_renew:
-                    return ()
-                if self._unread.is_due:
-                    self._unread.renew()
-                next_due = max(0.0, self._unread.renew_at - time.monotonic())
-            remaining = deadline - time.monotonic()
-            if remaining <= 0 or self._listener.wait(min(remaining, self._poll_interval, next_due)):
+            step = self._claim_or_upkeep(limit, deadline) if limit > 0 else self._renew_unread()
+            if step.done:
+                return step.deliveries
+            if step.again:
+                continue
+            remaining = deadline - self._clock()
+            if remaining <= 0 or self._listener.wait(min(remaining, self._poll_interval, step.next_in)):
                 self._check_open()
                 return ()
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         self._check_open()
-        began = time.monotonic()
+        began = self._clock()
         self._renew_at, self._just_renewed = began + self._lease / 3, True
-        waiting = self._unread.waiting
-        held = [delivery for delivery in deliveries if _key(delivery) in self._held]
-        rows = self._listener.execute(
-            "renew leases",
-            self._statements["renew"],
-            {**fences([*held, *waiting]), "lease": self._lease},
-        )
-        kept = {(str(msg_id), attempt, enqueued.hex()) for msg_id, attempt, enqueued in rows}
-        self._held.difference_update(key for delivery in held if (key := _key(delivery)) not in kept)
+        waiting = self.unread.waiting
+        held = [delivery for delivery in deliveries if fence_of(delivery) in self._in_flight]
+        parameters = {**fence_columns([*held, *waiting]), "lease": self._lease}
+        kept = fences_in(self._listener.execute("renew leases", self._statements["renew"], parameters))
+        self._in_flight.difference_update(fence for delivery in held if (fence := fence_of(delivery)) not in kept)
         if waiting:
-            self._unread.renewed(kept, began)
-        return [_key(delivery) in kept for delivery in deliveries]
+            self.unread.record_renewal(kept, began)
+        return [fence_of(delivery) in kept for delivery in deliveries]
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         self._check_open()
-        first: dict[_Key, Settlement] = {}
-        for one in settlements:
-            if (key := _key(one.delivery)) in self._held:
-                first.setdefault(key, one)
+        first: dict[Fence, Settlement] = {}
+        for settlement in settlements:
+            if (fence := fence_of(settlement.delivery)) in self._in_flight:
+                first.setdefault(fence, settlement)
         batch = list(first.values())
         parameters = settle_parameters(batch)
-        # The next holder of what is given back uncounted may have the same attempt: it is never settled by us again,
-        # unless nothing took effect for certain.
-        given_back = {key for key, one in first.items() if not one.counted}
-        self._held -= given_back
-
-        def commit(wake: list[str | None]) -> list[tuple[Any, ...]]:
-            return self._listener.execute(
-                "settle",
-                self._statements["settle"],
-                {
-                    **parameters,
-                    "channel": self._notifier.channels.queues,
-                    "wake": [queue for queue in wake if queue is not None],
-                    "reply_channel": self._notifier.channels.replies,
-                    "wake_callers": None in wake,
-                },
-            )
-
+        # The next holder of a released message may have the same attempt number. So this subscription never settles it
+        # again, unless it is certain that nothing took effect.
+        released = {fence for fence, settlement in first.items() if not settlement.counted}
+        self._in_flight -= released
         try:
-            rows = self._notifier.announced(_announced(batch), commit)
+            rows = self._writer.write(batch, parameters)
         except TransportError as exc:
             if not getattr(exc, "fate_unknown", False):
-                self._held |= given_back
+                self._in_flight |= released
             raise
-        self._held.difference_update(first)
-        effective = {id(batch[place - 1]) for place, kept in rows if place is not None and kept is None}
-        later = [one for one in batch if one.verdict is Verdict.RETRY and one.delay and id(one) in effective]
-        self._expiry.is_due_soon(time.monotonic(), [(int(one.delivery.id), one.delay) for one in later])
-        for kept in (batch[place - 1].delivery for place, kept in rows if place is not None and kept is not None):
-            fields = {"queue": kept.queue, "id": kept.id, "attempt": kept.attempt}
-            emit(logger, logging.ERROR, "row_kept", **fields)
-        for one in batch:
-            if one.verdict is Verdict.RETRY and not one.delay:
-                self._claims.became_ready(one.delivery.queue, one.delivery.priority, int(one.delivery.id))
-        return [id(one) in effective for one in settlements]
+        self._in_flight.difference_update(first)
+        effective = {id(batch[row.place - 1]) for row in rows if row.place is not None and row.kept is None}
+        for row in rows:
+            if row.place is not None and row.kept is not None:
+                kept = batch[row.place - 1].delivery
+                fields = {"queue": kept.queue, "id": kept.id, "attempt": kept.attempt}
+                emit(logger, logging.ERROR, "row_kept", **fields)
+        retries = [settlement for settlement in batch if settlement.verdict is Verdict.RETRY]
+        delayed = [each for each in retries if each.delay and id(each) in effective]
+        self.requeuer.planner.is_due_soon([(int(each.delivery.id), each.delay) for each in delayed])
+        for delivery in [each.delivery for each in retries if not each.delay]:
+            self.claims.record(ReadyAgain(delivery.queue, delivery.priority, int(delivery.id)))
+        return [id(settlement) in effective for settlement in settlements]
 
     def wake(self) -> None:
         self._listener.wake()
 
     def close(self) -> None:
-        """Stop receiving, and release messages that were claimed and not delivered: their attempt is not counted.
+        """Stop receiving, and release the messages that were claimed and not delivered, without counting the attempt.
 
-        Deliveries in flight come back when their lease ends. So does everything if the server does not answer, or if
-        the process exits at once (SystemExit is being raised).
+        Deliveries in flight are ready again when their leases end. The same holds for all others if the server does not
+        answer, or if the process exits at once (SystemExit is being raised).
         """
         if self._closed:
             return
         try:
-            if self._unread and not isinstance(sys.exc_info()[1], SystemExit):
+            if self.unread and not isinstance(sys.exc_info()[1], SystemExit):
                 with contextlib.suppress(TransportError):
-                    self._release(self._unread.waiting, 0.0)
+                    self._release(self.unread.waiting, 0.0)
         finally:
             self._closed = True
             self._listener.close()
 
-    def _kept_up(self, ahead: float) -> tuple[int, float, bool] | None:
-        """Do what is to be done now and then; return what `_bring_back` has found, if it was its time."""
-        now = time.monotonic()
-        found = self._requeue_expired(ahead) if now >= self._requeue_at else None
-        if now >= self._purge_at and not self._must_renew:
-            self._purge_replies()
-        return found
+    def _claim_or_upkeep(self, limit: int, deadline: float) -> _Step:
+        """Claim messages; before that requeue expired ones and purge replies, if it is time for that."""
+        if self.unread and ((deliveries := self._read(limit)) or self._must_stop):
+            return _Step(done=True, deliveries=deliveries)
+        # Upkeep comes before the claim: if it failed afterwards, the claimed messages would be lost for a lease.
+        ahead = max(0.0, min(deadline - self._clock(), self._poll_interval))
+        # A renewal that is due comes before any other statement, so the claim waits for the next call.
+        requeued = None if self._owes_claim else self._upkeep(ahead)
+        self._owes_claim = requeued is not None and self._must_renew
+        if self._owes_claim:
+            return _NOTHING
+        if (step := self._claim_step(limit, Attempt.FIRST, Attempt.IF_CHEAP)) is not None:
+            return step
+        result = requeued if requeued is not None else self._requeue(ahead)
+        if result.requeued:
+            return _Step(again=True)
+        next_in = result.next_in
+        if result.any_ready:
+            if (step := self._claim_step(limit, Attempt.WHOLE, Attempt.UNBOUNDED, check_first=True)) is not None:
+                return step
+            next_in = min(next_in, _CLAIM_AGAIN_IN)
+        return _Step(next_in=min(next_in, self.claims.sees_more_in, self.purger.next_in))
+
+    def _claim_step(self, limit: int, *attempts: Attempt, check_first: bool = False) -> _Step | None:
+        """Make attempts until one claims messages or the call must end; None if neither happens."""
+        for attempt in attempts:
+            if check_first and self._must_stop:
+                return _NOTHING
+            if deliveries := self._claim(limit, attempt):
+                return _Step(done=True, deliveries=deliveries)
+            if not check_first and self._must_stop:
+                return _NOTHING
+        return None
+
+    def _renew_unread(self) -> _Step:
+        """Renew the messages that were claimed without their content, while the consumer takes none."""
+        if not self.unread:
+            return _Step()
+        if self._must_renew:
+            return _NOTHING
+        if self.unread.is_due:
+            self.unread.renew()
+        return _Step(next_in=max(0.0, self.unread.renew_at - self._clock()))
+
+    def _upkeep(self, ahead: float) -> RequeueResult | None:
+        """Requeue expired messages and purge replies, each if due. Return the result of the former, if it ran."""
+        purge = self.purger.is_due
+        requeued = self._requeue(ahead) if self.requeuer.planner.is_due else None
+        if purge and not self._must_renew:
+            self.purger.run()
+        return requeued
+
+    def _requeue(self, ahead: float) -> RequeueResult:
+        return self.requeuer.run(ahead, lambda: self._must_renew)
 
     @property
     def _must_renew(self) -> bool:
-        """Whether a renewal has become due in this receive: a third of the lease after the last one, or the claim."""
-        return bool(self._held) and not self._renewal_was_due and time.monotonic() >= self._renew_at
+        """Whether a renewal became due in this call: a third of the lease after the last one, or after the claim."""
+        return bool(self._in_flight) and not self._renewal_was_due and self._clock() >= self._renew_at
 
-    def _claimed(self, claim: ClaimPlan, limit: int) -> list[Delivery]:
-        began = time.monotonic()
-        rows: list[tuple[Any, ...]] = []
-        with _recording_cancellation(self._claims.pace_of(claim)):
-            if self._claims.many and claim.scan is Scan.WHOLE:
+    @property
+    def _must_stop(self) -> bool:
+        return self._must_renew or bool(self.unread)
+
+    def _claim(self, limit: int, attempt: Attempt) -> list[Delivery]:
+        """Make a claim, if the planner has one for this attempt, and return the deliveries with their content."""
+        plan = self.claims.plan(limit, attempt)
+        if plan is None:
+            return []
+        try:
+            if plan.needs_ready_queues:
                 ready = self._listener.execute("look for queues", self._statements["queues_with_ready"], {})
-                claim = self._claims.choose(ready, claim)
-            limit = self._claims.most(limit)
-            if self._claims.queues and not (self._claims.many and self._must_renew):
-                rows = self._claim(claim.statement, {**claim.parameters, "limit": limit, "lease": self._lease})
-        ended = time.monotonic()
-        claimed = [_delivery(*row) for row in rows]
-        self._claims.made(claim, limit, claimed, began, ended)
-        self._unread.add([one for one in claimed if not one.raw], began)
-        deliveries = self._hold([one for one in claimed if one.raw], began)
-        return deliveries or (self._read(limit) if self._unread and not self._must_renew else [])
+                plan = self.claims.plan(limit, attempt, ready=[(queue, priority) for queue, priority in ready])
+            rows = [] if self.claims.reads_queues_first and self._must_renew else self._execute_claim(plan)
+        except TransportError as exc:
+            if was_cancelled(exc):
+                self.claims.record(ClaimCancelled(plan))
+            raise
+        claimed = [delivery_in(row) for row in rows]
+        self.claims.record(ClaimResult(plan, claimed))
+        self.unread.add([delivery for delivery in claimed if not delivery.raw], plan.began)
+        deliveries = self._deliver([delivery for delivery in claimed if delivery.raw], plan.began)
+        return deliveries or (self._read(plan.limit) if self.unread and not self._must_renew else [])
 
-    def _claim(self, statement: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-        """Claim messages; without their content after a failure that the content of one of them can have caused."""
-        careful, self._careful = self._careful, False
-        if not careful:
+    def _execute_claim(self, plan: ClaimPlan) -> Rows:
+        """Claim messages. If the content of one may have caused a failure, claim them without their content."""
+        if plan.statement is None:
+            return []
+        parameters: dict[str, Any] = {**plan.parameters, "lease": self._lease}
+        without_content, self._without_content = self._without_content, False
+        if not without_content:
             try:
-                return self._listener.execute("claim messages", statement, parameters)
+                return self._listener.execute("claim messages", plan.statement, parameters)
             except TransportError as exc:
                 if not may_be_the_content(exc):
                     raise
-                if state_of(exc) == "57014" or self._must_renew:  # it took long: what else is due comes first
-                    self._careful = True
+                if state_of(exc) == QUERY_CANCELED or self._must_renew:  # it took long: other work comes first
+                    self._without_content = True
                     raise
-        return self._listener.execute("claim messages", self._statements.without_content(statement), parameters)
+        statement = self._statements.without_content(plan.statement)
+        return self._listener.execute("claim messages", statement, parameters)
 
     def _read(self, limit: int) -> list[Delivery]:
-        deliveries = self._unread.read(limit, lambda: self._must_renew)
-        return self._hold(deliveries, self._unread.since)
+        deliveries = self.unread.read(limit, lambda: self._must_renew)
+        return self._deliver(deliveries, self.unread.since)
 
     def _release(self, deliveries: Sequence[Delivery], delay: float) -> None:
         """Make messages ready again that were claimed and not delivered, without counting their attempt.
 
         Args:
-            deliveries: the messages; if the call raises, this subscription does not count them as in flight either.
+            deliveries: the messages. They are not in flight afterwards, also if this raises.
             delay: seconds until they are ready.
         """
-        keys = set(map(_key, deliveries))
-        self._held |= keys
+        fences = set(map(fence_of, deliveries))
+        self._in_flight |= fences
         try:
-            self.settle([Settlement(one, Verdict.RETRY, delay=delay, counted=False) for one in deliveries])
+            self.settle([Settlement(each, Verdict.RETRY, delay=delay, counted=False) for each in deliveries])
         finally:
-            self._held -= keys
+            self._in_flight -= fences
 
-    def _hold(self, deliveries: list[Delivery], began: float) -> list[Delivery]:
-        """Note deliveries that are returned to the consumer, whose leases are not older than `began`."""
+    def _deliver(self, deliveries: list[Delivery], began: float) -> list[Delivery]:
+        """Record deliveries, whose leases began at `began` or later, as in flight, and return them."""
         if deliveries:
             renew_at = began + self._lease / 3
-            self._renew_at = min(self._renew_at, renew_at) if self._held else renew_at
-        self._held.update(map(_key, deliveries))
+            self._renew_at = min(self._renew_at, renew_at) if self._in_flight else renew_at
+        self._in_flight.update(map(fence_of, deliveries))
         return deliveries
-
-    def _requeue_expired(self, ahead: float) -> tuple[int, float, bool]:
-        """Return how many rows became ready again, the seconds until more is to be done, and whether any are ready now.
-
-        It reads all claimed rows where that takes a moment. Where they are many, it reads them in parts, for a small
-        share of the time, and in between those that are due and those that are new.
-        """
-        whole, in_parts = time.monotonic() >= self._full_scan_budget.due_at, self._expiry.in_parts
-        requeued, next_due, any_ready = self._requeue_some(ahead, whole=whole)
-        if whole and (in_parts or self._expiry.in_parts) and requeued < _REQUEUE_LIMIT and not self._must_renew:
-            more, next_due, _ = self._requeue_some(ahead, whole=False)
-            requeued += more
-        return requeued, next_due, any_ready
-
-    def _requeue_some(self, ahead: float, *, whole: bool) -> tuple[int, float, bool]:
-        """Do so for a part of all claimed rows, or for those that are due and those that are new."""
-        began = time.monotonic()
-        back = began >= self._recent_scan_budget.due_at
-        parameters: dict[str, Any] = {"queues": self._queues, "limit": _REQUEUE_LIMIT, "ahead": LONGEST_REST}
-        if whole:
-            parameters |= self._expiry.next_part()
-        else:
-            parameters |= self._expiry.due_and_new(began, ahead, _SLOW_COMMIT_MARGIN if back else _COMMIT_MARGIN)
-        pace = self._full_scan_budget if whole else self._recent_scan_budget if back else None
-        highest = self._claims.highest
-        name = ("requeue_expired" if whole else "requeue_expired_recent") + ("_any_queue" if self._wide else "")
-        with _recording_cancellation(pace):
-            rows = self._listener.execute("requeue expired messages", self._statements[name], parameters)
-        ended = time.monotonic()
-        ((requeued, next_due, first_ready, lowest, last, newest, read, soon, cut),) = rows
-        if pace is not None:
-            pace.took(began, ended)
-        if first_ready is not None:
-            self._claims.none_ready_above(first_ready)
-        for queue, priority, msg_id in lowest or ():
-            self._claims.became_ready(queue, priority, msg_id)
-        seen_all = read < parameters["window"] if whole else cut is None
-        if requeued < _REQUEUE_LIMIT:
-            self._requeue_at = ended + _REQUEUE_INTERVAL
-            if whole:
-                self._expiry.read_part(ended, last, newest, to_the_end=seen_all)
-            else:
-                self._expiry.read_new(ended, parameters["known"], highest if seen_all else cut)
-            self._expiry.is_due_soon(ended, soon or ())
-        else:
-            self._requeue_at = 0.0
-        seen_all = seen_all and whole
-        again_at = math.inf if seen_all else self._full_scan_budget.due_at
-        if not whole and not back:
-            again_at = min(again_at, self._recent_scan_budget.due_at)
-        next_due = math.inf if next_due is None else next_due
-        if not seen_all:
-            next_due = min(next_due, self._expiry.next_due(ended))
-        any_ready = bool(self._claims.queues) if self._wide else bool(first_ready)
-        return requeued, max(0.0, min(again_at - ended, next_due)), any_ready
-
-    def _purge_replies(self) -> None:
-        """Remove expired replies, a bite at a time. Nobody waits for it: when it fails, work is taken all the same."""
-        self._purge_at = time.monotonic() + _PURGE_INTERVAL
-        parameters = {"limit": _PURGE_LIMIT, "since": self._purged_until}
-        self._purged_until = -math.inf
-        began = time.monotonic()
-        try:
-            rows = self._listener.execute("purge expired replies", self._statements["purge_replies"], parameters)
-        except TransportError as exc:
-            emit(logger, logging.WARNING, "sweep_failed", error_type=type(exc).__name__, error=error_text(exc))
-            return
-        if len(rows) == _PURGE_LIMIT:
-            ended = time.monotonic()
-            self._purge_at = ended + _PURGE_REST * (ended - began)
-            self._purged_until = max(until for (until,) in rows)
 
     def _check_open(self) -> None:
         if self._closed or self._transport_closed():
             raise TransportClosed("this subscription, or its transport, was closed")
-
-
-@contextlib.contextmanager
-def _recording_cancellation(pace: ScanBudget | None) -> Iterator[None]:
-    """Note where the server cancels the statement inside: one that is away says nothing about how long it takes."""
-    began = time.monotonic()
-    try:
-        yield
-    except TransportError as exc:
-        if pace is not None and isinstance(exc.__cause__, psycopg.errors.QueryCanceled):
-            pace.failed(began, time.monotonic())
-        raise
-
-
-def _key(delivery: Delivery) -> _Key:
-    return delivery.id, delivery.attempt, delivery.fence
-
-
-def _announced(settlements: Iterable[Settlement]) -> Iterator[str | None]:
-    """Yield the queues in which something becomes ready, and None where a caller may be waiting."""
-    for one in settlements:
-        if one.follow_up is not None and not one.follow_up.delay:
-            yield one.follow_up.queue
-        if one.verdict is Verdict.RETRY and not one.delay:
-            yield one.delivery.queue
-        if one.reply is not None:
-            yield None
-
-
-def _delivery(
-    msg_id: int, queue: str, attempt: int, message: str | None, org_id: str, priority: int, enqueued: bytes
-) -> Delivery:
-    """Return a claimed row as a delivery; with nothing in `raw` where its content was not returned."""
-    payload, problem = (None, None) if message is None else payload_of(message, queue)
-    return Delivery(
-        str(msg_id), queue, attempt, payload, message or "", problem, org_id, priority, fence=enqueued.hex()
-    )

@@ -8,7 +8,10 @@ from typing import Any
 
 import attrs
 
-from transports.postgres.connections import Connection, Connector, Parameters, run
+from transports.postgres.connection import Connection, Parameters, Rows
+from transports.postgres.connector import Connector
+from transports.postgres.execution import run
+from transports.postgres.statement import Statement
 from transports.postgres.statements import Statements, definitions, load_statements
 from unstract_core.errors import TransportNotReady
 
@@ -46,10 +49,12 @@ class DiagnosticLimits:
     """For how many more connections there is room."""
 
 
-def diagnostic_statements(statements: Statements) -> Mapping[str, bytes]:
+def diagnostic_statements(statements: Statements) -> Mapping[str, Statement]:
     """Return the statements of diagnostics.sql, by name, on the tables of one schema."""
     tables = {name: statements.table(name).replace("%", "%%") for name in ("messages", "results", "dead")}
-    return {name: text.format(**tables).encode() for name, text in load_statements("diagnostics.sql").items()}
+    return {
+        name: Statement(text.format(**tables).encode()) for name, text in load_statements("diagnostics.sql").items()
+    }
 
 
 class Probe:
@@ -78,7 +83,7 @@ class Probe:
         """Run one that is asked of the catalog, about the tables of this schema."""
         return self.ask(name, schema=self.statements.schema, tables=self.tables)
 
-    def run(self, operation: str, statement: bytes, parameters: Parameters) -> list[tuple[Any, ...]]:
+    def run(self, operation: str, statement: Statement, parameters: Parameters) -> Rows:
         connection = self.connected()
         try:
             return run(connection, operation, statement, parameters)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from transports.postgres.connections import Connector
+from transports.postgres.connector import Connector
 from transports.postgres.diagnostics import server_checks, table_checks
 from transports.postgres.diagnostics.probe import DiagnosticLimits, Probe, split_remedy
 from transports.postgres.statements import Statements

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 import psycopg
 from psycopg import sql
 
-from transports.postgres.connections import Connection
+from transports.postgres.connection import Connection
 from transports.postgres.diagnostics.probe import Probe
-from transports.postgres.errors import NotifyQueueFull, mapped
+from transports.postgres.error_mapping import mapped
+from transports.postgres.errors import NotifyQueueFull
 from unstract_core.errors import TransportUnavailable
 from unstract_core.observability.diagnostics import Finding
 

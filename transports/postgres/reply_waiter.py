@@ -1,9 +1,8 @@
-"""Callers that wait for replies: any number of threads, one connection.
+"""`ReplyWaiter`: lets any number of threads wait for replies with one connection.
 
-The first waiting caller starts the waiter, a thread that listens for replies and looks, for all keys at once, whether
-they have come. Each caller then reads its own reply through the pool. While the thread gets no connection or no answer,
-or has ended, each caller looks for itself, once in `poll_interval` seconds; the next one to wait starts a thread where
-there is none.
+The first caller that waits starts a thread, which listens for replies and looks for those of all callers at once. Each
+caller then reads its own reply through the pool. While the thread has no connection, gets no answer or has ended, each
+caller looks for itself, once per `poll_interval`. The next caller starts the thread again.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ import logging
 import threading
 import time
 
-from transports.postgres.connections import Connector
+from transports.postgres.connection import Rows
+from transports.postgres.connector import Connector
 from transports.postgres.listener import Listener
 from transports.postgres.statements import Statements
 from unstract_core.errors import TransportClosed, TransportError
@@ -25,11 +25,19 @@ _PAUSE = 0.25
 _LONGEST_PAUSE = 5.0
 _IDLE = 60.0
 _LATE = 1.0
-"""Seconds by which the waiter's look may be late before callers look for themselves."""
+"""Seconds by which the thread may be late before callers look for themselves."""
 
 
 class ReplyWaiter:
-    """Tells waiting threads when their reply is there. `poll_interval` in seconds."""
+    """Wakes waiting threads when their reply is there. Thread-safe.
+
+    Args:
+        connector: makes the thread's connection.
+        statements: the statements of the schema.
+        channel: the channel of replies; None to poll only.
+        poll_interval: seconds between two looks.
+        limit: seconds that a statement may take.
+    """
 
     def __init__(
         self, connector: Connector, statements: Statements, channel: str | None, *, poll_interval: float, limit: float
@@ -43,16 +51,36 @@ class ReplyWaiter:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, in a forked child: thread, session and lock are the parent's."""
-        self._lock = threading.RLock()  # a transport may be collected, and so closed, in the middle
+        """Start again in a forked child: thread, connection and lock are the parent's."""
+        self._lock = threading.RLock()  # a transport may be collected, and so closed, while this thread holds it
         self._waiting: dict[str, list[threading.Event]] = {}
-        self._fresh = False
+        self._has_new_key = False
         self._failing = False
         self._succeeded_at = time.monotonic()
         self._listener: Listener | None = None
 
+    @property
+    def waiting(self) -> int:
+        """The number of callers that wait."""
+        with self._lock:
+            return sum(map(len, self._waiting.values()))
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the thread has a connection."""
+        listener = self._listener
+        return listener is not None and listener.backend_pid is not None
+
     def wait(self, key: str, deadline: float) -> None:
-        """Wait until `key` is answered, or the monotonic `deadline` has passed, or there is reason to look again."""
+        """Wait until the caller must look for its reply.
+
+        Args:
+            key: the key of the reply.
+            deadline: when to return at the latest, on the monotonic clock.
+
+        Raises:
+            TransportClosed: the transport was closed.
+        """
         event = threading.Event()
         seconds = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
         with self._lock:
@@ -60,7 +88,7 @@ class ReplyWaiter:
                 raise TransportClosed("wait for a reply: the transport was closed")
             listener = self._started()
             self._waiting.setdefault(key, []).append(event)
-            self._fresh = True
+            self._has_new_key = True
             works = listener is not None and not self._failing
         if listener is not None and works:
             listener.wake()
@@ -75,6 +103,7 @@ class ReplyWaiter:
             raise TransportClosed("wait for a reply: the transport was closed")
 
     def close(self) -> None:
+        """End all waits with TransportClosed, and end the thread."""
         with self._lock:
             self._closed = True
             self._wake_all()
@@ -94,8 +123,14 @@ class ReplyWaiter:
             for event in events:
                 event.set()
 
+    def _wake_callers(self, answered: Rows) -> None:
+        with self._lock:
+            for (key,) in answered:
+                for event in self._waiting.pop(key, ()):
+                    event.set()
+
     def _started(self) -> Listener | None:
-        """Return the session of the waiter's thread, which is started where there is none; None if it cannot be."""
+        """Return the listener of the thread, which is started if there is none; None if no thread can be started."""
         if self._listener is None:
             listener = Listener(self._connector, self._channel, payloads=[""], limit=self._limit)
             thread = threading.Thread(target=self._run, args=(listener,), name="unstract-wire-replies", daemon=True)
@@ -123,13 +158,12 @@ class ReplyWaiter:
         while not self._closed:
             with self._lock:
                 keys = list(self._waiting)
-                self._fresh = False
+                self._has_new_key = False
             listener.forget_notifications()
             try:
                 if keys:
-                    self._wake_callers(
-                        listener.execute("look for replies", self._statements["answered"], {"keys": keys})
-                    )
+                    rows = listener.execute("look for replies", self._statements["answered"], {"keys": keys})
+                    self._wake_callers(rows)
                     self._note_success()
                     longest = _PAUSE
                 pause = self._poll_interval if keys else _IDLE
@@ -137,29 +171,23 @@ class ReplyWaiter:
                 self._note_failure(exc)
                 pause, longest = longest, min(_LONGEST_PAUSE, 2 * longest)
             with self._lock:
-                fresh = (self._fresh and not self._failing) or self._closed
-            if not fresh:
+                look_again = (self._has_new_key and not self._failing) or self._closed
+            if not look_again:
                 listener.wait(min(pause, _LONGEST_PAUSE) if self._failing else pause)
 
     def _note_success(self) -> None:
         with self._lock:
-            could_not, self._failing = self._failing, False
+            was_failing, self._failing = self._failing, False
             self._succeeded_at = time.monotonic()
-        if could_not:
+        if was_failing:
             emit(logger, logging.INFO, "reply_waiter_back")
 
     def _note_failure(self, failure: TransportError) -> None:
-        """Let the callers look for themselves; log the first failure of an outage."""
+        """Let the callers look for themselves. The first failure of an outage is logged."""
         with self._lock:
-            could, self._failing = not self._failing, True
-            if could:
+            is_first, self._failing = not self._failing, True
+            if is_first:
                 self._wake_all()
-        if could:
+        if is_first:
             fields = {"error_type": type(failure).__name__, "error": error_text(failure)}
             emit(logger, logging.WARNING, "reply_waiter_away", **fields)
-
-    def _wake_callers(self, answered: list[tuple[str]]) -> None:
-        with self._lock:
-            for (key,) in answered:
-                for event in self._waiting.pop(key, ()):
-                    event.set()
