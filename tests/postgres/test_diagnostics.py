@@ -406,7 +406,7 @@ def test_messages_that_wait_for_long_are_told_by_whether_anybody_works_on_them(
     alone, behind = of("waiting", check(postgres))
     subscription.close()
     assert (alone.level, behind.level) == ("warning", "warning")
-    assert "nobody works" in alone.what
+    assert "no worker claims them" in alone.what
     assert "2 in " in alone.what
     assert idle in alone.what
     assert "it'\"'\"'s'" in alone.remedy
@@ -436,7 +436,7 @@ def test_replies_that_nobody_sweeps_are_told(postgres: PostgresTransport, tables
     assert the("replies", check(postgres)).level == "ok"
     tables.execute("UPDATE {results} SET expires_at = now() - interval '2 hours'")
     finding = the("replies", check(postgres))
-    assert (finding.level, finding.what[:26]) == ("warning", "1 that expired are left, t")
+    assert (finding.level, finding.what[:26]) == ("warning", "1 expired replies are left")
     assert "DELETE on pg_task_result" in finding.remedy
 
 

@@ -1,8 +1,8 @@
-"""The PostgreSQL transport: messages, replies and dead letters as rows, on psycopg 3.
+"""The PostgreSQL transport: messages, replies and dead letters are rows, accessed with psycopg 3.
 
-It works on the product's own tables, beside its existing consumers. A settlement is one statement: whatever happens
-to a process or a connection, a message is acknowledged together with everything that follows from it, or not at all.
-The database's clock is the only one that counts.
+It works on the product's own tables, beside the product's existing consumers. A settlement is one statement. If the
+process or the connection fails, a message is acknowledged with its follow-up and reply, or not at all. All times are
+those of the database's clock.
 """
 
 from transports.postgres.transport import PostgresTransport

@@ -1,9 +1,8 @@
-"""A caller's own transaction, joined through one of its cursors: psycopg 3's, psycopg2's or Django's.
+"""Joins a caller's own transaction through one of its cursors: of psycopg 3, psycopg2 or Django.
 
-We work on a cursor of our own beside the caller's, so that rows which it has not read yet stay to be read, and what
-kind of rows it makes does not matter. Where there is no transaction to belong to (autocommit with none open, a
-connection that was closed) the cursor is refused: the message would be committed at once, and nobody could say whether
-it was sent when the connection breaks.
+The statements run on a new cursor of the caller's connection. So the rows that the caller has not read yet remain, and
+its row factory does not matter. Without a transaction (autocommit with none open, a closed connection) the cursor is
+refused: each statement would commit at once, and its fate would be unknown if the connection broke.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 class _Unprepared(psycopg.Cursor[TupleRow]):
-    """Prepares nothing on the caller's connection, which may lead through a pooler that we know nothing of.
+    """Prepares nothing, because the caller's connection may lead through a pooler.
 
-    It has psycopg's own adapters, whatever the application has registered for its statements.
+    It has psycopg's default adapters, without those that the application has registered.
     """
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
@@ -41,7 +40,7 @@ class _Unprepared(psycopg.Cursor[TupleRow]):
 
 
 class _Quoted:
-    """A cursor of psycopg2 that writes lists without the adapters that the application has registered."""
+    """A cursor of psycopg2 that writes lists without the application's adapters."""
 
     def __init__(self, cursor: Any) -> None:
         self._cursor = cursor
@@ -75,18 +74,22 @@ def _array(values: Sequence[Any]) -> str:
 
 
 def ascii_json(text: str) -> str:
-    """Write JSON in ASCII, so that it does not matter in which encoding the caller's connection speaks."""
+    """Return JSON in ASCII, because the encoding of the caller's connection may lack other characters."""
     return text if text.isascii() else _NOT_ASCII.sub(_escaped, text)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    units = found[0].encode("utf-16-be")
+def _escaped(character: re.Match[str]) -> str:
+    units = character[0].encode("utf-16-be")
     return "".join(f"\\u{units[n]:02x}{units[n + 1]:02x}" for n in range(0, len(units), 2))
 
 
 @contextlib.contextmanager
 def cursor_beside(cursor: Any) -> Iterator[Any]:
-    """Lend a new cursor in the caller's transaction. Raises ConfigurationError for what is no such cursor."""
+    """Yield a new cursor in the caller's transaction.
+
+    Raises:
+        ConfigurationError: the argument is no open, synchronous cursor inside a transaction.
+    """
     if not callable(getattr(cursor, "execute", None)) or not callable(getattr(cursor, "fetchall", None)):
         raise ConfigurationError(f"within= takes an open DB-API cursor, not a {type(cursor).__name__}")
     if inspect.iscoroutinefunction(cursor.execute):
@@ -97,21 +100,21 @@ def cursor_beside(cursor: Any) -> Iterator[Any]:
     if _is_djangos(cursor) and cursor.db.connection is not connection:
         raise ConfigurationError("within= takes a cursor of Django's present connection; this one is of an earlier one")
     _refuse_outside_a_transaction(connection)
-    with contextlib.closing(_beside(cursor, connection)) as ours:
-        yield ours
+    with contextlib.closing(_beside(cursor, connection)) as beside:
+        yield beside
 
 
 def _beside(cursor: Any, connection: Any) -> Any:
     if isinstance(connection, psycopg.Connection):
         if not _is_djangos(cursor):
             return _Unprepared(connection)
-        ours = cursor.db.cursor()
-        if isinstance(inner := getattr(ours, "cursor", None), psycopg.Cursor):
+        beside = cursor.db.cursor()
+        if isinstance(inner := getattr(beside, "cursor", None), psycopg.Cursor):
             inner._adapters = AdaptersMap(own_adapters())
-        return ours
-    ours = cursor.db.cursor() if _is_djangos(cursor) else connection.cursor()
+        return beside
+    beside = cursor.db.cursor() if _is_djangos(cursor) else connection.cursor()
     psycopg2 = sys.modules.get("psycopg2.extensions")
-    return _Quoted(ours) if psycopg2 is not None and isinstance(connection, psycopg2.connection) else ours
+    return _Quoted(beside) if psycopg2 is not None and isinstance(connection, psycopg2.connection) else beside
 
 
 def _is_djangos(cursor: Any) -> bool:
@@ -119,10 +122,10 @@ def _is_djangos(cursor: Any) -> bool:
 
 
 def _refuse_outside_a_transaction(connection: Any) -> None:
-    """psycopg 3 and psycopg2 agree in these names, and in the numbers of the states."""
+    """Refuse a connection without a transaction. psycopg 3 and psycopg2 use the same names and numbers of states."""
     if _is_in_a_pipeline(connection):
         with connection.pipeline():
-            pass  # leaving it waits for what was asked before: only then the state is known
+            pass  # leaving it waits for the pending statements: only then the state is known
     state = getattr(getattr(connection, "info", None), "transaction_status", None)
     if state == TransactionStatus.ACTIVE:
         raise ConfigurationError("within= takes a connection that is free; this one is streaming or copying")

@@ -4,10 +4,9 @@ A claim scans the index of ready rows. The index keeps the entries of claimed ro
 a session holds an old snapshot, no vacuum may. So a claim over the whole index reads every message since that snapshot.
 The planner avoids that with a frontier: for each queue and priority, the highest id that was claimed.
 
-Scan | reads | runs
-WHOLE | the whole index | as often as its ScanBudget allows, from every few milliseconds to every 30 s
-RECENT | rows beyond the frontier as it was 10 to 20 s ago | once a second
-FRONTIER | rows beyond the frontier | always
+- A WHOLE scan reads the whole index, as often as its ScanBudget allows: every few milliseconds to every 30 s.
+- A RECENT scan reads the rows beyond the frontier of 10 to 20 s ago, once a second.
+- A FRONTIER scan reads the rows beyond the frontier, at any time.
 
 A ready row can lie below the frontier for two reasons:
 
@@ -209,8 +208,8 @@ class ClaimPlanner:
         Args:
             limit: the number of messages to claim at most.
             attempt: the attempt within the current `receive`.
-            ready: the queues with ready rows, if the last plan asked for them: each queue, which may belong to another
-                worker, with the priority of its first ready row, in the order of these rows.
+            ready: the queues with ready rows, if the last plan asked for them, also those of other workers. Each has
+                the priority of its first ready row; the order is that of these rows.
         """
         if ready is None:
             self._began = self._clock()

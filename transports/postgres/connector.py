@@ -67,7 +67,7 @@ _PROBE = "SELECT pg_backend_pid(), {}".format(", ".join(f"current_setting('{name
 
 
 class Connector:
-    """Makes connections with one conninfo. They use UTF-8, whatever the environment says.
+    """Makes connections with one conninfo. They use UTF-8, also if the environment names another encoding.
 
     Args:
         conninfo: a libpq URL or key=value string.

@@ -36,7 +36,12 @@ _ID_INDEXES = {"pg_queue_message_pkey": "msg_id", "pg_queue_dead_letter_pkey": "
 
 @contextlib.contextmanager
 def mapped(operation: str, *, committed_by_us: bool = True) -> Iterator[None]:
-    """Turn every error of a PostgreSQL driver inside the block into ours, with the driver's as its cause."""
+    """Raise every driver error inside the block as one of this package's, with the driver's error as `__cause__`.
+
+    Args:
+        operation: the purpose of the block, for the error's text.
+        committed_by_us: whether this package commits, so that a lost connection leaves the fate unknown. Default True.
+    """
     try:
         yield
     except ContractError:
@@ -48,7 +53,13 @@ def mapped(operation: str, *, committed_by_us: bool = True) -> Iterator[None]:
 
 
 def translate(exc: BaseException, operation: str, *, committed_by_us: bool = True) -> ContractError | None:
-    """Return our error for a driver's (psycopg 3, psycopg2, or Django's wrapping of either); None for any other."""
+    """Return this package's error for an error of psycopg 3, psycopg2 or Django; None for any other exception.
+
+    Args:
+        exc: the exception.
+        operation: the purpose of the failed statement, for the error's text.
+        committed_by_us: whether this package commits, so that a lost connection leaves the fate unknown. Default True.
+    """
     state = _sqlstate(exc)
     if state is None:
         return _without_state(exc, operation, committed_by_us)
@@ -60,9 +71,9 @@ def translate(exc: BaseException, operation: str, *, committed_by_us: bool = Tru
 
 
 def _not_applied(exc: BaseException, state: str, row: SqlstateMeaning, text: str, operation: str) -> TransportError:
-    """Return our error for an answer after which the server has kept nothing of the statement."""
-    if state == INSUFFICIENT_PRIVILEGE and (takes := needed(operation, _primary(exc))):
-        row = attrs.evolve(row, advice=f"{takes}; {row.advice}")
+    """Return the error for a statement of which the server has kept nothing."""
+    if state == INSUFFICIENT_PRIVILEGE and (rights := needed(operation, _primary(exc))):
+        text = f"{text}; {rights}"
     if row.meaning is Meaning.NOT_READY:
         return TransportNotReady(text, remedy=row.advice)
     if row.meaning is Meaning.REFUSED:
@@ -76,12 +87,12 @@ def _not_applied(exc: BaseException, state: str, row: SqlstateMeaning, text: str
 
 
 def _was_rolled_back(exc: BaseException) -> bool:
-    """Return whether the server says that it goes on after the error: then it has rolled the statement back."""
+    """Return whether the server continued after the error. If so, it has rolled the statement back."""
     return _diagnosed(exc, "severity_nonlocalized") == "ERROR"
 
 
 def _cause(exc: BaseException, state: str) -> str:
-    """Return what tells errors of one SQLSTATE apart, in words that are the same in every language of the server."""
+    """Return the cause that distinguishes errors of one SQLSTATE, in words that do not depend on the language."""
     if state == UNIQUE_VIOLATION:
         return "id" if _id_column(exc) else ""
     if _primary(exc) == _NEVER_PASSED_ON:
@@ -90,12 +101,12 @@ def _cause(exc: BaseException, state: str) -> str:
 
 
 def _id_column(exc: BaseException) -> str:
-    """Return the column whose id exists, or "" where another key does.
+    """Return the column whose id exists, or "" if the duplicate is another key.
 
-    The server shows the key's detail only to a role that may read it; the name of the index it shows to all.
+    The server shows the key's detail only to a role that may read it. It shows the name of the index to every role.
     """
-    if found := _ID_KEY.search(_diagnosed(exc, "message_detail") or ""):
-        return found[1]
+    if key := _ID_KEY.search(_diagnosed(exc, "message_detail") or ""):
+        return key[1]
     return _ID_INDEXES.get(_diagnosed(exc, "constraint_name") or "", "")
 
 

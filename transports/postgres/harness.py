@@ -1,4 +1,4 @@
-"""The PostgreSQL transport under the conformance kit, in a schema of its own that is dropped at the end."""
+"""`PostgresHarness`: runs the conformance kit on a schema of its own, which is dropped at the end."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ from unstract_core.errors import ConfigurationError
 
 
 class PostgresHarness(Harness):
+    """The kit's access to one database.
+
+    Args:
+        url: a URL of the transport, without `schema`.
+    """
+
     capabilities = PostgresTransport.capabilities
 
     def __init__(self, url: str) -> None:
         if "schema=" in url:
-            raise ConfigurationError("the kit makes a schema of its own and drops it: give the URL without schema=")
-        run = uuid.uuid4().hex[:12]
-        self._schema = f"wire_kit_{run}"
-        self._application = f"wire-kit-{run}"
+            raise ConfigurationError("the kit creates a schema of its own and drops it: give the URL without schema=")
+        token = uuid.uuid4().hex[:12]
+        self._schema = f"wire_kit_{token}"
+        self._application = f"wire-kit-{token}"
         self._url = f"{url}{'&' if '?' in url else '?'}schema={self._schema}&application_name={self._application}"
         if "poll_interval=" not in url:
             self._url += "&poll_interval=0.2"
@@ -83,7 +89,7 @@ class PostgresHarness(Harness):
         named = sql.SQL(statement).format(
             schema=sql.Identifier(self._schema), messages=sql.Identifier(self._schema, "pg_queue_message")
         )
-        with psycopg.connect(self._conninfo, autocommit=True, application_name="behind") as connection:
+        with psycopg.connect(self._conninfo, autocommit=True, application_name="harness") as connection:
             cursor = connection.execute(named, parameters or None)
             return cursor.fetchall() if cursor.description else []
 

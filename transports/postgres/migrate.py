@@ -1,10 +1,10 @@
-"""Create what is missing: schema, tables, indexes. What is there already is left as it is, the product's too.
+"""Creates the missing schema, tables and indexes. Existing objects, also the product's, stay as they are.
 
-Two processes may do this at once: whoever comes second finds a name taken, starts over, and finds it all there.
+Two processes may do this at once. The second one finds a name in use, starts again, and finds everything in place.
 
-The version of what is created stands as the comment of our own table, pg_queue_dead_letter. It rises when something is
-created, altered or dropped that an older version would undo or fail at: an older version then does nothing here.
-Workers do not ask for it. They look at the tables, and work on newer ones that have what they need.
+The version of the schema is the comment of the table pg_queue_dead_letter. It rises when something is created, altered
+or dropped that an older version would undo or fail on; an older version then does nothing. Workers do not read it. They
+check the tables, and work on newer ones that have everything they need.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transports.postgres.statements import Statements, definitions
 from unstract_core.errors import ConfigurationError, TransportNotReady, TransportRefused, TransportUnavailable
 
 SCHEMA_VERSION = 1
-"""The version of what is created here."""
+"""The version of the schema that this package creates."""
 
 LOCK_TIMEOUT = 5.0
 
@@ -76,17 +76,22 @@ def migrate(
     lock_timeout: float = LOCK_TIMEOUT,
     create_tables: bool | None = None,
 ) -> list[str]:
-    """Bring the schema up to date in one transaction; return what was created, in order, empty when nothing was.
+    """Bring the schema up to date in one transaction.
 
-    Looks at the tables afterwards: one that was there already may be another's.
+    It checks the tables afterwards, because an existing one may belong to another program.
 
     Args:
+        connector: makes the connection.
+        statements: the statements of the schema.
         lock_timeout: seconds to wait for a lock on a table; senders queue behind that wait. Default 5.
         create_tables: whether to create the tables that the product's own migrations create too. None (default): unless
             Django keeps its migrations in the schema.
 
+    Returns:
+        The names of the created objects, in order.
+
     Raises:
-        ConfigurationError: a newer version has been here; nothing was done.
+        ConfigurationError: a newer version has migrated the schema; nothing was done.
         TransportNotReady: a table is missing that Django has to create first; nothing was done.
         TransportUnavailable: a lock was not free in time; nothing was done. The text names the session that holds it.
     """
@@ -94,11 +99,11 @@ def migrate(
         obstacle = ""
         for _ in range(_TRIES):
             try:
-                with _told_who_blocks(connection, statements.schema, lock_timeout), connection.transaction():
+                with _naming_lock_holders(connection, statements.schema, lock_timeout), connection.transaction():
                     connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{lock_timeout * 1000:.0f}ms",))
                     execute = partial(run, connection)
-                    version = _version_of_no_newer(execute, statements)
-                    created = _create_what_is_missing(connection, statements.schema, create_tables)
+                    version = _version_not_newer(execute, statements)
+                    created = _create_missing(connection, statements.schema, create_tables)
                     check_tables(execute, statements)
                     if version != SCHEMA_VERSION:
                         _mark(connection, execute, statements)
@@ -109,10 +114,10 @@ def migrate(
 
 
 def migration_sql(statements: Statements, *, create_tables: bool | None = None) -> str:
-    """Return what `migrate` does as plain SQL, for a migration of one's own; it can be run again.
+    """Return the work of `migrate` as plain SQL, for a migration of one's own. It can run again.
 
     Args:
-        statements: Those of the schema.
+        statements: the statements of the schema.
         create_tables: False leaves out the two tables that the product's migrations create too.
     """
     parts = [
@@ -129,7 +134,7 @@ def migration_sql(statements: Statements, *, create_tables: bool | None = None) 
         else:
             table = next(table for table in _TABLES if name.startswith(table))
             qualified = sql.Identifier(statements.schema, table).as_string(None)
-            there = _SAME_INDEX.format(table=_literal(qualified), shape=_literal(_shape(statement)))
+            there = _SAME_INDEX.format(table=_literal(qualified), shape=_literal(index_shape(statement)))
         parts.append(_unless(f"EXISTS ({there})", statement))
     dead = statements.table("dead")
     version = f"substring(obj_description({_literal(dead)}::regclass, 'pg_class') FROM 'unstract-wire schema ([0-9]+)')"
@@ -151,8 +156,8 @@ def _literal(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _told_who_blocks(connection: Connection, schema: str, seconds: float) -> Iterator[None]:
-    """Name the sessions that hold the tables where a lock was not free in time."""
+def _naming_lock_holders(connection: Connection, schema: str, seconds: float) -> Iterator[None]:
+    """Name the sessions that hold the tables if a lock was not free in time."""
     try:
         yield
     except Exception as exc:
@@ -176,14 +181,14 @@ def _holder(table: str, pid: int | None, user: str | None, name: str | None, sta
 
 
 def schema_version(execute: Execute, statements: Statements) -> int | None:
-    """Return the version with which the schema is marked; None where there is no such mark, as before there was one."""
+    """Return the version of the schema; None if it has no version mark."""
     table = {"table": statements.table("dead")}
     ((comment,),) = execute("look at the version of the schema", _VERSION, table)
     mark = _MARK.fullmatch(comment or "")
     return int(mark[1]) if mark else None
 
 
-def _version_of_no_newer(execute: Execute, statements: Statements) -> int | None:
+def _version_not_newer(execute: Execute, statements: Statements) -> int | None:
     version = schema_version(execute, statements)
     if version is not None and version > SCHEMA_VERSION:
         raise ConfigurationError(
@@ -194,14 +199,14 @@ def _version_of_no_newer(execute: Execute, statements: Statements) -> int | None
 
 
 def _mark(connection: Connection, execute: Execute, statements: Statements) -> None:
-    """Mark the schema with this version, unless another process has marked it with a newer one in the meantime."""
+    """Mark the schema with this version, unless another process has marked it with a newer one."""
     table = statements.table("dead")
     connection.execute(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE".encode())
-    _version_of_no_newer(execute, statements)
+    _version_not_newer(execute, statements)
     connection.execute(f"COMMENT ON TABLE {table} IS 'unstract-wire schema {SCHEMA_VERSION}'".encode())
 
 
-def _create_what_is_missing(connection: Connection, schema: str, create_tables: bool | None) -> list[str]:
+def _create_missing(connection: Connection, schema: str, create_tables: bool | None) -> list[str]:
     created: list[str] = []
     if create_tables is None:
         create_tables = _missing(connection, _TABLE, (schema, "django_migrations"))
@@ -217,7 +222,7 @@ def _create_what_is_missing(connection: Connection, schema: str, create_tables: 
                 )
         else:
             table = next(table for table in _TABLES if name.startswith(table))
-            missing = (table, _shape(statement)) not in _indexes(connection, schema)
+            missing = (table, index_shape(statement)) not in _indexes(connection, schema)
         if missing:
             connection.execute(statement.encode())
             created.append(name if name != "schema" else f"schema {schema}")
@@ -235,9 +240,9 @@ def _indexes(connection: Connection, schema: str) -> set[tuple[str, str]]:
             f"migrate: the index {invalid[0]} in schema {schema} is not valid, as a failed CREATE INDEX CONCURRENTLY "
             "leaves it: drop it, and run this again"
         )
-    return {(table, _shape(definition)) for table, _, definition, _ in rows}
+    return {(table, index_shape(definition)) for table, _, definition, _ in rows}
 
 
-def _shape(definition: str) -> str:
-    """Reduce an index definition to what it indexes, so that one of another name counts as well."""
+def index_shape(definition: str) -> str:
+    """Reduce an index definition to the indexed columns and conditions, so that an index of another name counts too."""
     return re.sub(r"::(text|character varying)|[()\s]", "", definition.rpartition(" USING ")[2])

@@ -1,8 +1,8 @@
 """The connections that the threads of a process share.
 
-psycopg_pool is not used because it connects in the background and backs off: after an outage a caller waits for its
-schedule, 3 s after a restart in tests/postgres/test_healing.py, where half a second is allowed. This pool notices an
-idle connection that the server has closed, without a round trip, and replaces it.
+psycopg_pool is not used because it connects in the background and backs off. After a restart of the server, a caller
+waited 3 s for its schedule; tests/postgres/test_healing.py allows half a second. This pool detects an idle connection
+that the server has closed, without a round trip, and replaces it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Look at the tables before the first message: whether they are there, and whether our statements can work on them.
+"""Checks before the first message whether a consumer's statements can work on the tables.
 
-The statements of a consumer are planned and not run. That finds a missing column, a missing unique key under ON
-CONFLICT and a missing right, whoever made the table; only sequences have to be asked for. Where a right is missing,
-the catalog is asked which, so that all of them can be granted at once.
+The statements are planned and not run. That detects a missing column, a missing unique key under ON CONFLICT and a
+missing right. Planning does not look at sequences, so their rights are queried. If a right is missing, the catalog says
+which ones, so that the administrator can grant all of them at once.
 """
 
 from __future__ import annotations
@@ -43,12 +43,15 @@ _LACKING = Statement(b"""
 
 
 Execute: TypeAlias = Callable[[str, Statement, dict[str, Any]], Rows]
-"""Runs a statement (what for, the statement, its parameters) and returns its rows; raises errors of ours."""
+"""Runs a statement (its purpose, the statement, its parameters) and returns its rows. Raises TransportError."""
 
 
 def check_tables(execute: Execute, statements: Statements) -> None:
-    """Raise TransportNotReady where a table, a column, a key or a right is missing that a consumer needs, or where
-    row-level security is active for its role."""
+    """Check everything that a consumer needs of the tables.
+
+    Raises:
+        TransportNotReady: a table, a column, a key or a right is missing, or row-level security is active for the role.
+    """
     check_row_security(execute, statements)
     try:
         execute("look at the tables", statements["check_tables"], {})
@@ -56,9 +59,8 @@ def check_tables(execute: Execute, statements: Statements) -> None:
     except TransportNotReady as exc:
         if not (lacking := _lacking(execute, statements.schema)):
             raise
-        raise TransportNotReady(
-            f"{exc.problem}: this role lacks {lacking}", remedy="grant this role the right"
-        ) from exc
+        problem = str(exc).partition("; ")[0]
+        raise TransportNotReady(f"{problem}: this role lacks {lacking}; grant this role the right") from exc
     names = {"messages": statements.table("messages"), "dead": statements.table("dead")}
     if closed := execute("look at sequences", statements["closed_sequences"], names):
         sequences = ", ".join(str(sequence) for (sequence,) in closed)
@@ -66,7 +68,11 @@ def check_tables(execute: Execute, statements: Statements) -> None:
 
 
 def check_row_security(execute: Execute, statements: Statements) -> None:
-    """Raise TransportNotReady where row-level security decides which rows this role sees, adds, changes and removes."""
+    """Check that row-level security hides no rows from this role.
+
+    Raises:
+        TransportNotReady: it is active for this role.
+    """
     asked = {"schema": statements.schema, "tables": list(CONSUMER)}
     if tables := [table for (table,) in execute("look at row security", statements["row_security"], asked)]:
         raise TransportNotReady(
@@ -86,7 +92,7 @@ def _plan(execute: Execute, statements: Statements) -> None:
 
 
 def _lacking(execute: Execute, schema: str) -> str:
-    """Name every right on the tables that a consumer needs and this role lacks."""
+    """Return the names of all rights on the tables that a consumer needs and this role lacks."""
     needs = [
         (table, right, column)
         for table, rights in CONSUMER.items()
@@ -97,7 +103,7 @@ def _lacking(execute: Execute, schema: str) -> str:
     asked = {"schema": schema, "tables": tables, "rights": rights, "columns": columns}
     try:
         rows = execute("look at this role's rights", _LACKING, asked)
-    except TransportError:  # as in a transaction that has failed: then the first right that is missing has to do
+    except TransportError:  # a failed transaction: the error then names only the first missing right
         return ""
     return ", ".join(_named(table, right, columns) for table, right, columns in rows)
 

@@ -1,6 +1,6 @@
-"""Which rights on our tables each piece of work takes, so that an error can say what to grant.
+"""The rights on the tables that each operation needs, so that an error can say which to grant.
 
-docs/security.md has the same as GRANT statements, by role.
+docs/security.md has them as GRANT statements, by role.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 Rights: TypeAlias = Mapping[str, Mapping[str, tuple[str, ...]]]
-"""By table and right the columns on which it is needed; none for a right that is on the whole table."""
+"""For each table and right, the columns that need it; no columns for a right on the whole table."""
 
 _MESSAGE = ("msg_id", "queue_name", "message", "org_id", "enqueued_at", "vt", "read_ct", "priority", "state")
 _RESULT = ("task_id", "status", "result", "error", "created_at", "expires_at")
@@ -28,10 +28,10 @@ CONSUMER: Rights = {
         "INSERT": (*_LETTER, "buried_at"),
     },
 }
-"""What a consumer cannot do without; DELETE on pg_task_result it can, as long as another one sweeps."""
+"""The rights that a consumer needs. It works without DELETE on pg_task_result if another consumer purges replies."""
 
 _SEND = {"pg_queue_message": "INSERT on its columns but msg_id, and SELECT on its column msg_id"}
-_BY_WORK: Mapping[str, Mapping[str, str]] = {
+_BY_OPERATION: Mapping[str, Mapping[str, str]] = {
     "send": _SEND,
     "send within the caller's transaction": _SEND,
     "read a reply": {"pg_task_result": "SELECT"},
@@ -51,18 +51,25 @@ _CONSUMERS = {
 }
 
 
-def needed(operation: str, said: str) -> str:
-    """Say what a piece of work takes of the table, sequence or schema that the server has named; "" where it is none.
+def needed(operation: str, message: str) -> str:
+    """Return the rights that an operation needs on the table, sequence or schema in a server's message.
 
-    The server's words may be in any language; the names in them are not.
+    The message may be in any language; the names in it are not.
+
+    Args:
+        operation: the purpose of the failed statement.
+        message: the server's message.
+
+    Returns:
+        A phrase for the error's text; "" if the message names no object of this package.
     """
     if operation == "migrate":
         return "it takes the owner of the tables, with CREATE on the schema (on the database, for a new schema)"
     if operation.startswith("check "):
-        return "it takes SELECT on the table" if "pg_" in said else "it takes USAGE on the schema"
-    if "_id_seq" in said:
+        return "it takes SELECT on the table" if "pg_" in message else "it takes USAGE on the schema"
+    if "_id_seq" in message:
         return "it takes USAGE on the sequence"
-    for table, rights in _BY_WORK.get(operation, _CONSUMERS).items():
-        if table in said:
+    for table, rights in _BY_OPERATION.get(operation, _CONSUMERS).items():
+        if table in message:
             return f"it takes {rights}"
-    return "" if "pg_" in said else "it takes USAGE on the schema"
+    return "" if "pg_" in message else "it takes USAGE on the schema"

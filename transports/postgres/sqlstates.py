@@ -21,13 +21,13 @@ class SqlstateMeaning:
     """One row of the table.
 
     Attributes:
-        keys: SQLSTATEs, or their classes (the first two characters). A longer key wins over a shorter one. After a
-            space it names the cause that tells errors of one SQLSTATE apart: the server's source file, which is the
-            same in every language, `id` for the key of a message or dead letter, or PgBouncer's own message.
-        meaning: what the error means.
-        cause: when the server answers this; a cell of the table in docs/errors.md.
-        advice: what to do, for the error's text.
-        kind: the error that is raised where it is unavailable.
+        keys: SQLSTATEs, or their classes (the first two characters). A longer key wins over a shorter one. A key can
+            have a cause after a space, which distinguishes errors of one SQLSTATE. The cause is the server's source
+            file, `id` for the key of a message or dead letter, or PgBouncer's own message.
+        meaning: the meaning of the error.
+        cause: the situation in which the server answers this; a cell of the table in docs/errors.md.
+        advice: the remedy, for the error's text.
+        kind: the error to raise if the meaning is unavailable.
     """
 
     keys: tuple[str, ...]
@@ -152,14 +152,19 @@ SQLSTATES = (
         ("00", "01", "02", "03"), _REFUSED, "no error of the server's: a trigger raised it under this code"
     ),
 )
-"""What the errors of PostgreSQL 15 to 18, and of PgBouncer, mean for our statements. Any other code is a trigger's."""
+"""The meanings of the errors of PostgreSQL 15 to 18 and of PgBouncer. Any other code comes from a trigger."""
 
 _BY_KEY: Mapping[str, SqlstateMeaning] = {key: row for row in SQLSTATES for key in row.keys}
 _ANY_OTHER = SqlstateMeaning(("any other",), Meaning.REFUSED, "a code that only your own triggers and functions raise")
 
 
 def meaning_of(state: str, cause: str = "") -> SqlstateMeaning:
-    """Return the row of the table for a SQLSTATE and, where it has several causes, the cause."""
+    """Return the row of the table for a SQLSTATE.
+
+    Args:
+        state: the SQLSTATE.
+        cause: the cause, if the SQLSTATE has several; see `SqlstateMeaning.keys`. Default "".
+    """
     for key in (f"{state} {cause}", state, state[:2]):
         if key in _BY_KEY:
             return _BY_KEY[key]

@@ -1,4 +1,4 @@
-"""`from_url`: a transport for a libpq URL with some options of our own."""
+"""`from_url`: returns a transport for a libpq URL with options of this package."""
 
 from __future__ import annotations
 
@@ -23,34 +23,37 @@ _OPTIONS: dict[str, Any] = {
     "statement_timeout": float,
 }
 _USER = re.compile(r"\w+://[^/@]*@")
-"""Where libpq looks for a user and a password; a question mark in there begins no query."""
+"""The part in which libpq looks for a user and a password. A question mark in it does not begin the query."""
 
 
 def from_url(url: str) -> PostgresTransport:
     """Return a transport for a libpq URL.
 
-    The options `schema`, `listen`, `notify_within`, `poll_interval`, `pool_size`, `timeout` and `statement_timeout` are
-    ours and taken out of its query; the others are libpq's, and handed on as they are written.
+    Args:
+        url: the URL. Its query may contain the options `schema`, `listen`, `notify_within`, `poll_interval`,
+            `pool_size`, `timeout` and `statement_timeout` (see `PostgresTransport`), and any option of libpq, which is
+            passed on as it is written.
 
-    Raises ConfigurationError for an option that nobody knows, or a bad value.
+    Raises:
+        ConfigurationError: an option is unknown, or its value is invalid.
     """
     user = _USER.match(url)
     start = url.find("?", user.end() if user else 0)
     address, query = (url, "") if start < 0 else (url[:start], url[start + 1 :])
-    ours: dict[str, Any] = {}
-    libpqs: list[str] = []
+    own: dict[str, Any] = {}
+    libpq: list[str] = []
     for part in filter(None, query.split("&")):
         name, _, value = part.partition("=")
         if (name := unquote(name)) in _OPTIONS:
-            ours[name] = _option(name, unquote(value))
+            own[name] = _option(name, unquote(value))
         elif name in _libpq_options():
-            libpqs.append(part)
+            libpq.append(part)
         else:
-            what = repr(name) if name.isidentifier() else "that is no name"  # it may be a part of a password
+            shown = repr(name) if name.isidentifier() else "that is no name"  # it may be a part of a password
             raise ConfigurationError(
-                f"unknown option {what} in the PostgreSQL URL; ours are {', '.join(_OPTIONS)}, the others libpq's"
+                f"unknown option {shown} in the PostgreSQL URL; ours are {', '.join(_OPTIONS)}, the others libpq's"
             )
-    return PostgresTransport(f"{address}?{'&'.join(libpqs)}" if libpqs else address, **ours)
+    return PostgresTransport(f"{address}?{'&'.join(libpq)}" if libpq else address, **own)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What every check of the check-up works with: questions to the server, and from where on an answer is a warning."""
+"""`Probe`: the connection of the checks, with the limits above which a finding is a warning."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ COMPARE = "compare the table with transports/postgres/sql/schema.sql"
 
 @attrs.frozen
 class DiagnosticLimits:
-    """From where on something is worth a warning. Times are seconds."""
+    """The limits above which a finding is a warning. Times are seconds."""
 
     transaction: float = 60.0
-    """For how long a transaction is open."""
+    """The age of a transaction."""
     transactions: int = 1_000_000
-    """How many transactions old a snapshot is, where the age of its session is not to be seen."""
+    """The age of a snapshot in transactions, if the role cannot see the time of its session."""
     overdue: float = 60.0
-    """How long ago a lease or delay ended. A worker brings back what has ended within a second."""
+    """The time since a lease or delay ended. A worker requeues such a message within a second."""
     waiting: float = 300.0
-    """How long the first ready message of a queue has waited."""
+    """The time for which the first ready message of a queue has waited."""
     unpurged: float = 3600.0
-    """How long ago a reply expired that is still there."""
+    """The time since a reply expired that still exists."""
     unvacuumed: float = 600.0
-    """How long ago a table with many dead rows was vacuumed."""
+    """The time since a table with many dead rows was vacuumed."""
     dead_rows: int = 10_000
-    """How many dead rows are many."""
+    """The number of dead rows that counts as many."""
     clock: float = 300.0
-    """How far the database's clock is from this machine's."""
+    """The difference between the clocks of the database and of this machine."""
     notification: float = 5.0
-    """How long a notification takes."""
+    """The time that a notification may take."""
     notification_queue: float = 0.1
-    """Which part of the server's notification queue is in use."""
+    """The used part of the server's notification queue, from 0 to 1."""
     room: int = 5
-    """For how many more connections there is room."""
+    """The number of further connections that must be possible; fewer are a warning."""
 
 
 def diagnostic_statements(statements: Statements) -> Mapping[str, Statement]:
-    """Return the statements of diagnostics.sql, by name, on the tables of one schema."""
+    """Return the statements of diagnostics.sql, by name, for the tables of one schema."""
     tables = {name: statements.table(name).replace("%", "%%") for name in ("messages", "results", "dead")}
     return {
         name: Statement(text.format(**tables).encode()) for name, text in load_statements("diagnostics.sql").items()
@@ -58,9 +58,15 @@ def diagnostic_statements(statements: Statements) -> Mapping[str, Statement]:
 
 
 class Probe:
-    """A connection to look through, made anew where it broke; it prepares nothing that outlives it.
+    """Runs the statements of the checks on a connection, which is made again after it broke.
 
-    `listens` is what the transport was told. Every method raises errors of ours.
+    All methods raise TransportError.
+
+    Args:
+        connector: makes the connection.
+        statements: the statements of the schema.
+        listens: whether the transport is configured to listen.
+        limits: the limits above which a finding is a warning.
     """
 
     def __init__(
@@ -76,11 +82,11 @@ class Probe:
         self._connection: Connection | None = None
 
     def ask(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
-        """Run a statement of diagnostics.sql, and return its rows."""
+        """Run a statement of diagnostics.sql and return its rows."""
         return self.run(f"check {name}", self._statements[name], parameters)
 
     def ask_of_tables(self, name: str) -> list[tuple[Any, ...]]:
-        """Run one that is asked of the catalog, about the tables of this schema."""
+        """Run a statement about the catalog entries of this schema's tables."""
         return self.ask(name, schema=self.statements.schema, tables=self.tables)
 
     def run(self, operation: str, statement: Statement, parameters: Parameters) -> Rows:
@@ -105,16 +111,17 @@ class Probe:
 
 
 def join_first(parts: Sequence[str], of: str) -> str:
-    """Join the first few of many."""
+    """Join the first few of many parts, and say how many more there are."""
     more = len(parts) - _SHOWN
     return ", ".join(parts[:_SHOWN]) + (f" and {more} more {of}" if more > 0 else "")
 
 
 def queue_options(queues: Iterable[str]) -> str:
-    """Write queues as options of the command, as they are to be typed."""
+    """Return queues as options of the command, quoted for a shell."""
     return " ".join(f"--queue {shlex.quote(queue)}" for queue in list(queues)[:_SHOWN])
 
 
 def split_remedy(exc: Exception) -> tuple[str, str]:
-    """Split an error of ours into what is wrong and what to do."""
-    return (exc.problem, exc.remedy) if isinstance(exc, TransportNotReady) else (str(exc), "")
+    """Split the text of an error into the problem and the remedy."""
+    problem, _, remedy = str(exc).rpartition("; ") if isinstance(exc, TransportNotReady) else (str(exc), "", "")
+    return problem, remedy

@@ -1,7 +1,7 @@
-"""The check-up of one schema: everything that the transport stands on, and what to do about what is wrong.
+"""Runs all checks of one schema, for `unstract-wire doctor`.
 
-Each check is made for itself: one that fails, or that this role has no right to, says so, and the others go on. It
-reads, on connections of its own, and changes nothing; nothing that it says quotes a payload.
+Each check is independent: if one fails, or this role lacks a right for it, the others go on. The checks only read, on
+connections of their own. No finding quotes a payload.
 """
 
 from __future__ import annotations
@@ -38,14 +38,16 @@ _CHECKS: dict[str, Callable[[Probe], Iterator[Finding]]] = {
 def check_up(
     connector: Connector, statements: Statements, *, listens: bool, limits: DiagnosticLimits
 ) -> Iterator[Finding]:
-    """Yield what each check finds, in order. Raises nothing of its own."""
+    """Yield the findings of each check, in order. A check that fails is a finding too, so this raises no error."""
     probe = Probe(connector, statements, listens=listens, limits=limits)
     try:
         try:
             yield from server_checks.connection(probe)
         except ContractError as exc:
             wrong = isinstance(exc, ConfigurationError)
-            remedy = "mend the URL" if wrong else "is the server running, and are host, port, user and password right?"
+            remedy = (
+                "correct the URL" if wrong else "is the server running, and are host, port, user and password right?"
+            )
             yield Finding("connection", "error", str(exc), remedy)
             yield from (Finding(name, "skipped", "there is no connection") for name in _CHECKS)
             return
@@ -53,8 +55,8 @@ def check_up(
             try:
                 yield from check(probe)
             except TransportNotReady as exc:
-                what, remedy = split_remedy(exc)
-                yield Finding(name, "skipped", f"could not be checked: {what}", remedy)
+                problem, remedy = split_remedy(exc)
+                yield Finding(name, "skipped", f"could not be checked: {problem}", remedy)
             except ContractError as exc:
                 yield Finding(name, "warning", f"could not be checked: {exc}", "look again later")
     finally:

@@ -1,4 +1,4 @@
-"""The checks of the server, and of the way to it."""
+"""Checks of the server and of the connection to it."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _FUTURE = 60.0
 
 
 def connection(probe: Probe) -> Iterator[Finding]:
-    """Whether the server can be reached, and whether anybody can read along."""
+    """Check that the server can be reached, and that the connection is encrypted."""
     made = probe.connected()
     info = made.info
-    what = f"{info.dbname} at {info.host}:{info.port} as {info.user}"
+    detail = f"{info.dbname} at {info.host}:{info.port} as {info.user}"
     if made.pgconn.ssl_in_use:
         yield Finding(
-            "connection", "ok", f"{what}, over TLS (sslmode={info.get_parameters().get('sslmode', 'prefer')})"
+            "connection", "ok", f"{detail}, over TLS (sslmode={info.get_parameters().get('sslmode', 'prefer')})"
         )
     elif _is_local(info):
-        yield Finding("connection", "ok", f"{what}, on this machine and without TLS")
+        yield Finding("connection", "ok", f"{detail}, on this machine and without TLS")
     else:
         remedy = "add sslmode=verify-full (and sslrootcert) to the URL"
-        yield Finding("connection", "warning", f"{what}, without TLS: the network can read along", remedy)
+        yield Finding("connection", "warning", f"{detail}, without TLS: others on the network can read it", remedy)
 
 
 def server(probe: Probe) -> Iterator[Finding]:
-    """Its version, whether it takes writes, its encoding, and whether it keeps what it has acknowledged."""
+    """Check the server's version, that it takes writes, its encoding, and that its commits are durable."""
     ((version, number, role, encoding, standby, read_only, fsync, commit, _),) = probe.ask("server")
     if number < _OLDEST:
         yield Finding("server", "error", f"PostgreSQL {version} is too old", "use PostgreSQL 12 or newer")
@@ -54,7 +54,7 @@ def server(probe: Probe) -> Iterator[Finding]:
         yield Finding("encoding", "ok", "UTF8")
     else:
         remedy = "move to a database that was created with ENCODING 'UTF8'"
-        yield Finding("encoding", "error", f"{encoding}, in which not every text can be stored", remedy)
+        yield Finding("encoding", "error", f"{encoding}, which cannot store every text", remedy)
     replicated, sound = _replication(probe)
     if not sound:
         remedy = "start the standby, or take it out of synchronous_standby_names"
@@ -64,17 +64,19 @@ def server(probe: Probe) -> Iterator[Finding]:
             yield Finding("durability", "ok", f"synchronous_commit = {commit}; {replicated}")
     else:
         setting = "fsync" if fsync != "on" else "synchronous_commit"
-        what = f"{setting} = off: when the server crashes, what it acknowledged last is lost"
+        detail = f"{setting} = off: a crash of the server loses its last commits"
         if setting == "synchronous_commit":
-            what += "; only this package's own connections set it to on, send(within=) uses its caller's"
-        yield Finding("durability", "warning", what, f"set {setting} = on for the server, the database or role {role}")
+            detail += "; only this package's own connections set it to on, send(within=) uses its caller's"
+        yield Finding(
+            "durability", "warning", detail, f"set {setting} = on for the server, the database or role {role}"
+        )
 
 
 def _replication(probe: Probe) -> tuple[str, bool]:
-    """Say what a failover keeps of that which was acknowledged, and whether commits are replicated as they should."""
+    """Describe the replication of commits, and return whether it works as configured."""
     ((names, standbys, synchronous, unseen),) = probe.ask("replication")
     if not names:
-        some = f"asynchronous, to {standbys} standbys: a failover may lose what was acknowledged last"
+        some = f"asynchronous, to {standbys} standbys: a failover may lose the last commits"
         return (some if standbys else "no standby is connected"), True
     if synchronous or unseen:
         seen = f"{synchronous} synchronous standbys are connected" if synchronous else "this role may not see which"
@@ -86,21 +88,23 @@ def _replication(probe: Probe) -> tuple[str, bool]:
 
 
 def pooler(probe: Probe) -> Iterator[Finding]:
-    """Whether one stands before the server: it gives its clients process ids of its own making."""
+    """Detect a pooler: it shows its clients process ids of its own."""
     made = probe.connected()
     pid = probe.ask("server")[0][-1]
     if not made.pooled and pid == made.info.backend_pid:
-        spare = "" if probe.listens else "; if it is so everywhere, listen=false is not needed"
-        yield Finding("pooler", "ok", f"none, the server itself answers{spare}")
+        spare = "" if probe.listens else "; if this holds for all processes, listen=false is not needed"
+        yield Finding("pooler", "ok", f"none: the server itself answers{spare}")
     elif probe.listens:
-        what = "one stands before the server: nothing is prepared, and waiting is polling"
-        yield Finding("pooler", "warning", what, "say listen=false in the URL, or connect workers to the server itself")
+        detail = "there is one: nothing is prepared, and waiting is polling"
+        yield Finding(
+            "pooler", "warning", detail, "set listen=false in the URL, or connect workers to the server itself"
+        )
     else:
-        yield Finding("pooler", "ok", "one stands before the server, and listen=false is said")
+        yield Finding("pooler", "ok", "there is one, and listen=false is set")
 
 
 def listening(probe: Probe) -> Iterator[Finding]:
-    """Whether a notification that one connection sends reaches another one that listens."""
+    """Check that a notification from one connection reaches another one that listens."""
     if not probe.listens:
         yield Finding("listen", "skipped", "listen=false: nothing listens, waiting is polling")
         return
@@ -112,23 +116,23 @@ def listening(probe: Probe) -> Iterator[Finding]:
         try:
             probe.ask("notify_once", channel=channel)
         except NotifyQueueFull:
-            what = "the server takes no notification, because its queue of them is full: waiting is polling"
-            yield Finding("listen", "warning", what, "end the session that listens and is idle in transaction")
+            detail = "the server takes no notification, because its queue of notifications is full: waiting is polling"
+            yield Finding("listen", "warning", detail, "end the session that listens and is idle in transaction")
             return
         heard = _hears(listener, channel, began + probe.limits.notification)
         took = time.monotonic() - began
-        with contextlib.suppress(psycopg.Error):  # a pooler would keep the connection to the server as it is
+        with contextlib.suppress(psycopg.Error):  # a pooler keeps the connection to the server
             listener.execute(sql.SQL("UNLISTEN {}").format(sql.Identifier(channel)))
     if heard:
         yield Finding("listen", "ok", f"a notification came in {took * 1000:.1f} ms")
     else:
-        what = f"no notification came in {probe.limits.notification:g} s: messages are found by polling"
-        remedy = "is there a pooler in transaction mode? Then say listen=false in the URL"
-        yield Finding("listen", "warning", what, remedy)
+        detail = f"no notification came in {probe.limits.notification:g} s: messages are found by polling"
+        remedy = "is there a pooler in transaction mode? If so, set listen=false in the URL"
+        yield Finding("listen", "warning", detail, remedy)
 
 
 def clock(probe: Probe) -> Iterator[Finding]:
-    """How far its clock is from ours, by the quickest of three answers."""
+    """Compare the clocks of the database and of this machine, by the quickest of three answers."""
     looks = []
     for _ in range(3):
         before = time.time()
@@ -137,36 +141,36 @@ def clock(probe: Probe) -> Iterator[Finding]:
         looks.append(((after - before) / 2, theirs - (before + after) / 2))
     uncertain, ahead = min(looks)
     which = "ahead of" if ahead > 0 else "behind"
-    what = f"the database's is {abs(ahead):.3f} s {which} this machine's (give or take {uncertain:.3f} s)"
+    detail = f"the database's is {abs(ahead):.3f} s {which} this machine's (give or take {uncertain:.3f} s)"
     ((future,),) = probe.ask("future", seconds=_FUTURE) if _has_messages(probe) else ((0,),)
     if future:
-        what += f"; it was set back: {future} of the newest messages were sent later than it is now"
-        yield Finding("clock", "warning", what, "leases and delays from before end late by as much, by themselves")
+        detail += f"; it was set back: {future} of the newest messages were sent later than it is now"
+        yield Finding("clock", "warning", detail, "leases and delays from before end late by as much, by themselves")
     elif abs(ahead) - uncertain > probe.limits.clock:
-        what += "; where the database's is corrected by a step, all leases end at once, or late"
-        yield Finding("clock", "warning", what, "let NTP slew it, or stop the workers before it is set by a step")
+        detail += "; where the database's is corrected by a step, all leases end at once, or late"
+        yield Finding("clock", "warning", detail, "let NTP slew it, or stop the workers before it is set by a step")
     else:
-        yield Finding("clock", "ok", what)
+        yield Finding("clock", "ok", detail)
 
 
 def _has_messages(probe: Probe) -> bool:
-    """Whether there is a table of messages that this role may read."""
+    """Whether this role can read the table of messages."""
     return bool(probe.ask("may_read", messages=probe.statements.table("messages"))[0][0])
 
 
 def notifications(probe: Probe) -> Iterator[Finding]:
-    """How full the queue of notifications is: it is one for the whole server."""
+    """Check the fill level of the notification queue, which is one for the whole server."""
     ((used,),) = probe.ask("notification_queue")
-    what = f"{used:.1%} of the server's notification queue is in use"
+    detail = f"{used:.1%} of the server's notification queue is in use"
     if used <= probe.limits.notification_queue:
-        yield Finding("notifications", "ok", what)
+        yield Finding("notifications", "ok", detail)
     else:
         remedy = "end the session that listens and is idle in transaction: SELECT pg_terminate_backend(pid)"
-        yield Finding("notifications", "warning", what, remedy)
+        yield Finding("notifications", "warning", detail, remedy)
 
 
 def room(probe: Probe) -> Iterator[Finding]:
-    """How many more connections the server, the database and this role allow."""
+    """Check how many more connections the server, the database and this role allow."""
     ((server_most, server_now, database_most, database_now, role_most, role_now),) = probe.ask("room")
     limits = [("max_connections", server_most, server_now, "raise max_connections")]
     if database_most >= 0:
@@ -174,30 +178,32 @@ def room(probe: Probe) -> Iterator[Finding]:
     if role_most >= 0:
         limits.append(("the role's limit", role_most, role_now, "ALTER ROLE ... CONNECTION LIMIT"))
     name, most, now, remedy = min(limits, key=lambda limit: limit[1] - limit[2])
-    what = f"{now} of {most} connections are in use ({name})"
+    detail = f"{now} of {most} connections are in use ({name})"
     if most - now >= probe.limits.room:
-        yield Finding("connections", "ok", what)
+        yield Finding("connections", "ok", detail)
     else:
-        yield Finding("connections", "warning", what, f"{remedy}, run fewer workers, lower pool_size, or use a pooler")
+        yield Finding(
+            "connections", "warning", detail, f"{remedy}, run fewer workers, lower pool_size, or use a pooler"
+        )
 
 
 def snapshots(probe: Probe) -> Iterator[Finding]:
-    """Who keeps dead rows from being removed, or holds locks, because a transaction of theirs does not end."""
+    """Find sessions with old transactions, which hold locks or keep vacuum from removing dead rows."""
     limits = {"seconds": probe.limits.transaction, "transactions": probe.limits.transactions}
-    found = False
+    any_found = False
     for pid, name, state, age, seconds in probe.ask("old_sessions", **limits):
-        found = True
+        any_found = True
         for_long = "a time that this role may not see" if seconds is None else f"{seconds:.0f} s"
-        what = f"pid {pid} ({name}) has had a transaction open for {for_long}"
-        what += f", {state}" if state else ""
-        what += "" if age is None else f", and holds a snapshot {age} transactions old: no dead row since is removed"
+        detail = f"pid {pid} ({name}) has had a transaction open for {for_long}"
+        detail += f", {state}" if state else ""
+        detail += "" if age is None else f", and holds a snapshot {age} transactions old: no dead row since is removed"
         remedy = f"end it: SELECT pg_terminate_backend({pid}); and set idle_in_transaction_session_timeout"
-        yield Finding("snapshots", "warning", what, remedy)
-    for what, age in probe.ask("other_holders", **limits):
-        found = True
-        remedy = "finish it, or drop it where nobody needs it any more"
-        yield Finding("snapshots", "warning", f"{what} holds rows back since {age} transactions", remedy)
-    if not found:
+        yield Finding("snapshots", "warning", detail, remedy)
+    for detail, age in probe.ask("other_holders", **limits):
+        any_found = True
+        remedy = "finish it, or drop it if it is no longer needed"
+        yield Finding("snapshots", "warning", f"{detail} holds rows back since {age} transactions", remedy)
+    if not any_found:
         yield Finding("snapshots", "ok", f"no transaction is older than {probe.limits.transaction:g} s")
 
 

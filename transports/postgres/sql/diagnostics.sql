@@ -1,5 +1,5 @@
--- What `unstract-wire doctor` asks, and what `top` asks about workers. It reads, and changes nothing. The tables are
--- named by {messages}, {results} and {dead}.
+-- The statements of `unstract-wire doctor`, and of `top` for workers. They only read. {messages}, {results} and {dead}
+-- are the schema-qualified tables.
 
 -- name: server
 SELECT current_setting('server_version'), current_setting('server_version_num')::int, current_user::text,
@@ -7,7 +7,7 @@ SELECT current_setting('server_version'), current_setting('server_version_num'):
        current_setting('fsync'), (SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'), pg_backend_pid();
 
 -- name: replication
--- A role without pg_monitor sees that standbys are connected, and not which of them are synchronous.
+-- A role without pg_monitor sees the number of connected standbys, but not which of them are synchronous.
 SELECT current_setting('synchronous_standby_names'), count(*),
        count(*) FILTER (WHERE sync_state IN ('sync', 'quorum')), count(*) FILTER (WHERE sync_state IS NULL)
 FROM pg_stat_replication;
@@ -16,13 +16,13 @@ FROM pg_stat_replication;
 SELECT to_regclass(%(messages)s) IS NOT NULL AND has_table_privilege(to_regclass(%(messages)s), 'SELECT');
 
 -- name: future
--- The newest messages that were sent later than it is now.
+-- The number of the newest messages whose time of sending is in the future.
 SELECT count(*) FILTER (WHERE enqueued_at > clock_timestamp() + %(seconds)s::float8 * interval '1 second'
                           AND isfinite(enqueued_at))
 FROM (SELECT enqueued_at FROM {messages} ORDER BY msg_id DESC LIMIT 1000) AS newest;
 
 -- name: columns
--- Asked of the catalog, which tells everybody; no right on the tables is needed.
+-- From the catalog, which every role can read without a right on the tables.
 SELECT t.relname::text, array_agg(a.attname::text)
 FROM pg_class AS t
 JOIN pg_namespace AS n ON n.oid = t.relnamespace
@@ -31,7 +31,7 @@ WHERE n.nspname = %(schema)s AND t.relname = ANY (%(tables)s::text[]) AND t.relk
 GROUP BY t.relname;
 
 -- name: triggers
--- Those that can keep a row as it is, or away.
+-- Triggers that can suppress an insert, an update or a delete.
 SELECT t.relname::text, g.tgname::text
 FROM pg_trigger AS g
 JOIN pg_class AS t ON t.oid = g.tgrelid
@@ -63,8 +63,8 @@ WHERE n.nspname = %(schema)s AND t.relname = ANY (%(tables)s::text[]) AND t.relk
 ORDER BY 1;
 
 -- name: old_sessions
--- Who keeps vacuum from removing rows, or holds a transaction open: the oldest first. Whom this role may not look at has
--- neither a state nor the time when it began, but its snapshot is told all the same.
+-- Sessions with an open transaction or an old snapshot, the oldest first. For a session that this role may not see, the
+-- state and the time are NULL; the age of its snapshot is still there.
 SELECT pid, coalesce(nullif(application_name, ''), 'unnamed'), state, age(backend_xmin),
        extract(epoch FROM clock_timestamp() - xact_start)::float8
 FROM pg_stat_activity
@@ -75,7 +75,7 @@ ORDER BY xact_start NULLS LAST, age(backend_xmin) DESC NULLS LAST
 LIMIT 20;
 
 -- name: other_holders
--- What holds rows back and is no session.
+-- Holders of an old snapshot that are no sessions.
 SELECT 'prepared transaction ' || gid, age(transaction)::bigint FROM pg_prepared_xacts
 WHERE database = current_database() AND prepared <= now() - %(seconds)s::float8 * interval '1 second'
 UNION ALL
@@ -87,7 +87,7 @@ WHERE xmin IS NOT NULL AND age(xmin) >= %(transactions)s::bigint
 ORDER BY 2 DESC;
 
 -- name: stuck
--- Leases and delays that have ended, and that nobody who receives has brought back.
+-- Leases and delays that ended, and that no worker has requeued.
 SELECT queue_name, count(*), extract(epoch FROM now() - min(greatest(vt, timestamptz 'epoch')))::float8
 FROM {messages}
 WHERE state = 'claimed' AND vt <= now() - %(seconds)s::float8 * interval '1 second'
@@ -95,12 +95,12 @@ GROUP BY queue_name
 ORDER BY 2 DESC, 1;
 
 -- name: unknown_states
--- Rows that no statement of this package takes: another program has put them into a state of its own.
+-- Rows in a state of another program, which no statement of this package claims.
 SELECT queue_name, state, count(*) FROM {messages} WHERE state NOT IN ('ready', 'claimed')
 GROUP BY queue_name, state ORDER BY 3 DESC, 1, 2;
 
 -- name: waiting
--- Queues whose first ready message has waited for long, and how many of their messages somebody is working on.
+-- Queues whose first ready message has waited for long, with the number of their messages in flight.
 SELECT q.name, q.ready, q.oldest,
        (SELECT count(*) FROM {messages} AS m
         WHERE m.queue_name = q.name AND m.state = 'claimed' AND m.read_ct > 0 AND m.vt > now())
@@ -129,7 +129,7 @@ FROM (SELECT expires_at FROM {results} WHERE expires_at <= now() ORDER BY expire
 SELECT pg_notification_queue_usage();
 
 -- name: room
--- What limits connections, and how many there are: of the server, of this database, and of this role (-1: no limit).
+-- The limit and the number of connections: of the server, of this database, and of this role (-1: no limit).
 SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,
        (SELECT coalesce(sum(numbackends), 0)::int FROM pg_stat_database WHERE datid <> 0),
        d.datconnlimit, (SELECT numbackends FROM pg_stat_database WHERE datid = d.oid),
@@ -141,7 +141,7 @@ WHERE d.datname = current_database() AND r.rolname = current_user;
 SELECT pg_notify(%(channel)s, '');
 
 -- name: workers
--- The sessions of this package, and those that call themselves what this one was told to; never what they run.
+-- The sessions of this package, and those with the application name of this session; never their statements.
 SELECT application_name, coalesce(host(client_addr), ''), pid, state,
        extract(epoch FROM clock_timestamp() - state_change)::float8
 FROM pg_stat_activity
@@ -150,7 +150,7 @@ WHERE datname = current_database() AND pid <> pg_backend_pid()
 ORDER BY application_name, pid;
 
 -- name: closed_to_senders
--- The sequence of message ids, where this role may take none: planning does not look at sequences.
+-- The sequence of message ids, if this role may not use it. Planning a statement does not check sequences.
 SELECT id.sequence FROM (SELECT pg_get_serial_sequence(%(messages)s, 'msg_id')) AS id (sequence)
 WHERE id.sequence IS NOT NULL AND NOT has_sequence_privilege(id.sequence, 'USAGE')
   AND EXISTS (SELECT 1 FROM pg_depend WHERE objid = id.sequence::regclass AND deptype = 'a');
@@ -159,7 +159,7 @@ WHERE id.sequence IS NOT NULL AND NOT has_sequence_privilege(id.sequence, 'USAGE
 SELECT has_table_privilege(%(results)s, 'DELETE');
 
 -- name: sequences_behind
--- Sequences whose next id may be one that exists, as after a restore of the rows alone, with the highest id.
+-- Sequences whose next id may exist already, as after a restore of the rows alone, with the highest id.
 SELECT id.sequence, id.highest
 FROM (
     SELECT pg_get_serial_sequence(%(messages)s, 'msg_id'), (SELECT max(msg_id) FROM {messages})

@@ -1,24 +1,24 @@
--- Every statement that runs in production, each one command and so one transaction. {messages}, {results} and {dead}
--- are the schema-qualified tables. No statement needs a search_path, session state, an advisory lock or a server-side
--- prepared statement: all of them work through PgBouncer in transaction mode.
+-- All statements of production. Each is one command, and so one transaction. {messages}, {results} and {dead} are the
+-- schema-qualified tables. No statement needs a search_path, session state, an advisory lock or a server-side prepared
+-- statement, so all of them work through PgBouncer in transaction mode.
 --
--- Rows are joined to what was found by `msg_id = ANY (ARRAY[...])`: no plan can turn that round, and read the whole table
--- to join it to a handful of ids, as it would where the statistics are of a moment at which the table was empty.
+-- Rows are joined by `msg_id = ANY (ARRAY[...])`. The planner cannot reverse that join and read the whole table for a
+-- few ids, which it would do with statistics of an empty table.
 --
--- A message is `ready`, or `claimed` until vt: under a lease, or waiting for its time (a delayed send or retry).
--- read_ct counts its deliveries. The fence of a delivery is (msg_id, read_ct) with enqueued_at, because ids come again
--- after a failover, a restore or TRUNCATE ... RESTART IDENTITY. enqueued_at is compared as the server's own eight bytes:
--- no time zone, DateStyle or year changes these on the way through a client.
+-- A message is `ready`, or `claimed` until vt: under a lease, or delayed (by its send or a retry). read_ct counts its
+-- deliveries. The fence of a delivery is (msg_id, read_ct) with enqueued_at, because ids repeat after a failover, a
+-- restore or TRUNCATE ... RESTART IDENTITY. enqueued_at is compared as the server's eight bytes, which no time zone,
+-- DateStyle or year changes on the way through a client.
 
 -- name: send_one
--- The most frequent case, at its cheapest: one message, ready at once, that nobody has to be told of. Its parameters are
--- libpq's own, for libpq_exec.py.
+-- The most frequent send: one message, ready at once, without a notification. It has libpq's own parameters, for
+-- libpq_exec.py.
 INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)
 VALUES ($1, $2::jsonb, $3, now(), now(), 0, $4, 'ready')
 RETURNING msg_id;
 
 -- name: send_many
--- All or none, with ids in the order of the arrays; tells the listeners of the queues in `wake` in the same commit.
+-- All messages or none, with ids in the order of the arrays. The same commit notifies the queues in `wake`.
 WITH sent AS (
     {inserted}
 )
@@ -37,8 +37,8 @@ ORDER BY m.place
 RETURNING msg_id;
 
 -- name: send_within
--- send_many within a caller's transaction. Where half of the server's queue of notifications is in use, none is added:
--- the caller's commit would fail if it were full by then.
+-- send_many within a caller's transaction. If half of the server's queue of notifications is in use, no notification is
+-- added, because the caller's commit would fail if the queue were full by then.
 WITH sent AS (
     {inserted}
 )
@@ -52,8 +52,8 @@ WHERE pg_notification_queue_usage() < 0.5;
 {inserted};
 
 -- name: claim
--- The first ready rows of some queues: their indexes are merged in order ({candidates}), and each row is locked as it
--- comes; rows that others are claiming are passed over.
+-- The first ready rows of some queues: {candidates} are merged in order, and each row is locked in turn. Rows that
+-- others have locked are skipped.
 WITH next AS MATERIALIZED (
     SELECT free.msg_id
     FROM (SELECT * FROM ({candidates}) AS ready ORDER BY priority DESC, msg_id) AS candidate
@@ -64,16 +64,16 @@ WITH next AS MATERIALIZED (
 ), {claimed};
 
 -- name: candidates
--- One queue's share of a claim: little more than could be taken, so that a long queue is not read to its end. Where
--- others hold all of these at the moment, requeue_expired says that there is more, and {bound} is left out.
+-- The candidates of one queue: little more than can be claimed, so that a long queue is not read to its end. If others
+-- have locked all of them, requeue_expired reports that there are more, and the next claim has no {bound}.
 (SELECT msg_id, priority FROM {messages}
  WHERE queue_name = {queue} AND {is_ready}
  ORDER BY priority DESC, msg_id {bound});
 
 -- name: claim_frontier
--- A claim beyond one id for each queue and priority, the highest priority first: it does not walk over what is dead in
--- the index before, which stays there for as long as any session holds an old snapshot. claim_planner.py tells what it
--- misses. {columns} are the queues' ids, {arrays} the parameters that hold them.
+-- A claim beyond one id for each queue and priority, the highest priority first. It does not read the dead entries of
+-- the index below these ids, which stay while a session holds an old snapshot. claim_planner.py lists the rows that it
+-- can miss. {columns} are the ids of the queues, {arrays} their parameters.
 WITH next AS MATERIALIZED (
     SELECT free.msg_id
     FROM unnest(%(priorities)s::smallint[], {arrays}) AS taken (priority, {columns})
@@ -89,7 +89,7 @@ WITH next AS MATERIALIZED (
 ), {claimed};
 
 -- name: candidates_frontier
--- One queue's share of claim_frontier.
+-- The candidates of one queue for claim_frontier.
 (SELECT msg_id FROM {messages}
  WHERE queue_name = {queue} AND priority = taken.priority AND msg_id > taken.{column} AND {is_ready}
  ORDER BY msg_id {bound});
@@ -98,15 +98,15 @@ WITH next AS MATERIALIZED (
 LIMIT %(limit)s::bigint + 100;
 
 -- name: is_ready
--- The second condition follows from the first: its subquery is never run. The planner drops it for the index of ready
--- rows, whose predicate proves it, and adds some 10,000 units of cost for each row that it would reach in another way.
--- So no statistics and no cost settings make another way look cheaper, such as the primary key for the rows beyond an id.
+-- The second condition follows from the first, so its subquery never runs. For the index of ready rows, the planner
+-- drops it, because the index predicate proves it. For any other path it adds some 10,000 units of cost per row. So no
+-- statistics and no cost settings make another path look cheaper, such as the primary key for the rows beyond an id.
 state = 'ready' AND (state = 'ready' OR {costly});
 
 -- name: still_ready
--- For a row that is reached by its id. The planner cannot prove the predicate of the index of ready rows from it, all of
--- which it would read for the one id where the statistics say that there are none. The function is never called; a little
--- cost for each row keeps a small table from being read as a whole for each id.
+-- For a row that is found by its id. The planner cannot prove the predicate of the index of ready rows from this
+-- condition. Otherwise it would read that whole index for one id if the statistics say that it is empty. The function
+-- is never called; its small cost per row prevents a full read of a small table for each id.
 state || '' = 'ready' AND (state || '' = 'ready' OR to_tsvector('pg_catalog.simple', state) IS NOT NULL);
 
 -- name: is_claimed
@@ -114,8 +114,8 @@ state || '' = 'ready' AND (state || '' = 'ready' OR to_tsvector('pg_catalog.simp
 state = 'claimed' AND (state = 'claimed' OR {costly});
 
 -- name: is_claimed_there
--- The same for the index of the claimed rows of a queue. The conditions on the name are in its predicate alone, so that
--- no statistics make the other index of claimed rows look as cheap, which leads through the rows of all queues.
+-- The same for the index of the claimed rows of a queue. Only its predicate has the conditions on the name. So no
+-- statistics make the other index of claimed rows look as cheap, which has the rows of all queues.
 queue_name >= '' AND (queue_name >= '' OR {costly}) AND {is_claimed};
 
 -- name: still_claimed
@@ -123,11 +123,11 @@ queue_name >= '' AND (queue_name >= '' OR {costly}) AND {is_claimed};
 state || '' = 'claimed' AND (state || '' = 'claimed' OR to_tsvector('pg_catalog.simple', state) IS NOT NULL);
 
 -- name: costly
--- The planner expects a million rows of it; were it run, it would count at most 49.
+-- The planner expects a million rows. If it ran, it would count at most 49.
 (SELECT count(*) FROM generate_series(1, length(state)) AS a, generate_series(1, length(state)) AS b) IS NULL;
 
 -- name: claimed
--- How each claim ends.
+-- The last part of each claim.
 claimed AS (
     UPDATE {messages} AS m
     SET state = 'claimed', vt = now() + %(lease)s::float8 * interval '1 second',
@@ -146,7 +146,7 @@ ORDER BY c.priority DESC, c.msg_id;
 268435456
 
 -- name: contents
--- Of messages that were claimed without their content (unread.py).
+-- The content of messages that were claimed without it (unread.py).
 SELECT h.msg_id, h.read_ct, h.enqueued, CASE WHEN octet_length(content.text) <= {largest} THEN content.text END
 FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(enqueued)s::bytea[]) AS h (msg_id, read_ct, enqueued)
 CROSS JOIN LATERAL (
@@ -156,7 +156,7 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (SELECT m.message::text OFFSET 0) AS content (text);
 
 -- name: digest
--- The parts of a message that say who waits for it, where they are small, from one whose text cannot be fetched.
+-- The small parts of a message that name its callback or caller, for a message whose text cannot be fetched.
 SELECT {parts}
 FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(enqueued)s::bytea[]) AS h (msg_id, read_ct, enqueued)
 CROSS JOIN LATERAL (
@@ -165,7 +165,7 @@ CROSS JOIN LATERAL (
 ) AS m;
 
 -- name: parts
--- A number can take eight bytes in jsonb and 131,072 digits as text: no part that holds such a one is written.
+-- A number can take eight bytes in jsonb and 131,072 digits as text. A part with such a number is left out.
 (SELECT jsonb_object_agg(part.key, part.value)::text
  FROM (SELECT key, m.message -> key
        FROM unnest(ARRAY['task_name', 'task_id', 'reply_key', 'on_error', 'fairness', 'headers']) AS key
@@ -177,11 +177,9 @@ CROSS JOIN LATERAL (
        ELSE false END)
 
 -- name: requeue_expired
--- Expired leases and delays become ready again, at most `limit`. Reads at most `window` claimed rows beyond some ids
--- ({looked_at}), and those of `known`; no index has `vt`, so that the renewal of a lease is a HOT update. Also returns
--- when the next of these is due, the priority of the first ready row of each queue, the time, the lowest ids that are
--- back, by queue and priority, where it stopped reading (the place of the queue and the id), the newest id, the number of
--- rows that it read, the rows that are due soon, and the id up to which it read all where a queue had more.
+-- Makes messages ready again whose lease or delay has ended, at most `limit`. It reads at most `window` claimed rows
+-- beyond some ids ({looked_at}), and the rows of `known`. No index has `vt`, so that the renewal of a lease is a HOT
+-- update. rows.py (RequeueRow) describes the columns of the result.
 WITH looked_at AS MATERIALIZED (
     {looked_at}
 ), ours AS MATERIALIZED (
@@ -220,7 +218,7 @@ SELECT (SELECT count(*) FROM back),
                                    GROUP BY place HAVING count(*) >= %(share)s::bigint) AS cut);
 
 -- name: looked_at
--- Of the queues of `walked`, one after the other, the claimed rows beyond an id of each, and at most `share` of each.
+-- The claimed rows beyond an id of each queue in `walked`, one queue after the other, at most `share` of each.
 SELECT q.place, held.msg_id, q.name AS queue_name, held.vt
 FROM unnest(%(walked)s::text[], %(afters)s::bigint[]) WITH ORDINALITY AS q (name, after, place)
 CROSS JOIN LATERAL (
@@ -231,13 +229,13 @@ CROSS JOIN LATERAL (
 ORDER BY q.place LIMIT %(window)s::bigint
 
 -- name: looked_at_of_any
--- The claimed rows of any queue beyond an id, for a subscription to more queues than can be looked at one by one.
+-- The claimed rows of any queue beyond an id, for a subscription to too many queues to scan one by one.
 SELECT 1::bigint AS place, msg_id, queue_name::text AS queue_name, vt FROM {messages}
 WHERE msg_id > (%(afters)s::bigint[])[1] AND {is_claimed}
 ORDER BY msg_id LIMIT %(window)s::bigint
 
 -- name: first_ready
--- Counts what others have locked, too: what a claim may have passed over.
+-- Also includes rows that others have locked, which a claim has skipped.
 (SELECT coalesce(jsonb_object_agg(q.name, ready.priority), '{{}}')
  FROM unnest(%(queues)s::text[]) AS q (name)
  CROSS JOIN LATERAL (
@@ -254,8 +252,8 @@ ORDER BY msg_id LIMIT %(window)s::bigint
 (SELECT msg_id FROM {messages} WHERE msg_id > (%(afters)s::bigint[])[1] AND {is_claimed} ORDER BY msg_id DESC LIMIT 1);
 
 -- name: queues_with_ready
--- The queues that have ready rows, that of the first row first. It jumps from queue to queue in the index, so that its
--- cost depends on the number of queues that are not empty, and not on how many a worker takes from.
+-- The queues that have ready rows, ordered by their first rows. It jumps from queue to queue in the index. So its cost
+-- depends on the number of queues with ready rows, and not on the number of queues of the worker.
 WITH RECURSIVE first AS (
     (SELECT queue_name, priority, msg_id FROM {messages} WHERE queue_name >= '' AND {is_ready}
      ORDER BY queue_name, priority DESC, msg_id LIMIT 1)
@@ -268,8 +266,9 @@ WITH RECURSIVE first AS (
 SELECT queue_name, priority FROM first ORDER BY priority DESC, msg_id;
 
 -- name: renew
--- Fenced: a row that was claimed again since is not touched. One that expired but was not claimed is taken back. One that
--- somebody has locked is passed over, and no other waits for it; it is still held, because nobody can claim it either.
+-- A row that was claimed again since is not touched (fence). An expired row that was not claimed again is renewed. A
+-- row that another session has locked is skipped without waiting. Its lease still holds, because nothing else can claim
+-- it.
 WITH held AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(enqueued)s::bytea[]) AS h (msg_id, read_ct, enqueued)
 ), free AS MATERIALIZED (
@@ -292,10 +291,10 @@ CROSS JOIN LATERAL (
 WHERE h.msg_id NOT IN (SELECT msg_id FROM free) OR h.msg_id IN (SELECT msg_id FROM renewed);
 
 -- name: settle
--- A whole batch in one commit. Only what passes the fence has any effect: `fenced` is the root of everything below it.
--- Follow-ups and replies depend on `ended`, the rows that were really removed or made ready: a trigger can keep a row
--- that is to be deleted or changed, and the answer says so ('kept'). They refer to a settlement by its place in the
--- batch, which may hold a message's lost attempt too.
+-- A whole batch in one commit. Only settlements that pass the fence have an effect: everything depends on `fenced`.
+-- Follow-ups and replies depend on `ended`, the rows that were removed or made ready. A trigger can keep a row that
+-- would be deleted or changed; the result then says 'kept'. Follow-ups and replies refer to a settlement by its place
+-- in the batch, because the batch may also contain a lost attempt of the same message.
 WITH settlement AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(verdicts)s::text[], %(delays)s::float8[],
                          %(counted)s::bool[], %(reasons)s::text[], %(results)s::text[], %(enqueued)s::bytea[])
@@ -359,8 +358,8 @@ SELECT status, result::text, error, extract(epoch FROM expires_at - created_at):
 FROM {results} WHERE task_id = %(key)s AND {unexpired};
 
 -- name: clear_reply
--- After it was read: the row stays until it expires, because the key is answered for good. Tells of several readers the
--- one that found something to clear; nothing where the row has gone.
+-- Clears a reply after it was read. The row stays until it expires, so that its key is not used again. Of several
+-- readers, only the first one gets `true`. No row is returned if the reply is gone.
 WITH found AS MATERIALIZED (
     SELECT task_id, result IS NOT NULL OR error <> '' AS whole FROM {results} WHERE task_id = %(key)s FOR UPDATE
 ), cleared AS (
@@ -369,16 +368,16 @@ WITH found AS MATERIALIZED (
 SELECT whole FROM found;
 
 -- name: answered
--- Which of the keys that callers wait for have been answered.
+-- The keys, among those that callers wait for, that have a reply.
 SELECT task_id FROM {results} WHERE task_id = ANY (%(keys)s::text[]) AND {unexpired};
 
 -- name: unexpired
--- Written so that the index of expires_at cannot serve it: where the statistics are of a moment at which all replies had
--- expired, the planner would read all that have not for the one that is asked for.
+-- Written so that the planner cannot use the index of expires_at. With statistics of a moment at which all replies had
+-- expired, it would read all unexpired replies to find one.
 (expires_at > now()) IS TRUE;
 
 -- name: purge_replies
--- What expired from `since` on (seconds of the epoch): the next bite does not walk over what the last one removed.
+-- Replies that expired after `since` (seconds of the epoch), so that a batch does not read the rows removed before it.
 WITH expired AS MATERIALIZED (
     SELECT task_id FROM {results} WHERE expires_at >= to_timestamp(%(since)s::float8) AND expires_at <= now()
     ORDER BY expires_at
@@ -392,7 +391,7 @@ RETURNING extract(epoch FROM r.expires_at)::float8;
 SELECT pg_notify(w.channel, w.payload) FROM unnest(%(channels)s::text[], %(payloads)s::text[]) AS w (channel, payload);
 
 -- name: check_tables
--- Fails where a table or column is missing, or may not be read; touches no row.
+-- Fails if a table or column is missing or cannot be read. Reads no row.
 SELECT m.msg_id, m.queue_name, m.message, m.org_id, m.enqueued_at, m.vt, m.read_ct, m.priority, m.state,
        r.task_id, r.status, r.result, r.error, r.created_at, r.expires_at,
        d.dead_id, d.msg_id, d.queue_name, d.message, d.org_id, d.priority, d.attempts, d.reason, d.result,
@@ -400,8 +399,8 @@ SELECT m.msg_id, m.queue_name, m.message, m.org_id, m.enqueued_at, m.vt, m.read_
 FROM {messages} AS m, {results} AS r, {dead} AS d LIMIT 0;
 
 -- name: closed_sequences
--- The sequences behind ids from which this role may take none; planning a statement does not look at them. Those of
--- identity columns take no right of their own.
+-- The sequences of ids that this role may not use; planning a statement does not check them. Sequences of identity
+-- columns need no right of their own.
 SELECT id.sequence FROM (
     SELECT pg_get_serial_sequence(%(messages)s, 'msg_id') UNION ALL SELECT pg_get_serial_sequence(%(dead)s, 'dead_id')
 ) AS id (sequence)
@@ -409,13 +408,13 @@ WHERE id.sequence IS NOT NULL AND NOT has_sequence_privilege(id.sequence, 'USAGE
   AND EXISTS (SELECT 1 FROM pg_depend WHERE objid = id.sequence::regclass AND deptype = 'a');
 
 -- name: row_security
--- The tables of which row-level security shows this role a part only: it fails nothing, rows are just not there.
+-- The tables of which row-level security shows this role only a part. No statement fails then; rows are missing.
 SELECT t.relname::text FROM pg_class AS t JOIN pg_namespace AS n ON n.oid = t.relnamespace
 WHERE n.nspname = %(schema)s AND t.relname = ANY (%(tables)s::text[]) AND row_security_active(t.oid)
 ORDER BY 1;
 
 -- name: queue_names
--- The queues that hold anything. It jumps from name to name in the indexes.
+-- The queues that hold a message or dead letter. It jumps from name to name in the indexes.
 WITH RECURSIVE ready AS (
     (SELECT queue_name FROM {messages} WHERE queue_name >= '' AND {is_ready}
      ORDER BY queue_name, priority DESC, msg_id LIMIT 1)
@@ -446,16 +445,16 @@ UNION SELECT queue_name::text FROM (
 ) AS strange;
 
 -- name: is_strange
--- A row that another program has put into a state of its own. They are looked for where an index leads to them alone:
--- without it, each look would read the whole table.
+-- A row in a state of another program. The condition is false unless the index of such rows exists, because the
+-- statement would read the whole table without it.
 state <> 'ready' AND state <> 'claimed'
     AND (SELECT EXISTS (SELECT FROM pg_catalog.pg_index WHERE indrelid = {strange_table}::regclass AND indisvalid
                         AND pg_catalog.pg_get_expr(indpred, indrelid) ~ '<> ''ready''.*<> ''claimed'''))
 
 -- name: queues
--- Counts at most `most` rows of a queue in each state, so that it takes no longer the more wait. `oldest` is of these,
--- and of the first of each priority where there are more. The last but one says whether it stopped among what is ready
--- or claimed; the last counts rows in a state that no statement of this package takes.
+-- Counts at most `most` rows of a queue in each state, so that its time does not grow with the queue. The age is of the
+-- oldest of these rows, and of the first rows of each priority if there are more. The last column but one says whether
+-- the count of ready or claimed rows stopped at `most`. The last one counts rows in unknown states.
 SELECT q.name, ready.rows, working.in_flight, working.delayed,
        extract(epoch FROM now() - least(ready.since, first.since))::float8,
        dead.rows, ready.rows >= %(most)s::bigint OR working.rows >= %(most)s::bigint, strange.rows
@@ -496,11 +495,11 @@ CROSS JOIN LATERAL (
 ORDER BY q.name;
 
 -- name: ready_estimate
--- The planner's own estimate of a queue's ready rows, which no index condition of ours leads.
+-- The planner's estimate of a queue's ready rows, without the conditions that choose an index.
 EXPLAIN (FORMAT JSON) SELECT FROM {messages} WHERE queue_name = %(queue)s AND state = 'ready';
 
 -- name: find_dead
--- The newest letters. `most` bytes of content are read in all.
+-- The newest dead letters. At most `most` bytes of content are read in all.
 WITH chosen AS MATERIALIZED (
     SELECT * FROM {dead} WHERE %(queue)s::text IS NULL OR queue_name = %(queue)s::text
     ORDER BY dead_id DESC LIMIT %(limit)s::bigint
@@ -512,9 +511,9 @@ WITH chosen AS MATERIALIZED (
 ), {letters} ORDER BY m.dead_id;
 
 -- name: letters
--- A letter's content is read if it has no more than `most` bytes: by itself, or with that of all newer ones (not `each`).
--- It is not even written as text where what is stored is larger. Times are moved into the range that a client can hold.
--- The last column says whether the content was read; if not, the message consists of its small parts.
+-- The content of a dead letter is read if it has at most `most` bytes: by itself (`each`), or together with all newer
+-- ones. If its stored form is larger, it is not converted to text. Times are moved into the range that a client
+-- supports. The last column says whether the content was read; if not, the message consists of its small parts.
 sized AS MATERIALIZED (
     SELECT chosen.*, sum(pg_column_size(message)::bigint + coalesce(pg_column_size(result), 0)) OVER shared AS stored
     FROM chosen WINDOW shared AS (PARTITION BY CASE WHEN %(each)s::bool THEN dead_id END ORDER BY dead_id DESC)
@@ -538,8 +537,8 @@ FROM measured AS m
 SELECT max(dead_id) FROM {dead};
 
 -- name: replay_dead
--- A batch of those after one id and up to another. Sent as new: a new id, no attempts, at the end of its queue, the
--- oldest letter first. A letter that another session removes at the same time is among the chosen and not sent.
+-- A batch of the dead letters after one id and up to another, the oldest first. Each is sent as a new message: with a
+-- new id and no attempts, at the end of its queue. One that another session removes meanwhile is chosen and not sent.
 WITH chosen AS MATERIALIZED (
     SELECT dead_id FROM {dead}
     WHERE (%(ids)s::bigint[] IS NULL OR dead_id = ANY (%(ids)s::bigint[]))
@@ -559,7 +558,7 @@ FROM chosen AS c LEFT JOIN letter AS l ON l.dead_id = c.dead_id
 ORDER BY c.dead_id;
 
 -- name: purge_dead
--- A batch, as of replay_dead.
+-- A batch, as in replay_dead.
 WITH chosen AS MATERIALIZED (
     SELECT dead_id FROM {dead}
     WHERE (%(ids)s::bigint[] IS NULL OR dead_id = ANY (%(ids)s::bigint[]))
@@ -574,7 +573,7 @@ SELECT c.dead_id, p.dead_id IS NOT NULL FROM chosen AS c LEFT JOIN purged AS p O
 ORDER BY c.dead_id;
 
 -- name: waiting_tasks
--- The tasks that the first ready rows name, in the order of their index; what is no message of the wire names none.
+-- The tasks of the first ready rows, in the order of their index. A row that is no valid message names no task.
 SELECT first.message ->> 'task_name', count(*)
 FROM (
     SELECT message FROM {messages}

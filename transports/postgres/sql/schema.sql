@@ -1,5 +1,5 @@
--- What `migrate` creates where it is missing. The first two tables have the columns that the product's have, which
--- its other services read and write; a table that is there already is left as it is.
+-- The objects that `migrate` creates if they are missing. The first two tables have the columns of the product's
+-- tables, which the product's other services read and write. An existing table stays as it is.
 
 -- name: schema
 CREATE SCHEMA {schema}
@@ -47,17 +47,17 @@ CREATE TABLE {dead} (
 CREATE INDEX pg_queue_message_ready ON {messages} USING btree (queue_name, priority DESC, msg_id) WHERE (state = 'ready')
 
 -- name: pg_queue_message_claimed
--- The claimed rows of all queues, among which a worker of very many queues looks for expired leases. An index with `vt`
--- would end HOT updates of renewals.
+-- The claimed rows of all queues, which a worker of very many queues scans for expired leases. With `vt` in an index,
+-- the renewal of a lease would be no HOT update.
 CREATE INDEX pg_queue_message_claimed ON {messages} USING btree (msg_id) WHERE (state = 'claimed')
 
 -- name: pg_queue_message_held
--- The claimed rows of a queue, among which all other workers look, and which are counted.
+-- The claimed rows of a queue, for the scans of all other workers and for counts.
 CREATE INDEX pg_queue_message_held ON {messages} USING btree (queue_name, msg_id)
 WHERE ((state = 'claimed') AND (queue_name >= ''))
 
 -- name: pg_queue_message_strange
--- Rows that another program has put into a state of its own; it has no entry for any row of ours.
+-- Rows in a state of another program. It has no entry for rows of this package.
 CREATE INDEX pg_queue_message_strange ON {messages} USING btree (queue_name)
 WHERE ((state <> 'ready') AND (state <> 'claimed'))
 
