@@ -73,7 +73,7 @@ def translate(exc: BaseException, operation: str, *, committed_by_us: bool = Tru
 def _not_applied(exc: BaseException, state: str, row: SqlstateMeaning, text: str, operation: str) -> TransportError:
     """Return the error for a statement of which the server has kept nothing."""
     if state == INSUFFICIENT_PRIVILEGE and (rights := needed(operation, _primary(exc))):
-        text = f"{text}; {rights}"
+        row = attrs.evolve(row, advice=f"{rights}; {row.advice}")
     if row.meaning is Meaning.NOT_READY:
         return TransportNotReady(text, remedy=row.advice)
     if row.meaning is Meaning.REFUSED:

@@ -59,8 +59,9 @@ def check_tables(execute: Execute, statements: Statements) -> None:
     except TransportNotReady as exc:
         if not (lacking := _lacking(execute, statements.schema)):
             raise
-        problem = str(exc).partition("; ")[0]
-        raise TransportNotReady(f"{problem}: this role lacks {lacking}; grant this role the right") from exc
+        raise TransportNotReady(
+            f"{exc.problem}: this role lacks {lacking}", remedy="grant this role the right"
+        ) from exc
     names = {"messages": statements.table("messages"), "dead": statements.table("dead")}
     if closed := execute("look at sequences", statements["closed_sequences"], names):
         sequences = ", ".join(str(sequence) for (sequence,) in closed)

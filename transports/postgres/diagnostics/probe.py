@@ -122,6 +122,5 @@ def queue_options(queues: Iterable[str]) -> str:
 
 
 def split_remedy(exc: Exception) -> tuple[str, str]:
-    """Split the text of an error into the problem and the remedy."""
-    problem, _, remedy = str(exc).rpartition("; ") if isinstance(exc, TransportNotReady) else (str(exc), "", "")
-    return problem, remedy
+    """Return the problem and the remedy of an error."""
+    return (exc.problem, exc.remedy) if isinstance(exc, TransportNotReady) else (str(exc), "")

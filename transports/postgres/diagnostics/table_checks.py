@@ -241,7 +241,7 @@ def _plan_sending(probe: Probe) -> None:
     parameters = {**message_columns([], []), "channel": "", "wake": []}
     probe.run("plan the statement send_many", probe.statements["send_many"].explained(), parameters)
     if closed := probe.ask("closed_to_senders", messages=probe.statements.table("messages")):
-        raise TransportNotReady(f"this role lacks USAGE on {closed[0][0]}; grant this role the right")
+        raise TransportNotReady(f"this role lacks USAGE on {closed[0][0]}", remedy="grant this role the right")
 
 
 def _refusal(plan: Callable[[], None]) -> TransportError | None:
