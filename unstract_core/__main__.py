@@ -1,4 +1,4 @@
-"""`python -m unstract_core`, and the entry point of `unstract-wire`: what has to work before click is there."""
+"""The entry point of `unstract-wire` and of `python -m unstract_core`; it works where click is not installed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 
 
 def main() -> None:
-    """Run the command line and exit. Without click, exit with 2 and one line that says what to install."""
-    atexit.register(_leave_at_once)  # registered first, so that it runs after every exit handler of the application
+    """Run the command line and exit. Without click, print one line that says what to install, and exit with 2."""
+    atexit.register(_exit_without_cleanup)  # registered first, so that it runs last
     try:
         from unstract_core import cli
     except ModuleNotFoundError as exc:
@@ -21,11 +21,11 @@ def main() -> None:
     cli.main()
 
 
-def _leave_at_once() -> None:
-    """End a worker that has stopped, without the interpreter's own clean-up: on a busy machine that takes seconds."""
+def _exit_without_cleanup() -> None:
+    """Exit a worker that has stopped without the interpreter's own clean-up, which takes seconds on a busy machine."""
     process_exit = sys.modules.get("unstract_core.cli.process_exit")
     if process_exit is not None and process_exit.exit_code is not None:
-        process_exit.leave(process_exit.exit_code)
+        process_exit.exit_now(process_exit.exit_code)
 
 
 if __name__ == "__main__":

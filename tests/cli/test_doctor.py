@@ -162,7 +162,7 @@ def test_a_foreign_package_that_hides_our_transports_is_named(tmp_path: Path, fi
     (finding,) = found(ended, "import path")
     assert (ended.code, finding["level"]) == (1, "error")
     assert str(tmp_path / file) in finding["what"]
-    assert f"take {tmp_path} off" in finding["remedy"]
+    assert f"remove {tmp_path} from" in finding["remedy"]
     assert "error" in [one["level"] for one in found(ended, "entry points")]
     assert [one["level"] for one in found(ended, "transport")] == ["error"]
 
@@ -181,7 +181,7 @@ def test_a_foreign_package_in_the_same_directory_as_ours_is_told_and_is_no_fault
     (tmp_path / "transports" / "__init__.py").write_text("whose = 'foreign'\n")
     ended = doctor(tmp_path)
     (finding,) = found(ended, "import path")
-    assert (ended.code, finding["level"], "lies beside ours" in finding["what"]) == (0, "ok", True)
+    assert (ended.code, finding["level"], "in the same directory" in finding["what"]) == (0, "ok", True)
 
 
 @pytest.mark.parametrize(("url", "level"), [("memory://", "warning"), ("pigeon://", "error")])

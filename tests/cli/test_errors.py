@@ -67,7 +67,7 @@ WORKER = ("worker", "--queue", "q", "--app")
         (("dead", "replay", "17", "x"), ["no dead letters 17, x"]),
         (("dead", "purge"), ["either IDs, or --queue NAME, or --all"]),
         (("dead", "purge", "1", "--all"), ["either IDs, or --queue NAME, or --all"]),
-        (("dead", "purge", "1", "--older-than", "5"), ["--older-than goes with"]),
+        (("dead", "purge", "1", "--older-than", "5"), ["--older-than works with"]),
         (("dead", "purge", "17", "--yes"), ["no dead letter 17"]),
         (("dead", "purge", "--all"), ["no terminal to ask on", "--yes"]),
         (("dead", "purge", "--all", "--older-than", "-1", "--yes"), ["--older-than"]),

@@ -227,7 +227,7 @@ def test_what_a_transport_does_not_claim_is_refused_with_the_remedy(run: Run) ->
 
 def test_a_transport_that_does_not_tell_who_works_says_so(run: Run, transport: Lasting) -> None:
     """Beside the output; null in the document."""
-    assert "does not tell who works" in run("top").stderr
+    assert "does not list its workers" in run("top").stderr
     assert json.loads(run("top", "--json").stdout)["workers"] is None
 
 

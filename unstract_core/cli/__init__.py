@@ -1,11 +1,11 @@
-"""The `unstract-wire` command: create the tables, run workers, look at queues and dead letters, and find what is wrong.
+"""The `unstract-wire` command: create the tables, run workers, list queues and dead letters, and diagnose problems.
 
-Standard output carries what was asked for: columns, or with --json one JSON document. Standard error carries the
-worker's log, notes, and where something cannot be done ONE line that says what is wrong and how to mend it; the exit
-code is then 2. A traceback is shown with --debug only. Passwords are masked in everything that is written.
+Standard output carries the result: columns, or one JSON document with --json. Standard error carries the worker's log
+and notes. An error is one line on standard error that says what is wrong and what to do, and the exit code is 2. The
+traceback is shown with --debug only. Passwords are masked in all output.
 
-It works on any transport that `load_transport` finds and imports none itself. It needs click, which comes with the
-extra [cli]: `__main__` is the entry point that can tell so.
+The command works with any transport that `load_transport` finds, and imports no transport itself. It needs click, from
+the extra [cli]; without click, the entry point in `__main__` says what to install.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from unstract_core.cli.context import PROGRAM, CliGroup, common
 @click.version_option(__version__, message="%(prog)s %(version)s")
 @common(variables=True)
 def main() -> None:
-    """Run and look after the task queues of unstract-wire.
+    """Run workers, and operate the task queues of unstract-wire.
 
     \b
     export UNSTRACT_WIRE_URL=postgresql://user@host/database

@@ -1,4 +1,4 @@
-"""One run of the command: what it was told on any level, the transport it opens, and how it ends."""
+"""The context of one run of the command: its common options, its transport, and its exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unstract_core.cli import process_exit
 from unstract_core.cli.app_import import as_configuration_error, make_here_importable, raised_at
 from unstract_core.cli.process_exit import FAILED, INTERRUPTED
 from unstract_core.cli.render.masking import mask
-from unstract_core.cli.render.output import TRACE, behind_mark, printable
+from unstract_core.cli.render.output import TRACE, marked_traceback, printable
 from unstract_core.errors import ConfigurationError, ContractError, NotSupported
 from unstract_core.transport import Transport
 
@@ -28,22 +28,33 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @attrs.define
 class CliContext:
-    """What one run of the command was told on any level: `--url` and `--debug`."""
+    """The common options of one run of the command, and how its process exits.
+
+    Attributes:
+        url: The transport's URL; empty for none.
+        debug: Whether tracebacks are shown.
+        silent: Whether another process reports an error of this one.
+        at_once: Whether the process exits without the interpreter's clean-up: set when a worker has stopped.
+    """
 
     url: str = ""
     debug: bool = False
     silent: bool = False
-    """Whether what goes wrong is reported by another process."""
     at_once: bool = False
-    """Whether this process ends without the interpreter's clean-up: set when a worker has stopped."""
 
     @contextlib.contextmanager
     def transport(
         self, capability: str | None = None, *, asking: Callable[[Any], object] | None = None
     ) -> Iterator[Transport]:
-        """Open the transport and close it in the end. Raises ConfigurationError, and NotSupported for a capability.
+        """Open the transport, and close it after the block.
 
-        `asking` is what the capability is wanted for: a transport that refuses it may know what to do instead.
+        Args:
+            capability: The capability that the command needs; None for none.
+            asking: The call that needs the capability. A transport that refuses it may say what to do instead.
+
+        Raises:
+            ConfigurationError: There is no URL, or no transport for it.
+            NotSupported: The transport does not have the capability.
         """
         if not self.url:
             raise ConfigurationError(
@@ -55,19 +66,19 @@ class CliContext:
             transport = discovery.load_transport(self.url)
         try:
             if capability is not None and not getattr(transport.capabilities, capability):
-                why = _refusal(transport, capability, asking)
-                raise NotSupported(f"the transport {self.url} cannot do this: {why}")
+                reason = _refusal(transport, capability, asking)
+                raise NotSupported(f"the transport {self.url} cannot do this: {reason}")
             yield transport
         finally:
             transport.close()
 
     def mask(self, text: str) -> str:
-        """Return `text` without any password, this cli's own included."""
+        """Return `text` with all passwords masked, also those of this transport's URL."""
         return mask(text, self.url)
 
 
 def _refusal(transport: Transport, capability: str, asking: Callable[[Any], object] | None) -> str:
-    """Say why a transport cannot do what is asked, in its own words where it has some."""
+    """Return why the transport cannot do this, in its own words if it gives a reason."""
     with contextlib.suppress(Exception):
         try:
             if asking is not None:
@@ -78,12 +89,12 @@ def _refusal(transport: Transport, capability: str, asking: Callable[[Any], obje
 
 
 class CliGroup(click.Group):
-    """The group whose `main` ends in an exit code, with one line on stderr where that is not 0."""
+    """A group of commands whose `main` exits with a code, and prints one line on standard error for an error."""
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         cli = CliContext()
         kwargs |= {"prog_name": PROGRAM, "standalone_mode": False, "obj": cli}
-        quiet = logging.NullHandler()  # else a driver's warnings would stand beside the one line
+        quiet = logging.NullHandler()  # a driver's warnings must not be printed beside the error line
         logging.root.addHandler(quiet)
         try:
             code = super().main(*args, **kwargs)
@@ -91,14 +102,14 @@ class CliGroup(click.Group):
             code = INTERRUPTED
         except click.UsageError as exc:
             command = exc.ctx.command_path if exc.ctx is not None else PROGRAM
-            code = _complain(cli, f"{exc.format_message()} (see '{command} --help')")
+            code = _report_error(cli, f"{exc.format_message()} (see '{command} --help')")
         except click.ClickException as exc:
-            code = _complain(cli, exc.format_message())
+            code = _report_error(cli, exc.format_message())
         except ContractError as exc:
-            code = _complain(cli, str(exc) or type(exc).__name__, exc)
+            code = _report_error(cli, str(exc) or type(exc).__name__, exc)
         except Exception as exc:
             hint = "" if cli.debug else "; run it again with --debug to see the traceback"
-            code = _complain(cli, f"unexpected {type(exc).__name__}{raised_at(exc)}{hint}", exc)
+            code = _report_error(cli, f"unexpected {type(exc).__name__}{raised_at(exc)}{hint}", exc)
         finally:
             logging.root.removeHandler(quiet)
         if cli.at_once:
@@ -106,29 +117,33 @@ class CliGroup(click.Group):
         sys.exit(code)
 
 
-def _complain(cli: CliContext, problem: str, exc: BaseException | None = None) -> int:
+def _report_error(cli: CliContext, problem: str, exc: BaseException | None = None) -> int:
     if cli.silent:
         return FAILED
     with contextlib.suppress(OSError):
         if cli.debug and exc is not None:
-            text = behind_mark("".join(traceback.format_exception(exc))).removeprefix(TRACE)
+            text = marked_traceback("".join(traceback.format_exception(exc))).removeprefix(TRACE)
             click.echo(cli.mask(text), err=True)
         click.echo(f"{PROGRAM}: {printable(' '.join(cli.mask(problem).split()))}", err=True)
     return FAILED
 
 
-def _remember(context: click.Context, option: click.Parameter, value: Any) -> None:
+def _set_option(context: click.Context, option: click.Parameter, value: Any) -> None:
     if value:
         setattr(context.ensure_object(CliContext), str(option.name), value)
 
 
 def common(*, variables: bool = False) -> Callable[[Command], Command]:
-    """Add the options that are understood on every level; what stands further to the right wins."""
+    """Return a decorator that adds the common options. Every command has them; the last one on the command line counts.
+
+    Args:
+        variables: Whether the environment variables UNSTRACT_WIRE_URL and UNSTRACT_WIRE_DEBUG are read.
+    """
     url = click.option(
         "--url",
         metavar="URL",
         envvar="UNSTRACT_WIRE_URL" if variables else None,
-        callback=_remember,
+        callback=_set_option,
         expose_value=False,
         help="The transport: postgresql://user@host/database, or module:factory. Default: $UNSTRACT_WIRE_URL.",
     )
@@ -136,7 +151,7 @@ def common(*, variables: bool = False) -> Callable[[Command], Command]:
         "--debug",
         is_flag=True,
         envvar="UNSTRACT_WIRE_DEBUG" if variables else None,
-        callback=_remember,
+        callback=_set_option,
         expose_value=False,
         help="Show the traceback of an error. Default: $UNSTRACT_WIRE_DEBUG.",
     )
@@ -148,7 +163,7 @@ def common(*, variables: bool = False) -> Callable[[Command], Command]:
 
 
 def queue_name(typed: str) -> str:
-    """Take what was typed as a queue's name, where it is text: a command line is bytes, and a driver would choke."""
+    """Return the name of a queue. Raises BadParameter if it is not UTF-8: drivers cannot send such a name."""
     try:
         typed.encode()
     except UnicodeEncodeError:

@@ -1,9 +1,8 @@
-"""/healthz and /metrics of a worker: for probes and scrapers, over the standard library's server.
+"""The HTTP server of a worker: /healthz and /metrics, on the standard library's server.
 
-It serves beside the work and never instead of it. A port that is taken is logged once and tried again; a request that
-fails or takes long costs its own thread. When too many connections are open, the oldest is closed for a new one: slow
-clients do not keep out a probe, which is answered in milliseconds. Nothing else is served, nothing is read from a
-request but its path.
+The server never disturbs the worker. If the port is taken, the server logs it once and tries again. Each request has
+its own thread. When too many connections are open, the server closes the oldest one for a new one, so that slow
+clients cannot keep out a probe. It reads nothing of a request but the path.
 """
 
 from __future__ import annotations
@@ -30,22 +29,28 @@ logger = logging.getLogger("unstract_wire.http")
 
 DEFAULT_HOST = "127.0.0.1"
 RETRY = 30.0
+"""Seconds until the next try when the address cannot be used."""
 _CLIENT_TIMEOUT = 5.0
 _MAX_CONNECTIONS = 16
 _MAX_SCRAPES = 4
-"""For so many requests at once the metrics are collected: that may wait for a database, and a probe must not."""
+"""The number of scrapes at a time. Each may wait for a database, and a probe must not wait for them."""
 _POLL_INTERVAL = 0.5
 _TEXT = "text/plain; charset=utf-8"
 _HEALTH = ("/healthz", "/health", "/livez")
-"""The paths that probes ask, those of the product's workers among them; all three answer alike."""
+"""The paths of the health check, which answer alike; the product's workers use the last two."""
 
 Exposition = Callable[[], tuple[bytes, str]]
-"""Returns what /metrics says, and its content type. Raises a ContractError that names the remedy where it cannot."""
+"""Returns the body of /metrics and its content type. A ContractError becomes status 501 with its text."""
 
 
 @attrs.frozen
 class Health:
-    """How a worker is: `reasons` why it is not well, none where it is; and `details` in any case."""
+    """The health of a worker.
+
+    Args:
+        reasons: Why the worker is unhealthy; empty if it is healthy.
+        details: More fields of the JSON document.
+    """
 
     reasons: Sequence[str]
     details: Mapping[str, Any]
@@ -53,14 +58,19 @@ class Health:
 
 @attrs.frozen
 class Address:
-    """Where to listen."""
+    """The address to listen at.
+
+    Args:
+        host: The host name or IP address.
+        port: The port; 0 for any free one.
+    """
 
     host: str
     port: int
 
     @classmethod
     def of(cls, typed: str) -> Address:
-        """Read `[HOST:]PORT`, an IPv6 address in brackets. Raises ValueError."""
+        """Read `[HOST:]PORT`, with an IPv6 address in brackets. Raises ValueError for other text."""
         host, _, port = typed.rpartition(":")
         if not (port.isascii() and port.isdigit()) or int(port) > 65535:
             raise ValueError(f"{typed!r} is not [HOST:]PORT, such as 8080 or 0.0.0.0:8080")
@@ -71,20 +81,24 @@ class Address:
 
 
 class ConsumerHealth(Observer):
-    """The health of a worker without supervision: whether its consumer still turns."""
+    """The health of a worker without a supervisor: its consumer is healthy while its loop iterates.
+
+    Args:
+        silence_limit: Seconds without an iteration after which the worker is unhealthy.
+    """
 
     def __init__(self, silence_limit: float) -> None:
         self._silence_limit = silence_limit
-        self._turned_at = time.monotonic()
+        self._iterated_at = time.monotonic()
         self._turn: Turn | None = None
 
     def turned(self, turn: Turn) -> None:
-        self._turned_at, self._turn = time.monotonic(), turn
+        self._iterated_at, self._turn = time.monotonic(), turn
 
     def health(self) -> Health:
-        quiet, turn = time.monotonic() - self._turned_at, self._turn
-        reasons = [f"the consumer has done nothing for {quiet:.0f} s"] if quiet >= self._silence_limit else []
-        consumer = {"state": "starting" if turn is None else "running", "turned": round(quiet, 1)}
+        silent_for, turn = time.monotonic() - self._iterated_at, self._turn
+        reasons = [f"the consumer has done nothing for {silent_for:.0f} s"] if silent_for >= self._silence_limit else []
+        consumer = {"state": "starting" if turn is None else "running", "turned": round(silent_for, 1)}
         if turn is not None:
             consumer |= {"held": turn.held, "running": turn.running, "away": turn.away}
         return Health(reasons, {"consumer": consumer})
@@ -94,7 +108,14 @@ class ConsumerHealth(Observer):
 def serving(
     address: Address, health: Callable[[], Health], metrics: Exposition, *, retry: float = RETRY
 ) -> Iterator[None]:
-    """Serve on a thread beside the block; where the address cannot be had, try again every `retry` seconds."""
+    """Serve on a thread while the block runs.
+
+    Args:
+        address: The address to listen at.
+        health: Returns the health of the worker.
+        metrics: Returns the metrics of the worker.
+        retry: Seconds until the next try when the address cannot be used.
+    """
     ended = threading.Event()
     thread = threading.Thread(
         target=_serve, args=[address, health, metrics, retry, ended], name="unstract-wire-http", daemon=True
@@ -132,7 +153,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     timeout = _POLL_INTERVAL
-    request_queue_size = 128  # a burst of slow clients must not have the kernel drop a probe
+    request_queue_size = 128  # during a burst of slow clients the kernel must not drop a probe
 
     def __init__(self, address: Address, health: Callable[[], Health], metrics: Exposition) -> None:
         self.health = health
@@ -145,7 +166,7 @@ class _Server(ThreadingHTTPServer):
         reset_in_child(self)
 
     def reset_in_child(self) -> None:
-        """Close the port in a process that was forked from this one: it would keep the port after this one's end."""
+        """Close the port in a process that a task has forked, which would otherwise keep the port."""
         self.socket.close()
 
     @property
@@ -154,7 +175,7 @@ class _Server(ThreadingHTTPServer):
         return Address(str(host), int(port))
 
     def server_bind(self) -> None:
-        TCPServer.server_bind(self)  # without asking who this host is: that may take long
+        TCPServer.server_bind(self)  # HTTPServer also resolves the host name, which may take long
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -187,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/metrics":
             self._send_metrics()
         else:
-            self._send(404, b"there are /healthz, /health, /livez and /metrics\n")
+            self._send(404, b"not found; use /healthz, /health, /livez or /metrics\n")
 
     do_HEAD = do_GET  # noqa: N815 - http.server's name
 
@@ -203,14 +224,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_metrics(self) -> None:
         if not self.server.collecting.acquire(blocking=False):
-            self._send(503, b"the metrics are being collected for others; ask again later\n")
+            self._send(503, b"too many scrapes at once; try again later\n")
             return
         status, content_type = 200, _TEXT
         try:
             body, content_type = self.server.metrics()
         except ContractError as exc:
             status, body = 501, f"{exc}\n".encode()
-        except Exception as exc:  # a collector may raise anything; its text may hold payload content
+        except Exception as exc:  # the error text may contain payload content
             status, body = 500, f"the metrics cannot be collected: {type(exc).__name__}\n".encode()
         finally:
             self.server.collecting.release()
@@ -229,4 +250,4 @@ class _Handler(BaseHTTPRequestHandler):
         return "unstract-wire"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing: every probe would be a line."""
+        """Log nothing: each probe would add a line."""

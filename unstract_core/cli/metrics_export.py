@@ -1,8 +1,8 @@
-"""What a worker tells of its work on /metrics, where the extra [metrics] is installed; without it, what to install.
+"""The metrics of a worker for /metrics (extra [metrics]).
 
-A worker alone counts in its own memory. Of a supervised one each child counts into files of a directory that its parent
-has made, and the parent reads them all together, beside the state of the queues, which it asks itself. The library
-reads its environment when it is imported, and so it is imported late.
+A worker without a supervisor counts in memory. With a supervisor, each child counts into files in a directory that the
+supervisor has made. The supervisor reads all files together, and adds the state of the queues. prometheus_client reads
+its environment when it is imported, so this module imports it late.
 """
 
 from __future__ import annotations
@@ -26,44 +26,55 @@ from unstract_core.transport import Transport
 logger = logging.getLogger("unstract_wire.supervisor")
 
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-_REMEDY = "give it a directory with room, and that can be written to, by TMPDIR"
+_REMEDY = "set TMPDIR to a writable directory with free space"
 
 Exposition = Callable[[], tuple[bytes, str]]
 
 
 @attrs.frozen
 class ConsumerMetrics:
-    """The metrics of one consumer, in this process."""
+    """The metrics of the consumer in this process.
+
+    Attributes:
+        observers: The observers that count; empty if nothing can be counted.
+        exposition: Returns the body of /metrics. Raises ConfigurationError without the extra.
+    """
 
     observers: Sequence[Observer]
     exposition: Exposition
-    """Raises ConfigurationError without the extra."""
 
     @classmethod
     def of(
         cls, tasks: Mapping[str, object], transport: Transport, queues: Sequence[str], *, shared: bool
     ) -> ConsumerMetrics:
-        """Count in a registry that is read here or, if `shared`, in files that the parent reads."""
+        """Return the metrics of a consumer.
+
+        Args:
+            tasks: The registered tasks, whose names may be labels.
+            transport: The transport, which reports the state of the queues.
+            queues: The queues of the consumer.
+            shared: Whether the supervisor reads the metrics, and adds the state of the queues itself.
+        """
         try:
             from unstract_core.observability import metrics
         except ConfigurationError as exc:
             return cls([], lambda missing=exc: _raise(missing))  # type: ignore[misc]  # no type for such a lambda
-        registry = cast(Any, metrics).CollectorRegistry()  # one of its own: the app may count in the default one
+        registry = cast(Any, metrics).CollectorRegistry()  # the application may use the default registry
         if not shared and transport.capabilities.inspection:
             registry.register(metrics.QueueCollector(transport, queues))
         try:
             observers = [metrics.Metrics(registry, frozenset(tasks))]
         except OSError as exc:
-            _tell(exc)
+            _warn(exc)
             observers = []
         return cls(observers, lambda: metrics.exposition(registry))
 
 
 class ChildrenMetrics:
-    """The metrics of all children, and the state of their queues. A context manager: its directory is gone after it."""
+    """The metrics of all children and the state of their queues. A context manager that removes its directory."""
 
     def __init__(self, cli: CliContext, queues: Sequence[str]) -> None:
-        self._session = cli
+        self._cli = cli
         self._queues = list(dict.fromkeys(queues))
         self._stack = contextlib.ExitStack()
         self._opening = threading.Lock()
@@ -76,7 +87,7 @@ class ChildrenMetrics:
                 tempfile.TemporaryDirectory(prefix="unstract-wire-metrics-", ignore_cleanup_errors=True)
             )
         except OSError as exc:
-            _tell(exc)
+            _warn(exc)
         return self
 
     def __exit__(
@@ -86,22 +97,26 @@ class ChildrenMetrics:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What children are told, so that they count where this reads."""
+        """The environment variables that make the children count into this directory."""
         return {_DIRECTORY: self._directory} if self._directory else {}
 
     def forget(self, pid: int) -> None:
-        """Leave out what a child that has ended said of its present; what it has counted stays."""
+        """Remove the gauges of a child that has exited. Its counters stay."""
         if not self._directory:
             return
-        with contextlib.suppress(ConfigurationError):  # without the extra there is nothing to forget
+        with contextlib.suppress(ConfigurationError):  # without the extra there are no metrics
             from unstract_core.observability import metrics
 
             metrics.forget_process(pid, self._directory)
 
     def exposition(self) -> tuple[bytes, str]:
-        """Raises ConfigurationError without the extra or a directory, and where the transport cannot be loaded."""
+        """Return the body of /metrics and its content type.
+
+        Raises:
+            ConfigurationError: The extra is missing, there is no directory, or the transport cannot be loaded.
+        """
         if not self._directory:
-            raise ConfigurationError(f"the metrics of several processes cannot be gathered: {_REMEDY}")
+            raise ConfigurationError(f"the metrics of several processes cannot be collected: {_REMEDY}")
         with self._opening:
             self._exposition = self._exposition or self._opened()
         return self._exposition()
@@ -111,15 +126,15 @@ class ChildrenMetrics:
 
         registry = metrics.multiprocess_registry(self._directory)
         try:
-            transport = self._stack.enter_context(self._session.transport())
+            transport = self._stack.enter_context(self._cli.transport())
         except ContractError as exc:
-            raise ConfigurationError(self._session.mask(str(exc))) from None
+            raise ConfigurationError(self._cli.mask(str(exc))) from None
         if transport.capabilities.inspection:
             registry.register(metrics.QueueCollector(transport, self._queues))
         return lambda: metrics.exposition(registry)
 
 
-def _tell(exc: OSError) -> None:
+def _warn(exc: OSError) -> None:
     emit(logger, logging.WARNING, "metrics_not_gathered", error_type=type(exc).__name__, remedy=_REMEDY)
 
 

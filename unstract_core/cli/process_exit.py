@@ -1,4 +1,4 @@
-"""The end of a process: the command's exit codes, and exits that do not wait for threads that a task left behind."""
+"""The exit of a process: the command's exit codes, and exits that do not wait for threads that a task left behind."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ logger = logging.getLogger("unstract_wire.worker")
 
 FAILED, DECLINED, INTERRUPTED = 2, 1, 130
 
-HELD_UP = 5.0
+EXIT_TIMEOUT = 5.0
+"""Seconds that a process has to exit when another one takes its place."""
 
 exit_code: int | None = None
-"""With which this process ends when its exit handlers have run; None for the interpreter's usual end."""
+"""The code with which this process exits after its exit handlers; None: the interpreter exits as usual."""
 
 
 @contextlib.contextmanager
-def leaving_in_time(
+def exiting_in_time(
     is_replaced: Callable[[], bool], grace: float, log: Callable[[], AbstractContextManager[None]]
 ) -> Iterator[None]:
-    """Leave some seconds after the block, whatever holds up the end of the process: its place is another's.
+    """Make sure that the process exits soon after the block, even if a thread of the application never ends.
 
-    What the application does at exit has its time: `grace` seconds where the process was asked to leave, and fewer
-    where another waits for its place. A thread that it has left behind would be waited for for ever. `log` opens the
-    log once more, to tell of it.
+    Args:
+        is_replaced: Whether another process takes the place of this one. The exit handlers then have 5 s.
+        grace: Seconds that the exit handlers of the application have otherwise.
+        log: Opens the log again, for the event `exit_held_up`.
     """
     code: object = 0
     try:
@@ -44,12 +46,12 @@ def leaving_in_time(
         code = getattr(exc, "exit_code", getattr(exc, "code", FAILED))
         raise
     finally:
-        seconds = HELD_UP if is_replaced() or code else grace
+        seconds = EXIT_TIMEOUT if is_replaced() or code else grace
         code = code if isinstance(code, int) else FAILED
-        threading.Thread(target=_leave, args=[log, seconds, code], name="unstract-wire-exit", daemon=True).start()
+        threading.Thread(target=_exit_later, args=[log, seconds, code], name="unstract-wire-exit", daemon=True).start()
 
 
-def _leave(log: Callable[[], AbstractContextManager[None]], seconds: float, code: int) -> None:
+def _exit_later(log: Callable[[], AbstractContextManager[None]], seconds: float, code: int) -> None:
     time.sleep(seconds)
     with contextlib.suppress(Exception), log():
         emit(logger, logging.WARNING, "exit_held_up", pid=os.getpid(), seconds=seconds)
@@ -57,27 +59,28 @@ def _leave(log: Callable[[], AbstractContextManager[None]], seconds: float, code
     os._exit(code)
 
 
-def leave(code: int) -> NoReturn:
-    """End this process now; what the application has written to its open files is written out."""
+def exit_now(code: int) -> NoReturn:
+    """Exit now, without the interpreter's clean-up. Buffered data of all open files is written first."""
     ignore_signals()
     with contextlib.suppress(Exception):
         logging.shutdown()
-    for one in gc.get_objects():
-        if issubclass(type(one), io.IOBase):
+    for candidate in gc.get_objects():
+        if issubclass(type(candidate), io.IOBase):
             with contextlib.suppress(Exception):
-                one.flush()
+                candidate.flush()
     flush()
     os._exit(code)
 
 
 def ignore_signals() -> None:
-    """Let no signal interrupt the end of this process: an exception there leads to the interpreter's own clean-up."""
+    """Ignore SIGTERM and SIGINT while this process exits: an exception there would start the interpreter's clean-up."""
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
 
 
 def flush() -> None:
+    """Flush standard output and standard error."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()

@@ -1,4 +1,4 @@
-"""The run of a worker's consumer, from its first log line to its last, and to the exit code of its process."""
+"""The run of a worker's consumer, from `worker_started` to `worker_stopped` and the exit code of the process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import attrs
 
 from unstract_core.cli.app_import import Terminated
 from unstract_core.cli.context import CliContext
-from unstract_core.cli.process_exit import FAILED, HELD_UP, flush, ignore_signals
+from unstract_core.cli.process_exit import EXIT_TIMEOUT, FAILED, flush, ignore_signals
 from unstract_core.errors import TransportUnavailable
 from unstract_core.forking import handling
 from unstract_core.observability.log_events import OwnText, emit
@@ -33,7 +33,7 @@ class Supervision(Protocol):
     """The supervisor of this process, as the run of a consumer sees it; `supervisor.child.Parent` implements it."""
 
     first: bool
-    """Whether no child of the supervisor has ever started: an unavailable transport is then an error at once."""
+    """Whether no child of the supervisor has ever started. An unavailable transport is then an error."""
 
     def wait_for_turn(self, seconds: float) -> bool: ...
     def report_started(self) -> None: ...
@@ -41,15 +41,26 @@ class Supervision(Protocol):
     def end_group_if_gone(self) -> None: ...
 
 
-def run(consumer: Consumer, cli: CliContext, parent: Supervision | None, asked: Sequence[int]) -> None:
-    """Run it, unless a signal has `asked` already to leave."""
+def run(consumer: Consumer, cli: CliContext, parent: Supervision | None, received: Sequence[int]) -> None:
+    """Run the consumer until a signal stops it.
+
+    Args:
+        consumer: The consumer.
+        cli: The context of the command.
+        parent: The supervisor; None for a worker of its own.
+        received: The signals that have come before. If there is one, the consumer does not run.
+
+    Raises:
+        Terminated: A signal came before the run.
+        TransportUnavailable: The transport is unavailable, and no child of this supervisor has ever started.
+    """
     code: int | None = None
-    started = 0.0
-    back = threading.Event()
+    started_at = 0.0
+    returned = threading.Event()
 
     def announce() -> None:
-        nonlocal started
-        started = time.monotonic()
+        nonlocal started_at
+        started_at = time.monotonic()
         emit(
             logger,
             logging.INFO,
@@ -65,52 +76,52 @@ def run(consumer: Consumer, cli: CliContext, parent: Supervision | None, asked: 
             cli.silent = False
             parent.report_started()
 
-    def prepared() -> None:
-        """Wait for the place of another child, where this one is to take it."""
+    def wait_for_turn() -> None:
+        """Wait for the order to take over, if this child is a spare."""
         while parent is not None and not parent.wait_for_turn(_MOMENT):
             if consumer.stopping:
                 raise SystemExit(0)
 
-    def wait(away: TransportUnavailable) -> None:
-        """Wait for a moment, where the transport may be waited for: it has worked for a child before this one."""
+    def wait(error: TransportUnavailable) -> None:
+        """Wait for the transport for a moment, if it has worked for an earlier child of this supervisor."""
         if parent is None or parent.first:
-            raise away
+            raise error
         parent.report_unavailable()
         time.sleep(_MOMENT)
         if consumer.stopping:
             raise SystemExit(0)
 
-    def stopped() -> None:
-        if started:
+    def log_stopped() -> None:
+        if started_at:
             counts = {name: consumer.counters[name] for name in _COUNTERS}
-            emit(logger, logging.INFO, "worker_stopped", seconds=round(time.monotonic() - started, 3), **counts)
+            emit(logger, logging.INFO, "worker_stopped", seconds=round(time.monotonic() - started_at, 3), **counts)
 
-    def held_up() -> None:
-        """End this process if the main thread does not come back from its task, once the run has ended."""
+    def exit_if_held_up() -> None:
+        """Exit if the main thread does not return from its task in time after the run has ended."""
         overdue = consumer.counters["overdue"]
-        seconds = _MOMENT if overdue else HELD_UP
-        if back.wait(seconds):
+        seconds = _MOMENT if overdue else EXIT_TIMEOUT
+        if returned.wait(seconds):
             return
-        stopped()
+        log_stopped()
         if not overdue:
             emit(logger, logging.WARNING, "exit_held_up", pid=os.getpid(), seconds=seconds)
         _end(0 if overdue else FAILED, parent)
 
-    consumer.transport = cast(Transport, _Announced(consumer.transport, prepared, announce, wait))
-    if asked:
-        raise Terminated(128 + asked[0])
+    consumer.transport = cast(Transport, _WaitingTransport(consumer.transport, wait_for_turn, announce, wait))
+    if received:
+        raise Terminated(128 + received[0])
     try:
         if parent is not None and consumer.concurrency == 1:
-            consumer.run_tasks_here(ended=held_up)
+            consumer.run_tasks_here(ended=exit_if_held_up)
         else:
-            consumer.run(leave_at_second_signal=parent is None)  # a parent kills what takes too long
+            consumer.run(leave_at_second_signal=parent is None)  # a supervisor kills a child that takes too long
     except SystemExit as second_signal:
         code = int(second_signal.code or 0)
     finally:
         if parent is not None:
-            ignore_signals()  # the order to stop came by the pipe as well, and the signal may be still on its way
-        back.set()
-        stopped()
+            ignore_signals()  # the supervisor sends an order and a signal; the signal may come later
+        returned.set()
+        log_stopped()
     if code is None and consumer.counters["overdue"]:
         code = 0
     if code is not None:
@@ -118,7 +129,7 @@ def run(consumer: Consumer, cli: CliContext, parent: Supervision | None, asked: 
 
 
 def _end(code: int, parent: Supervision | None) -> NoReturn:
-    """End this process at once: a thread that a task has started, or that hangs in one, would hold up a normal exit."""
+    """Exit at once: a normal exit waits for threads that a task has started, or that hang in a task."""
     flush()
     if parent is not None:
         parent.end_group_if_gone()
@@ -126,29 +137,33 @@ def _end(code: int, parent: Supervision | None) -> NoReturn:
 
 
 @attrs.frozen
-class _Announced:
-    """A transport that tells when it was subscribed to: from then on the worker works.
+class _WaitingTransport:
+    """A transport that waits until it can subscribe.
 
-    `prepared` is called before the first try, `wait` as long as the transport is away; both may raise.
+    Args:
+        transport: The transport itself.
+        prepare: Called before the first try; may raise.
+        announce: Called when the consumer has subscribed.
+        wait: Called after each try at which the transport was unavailable; may raise.
     """
 
     transport: Transport
-    prepared: Callable[[], None]
+    prepare: Callable[[], None]
     announce: Callable[[], None]
     wait: Callable[[TransportUnavailable], None]
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> Subscription:
-        self.prepared()
-        told = False
+        self.prepare()
+        logged = False
         while True:
             try:
                 subscription = self.transport.subscribe(queues, lease=lease)
-            except TransportUnavailable as away:
-                self.wait(away)
-                if not told:
-                    told = True
-                    why = {"error_type": type(away).__name__, "error": error_text(away)}
-                    emit(logger, logging.WARNING, "transport_away", **why, held=0)
+            except TransportUnavailable as exc:
+                self.wait(exc)
+                if not logged:
+                    logged = True
+                    fields = {"error_type": type(exc).__name__, "error": error_text(exc)}
+                    emit(logger, logging.WARNING, "transport_away", **fields, held=0)
             else:
                 self.announce()
                 return subscription
@@ -158,16 +173,17 @@ class _Announced:
 
 
 @contextlib.contextmanager
-def sigterm_leaves() -> Iterator[Sequence[int]]:
-    """Let SIGTERM end the process before the consumer minds it: as process 1 of a container it would be ignored.
+def sigterm_raises() -> Iterator[Sequence[int]]:
+    """Raise Terminated on SIGTERM, until the consumer has its own handler: process 1 of a container would ignore it.
 
-    It is also noted in the list that is yielded: an exception goes nowhere while an object is being finalized.
+    The signal is also appended to the list that is yielded: Python discards an exception that is raised while an
+    object is finalized.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
-    def leave(number: int, snapshot: object) -> NoReturn:
-        asked.append(number)
+    def handle(number: int, frame: object) -> NoReturn:
+        received.append(number)
         raise Terminated(128 + number)
 
-    with handling((signal.SIGTERM,), leave):
-        yield asked
+    with handling((signal.SIGTERM,), handle):
+        yield received

@@ -1,4 +1,4 @@
-"""`unstract-wire dead`: list, show, replay and purge what was buried."""
+"""`unstract-wire dead`: list, show, replay and purge dead letters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 from unstract_core.cli.context import PROGRAM, CliContext, common, json_option, queue_name
 from unstract_core.cli.process_exit import DECLINED
 from unstract_core.cli.render.output import age, print_json, print_table, printable, readable_json, utc, write
-from unstract_core.cli.render.snapshot import summaries
+from unstract_core.cli.render.snapshot import newest_dead_letters
 from unstract_core.errors import ConfigurationError
 from unstract_core.transport import BatchedDeadLetters, DeadLetter, DeadLetters
 
@@ -26,13 +26,18 @@ _PROGRESS = 2.0
 @click.group(no_args_is_help=False)
 @common()
 def dead() -> None:
-    """Look after dead letters: messages that were given up."""
+    """List, replay or purge dead letters: messages that failed for good."""
 
 
 @dead.command("list")
-@click.option("--queue", type=queue_name, metavar="NAME", help="Only those of this queue.")
+@click.option("--queue", type=queue_name, metavar="NAME", help="Only the dead letters of this queue.")
 @click.option(
-    "--limit", type=click.IntRange(1, 1_000_000), metavar="N", default=100, show_default=True, help="How many at most."
+    "--limit",
+    type=click.IntRange(1, 1_000_000),
+    metavar="N",
+    default=100,
+    show_default=True,
+    help="How many at most.",
 )
 @json_option
 @common()
@@ -40,9 +45,9 @@ def dead() -> None:
 def list_(cli: CliContext, queue: str | None, limit: int, as_json: bool) -> None:
     """List dead letters, the newest first, without their content."""
     with _dead_letters(cli) as letters:
-        found = summaries(letters, queue=queue, limit=limit)
+        listed = newest_dead_letters(letters, queue=queue, limit=limit)
     if as_json:
-        print_json([_letter_row(letter) for letter in found])
+        print_json([_letter_row(letter) for letter in listed])
         return
     print_table(
         ["id", "queue", "task", ">attempts", "buried at", "reason"],
@@ -55,11 +60,11 @@ def list_(cli: CliContext, queue: str | None, limit: int, as_json: bool) -> None
                 utc(letter.buried_at, "seconds"),
                 letter.reason,
             ]
-            for letter in found
+            for letter in listed
         ],
         empty="no dead letters",
     )
-    if len(found) == limit:
+    if len(listed) == limit:
         click.echo(f"the newest {limit}; there may be more (--limit)", err=True)
 
 
@@ -71,7 +76,7 @@ def list_(cli: CliContext, queue: str | None, limit: int, as_json: bool) -> None
 def show(cli: CliContext, letter_id: str, as_json: bool) -> None:
     """Print one dead letter with its content.
 
-    That is the message as it was stored, and the result where the task had one already.
+    The content is the stored message, and the result if the task had returned one.
     """
     with _dead_letters(cli) as letters:
         (letter,) = _known(letters, [letter_id])
@@ -90,17 +95,17 @@ def show(cli: CliContext, letter_id: str, as_json: bool) -> None:
 @dead.command()
 @click.argument("ids", metavar="[ID]...", nargs=-1)
 @click.option("--queue", type=queue_name, metavar="NAME", help="With --all: every dead letter of this queue.")
-@click.option("--all", "everything", is_flag=True, help="With --queue: all that are there now.")
+@click.option("--all", "everything", is_flag=True, help="With --queue: all of them.")
 @json_option
 @common()
 @click.pass_obj
 def replay(cli: CliContext, ids: tuple[str, ...], queue: str | None, everything: bool, as_json: bool) -> None:
-    """Send dead letters again as new messages, and remove them here.
+    """Send dead letters again as new messages, and remove them.
 
-    Name them by ID, or take a whole queue with --queue NAME --all. If one of the IDs is unknown nothing is sent.
+    Give their IDs, or --queue NAME --all for a whole queue. If one of the IDs is unknown, nothing is sent.
     """
     if bool(ids) == bool(queue and everything) or (ids and (queue or everything)):
-        raise click.UsageError("Say which: either IDs, or --queue NAME --all.")
+        raise click.UsageError("Give either IDs, or --queue NAME --all.")
     with _dead_letters(cli) as letters:
         if ids:
             _known(letters, ids)
@@ -126,7 +131,7 @@ def replay(cli: CliContext, ids: tuple[str, ...], queue: str | None, everything:
     "--older-than",
     type=click.FloatRange(0, 1e9),
     metavar="SECONDS",
-    help="With --queue or --all: only those buried before.",
+    help="With --queue or --all: only dead letters that are older.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
@@ -143,19 +148,18 @@ def purge(
 ) -> None:
     """Remove dead letters for good: by ID, of one queue, or all.
 
-    Asks first when run on a terminal; elsewhere it does nothing without --yes. If one of the IDs is unknown nothing is
-    removed.
+    On a terminal it asks first. Without a terminal it needs --yes. If one of the IDs is unknown, nothing is removed.
     """
     whole = queue is not None or everything
     if bool(ids) == whole:
-        raise click.UsageError("Say which: either IDs, or --queue NAME, or --all.")
+        raise click.UsageError("Give either IDs, or --queue NAME, or --all.")
     if ids and older_than is not None:
-        raise click.UsageError("--older-than goes with --queue or --all, not with IDs.")
+        raise click.UsageError("--older-than works with --queue or --all, not with IDs.")
     with _dead_letters(cli) as letters:
         if ids:
             _known(letters, ids)
         if not yes:
-            _confirm(_what_is_purged(ids, queue, older_than))
+            _confirm(_description(ids, queue, older_than))
         chosen: dict[str, Any] = {"ids": list(ids) or None, "queue": queue, "older_than": older_than or 0.0}
         if isinstance(letters, BatchedDeadLetters):
             purged = sum(_with_progress("purged", letters.purge_in_batches(**chosen), int))
@@ -168,7 +172,7 @@ def purge(
 
 
 def _with_progress(done: str, batches: Iterable[T], size: Callable[[T], int]) -> Iterator[T]:
-    """Yield batches, and say on stderr how much was done: now and then, and when it ends early."""
+    """Yield the batches, and print the progress on standard error: every 2 s, and if an error ends it."""
     total, next_at = 0, time.monotonic() + _PROGRESS
     try:
         for batch in batches:
@@ -183,17 +187,17 @@ def _with_progress(done: str, batches: Iterable[T], size: Callable[[T], int]) ->
         raise
 
 
-def _what_is_purged(ids: Sequence[str], queue: str | None, older_than: float | None) -> str:
+def _description(ids: Sequence[str], queue: str | None, older_than: float | None) -> str:
     if ids:
         return f"{len(set(ids))} dead letter{'s' if len(set(ids)) > 1 else ''}"
     where = "of ALL queues" if queue is None else f"of queue {queue!r}"
     return f"every dead letter {where}" + ("" if older_than is None else f" buried more than {age(older_than)} ago")
 
 
-def _confirm(what: str) -> None:
+def _confirm(description: str) -> None:
     if sys.stdin is None or not sys.stdin.isatty():
-        raise click.UsageError(f"This removes {what} for good; there is no terminal to ask on: add --yes.")
-    if not click.confirm(printable(f"Remove {what} for good?"), err=True):
+        raise click.UsageError(f"This removes {description} for good. There is no terminal to ask on: add --yes.")
+    if not click.confirm(printable(f"Remove {description} for good?"), err=True):
         click.echo(f"{PROGRAM}: nothing was removed", err=True)
         raise click.exceptions.Exit(DECLINED)
 
@@ -205,12 +209,13 @@ def _dead_letters(cli: CliContext) -> Iterator[DeadLetters]:
 
 
 def _known(letters: DeadLetters, ids: Sequence[str]) -> Sequence[DeadLetter]:
-    found = letters.get(ids)
-    unknown = sorted(set(ids).difference(letter.id for letter in found))
+    """Return the dead letters with these ids. Raises ConfigurationError if one is unknown."""
+    known = letters.get(ids)
+    unknown = sorted(set(ids).difference(letter.id for letter in known))
     if unknown:
         noun = "dead letter" if len(unknown) == 1 else "dead letters"
         raise ConfigurationError(f"no {noun} {', '.join(unknown)} (see '{PROGRAM} dead list')")
-    return found
+    return known
 
 
 def _letter_row(letter: DeadLetter) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""`unstract-wire doctor`: what this installation and its transport stand on, and what to do about what is wrong.
+"""`unstract-wire doctor`: checks this installation and its transport, and says how to fix each problem.
 
-Whether transports can be found at all is looked at here; the rest a transport checks itself, where it can.
+This module checks whether transports can be found. A transport with diagnostics checks itself.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red", "skipped": "brig
 @common()
 @click.pass_obj
 def doctor(cli: CliContext, as_json: bool) -> None:
-    """Check what everything stands on, and say what to do.
+    """Check installation and transport, and say how to fix problems.
 
-    Looks at the import path, the connection, the tables, and what has been left lying about; changes nothing. Exits
-    with 1 where something is an error, and with 0 where there are warnings at most.
+    Checks the import path, the connection, the tables and leftover rows, and changes nothing. The exit code is 1 if
+    there is an error, and 0 if there are only warnings.
     """
-    found = []
+    findings = []
     for finding in _findings(cli):
         masked = attrs.evolve(finding, what=cli.mask(finding.what), remedy=cli.mask(finding.remedy))
-        found.append(masked)
+        findings.append(masked)
         if not as_json:
             write(_lines(masked))
     if as_json:
-        print_json([attrs.asdict(finding) for finding in found])
+        print_json([attrs.asdict(finding) for finding in findings])
     else:
-        counts = {level: sum(finding.level == level for finding in found) for level in _COLOURS}
+        counts = {level: sum(finding.level == level for finding in findings) for level in _COLOURS}
         write("\n" + ", ".join(f"{count} {level}" for level, count in counts.items() if count))
-    if any(finding.level == "error" for finding in found):
+    if any(finding.level == "error" for finding in findings):
         raise click.exceptions.Exit(DECLINED)
 
 
@@ -73,66 +73,71 @@ def _findings(cli: CliContext) -> Iterator[Finding]:
         try:
             transport = stack.enter_context(cli.transport())
         except ContractError as exc:
-            yield Finding("transport", "error", str(exc), "give a URL that can be loaded, or mend what is told above")
+            yield Finding("transport", "error", str(exc), "give a URL that can be loaded, or fix the errors above")
             return
         yield Finding("transport", "ok", f"{cli.url} is a {type(transport).__name__}")
         if callable(getattr(transport, "check_up", None)):
             yield from cast(SupportsDiagnostics, transport).check_up()
         else:
             yield _reach(transport)
-            yield Finding("everything else", "skipped", "not applicable: this transport has no check-up of its own")
+            yield Finding("everything else", "skipped", "not applicable: this transport has no diagnostics of its own")
 
 
 def _import_path() -> Finding:
-    """Look for packages called `transports` that hide ours: a regular package wins over a namespace, in any order."""
+    """Look for packages called `transports` that hide ours, as a regular package hides a namespace package."""
     ours = Path(unstract_core.__file__).resolve().parents[1]
     beside: list[tuple[str, str]] = []
     hiding: list[tuple[str, str]] = []
     for entry in dict.fromkeys(sys.path):
         spec = PathFinder.find_spec(_NAMESPACE, [entry])
-        if spec is None or spec.origin is None:  # a namespace, which lives with others of its name
+        if spec is None or spec.origin is None:  # a namespace package hides no other
             continue
         (beside if Path(spec.origin).resolve().parents[1] == ours else hiding).append((spec.origin, entry))
     if hiding:
         origin, entry = hiding[0]
-        remedy = f"uninstall it, rename it, or take {Path(entry).absolute()} off the import path (PYTHONPATH)"
+        remedy = f"uninstall it, rename it, or remove {Path(entry).absolute()} from the import path (PYTHONPATH)"
         return Finding("import path", "error", f"a foreign {origin} hides the transports of this package", remedy)
     if beside:
-        what = f"{beside[0][0]} is of another package, which lies beside ours: both can be imported"
+        what = f"{beside[0][0]} belongs to another package in the same directory: both can be imported"
         return Finding("import path", "ok", what)
     if not (ours / _NAMESPACE / "memory").is_dir():
-        return Finding("import path", "error", f"there is no {_NAMESPACE} in {ours}", "install unstract-wire anew")
+        return Finding("import path", "error", f"there is no {_NAMESPACE} in {ours}", "install unstract-wire again")
     return Finding("import path", "ok", f"{_NAMESPACE} is found in {ours}, and nothing hides it")
 
 
 def _entry_points(scheme: str) -> Iterator[Finding]:
-    """Load what each URL scheme leads to. Broken is an error for the scheme in use, and a warning for the others."""
+    """Load the provider of each URL scheme. A broken one is an error for the scheme in use, else a warning."""
     providers: defaultdict[str, list[EntryPoint]] = defaultdict(list)
     for entry in entry_points(group=GROUP):
         if entry.value not in [other.value for other in providers[entry.name]]:
             providers[entry.name].append(entry)
     if not providers:
-        yield Finding("entry points", "error", f"nobody provides {GROUP}", "install unstract-wire, not its files alone")
-    good, wanting = [], []
+        yield Finding(
+            "entry points",
+            "error",
+            f"no package provides {GROUP}",
+            "install unstract-wire as a package, not only its files",
+        )
+    loaded, missing = [], []
     for name, entries in sorted(providers.items()):
         if len(entries) > 1:
-            who = " and ".join(f"{_provider(entry)} ({entry.value})" for entry in entries)
-            remedy = "uninstall all but one: the last that is found is used"
-            yield Finding("entry points", "warning", f"{name}:// is provided by {who}", remedy)
+            names = " and ".join(f"{_provider(entry)} ({entry.value})" for entry in entries)
+            remedy = "uninstall all but one; the last one found is used"
+            yield Finding("entry points", "warning", f"{name}:// is provided by {names}", remedy)
         problem = _problem(entries[-1])
         if problem is None:
-            good.append(f"{name} ({_provider(entries[-1])})")
+            loaded.append(f"{name} ({_provider(entries[-1])})")
         elif isinstance(problem, ModuleNotFoundError) and not _is_own(problem, entries[-1]):
-            wanting.append(f"{name} needs {problem.name}")
+            missing.append(f"{name} needs {problem.name}")
         else:
             what = f"{name}:// of {_provider(entries[-1])} is broken: {error_text(problem)}"
-            remedy = f"mend or uninstall {_provider(entries[-1])}"
+            remedy = f"fix or uninstall {_provider(entries[-1])}"
             yield Finding("entry points", "error" if name == scheme else "warning", what, remedy)
-    if good:
-        yield Finding("entry points", "ok", ", ".join(good))
-    if wanting:
-        remedy = "where it is wanted, install the extra: pip install 'unstract-wire[all]'"
-        yield Finding("entry points", "skipped", f"not installed: {', '.join(wanting)}", remedy)
+    if loaded:
+        yield Finding("entry points", "ok", ", ".join(loaded))
+    if missing:
+        remedy = "if you need it, install the extra: pip install 'unstract-wire[all]'"
+        yield Finding("entry points", "skipped", f"not installed: {', '.join(missing)}", remedy)
 
 
 def _provider(entry: EntryPoint) -> str:
@@ -148,20 +153,20 @@ def _problem(entry: EntryPoint) -> Exception | SystemExit | None:
 
 
 def _is_own(problem: ModuleNotFoundError, entry: EntryPoint) -> bool:
-    """Whether what is missing is the provider's own module, and not something that it needs."""
+    """Whether the missing module is the provider's own, and not a dependency."""
     return (problem.name or "").partition(".")[0] == entry.module.partition(".")[0]
 
 
 def _reach(transport: Transport) -> Finding:
-    """Ask something harmless of a transport, as far as it can be asked anything."""
-    about: Any = transport
+    """Check the connection by a call that changes nothing, if the transport has one."""
+    source: Any = transport
     try:
         if transport.capabilities.inspection:
-            cast(Inspection, about).queues([])
+            cast(Inspection, source).queues([])
         elif transport.capabilities.dead_letters:
-            cast(DeadLetters, about.dead).find(queue=f"unstract-wire-doctor-{secrets.token_hex(8)}", limit=1)
+            cast(DeadLetters, source.dead).find(queue=f"unstract-wire-doctor-{secrets.token_hex(8)}", limit=1)
         else:
-            return Finding("connection", "skipped", "not applicable: this transport can be asked nothing harmless")
+            return Finding("connection", "skipped", "not applicable: no call of this transport is free of side effects")
     except ContractError as exc:
-        return Finding("connection", "error", str(exc), "is it running, and is the URL right?")
+        return Finding("connection", "error", str(exc), "check that it is running and that the URL is right")
     return Finding("connection", "ok", "it answers")

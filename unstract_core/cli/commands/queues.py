@@ -21,12 +21,11 @@ from unstract_core.transport import Inspection, QueueState
 @common()
 @click.pass_obj
 def queues(cli: CliContext, names: tuple[str, ...], as_json: bool) -> None:
-    """Show what stands in the queues.
+    """Show the messages in the queues.
 
-    Depth is everything in the queue: ready to be taken, in flight with a worker, and delayed. Oldest is how long the
-    first of the ready ones has waited; dead is how many were buried. A queue that holds nothing is shown when named.
-    Where other programs store messages in a state that no worker of this package takes, these are shown as unknown.
-    The numbers of a queue that is too long to be counted are estimates, marked with ~.
+    Depth counts all messages: ready, in flight with a worker, and delayed. Oldest is how long the first ready message
+    has waited. Dead counts the dead letters. An empty queue is shown only if it is named. Unknown counts messages in a
+    state that no worker of this package claims. Numbers with ~ are estimates for a queue that is too long to count.
     """
 
     def ask(transport: Any) -> Sequence[QueueState]:
@@ -37,9 +36,18 @@ def queues(cli: CliContext, names: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         print_json([queue_row(state) for state in states])
         return
-    odd = any(state.unknown for state in states)
+    unknown = any(state.unknown for state in states)
     print_table(
-        ["queue", ">depth", ">ready", ">in flight", ">delayed", ">oldest", ">dead", *([">unknown"] if odd else [])],
+        [
+            "queue",
+            ">depth",
+            ">ready",
+            ">in flight",
+            ">delayed",
+            ">oldest",
+            ">dead",
+            *([">unknown"] if unknown else []),
+        ],
         [
             [
                 state.queue,
@@ -49,7 +57,7 @@ def queues(cli: CliContext, names: tuple[str, ...], as_json: bool) -> None:
                 str(state.delayed),
                 "-" if state.oldest is None else age(state.oldest),
                 str(state.dead),
-                *([str(state.unknown)] if odd else []),
+                *([str(state.unknown)] if unknown else []),
             ]
             for state in states
         ],

@@ -25,16 +25,16 @@ BREAKS = 1
     "old",
     type=click.File("rb"),
     metavar="OLD",
-    help="Compare with this older schema, a file or - for standard input; exit code 1 if anything breaks.",
+    help="Compare with this older schema, a file or - for standard input. The exit code is 1 if anything breaks.",
 )
 @json_option
 @common()
 @click.pass_obj
 def schema(cli: CliContext, old: BinaryIO | None, as_json: bool) -> None:
-    """Print the JSON Schema of a task, or what it breaks.
+    """Print the JSON Schema of a task, or compare it with an older one.
 
-    With --check-against every change from the older schema is told with its place and the side that it breaks: old
-    readers of new rows, or new readers of old rows. Changes that break neither are told as fine.
+    With --check-against it prints each change with its place, and the side that it breaks: old readers of new rows, or
+    new readers of old rows. Compatible changes are printed too.
     """
     if old is None:
         print_json(committed_schema())
@@ -54,7 +54,7 @@ def _changes(file: BinaryIO) -> Sequence[Change]:
     except OSError as exc:
         problem = f"cannot be read: {exc.strerror}"
     except ConfigurationError as exc:
-        problem = f"is no JSON Schema that can be compared: {exc}"
+        problem = f"is not a JSON Schema that can be compared: {exc}"
     except RecursionError:
         problem = "is nested too deep to be read"
     except ValueError as exc:

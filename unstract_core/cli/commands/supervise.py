@@ -22,7 +22,19 @@ def supervise(
     silence_limit: float,
     http: Address | None,
 ) -> int:
-    """Run this same command in children; what was told on other levels reaches them as it came to us or more hidden."""
+    """Run this same command in child processes, and return the exit code.
+
+    The URL reaches the children by an environment variable, so that it does not show in their arguments.
+
+    Args:
+        cli: The context of the command.
+        arguments: The arguments of the worker command.
+        queues: The queues of the worker, for the metrics.
+        processes: The number of children at work.
+        grace: Seconds that the children have to finish after the first signal.
+        silence_limit: Seconds without a report after which a child is logged as silent.
+        http: The address of the health server; None for no server.
+    """
     environment = {**os.environ, "UNSTRACT_WIRE_URL": cli.url}
     if cli.debug:
         environment["UNSTRACT_WIRE_DEBUG"] = "1"
@@ -45,9 +57,9 @@ def supervise(
 
 
 def _program(arguments: Sequence[str]) -> list[str]:
-    """Return how this process was started, up to its arguments: a child then has the import path that this one has."""
-    typed = len(sys.argv) - 1
-    if sys.argv[0] != "-c" and typed > len(arguments) and sys.argv[-len(arguments) :] == [*arguments]:
-        return [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - typed]]
+    """Return the start of the command line of this process, so that a child gets the same import path."""
+    count = len(sys.argv) - 1
+    if sys.argv[0] != "-c" and count > len(arguments) and sys.argv[-len(arguments) :] == [*arguments]:
+        return [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - count]]
     here_first = not sys.flags.safe_path and sys.path[0] in ("", os.getcwd())
     return [sys.executable, *([] if here_first else ["-P"]), "-m", "unstract_core"]

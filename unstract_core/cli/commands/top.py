@@ -1,4 +1,4 @@
-"""`unstract-wire top`: queues, workers and the last failures, as they are now and as they change."""
+"""`unstract-wire top`: queues, workers and the newest failures, once or as a live view."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from unstract_core.cli.context import CliContext, common, json_option, queue_name
 from unstract_core.cli.render import snapshot as snapshots
-from unstract_core.cli.render.live_view import LiveView, watch
+from unstract_core.cli.render.live_view import LiveView, show
 from unstract_core.cli.render.output import print_json, print_table
 from unstract_core.cli.render.snapshot import Rows, Snapshot
 from unstract_core.transport import Inspection
@@ -26,17 +26,17 @@ from unstract_core.transport import Inspection
     metavar="SECONDS",
     default=2.0,
     show_default=True,
-    help="Look again after so long.",
+    help="Seconds between two updates.",
 )
-@click.option("--once", is_flag=True, help="Show it once and leave, as where no terminal is.")
+@click.option("--once", is_flag=True, help="Print everything once, as without a terminal.")
 @json_option
 @common()
 @click.pass_obj
 def top(cli: CliContext, names: tuple[str, ...], interval: float, once: bool, as_json: bool) -> None:
-    """Watch queues, workers and the last failures.
+    """Watch queues, workers and the newest failures.
 
-    On a terminal until q or Ctrl-C. Elsewhere, and with --once or --json, it shows them once. What a message holds, and
-    what a task said in its error, is not shown. Where the transport is away, this is told, and it goes on.
+    On a terminal it runs until q or Ctrl-C. Without a terminal, and with --once or --json, it prints everything once.
+    Message contents and error texts are not shown. While the transport is unavailable, it says so and tries again.
     """
 
     def ask(transport: Any) -> object:
@@ -49,7 +49,7 @@ def top(cli: CliContext, names: tuple[str, ...], interval: float, once: bool, as
         elif once or sys.stdout is None or not sys.stdout.isatty():
             _print(first)
         else:
-            watch(LiveView(transport, names, interval, first), cli.url, interval, cli.mask)
+            show(LiveView(transport, names, interval, first), cli.url, interval, cli.mask)
 
 
 def _print(snapshot: Snapshot) -> None:

@@ -1,7 +1,7 @@
-"""`unstract-wire worker`: a consumer in a process of its own, from its first log line to its exit code.
+"""`unstract-wire worker`: the options of a worker, and its consumer in a process of its own.
 
-With --processes, or an option that needs somebody who starts the worker again, this process is the supervisor
-(supervisor.py), and the consumer is in children of it, which run this same command.
+With --processes, or with an option that needs a restart of the worker, this process is the supervisor. Its children run
+this same command, each with a consumer.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from unstract_core.cli.commands.supervise import supervise
 from unstract_core.cli.context import CliContext, common, queue_name
 from unstract_core.cli.health_server import Address, ConsumerHealth, serving
 from unstract_core.cli.metrics_export import ConsumerMetrics
-from unstract_core.cli.process_exit import leaving_in_time
+from unstract_core.cli.process_exit import exiting_in_time
 from unstract_core.cli.render.logs import log_to_stderr
-from unstract_core.cli.run_consumer import run, sigterm_leaves
+from unstract_core.cli.run_consumer import run, sigterm_raises
 from unstract_core.cli.supervisor.child import Parent
 from unstract_core.cli.supervisor.heartbeat import Heartbeat
 from unstract_core.cli.supervisor.recycle_limits import MEGABYTE, RecycleLimits
@@ -30,20 +30,21 @@ from unstract_core.transport import Inspection, ReplyStatus, Transport
 from unstract_core.worker.consumer import Consumer
 
 _GRACE = 25.0
-"""Kubernetes kills a container 30 s after its SIGTERM: this leaves some for what comes before and after."""
+"""Kubernetes kills a container 30 s after its SIGTERM, so some seconds are left for exit handlers."""
 _SILENT_LEASES, _MIN_SILENCE = 3, 60.0
 _SHOWN = 5
+"""The number of task names in an error text."""
 
 
-def _address(typed: str) -> Address:
+def _address(text: str) -> Address:
     try:
-        return Address.of(typed)
+        return Address.of(text)
     except ValueError as exc:
         raise click.BadParameter(f"{exc}.") from None
 
 
 class _Worker(click.Command):
-    """Remembers how it was called, for the children that are to be called so."""
+    """Keeps its arguments, with which the children are started."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[__name__] = tuple(args)
@@ -64,7 +65,7 @@ class _Worker(click.Command):
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long a dead worker's messages wait for another; a living worker renews them.",
+    help="How long the messages of a dead worker wait for another worker. A living worker renews its leases.",
 )
 @click.option(
     "--max-attempts",
@@ -72,13 +73,13 @@ class _Worker(click.Command):
     metavar="N",
     default=5,
     show_default=True,
-    help="Deliveries until a message that keeps failing becomes a dead letter.",
+    help="Deliveries after which a message that keeps failing becomes a dead letter.",
 )
 @click.option(
     "--prefetch",
     type=click.IntRange(1),
     metavar="N",
-    help="Messages held at once, running ones too. Default: adaptive.",
+    help="Messages in flight at once, running tasks included. Default: adaptive.",
 )
 @click.option(
     "--processes",
@@ -90,31 +91,29 @@ class _Worker(click.Command):
     "--grace",
     type=click.FloatRange(0, 1e6),
     metavar="SECONDS",
-    help=f"How long children have to finish after a first signal, before they are killed. Default: {_GRACE:g}.",
+    help=f"How long the children have to finish after the first signal; then they are killed. Default: {_GRACE:g}.",
 )
-@click.option(
-    "--max-tasks", type=click.IntRange(1), metavar="N", help="Replace a child that has run N tasks. Default: never."
-)
+@click.option("--max-tasks", type=click.IntRange(1), metavar="N", help="Replace a child after N tasks. Default: never.")
 @click.option(
     "--max-memory",
     type=click.IntRange(1),
     metavar="MB",
-    help="Replace a child whose peak memory is above that after a task. Default: never.",
+    help="Replace a child whose peak memory is above MB megabytes after a task. Default: never.",
 )
 @click.option(
     "--task-deadline",
     type=click.FloatRange(0, 1e8, min_open=True),
     metavar="SECONDS",
-    help="Give up a task that runs for longer, tell its sender, and replace the child. Default: never.",
+    help="Fail a task that runs longer, report the failure to its sender, and replace the child. Default: never.",
 )
 @click.option(
-    "--never-rerun", is_flag=True, help="Start no task twice: of one whose worker was lost, its sender is told so."
+    "--never-rerun", is_flag=True, help="Start each task at most once. If its worker is lost, the sender gets an error."
 )
 @click.option(
     "--status-payload",
     type=click.Choice(["none", "result"]),
     metavar="WHAT",
-    help="What the status of a success keeps: none or result. Default: none where on_success carries the result.",
+    help="Content of the status of a success: none or result. Default: none if on_success carries the result.",
 )
 @click.option(
     "--returned-failure",
@@ -129,28 +128,26 @@ class _Worker(click.Command):
     "allow_continuations",
     metavar="QUEUE[:TASK]",
     multiple=True,
-    help="A callback that messages may ask for; may be repeated. Messages with others are not run. Default: all.",
+    help="An allowed callback; may be repeated. Messages with other callbacks are rejected. Default: all are allowed.",
 )
-@click.option(
-    "--strict", is_flag=True, help="Do not start where none of the tasks that wait in a queue is one of --app's."
-)
+@click.option("--strict", is_flag=True, help="Do not start if a queue holds tasks, and --app has none of them.")
 @click.option(
     "--observer",
     "observers",
     metavar="MODULE:FACTORY",
     multiple=True,
-    help="An Observer of each run and settlement, made by this class or factory; may be repeated.",
+    help="A class or factory that makes an Observer of runs and settlements; may be repeated.",
 )
 @click.option(
     "--log-errors",
     is_flag=True,
-    help="Log the messages of the exceptions that tasks raise, too: they may quote what was sent.",
+    help="Also log the messages of exceptions that tasks raise. They may quote payload content.",
 )
 @click.option(
     "--http",
     type=_address,
     metavar="[HOST:]PORT",
-    help="Serve /healthz and /metrics. Host: 127.0.0.1, so say 0.0.0.0:PORT for the probes of a cluster.",
+    help="Serve /healthz and /metrics. Default host: 127.0.0.1; use 0.0.0.0:PORT for the probes of a cluster.",
 )
 @click.option(
     "--log-level",
@@ -158,7 +155,7 @@ class _Worker(click.Command):
     metavar="LEVEL",
     default="INFO",
     show_default=True,
-    help="What is logged to standard error: from DEBUG, INFO, WARNING, ERROR or CRITICAL on.",
+    help="The lowest level that is logged to standard error: DEBUG, INFO, WARNING, ERROR or CRITICAL.",
 )
 @common()
 @click.pass_context
@@ -187,13 +184,13 @@ def worker(
 ) -> None:
     """Run the tasks of some queues until SIGTERM or SIGINT.
 
-    The app is imported, the current directory first: --app myproject.tasks:tasks is `tasks` in myproject/tasks.py.
-    On the first signal the worker takes nothing new, finishes what runs, settles it and exits with 0. A second one
-    makes it leave at once with 128 + the signal's number; its messages run again when their lease is over.
+    --app myproject.tasks:tasks is `tasks` in myproject/tasks.py; the current directory comes first on the import path.
+    On the first signal the worker claims no more messages, finishes and settles its running tasks, and exits with 0.
+    On a second signal it exits at once with 128 + the signal's number. Its messages run again when their leases expire.
 
-    With --processes this process only starts children, again when they die, and ends them together: with 0, with 137
-    if some did not finish in time and were killed, or with 1 if some died meanwhile. --grace, --max-tasks, --max-memory
-    and --task-deadline imply it.
+    With --processes this process only starts, restarts and stops child processes. It exits with 0, with 137 if some
+    did not finish in time and were killed, or with 1 if some died meanwhile. --grace, --max-tasks, --max-memory and
+    --task-deadline imply --processes 1.
     """
     cli: CliContext = context.obj
     silence_limit = max(_MIN_SILENCE, _SILENT_LEASES * lease)
@@ -202,18 +199,18 @@ def worker(
     supervised = any(option is not None for option in (processes, grace, max_tasks, max_memory, task_deadline))
     grace = _GRACE if grace is None else grace
     log = functools.partial(log_to_stderr, log_level, cli.mask)
-    with log(), sigterm_leaves() as asked, contextlib.ExitStack() as stack:
+    with log(), sigterm_raises() as received, contextlib.ExitStack() as stack:
         if parent is None and supervised:
             code = supervise(cli, context.meta[__name__], queues, processes or 1, grace, silence_limit, http)
             cli.at_once = True
             raise click.exceptions.Exit(code)
         if parent is not None:
             parent.watch(grace)
-            stack.enter_context(leaving_in_time(parent.is_replaced, grace, log))
+            stack.enter_context(exiting_in_time(parent.is_replaced, grace, log))
         tasks = load_tasks(app)
         transport = stack.enter_context(cli.transport())
         if strict and (parent is None or parent.first):
-            _check_what_waits(transport, queues, tasks)
+            _check_waiting_tasks(transport, queues, tasks)
         all_observers = [load_observer(spec) for spec in observers]
         heartbeat = None
         if parent is not None:
@@ -246,22 +243,22 @@ def worker(
         )
         if heartbeat is not None:
             heartbeat.attach(consumer)
-        run(consumer, cli, parent, asked)
+        run(consumer, cli, parent, received)
     cli.at_once = True
 
 
-def _check_what_waits(transport: Transport, queues: Sequence[str], tasks: Mapping[str, object]) -> None:
-    """Raise ConfigurationError where a queue holds tasks, and none of them is ours: somebody took the wrong one."""
+def _check_waiting_tasks(transport: Transport, queues: Sequence[str], tasks: Mapping[str, object]) -> None:
+    """Raise ConfigurationError if a queue holds tasks and we have none of them: --queue or --app is probably wrong."""
     if not (transport.capabilities.inspection and hasattr(transport, "waiting_tasks")):
         raise NotSupported(
-            "--strict needs to see which tasks wait in a queue, and this transport does not tell: start without it"
+            "--strict needs a transport that lists waiting tasks, and this one does not: start without --strict"
         )
     for queue in dict.fromkeys(queues):
         waiting = cast(Inspection, transport).waiting_tasks(queue)
         if waiting and not waiting.keys() & tasks.keys():
             raise ConfigurationError(
                 f"--strict: none of the tasks that wait in queue {queue!r} ({_few(waiting)}) is one of this worker's"
-                f" ({_few(tasks)}): is it the wrong --queue, or the wrong --app?"
+                f" ({_few(tasks)}): check --queue and --app"
             )
 
 

@@ -1,1 +1,1 @@
-"""Output of the commands: tables, the live view, log lines, and masked passwords."""
+"""The output of the commands: tables, the live view, log lines and masked passwords."""

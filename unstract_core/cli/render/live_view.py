@@ -1,4 +1,4 @@
-"""The terminal of `unstract-wire top`: it looks again and again, draws what it saw, and listens to the keyboard."""
+"""The live view of `unstract-wire top`: it takes snapshots on a thread, draws them, and reads the keyboard."""
 
 from __future__ import annotations
 
@@ -26,13 +26,19 @@ from unstract_core.transport import Transport
 if TYPE_CHECKING:
     from rich.console import ConsoleDimensions, RenderableType
 
-_TICK = 0.25
-_PATIENCE = 2.0
+_KEY_TIMEOUT = 0.25
+_ANSWER_TIMEOUT = 2.0
 _SHORTEST_NAME = 8
 
 
 class LiveView:
-    """Looks again and again, on a thread of its own: who presses a key does not wait for a database that is away."""
+    """Takes a snapshot at each interval, on a thread of its own, so that keys work while the transport is unavailable.
+
+    Attributes:
+        snapshot: The newest snapshot.
+        problem: Why the transport is unavailable; "" while it is available.
+        failure: The error that ended the thread; None for none.
+    """
 
     def __init__(self, transport: Transport, names: Sequence[str], interval: float, first: Snapshot) -> None:
         self._transport = transport
@@ -46,6 +52,7 @@ class LiveView:
         self.failure: Exception | None = None
 
     def run(self) -> None:
+        """Take snapshots until `end` is called. Runs on the view's own thread."""
         while not self._ended.wait(self._interval):
             asked_at = datetime.datetime.now(datetime.UTC)
             self._asked_at = asked_at, time.monotonic()
@@ -54,44 +61,58 @@ class LiveView:
                 self._away_since, self.problem = None, ""
             except TransportUnavailable as exc:
                 self._away_since, self.problem = self._away_since or asked_at, str(exc)
-            except Exception as exc:  # it is the main thread's to tell
+            except Exception as exc:  # the main thread raises it
                 self.failure = exc
                 return
             self._asked_at = None
 
     def end(self) -> None:
+        """Take no more snapshots."""
         self._ended.set()
 
     @property
     def away_since(self) -> datetime.datetime | None:
-        """Since when it cannot be asked, or has not answered for some seconds; None while it does."""
+        """When the transport became unavailable, or was last asked without an answer for 2 s; None while it answers."""
         asked = self._asked_at
         if self._away_since is None and asked is not None:
             asked_at, moment = asked
-            return asked_at if time.monotonic() - moment > _PATIENCE else None
+            return asked_at if time.monotonic() - moment > _ANSWER_TIMEOUT else None
         return self._away_since
 
 
-def watch(view: LiveView, url: str, interval: float, mask: Callable[[str], str]) -> None:
+def show(view: LiveView, url: str, interval: float, mask: Callable[[str], str]) -> None:
+    """Draw the view on the terminal until q is pressed.
+
+    Args:
+        view: The view, whose thread is started and ended here.
+        url: The transport's URL for the title.
+        interval: Seconds between two snapshots, for the title.
+        mask: Returns a text with its passwords masked.
+
+    Raises:
+        ConfigurationError: rich is not installed.
+        KeyboardInterrupt: SIGINT came.
+        Exit: SIGTERM or SIGHUP came.
+    """
     try:
         from rich.console import Console
         from rich.live import Live
     except ModuleNotFoundError:
         remedy = "pip install 'unstract-wire[cli]', or use --once"
-        raise ConfigurationError(f"watching needs rich, which is not installed: {remedy}") from None
+        raise ConfigurationError(f"the live view needs rich, which is not installed: {remedy}") from None
     console = Console()
     thread = threading.Thread(target=view.run, name="unstract-wire-top", daemon=True)
     with contextlib.ExitStack() as stack:
         stack.callback(view.end)
-        asked = stack.enter_context(_told_of(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        received = stack.enter_context(_received(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         pressed = stack.enter_context(_keys())
         live = stack.enter_context(Live(console=console, screen=True, auto_refresh=False))
         thread.start()
         while view.failure is None:
-            if asked:
-                _leave(asked[0])
+            if received:
+                _leave(received[0])
             live.update(_screen(view, mask(url), interval, mask, console.size), refresh=True)
-            if pressed(_TICK) in {"q", "Q"}:
+            if pressed(_KEY_TIMEOUT) in {"q", "Q"}:
                 return
     raise view.failure
 
@@ -106,8 +127,8 @@ def _screen(
     title = f"{printable(url)}  {utc(snapshot.at, 'seconds')}  every {interval:g} s, q to leave"
     parts: list[RenderableType] = [Text(title, "dim", no_wrap=True, overflow="ellipsis")]
     if (since := view.away_since) is not None:
-        said = printable(mask(view.problem or "no answer"))
-        away = f"away since {utc(since, 'seconds')}: {said}"
+        problem = printable(mask(view.problem or "no answer"))
+        away = f"away since {utc(since, 'seconds')}: {problem}"
         parts.append(Text(away, "bold red", no_wrap=True, overflow="ellipsis"))
     failures = snapshots.failure_rows(snapshot)[: max(1, size.height // 5)]
     workers = snapshots.worker_rows(snapshot)
@@ -126,7 +147,7 @@ def _screen(
 
 
 def _fullest(rows: Rows, room: int) -> Rows:
-    """Return the queues that there is room for: where not all have it, those of the greatest depth."""
+    """Return the rows that fit; if not all fit, those of the deepest queues."""
     return _first(rows if len(rows) <= room else sorted(rows, key=lambda row: -int(row[1])), room)
 
 
@@ -137,7 +158,7 @@ def _first(rows: Rows, room: int) -> Rows:
 
 
 def _section(headings: Sequence[str], rows: Rows, empty: str) -> list[RenderableType]:
-    """Return a table, whose names are cut where it does not fit; figures and times are not."""
+    """Return a table that fits the terminal. Names are cut if need be; figures and times are not."""
     from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
@@ -161,7 +182,7 @@ def _section(headings: Sequence[str], rows: Rows, empty: str) -> list[Renderable
 
 @contextlib.contextmanager
 def _keys() -> Iterator[Callable[[float], str]]:
-    """Yield a function that waits so many seconds for a key, and returns it or ""; without a keyboard it only waits."""
+    """Yield a function that waits so many seconds for a key and returns it, or "". Without a keyboard it only waits."""
     if sys.stdin is None or not sys.stdin.isatty():
         yield _only_wait
         return
@@ -172,7 +193,7 @@ def _keys() -> Iterator[Callable[[float], str]]:
         ready, _, _ = select([keyboard], [], [], seconds)
         if not ready:
             return ""
-        return os.read(keyboard, 1).decode("ascii", "replace") or "q"  # nothing to read: the terminal has gone
+        return os.read(keyboard, 1).decode("ascii", "replace") or "q"  # end of input: the terminal is closed
 
     try:
         tty.setcbreak(keyboard)
@@ -187,28 +208,28 @@ def _only_wait(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _told_of(*signals: signal.Signals) -> Iterator[Sequence[int]]:
-    """Yield a list to which each of these signals is added; from the second on they also leave at once, by exception.
+def _received(*signals: signal.Signals) -> Iterator[Sequence[int]]:
+    """Yield a list to which each of these signals is appended. From the second on, a signal also raises at once.
 
-    An exception that a signal raises while an object is being finalized goes nowhere, and the signal would be lost.
+    The first one must not raise: Python discards an exception that is raised while an object is finalized.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
     def note(number: int, _: object) -> None:
-        asked.append(number)
-        if len(asked) > 1:
+        received.append(number)
+        if len(received) > 1:
             _leave(number)
 
     before = {number: signal.signal(number, note) for number in signals}
     try:
-        yield asked
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _leave(number: int) -> NoReturn:
-    """Leave through every `finally`, so that the terminal is as it was."""
+    """End the command by an exception, so that each `finally` restores the terminal."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise click.exceptions.Exit(128 + number)

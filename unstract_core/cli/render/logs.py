@@ -1,4 +1,4 @@
-"""The log of a worker, and of what supervises it: whole lines on standard error, without any password."""
+"""The log of a worker and of its supervisor: one line for each record on standard error, with passwords masked."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from unstract_core.cli.render.output import behind_mark, printable, utc
+from unstract_core.cli.render.output import marked_traceback, printable, utc
 
 
 @contextlib.contextmanager
 def log_to_stderr(level: str, mask: Callable[[str], str]) -> Iterator[None]:
-    """Write what is logged from `level` on to standard error; `mask` returns a text without its passwords."""
+    """Log to standard error while the block runs.
+
+    Args:
+        level: The lowest level that is logged.
+        mask: Returns a text with its passwords masked.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter(mask))
     previous = logging.root.level
@@ -28,7 +33,7 @@ def log_to_stderr(level: str, mask: Callable[[str], str]) -> Iterator[None]:
 
 
 class LogFormatter(logging.Formatter):
-    """One line a record: UTC time, level, logger, message. Each line of a traceback follows behind `TRACE`."""
+    """One line for each record: UTC time, level, logger, message. Each line of a traceback starts with `TRACE`."""
 
     def __init__(self, mask: Callable[[str], str]) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -42,12 +47,12 @@ class LogFormatter(logging.Formatter):
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
-        return behind_mark(super().formatException(ei))
+        return marked_traceback(super().formatException(ei))
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802 - logging's name
-        return behind_mark(super().formatStack(stack_info))
+        return marked_traceback(super().formatStack(stack_info))
 
     def format(self, record: logging.LogRecord) -> str:
-        record = copy.copy(record)  # its text of the traceback is another handler's, and stays so
-        record.exc_text = None if record.exc_info else record.exc_text and behind_mark(record.exc_text)
+        record = copy.copy(record)  # other handlers share the record and its formatted traceback
+        record.exc_text = None if record.exc_info else record.exc_text and marked_traceback(record.exc_text)
         return self._mask(super().format(record))

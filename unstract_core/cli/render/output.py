@@ -1,4 +1,4 @@
-"""What goes to standard output: columns, or one JSON document; nothing in it can steer a terminal."""
+"""Standard output of the commands: columns or one JSON document, without control characters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHORTEST_TEXT = 40
 
 
 def printable(text: str) -> str:
-    """Escape line ends and control characters: what a payload says must not steer somebody's terminal or log."""
+    """Escape line ends and control characters, so that payload content cannot control a terminal or forge log lines."""
     if text.isprintable():
         return text
     return "".join(
@@ -26,27 +26,34 @@ def printable(text: str) -> str:
 
 
 TRACE = "  | "
-"""Stands before each line of a traceback: none of them can be taken for a line of the log."""
+"""The start of each line of a traceback, which therefore never looks like a line of the log."""
 
 
-def behind_mark(traceback: str) -> str:
-    """Write a traceback so that its text neither looks like a line of a log nor steers a terminal."""
+def marked_traceback(traceback: str) -> str:
+    """Return a traceback whose lines cannot control a terminal, and start with `TRACE`."""
     return "\n".join(TRACE + printable(line) for line in traceback.rstrip("\n").split("\n"))
 
 
 def readable_json(value: Any) -> str:
+    """Return indented JSON with its non-ASCII letters, for a person to read."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     return "\n".join(map(printable, text.split("\n")))
 
 
 def print_json(value: Any) -> None:
+    """Print one JSON document."""
     write(json.dumps(value, indent=2))
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
-    """Print columns, those whose heading starts with ">" to the right; on a terminal fitted to its width.
+    """Print a table. On a terminal, a row that is too wide continues on the next line, indented.
 
-    Nothing is cut but the last column, on a terminal and where it is text: what is to be typed again stays whole.
+    Only the last column is ever cut, on a terminal and if it is text, so that ids and names can be copied.
+
+    Args:
+        headings: The headings; ">" at the start aligns the column to the right.
+        rows: The cells of each row.
+        empty: The note on standard error if there are no rows.
     """
     if not rows:
         click.echo(empty, err=True)
@@ -93,7 +100,7 @@ def _fitted(names: Sequence[str], right: Sequence[bool], rows: Sequence[Sequence
 
 
 def _spread(widths: Sequence[int], available: int) -> list[list[int]]:
-    """Return the columns of each line: a row that is wider than what is available goes on below, indented."""
+    """Return the column numbers of each line that a row takes at this available width."""
     lines, used = [[0]], widths[0]
     for column, width in enumerate(widths[1:], start=1):
         if used + 2 + width > available:
@@ -105,20 +112,23 @@ def _spread(widths: Sequence[int], available: int) -> list[list[int]]:
 
 
 def write(text: str) -> None:
+    """Print text. Raises ClickException if standard output cannot be written, except when its reader has gone."""
     try:
         click.echo(text)
     except OSError as exc:
         if exc.errno == errno.EPIPE:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit would fail on the rest, again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
         raise click.ClickException(f"the output cannot be written: {exc.strerror}") from exc
 
 
 def utc(moment: datetime.datetime, precision: str = "microseconds") -> str:
+    """Return a moment in UTC as ISO 8601, such as 2026-01-02T03:04:05Z."""
     return moment.astimezone(datetime.UTC).isoformat(timespec=precision).replace("+00:00", "Z")
 
 
 def age(seconds: float) -> str:
+    """Return a duration in its two largest units, such as 3m 05s."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole}s"

@@ -1,4 +1,4 @@
-"""One moment of the queues, as `unstract-wire top` shows it: taken from a transport, and written as rows or JSON."""
+"""A snapshot of queues, workers and failures for `unstract-wire top`, and its rows and JSON document."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unstract_core.transport import BatchedDeadLetters, DeadLetter, DeadLetters,
 QUEUES = ("<queue", ">depth", ">change/s", ">ready", ">in flight", ">delayed", ">oldest", ">dead")
 WORKERS = ("<session", "<from", ">pid", "state", ">for")
 FAILURES = ("failure", "<queue", "<task", "buried at", "<error")
-"""Headings: ">" stands to the right, and "<" is a name that may be cut."""
+"""The headings of the tables: ">" aligns to the right, and "<" marks names that may be cut."""
 
 _LETTERS = 5
 _HIDDEN = "some sessions are hidden from this role; on PostgreSQL: GRANT pg_read_all_stats"
@@ -26,9 +26,15 @@ Rows: TypeAlias = Sequence[Sequence[str]]
 
 @attrs.frozen
 class Snapshot:
-    """What there was at one moment; `rates` is by how much a queue's depth has grown a second, since the last one.
+    """The state of the transport at one moment.
 
-    `moment` is the same as `at`, on the monotonic clock.
+    Attributes:
+        at: The moment.
+        moment: The same moment, on the monotonic clock.
+        queues: The queues.
+        rates: The growth of each queue's depth since the last snapshot, in messages per second.
+        workers: The connected workers; None if the transport does not list them.
+        letters: The newest dead letters.
     """
 
     at: datetime.datetime
@@ -40,23 +46,31 @@ class Snapshot:
 
 
 def take_snapshot(transport: Transport, names: Sequence[str], before: Snapshot | None) -> Snapshot:
-    about: Any = transport
-    queues = list(cast(Inspection, about).queues(list(names) or None))
+    """Read the state of a transport.
+
+    Args:
+        transport: The transport.
+        names: The queues; all queues that hold anything if empty.
+        before: The last snapshot, for the rates; None for no rates.
+    """
+    source: Any = transport
+    queues = list(cast(Inspection, source).queues(list(names) or None))
     now, moment = datetime.datetime.now(datetime.UTC), time.monotonic()
     rates: dict[str, float] = {}
     if before is not None and (seconds := moment - before.moment) > 0:
         depths = {state.queue: depth(state) for state in before.queues}
         rates = {state.queue: (depth(state) - depths.get(state.queue, 0)) / seconds for state in queues}
-    workers = cast(SupportsWorkerList, about).workers() if callable(getattr(about, "workers", None)) else None
+    workers = cast(SupportsWorkerList, source).workers() if callable(getattr(source, "workers", None)) else None
     letters: list[DeadLetter] = []
     if transport.capabilities.dead_letters:
         for name in names or (None,):
-            letters += summaries(cast(DeadLetters, about.dead), queue=name, limit=_LETTERS)
+            letters += newest_dead_letters(cast(DeadLetters, source.dead), queue=name, limit=_LETTERS)
     letters.sort(key=lambda letter: letter.buried_at, reverse=True)
     return Snapshot(now, moment, queues, rates, workers, letters[:_LETTERS])
 
 
 def document(snapshot: Snapshot) -> dict[str, Any]:
+    """Return the JSON document of a snapshot."""
     return {
         "at": utc(snapshot.at),
         "queues": [queue_row(state) for state in snapshot.queues],
@@ -75,6 +89,7 @@ def document(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def queue_rows(snapshot: Snapshot) -> Rows:
+    """Return the rows for the headings `QUEUES`."""
     return [
         [
             state.queue,
@@ -91,6 +106,7 @@ def queue_rows(snapshot: Snapshot) -> Rows:
 
 
 def worker_rows(snapshot: Snapshot) -> Rows:
+    """Return the rows for the headings `WORKERS`."""
     return [
         [
             worker.name,
@@ -104,6 +120,7 @@ def worker_rows(snapshot: Snapshot) -> Rows:
 
 
 def failure_rows(snapshot: Snapshot) -> Rows:
+    """Return the rows for the headings `FAILURES`."""
     return [
         [
             letter.id,
@@ -117,28 +134,32 @@ def failure_rows(snapshot: Snapshot) -> Rows:
 
 
 def note_on_workers(snapshot: Snapshot) -> str:
+    """Return the note below the workers, or in their place; "" for none."""
     if snapshot.workers is None:
-        return "this transport does not tell who works on it"
+        return "this transport does not list its workers"
     if not snapshot.workers:
-        return "nobody is connected"
+        return "no worker is connected"
     return _HIDDEN if any(worker.state is None for worker in snapshot.workers) else ""
 
 
-def summaries(letters: DeadLetters, *, queue: str | None, limit: int) -> Sequence[DeadLetter]:
-    """Return the newest letters, without their content where the transport can leave it out."""
-    look = letters.summaries if isinstance(letters, BatchedDeadLetters) else letters.find
-    return look(queue=queue, limit=limit)
+def newest_dead_letters(letters: DeadLetters, *, queue: str | None, limit: int) -> Sequence[DeadLetter]:
+    """Return the newest dead letters, without their content if the transport can omit it."""
+    list_letters = letters.summaries if isinstance(letters, BatchedDeadLetters) else letters.find
+    return list_letters(queue=queue, limit=limit)
 
 
 def depth(state: QueueState) -> int:
+    """Return the number of all messages in a queue."""
     return state.ready + state.in_flight + state.delayed + state.unknown
 
 
 def count(state: QueueState, number: int) -> str:
+    """Return a number of messages as text, with ~ if it is an estimate."""
     return f"~{number}" if state.estimated else str(number)
 
 
 def queue_row(state: QueueState) -> dict[str, Any]:
+    """Return the JSON object of a queue."""
     return {
         "queue": state.queue,
         "depth": depth(state),
