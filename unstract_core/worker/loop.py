@@ -321,6 +321,7 @@ class Loop:
         if not self._in_flight:
             return min(now + idle_wait, until)
         moments = [now + LONGEST_WAIT, until, self._renew_at, self._threads.overdue_at, self._settler.next_retry_at]
+        moments.append(now + self._config.deadline)  # for a task that starts during the wait
         if self._prefetch.adapts and self._threads.waiting:
             moments.append(now + WINDOW)
         return min(moments)

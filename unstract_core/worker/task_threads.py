@@ -158,13 +158,14 @@ class TaskThreads:
         Python cannot stop a thread, so the threads of these tasks go on. `replace_threads` starts others in their
         place, and the owner of the process should replace the process.
         """
-        if self._clock.monotonic() < self.overdue_at:
+        now = self._clock.monotonic()
+        if now < self.overdue_at:
             return 0
         given_up = 0
         for entry, start in self._in_flight.runs():
-            seconds = self._clock.monotonic() - start.moment
-            if seconds < self._deadline or not self._in_flight.end_run(entry):
+            if now < start.moment + self._deadline or not self._in_flight.end_run(entry):
                 continue
+            seconds = now - start.moment
             given_up += 1
             self._counters["overdue"] += 1
             delivery = entry.delivery
