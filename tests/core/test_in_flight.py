@@ -1,0 +1,185 @@
+"""The messages that a consumer has in flight: how many, who starts them, and when they are released."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from consumers import running
+from core.faulty import Faulty, FaultySubscription
+
+from contract_tests.kit import wait_until
+from contract_tests.messages import message
+from transports.memory import MemoryTransport
+from unstract_core import (
+    ConfigurationError,
+    Consumer,
+    Delivery,
+    Settlement,
+    Verdict,
+)
+
+QUEUE = "q"
+
+
+def test_after_a_burst_long_tasks_are_shared_with_idle_workers() -> None:
+    """However fast the tasks before were: of long ones a worker keeps one for each thread, and gives back the rest."""
+    transport = Faulty()
+    started: dict[str, int] = {"a": 0, "b": 0}
+    finish = threading.Event()
+
+    def tasks(worker: str) -> dict[str, Callable[..., Any]]:
+        def long() -> None:
+            started[worker] += 1
+            finish.wait(60)
+
+        return {"quick": lambda: None, "long": long}
+
+    transport.send([message("quick", QUEUE)] * 3000 + [message("long", QUEUE)] * 40)
+    first, second = (Consumer(transport, tasks(worker), [QUEUE], concurrency=2) for worker in "ab")
+    with running(first):
+        wait_until(lambda: started["a"] == 2, what="the first worker to be at long tasks")
+        with running(second):
+            wait_until(lambda: started["b"] == 2, what="the second to have its share")
+            wait_until(lambda: [one.held for one in transport.subscriptions] == [2, 2], what="no more to be held")
+            finish.set()
+            wait_until(lambda: not any(state.in_flight or state.ready for state in transport.queues([QUEUE])))
+
+
+def test_what_is_given_back_has_not_used_an_attempt() -> None:
+    """A message behind a long task may be given back by any number of stopping workers; it is still at attempt 1."""
+    transport = MemoryTransport()
+    attempts: list[int] = []
+    for _ in range(8):
+        started, stopped = threading.Event(), threading.Event()
+        transport.send([message("long", QUEUE, priority=10)])
+
+        def long(started: threading.Event = started, stopped: threading.Event = stopped) -> None:
+            started.set()
+            stopped.wait(60)
+
+        consumer = Consumer(transport, {"long": long, "quick": print}, [QUEUE], prefetch=5, max_attempts=3)
+        if not attempts:
+            transport.send([message("quick", QUEUE)])
+        with running(consumer, ends=True):
+            assert started.wait(30)
+            consumer.stop()
+            stopped.set()
+        assert transport.dead.find() == []
+        subscription = transport.subscribe([QUEUE], lease=60)
+        (given_back,) = subscription.receive(limit=5, wait=0)
+        attempts.append(given_back.attempt)
+        subscription.settle([Settlement(given_back, Verdict.RETRY, counted=False)])
+        subscription.close()
+    assert attempts == [1] * 8
+
+
+def test_after_a_burst_tasks_of_some_length_are_shared_too() -> None:
+    """A finish every 45 ms keeps no idle worker from what waits behind it."""
+    transport = Faulty()
+    ran = {"a": 0, "b": 0}
+
+    def tasks(worker: str) -> dict[str, Callable[..., Any]]:
+        def short() -> None:
+            ran[worker] += 1
+            time.sleep(0.045)
+
+        return {"quick": lambda: None, "short": short}
+
+    transport.send([message("quick", QUEUE)] * 3000 + [message("short", QUEUE)] * 60)
+    first, second = (Consumer(transport, tasks(worker), [QUEUE]) for worker in "ab")
+    with running(first):
+        wait_until(lambda: ran["a"] > 0, what="the first worker to be at the longer tasks")
+        with running(second):
+            wait_until(lambda: sum(ran.values()) == 60, what="all to be run")
+    assert ran["b"] > 10
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_far_transport_gets_batches_as_large_as_a_near_one(concurrency: int) -> None:
+    """Where each call takes longer than a window, no-op tasks come in hundreds, and nothing is released unstarted."""
+    asked: list[int] = []
+
+    class FarSubscription(FaultySubscription):
+        def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
+            asked.append(limit)
+            time.sleep(0.06)
+            return super().receive(limit=limit, wait=wait)
+
+        def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+            time.sleep(0.06)
+            return super().settle(settlements)
+
+    class Far(Faulty):
+        def subscribe(self, queues: Sequence[str], *, lease: float) -> FaultySubscription:
+            return FarSubscription(self, self.transport.subscribe(queues, lease=lease))
+
+    transport = Far()
+    transport.send([message("quick", QUEUE)] * 3000)
+    consumer = Consumer(transport, {"quick": lambda: None}, [QUEUE], concurrency=concurrency)
+    assert consumer.drain(timeout=60) == 3000
+    assert consumer.counters["given_back"] == 0
+    assert len(asked) < 40
+
+
+def test_what_waits_while_its_lease_is_renewed_is_started_in_its_turn() -> None:
+    """A message behind a task that is longer than its lease is kept, and run at its first attempt."""
+    transport = MemoryTransport()
+    transport.send([message("t", QUEUE, 0), message("t", QUEUE, 1)])
+    consumer = Consumer(transport, {"t": lambda n: time.sleep(5) if n == 0 else None}, [QUEUE], prefetch=2, lease=2)
+    assert consumer.drain(timeout=30) == 2
+    assert (consumer.counters["given_back"], consumer.counters["lost"]) == (0, 0)
+
+
+def test_what_was_lost_while_it_waited_is_not_started() -> None:
+    """When another worker has taken a waiting message, running it here would pay for it twice."""
+    transport = MemoryTransport()
+    transport.send([message("t", QUEUE, 0), message("t", QUEUE, 1)])
+    started: list[int] = []
+
+    def task(number: int) -> None:
+        started.append(number)
+        for row in transport._store.rows.values():
+            row.due = 0.0 if row.id == 2 else row.due
+        thief = transport.subscribe([QUEUE], lease=60)
+        assert [one.payload.args for one in thief.receive(limit=2, wait=0) if one.payload] == [[1]]
+        time.sleep(2.0)
+
+    consumer = Consumer(transport, {"t": task}, [QUEUE], prefetch=2, lease=3)
+    with running(consumer):
+        wait_until(lambda: consumer.counters["settled"] == 1, what="the first to be settled")
+    assert started == [0]
+    assert consumer.counters["lost"] == 1
+
+
+def test_what_a_stopping_worker_gives_back_is_counted_as_that() -> None:
+    """given_back is no retry: no task was run."""
+    transport = MemoryTransport()
+    transport.send([message("t", QUEUE, number) for number in range(5)])
+    started, stopped = threading.Event(), threading.Event()
+
+    def task(number: int) -> None:
+        started.set()
+        stopped.wait(60)
+
+    consumer = Consumer(transport, {"t": task}, [QUEUE], prefetch=5)
+    with running(consumer, ends=True):
+        assert started.wait(30)
+        consumer.stop()
+        stopped.set()
+    assert {name: consumer.counters[name] for name in ("ran", "settled", "given_back", "retried")} == {
+        "ran": 1,
+        "settled": 1,
+        "given_back": 4,
+        "retried": 0,
+    }
+
+
+def test_a_consumer_that_runs_is_not_run_a_second_time() -> None:
+    """The second call is refused; the first goes on and can be stopped."""
+    consumer = Consumer(MemoryTransport(), {"t": print}, [QUEUE])
+    with running(consumer), pytest.raises(ConfigurationError, match="runs already"):
+        consumer.drain(timeout=1)

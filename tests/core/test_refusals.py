@@ -1,0 +1,195 @@
+"""A consumer over a transport that refuses its settlements, or fails for some of them alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import attrs
+import pytest
+from consumers import running
+from core.faulty import Faulty
+
+from contract_tests.kit import wait_until
+from contract_tests.messages import message, then
+from transports.memory import MemoryTransport
+from unstract_core import (
+    Consumer,
+    NotSupported,
+    Reply,
+    Settlement,
+    TransportNotReady,
+    TransportRefused,
+    TransportUnavailable,
+    Verdict,
+)
+from unstract_core.worker import settler
+
+QUEUE = "q"
+
+
+def concerned(settlements: Sequence[Settlement], task_name: str) -> bool:
+    return any(one.delivery.payload is not None and one.delivery.payload.task_name == task_name for one in settlements)
+
+
+def events(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """The level and the name of each event that was logged."""
+    return [(record.levelname, vars(record)["wire.event"]) for record in caplog.records]
+
+
+def refused_when(condition: Callable[[Settlement], bool]) -> Callable[[Sequence[Settlement]], None]:
+    def refuse(settlements: Sequence[Settlement]) -> None:
+        if any(map(condition, settlements)):
+            raise TransportRefused("no")
+
+    return refuse
+
+
+REFUSED: dict[str, tuple[Callable[[Settlement], bool], tuple[bool, bool, bool]]] = {
+    "the result": (lambda one: one.result is not None or _carries_a_result(one), (True, True, False)),
+    "the callback": (lambda one: one.follow_up is not None, (False, True, True)),
+    "the status": (lambda one: one.reply is not None, (True, False, True)),
+    "all of it": (lambda one: bool(one.follow_up or one.reply or one.result is not None), (False, False, False)),
+}
+
+
+def _carries_a_result(one: Settlement) -> bool:
+    return one.verdict is Verdict.ACK and one.delivery.payload is not None and one.delivery.payload.args == [7]
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused_costs_only_itself(what: str) -> None:
+    """Of callback, status and kept result each arrives unless it is what the transport refuses; no other is touched."""
+    condition, (called, answered, kept) = REFUSED[what]
+    transport = Faulty(before=refused_when(condition))
+    spec = then("told", "callbacks")
+    transport.send([message("t", QUEUE, 7, task_id="id", on_success=spec, on_error=spec), message("plain", QUEUE)])
+    consumer = Consumer(transport, {"t": lambda n: n, "plain": lambda: None}, [QUEUE])
+    assert consumer.drain(timeout=30) == 2
+    (letter,) = transport.dead.find()
+    assert letter.reason == "result delivery failed: TransportRefused: no"
+    assert (letter.result == 7) is kept
+    assert [state.ready for state in transport.queues(["callbacks"])] == [int(called)]
+    status = transport.reply("id")
+    assert (status == Reply("id", "failed", error=letter.reason, ttl=86400.0)) is answered
+    assert (status is None) is not answered
+    assert consumer.counters["refused"] == 1
+
+
+@pytest.mark.parametrize("error", [UnicodeEncodeError("latin-1", "\u20ac", 0, 1, "no"), TypeError("odd"), KeyError()])
+def test_an_error_that_nobody_foresaw_ends_neither_the_consumer_nor_another_message(error: Exception) -> None:
+    """A driver's own error out of `settle` refuses this message: it is buried with its result, and the rest goes on."""
+
+    def fail(settlements: Sequence[Settlement]) -> None:
+        if concerned(settlements, "paid") and any(one.verdict is Verdict.ACK for one in settlements):
+            raise error
+
+    transport = Faulty(before=fail)
+    transport.send([message("paid", QUEUE, reply_key="k"), *[message("t", QUEUE)] * 5])
+    consumer = Consumer(transport, {"paid": lambda: "5", "t": lambda: None}, [QUEUE], prefetch=6)
+    assert consumer.drain(timeout=30) == 6
+    (letter,) = transport.dead.find()
+    assert letter.result == "5"
+    assert type(error).__name__ in (transport.reply("k") or Reply("", "failed")).error
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_settlement_that_is_refused_in_every_form_costs_no_other_message(
+    concurrency: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One CRITICAL says that nothing could be written; the next messages are run, and this one after its lease."""
+    tried: list[Settlement] = []
+    ran: list[int] = []
+
+    def refuse(settlements: Sequence[Settlement]) -> None:
+        for one in settlements:
+            if one.delivery.attempt == 1 and one.delivery.payload and one.delivery.payload.args == [1]:
+                tried.extend(settlements if len(settlements) == 1 else [])
+                raise TransportRefused("refused for good")
+
+    def task(number: int) -> dict[str, int]:
+        ran.append(number)
+        return {"paid": number}
+
+    transport = Faulty(before=refuse)
+    chained = {"on_success": then("done", "callbacks"), "on_error": then("failed", "callbacks")}
+    transport.send([message("t", QUEUE, n, task_id=f"id-{n}", **chained) for n in range(4)])
+    consumer = Consumer(transport, {"t": task}, [QUEUE], lease=0.5, concurrency=concurrency, prefetch=4)
+    assert consumer.drain(timeout=30) == 5
+    assert sorted(ran) == [0, 1, 1, 2, 3]
+    assert ran[-1] == 1
+    assert events(caplog) == [("ERROR", "settlement_refused"), ("CRITICAL", "settlement_impossible")]
+    assert [one.verdict for one in tried] == [Verdict.ACK, *[Verdict.BURY] * (len(tried) - 1)]
+    assert (tried[-1].follow_up, tried[-1].reply, tried[-1].result) == (None, None, None)
+    assert (consumer.counters["refused"], consumer.counters["settled"], consumer.counters["buried"]) == (1, 4, 0)
+    assert [state.ready for state in transport.queues(["callbacks"])] == [4]
+
+
+def test_a_transport_without_delays_retries_at_once() -> None:
+    """Where a delay is not supported a retry is made without it, rather than not at all."""
+
+    def no_delay(settlements: Sequence[Settlement]) -> None:
+        if any(one.delay for one in settlements):
+            raise NotSupported("this transport has no delay")
+
+    capabilities = attrs.evolve(MemoryTransport.capabilities, delay=False)
+    transport = Faulty(before=no_delay, capabilities=capabilities)
+    transport.send([message("t", QUEUE)])
+    consumer = Consumer(transport, {"t": lambda: 1 / 0}, [QUEUE], max_attempts=3, backoff=60)
+    assert consumer.drain(timeout=30) == 3
+    assert [letter.attempts for letter in transport.dead.find()] == [3]
+
+
+def test_a_settlement_that_always_times_out_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits behind the others, and in the end its sender is told without the part that cannot be written."""
+    monkeypatch.setattr(settler, "PATIENCE", 0.5)
+
+    def time_out(settlements: Sequence[Settlement]) -> None:
+        if any(one.result == "huge" or (one.reply and one.reply.result == "huge") for one in settlements):
+            raise TransportUnavailable("statement timeout; nothing took effect")
+
+    transport = Faulty(before=time_out)
+    transport.send([message("huge", QUEUE, reply_key="k"), *[message("t", QUEUE)] * 5])
+    consumer = Consumer(transport, {"huge": lambda: "huge", "t": lambda: None}, [QUEUE])
+    with running(consumer):
+        wait_until(lambda: consumer.counters["settled"] == 5, what="the others to be settled")
+        reply = transport.reply("k", timeout=30)
+        assert reply is not None
+        assert reply.error == "result delivery failed: TransportUnavailable: statement timeout; nothing took effect"
+
+
+def test_dead_letters_that_nothing_takes_hold_up_nobody_else() -> None:
+    """Three messages cannot be buried: they are kept, and the others are run as if they were not there."""
+    refusing = [True]
+
+    def refuse(settlements: Sequence[Settlement]) -> None:
+        if refusing and any(one.verdict is Verdict.BURY for one in settlements):
+            raise TransportNotReady("no queue for dead letters")
+
+    transport = Faulty(before=refuse)
+    transport.send([message("nobody has it", QUEUE)] * 3)
+    transport.send([message("t", QUEUE)] * 50)
+    consumer = Consumer(transport, {"t": lambda: time.sleep(0.02)}, [QUEUE])
+    with running(consumer):
+        wait_until(lambda: consumer.counters["settled"] == 50, what="the others to be settled")
+        assert consumer.counters["buried"] == 0
+        refusing.clear()
+        wait_until(lambda: consumer.counters["buried"] == 3, what="the dead letters to be taken")
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_settlements_that_fail_alone_do_not_stop_the_others(concurrency: int) -> None:
+    """Ten messages whose settlement is not allowed hold up none of those that can be settled."""
+    transport = Faulty()
+
+    def deny(settlements: Sequence[Settlement]) -> None:
+        if concerned(settlements, "denied"):
+            raise TransportNotReady("policy")
+
+    transport.before = deny
+    transport.send([message("denied", QUEUE)] * 10 + [message("t", QUEUE)] * 20)
+    consumer = Consumer(transport, {"t": lambda: None, "denied": lambda: None}, [QUEUE], concurrency=concurrency)
+    with running(consumer):
+        wait_until(lambda: consumer.counters["settled"] == 20, timeout=60, what="the others to be settled")
+        transport.before = lambda settlements: None
+        wait_until(lambda: consumer.counters["settled"] == 30, timeout=60, what="all to be settled")
