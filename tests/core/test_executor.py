@@ -88,7 +88,7 @@ def check_address(transport: RecordingTransport, context: Context, sent_headers:
     assert message.org_id == (context.organization_id or (fairness and fairness.org_id) or "")
 
 
-# What is sent.
+# The messages.
 
 
 @given(contexts, headers, results, st.floats(0.01, 1e6))
@@ -349,7 +349,7 @@ def test_malformed_reply_becomes_a_failure(reply: Any) -> None:
     assert "not an execution result" in str(result.error)
 
 
-# The other two let an enqueue failure out.
+# The other two methods raise an enqueue failure.
 
 
 @pytest.mark.parametrize("method", ["dispatch_async", "dispatch_with_callback"])

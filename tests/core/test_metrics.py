@@ -279,7 +279,7 @@ def test_metrics_without_extra_name_the_extra() -> None:
     assert "pip install 'unstract-wire[metrics]'" in ended.stderr
 
 
-# What stands in the queues
+# The sizes of the queues
 
 
 @attrs.define
@@ -350,7 +350,7 @@ def test_outage_makes_queue_metrics_absent() -> None:
         assert f"unstract_wire_up {0.0 if away else 1.0}" in body
         assert ("unstract_wire_queue_messages{" in body) is not away
         assert SECRET not in body
-    problem[:] = [RuntimeError("nobody foresaw it")]
+    problem[:] = [RuntimeError("unforeseen")]
     assert value(registry, "up") == 0
 
 

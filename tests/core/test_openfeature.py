@@ -83,7 +83,7 @@ def takes(gate: OpenFeatureGate, context: Any = None, **options: Any) -> str:
     return router.dispatch_async(context or Context())
 
 
-# What the flag says.
+# The value of the flag.
 
 
 @pytest.mark.parametrize("value", [True, False])
@@ -155,7 +155,7 @@ def test_gate_uses_the_default_client() -> None:
     assert gate(Context()) is False
 
 
-# What keeps the flag from answering.
+# Failures of the flag.
 
 
 class NeverReady(InMemoryProvider):
@@ -233,7 +233,7 @@ def test_hanging_provider_means_off_within_the_limit() -> None:
     assert takes(gate) == "on"
 
 
-# What cannot work is refused at start.
+# Invalid arguments.
 
 
 def test_gate_without_the_sdk_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ def released() -> Iterator[threading.Event]:
     event.set()
 
 
-# A call reaches one side as it was made.
+# Unchanged calls.
 
 
 @pytest.mark.parametrize("method", [*METHODS, "status"])
@@ -233,7 +233,7 @@ def test_router_can_be_a_side_of_a_router() -> None:
     assert on.calls == [("dispatch", (Context(),), {"timeout": 3})]
 
 
-# Whatever is wrong with the gate means off.
+# Failures of the gate.
 
 not_bools = st.one_of(
     some.anything.filter(lambda value: type(value) is not bool),
@@ -630,7 +630,7 @@ def test_each_router_logs_its_own_warnings() -> None:
         assert is_off(raises)
 
 
-# What cannot work is refused at start.
+# Invalid arguments.
 
 
 async def coroutine(context: Any) -> bool:
@@ -738,7 +738,7 @@ def test_status_of_an_executor_dispatcher_is_the_transports(task_id: str) -> Non
         ExecutorDispatcher(Dispatcher(RecordingTransport(reply_failure=away))).status(task_id)
 
 
-# Celery's headers on the side that has none.
+# Headers on the side without Celery.
 
 
 @given(st.none() | some.fairness_keys, st.dictionaries(some.names, some.json_values, max_size=3), st.booleans())

@@ -131,7 +131,7 @@ def test_sends_of_a_task_are_its_children(bench: Bench) -> None:
 
 
 def test_thread_leaves_the_trace_after_the_task(bench: Bench) -> None:
-    """After a task the thread has its earlier context, whatever context the task left attached."""
+    """After a task the thread has its earlier context, even if the task left another one attached."""
     with bench.tracer.start_as_current_span("before") as before:
         with bench.tracing.running(delivery("ok")):
             inside = trace.get_current_span()

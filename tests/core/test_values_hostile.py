@@ -1,4 +1,4 @@
-"""Values whose own code misbehaves while they are read: refused strictly, described leniently, alone in either case."""
+"""Values whose own code misbehaves: the strict mode rejects them, the lenient mode replaces only them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unstract_core import PayloadError, normalise
 
 
 class Trick(str):
-    """A str that lies about itself wherever it can."""
+    """A str whose methods return wrong values."""
 
     __slots__ = ()
 
@@ -55,13 +55,13 @@ def exits(*_: object, **__: object) -> NoReturn:
 
 
 def made(base: type[Any], *args: Any, **members: Any) -> Callable[[], Any]:
-    """Return a maker of instances of a subclass of `base` with these members."""
+    """Return a function that makes instances of a subclass of `base` with these members."""
     return lambda: type("Hostile", (base,), members)(*args)
 
 
 @dataclasses.dataclass
 class Loaded:
-    """A record whose second field does something when it is read."""
+    """A record whose second field runs code when it is read."""
 
     first: int
     second: Callable[[], Any] = dataclasses.field(repr=False)
@@ -131,8 +131,8 @@ HARMLESS_AFTER_ALL: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 @settings(max_examples=15)
 @given(data=st.data())
-def test_strict_refuses_a_hostile_value_at_its_path(name: str, data: st.DataObject) -> None:
-    """Whatever a value's own code raises, strict raises PayloadError below the value's path, or returns what fits."""
+def test_strict_rejects_a_hostile_value_at_its_path(name: str, data: st.DataObject) -> None:
+    """For any error of a value's own code, strict raises PayloadError with the path, or returns a valid value."""
     found = data.draw(some.planted(HOSTILE[name]))
     normal = some.attempt(normalise, found.whole)
     if isinstance(normal, PayloadError):
@@ -144,8 +144,8 @@ def test_strict_refuses_a_hostile_value_at_its_path(name: str, data: st.DataObje
 @pytest.mark.parametrize("name", HOSTILE)
 @settings(max_examples=15)
 @given(data=st.data())
-def test_a_hostile_value_is_replaced_alone(name: str, data: st.DataObject) -> None:
-    """Lenient describes the hostile value in some way, lists its path, and keeps everything around it."""
+def test_lenient_replaces_only_the_hostile_value(name: str, data: st.DataObject) -> None:
+    """Lenient replaces the hostile value, lists its path, and keeps every other value."""
     found = data.draw(some.planted(HOSTILE[name]))
     innocent = data.draw(some.json_values)
     replaced: list[str] = []
@@ -156,14 +156,14 @@ def test_a_hostile_value_is_replaced_alone(name: str, data: st.DataObject) -> No
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_lenient_never_raises_even_for_a_hostile_value_alone(name: str) -> None:
-    """A task that returns nothing but a hostile value still has a result inside the domain."""
+def test_lenient_never_raises_for_a_hostile_value(name: str) -> None:
+    """A task that returns only a hostile value has a valid result."""
     assert some.outside(normalise(HOSTILE[name](), lenient=True)) is None
 
 
 @pytest.mark.parametrize("name", HARMLESS_AFTER_ALL)
-def test_what_a_subclass_holds_is_read_past_its_own_code(name: str) -> None:
-    """Subclasses of plain types are read by the plain type's means, not by their own."""
+def test_subclass_is_read_without_its_own_code(name: str) -> None:
+    """A subclass of a plain type is read by the methods of the plain type."""
     value = HARMLESS_AFTER_ALL[name]()
     assert some.outside(normalise(value)) is None
     assert some.same(normalise(value), normalise(value, lenient=True))
@@ -182,8 +182,8 @@ HOSTILE_KEYS = [name for name, make in HOSTILE.items() if _hashable(make)]
 
 
 @pytest.mark.parametrize("name", HOSTILE_KEYS)
-def test_lenient_replaces_a_hostile_key_alone(name: str) -> None:
-    """A key that cannot be read costs neither its own member nor another."""
+def test_lenient_replaces_only_the_hostile_key(name: str) -> None:
+    """A key that cannot be read loses neither its own value nor another one."""
     normal: Any = normalise({"paid": 1, HOSTILE[name](): 2, "more": 3}, lenient=True)
     assert some.outside(normal) is None
     assert list(normal.values()) == [1, 2, 3]
@@ -191,8 +191,8 @@ def test_lenient_replaces_a_hostile_key_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE_KEYS)
-def test_strict_refuses_a_hostile_key_or_returns_what_fits(name: str) -> None:
-    """Strict raises PayloadError and nothing else for a key whose own code raises."""
+def test_strict_rejects_a_hostile_key(name: str) -> None:
+    """Strict raises only PayloadError for a key whose own code raises."""
     normal = some.attempt(normalise, {"paid": 1, HOSTILE[name](): 2})
     if isinstance(normal, PayloadError):
         assert normal.path.startswith("$")
@@ -211,8 +211,8 @@ EXITING: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", EXITING)
-def test_a_result_whose_code_exits_is_replaced_alone(name: str) -> None:
-    """sys.exit inside a result's property or iterator does not take the paid result with it: lenient never raises."""
+def test_lenient_survives_an_exit_in_a_result(name: str) -> None:
+    """sys.exit in a property or an iterator of a result does not lose the result."""
     replaced: list[str] = []
     normal: Any = normalise({"paid": 1, "bad": EXITING[name]()}, lenient=True, replaced=replaced)
     assert normal["paid"] == 1
@@ -227,29 +227,29 @@ def _self_changing() -> dict[str, Any]:
     return members
 
 
-def test_strict_refuses_a_dict_that_changes_while_it_is_read() -> None:
-    """A dict to which something is added during the walk is refused with a PayloadError."""
+def test_strict_rejects_a_changing_dict() -> None:
+    """A dict that changes while it is read raises PayloadError."""
     with pytest.raises(PayloadError):
         normalise(_self_changing())
 
 
-def test_lenient_describes_a_dict_that_changes_while_it_is_read() -> None:
-    """A dict to which something is added during the walk becomes something that fits, and is listed."""
+def test_lenient_replaces_a_changing_dict() -> None:
+    """A dict that changes while it is read is replaced by a valid value, and is listed."""
     replaced: list[str] = []
     normal: Any = normalise({"paid": 1, "changing": _self_changing()}, lenient=True, replaced=replaced)
     assert some.outside(normal) is None
     assert any("$" in path for path in replaced)
 
 
-def test_a_changing_dict_costs_its_siblings_nothing() -> None:
-    """Only the dict that changes is described; the result around it arrives as it is."""
+def test_changing_dict_leaves_its_siblings_unchanged() -> None:
+    """Only the changing dict is replaced, and the result around it is kept."""
     normal: Any = normalise({"paid": 1, "changing": _self_changing()}, lenient=True)
     assert isinstance(normal, dict)
     assert normal["paid"] == 1
 
 
-def test_a_dict_shared_with_a_busy_thread_still_becomes_a_result() -> None:
-    """While another thread changes it, lenient returns a value of the domain, and strict that or a PayloadError."""
+def test_dict_shared_with_a_thread_becomes_a_result() -> None:
+    """While another thread changes a dict, lenient returns a valid value, and strict that or a PayloadError."""
     shared: dict[str, Any] = {str(number): [number] for number in range(200)}
     stop = threading.Event()
 
@@ -272,8 +272,8 @@ def test_a_dict_shared_with_a_busy_thread_still_becomes_a_result() -> None:
         thread.join()
 
 
-def test_an_endless_iterator_ends_at_the_size_limit() -> None:
-    """A list whose iterator never ends is refused strictly and cut leniently."""
+def test_endless_iterator_ends_at_the_size_limit() -> None:
+    """A list with an endless iterator is rejected by strict and cut by lenient."""
 
     def endless(self: object) -> Iterator[int]:
         while True:
@@ -288,8 +288,8 @@ def test_an_endless_iterator_ends_at_the_size_limit() -> None:
     assert normal[-1].startswith("<unstract-wire: ")
 
 
-def test_a_huge_repr_is_cut_like_any_string() -> None:
-    """A repr that is too large for the wire becomes a stub, and is listed once."""
+def test_huge_repr_is_replaced_by_a_stub() -> None:
+    """A repr that is too large becomes a stub, and is listed once."""
     replaced: list[str] = []
     with some.size_limit(100_000):
         huge = made(object, __repr__=lambda self: "x" * 200_000)

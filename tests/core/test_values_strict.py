@@ -1,4 +1,4 @@
-"""Strict normalisation: what does not fit is refused, with the path of the offender."""
+"""Strict normalisation: an invalid value is rejected with its path."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def refusal(value: object, *, path: str = "$") -> PayloadError:
 
 
 @given(some.anything)
-def test_strict_returns_a_value_of_the_domain_or_raises_payload_error(value: Any) -> None:
-    """Any value is either refused with a PayloadError below the root, or comes back inside the domain."""
+def test_strict_returns_a_valid_value_or_raises(value: Any) -> None:
+    """Any value becomes a valid value, or raises PayloadError with a path below the root."""
     normal = some.attempt(normalise, value)
     if isinstance(normal, PayloadError):
         assert normal.path.startswith("$")
@@ -36,36 +36,36 @@ def test_strict_returns_a_value_of_the_domain_or_raises_payload_error(value: Any
 
 
 @given(some.burying(some.unfit_scalars))
-def test_a_refusal_names_the_exact_path_of_the_offender(found: some.Planted) -> None:
-    """One value that does not fit, wherever it stands among others that do, is named by its JSON path."""
+def test_error_has_the_exact_path(found: some.Planted) -> None:
+    """One invalid value among valid ones is named by its JSON path."""
     assert refusal(found.whole).path == found.path
 
 
 @given(some.burying(some.unfit_scalars))
-def test_a_refusal_stands_below_the_path_that_was_given(found: some.Planted) -> None:
-    """The caller's own path is the root of the refusal's."""
+def test_error_path_begins_with_the_given_path(found: some.Planted) -> None:
+    """The caller's path is the root of the error's path."""
     assert refusal(found.whole, path="$.on_success.kwargs").path == "$.on_success.kwargs" + found.path[1:]
 
 
 @given(some.burying(st.sampled_from(some.UNFIT_KEYS).map(lambda key: {"innocent": 1, key: 2, "other": 3})))
-def test_a_key_that_does_not_fit_is_refused_under_its_own_dict(found: some.Planted) -> None:
-    """A key that is neither str nor int, or no fit one, is refused under its dict's path, never a sibling's."""
+def test_invalid_key_is_rejected_under_its_dict(found: some.Planted) -> None:
+    """A key that is not a valid str or int is rejected with its dict's path, never a sibling's."""
     path = refusal(found.whole).path
     assert path.startswith(found.path)
     assert "innocent" not in path
 
 
 @given(some.burying(some.integers.map(lambda number: {"innocent": 0, number: 1, str(number): 2})))
-def test_keys_that_become_the_same_string_are_refused(found: some.Planted) -> None:
-    """Two keys that would collide are refused under the path of their dict or of the key that collides."""
+def test_colliding_keys_are_rejected(found: some.Planted) -> None:
+    """Two keys that become the same string are rejected with the path of their dict or of the second key."""
     path = refusal(found.whole).path
     assert path.startswith(found.path)
     assert "innocent" not in path
 
 
 @given(some.json_values, some.json_values)
-def test_an_envelope_of_kombu_is_refused(kind: Any, value: Any) -> None:
-    """A dict of exactly __type__ and __value__ is refused in either order; one more or less key makes it pass."""
+def test_kombu_envelope_is_rejected(kind: Any, value: Any) -> None:
+    """A dict of exactly __type__ and __value__ is rejected in either order; one key more or less is accepted."""
     refusal({"__type__": kind, "__value__": value})
     refusal({"__value__": value, "__type__": kind})
     for passing in ({"__type__": kind}, {"__value__": value}, {"__type__": kind, "__value__": value, "x": 1}):
@@ -74,7 +74,7 @@ def test_an_envelope_of_kombu_is_refused(kind: Any, value: Any) -> None:
 
 @pytest.mark.parametrize("kind", [list, dict])
 def test_64_levels_pass_and_65_do_not(kind: type[Any]) -> None:
-    """At most 64 containers stand inside each other; the refusal names the 65th."""
+    """A value may have at most 64 levels of containers, and the error names the 65th."""
     assert some.same(normalise(some.nest(64, 1, kind)), some.nest(64, 1, kind))
     step = "[0]" if kind is list else ".x"
     assert refusal(some.nest(65, 1, kind)).path == "$" + step * 64
@@ -94,8 +94,8 @@ def test_every_kind_of_container_counts_as_a_level(depth: int, kinds: list[Any])
         refusal(value)
 
 
-def test_a_cycle_is_refused() -> None:
-    """A list, dict or record that holds itself ends in a refusal, not in a RecursionError."""
+def test_cycle_is_rejected() -> None:
+    """A list, dict or record that contains itself raises PayloadError, not RecursionError."""
     items: list[Any] = []
     items.append(items)
     members: dict[str, Any] = {"fan": [0, 0]}
@@ -106,8 +106,8 @@ def test_a_cycle_is_refused() -> None:
         assert "cyclic" in str(refusal(cyclic))
 
 
-def test_a_shared_structure_that_would_explode_is_refused() -> None:
-    """A graph of 60 lists that stands for 2^60 elements is refused by its size, without being written out."""
+def test_exploding_shared_structure_is_rejected() -> None:
+    """60 shared lists that stand for 2^60 elements are rejected by their size, without being written out."""
     value: Any = []
     for _ in range(60):
         value = [value, value]
@@ -115,8 +115,8 @@ def test_a_shared_structure_that_would_explode_is_refused() -> None:
         assert "4000000 bytes" in str(refusal(value))
 
 
-def test_a_string_of_300_mb_is_refused_without_being_read() -> None:
-    """A huge string is refused by its length, in far less time than a copy of it takes; its path is named."""
+def test_huge_string_is_rejected_without_being_read() -> None:
+    """A huge string is rejected by its length, much faster than it could be copied."""
     huge = "x" * HUGE
     used = time.process_time()
     assert refusal({"args": [1, huge]}).path == "$.args[1]"
@@ -124,8 +124,8 @@ def test_a_string_of_300_mb_is_refused_without_being_read() -> None:
 
 
 @pytest.mark.parametrize("character", ["x", "\x7f", "é", "€", "😀"])
-def test_the_size_of_a_string_is_its_utf_8(character: str) -> None:
-    """A string of exactly the limit in UTF-8 bytes passes; one byte more does not."""
+def test_size_of_a_string_is_its_utf_8(character: str) -> None:
+    """A string of exactly the limit in bytes of UTF-8 passes, and one more byte does not."""
     with some.size_limit(1200):
         fits = character * (1200 // len(character.encode()))
         assert normalise(fits) == fits
@@ -133,8 +133,8 @@ def test_the_size_of_a_string_is_its_utf_8(character: str) -> None:
 
 
 @given(st.integers(1000, 5000), some.json_values)
-def test_what_passes_is_never_larger_than_the_limit(limit: int, value: Any) -> None:
-    """The whole value counts: all strings and keys in UTF-8, and 16 bytes for each element."""
+def test_accepted_value_is_within_the_limit(limit: int, value: Any) -> None:
+    """The size of a value is that of all strings and keys in UTF-8, and 16 bytes for each element."""
     value = [value] * 40
     with some.size_limit(limit):
         normal = some.attempt(normalise, value)
@@ -144,26 +144,26 @@ def test_what_passes_is_never_larger_than_the_limit(limit: int, value: Any) -> N
             assert some.outside(normal, max_size=limit) is None
 
 
-def test_a_key_counts_towards_the_size() -> None:
-    """A dict is refused for the size of its keys too."""
+def test_keys_count_towards_the_size() -> None:
+    """A dict is rejected for the size of its keys too."""
     assert "bytes" in str(refusal({"k" * (MAX_SIZE + 1): 1}))
     assert "bytes" in str(refusal({"é" * (MAX_SIZE // 2 + 1): 1}))
 
 
-def test_text_that_is_not_finite_is_welcome() -> None:
-    """Only the numbers are refused: their names are strings like any other."""
+def test_names_of_special_numbers_are_plain_text() -> None:
+    """The texts "NaN" and "Infinity" are valid strings."""
     assert normalise([repr(math.nan), "Infinity"]) == ["nan", "Infinity"]
 
 
-def test_a_generator_is_refused_and_not_consumed() -> None:
-    """Whether a generator may be used up is the caller's to decide."""
+def test_generator_is_rejected_unconsumed() -> None:
+    """A generator is rejected and not run."""
     numbers = (number for number in range(3))
     refusal(numbers)
     assert list(numbers) == [0, 1, 2]
 
 
-def test_a_stack_that_is_nearly_used_up_is_told_as_such() -> None:
-    """Strict normalisation raises PayloadError and nothing else, wherever it is called from."""
+def test_nearly_exhausted_stack_raises_payload_error() -> None:
+    """Strict normalisation raises only PayloadError, also on a nearly exhausted stack."""
 
     def dig(levels: int) -> None:
         if levels:

@@ -1,8 +1,7 @@
-"""What stands between the schema of the wire and those who use it, each as a closed list with examples.
+"""The differences between the schema of the wire and its readers and writers: two closed lists with examples.
 
-The schema says what a writer writes. A reader takes more: `TOLERATED` is how much more, each entry with a mend that
-turns what is tolerated into what a writer would have written. JSON Schema cannot say all: `UNSAID` is what it leaves
-out.
+The schema describes the messages of a writer. A reader accepts more: `TOLERATED` lists each such difference, with a
+repair that turns it into a message of a writer. JSON Schema cannot express every rule: `UNSAID` lists the others.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ OPTIONAL = ("reply_key", *CONTINUATIONS, "task_id", "headers")
 
 @attrs.frozen
 class Tolerated:
-    """Something that no writer writes and every reader reads."""
+    """A difference that no writer writes and every reader accepts."""
 
     what: str
     reason: str
@@ -38,7 +37,7 @@ class Tolerated:
 
 @attrs.frozen
 class Unsaid:
-    """Something that the schema allows although the wire does not, and who refuses it."""
+    """A value that the schema allows and the wire does not, and the side that rejects it."""
 
     what: str
     refused_by: str
@@ -66,7 +65,7 @@ def without(wire: Wire, *keys: str) -> Wire:
 
 
 def parts(wire: Wire) -> list[Wire]:
-    """The message, and the continuations in it."""
+    """Return the message and its continuations."""
     return [wire, *(wire[key] for key in CONTINUATIONS if isinstance(wire.get(key), dict))]
 
 
@@ -329,7 +328,7 @@ KEYS = list(dict.fromkeys([*committed_schema()["properties"], *continuation(), *
 
 @st.composite
 def mutated(draw: st.DrawFn) -> Wire:
-    """A message that was written, in which up to three things were dropped, replaced or added."""
+    """Draw a written message with up to three parts dropped, replaced or added."""
     wire = copy.deepcopy(to_wire(draw(some.payloads())))
     for _ in range(draw(st.integers(0, 3))):
         inner = [wire["fairness"]] if isinstance(wire.get("fairness"), dict) else []

@@ -1,4 +1,4 @@
-"""examples/broker.py: what stands in a broker's queues is counted as it is, and a run's own queues are deleted."""
+"""examples/broker.py: it counts the messages in a broker's queues, and deletes the queues of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from examples.broker import own_queues, states, waiting
 
 @pytest.fixture(params=["rabbitmq", "inside"])
 def url(request: pytest.FixtureRequest) -> str:
-    """Each kind of broker in turn: a real one, and kombu's own inside this process."""
+    """Each kind of broker: a real one, and kombu's own in this process."""
     if request.param == "rabbitmq":
         real: str = request.getfixturevalue("rabbitmq_url")
         return real
@@ -25,14 +25,14 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def connection(url: str) -> Iterator[Any]:
-    """A connection of kombu's, which knows nothing of ours."""
+    """A connection of kombu's."""
     with kombu.Connection(url.removeprefix("celery+")) as connection:
         yield connection
 
 
 @pytest.fixture
 def queue(url: str) -> Iterator[str]:
-    """A name for a queue, which a real broker does not keep."""
+    """The name of a queue, which is deleted at the end."""
     name = f"q-{uuid.uuid4().hex[:12]}"
     with contextlib.nullcontext() if url.startswith("celery+") else own_queues(url, [name]):
         yield name
@@ -46,7 +46,7 @@ def put(connection: Any, queue: str, count: int) -> None:
 
 
 def test_messages_and_dead_letters_are_counted(url: str, connection: Any, queue: str) -> None:
-    """Both as they are, and counting takes none of them out."""
+    """Messages and dead letters are counted, and stay in their queues."""
     put(connection, queue, 2)
     put(connection, f"{queue}.dead", 1)
     for _ in range(2):
@@ -55,8 +55,8 @@ def test_messages_and_dead_letters_are_counted(url: str, connection: Any, queue:
         assert waiting(url, queue) == 2
 
 
-def test_a_queue_without_dead_letters_has_none(url: str, connection: Any, queue: str) -> None:
-    """That nothing was ever buried is known, though there is no queue for it, and counting makes none."""
+def test_queue_without_dead_letters_has_zero(url: str, connection: Any, queue: str) -> None:
+    """A queue without a dead-letter queue has zero dead letters, and counting creates no queue."""
     put(connection, queue, 0)
     (state,) = states(url, [queue])
     assert (state.ready, state.dead) == (0, 0)
@@ -64,14 +64,14 @@ def test_a_queue_without_dead_letters_has_none(url: str, connection: Any, queue:
         connection.channel().queue_declare(f"{queue}.dead", passive=True)
 
 
-def test_a_queue_that_is_not_there_is_left_out(url: str, queue: str) -> None:
-    """Its state is unknown, which is not the same as empty."""
+def test_missing_queue_is_omitted(url: str, queue: str) -> None:
+    """The state of a missing queue is unknown, which is not the same as empty."""
     assert states(url, [queue]) == []
 
 
 @pytest.mark.parametrize("url", ["rabbitmq"], indirect=True)
-def test_own_queues_are_deleted_with_their_dead_letters(url: str, connection: Any, queue: str) -> None:
-    """Messages and all; those of others stay."""
+def test_queues_of_a_run_are_deleted(url: str, connection: Any, queue: str) -> None:
+    """The queues of a run are deleted with their messages and dead letters, and other queues stay."""
     own = f"q-{uuid.uuid4().hex[:12]}"
     put(connection, queue, 1)
     with own_queues(url, [own]):
@@ -85,10 +85,10 @@ def test_own_queues_are_deleted_with_their_dead_letters(url: str, connection: An
 
 
 @pytest.mark.parametrize("url", ["rabbitmq"], indirect=True)
-def test_a_queue_that_is_still_consumed_from_is_left_out(
+def test_queue_with_a_consumer_is_omitted(
     url: str, connection: Any, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a consumer holds is not told; when it has gone, all is counted that it held."""
+    """A queue with a consumer is omitted, because the messages that the consumer has are not counted."""
     monkeypatch.setattr(broker, "_PATIENCE", 0.3)
     put(connection, queue, 1)
     with kombu.Connection(url) as other:

@@ -1,4 +1,4 @@
-"""The demo as a person runs it: a process, watched from outside, and what it leaves behind."""
+"""The demo as a process: its output, and the processes and files that it leaves."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DISPATCHED = sorted(path.stem for path in DOCUMENTS.iterdir() if path.stem != CA
 
 @attrs.frozen
 class Where:
-    """A place that the demo can play at, by the options and the environment that it takes to get there."""
+    """A place at which the demo can run, with its options and environment."""
 
     name: str
     options: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Where:
 
 @attrs.define
 class Run:
-    """A demo in a process group of its own, all of whose processes can be told by `mark` or by `scratch`."""
+    """A demo in its own process group; `mark` or `scratch` identify its processes."""
 
     process: subprocess.Popen[str]
     output: Path
@@ -62,7 +62,7 @@ class Run:
     text: str = ""
 
     def read_until(self, pattern: str) -> re.Match[str]:
-        """Read what it prints up to a line that `pattern` is found in."""
+        """Read the output up to a line that matches `pattern`."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.text += line
@@ -71,7 +71,7 @@ class Run:
         raise AssertionError(f"{pattern!r} was not printed by the demo, which ended with {self.end()}:\n{self.text}")
 
     def end(self) -> int:
-        """Read the rest, wait for the end, and return the exit code."""
+        """Read the rest of the output, wait for the end, and return the exit code."""
         output, errors = self.process.communicate(timeout=200)
         self.text += output + errors
         return self.process.returncode
@@ -81,7 +81,7 @@ class Run:
         return directory
 
     def processes(self) -> dict[int, str]:
-        """Return the command line of every process of this demo, wherever its group or session is."""
+        """Return the command line of every process of this demo in any group or session."""
         found: dict[int, str] = {}
         for process in Path("/proc").iterdir():
             if not process.name.isdigit():
@@ -95,23 +95,23 @@ class Run:
         return found
 
     def queues(self) -> list[str]:
-        """Return the names of the queues that it has shown."""
+        """Return the names of the queues that the demo has shown."""
         return re.findall(r"^  \w+ worker +.*, queue (\S+),", self.text, re.MULTILINE)
 
     def left_behind(self) -> list[str]:
-        """Return the names of what is left in its scratch directory, the embedded server's own lock file aside."""
+        """Return the names of the files in the scratch directory, without the embedded server's lock file."""
         return [path.name for path in self.scratch.iterdir() if path.name != ".lockfile"]
 
 
 class Starter:
-    """Starts demos in a test's own directory, and ends those that a failed test would leave."""
+    """Starts demos in the test's own directory, and ends those that a failed test leaves."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._runs: list[Run] = []
 
     def __call__(self, *options: str, stops_at: str | None = None, **variables: str) -> Run:
-        """Start one, on an embedded server unless told otherwise; one that `stops_at` a library says so and waits."""
+        """Start a demo, on an embedded server by default; with `stops_at` it waits at the import of that library."""
         name = f"run{len(self._runs)}"
         output, scratch, mark = self._directory / f"{name}-output", self._directory / name, uuid.uuid4().hex
         scratch.mkdir()
@@ -146,7 +146,7 @@ class Starter:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Starter]:
-    """A way to start demos."""
+    """Return a function that starts a demo."""
     starter = Starter(tmp_path)
     yield starter
     starter.close()
@@ -154,7 +154,7 @@ def start(tmp_path: Path) -> Iterator[Starter]:
 
 @pytest.fixture(scope="module", params=["postgres", "rabbitmq", "inside"])
 def where(request: pytest.FixtureRequest) -> Where:
-    """Each place in turn: the embedded server, a broker, and kombu's own broker in the demo's process."""
+    """Each place: the embedded server, a broker, and kombu's own broker in the demo's process."""
     match request.param:
         case "postgres":
             return Where("postgres")
@@ -165,14 +165,14 @@ def where(request: pytest.FixtureRequest) -> Where:
 
 
 def over_rabbitmq(url: str) -> Where:
-    """On a broker the URL of a database is of no interest, wherever it points."""
+    """The demo over RabbitMQ, where the database URL is not used."""
     variables = {"UNSTRACT_WIRE_BROKER": url, "UNSTRACT_WIRE_URL": "nonsense"}
     return Where("rabbitmq", ("--transport", "celery"), variables)
 
 
 @pytest.fixture(scope="module")
 def played(where: Where, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One whole demo, which ended well."""
+    """One whole demo that succeeded."""
     run = Starter(tmp_path_factory.mktemp("demo")).at(where)
     assert run.end() == 0, run.text
     return run
@@ -183,38 +183,38 @@ def saved(run: Run, document: str) -> dict[str, Any]:
     return output
 
 
-def test_the_last_line_is_a_tally_in_which_everything_is_there(played: Run) -> None:
-    """The same line at every place, its seconds aside, which are few."""
+def test_last_line_is_a_complete_tally(played: Run) -> None:
+    """The last line is the same at every place, except for its seconds."""
     tally = COMPLETE.fullmatch(played.text.rstrip().splitlines()[-1])
     assert tally is not None, played.text
     assert float(tally["seconds"]) < 60
 
 
 @pytest.mark.parametrize("document", sorted(set(DISPATCHED) - BROKEN))
-def test_the_saved_output_holds_the_fields_of_the_document(played: Run, document: str) -> None:
-    """What came through executor, queue and callback is what the extraction reads, amounts as exact text."""
+def test_saved_output_has_the_fields_of_the_document(played: Run, document: str) -> None:
+    """The saved fields are those that the extraction reads, with amounts as exact text."""
     output = saved(played, document)
     text = (DOCUMENTS / f"{document}.txt").read_text(encoding="utf-8")
     assert output["fields"] == normalise(extract(text))
     assert (output["document_id"], output["status"], output["error"]) == (document, "completed", None)
 
 
-def test_the_error_callback_gets_the_real_error_text(played: Run) -> None:
-    """Not "task failed", but what the executor raised; on the screen as in the saved output."""
+def test_error_callback_gets_the_original_error(played: Run) -> None:
+    """The screen and the saved output have the error that the executor raised."""
     (broken,) = BROKEN
     output = saved(played, broken)
     assert (output["status"], output["fields"], output["error"]) == ("failed", None, ERROR)
     assert ERROR in played.text
 
 
-def test_every_dispatched_document_has_its_output_and_there_are_no_others(played: Run) -> None:
-    """One file a document; nothing half written is left beside them."""
+def test_each_document_has_exactly_one_output(played: Run) -> None:
+    """Each document has one file, and no partial file is left."""
     assert sorted(path.name for path in played.directory().iterdir()) == [f"{name}.json" for name in DISPATCHED]
 
 
 @pytest.mark.parametrize("document", DISPATCHED)
-def test_a_document_is_shown_dispatched_then_running_then_ended(played: Run, document: str) -> None:
-    """The stages are shown once each, in this order, with times that do not run backwards."""
+def test_stages_of_a_document_are_shown_in_order(played: Run, document: str) -> None:
+    """Dispatched, running and ended are shown once each, with increasing times."""
     shown = re.findall(rf"^ +([\d.]+) s  (\w+) +{document} ", played.text, re.MULTILINE)
     assert [stage for _, stage in shown] == ["dispatched", "running", "failed" if document in BROKEN else "done"]
     times = [float(seconds) for seconds, _ in shown]
@@ -222,8 +222,8 @@ def test_a_document_is_shown_dispatched_then_running_then_ended(played: Run, doc
 
 
 @pytest.mark.parametrize("where", ["postgres", "rabbitmq"], indirect=True)
-def test_executor_and_callbacks_run_in_two_processes_of_their_own(played: Run) -> None:
-    """The pids under which tasks were seen are those of the two workers that were started."""
+def test_executor_and_callbacks_run_in_two_processes(played: Run) -> None:
+    """The tasks run in the two workers that the demo starts."""
     started = dict(re.findall(r"^  (executor|callback) worker +pid (\d+)", played.text, re.MULTILINE))
     ran = {(task, pid) for task, pid in re.findall(r"  (\w+), pid (\d+)$", played.text, re.MULTILINE)}
     assert started["executor"] != started["callback"]
@@ -235,8 +235,8 @@ def test_executor_and_callbacks_run_in_two_processes_of_their_own(played: Run) -
 
 
 @pytest.mark.parametrize("where", ["inside"], indirect=True)
-def test_where_no_broker_answers_all_of_it_runs_inside_one_process_and_says_so(played: Run) -> None:
-    """The broker that was looked for is named, without its password; tasks run under the demo's own pid."""
+def test_demo_without_a_broker_runs_in_one_process(played: Run) -> None:
+    """The demo names the missing broker without its password, and runs the tasks in its own process."""
     assert re.search(r"broker +none answers at amqp://127.0.0.1:1//: kombu's own, inside this process", played.text)
     assert re.findall(r"(\w+) worker +threads of this process", played.text) == ["executor", "callback"]
     assert set(re.findall(r", pid (\d+)$", played.text, re.MULTILINE)) == {str(played.process.pid)}
@@ -244,21 +244,21 @@ def test_where_no_broker_answers_all_of_it_runs_inside_one_process_and_says_so(p
 
 
 @pytest.mark.parametrize("where", ["rabbitmq", "inside"], indirect=True)
-def test_what_a_broker_cannot_do_is_said(played: Run) -> None:
-    """It keeps no statuses, and has no inspection."""
+def test_demo_says_what_a_broker_cannot_do(played: Run) -> None:
+    """The demo says that a broker has no statuses and no inspection."""
     assert re.search(r"^  statuses +none are kept, and so they are no evidence", played.text, re.MULTILINE)
     assert "a broker has no inspection" in played.text
 
 
 @pytest.mark.parametrize("where", ["rabbitmq"], indirect=True)
-def test_the_queues_at_a_broker_are_the_runs_own_and_deleted(played: Run, rabbitmq_url: str) -> None:
-    """Neither of them has the product's name, and neither is left: no dead letters of theirs, and no exchange."""
+def test_broker_queues_of_a_run_are_deleted(played: Run, rabbitmq_url: str) -> None:
+    """The run's queues have their own names, and neither they, their dead letters nor exchanges are left."""
     assert len(set(played.queues()) - {"celery_executor_legacy", "ide_callback"}) == 2
     assert still_there(rabbitmq_url, played.queues()) == []
 
 
 def still_there(url: str, queues: list[str]) -> list[str]:
-    """Return those of the queues, their dead letters' and their exchanges that a broker still has."""
+    """Return those of the queues, dead-letter queues and exchanges that the broker still has."""
     found = []
     with kombu.Connection(url) as connection:
         for name in (*queues, *(f"{queue}.dead" for queue in queues)):
@@ -272,7 +272,7 @@ def still_there(url: str, queues: list[str]) -> list[str]:
     return found
 
 
-def test_the_blocking_caller_gets_the_fields_as_its_reply(played: Run) -> None:
+def test_blocking_caller_gets_the_fields(played: Run) -> None:
     """The called document is shown running and then replied, with its total."""
     shown = re.findall(rf"^ +[\d.]+ s  (\w+) +{CALLED}", played.text, re.MULTILINE)
     assert shown == ["called", "running", "replied"]
@@ -280,8 +280,8 @@ def test_the_blocking_caller_gets_the_fields_as_its_reply(played: Run) -> None:
 
 
 @needs_proc
-def test_nothing_is_left_when_it_has_ended(played: Run) -> None:
-    """No process, and nothing in the scratch directory."""
+def test_demo_leaves_nothing_behind(played: Run) -> None:
+    """No process and no scratch file is left."""
     assert (played.processes(), played.left_behind()) == ({}, [])
 
 
@@ -289,7 +289,7 @@ def test_nothing_is_left_when_it_has_ended(played: Run) -> None:
 @pytest.mark.parametrize("moment", ["executor worker", "running", "called"])
 @pytest.mark.parametrize("to", [os.kill, os.killpg], ids=["process", "terminal"])
 def test_ctrl_c_leaves_nothing_running_on_postgres(start: Starter, moment: str, to: Any) -> None:
-    """SIGINT, to the demo alone or to its whole group as a terminal sends it: workers, server and scratch are gone."""
+    """SIGINT to the demo or to its group ends the workers and the server, and removes the scratch directory."""
     run = start()
     run.read_until(moment)
 
@@ -308,10 +308,8 @@ def test_ctrl_c_leaves_nothing_running_on_postgres(start: Starter, moment: str, 
 @needs_proc
 @pytest.mark.parametrize("moment", ["executor worker", "running", "called"])
 @pytest.mark.parametrize("to", [os.kill, os.killpg], ids=["process", "terminal"])
-def test_ctrl_c_leaves_nothing_running_and_no_queue_at_a_broker(
-    start: Starter, rabbitmq_url: str, moment: str, to: Any
-) -> None:
-    """SIGINT, to the demo alone or to its whole group: workers, scratch and the run's queues are gone."""
+def test_ctrl_c_leaves_no_queue_at_a_broker(start: Starter, rabbitmq_url: str, moment: str, to: Any) -> None:
+    """SIGINT to the demo or to its group ends the workers, and removes the scratch directory and the queues."""
     run = start.at(over_rabbitmq(rabbitmq_url))
     run.read_until(moment)
     assert still_there(rabbitmq_url, run.queues())
@@ -325,8 +323,8 @@ def test_ctrl_c_leaves_nothing_running_and_no_queue_at_a_broker(
 
 @needs_proc
 @pytest.mark.parametrize("moment", ["executor worker", "running", "called"])
-def test_ctrl_c_ends_the_threads_of_one_process_as_well(start: Starter, moment: str) -> None:
-    """Where no broker answers too: what runs is finished, and nothing is left."""
+def test_ctrl_c_ends_a_demo_in_one_process(start: Starter, moment: str) -> None:
+    """Without a broker, the running tasks are finished and nothing is left."""
     run = start("--transport", "celery", UNSTRACT_WIRE_BROKER=NOBODY)
     run.read_until(moment)
     os.kill(run.process.pid, signal.SIGINT)
@@ -337,8 +335,8 @@ def test_ctrl_c_ends_the_threads_of_one_process_as_well(start: Starter, moment: 
 
 @needs_proc
 @pytest.mark.parametrize("library", ["attrs", "rich"])
-def test_ctrl_c_while_the_libraries_are_imported_ends_without_a_traceback(start: Starter, library: str) -> None:
-    """Before there is anything to clear away the demo just ends, as interrupted as a shell expects: by SIGINT."""
+def test_ctrl_c_during_imports_prints_no_traceback(start: Starter, library: str) -> None:
+    """The demo ends by SIGINT, as a shell expects."""
     run = start(stops_at=library)
     run.read_until("importing")
     run.process.send_signal(signal.SIGINT)
@@ -346,8 +344,8 @@ def test_ctrl_c_while_the_libraries_are_imported_ends_without_a_traceback(start:
     assert (run.text, run.processes(), run.left_behind()) == ("importing\n", {}, [])
 
 
-def test_a_missing_callback_worker_is_counted_as_missing(start: Starter, where: Where) -> None:
-    """Every output is missed by name, the queue is not empty, and the exit code says so."""
+def test_missing_callback_worker_is_reported(start: Starter, where: Where) -> None:
+    """Every missing output is named, the queue is not empty, and the exit code is not zero."""
     run = start.at(where, "--without", "callback", "--deadline", "3")
     assert run.end() == 1, run.text
     assert re.findall(r"^missing: (\S+): no output was saved$", run.text, re.MULTILINE) == DISPATCHED
@@ -355,8 +353,8 @@ def test_a_missing_callback_worker_is_counted_as_missing(start: Starter, where: 
     assert "0 called back; 0 outputs and 0 error saved; 1 of 1 reply; 1 of 2 queues empty" in run.text
 
 
-def test_a_missing_executor_is_counted_as_missing(start: Starter, where: Where) -> None:
-    """Nothing is called back, nobody is answered, and the log of the workers or of their one process is shown."""
+def test_missing_executor_is_reported(start: Starter, where: Where) -> None:
+    """No callback runs, the blocking caller gets no reply, and the workers' log is shown."""
     run = start.at(where, "--without", "executor", "--deadline", "2")
     assert run.end() == 1, run.text
     assert "0 called back; 0 outputs and 0 error saved; 0 of 1 reply; 1 of 2 queues empty" in run.text
@@ -365,8 +363,8 @@ def test_a_missing_executor_is_counted_as_missing(start: Starter, where: Where) 
     assert f"The end of {'demo' if where.name == 'inside' else 'callback'}.log" in run.text
 
 
-def test_a_worker_that_dies_is_noticed_before_the_deadline(start: Starter) -> None:
-    """A killed callback worker ends the wait at once; its exit code is among what is missed."""
+def test_killed_worker_ends_the_wait(start: Starter) -> None:
+    """A killed callback worker ends the wait at once, and its exit code is reported."""
     run = start("--deadline", "50")
     pid = run.read_until(r"callback worker +pid (\d+)")[1]
     run.read_until("running")
@@ -375,8 +373,8 @@ def test_a_worker_that_dies_is_noticed_before_the_deadline(start: Starter) -> No
     assert "missing: the callback worker left with exit code -9" in run.text
 
 
-def test_a_broker_takes_back_what_a_killed_worker_held(start: Starter, rabbitmq_url: str) -> None:
-    """The documents that it ran are counted among those that wait, and its queue is deleted with them."""
+def test_broker_requeues_messages_of_a_killed_worker(start: Starter, rabbitmq_url: str) -> None:
+    """The documents of a killed worker are counted as waiting, and its queue is deleted."""
     run = start.at(over_rabbitmq(rabbitmq_url), "--deadline", "50")
     pid = run.read_until(r"executor worker +pid (\d+)")[1]
     run.read_until("running")
@@ -388,8 +386,8 @@ def test_a_broker_takes_back_what_a_killed_worker_held(start: Starter, rabbitmq_
 
 
 @pytest.mark.parametrize("options", ["", "?listen=false"], ids=["found", "told"])
-def test_through_a_pgbouncer_it_is_the_same_demo(start: Starter, server_url: str, options: str) -> None:
-    """In transaction mode, told of or not: everything is there in the end, and the schema is gone."""
+def test_demo_works_through_pgbouncer(start: Starter, server_url: str, options: str) -> None:
+    """In transaction mode, with or without listen=false, the tally is complete and the schema is dropped."""
     with private_pgbouncer(server_url) as pgbouncer:
         run = start(UNSTRACT_WIRE_URL=pgbouncer.url + options)
         assert run.end() == 0, run.text
@@ -398,8 +396,8 @@ def test_through_a_pgbouncer_it_is_the_same_demo(start: Starter, server_url: str
         assert own not in schemas(server_url)
 
 
-def test_on_a_given_server_it_works_in_a_schema_of_its_own_and_drops_it(start: Starter, server_url: str) -> None:
-    """Not even the schema that the URL names is touched."""
+def test_demo_uses_and_drops_its_own_schema(start: Starter, server_url: str) -> None:
+    """On a given server, the schema that the URL names is not touched either."""
     with servers.fresh_schema(server_url) as product:
         separator = "&" if "?" in server_url else "?"
         run = start(UNSTRACT_WIRE_URL=f"{server_url}{separator}schema={product}&listen=false")
@@ -423,10 +421,8 @@ def schemas(url: str) -> set[str]:
         ("postgresql://user:secret@127.0.0.1/database?connect_timeout=soon", "cannot"),
     ],
 )
-def test_a_server_that_cannot_be_used_is_one_line_without_its_password(
-    start: Starter, url: str, complaint: str
-) -> None:
-    """Exit code 2, what is wrong on standard error, no traceback."""
+def test_unusable_server_is_one_line_without_password(start: Starter, url: str, complaint: str) -> None:
+    """The exit code is 2, and standard error has the problem without a traceback."""
     assert_is_refused(start(UNSTRACT_WIRE_URL=url), complaint)
 
 
@@ -440,10 +436,8 @@ def test_a_server_that_cannot_be_used_is_one_line_without_its_password(
         ("amqp://guest:secret@127.0.0.1//;amqp://guest:secret@127.0.0.2//", "names several brokers"),
     ],
 )
-def test_a_broker_that_is_not_understood_is_one_line_without_its_password(
-    start: Starter, url: str, complaint: str
-) -> None:
-    """The same for the broker's URL: no fallback where somebody meant something else."""
+def test_invalid_broker_url_is_one_line_without_password(start: Starter, url: str, complaint: str) -> None:
+    """An invalid broker URL is an error, without a fallback to one process."""
     assert_is_refused(start("--transport", "celery", UNSTRACT_WIRE_BROKER=url), complaint)
 
 
@@ -452,10 +446,10 @@ def test_a_broker_that_is_not_understood_is_one_line_without_its_password(
     [("guest:secret", "//", "ACCESS_REFUSED"), (None, "/no-such-vhost", "vhost no-such-vhost not found")],
     ids=["password", "vhost"],
 )
-def test_a_broker_that_lets_nobody_in_is_one_line_without_its_password(
+def test_refusing_broker_is_one_line_without_password(
     start: Starter, rabbitmq_url: str, login: str | None, path: str, complaint: str
 ) -> None:
-    """It answers, so it was meant: that is no reason to play inside one process instead."""
+    """A broker that rejects the login is an error, without a fallback to one process."""
     user, _, host = urlsplit(rabbitmq_url).netloc.rpartition("@")
     run = start("--transport", "celery", UNSTRACT_WIRE_BROKER=f"amqp://{login or user}@{host}{path}")
     assert_is_refused(run, complaint)
@@ -469,8 +463,8 @@ def assert_is_refused(run: Run, complaint: str) -> None:
     assert "secret" not in rest + errors
 
 
-def test_the_help_tells_of_the_transports(start: Starter) -> None:
-    """Which there are, and by what variables they are reached."""
+def test_help_lists_the_transports(start: Starter) -> None:
+    """The help names the transports and their variables."""
     run = start("--help")
     assert run.end() == 0
     assert "--transport {postgres,celery}" in run.text

@@ -1,4 +1,4 @@
-"""The extraction of the examples: it reads what stands in the text, and refuses what contradicts itself."""
+"""The extraction of the examples: it reads the fields of a text, and rejects a text that contradicts itself."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def text_of(document: str) -> str:
     return (DOCUMENTS / f"{document}.txt").read_text(encoding="utf-8")
 
 
-def test_every_document_that_is_shipped_is_expected_here() -> None:
-    """A document without its expectations would be read unwatched."""
+def test_every_shipped_document_has_expectations() -> None:
+    """Each document has its expected fields in this file."""
     assert {path.stem for path in DOCUMENTS.iterdir()} == {*BILLS, *LETTERS, *BROKEN}
 
 
 @pytest.mark.parametrize("document", BILLS)
-def test_a_bill_is_read_as_a_person_reads_it(document: str) -> None:
-    """Vendor, number, date, the count of line items, net, tax and total are those that stand in the text."""
+def test_bill_fields_are_those_of_the_text(document: str) -> None:
+    """Vendor, number, date, line items, net, tax and total are those of the text."""
     vendor, number, date, items, subtotal, tax, total = BILLS[document]
     bill = extract(text_of(document))
     assert isinstance(bill, Bill)
@@ -62,7 +62,7 @@ def test_a_bill_is_read_as_a_person_reads_it(document: str) -> None:
 
 
 def test_line_items_keep_their_quantities_and_prices() -> None:
-    """A line is read in full, fractions and foreign number styles included."""
+    """A line item is read with fractions and foreign number formats."""
     bill = extract(text_of("rechnung-birkenhof"))
     assert isinstance(bill, Bill)
     assert bill.due == datetime.date(2024, 2, 28)
@@ -71,8 +71,8 @@ def test_line_items_keep_their_quantities_and_prices() -> None:
     assert (item.quantity, item.unit_price, item.amount) == (Decimal("4.2"), Decimal("28.50"), Decimal("119.70"))
 
 
-def test_a_letter_is_read_as_a_person_reads_it() -> None:
-    """Who writes to whom, when, about what, and which sums are spoken of."""
+def test_letter_fields_are_those_of_the_text() -> None:
+    """Sender, recipient, date, subject and amounts are those of the text."""
     letter = extract(text_of("letter-lindqvist-hale"))
     assert letter == Letter(
         sender="Lindqvist & Hale LLP",
@@ -86,7 +86,7 @@ def test_a_letter_is_read_as_a_person_reads_it() -> None:
     )
 
 
-def test_a_bill_that_does_not_add_up_says_which_sums_differ() -> None:
+def test_inconsistent_bill_names_the_differing_sums() -> None:
     """The error names the document, both sums and the currency."""
     with pytest.raises(ExtractionError) as caught:
         extract(text_of("invoice-marlow-print"))
@@ -110,8 +110,8 @@ def test_a_bill_that_does_not_add_up_says_which_sums_differ() -> None:
         ("kassenbon-brunner", "1'534.60", "1'543.60", "its 3 line items come to 1,534.60 CHF"),
     ],
 )
-def test_a_changed_figure_is_noticed(document: str, printed: str, forged: str, complaint: str) -> None:
-    """Lines, taxes and totals are all checked, in every layout's own way."""
+def test_changed_figure_is_detected(document: str, printed: str, forged: str, complaint: str) -> None:
+    """A changed line, tax or total is detected in every layout."""
     text = text_of(document)
     assert printed in text
     with pytest.raises(ExtractionError, match=complaint):
@@ -119,8 +119,8 @@ def test_a_changed_figure_is_noticed(document: str, printed: str, forged: str, c
 
 
 @pytest.mark.parametrize("document", BILLS)
-def test_a_bill_that_is_cut_off_is_refused_unless_every_field_is_there(document: str) -> None:
-    """Wherever the text ends: an error, or the fields of the whole document. Never half of them."""
+def test_truncated_bill_is_rejected_or_complete(document: str) -> None:
+    """A truncated text raises an error or gives the fields of the whole document."""
     text = text_of(document)
     whole = extract(text)
     for end in range(len(text)):
@@ -130,14 +130,14 @@ def test_a_bill_that_is_cut_off_is_refused_unless_every_field_is_there(document:
         extract(text[: len(text) // 2])
 
 
-def test_a_text_of_no_known_layout_is_refused() -> None:
-    """A shopping list is none of the documents that can be read."""
+def test_text_of_unknown_layout_is_rejected() -> None:
+    """A shopping list is not a known document."""
     with pytest.raises(ExtractionError, match="no known layout"):
         extract("milk\neggs\nbread\n")
 
 
 @given(st.decimals(min_value=0, max_value=10**9, places=2))
-def test_an_amount_is_read_the_same_in_every_style(amount: Decimal) -> None:
+def test_amount_formats_give_the_same_number(amount: Decimal) -> None:
     """1,234.50 and 1'234.50, 1.234,50 and 1 234,50 are one number."""
     english = f"{amount:,.2f}"
     swiss = english.replace(",", "'")
@@ -148,7 +148,7 @@ def test_an_amount_is_read_the_same_in_every_style(amount: Decimal) -> None:
 
 
 @given(st.dates(min_value=datetime.date(1000, 1, 1)))
-def test_a_date_is_read_the_same_in_every_style(date: datetime.date) -> None:
+def test_date_formats_give_the_same_day(date: datetime.date) -> None:
     """15.03.2024, 15/03/2024, 15 March 2024 and March 15, 2024 are one day."""
     name = f"{date:%B}"
     for text in (

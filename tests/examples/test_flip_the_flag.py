@@ -1,4 +1,4 @@
-"""examples/flip_the_flag.py: it runs, and its tally would say so if something were lost, doubled or mixed up."""
+"""examples/flip_the_flag.py: it runs, and its tally reports lost, doubled and mixed-up work."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def run(url: str, *options: str, **environment: str) -> subprocess.CompletedProc
     )
 
 
-def test_a_flag_flipped_ten_times_under_load_loses_and_doubles_nothing(rabbitmq_url: str) -> None:
-    """Real RabbitMQ with a real Celery worker, and real PostgreSQL: one callback for each dispatch, by count."""
+def test_flag_flipped_under_load_loses_nothing(rabbitmq_url: str) -> None:
+    """Over RabbitMQ with a Celery worker and PostgreSQL, each dispatch has exactly one callback."""
     ended = run(rabbitmq_url, "--between", "25", "--deadline", "90")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "10 flips" in ended.stdout
     assert ended.stdout.endswith("every dispatch has exactly one callback, none lost: complete\n")
 
 
-def test_without_a_broker_it_says_so(rabbitmq_url: str) -> None:
-    """One line, exit code 2, and nothing left running."""
+def test_flip_without_a_broker_is_one_line(rabbitmq_url: str) -> None:
+    """One line, exit code 2, and no process is left."""
     ended = run("amqp://guest:guest@127.0.0.1:1//")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("flip_the_flag: ")
@@ -58,14 +58,14 @@ def test_without_a_broker_it_says_so(rabbitmq_url: str) -> None:
     ],
     ids=["complete", "lost", "doubled", "on the other side", "mixed up"],
 )
-def test_the_ledger_finds_what_is_wrong(callbacks: list[tuple[str, str, str]], wrong: list[str]) -> None:
-    """Lost, doubled, on the wrong side, with another's content: each is a line."""
+def test_flip_tally_reports_every_fault(callbacks: list[tuple[str, str, str]], wrong: list[str]) -> None:
+    """Lost, doubled, misrouted and changed work is reported in one line each."""
     ledger = Ledger(sent={"a": ("on", False), "b": ("off", True)}, callbacks=callbacks)
     assert ledger.wrong() == wrong
 
 
-def test_the_flag_is_a_gate_that_remembers_what_it_said() -> None:
-    """It answers with what it is at that moment, and the tally knows which way each dispatch went."""
+def test_flag_gate_records_its_answers() -> None:
+    """The gate answers with the current flag, and the tally knows the side of each dispatch."""
 
     class Context:
         run_id = "r"

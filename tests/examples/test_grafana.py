@@ -1,4 +1,4 @@
-"""The dashboard, the alert rules, docs/monitoring.md and docs/runbooks.md name the exposed metrics and no others."""
+"""The dashboard, the alert rules, docs/monitoring.md and docs/runbooks.md name exactly the exposed metrics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PREFIX = "unstract_wire_"
 
 @attrs.frozen
 class Known:
-    """A metric as it is exposed: by the names of its samples."""
+    """An exposed metric, by the names of its samples."""
 
     kind: str
     labels: frozenset[str]
@@ -44,7 +44,7 @@ class Rule:
 
 
 def metrics() -> dict[str, Known]:
-    """Let everything happen that is counted, and return what is exposed then; a histogram by its bare name."""
+    """Trigger every count, and return the exposed metrics; a histogram is listed by its base name."""
     registry = CollectorRegistry()
     transport = MemoryTransport()
     transport.send([message("t", "q")])
@@ -71,7 +71,7 @@ METRICS = metrics()
 
 
 def used(expression: str) -> Iterator[tuple[str, set[str], bool]]:
-    """Yield each metric of a PromQL expression, the labels that it is selected by, and whether it is one of buckets."""
+    """Yield each metric of a PromQL expression, its labels, and whether it is a bucket."""
     for name, selector in re.findall(rf"\b({PREFIX}\w+)(?:\{{([^}}]*)\}})?", expression):
         bare = re.sub(r"_(bucket|sum|count)$", "", name)
         bare = bare if METRICS.get(bare, Known("", frozenset())).kind == "histogram" else name
@@ -79,7 +79,7 @@ def used(expression: str) -> Iterator[tuple[str, set[str], bool]]:
 
 
 def grouped(expression: str) -> set[str]:
-    """Return the labels that an expression keeps or matches by."""
+    """Return the labels that an expression keeps or matches."""
     return {
         label
         for labels in re.findall(r"\b(?:by|on|without|ignoring) \(([^)]*)\)", expression)
@@ -88,7 +88,7 @@ def grouped(expression: str) -> set[str]:
 
 
 def check(expression: str) -> None:
-    """Raise where an expression uses a metric that is not exposed, or a label that it has not."""
+    """Raise if an expression uses a metric that is not exposed, or a label that it does not have."""
     found = list(used(expression))
     assert found, expression
     for name, labels, buckets in found:
@@ -113,23 +113,23 @@ def rules() -> list[Rule]:
     return found
 
 
-def test_every_metric_is_in_the_document_as_it_is_exposed() -> None:
-    """The table has each, with its type and its labels, and no other."""
+def test_document_lists_every_metric() -> None:
+    """The table has each metric with its type and labels, and no other."""
     rows = re.findall(rf"^\| `({PREFIX}\w+)` \| (\w+) \| ([\w, ]*?) ?\| .+ \|$", MONITORING, re.MULTILINE)
     documented = {name: Known(kind, frozenset(filter(None, labels.split(", ")))) for name, kind, labels in rows}
     assert len(rows) == len(documented) > 20
     assert documented == METRICS
 
 
-def test_every_metric_is_on_the_dashboard() -> None:
-    """What is exposed is shown."""
+def test_dashboard_shows_every_metric() -> None:
+    """Each exposed metric is on a panel."""
     shown = {name for panel in panels() for target in panel["targets"] for name, _, _ in used(target["expr"])}
     assert shown == set(METRICS)
 
 
 @pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
-def test_a_panel_asks_for_what_there_is(panel: Mapping[str, Any]) -> None:
-    """Metrics and labels exist, its legend has labels that its query keeps, and it says what it shows."""
+def test_panels_query_existing_metrics(panel: Mapping[str, Any]) -> None:
+    """A panel uses existing metrics and labels, its legend uses kept labels, and it has a description."""
     for target in panel["targets"]:
         check(target["expr"])
         legend = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
@@ -139,8 +139,8 @@ def test_a_panel_asks_for_what_there_is(panel: Mapping[str, Any]) -> None:
     assert panel["datasource"]["uid"] == "${datasource}"
 
 
-def test_the_dashboards_panels_do_not_overlap_and_its_variables_exist() -> None:
-    """Every panel has its place and its id; every `$variable` that is used is defined."""
+def test_panels_do_not_overlap_and_variables_exist() -> None:
+    """Every panel has its own place and id, and every used `$variable` is defined."""
     places = [
         (x, y)
         for panel in DASHBOARD["panels"]
@@ -154,17 +154,16 @@ def test_the_dashboards_panels_do_not_overlap_and_its_variables_exist() -> None:
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.name)
-def test_an_alert_asks_for_what_there_is(rule: Rule) -> None:
-    """Metrics and labels exist, and its summary names labels that are left."""
+def test_alerts_query_existing_metrics(rule: Rule) -> None:
+    """An alert uses existing metrics and labels, and its summary uses kept labels."""
     check(rule.expression)
     left = grouped(rule.expression) or {label for name, _, _ in used(rule.expression) for label in METRICS[name].labels}
     assert set(re.findall(r"\$labels\.(\w+)", rule.summary)) <= left | {"instance"}
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.name)
-def test_an_alert_has_a_runbook(rule: Rule) -> None:
-    """A heading of its name, its severity and expression as they stand in the rules, and what it means, where to look
-    and what to do."""
+def test_every_alert_has_a_runbook(rule: Rule) -> None:
+    """A runbook has the alert's name, severity and expression, its meaning, and the actions."""
     page = RUNBOOKS.partition(f"\n### {rule.name}\n")[2].partition("\n##")[0]
     wait = f", after {rule.wait}" if rule.wait else ""
     assert f"\n{rule.severity.capitalize()}{wait}:\n" in page
@@ -173,16 +172,15 @@ def test_an_alert_has_a_runbook(rule: Rule) -> None:
         assert re.search(rf"^- {part}: \S.{{20,}}", page, re.MULTILINE)
 
 
-def test_there_is_no_runbook_without_its_alert() -> None:
-    """What was renamed in one place was renamed in the other; no two alerts have one name."""
+def test_every_runbook_has_an_alert() -> None:
+    """Each runbook belongs to an alert, and no two alerts have the same name."""
     headings = re.findall(r"^### (UnstractWire\w+)$", RUNBOOKS, re.MULTILINE)
     assert headings == [rule.name for rule in rules()]
     assert len(headings) == len(set(headings)) > 10
 
 
-def test_the_document_names_commands_events_and_alerts_that_there_are() -> None:
-    """Every `unstract-wire COMMAND`, every event of the table of those that deserve an alert, every alert that another
-    page points to."""
+def test_documents_name_existing_commands_events_and_alerts() -> None:
+    """Each command, event and alert that a page names exists."""
     pages = MONITORING + RUNBOOKS
     commands = set(re.findall(r"`unstract-wire ([a-z-]+)", pages))
     assert {"doctor", "top", "dead", "queues"} <= commands <= set(main.commands)

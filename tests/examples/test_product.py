@@ -1,4 +1,4 @@
-"""The examples stand where the product's code stands: the same context, the same signatures, the same message."""
+"""The examples match the product's code: the same context, the same signatures, the same message."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ CALLBACK_KEYS = {
 
 
 def message_sent(transport: MemoryTransport) -> dict[str, Any]:
-    """Receive the one message that was dispatched, as it stands on the wire."""
+    """Receive the only message that was dispatched."""
     subscription = transport.subscribe([product.PRODUCT.executor], lease=60)
     (delivery,) = subscription.receive(limit=2, wait=0)
     assert delivery.payload is not None
     return to_wire(delivery.payload)
 
 
-def test_the_dispatch_is_the_one_of_the_products_views() -> None:
-    """Queue, task, context, both callbacks with the same kwargs, and the dispatch id inside them."""
+def test_dispatch_equals_that_of_the_product() -> None:
+    """Queue, task, context, and both callbacks with the same kwargs and the dispatch id are the product's."""
     transport = MemoryTransport()
     one = product.dispatch_document(ExecutorDispatcher(Dispatcher(transport)), PATH)
     wire = message_sent(transport)
@@ -46,16 +46,16 @@ def test_the_dispatch_is_the_one_of_the_products_views() -> None:
     assert {wire[end]["queue"] for end in ("on_success", "on_error")} == {"ide_callback"}
 
 
-def test_celerys_own_signature_goes_in_the_place_of_the_examples() -> None:
-    """The example's stand-in and `celery.signature` ask for the same continuation."""
+def test_celery_signature_gives_the_same_continuation() -> None:
+    """The example's stand-in and `celery.signature` become the same continuation."""
     asked: dict[str, Any] = {"kwargs": {"callback_kwargs": {"run_id": "1"}}, "queue": "ide_callback"}
     ours = signature_to_continuation(product.signature("ide_prompt_complete", **asked))
     theirs = signature_to_continuation(celery.signature("ide_prompt_complete", **asked))
     assert ours == theirs
 
 
-def test_the_blocking_call_carries_its_fairness_and_never_raises() -> None:
-    """Without a worker the caller gets a failure with its reason; the message has the header's owner and priority."""
+def test_blocking_call_carries_fairness_and_never_raises() -> None:
+    """Without a worker the caller gets a failure, and the message has the organisation and the priority."""
     transport = MemoryTransport()
     context = product.context_for(PATH)
     result = product.call_for_document(ExecutorDispatcher(Dispatcher(transport)), context, timeout=0.01)

@@ -1,4 +1,4 @@
-"""The tally counts what it finds: whatever is taken away or bent is missed by name."""
+"""The tally of the demo: it names each missing or changed part."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def queue(name: str, **counts: int) -> QueueState:
 
 @pytest.fixture
 def complete(tmp_path: Path) -> Evidence:
-    """What is found when all went well: a document that could be read, and one that could not."""
+    """The evidence of a successful run: one readable document and one unreadable one."""
     for one in (GOOD, BAD):
         save_output(tmp_path, output(one))
     return Evidence(
@@ -61,7 +61,7 @@ def complete(tmp_path: Path) -> Evidence:
     )
 
 
-def test_nothing_is_missing_where_all_is_there(complete: Evidence) -> None:
+def test_complete_evidence_has_nothing_missing(complete: Evidence) -> None:
     """The counts are those of the evidence."""
     tally = take_stock(complete)
     assert tally.missing == []
@@ -121,16 +121,16 @@ def with_callbacks(count: int) -> Callable[[Evidence], Evidence]:
         (changed(dispatched=[GOOD]), "bad: it was not dispatched"),
     ],
 )
-def test_a_fault_is_missed_by_name(complete: Evidence, fault: Callable[[Evidence], Evidence], complaint: str) -> None:
-    """One thing is wrong, and one thing is said to be missing: that one."""
+def test_each_fault_is_named(complete: Evidence, fault: Callable[[Evidence], Evidence], complaint: str) -> None:
+    """One fault in the evidence is reported as exactly that fault."""
     tally = take_stock(fault(complete))
     assert len(tally.missing) == 1
     assert complaint in tally.missing[0]
     assert "INCOMPLETE, 1 missing" in tally.line
 
 
-def test_where_no_statuses_are_kept_none_are_missed(complete: Evidence) -> None:
-    """A transport that keeps none proves nothing by that, either way: the same line, and nothing missing."""
+def test_missing_statuses_are_ignored_without_support(complete: Evidence) -> None:
+    """For a transport without statuses the line is the same, and nothing is missing."""
     assert take_stock(attrs.evolve(complete, statuses=None)) == take_stock(complete)
 
 
@@ -142,15 +142,15 @@ def test_where_no_statuses_are_kept_none_are_missed(complete: Evidence) -> None:
         (unsaved, "good: no output was saved"),
     ],
 )
-def test_without_statuses_a_fault_is_missed_all_the_same(
+def test_fault_is_named_without_statuses(
     complete: Evidence, fault: Callable[[Evidence], Evidence], complaint: str
 ) -> None:
-    """The real error text is known from the document, so that its loss is seen without a status too."""
+    """The lost error text is detected from the document without a status."""
     (missing,) = take_stock(fault(attrs.evolve(complete, statuses=None))).missing
     assert complaint in missing
 
 
-def test_a_queue_whose_state_is_unknown_does_not_count_as_empty(complete: Evidence) -> None:
-    """Nor does it vanish from the count of queues."""
+def test_unknown_queue_is_not_counted_as_empty(complete: Evidence) -> None:
+    """A queue with an unknown state stays in the number of queues."""
     tally = take_stock(attrs.evolve(complete, queues=[queue(PRODUCT.executor)]))
     assert "; 1 of 2 queues empty; " in tally.line

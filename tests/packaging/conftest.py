@@ -1,4 +1,4 @@
-"""The wheel, built once, and environments that have it."""
+"""The wheel, built once, and environments that have it installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Wheel:
 
 @pytest.fixture(scope="session")
 def make_environment(wheel: Wheel, tmp_path_factory: pytest.TempPathFactory) -> EnvironmentFactory:
-    """A factory of environments with the wheel and the extras that it is called with."""
+    """Return a function that creates an environment with the wheel and the given extras."""
     return lambda *extras: wheels.make_environment(
         wheel, tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("work"), extras
     )

@@ -4,7 +4,7 @@
     rolling.py dispatch URL NAME             dispatches in every way, waits for the outcomes, and prints them
     rolling.py flood URL NAME FIRST LAST     sends numbered tasks, plain and with callbacks, once every side is there
 
-It knows the package's public interface alone, because older releases and newer ones have to run it.
+It uses only the package's public interface, because older and newer releases run it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def say(**what: Any) -> None:
 
 
 def noted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Print what the running task got, and return its attempt."""
+    """Print the running task with its arguments, and return its attempt."""
     delivery = current_delivery()
     assert delivery is not None
     assert delivery.payload is not None
@@ -92,9 +92,9 @@ def consume(url: str, *queues: str) -> None:
 
 
 def dispatch(url: str, name: str) -> None:
-    """Dispatch every kind of task to the queue `name`, their callbacks to `name`-callbacks."""
+    """Dispatch every kind of task to the queue `name`, with callbacks to `name`-callbacks."""
     dispatcher = Dispatcher(load_transport(url))
-    for task in ("returns", "raises", "nobody knows this"):
+    for task in ("returns", "raises", "not registered"):
         dispatcher.send_with_callback(
             task,
             args=[{"document": "d-1"}],
@@ -112,17 +112,17 @@ def dispatch(url: str, name: str) -> None:
         ids={f"plain {task}": id for task, id in sent.items()},
         returned=outcome(lambda: dispatcher.call("returns", args=["blocking"], queue=name, timeout=60)),
         raised=outcome(lambda: dispatcher.call("raises", queue=name, timeout=60)),
-        unknown=outcome(lambda: dispatcher.call("nobody knows this", queue=name, timeout=60)),
+        unknown=outcome(lambda: dispatcher.call("not registered", queue=name, timeout=60)),
         statuses={
             id: wait_for(dispatcher, id)
-            for id in (f"{name}/returns", f"{name}/raises", f"{name}/nobody knows this", sent["raises"])
+            for id in (f"{name}/returns", f"{name}/raises", f"{name}/not registered", sent["raises"])
         },
         never_sent=dispatcher.status(f"{name}/never sent"),
     )
 
 
 def flood(url: str, name: str, first: str, last: str) -> None:
-    """Send one task for each number, every third with callbacks, after a consumer on each side has answered."""
+    """Send one task for each number, every third with callbacks, after a consumer on each side has replied."""
     dispatcher = Dispatcher(load_transport(url))
     for side in ("old", "new"):
         dispatcher.call("returns", queue=f"{name}-{side}", timeout=60)
@@ -134,7 +134,7 @@ def flood(url: str, name: str, first: str, last: str) -> None:
 
 
 def callback(task: str, queue: str) -> dict[str, Any]:
-    """A signature as Celery serialises it."""
+    """Return a signature as Celery serialises it."""
     return {"task": task, "args": [], "kwargs": {"callback_kwargs": {"user": "u-1"}}, "options": {"queue": queue}}
 
 

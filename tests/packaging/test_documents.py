@@ -1,4 +1,4 @@
-"""The messages that the documents show are messages of the wire, and their code runs."""
+"""The messages in the documents are valid on the wire, and the code in the documents runs."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ MESSAGES: list[dict[str, Any]] = [json.loads(block) for block in re.findall(r"``
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=range(len(MESSAGES)))
-def test_a_message_of_the_document_is_read_and_written_as_it_stands(message: dict[str, Any]) -> None:
-    """To the key order."""
+def test_documented_messages_round_trip(message: dict[str, Any]) -> None:
+    """Each documented message is read and written again with the same key order."""
     assert json.dumps(to_wire(from_wire(json.dumps(message)))) == json.dumps(message)
 
 
-def test_the_document_shows_every_key_that_can_be_written() -> None:
-    """All but `reply_key`, which never stands beside the callbacks, in its examples; and that one in its table."""
+def test_document_shows_every_key() -> None:
+    """The examples have each key except `reply_key`, which the table has."""
     shown = {key for message in MESSAGES for key in message}
     assert shown | {"reply_key"} == set(re.findall(r"^\| `(\w+)` \|.*(?:always|when set)", TEXT, re.MULTILINE))
 
 
 def python_of(document: str) -> list[str]:
-    """Return the Python blocks of a document, with the indentation of a list item taken off."""
+    """Return the Python blocks of a document without the indentation of a list item."""
     text = (ROOT / "docs" / document).read_text(encoding="utf-8")
     blocks = re.findall(r"^( *)```python\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
     return [re.sub(rf"^{indent}", "", code, flags=re.MULTILINE) for indent, code in blocks]
 
 
-def test_the_first_lines_of_celerys_document_run(rabbitmq_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """On a real broker, with a queue of the test's own: what is sent is run."""
+def test_first_example_of_the_celery_document_runs(rabbitmq_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The example runs on a real broker with a queue of the test."""
     (code,) = python_of("celery.md")
     queue = queue_name()
     exec(code.replace("amqp://guest:guest@localhost:5672//", rabbitmq_url).replace('"executor"', f'"{queue}"'), {})  # noqa: S102 - the document's own
@@ -52,8 +52,8 @@ def test_the_first_lines_of_celerys_document_run(rabbitmq_url: str, capsys: pyte
 
 
 @pytest.mark.parametrize("code", python_of("migrating.md"))
-def test_what_the_document_on_migrating_imports_of_ours_is_there(code: str) -> None:
-    """Every name, from where it says; what is the product's own is not looked for."""
+def test_imports_of_the_migration_document_exist(code: str) -> None:
+    """Each imported name of this package exists in its module."""
     imports = [node for node in ast.parse(code).body if isinstance(node, ast.ImportFrom) and node.module is not None]
     ours = [node for node in imports if str(node.module).startswith(("unstract_core", "transports"))]
     assert ours
@@ -66,8 +66,8 @@ def test_what_the_document_on_migrating_imports_of_ours_is_there(code: str) -> N
     ("side", "heading"),
     [("RabbitMQ", "On RabbitMQ, with our Consumer:"), ("Celery", "On RabbitMQ, with a Celery worker:")],
 )
-def test_the_document_lists_the_known_differences_and_no_others(side: str, heading: str) -> None:
-    """Those that the A/B test asserts, in its order and words."""
+def test_document_lists_the_known_differences(side: str, heading: str) -> None:
+    """The document lists the differences that the A/B test asserts, in its order and words."""
     text = (ROOT / "docs" / "celery.md").read_text(encoding="utf-8")
     shown = re.search(rf"^{heading}\n\n((?:- .*\n)+)", text, re.MULTILINE)
     assert shown is not None
@@ -75,16 +75,16 @@ def test_the_document_lists_the_known_differences_and_no_others(side: str, headi
     assert listed == list(dict.fromkeys(one.reason for one in DIFFERENCES if one.side == side))
 
 
-def test_the_document_on_conformance_lists_every_concern_of_the_kit() -> None:
-    """Each file of the kit with the first line of its docstring, and no other."""
+def test_conformance_document_lists_every_kit_file() -> None:
+    """Each file of the kit is listed with the first line of its docstring, and no other file."""
     listed = re.findall(r"^\| \[(test_\w+\.py)\]\(\.\./contract_tests/\1\) \| (.*) \|$", CONFORMANCE, re.MULTILINE)
     files = sorted((ROOT / "contract_tests").glob("test_*.py"))
     concerns = {file.name: str(ast.get_docstring(ast.parse(file.read_text()))).partition("\n")[0] for file in files}
     assert dict(listed) == concerns
 
 
-def test_no_heading_of_the_changelog_repeats_in_a_version() -> None:
-    """Each version has each heading once, and each entry once."""
+def test_changelog_headings_are_unique_in_a_version() -> None:
+    """Each version has each heading and each entry once."""
     for version in (ROOT / "CHANGELOG.md").read_text("utf-8").split("\n## ")[1:]:
         headings = re.findall(r"^### .+$", version, re.MULTILINE)
         assert len(headings) == len(set(headings))

@@ -1,4 +1,4 @@
-"""The golden corpus is append-only: whatever is done to it but adding a file is found, with its name and the remedy."""
+"""The golden corpus is append-only: the check reports any other change, with the file and the remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME = "wire/v1/plain.json"
 
 @pytest.fixture
 def golden(tmp_path: Path) -> Path:
-    """A small corpus, listed, in no repository."""
+    """A small listed corpus outside a repository."""
     golden = tmp_path / "checkout" / "contract_tests" / "golden"
     for name in ("rows/a.json", "wire/v1/plain.json", "wire/v1/reply.json"):
         _put(golden, name, f'{{"about": "{name}"}}\n')
@@ -29,7 +29,7 @@ def golden(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def git(golden: Path, monkeypatch: pytest.MonkeyPatch) -> Git:
-    """Git in that checkout, with the corpus committed once; `git("commit")` commits everything."""
+    """Return a function that runs git in that checkout, with the corpus committed once."""
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(golden.parents[2]))
@@ -56,27 +56,27 @@ def _found(golden: Path) -> list[str]:
 
 
 def _relist(golden: Path) -> None:
-    """Write the manifest anew, as somebody would who does not know of the check."""
+    """Rewrite the manifest without the check."""
     files = sorted(path.relative_to(golden).as_posix() for path in golden.rglob("*.json"))
     listed = subprocess.run(["sha256sum", *files], cwd=golden, capture_output=True, text=True, check=True)
     (golden / MANIFEST).write_text(listed.stdout)
 
 
-def test_the_corpus_is_as_it_was() -> None:
-    """The one of this project: every file listed with its digest, and every line that the manifest has ever had."""
+def test_corpus_is_unchanged() -> None:
+    """Every file of this project's corpus has its listed digest, and the manifest has all of its earlier lines."""
     assert _found(GOLDEN) == []
 
 
-def test_the_manifest_is_what_sha256sum_reads_and_writes(golden: Path) -> None:
-    """Nobody needs this tool to look."""
+def test_manifest_has_the_format_of_sha256sum(golden: Path) -> None:
+    """sha256sum can check the manifest."""
     subprocess.run(["sha256sum", "--check", "--strict", MANIFEST], cwd=golden, check=True, capture_output=True)
     written = (golden / MANIFEST).read_text()
     _relist(golden)
     assert (golden / MANIFEST).read_text() == written
 
 
-def test_a_corpus_as_it_was_has_no_problems(golden: Path, git: Git) -> None:
-    """Neither with a history nor, as in an archive of the sources, without one."""
+def test_unchanged_corpus_has_no_problems(golden: Path, git: Git) -> None:
+    """An unchanged corpus passes with a history, and in a source archive without one."""
     assert _found(golden) == []
     shutil.rmtree(golden.parents[1] / ".git")
     assert _found(golden) == []
@@ -88,10 +88,10 @@ def test_a_corpus_as_it_was_has_no_problems(golden: Path, git: Git) -> None:
     [(lambda path: path.write_text("{}"), "has changed"), (lambda path: path.unlink(), "is gone")],
     ids=["changed", "removed"],
 )
-def test_a_file_that_is_not_as_it_was_is_found(
+def test_changed_file_is_reported(
     golden: Path, git: Git, spoil: Callable[[Path], object], what: str, archived: bool
 ) -> None:
-    """By its name, with the commit from which it can be had back, where there is one."""
+    """A changed file is reported with the commit that has the original, if there is one."""
     commit = git("rev-parse", "HEAD")[:12]
     if archived:
         shutil.rmtree(golden.parents[1] / ".git")
@@ -101,8 +101,8 @@ def test_a_file_that_is_not_as_it_was_is_found(
     assert problem == f"{NAME} {what}: put it back {remedy}; a shape that is new is a file of its own"
 
 
-def test_a_file_that_is_not_listed_is_found(golden: Path, git: Git) -> None:
-    """And what lists it: after that it is part of the corpus."""
+def test_unlisted_file_is_reported(golden: Path, git: Git) -> None:
+    """An unlisted file is reported with the command that lists it."""
     _put(golden, "wire/v2/new.json", "{}")
     assert _found(golden) == [f"wire/v2/new.json is not listed in {MANIFEST}: `make golden` adds it"]
     before = check_golden.listed(golden)
@@ -113,8 +113,8 @@ def test_a_file_that_is_not_listed_is_found(golden: Path, git: Git) -> None:
 
 @pytest.mark.parametrize("later", [0, 1, 2], ids=["not committed", "in the next commit", "two commits later"])
 @pytest.mark.parametrize("removed", [False, True], ids=["changed", "removed"])
-def test_a_file_whose_line_was_changed_with_it_is_found(golden: Path, git: Git, later: int, removed: bool) -> None:
-    """The manifest of any earlier commit tells, however well file and line agree now."""
+def test_file_changed_with_its_line_is_reported(golden: Path, git: Git, later: int, removed: bool) -> None:
+    """An earlier commit's manifest shows the change, although file and line match now."""
     commit = git("rev-parse", "HEAD")[:12]
     if removed:
         (golden / NAME).unlink()
@@ -129,8 +129,8 @@ def test_a_file_whose_line_was_changed_with_it_is_found(golden: Path, git: Git, 
     assert problem.startswith(f"{NAME} {what}: put it back as commit {commit} had it (git show {commit}:./{NAME})")
 
 
-def test_a_line_that_was_lost_is_found(golden: Path, git: Git) -> None:
-    """Though its file is as it was: a later change of that file would go unnoticed. Writing puts it back."""
+def test_removed_line_is_reported(golden: Path, git: Git) -> None:
+    """A removed line of an unchanged file is reported, and writing restores it."""
     lines = check_golden.listed(golden)
     (golden / MANIFEST).write_text("".join(f"{line}\n" for line in lines if NAME not in line))
     assert any(
@@ -140,8 +140,8 @@ def test_a_line_that_was_lost_is_found(golden: Path, git: Git) -> None:
     assert check_golden.listed(golden) == lines
 
 
-def test_the_manifest_removed_as_a_whole_is_found(golden: Path, git: Git) -> None:
-    """Starting over in a commit of its own does not help either."""
+def test_removed_manifest_is_reported(golden: Path, git: Git) -> None:
+    """A manifest that is removed in a commit of its own is reported."""
     (golden / MANIFEST).unlink()
     git("commit")
     _put(golden, NAME, "{}")
@@ -149,8 +149,8 @@ def test_the_manifest_removed_as_a_whole_is_found(golden: Path, git: Git) -> Non
     assert any(problem.startswith(f"{NAME} has changed: put it back") for problem in _found(golden))
 
 
-def test_a_line_on_another_branch_counts_once_it_is_merged(golden: Path, git: Git) -> None:
-    """Two branches each add a file; of neither may be lost what it added."""
+def test_merged_lines_of_a_branch_are_kept(golden: Path, git: Git) -> None:
+    """After a merge, the lines of both branches must be present."""
     git("checkout", "--quiet", "-b", "other")
     _put(golden, "wire/v1/theirs.json", "{}")
     assert check_golden.main(["--write"], golden) == 0
@@ -166,10 +166,10 @@ def test_a_line_on_another_branch_counts_once_it_is_merged(golden: Path, git: Gi
 
 
 @pytest.mark.parametrize("removed", [False, True], ids=["changed", "removed"])
-def test_writing_refuses_to_change_or_drop_a_line(
+def test_write_never_changes_or_drops_a_line(
     golden: Path, git: Git, removed: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing is written, not even for the files that are new; what stands in the way is named."""
+    """Nothing is written if a line would change, and the line is named."""
     before = (golden / MANIFEST).read_text()
     _put(golden, "wire/v1/new.json", "{}")
     if removed:
@@ -183,8 +183,8 @@ def test_writing_refuses_to_change_or_drop_a_line(
     assert told[1:] == ["golden: the corpus is append-only: what was readable once is readable for ever"]
 
 
-def test_a_line_that_was_never_committed_may_be_taken_back(golden: Path, git: Git) -> None:
-    """A new file can still be mended; what is to be done is said, and works."""
+def test_uncommitted_line_can_be_removed(golden: Path, git: Git) -> None:
+    """A new file can still be corrected, and the named remedy works."""
     _put(golden, "wire/v1/new.json", "{}")
     assert check_golden.main(["--write"], golden) == 0
     _put(golden, "wire/v1/new.json", "[]")
@@ -202,8 +202,8 @@ def test_a_line_that_was_never_committed_may_be_taken_back(golden: Path, git: Gi
 @pytest.mark.parametrize(
     "spoil", [lambda lines: lines[::-1], lambda lines: [*lines, lines[-1]]], ids=["order", "twice"]
 )
-def test_a_manifest_that_is_not_sorted_is_found(golden: Path, spoil: Callable[[list[str]], list[str]]) -> None:
-    """So that two branches that add files seldom touch the same lines; writing sorts it."""
+def test_unsorted_manifest_is_reported(golden: Path, spoil: Callable[[list[str]], list[str]]) -> None:
+    """A sorted manifest avoids merge conflicts; writing sorts it."""
     lines = check_golden.listed(golden)
     (golden / MANIFEST).write_text("".join(f"{line}\n" for line in spoil(lines)))
     assert _found(golden) == [f"{MANIFEST} is not sorted by name, or has a name twice: `make golden` sorts it"]
@@ -211,14 +211,14 @@ def test_a_manifest_that_is_not_sorted_is_found(golden: Path, spoil: Callable[[l
     assert check_golden.listed(golden) == lines
 
 
-def test_a_line_that_says_nothing_is_found(golden: Path) -> None:
-    """What a merge leaves behind, for instance."""
+def test_invalid_line_is_reported(golden: Path) -> None:
+    """A line that is not an entry, such as a conflict marker, is reported."""
     (golden / MANIFEST).write_text("<<<<<<< HEAD\n" + (golden / MANIFEST).read_text())
     assert f"{MANIFEST} has a line that is no digest and name: '<<<<<<< HEAD'; take it out" in _found(golden)
 
 
-def test_where_the_history_is_missing_it_is_said(golden: Path, git: Git, capsys: pytest.CaptureFixture[str]) -> None:
-    """A clone that is cut off, and no repository at all: what could not be checked is not passed over in silence."""
+def test_missing_history_is_reported(golden: Path, git: Git, capsys: pytest.CaptureFixture[str]) -> None:
+    """A shallow clone and a missing repository are reported as not checked."""
     _put(golden.parent, "other.txt", "x")
     git("commit")
     shallow = golden.parents[2] / "shallow"
@@ -232,7 +232,7 @@ def test_where_the_history_is_missing_it_is_said(golden: Path, git: Git, capsys:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--write"]])
-def test_a_corpus_that_is_gone_is_found(golden: Path, arguments: list[str]) -> None:
-    """Also without a history that would name its files: nothing is no corpus, and is not listed as one."""
+def test_missing_corpus_is_reported(golden: Path, arguments: list[str]) -> None:
+    """An empty corpus is reported and not listed, also without a history."""
     shutil.rmtree(golden)
     assert check_golden.main(arguments, golden) == 1

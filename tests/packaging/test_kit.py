@@ -1,4 +1,4 @@
-"""The conformance kit as an author of transports has it: the wheel with its extra [testing], and no sources."""
+"""The conformance kit as an author of a transport uses it: the wheel with the extra [testing], without sources."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ CONFORMANT = r"^(\S+): conformant with wire v1, kit 1\.0: (\d+) passed, (\d+) no
 
 @pytest.fixture(scope="module")
 def author(request: pytest.FixtureRequest) -> Environment:
-    """The wheel with what the kit needs, and no driver of any transport."""
+    """An environment with the wheel and the kit's requirements, without any driver."""
     environment: Environment = request.getfixturevalue("make_environment")("testing")
     return environment
 
 
 @pytest.fixture(scope="module")
 def example(author: Environment, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """The example transport, built and installed beside the wheel, in a copy of its own directory."""
+    """The example transport, built and installed beside the wheel, in a copy of its directory."""
     root = tmp_path_factory.mktemp("author")
     shutil.copytree(ROOT / "docs", root / "docs")  # the tutorial, whose code is the example's
     directory = root / "examples" / "sqlite_transport"
@@ -38,15 +38,15 @@ def example(author: Environment, tmp_path_factory: pytest.TempPathFactory) -> En
 
 
 def verdicts(output: str) -> dict[str, tuple[int, int]]:
-    """Return, for each conformant transport, how many tests passed and how many were not claimed."""
+    """Return the numbers of passed and of not claimed tests for each conformant transport."""
     found = re.findall(CONFORMANT, output, flags=re.MULTILINE)
     return {name: (int(passed), int(unclaimed)) for name, passed, unclaimed in found}
 
 
 @pytest.mark.slow(reason="It runs the whole kit; `make test` runs the kit over memory and one file of it here.")
 @pytest.mark.timeout(300)
-def test_the_kit_runs_from_the_wheel_alone(author: Environment) -> None:
-    """`python -m contract_tests` runs the whole kit, names each test by its transport, and ends with the verdict."""
+def test_kit_runs_from_the_wheel(author: Environment) -> None:
+    """`python -m contract_tests` runs the whole kit, names the transport, and ends with the verdict."""
     ended = author.run("python", "-I", *KIT, "--transport", "memory", "-v", timeout=200)
     assert ended.returncode == 0, ended.stdout[-3000:]
     assert "test_fencing.py::test_a_late_renewal_changes_nothing[memory] PASSED" in ended.stdout
@@ -55,8 +55,8 @@ def test_the_kit_runs_from_the_wheel_alone(author: Environment) -> None:
     assert "transactional_send is not claimed" in ended.stdout
 
 
-def test_the_kit_runs_under_pytest_by_the_name_of_its_package(author: Environment) -> None:
-    """`-p contract_tests.plugin --pyargs contract_tests`, with any selection that pytest can make."""
+def test_kit_runs_under_pytest_by_package_name(author: Environment) -> None:
+    """`-p contract_tests.plugin --pyargs contract_tests` runs with any selection of pytest."""
     ended = author.run("python", "-I", *PYTEST, "--transport", "memory", "-k", "test_wake", "-v")
     assert ended.returncode == 0, ended.stdout[-3000:]
     assert "test_waking.py::test_wake_ends_a_wait[memory-1] PASSED" in ended.stdout
@@ -64,23 +64,23 @@ def test_the_kit_runs_under_pytest_by_the_name_of_its_package(author: Environmen
 
 
 @pytest.mark.parametrize("command", [KIT, PYTEST], ids=["python -m contract_tests", "pytest"])
-def test_without_a_transport_nothing_is_green(author: Environment, command: tuple[str, ...]) -> None:
-    """A usage error, exit code 4, that says what to give."""
+def test_kit_without_a_transport_is_a_usage_error(author: Environment, command: tuple[str, ...]) -> None:
+    """The exit code is 4, and the error names the missing option."""
     ended = author.run("python", "-I", *command)
     assert ended.returncode == 4
     assert "--transport" in ended.stderr
 
 
-def test_without_its_extra_the_kit_says_what_to_install(bare: Environment) -> None:
-    """One line, exit code 2."""
+def test_kit_without_its_extra_names_the_extra(bare: Environment) -> None:
+    """The kit prints one line, and the exit code is 2."""
     ended = bare.run("python", "-I", *KIT, "--transport", "memory")
     assert ended.returncode == 2
     assert "pip install 'unstract-wire[testing]'" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_the_plugin_is_registered_nowhere(author: Environment) -> None:
-    """A project with an option of the same name is not broken by the kit's being installed."""
+def test_plugin_is_not_registered(author: Environment) -> None:
+    """The installed kit does not affect a project with an option of the same name."""
     work = author.work / "project"
     work.mkdir()
     (work / "conftest.py").write_text("def pytest_addoption(parser):\n    parser.addoption('--transport')\n")
@@ -89,8 +89,8 @@ def test_the_plugin_is_registered_nowhere(author: Environment) -> None:
     assert ended.returncode == 0, ended.stdout
 
 
-def test_one_import_and_one_fixture_make_an_own_suite(author: Environment, tmp_path: Path) -> None:
-    """Beside an author's own tests, in strict pytest, with their own fixtures of the same file."""
+def test_suite_needs_one_import_and_one_fixture(author: Environment, tmp_path: Path) -> None:
+    """The suite runs beside an author's own tests in strict pytest."""
     (tmp_path / "test_mine.py").write_text(
         "import pytest\n"
         "from contract_tests.suite import *\n"
@@ -109,8 +109,8 @@ def test_one_import_and_one_fixture_make_an_own_suite(author: Environment, tmp_p
     assert int(re.search(r"(\d+) passed", ended.stdout)[1]) > 10  # type: ignore[index]
 
 
-def test_the_example_is_found_by_its_entry_point(example: Environment) -> None:
-    """`--transport sqlite` is the transport of docs/writing-a-transport.md, against the wheel."""
+def test_example_is_found_by_its_entry_point(example: Environment) -> None:
+    """`--transport sqlite` runs the transport of docs/writing-a-transport.md against the wheel."""
     ended = example.run("python", "-I", *KIT, "--transport", "sqlite", "-k", "test_wake", "-v")
     assert ended.returncode == 0, ended.stdout[-3000:]
     assert "test_waking.py::test_wake_ends_a_wait[sqlite-1] PASSED" in ended.stdout
@@ -118,8 +118,8 @@ def test_the_example_is_found_by_its_entry_point(example: Environment) -> None:
 
 @pytest.mark.slow(reason="It runs the whole kit; `make test` runs the kit over memory and one file of it here.")
 @pytest.mark.timeout(300)
-def test_the_examples_own_suite_passes(example: Environment) -> None:
-    """Its own tests and the whole kit, from its own directory, as its author runs them."""
+def test_suite_of_the_example_passes(example: Environment) -> None:
+    """The example's own tests and the whole kit pass from its directory."""
     ended = example.run("python", "-m", "pytest", "-q", timeout=280)
     assert ended.returncode == 0, ended.stdout[-3000:]
     (passed,) = re.findall(r"(\d+) passed", ended.stdout)
@@ -127,8 +127,8 @@ def test_the_examples_own_suite_passes(example: Environment) -> None:
     assert int(passed) > len(TESTS) - int(unclaimed) > 0
 
 
-def test_the_example_is_a_transport_by_its_url(example: Environment, tmp_path: Path) -> None:
-    """`sqlite:///...` is known to load_transport, and what one process sends another runs."""
+def test_example_is_a_transport_by_its_url(example: Environment, tmp_path: Path) -> None:
+    """load_transport accepts `sqlite:///...`, and one process runs a task of another."""
     url = f"sqlite:///{tmp_path}/tasks.db"
     example.python(
         f"from unstract_core import *\nDispatcher(load_transport({url!r})).send('greet', args=['you'], queue='q')"

