@@ -1,1 +1,1 @@
-"""Runnable examples: `python -m examples` is the whole way of a document through a queue."""
+"""Runnable examples: `python -m examples` sends documents through a queue."""

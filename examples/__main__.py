@@ -1,7 +1,6 @@
-"""`python -m examples` plays the demo, and Ctrl-C ends it without a traceback from the first moment on.
+"""`python -m examples` runs the demo; Ctrl-C ends it without a traceback at any moment.
 
-While the libraries are imported there is nothing to clear away, so SIGINT may simply end the process; `main` takes
-the signals over before there is.
+During the imports there is nothing to clean up, so SIGINT ends the process at once; later `main` handles the signals.
 """
 
 import signal

@@ -1,6 +1,6 @@
-"""A message broker to work on: RabbitMQ where one answers, else kombu's own, inside this process.
+"""A message broker for the demo: RabbitMQ if one answers, else kombu's own broker inside this process.
 
-A run works on queues of its own there, and deletes them with their dead letters; other people's are never touched.
+A run uses its own queues, and deletes them with their dead letters; other queues are never touched.
 """
 
 from __future__ import annotations
@@ -38,9 +38,12 @@ _PATIENCE = 5.0
 
 @attrs.frozen
 class Broker:
-    """`url` names the transport; `description` is for people and holds no password.
+    """A broker that was found.
 
-    One that is `inside` this process cannot be reached from another.
+    Attributes:
+        url: The URL of the transport.
+        description: A text for people, without a password.
+        inside: Whether the broker is inside this process, where another process cannot reach it.
     """
 
     url: str = attrs.field(repr=False)
@@ -49,20 +52,21 @@ class Broker:
 
 
 def broker_url() -> str:
-    """Return the URL of the RabbitMQ to work on, whether one answers there or not."""
+    """Return the URL of RabbitMQ, whether it answers or not."""
     return os.environ.get(BROKER_VARIABLE) or DEFAULT_BROKER
 
 
 def find_broker() -> Broker:
-    """Return RabbitMQ, or kombu's own broker where nobody listens.
+    """Return RabbitMQ, or kombu's own broker if no server listens.
 
-    Raises ConfigurationError for a URL that is not understood, TransportUnavailable where somebody listens who is no
-    broker or does not let us in.
+    Raises:
+        ConfigurationError: The URL is invalid.
+        TransportUnavailable: The server is not a broker, or rejects the login.
     """
     url = broker_url()
     host, port, where = _address(url)
     if not _listens(host, port):
-        description = f"none answers at {where}: kombu's own, inside this process, with the workers on threads"
+        description = f"no broker answers at {where}: kombu's own, inside this process, with the workers on threads"
         return Broker(f"celery+memory://demo-{uuid.uuid4().hex[:8]}", description, inside=True)
     with _connected(url, "connect to the broker") as connection:
         said = connection.connection.server_properties
@@ -71,14 +75,14 @@ def find_broker() -> Broker:
 
 @contextlib.contextmanager
 def on_broker(scratch: Path) -> Iterator[Place]:
-    """Yield a place on the broker that is found; afterwards its queues are gone. Raises what `find_broker` does."""
+    """Yield a place on the broker, and delete its queues afterwards; raises the errors of `find_broker`."""
     broker = find_broker()
     queues = Queues.of_run(uuid.uuid4().hex[:8])
     with contextlib.ExitStack() as cleanup:
-        if not broker.inside:  # there they end with the process
+        if not broker.inside:  # queues inside this process end with it
             cleanup.enter_context(own_queues(broker.url, queues.names))
         transport = cleanup.enter_context(contextlib.closing(load_transport(broker.url)))
-        transport.subscribe(queues.names, lease=_PATIENCE).close()  # declares them
+        transport.subscribe(queues.names, lease=_PATIENCE).close()  # declares the queues
         yield Place(
             facts=[
                 ("broker", broker.description),
@@ -99,7 +103,7 @@ def _workers(broker: Broker, directory: Path, environment: Mapping[str, str]) ->
 
 @contextlib.contextmanager
 def own_queues(url: str, names: Sequence[str]) -> Iterator[None]:
-    """Delete the queues when the block ends, with their dead letters and exchanges. Raises TransportUnavailable."""
+    """Delete the queues with their dead letters and exchanges at the end; raises TransportUnavailable."""
     try:
         yield
     finally:
@@ -110,20 +114,20 @@ def own_queues(url: str, names: Sequence[str]) -> Iterator[None]:
 
 
 def waiting(url: str, queue: str) -> int:
-    """Return how many messages wait in a queue; 0 where there is no such queue."""
+    """Return the number of messages in a queue; 0 if there is no such queue."""
     with _connected(url, f"count queue {queue}") as connection:
         messages, _ = _counts(connection, queue) or (0, 0)
         return messages
 
 
 def states(url: str, queues: Sequence[str]) -> list[QueueState]:
-    """Count what stands in queues that nobody consumes from any more, dead letters too.
+    """Count the messages and dead letters in queues without a consumer.
 
-    A broker does not tell what is in flight, but where nobody consumes nothing is. A queue that is consumed from all
-    the same, or is not there, is left out.
+    A broker does not report messages in flight, but without a consumer there are none. A queue that has a consumer, or
+    does not exist, is omitted.
     """
     found = []
-    with _connected(url, "count what stands in the queues") as connection:
+    with _connected(url, "count the messages in the queues") as connection:
         deadline = time.monotonic() + _PATIENCE
         for queue in queues:
             while (counts := _counts(connection, queue)) is not None and counts[1] and time.monotonic() < deadline:
@@ -135,7 +139,7 @@ def states(url: str, queues: Sequence[str]) -> list[QueueState]:
 
 
 def _counts(connection: Any, queue: str) -> tuple[int, int] | None:
-    """Return how many messages wait in a queue and how many consume from it; None if it is not there."""
+    """Return the numbers of messages and of consumers of a queue; None if it does not exist."""
     channel = connection.channel()
     try:
         declared = channel.queue_declare(queue, passive=True)
@@ -155,7 +159,8 @@ def _dead(queue: str) -> str:
 def _address(url: str) -> tuple[str, int, str]:
     """Return the host, the port, and the URL without its credentials.
 
-    Raises ConfigurationError, which quotes nothing: any part of a URL that is not understood may be a password.
+    Raises:
+        ConfigurationError: The URL is invalid; the text quotes no part of it, because any part may be a password.
     """
     try:
         parts = urlsplit(url)
@@ -185,7 +190,7 @@ def _listens(host: str, port: int) -> bool:
 
 @contextlib.contextmanager
 def _connected(url: str, doing: str) -> Iterator[Any]:
-    """Connect to the broker of a transport's URL. Raises TransportUnavailable with the broker's own words."""
+    """Connect to the broker of a transport's URL; raises TransportUnavailable with the broker's text."""
     address, _, query = url.removeprefix("celery+").partition("?")
     kombus = urlencode([(name, value) for name, value in parse_qsl(query) if name.startswith("ssl_")])
     limits = {"read_timeout": _PATIENCE, "write_timeout": _PATIENCE}

@@ -1,7 +1,7 @@
 """The callback worker's tasks: python -m unstract_core worker --app examples.callbacks:tasks --queue ide_callback
 
-A callback can come twice, if its worker dies between its work and the acknowledgement. These two may: a second save
-writes the same file again.
+A callback runs twice if its worker dies between its work and the acknowledgement. These tasks are idempotent: a second
+run writes the same file again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ tasks = Tasks()
 
 @tasks.register("ide_prompt_complete")
 def ide_prompt_complete(result_dict: dict[str, Any], callback_kwargs: dict[str, Any] | None = None) -> None:
-    """Save what the executor returned. A returned `success: false` comes here too, as it does through Celery's link."""
+    """Save the executor's result; a returned `success: false` is a result too, as with Celery's link."""
     about = callback_kwargs or {}
     status = "completed" if result_dict["success"] else "failed"
     fields = result_dict["data"].get("fields")
@@ -30,7 +30,7 @@ def ide_prompt_complete(result_dict: dict[str, Any], callback_kwargs: dict[str, 
 
 @tasks.register("ide_prompt_error")
 def ide_prompt_error(failed_task_id: str, callback_kwargs: dict[str, Any] | None = None) -> None:
-    """Save why the executor failed: the dispatch puts the real text where the product's callbacks look for it."""
+    """Save the error of the executor from the argument in which the product's callbacks expect it."""
     about = callback_kwargs or {}
     text = about.get("error")
     error = f"task {failed_task_id} failed" if text is None else text
@@ -38,7 +38,7 @@ def ide_prompt_error(failed_task_id: str, callback_kwargs: dict[str, Any] | None
 
 
 def save(task: str, about: dict[str, Any], *, status: str, fields: dict[str, Any] | None, error: str | None) -> None:
-    """Write the output, and only then report it: who sees `done` finds the file."""
+    """Write the output before it is reported, so that a reader of `done` finds the file."""
     output = {
         "document_id": about["document_id"],
         "task_id": about["executor_task_id"],

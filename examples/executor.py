@@ -1,4 +1,4 @@
-"""The executor worker's one task: python -m unstract_core worker --app examples.executor:tasks --queue ..."""
+"""The executor worker's task: python -m unstract_core worker --app examples.executor:tasks --queue ..."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ tasks = Tasks()
 
 @tasks.register("execute_extraction")
 def execute_extraction(context: dict[str, Any]) -> dict[str, Any]:
-    """Return an execution result with the document's fields. What the extraction raises reaches `on_error`.
+    """Return an execution result with the fields of a document; an error reaches `on_error`.
 
-    The fields are an attrs object of Decimals and dates: the wire has named rules for them, so that the callback gets
-    plain JSON with every amount as exact text.
+    The fields are an attrs object with Decimals and dates. Normalisation converts them, so that the callback gets plain
+    JSON with every amount as exact text.
     """
     params = context["executor_params"]
     report("running", context["run_id"], "execute_extraction")

@@ -1,9 +1,9 @@
-"""The Celery side of flip_the_flag.py: an app such as a product has, and its executor's one task.
+"""The Celery side of flip_the_flag.py: an app like a product's, with its executor's task.
 
     celery --app examples.flip_app worker --queues ...
 
-The callback tasks are not registered here: a Celery worker would run an errback that it knows in its own process. And
-the task is not shared, as Celery's are by default, with every other app of the process.
+The callback tasks are not registered here, because a Celery worker runs an errback that it knows in its own process.
+The task is not shared with the other apps of the process, as Celery's tasks are by default.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ app.conf.update(worker_hijack_root_logger=False, broker_connection_retry_on_star
 
 @app.task(name="execute_extraction", shared=False)  # type: ignore[untyped-decorator]  # Celery has no types
 def execute_extraction(context: dict[str, Any]) -> dict[str, Any]:
-    """Return an execution result, or raise, as the context says."""
+    """Return an execution result, or raise, as the context asks."""
     params = context["executor_params"]
     if params["broken"]:
         raise ValueError(f"document {params['document_id']} does not add up")

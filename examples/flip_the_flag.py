@@ -1,9 +1,9 @@
-"""One flag, flipped back and forth under load: every dispatch has exactly one callback, whichever way it went.
+"""Flip one flag under load: every dispatch has exactly one callback on its side.
 
-`make flip` runs it. A producer dispatches without pause through RoutingDispatcher while the flag is flipped ten times:
-on is an embedded PostgreSQL, off a Celery app on RabbitMQ (UNSTRACT_WIRE_BROKER, else the one on this machine) with a
-real Celery worker. Our consumers run the executor on PostgreSQL, from the same Celery tasks, and the callbacks on both
-sides. Queue names are this run's own. The exit code is 0 only if everything that was dispatched is accounted for.
+`make flip` runs it. A producer dispatches continuously through RoutingDispatcher, and the flag is flipped ten times.
+`on` is an embedded PostgreSQL. `off` is a Celery app on RabbitMQ (UNSTRACT_WIRE_BROKER, or the one on this machine)
+with a real Celery worker. Our consumers run the executor on PostgreSQL, with the same Celery tasks, and the callbacks
+on both sides. The run has its own queues. The exit code is 0 only if every dispatch is accounted for.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ BROKEN_EVERY = 7
 
 @attrs.define
 class Ledger:
-    """What was dispatched, by task id: on which side, and whether it is to fail; and what came back."""
+    """The dispatches by task id, with their side and expected outcome, and the callbacks."""
 
     sent: dict[str, tuple[str, bool]] = attrs.field(factory=dict)
     callbacks: list[tuple[str, str, str]] = attrs.field(factory=list)
@@ -56,7 +56,7 @@ class Ledger:
         return len(self.sent) - len({task_id for task_id, _, _ in self.callbacks})
 
     def tasks(self, side: str) -> Tasks:
-        """The callback tasks as the workers of one side have them."""
+        """Return the callback tasks of one side's workers."""
         tasks = Tasks()
 
         @tasks.register("ide_prompt_complete")
@@ -72,7 +72,7 @@ class Ledger:
         return tasks
 
     def wrong(self) -> list[str]:
-        """Say of each dispatch that has not exactly the one callback that it is to have, what it has."""
+        """Yield a line for each dispatch that does not have exactly its one callback."""
         times = Counter(self.callbacks)
         expected = Counter((id, side, "error" if broken else "complete") for id, (side, broken) in self.sent.items())
         lost = [f"{id}: no {kind} on {side}" for id, side, kind in expected - times]
@@ -80,7 +80,7 @@ class Ledger:
 
 
 class Flag:
-    """The gate: a flag that anybody may flip at any moment. `answers` are those that it gave, by run."""
+    """The gate: a flag that any thread may flip. `answers` are its answers by run."""
 
     def __init__(self) -> None:
         self.on = False
@@ -99,7 +99,7 @@ class Flag:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="flip_the_flag", description="A flag flipped under load, and a tally.")
     parser.add_argument("--between", type=int, default=40, help="dispatches between two flips (%(default)s)")
-    parser.add_argument("--deadline", type=float, default=60.0, help="seconds until it gives up (%(default)s)")
+    parser.add_argument("--deadline", type=float, default=60.0, help="the longest run in seconds (%(default)s)")
     options = parser.parse_args(arguments)
     leave_on_signals()
     try:
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(between: int, deadline: float) -> int:
-    """Set up both sides, dispatch and flip, and count. Returns the exit code."""
+    """Set up both sides, dispatch and flip, and count; return the exit code."""
     run_id = uuid.uuid4().hex[:8]
     url = broker_url()
     executor, callback_queue = f"flip_{run_id}", f"flip_callbacks_{run_id}"
@@ -119,10 +119,10 @@ def run(between: int, deadline: float) -> int:
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(ignore_signals)
         scratch = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="wire-flip-")))
-        logging.root.addHandler(logging.FileHandler(scratch / "flip.log"))  # what is raised on purpose is no news
+        logging.root.addHandler(logging.FileHandler(scratch / "flip.log"))  # the intended errors are logged to a file
         broker = cleanup.enter_context(contextlib.closing(CeleryTransport(url)))
-        broker.subscribe([callback_queue], lease=1).close()  # raises where no broker answers
-        answers = flip_app.app.thread_oid  # the queue of the app's own results, which nobody asks for here
+        broker.subscribe([callback_queue], lease=1).close()  # raises if no broker answers
+        answers = flip_app.app.thread_oid  # the app's result queue, which this example does not read
         cleanup.enter_context(own_queues(url, [executor_queue, callback_queue, answers]))
         place = cleanup.enter_context(database(scratch))
         postgres: Any = cleanup.enter_context(contextlib.closing(load_transport(place.url)))
@@ -141,7 +141,7 @@ def run(between: int, deadline: float) -> int:
         _produce(executors, flag, ledger, executor, callback_queue, between, deadline)
         while ledger.open() and time.monotonic() < deadline:
             time.sleep(0.02)
-        time.sleep(0.3)  # in which a second callback would come
+        time.sleep(0.3)  # time for a second callback
         found = _statuses(executors, ledger)
         left = sum(waiting(url, name) for name in (executor_queue, callback_queue))
         states = [state for state in postgres.queues() if state.ready or state.in_flight or state.delayed or state.dead]
@@ -157,7 +157,7 @@ def _produce(
     between: int,
     deadline: float,
 ) -> None:
-    """Dispatch without pause; another thread flips the flag whenever so many more were dispatched."""
+    """Dispatch continuously while another thread flips the flag after a number of dispatches."""
     number = 0
     while flag.flips < FLIPS + 1 and time.monotonic() < deadline:
         for _ in range(between):
@@ -165,10 +165,10 @@ def _produce(
             _dispatch(executors, flag, ledger, executor, queue, number)
         flipper = threading.Thread(target=flag.flip)
         flipper.start()
-        while flipper.is_alive():  # the flip falls between any two dispatches
+        while flipper.is_alive():  # a flip happens between any two dispatches
             number += 1
             _dispatch(executors, flag, ledger, executor, queue, number)
-    flag.flips -= 1  # the last one had no dispatch after it
+    flag.flips -= 1  # the last flip had no later dispatch
 
 
 def _dispatch(executors: RoutingDispatcher, flag: Flag, ledger: Ledger, executor: str, queue: str, number: int) -> None:
@@ -192,13 +192,13 @@ def _dispatch(executors: RoutingDispatcher, flag: Flag, ledger: Ledger, executor
 
 
 def _statuses(executors: RoutingDispatcher, ledger: Ledger) -> int:
-    """Return for how many dispatches a status is found now, whichever way the flag points: Celery's rpc:// has none."""
+    """Return the number of dispatches with a status, independent of the flag; Celery's rpc:// stores none."""
     replies = [executors.status(task_id) for task_id, (side, _) in ledger.sent.items() if side == "on"]
     return sum(reply is not None for reply in replies)
 
 
 def _tell(ledger: Ledger, flag: Flag, found: int, left: int) -> int:
-    """Print the tally; the exit code says whether it adds up."""
+    """Print the tally, and return the exit code."""
     sides = Counter(side for side, _ in ledger.sent.values())
     kinds = Counter(kind for _, _, kind in ledger.callbacks)
     wrong = ledger.wrong()
@@ -214,7 +214,7 @@ def _tell(ledger: Ledger, flag: Flag, found: int, left: int) -> int:
 
 @contextlib.contextmanager
 def _celery_worker(scratch: Path, queue: str) -> Iterator[None]:
-    """Run a real Celery worker for the executor's queue, and wait until it consumes."""
+    """Run a Celery worker for the executor's queue, and wait until it consumes."""
     options = ["--pool", "prefork", "--concurrency", "2", "--without-gossip", "--without-mingle", "--loglevel", "INFO"]
     command = [sys.executable, "-m", "celery", "--app", "examples.flip_app", "worker", "--queues", queue, *options]
     log = scratch / "celery.log"

@@ -1,4 +1,4 @@
-"""Where a demo plays. Whatever differs from one transport to another is in here, and nothing else asks which it is."""
+"""The place of a demo: all differences between the transports are in this class."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ StartsWorkers: TypeAlias = Callable[[Path, Mapping[str, str]], Workers]
 
 @attrs.frozen(kw_only=True)
 class Place:
-    """`transport` is the producer's own, and `facts` are for people: each a name and a text.
+    """A transport and its surroundings.
 
-    `workers` makes the workers, which log to a directory and find an environment. `left` counts what stands in the
-    queues when they have gone; a queue whose state cannot be told is left out.
+    Attributes:
+        transport: The producer's transport.
+        facts: Names and texts for people.
+        workers: Creates the workers, from a directory for logs and an environment.
+        left: Counts the messages in the queues after the workers have stopped; a queue of unknown state is omitted.
     """
 
     facts: Sequence[tuple[str, str]]

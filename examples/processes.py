@@ -1,7 +1,7 @@
-"""Worker processes, started through the real command line and never left behind; and signals that clean up.
+"""Worker processes, started by the real command, and signals that clean up.
 
-After `leave_on_signals` the first Ctrl-C (or SIGTERM, or SIGHUP) raises SystemExit in the main thread, and every
-further one is ignored: whoever cleans up is not disturbed, and has to be quick.
+After `leave_on_signals` the first Ctrl-C, SIGTERM or SIGHUP raises SystemExit in the main thread. Later ones are
+ignored, so that the clean-up is not interrupted; it has to be short.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _leave(number: int, frame: object) -> NoReturn:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold a signal back until the block is over: something is started in it that has to be written down."""
+    """Delay a signal until the end of the block, which starts something that has to be recorded."""
     held: list[int] = []
     previous = {number: signal.signal(number, lambda number, frame: held.append(number)) for number in SIGNALS}
     try:
@@ -54,7 +54,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 class WorkerProcesses:
-    """The worker processes of one demo, on the transport at `url`. Each writes its log to `<directory>/<name>.log`."""
+    """The worker processes of one demo on the transport at `url`; each logs to `<directory>/<name>.log`."""
 
     def __init__(self, url: str, directory: Path, environment: Mapping[str, str]) -> None:
         self._directory = directory
@@ -63,7 +63,7 @@ class WorkerProcesses:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, worker: Worker) -> str:
-        """Start a worker process and tell its pid; it is stopped by `stop`, whatever happens meanwhile."""
+        """Start a worker process and return its pid; `stop` ends it."""
         options = ["--app", worker.app, "--queue", worker.queue, "--concurrency", str(worker.threads)]
         with (self._directory / f"{worker.name}.log").open("wb") as log, uninterrupted():
             process = subprocess.Popen(
@@ -78,11 +78,11 @@ class WorkerProcesses:
         return f"pid {process.pid}"
 
     def ended(self) -> dict[str, int]:
-        """Return the exit code of each worker that is no longer running."""
+        """Return the exit code of each worker that no longer runs."""
         return {name: code for name, process in self._processes.items() if (code := process.poll()) is not None}
 
     def stop(self) -> dict[str, int]:
-        """Let every worker finish what it runs and leave; kill one that takes too long. Returns their exit codes."""
+        """Let every worker finish its tasks, kill one that takes too long, and return the exit codes."""
         for process in self._processes.values():
             process.terminate()
         deadline = time.monotonic() + STOP_SECONDS

@@ -1,7 +1,6 @@
-"""What a product brings along: the context of an execution, a callback signature, and the view that dispatches.
+"""The product's side: the context of an execution, a callback signature, and the view that dispatches.
 
-`Signature` has the shape of Celery's, which is all that a dispatch asks of it; with Celery installed, its own
-`celery.signature(...)` goes in the same place.
+`Signature` has the attributes of Celery's; with Celery installed, `celery.signature(...)` can replace it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ ORGANISATION = "org-demo"
 
 @attrs.frozen
 class Queues:
-    """The queue of an executor, which its name tells, and the queue of the callbacks."""
+    """The executor's queue, which has its name, and the queue of the callbacks."""
 
     executor_name: str = "legacy"
     callbacks: str = "ide_callback"
@@ -35,7 +34,7 @@ class Queues:
 
     @classmethod
     def of_run(cls, run: str) -> Queues:
-        """Return queues that are a run's own, for where other people's stand beside them."""
+        """Return the queues of one run, on a broker that others use too."""
         return cls(f"{PRODUCT.executor_name}_{run}", f"{PRODUCT.callbacks}_{run}")
 
 
@@ -44,7 +43,7 @@ PRODUCT = Queues()
 
 @attrs.frozen(kw_only=True)
 class DocumentContext:
-    """What is to be executed, for whom, and on which document."""
+    """An execution: its executor, its organisation and its document."""
 
     executor_name: str = PRODUCT.executor_name
     operation: str = "single_pass_extraction"
@@ -63,7 +62,7 @@ class DocumentContext:
 
 @attrs.frozen
 class Signature:
-    """The part of a Celery signature that a continuation is made of."""
+    """The part of a Celery signature that a continuation carries."""
 
     task: str
     args: tuple[Any, ...]
@@ -73,7 +72,7 @@ class Signature:
 
 @attrs.frozen
 class Dispatched:
-    """A document on its way: its id, the id of its dispatch, and the id that its progress is reported under."""
+    """A dispatched document: its id, the id of the dispatch, and the run id of its progress events."""
 
     document: str
     task_id: str
@@ -81,12 +80,12 @@ class Dispatched:
 
 
 def signature(task: str, *, kwargs: dict[str, Any], queue: str) -> Signature:
-    """Stands where `celery.signature` stands in the product."""
+    """Replaces `celery.signature` in this example."""
     return Signature(task, args=(), kwargs=kwargs, options={"queue": queue})
 
 
 def dispatch_document(executor: ExecutorDispatcher, path: Path, queues: Queues = PRODUCT) -> Dispatched:
-    """What the view does before it answers 202: dispatch, with a callback for either end. Raises if that fails."""
+    """Dispatch with a callback for either outcome, as the view does before it answers 202; raises on failure."""
     context = context_for(path, queues)
     task_id = str(uuid.uuid4())
     cb_kwargs = {
@@ -114,7 +113,7 @@ def dispatch_document(executor: ExecutorDispatcher, path: Path, queues: Queues =
 
 
 def call_for_document(executor: ExecutorDispatcher, context: DocumentContext, timeout: float) -> ExecutionResult:
-    """What an API deployment does: dispatch, and wait up to `timeout` seconds for the result. Never raises."""
+    """Dispatch and wait up to `timeout` seconds for the result, as an API deployment does; never raises."""
     fairness = {"org_id": context.organization_id, "workload_type": "api", "pipeline_priority": 8}
     return executor.dispatch(context, timeout=timeout, headers={"x-fairness-key": fairness})
 

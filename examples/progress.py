@@ -1,7 +1,7 @@
-"""How the demo sees what its workers do: each appends one line of JSON to a file that the demo follows.
+"""Progress events: each worker appends one line of JSON to a file that the demo reads.
 
-It stands where the product pushes WebSocket events to a browser. A line is written at once, so that the lines of
-several processes never mix.
+The product pushes WebSocket events to a browser instead. Each line is one write, so that the lines of several processes
+never mix.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Stage: TypeAlias = Literal["running", "done", "failed"]
 
 @attrs.frozen
 class Event:
-    """One step of the run `run_id`, as `task` in the worker process `pid` saw it."""
+    """One step of the run `run_id` in the task `task` of the worker process `pid`."""
 
     stage: Stage
     run_id: str
@@ -30,7 +30,7 @@ class Event:
 
 
 def report(stage: Stage, run_id: str, task: str, **details: Any) -> None:
-    """Append an event to the file that the environment names; nothing is followed where it names none."""
+    """Append an event to the file of the environment variable; without it, do nothing."""
     if (path := os.environ.get(EVENTS_VARIABLE)) is None:
         return
     event = Event(stage, run_id, task, os.getpid(), details)
@@ -43,7 +43,7 @@ def report(stage: Stage, run_id: str, task: str, **details: Any) -> None:
 
 
 class Follower:
-    """Reads an events file from where it last stopped."""
+    """Reads an events file from its last position."""
 
     def __init__(self, path: Path) -> None:
         path.touch()

@@ -1,4 +1,4 @@
-"""What the demo prints: a line for everything that happens, in colour on a terminal, plain anywhere else."""
+"""The output of the demo: one line for each event, in colour on a terminal and plain elsewhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LOG_LINES = 15
 
 
 class Screen:
-    """Times are seconds since it was made."""
+    """Prints lines with the seconds since its creation."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False)
@@ -47,7 +47,7 @@ class Screen:
         self._line(f"  {name:<18}{text}")
 
     def stage(self, stage: str, document: str, remark: str = "") -> None:
-        """Show that a document has reached a stage."""
+        """Show a stage of a document."""
         line = Text(f"  {self.seconds:5.2f} s  ")
         line.append(f"{stage:<12}", _STYLES[stage])
         line.append(f"{document:<{_DOCUMENT_WIDTH}}", "bold" if stage in ("done", "replied", "failed") else "")
@@ -62,7 +62,7 @@ class Screen:
         self._indented(str(error), "red")
 
     def answer(self, document: str, result: ExecutionResult) -> None:
-        """Show what a blocked caller got."""
+        """Show the reply of the blocking caller."""
         self.stage("replied" if result.success else "failed", document, "the caller has its answer")
         if result.success:
             self.fields(result.data["fields"])
@@ -84,7 +84,7 @@ class Screen:
             self._line(f"  {path.name}")
 
     def logs(self, directory: Path) -> None:
-        """Show the end of every log in a directory, each under its name."""
+        """Show the end of every log in a directory with its name."""
         for log in sorted(directory.glob("*.log")):
             if lines := log.read_text(errors="replace").splitlines()[-_LOG_LINES:]:
                 self.heading(f"The end of {log.name}")
@@ -98,7 +98,7 @@ class Screen:
         self._line(line, "bold red" if missing else "bold green")
 
     def _indented(self, text: str, style: str = "") -> None:
-        """Print below the document that it is about; a terminal's width is respected, a file's lines stay whole."""
+        """Print below the line of a document, wrapped on a terminal and unwrapped in a file."""
         if self._console.is_terminal:
             text = textwrap.fill(text, self._console.width - len(_FIELD_INDENT))
         self._line(textwrap.indent(text, _FIELD_INDENT), style)
@@ -108,7 +108,7 @@ class Screen:
 
 
 def summary(fields: Mapping[str, Any]) -> list[str]:
-    """Say in two lines what was read from a document."""
+    """Return two lines with the fields of a document."""
     if fields["document_type"] == "letter":
         amounts = ", ".join(f"{amount} {fields['currency']}" for amount in fields["amounts"])
         return [

@@ -1,7 +1,6 @@
-"""Counts what is really there: saved files, callbacks that were seen, statuses, the reply, the queues.
+"""Count the evidence of a run: saved files, callbacks, statuses, the reply and the queues.
 
-Nothing is taken from what the demo meant to do but the list of what it dispatched, the names of its queues, and what
-is wrong with the documents that are broken.
+The expectations are only the list of dispatches, the names of the queues, and the errors of the broken documents.
 """
 
 from __future__ import annotations
@@ -20,10 +19,14 @@ from unstract_core.transport import QueueState
 
 @attrs.frozen(kw_only=True)
 class Evidence:
-    """What was found when everything was over. `callbacks` and `statuses` are by task id, `exits` by worker.
+    """The evidence at the end of a run.
 
-    `broken` has the error text of each document that cannot be extracted. `statuses` is None where the transport keeps
-    none: then they prove nothing. A queue of `names` that is not among the `queues` is one whose state is unknown.
+    Attributes:
+        callbacks: The callbacks by task id.
+        statuses: The statuses by task id; None if the transport stores none.
+        exits: The exit codes by worker.
+        broken: The error text of each document that cannot be extracted.
+        names: The queues; one that is not in `queues` has an unknown state.
     """
 
     dispatched: Sequence[Dispatched]
@@ -39,7 +42,7 @@ class Evidence:
 
 @attrs.frozen
 class Tally:
-    """`missing` says what should be there and is not; empty when the demo went as it should."""
+    """The result; `missing` lists everything that is missing, and is empty after a successful run."""
 
     line: str
     missing: list[str]
@@ -71,7 +74,7 @@ def _missing_ends(evidence: Evidence) -> Iterator[str]:
 
 
 def _problems(one: Dispatched, error: str | None, evidence: Evidence) -> Iterator[str]:
-    """Say what is wrong with the end of a dispatch that is to complete or, where there is an `error`, to fail of it."""
+    """Yield the faults of a dispatch that should complete, or fail with `error` if that is given."""
     expected = "completed" if error is None else "failed"
     if (times := len(evidence.callbacks[one.task_id])) != 1:
         yield f"called back {times} times, not once"
@@ -95,7 +98,7 @@ def _problems(one: Dispatched, error: str | None, evidence: Evidence) -> Iterato
 def _missing_elsewhere(evidence: Evidence) -> Iterator[str]:
     documents = {one.document for one in evidence.dispatched}
     if not documents - evidence.broken.keys():
-        yield "documents: none was dispatched that can be read"
+        yield "documents: no readable one was dispatched"
     for document in sorted(evidence.broken.keys() - documents):
         yield f"{document}: it was not dispatched"
     if not evidence.answer.success:
@@ -109,7 +112,7 @@ def _missing_elsewhere(evidence: Evidence) -> Iterator[str]:
         yield f"queue {queue}: its state is unknown"
     for name, code in evidence.exits.items():
         if code:
-            yield f"the {name} worker left with exit code {code}"
+            yield f"the {name} worker ended with exit code {code}"
 
 
 def _waiting(state: QueueState) -> int:

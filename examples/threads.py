@@ -1,4 +1,4 @@
-"""Consumers on threads of this process, where a queue cannot be reached from another one."""
+"""Consumers on threads of this process, for a queue that other processes cannot reach."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unstract_core.discovery import import_object
 
 
 class ConsumerThread:
-    """A consumer of one queue that runs from now on. Its thread never keeps the process alive."""
+    """A running consumer of one queue, on a daemon thread."""
 
     def __init__(
         self, transport: Transport, tasks: Mapping[str, Callable[..., Any]], queue: str, *, concurrency: int
@@ -26,11 +26,11 @@ class ConsumerThread:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs, and then 0, or 1 if it raised."""
+        """Return None while it runs, then 0, or 1 if it raised."""
         return None if self._thread.is_alive() else int(not self._returned)
 
     def stop(self) -> int:
-        """Let it finish what it runs, and return its exit code; 1 if it takes too long."""
+        """Let it finish its tasks, and return its exit code; 1 if it takes too long."""
         self._consumer.stop()
         self._thread.join(STOP_SECONDS)
         return 1 if self.exit_code is None else self.exit_code
@@ -41,7 +41,7 @@ class ConsumerThread:
 
 
 class WorkerThreads:
-    """The workers of one demo in its own process, which therefore takes on their `environment`."""
+    """The workers of one demo in its own process, which gets their `environment`."""
 
     def __init__(self, url: str, environment: Mapping[str, str]) -> None:
         os.environ.update(environment)

@@ -1,4 +1,4 @@
-"""Follows what the worker processes report, shows it as it comes, and keeps it for the tally."""
+"""Read the events of the workers, show them, and keep them for the tally."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ _LOOK_SECONDS = 0.02
 
 
 class Watch:
-    """`documents` names the document of each run that is to be shown; `seen` holds every event, in order."""
+    """Shows events.
+
+    Attributes:
+        documents: The document of each run to show.
+        seen: Every event, in order.
+    """
 
     def __init__(self, events: Path, screen: Screen, workers: Workers) -> None:
         self.documents: dict[str, str] = {}
@@ -29,7 +34,7 @@ class Watch:
             self._show(event)
 
     def until(self, condition: Callable[[], bool], deadline: float) -> bool:
-        """Show what happens until `condition` holds; False if the deadline or a worker's end came first."""
+        """Show events until `condition` is true; return False at the deadline or a worker's end."""
         while not condition():
             if time.monotonic() >= deadline or self._workers.ended():
                 return False
@@ -39,7 +44,7 @@ class Watch:
         return True
 
     def ended(self, run_id: str) -> list[Event]:
-        """Return the callbacks that were seen for a run."""
+        """Return the callbacks of a run."""
         return [event for event in self.seen if event.run_id == run_id and event.stage != "running"]
 
     def _show(self, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""The workers of a demo, whether they are processes (processes.py) or threads (threads.py)."""
+"""The workers of a demo, which are processes (processes.py) or threads (threads.py)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import attrs
 
 @attrs.frozen
 class Worker:
-    """What a worker is to do: run the tasks of `app` ("module:name") that come to `queue`, on `threads` threads."""
+    """A worker: runs the tasks of `app` ("module:name") from `queue` on `threads` threads."""
 
     name: str
     app: str
@@ -18,13 +18,13 @@ class Worker:
 
 
 class Workers(Protocol):
-    """Those that were started. Exit codes are by the worker's name."""
+    """The started workers; exit codes are by the worker's name."""
 
     def start(self, worker: Worker) -> str:
-        """Start a worker and say where it runs; it is stopped by `stop`, whatever happens meanwhile."""
+        """Start a worker and return its place; `stop` ends it."""
 
     def ended(self) -> dict[str, int]:
-        """Return the exit code of each worker that is no longer running."""
+        """Return the exit code of each worker that no longer runs."""
 
     def stop(self) -> dict[str, int]:
-        """Let every worker finish what it runs and leave, and return their exit codes. May be called again."""
+        """Let every worker finish its tasks, and return their exit codes; may be called again."""

@@ -1,8 +1,7 @@
-"""Reads fields out of the text of invoices, receipts and letters, by rules.
+"""Extract the fields of invoices, receipts and letters by rules.
 
-It stands in for the model that a product would ask: slower and cleverer, but called in the same place. What it reads
-is really in the text, and what does not add up is refused: `extract` raises ExtractionError, whose text says what is
-wrong with the document in words that its sender understands.
+The rules replace the model that a product would call at the same place. Every field is read from the text. `extract`
+raises ExtractionError for a document that contradicts itself; the error text is meant for the document's sender.
 """
 
 from __future__ import annotations
@@ -16,7 +15,11 @@ __all__ = ["Bill", "ExtractionError", "Letter", "LineItem", "extract"]
 
 
 def extract(text: str) -> Bill | Letter:
-    """Return the fields of a document. Raises ExtractionError where it cannot be read or contradicts itself."""
+    """Return the fields of a document.
+
+    Raises:
+        ExtractionError: The document cannot be read, or contradicts itself.
+    """
     for layout in LAYOUTS:
         if layout.mark.search(text):
             return read_bill(text, layout)

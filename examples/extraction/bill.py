@@ -1,4 +1,4 @@
-"""Read an invoice or a receipt by its layout, and check that it adds up."""
+"""Read an invoice or a receipt by its layout, and check its sums."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CURRENCY_SIGNS = {"€": "EUR", "£": "GBP", "$": "USD"}
 
 @attrs.frozen
 class LineItem:
-    """`unit_price` is None where only the amount of the line is printed."""
+    """One line; `unit_price` is None if only the amount is printed."""
 
     description: str
     quantity: Decimal
@@ -27,7 +27,7 @@ class LineItem:
 
 @attrs.frozen(kw_only=True)
 class Bill:
-    """An invoice or a receipt; `tax_rate` in per cent."""
+    """An invoice or a receipt; `tax_rate` is in per cent."""
 
     document_type: str
     vendor: str
@@ -43,7 +43,11 @@ class Bill:
 
 
 def read_bill(text: str, layout: Layout) -> Bill:
-    """Return the fields of a bill. Raises ExtractionError for a field that is missing or a sum that is wrong."""
+    """Return the fields of a bill.
+
+    Raises:
+        ExtractionError: A field is missing, or a sum is wrong.
+    """
     tax = _find(text, layout.tax, "tax")
     amount, total = _number(tax["value"], layout), _number(_value(text, layout.total, "total"), layout)
     currency = _value(text, layout.currency, "currency")

@@ -1,7 +1,7 @@
-"""What goes wrong when a document is read."""
+"""The error of the extraction."""
 
 from __future__ import annotations
 
 
 class ExtractionError(ValueError):
-    """A document that cannot be read, or that contradicts itself; the text is meant for a person."""
+    """A document cannot be read or contradicts itself; the text is meant for a person."""

@@ -1,7 +1,7 @@
-"""The layouts of bills that can be read, as data: where each field stands, and how numbers are written.
+"""The layouts of bills as data: the place of each field, and the number format.
 
-A pattern captures its field in the group `value`; those of line items and taxes have more groups. `<n.n>` stands for
-an amount with a decimal point, `<n,n>` for one with a decimal comma.
+A pattern captures its field in the group `value`; those of line items and taxes have more groups. `<n.n>` matches an
+amount with a decimal point, `<n,n>` one with a decimal comma.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ def _optional(pattern: str | None) -> Pattern[str] | None:
 
 @attrs.frozen(kw_only=True)
 class Layout:
-    """`mark` tells this layout from the others. `tax_included` is so where the line items hold their tax already."""
+    """One layout.
+
+    Attributes:
+        mark: A pattern that identifies the layout.
+        tax_included: Whether the amounts of line items include the tax.
+    """
 
     document_type: Literal["invoice", "receipt"]
     mark: Pattern[str] = attrs.field(converter=_pattern)

@@ -20,7 +20,7 @@ _AMOUNT = re.compile(rf"£(?P<value>{POINT_AMOUNT})")
 
 @attrs.frozen(kw_only=True)
 class Letter:
-    """`amounts` are the sums of money that the letter speaks of, in its order."""
+    """A letter; `amounts` are the sums of money in the order of the text."""
 
     document_type: str = "letter"
     sender: str
@@ -38,7 +38,11 @@ def is_letter(text: str) -> bool:
 
 
 def read_letter(text: str) -> Letter:
-    """Return the fields of a letter: letterhead, date, addressee, subject, body, signature. Raises ExtractionError."""
+    """Return the fields of a letter: letterhead, date, addressee, subject, body, signature.
+
+    Raises:
+        ExtractionError: A field is missing.
+    """
     head = [block for block in text.partition("\nDear ")[0].split("\n\n") if block.strip()]
     if len(head) < 3:
         raise ExtractionError("a letter needs its sender, a date and an addressee above the salutation")

@@ -1,4 +1,4 @@
-"""Amounts and dates as people write them in English, German and French."""
+"""Amounts and dates in English, German and French notation."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _MONTH_FIRST = re.compile(r"(?P<month>[^\W\d]+) (?P<day>\d{1,2}), (?P<year>\d{4}
 
 
 def parse_number(text: str, *, decimal_comma: bool = False) -> Decimal:
-    """Read a quantity or an amount, without its currency sign and thousands separators. Raises ExtractionError."""
+    """Return a quantity or an amount, without its currency sign and thousands separators; raises ExtractionError."""
     digits = re.sub(r"[^\d.,-]", "", text)
     plain = digits.replace(".", "").replace(",", ".") if decimal_comma else digits.replace(",", "")
     try:
@@ -52,7 +52,7 @@ def parse_number(text: str, *, decimal_comma: bool = False) -> Decimal:
 
 
 def parse_date(text: str) -> datetime.date:
-    """Read the first date in `text`, day before month where both are numbers. Raises ExtractionError without one."""
+    """Return the first date in `text`, with the day before the month; raises ExtractionError if there is none."""
     for pattern in (_NUMERIC_DATE, _DAY_FIRST, _MONTH_FIRST):
         if (found := pattern.search(text)) is None:
             continue
@@ -66,5 +66,5 @@ def parse_date(text: str) -> datetime.date:
 
 
 def cents(amount: Decimal) -> Decimal:
-    """Round to two places, halves away from zero, as invoices do."""
+    """Round to two places, with halves away from zero, as in invoices."""
     return amount.quantize(Decimal("0.01"), ROUND_HALF_UP)

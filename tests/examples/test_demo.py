@@ -237,7 +237,9 @@ def test_executor_and_callbacks_run_in_two_processes(played: Run) -> None:
 @pytest.mark.parametrize("where", ["inside"], indirect=True)
 def test_demo_without_a_broker_runs_in_one_process(played: Run) -> None:
     """The demo names the missing broker without its password, and runs the tasks in its own process."""
-    assert re.search(r"broker +none answers at amqp://127.0.0.1:1//: kombu's own, inside this process", played.text)
+    assert re.search(
+        r"broker +no broker answers at amqp://127.0.0.1:1//: kombu's own, inside this process", played.text
+    )
     assert re.findall(r"(\w+) worker +threads of this process", played.text) == ["executor", "callback"]
     assert set(re.findall(r", pid (\d+)$", played.text, re.MULTILINE)) == {str(played.process.pid)}
     assert "secret" not in played.text
@@ -246,7 +248,7 @@ def test_demo_without_a_broker_runs_in_one_process(played: Run) -> None:
 @pytest.mark.parametrize("where", ["rabbitmq", "inside"], indirect=True)
 def test_demo_says_what_a_broker_cannot_do(played: Run) -> None:
     """The demo says that a broker has no statuses and no inspection."""
-    assert re.search(r"^  statuses +none are kept, and so they are no evidence", played.text, re.MULTILINE)
+    assert re.search(r"^  statuses +none are stored; the evidence is", played.text, re.MULTILINE)
     assert "a broker has no inspection" in played.text
 
 
@@ -370,7 +372,7 @@ def test_killed_worker_ends_the_wait(start: Starter) -> None:
     run.read_until("running")
     os.kill(int(pid), signal.SIGKILL)
     assert run.end() == 1, run.text
-    assert "missing: the callback worker left with exit code -9" in run.text
+    assert "missing: the callback worker ended with exit code -9" in run.text
 
 
 def test_broker_requeues_messages_of_a_killed_worker(start: Starter, rabbitmq_url: str) -> None:
@@ -380,7 +382,7 @@ def test_broker_requeues_messages_of_a_killed_worker(start: Starter, rabbitmq_ur
     run.read_until("running")
     os.kill(int(pid), signal.SIGKILL)
     assert run.end() == 1, run.text
-    assert "missing: the executor worker left with exit code -9" in run.text
+    assert "missing: the executor worker ended with exit code -9" in run.text
     assert re.search(r"^missing: queue celery_executor_legacy\w+ still holds [78]$", run.text, re.MULTILINE)
     assert still_there(rabbitmq_url, run.queues()) == []
 

@@ -116,8 +116,8 @@ def with_callbacks(count: int) -> Callable[[Evidence], Evidence]:
         (changed(queues=[queue(PRODUCT.executor), queue(PRODUCT.callbacks, in_flight=2)]), "still holds 2"),
         (changed(queues=[queue(PRODUCT.executor), queue(PRODUCT.callbacks, dead=1)]), "has 1 dead letters"),
         (changed(queues=[queue(PRODUCT.executor)]), "queue ide_callback: its state is unknown"),
-        (changed(exits={"executor": 0, "callback": -9}), "the callback worker left with exit code -9"),
-        (changed(dispatched=[BAD]), "documents: none was dispatched that can be read"),
+        (changed(exits={"executor": 0, "callback": -9}), "the callback worker ended with exit code -9"),
+        (changed(dispatched=[BAD]), "documents: no readable one was dispatched"),
         (changed(dispatched=[GOOD]), "bad: it was not dispatched"),
     ],
 )
