@@ -1,1 +1,1 @@
-"""Fuzz targets of the wire's readers: `make fuzz` runs them (see __main__.py), and needs atheris."""
+"""Fuzz targets of the wire's readers; `make fuzz` runs them (see __main__.py), and needs atheris."""

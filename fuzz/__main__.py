@@ -1,7 +1,7 @@
-"""`make fuzz` (ARGS='SECONDS', 240 unless given): runs each target for its half of the time, and counts.
+"""`make fuzz` (ARGS='SECONDS', 240 by default) runs each target for half of the time, and counts the inputs.
 
-Corpus and findings lie under .fuzz, which is ignored. A finding of celery_decoder is a golden message without its
-expected part: `add` of tools/golden.py makes it one that is kept.
+The corpus and the findings are in .fuzz, which git ignores. A finding of celery_decoder is a golden message without its
+expected part; `add` of tools/golden.py makes it a permanent one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _EXECUTED = re.compile(r"^stat::number_of_executed_units: (\d+)$", re.MULTILINE)
 
 
 def seed() -> None:
-    """Give the target of texts the golden bodies and payloads to begin with; the other one has them built in."""
+    """Give the target of texts the golden bodies and payloads as first inputs; the other target has them built in."""
     directory = HOME / "corpus" / "from_wire"
     for path in corpus():
         golden = read(path)
@@ -34,7 +34,7 @@ def seed() -> None:
 
 
 def run(target: str, seconds: int) -> tuple[int, bool]:
-    """Run one target; returns how many inputs it was given, and whether it ended well."""
+    """Run one target; return the number of inputs, and whether it succeeded."""
     directory = HOME / "corpus" / target
     limits = [f"-max_total_time={seconds}", "-max_len=2048", "-len_control=20", "-timeout=30", "-print_final_stats=1"]
     command = [

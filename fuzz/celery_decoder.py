@@ -1,7 +1,7 @@
-"""Fuzzes what a subscription does with a broker's message: read, settled in each way, and all of that written.
+"""Fuzz the decoding and settling of a broker's message by a subscription.
 
-Every message is a payload or a problem, never an exception; what follows from its outcome can be sent, or is refused
-with PayloadError. An input says which golden message it begins with, and what is changed in it.
+Every message is a payload or a problem, and never an exception. Every follow-up of its outcome can be sent, or is
+rejected with PayloadError. An input selects a golden message and its changes.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ PROPERTIES: dict[str, list[Any]] = {
     "delivery_mode": [1, 2, 7],
     "expiration": ["0", "60000", "x"],
 }
-"""What these may be; every other property of a message is a text."""
+"""The possible values of these properties; every other property of a message is a text."""
 
 
 def check(headers: dict[str, Any], properties: dict[str, Any], body: bytes) -> None:
-    """Raise AssertionError, or whatever came out, where a promise is broken."""
+    """Raise AssertionError, or the target's exception, if a guarantee is broken."""
     message = received(headers, properties, body)
     envelope = read_message(message, QUEUE, default_queue="celery")
     arrived = Incoming(message, QUEUE, QueueConsumer(None, "", 1, Counter()))
@@ -110,7 +110,7 @@ def _delivery(envelope: Envelope) -> Delivery:
         raise AssertionError("a message is a payload or a problem")
     if (envelope.problem or "").startswith("unreadable ("):
         raise AssertionError(f"the decoder raised what it does not foresee: {envelope.problem}")
-    with contextlib.suppress(PayloadError):  # of the fairness or the names, which are read as they are
+    with contextlib.suppress(PayloadError):  # the fairness and the names are read unchecked
         if envelope.payload is not None and from_wire(to_wire(envelope.payload)) != envelope.payload:
             raise AssertionError("the payload reads back as something else")
     if envelope.attempt < 1 or not 1 <= envelope.priority <= 10 or type(envelope.org_id) is not str:
@@ -128,7 +128,7 @@ def _outcomes(delivery: Delivery) -> list[Outcome]:
 
 
 def _write(one: Any) -> None:
-    """Make of it what goes over the wire."""
+    """Encode the messages for the wire."""
     if one.content_type is None:
         dumps(one.body, serializer="json")
     elif not isinstance(one.body, bytes | bytearray | memoryview):
@@ -163,7 +163,7 @@ def _table(found: Any, before: dict[str, Any]) -> dict[str, Any]:
 def _changed_json(source: Drawn, body: bytes) -> bytes:
     try:
         return json.dumps(source.changed(json.loads(body))).encode()
-    except (ValueError, RecursionError):  # the bytes are no JSON, or what was drawn is too deep for any
+    except (ValueError, RecursionError):  # the bytes are not JSON, or the value is too deep
         return source.changed_bytes(body)
 
 
@@ -175,7 +175,7 @@ def _changed_properties(source: Drawn, properties: dict[str, Any]) -> dict[str, 
 
 
 def _travelled(headers: dict[str, Any], properties: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return them as they arrive; raises what AMQP's writer raises for those that cannot be sent at all."""
+    """Return the messages as they arrive; raises the error of AMQP's writer for those that cannot be sent."""
     frame = amqp.Message(b"", application_headers=headers, **properties)._serialize_properties()
     found, _ = decode_properties_basic(frame, 0)
     return found.pop("application_headers", {}), found
@@ -185,7 +185,7 @@ def test_one(data: bytes) -> None:
     headers, properties, body = drawn(data)
     try:
         headers, properties = _travelled(headers, properties)
-    except Exception:  # nobody can have sent it
+    except Exception:  # no client can have sent it
         return
     try:
         check(headers, properties, body)
@@ -193,7 +193,7 @@ def test_one(data: bytes) -> None:
         about = f"{type(exc).__name__}: {exc}"
         try:
             text = Golden(about, "none", "none", headers, properties, body).text()
-        except (TypeError, ValueError):  # headers that JSON cannot hold
+        except (TypeError, ValueError):  # headers that JSON cannot represent
             text = repr((about, headers, properties, body))
         keep("celery", text)
         raise

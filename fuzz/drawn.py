@@ -1,7 +1,7 @@
-"""What a fuzzer's bytes stand for: values, and changes of values that are there.
+"""Values, and changes of values, from a fuzzer's bytes.
 
-A reader of structured messages refuses nearly all of what random bytes are, so the bytes decide instead which part of
-a good message is replaced, taken away or added, and by what.
+A reader of structured messages rejects nearly all random bytes. So the bytes select the part of a valid message that is
+replaced, removed or added, and the new value.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import atheris
 SCALARS: list[Any] = [None, True, False, 0, 1, -1, 7, 2**31, 2**63 - 1, -(2**63), 0.0, -0.0, 0.5, 1e16, 1e22, 1e300]
 SCALARS += [float("nan"), float("inf"), "", "x", "x" * 255, "x" * 256, "é" * 130, "a\0b", "\ud800", "7"]
 LARGE = [2**63, -(2**63) - 1, 2**64, 10**30]
-"""What stands in JSON, and not in AMQP's headers."""
+"""Values of JSON that AMQP's headers cannot have."""
 FOREIGN: list[Any] = [b"", b"\xff\x00", b"text", decimal.Decimal("1.50"), decimal.Decimal("-5E-255")]
 FOREIGN += [datetime.datetime(2020, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)]
-"""What stands in AMQP's headers, and not in JSON."""
+"""Values of AMQP's headers that JSON cannot have."""
 _DEEP = 4
 
 
 class Drawn:
-    """Values out of bytes. `names` are keys and texts that mean something to the reader."""
+    """Values from bytes; `names` are keys and texts with a meaning for the reader."""
 
     def __init__(self, data: bytes, names: Sequence[str]) -> None:
         self._source = atheris.FuzzedDataProvider(data)
@@ -48,7 +48,7 @@ class Drawn:
         return found
 
     def value(self, *, foreign: bool = False, depth: int = 0) -> Any:
-        """Draw a value of JSON, or with `foreign` one of AMQP's tables."""
+        """Return a JSON value, or with `foreign` a value of an AMQP table."""
         kind = self.number(8 if depth < _DEEP else 5)
         if kind == 0:
             return self.one_of([*SCALARS, *(FOREIGN if foreign else LARGE)])
@@ -71,7 +71,7 @@ class Drawn:
         return {"__type__": self.one_of(kinds), "__value__": self.value(foreign=foreign, depth=depth + 1)}
 
     def changed(self, value: Any, *, foreign: bool = False) -> Any:
-        """Return a copy of a value with one change somewhere in it."""
+        """Return a copy of a value with one change."""
         if isinstance(value, dict):
             if value and self.number(4):
                 key = self.one_of(list(value))
@@ -91,6 +91,6 @@ class Drawn:
         return self.value(foreign=foreign)
 
     def changed_bytes(self, text: bytes) -> bytes:
-        """Return bytes with some of them replaced by others, of any length."""
+        """Return bytes of which some are replaced by others of any length."""
         at = self.number(len(text) + 1)
         return text[:at] + self.octets() + text[at + self.number(20) :]

@@ -1,7 +1,7 @@
-"""Fuzzes `from_wire` and `salvage`: text, bytes and mappings, never anything but a payload or MalformedPayload.
+"""Fuzz `from_wire` and `salvage` with text, bytes and mappings: the result is a payload or MalformedPayload.
 
-What is read is written again, and is then refused with PayloadError or reads back equal. The first byte of an input
-says what the others are: text, bytes, a seed with changes, or a value from scratch.
+A payload is written again, and is then rejected with PayloadError or reads back equal. The first byte of an input
+selects the kind of the others: text, bytes, changes of a seed, or a new value.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NAMES += ["org_id", "workload_type", "pipeline_priority", "callback_kwargs", "ap
 
 
 def check(raw: Any) -> None:
-    """Raise AssertionError, or whatever came out, where a promise is broken."""
+    """Raise AssertionError, or the target's exception, if a guarantee is broken."""
     if not isinstance(salvage(raw), Salvage):
         raise AssertionError("salvage returned something else")
     try:
@@ -61,7 +61,7 @@ def drawn(data: bytes) -> Any:
     value = source.one_of(SEEDS)
     for _ in range(1 + source.number(4)):
         value = source.changed(value)
-    with contextlib.suppress(RecursionError):  # too deep to be written
+    with contextlib.suppress(RecursionError):  # too deep to write
         return json.dumps(value) if source.number(2) else value
     return value
 

@@ -1,7 +1,7 @@
-"""Check that docs/conformance.md lists every fault that the kit catches; `--write` writes the table anew.
+"""Check that docs/conformance.md lists every fault that the kit catches; `--write` updates the table.
 
-The table stands between two markers, and everything around it is left alone. It is made from the faults that are
-planted in tests/kit; that each is caught by the test which it names is what tests/kit/test_faults.py shows.
+The table is between two markers, and the text around it is not changed. It is generated from the planted faults of
+tests/kit; tests/kit/test_faults.py checks that the named test catches each fault.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BEGIN, END = "<!-- faults -->\n", "<!-- /faults -->\n"
 
 
 def lines(faults: Mapping[str, PlantedFault]) -> Iterator[str]:
-    """The table: in the order of the kit's files, and of the tests in each."""
+    """Return the table, in the order of the kit's files and tests."""
     yield "| fault | caught by | what is wrong |"
     yield "| --- | --- | --- |"
     order = {test: place for place, test in enumerate(TESTS)}
@@ -42,7 +42,7 @@ def table(faults: Mapping[str, PlantedFault]) -> str:
 
 
 def parts(page: str) -> tuple[str, str, str]:
-    """What stands before the table, in its place, and after it. Raises ValueError where the markers are not there."""
+    """Return the text before the table, the table, and the text after it; raises ValueError without the markers."""
     before, begin, rest = page.partition(BEGIN)
     found, end, after = rest.partition(END)
     if not begin or not end:
@@ -51,7 +51,7 @@ def parts(page: str) -> tuple[str, str, str]:
 
 
 def problems(page: str, faults: Mapping[str, PlantedFault]) -> list[str]:
-    """What is wrong with the page; empty when all is well."""
+    """Return the differences of the page; empty if there are none."""
     found = [
         f"{one.name} names a test that the kit does not have: {one.caught_by}"
         for one in faults.values()

@@ -1,9 +1,8 @@
-"""Check that the golden corpus is append-only: no file of it is changed, removed or unlisted; `--write` lists new ones.
+"""Check that the golden corpus is append-only: no file is changed, removed or unlisted; `--write` lists new files.
 
-MANIFEST.sha256 has a line for every file under contract_tests/golden, as `sha256sum` writes it, and `sha256sum -c`
-reads it. A file and its line changed together would pass that, so every line that the manifest has had in any commit
-must still be there, word for word; where git or the history is not at hand, that is said, and not checked. `--write`
-only ever adds lines.
+MANIFEST.sha256 has a line for every file under contract_tests/golden, in the format of `sha256sum -c`. A file that is
+changed together with its line would pass that check. So every line of the manifest in any earlier commit must still be
+present. Without git or its history this is reported as not checked. `--write` only adds lines.
 """
 
 from __future__ import annotations
@@ -23,26 +22,26 @@ _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 
 
 class History(NamedTuple):
-    """Each line that the manifest has had in a commit, with the latest of those commits; what is missing, in `gap`."""
+    """Each line of the manifest in any commit, with the latest of those commits; `gap` names the missing history."""
 
     lines: Mapping[str, str]
     gap: str = ""
 
 
 def digests(golden: Path) -> dict[str, str]:
-    """The digest of every file of the corpus, by name."""
+    """Return the digest of every file of the corpus by name."""
     files = sorted(path for path in golden.rglob("*") if path.is_file() and path != golden / MANIFEST)
     return {path.relative_to(golden).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def listed(golden: Path) -> list[str]:
-    """The lines of the manifest, none where there is none."""
+    """Return the lines of the manifest; empty if there is no manifest."""
     manifest = golden / MANIFEST
     return manifest.read_text(encoding="utf-8").splitlines() if manifest.exists() else []
 
 
 def history(golden: Path) -> History:
-    """Ask git for the manifest as it was in every commit that this one comes from."""
+    """Read the manifest of every ancestor commit from git."""
     try:
         commits = _git(golden, "rev-list", "--full-history", "HEAD", "--", MANIFEST).split()
         shallow = _git(golden, "rev-parse", "--is-shallow-repository").strip() == "true"
@@ -53,7 +52,7 @@ def history(golden: Path) -> History:
     for commit in commits:
         try:
             text = _git(golden, "show", f"{commit}:./{MANIFEST}")
-        except subprocess.CalledProcessError:  # the commit that removed it
+        except subprocess.CalledProcessError:  # the commit that removed the manifest
             continue
         for line in text.splitlines():
             lines.setdefault(line, commit[:12])
@@ -61,7 +60,7 @@ def history(golden: Path) -> History:
 
 
 def breaches(golden: Path, past: History) -> Iterator[str]:
-    """Say what was changed or dropped of what is listed, or was listed in any commit, and what to do about it."""
+    """Return each changed or removed entry of the manifest or its history, with the remedy."""
     lines, found = listed(golden), digests(golden)
     if not found:
         yield f"no file is there, and none is listed in {MANIFEST}: the corpus is gone"
@@ -80,7 +79,7 @@ def breaches(golden: Path, past: History) -> Iterator[str]:
 
 
 def problems(golden: Path, past: History) -> list[str]:
-    """Say everything that is wrong with the corpus and its manifest."""
+    """Return every problem of the corpus and its manifest."""
     lines = listed(golden)
     names = [line.partition("  ")[2] for line in lines]
     wrong = list(breaches(golden, past))
@@ -93,7 +92,7 @@ def problems(golden: Path, past: History) -> list[str]:
 
 
 def write(golden: Path, past: History) -> list[str]:
-    """Add a line for each file that has none, unless anything that was listed before is not as it was; return what."""
+    """Add a line for each unlisted file, unless a listed file has changed; return the new lines."""
     if refused := sorted(one for one in breaches(golden, past) if "has lost its line" not in one):
         return refused
     lines = sorted((name, digest) for name, digest in digests(golden).items())

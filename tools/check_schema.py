@@ -1,4 +1,4 @@
-"""Check that the committed schema of the wire is what the types generate; `--write` writes it anew."""
+"""Check that the committed schema of the wire equals the generated one; `--write` updates it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PATH = Path(schema.__file__).parent / schema.FILE
 
 
 def written() -> str:
-    """The text of the file that fits the types."""
+    """Return the text of the generated schema."""
     return json.dumps(schema.task_payload_schema(), indent=2) + "\n"
 
 
@@ -24,7 +24,9 @@ def main(arguments: list[str], path: Path = PATH) -> int:
     if arguments:
         path.write_text(expected, encoding="utf-8")
     in_step = path.is_file() and path.read_text(encoding="utf-8") == expected
-    remedy = "is not what the types generate; `make schema` writes it anew, docs/wire.md says what may change"
+    remedy = (
+        "differs from the generated schema; run `make schema`, and see docs/wire.md for the changes that are allowed"
+    )
     print(f"{path.name}: {'in step with the types' if in_step else remedy}")
     return 0 if in_step else 1
 

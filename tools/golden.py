@@ -1,9 +1,8 @@
-"""Golden messages: what stood on a broker, byte for byte, and what our decoder has promised to read in it.
+"""Golden messages: the bytes of a message on a broker, and its expected decoding.
 
-One JSON file for each message, under contract_tests/golden/celery: captured from real clients by capture_celery.py, or
-found by a fuzzer (directory `found`). `headers`, `properties` and `body` are the message's own; `payload` (as it stands
-on our wire) or `problem`, and `delivery`, are what was read when the file was written. Files are only ever added: one
-that is there is never written again.
+Each message is one JSON file under contract_tests/golden/celery: captured from real clients by capture_celery.py, or
+found by a fuzzer (directory `found`). `headers`, `properties` and `body` are the message's. `payload` or `problem`, and
+`delivery`, are its decoding when the file was written. Files are only added, and an existing file is never rewritten.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from unstract_core import to_wire
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = ROOT / "contract_tests" / "golden" / "celery"
 QUEUE = "executor"
-"""From which a golden message is read, where nobody says otherwise."""
+"""The queue of a golden message that names none."""
 _EXPECTED = ("payload", "problem", "delivery")
 
 
 @attrs.frozen
 class Golden:
-    """One message, and what is `expected` to be read in it; without that it was not read yet."""
+    """One message and its `expected` decoding; None if it is not decoded yet."""
 
     about: str
     celery: str
@@ -41,11 +40,11 @@ class Golden:
     expected: dict[str, Any] = attrs.field(factory=dict)
 
     def message(self) -> Message:
-        """Return it as kombu hands it over that has received it over AMQP."""
+        """Return the message as kombu receives it over AMQP."""
         return received(self.headers, self.properties, self.body)
 
     def text(self) -> str:
-        """Return the file that holds it."""
+        """Return the content of its file."""
         try:
             body = {"body": self.body.decode()}
         except UnicodeDecodeError:
@@ -56,7 +55,7 @@ class Golden:
 
 
 def received(headers: dict[str, Any], properties: dict[str, Any], body: bytes) -> Message:
-    """Return a message as kombu makes it of what py-amqp has received, which decodes the body where it can."""
+    """Return a message as kombu creates it from py-amqp's, with a decoded body if possible."""
     content: bytes | str = body
     with contextlib.suppress(LookupError, ValueError, KeyError, TypeError):
         content = body.decode(properties["content_encoding"])
@@ -66,7 +65,7 @@ def received(headers: dict[str, Any], properties: dict[str, Any], body: bytes) -
 
 
 def read(path: Path) -> Golden:
-    """Read a file. Raises KeyError where it lacks something."""
+    """Read a file; raises KeyError for a missing key."""
     content = json.loads(path.read_text(encoding="utf-8"))
     encoded = content.get("body_base64")
     return Golden(
@@ -81,7 +80,7 @@ def read(path: Path) -> Golden:
 
 
 def reading(golden: Golden) -> dict[str, Any]:
-    """Return what our decoder reads in it now, in the form of what is expected."""
+    """Return the current decoding, in the form of `expected`."""
     envelope = read_message(golden.message(), QUEUE, default_queue="celery")
     if envelope.payload is not None:
         return {"payload": to_wire(envelope.payload), "delivery": _delivery(envelope)}
@@ -89,12 +88,12 @@ def reading(golden: Golden) -> dict[str, Any]:
 
 
 def corpus() -> list[Path]:
-    """Return every file there is, in order."""
+    """Return every file in order."""
     return sorted(CORPUS.glob("*/*.json"))
 
 
 def add(path: Path, golden: Golden) -> bool:
-    """Write a new file, with what is read in the message now; False where a file with other content is there."""
+    """Write a new file with the current decoding; return False if a file with other content exists."""
     text = attrs.evolve(golden, expected=reading(golden)).text()
     if path.exists():
         return path.read_text(encoding="utf-8") == text
