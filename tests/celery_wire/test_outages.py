@@ -198,7 +198,7 @@ def test_a_message_that_comes_back_late_reaches_its_consumer(
         sent(make_celery(), queue, "next")
         assert "next" in arrived(pipe, queue, 1)
         inside: Any = consumer._running
-        wait_until(lambda: not inside.holding, timeout=ALIVE, what="all to be settled")
+        wait_until(lambda: not len(inside._in_flight), timeout=ALIVE, what="all to be settled")
         assert not inside._subscription._in_flight
     assert pipe.count(queue) == 0
 

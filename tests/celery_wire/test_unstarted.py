@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import kombu
 import pytest
 from celery_wire.support import ALIVE, Pipe, received
 from consumers import running
@@ -108,10 +107,10 @@ def test_the_memory_of_unstarted_messages_forgets_the_oldest(
     with contextlib.closing(make_celery().subscribe([queue], lease=60)) as found:
         subscription: Any = found
         for number in range(5):
-            subscription._reader.note_unstarted(kombu.Message(headers={"id": f"m{number}"}))
+            subscription._reader.note_unstarted((f"m{number}", 0))
         assert [key for key, _ in subscription._reader._unstarted] == ["m2", "m3", "m4"]
         monkeypatch.setattr("transports.celery.message_reader._UNSTARTED_TTL", 0.0)
-        subscription._reader.note_unstarted(kombu.Message(headers={"id": "m5"}))
+        subscription._reader.note_unstarted(("m5", 0))
         assert [key for key, _ in subscription._reader._unstarted] == ["m5"]
 
 

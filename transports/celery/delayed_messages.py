@@ -7,12 +7,13 @@ confirmed the copy.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from transports.celery.amqp_patches import TICK
@@ -22,8 +23,10 @@ from transports.celery.copies import retry_copy
 from transports.celery.decode import Received
 from transports.celery.encode import Outgoing
 from transports.celery.errors import InDoubt
+from transports.celery.in_flight import InFlightDelivery
 from transports.celery.incoming import Incoming
 from transports.celery.message_reader import MessageReader
+from transports.celery.settlement_messages import RELEASE
 from unstract_core.errors import TransportError
 from unstract_core.observability.log_events import emit
 
@@ -124,6 +127,17 @@ class DelayedMessages:
         if counted:
             self.resend(counted)
 
+    def return_unstarted(self, entries: Iterable[InFlightDelivery]) -> None:
+        """Return the messages of deliveries whose release failed: their consumer does not settle them again."""
+        for entry in entries:
+            incoming = entry.incoming
+            if incoming is not None and self._keeps_release(entry, incoming):
+                continue
+            self._reader.note_unstarted(entry.message_key, entry.unstarted)
+            if incoming is not None:
+                with contextlib.suppress(Exception):
+                    incoming.requeue()
+
     def resend(self, messages: Sequence[Incoming]) -> None:
         """Send messages again to the end of their queues and acknowledge them; those that cannot be sent are kept."""
         try:
@@ -163,6 +177,16 @@ class DelayedMessages:
             self._resent.clear()
         self._resent.update(entry[2].key[0] for entry in last_due)
         self.resend([entry[2] for entry in sorted(last_due, key=lambda entry: entry[1])])
+
+    def _keeps_release(self, entry: InFlightDelivery, incoming: Incoming) -> bool:
+        """Keep a message whose copy may be confirmed or sent later: a requeue would double it."""
+        tag = next((tag for name, tag in entry.unconfirmed.items() if name.startswith(RELEASE)), None)
+        if tag is None and not (self._connection.blocked and self._connection.consumers.counts_returns(incoming.queue)):
+            return False
+        incoming.copy_tag = tag
+        incoming.unstarted = entry.unstarted
+        self.add_unconfirmed(incoming)
+        return True
 
     def _is_resent(self, incoming: Incoming) -> bool:
         """Whether a copy of a message is confirmed, or may be confirmed later; the message is acknowledged or kept."""

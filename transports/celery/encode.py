@@ -104,8 +104,8 @@ class TaskMessage:
     reply_to: str = ""
     #: None leaves the priority to Celery's default.
     priority: int | None = None
-    #: The moment before which the task is not started, as ISO 8601; None for now.
-    eta: str | None = None
+    #: The time in seconds before which the task is not started; 0 for none.
+    delay: float = 0.0
     lineage: Lineage = Lineage()
     #: The headers after Celery's own.
     headers: Mapping[str, Any] = attrs.field(factory=dict)
@@ -139,6 +139,20 @@ def task_of(
     if "headers" in wire:
         headers[HEADERS_HEADER] = wire["headers"]
         headers |= {name: wire["headers"][name] for name in TRACE_HEADERS if name in wire["headers"]}
+    signatures = {
+        name: [
+            {
+                "task": wire[name]["task_name"],
+                "args": [],
+                "kwargs": wire[name]["kwargs"],
+                "options": {"queue": wire[name]["queue"]},
+                "subtask_type": None,
+                "immutable": False,
+            }
+        ]
+        for name in ("on_success", "on_error")
+        if wire.get(name) is not None
+    }
     task_id = wire.get("task_id") or wire.get("reply_key") or str(uuid.uuid4())
     return TaskMessage(
         name=wire["task_name"],
@@ -146,12 +160,12 @@ def task_of(
         kwargs=wire["kwargs"],
         queue=message.queue,
         task_id=task_id,
-        callbacks=_signatures(wire.get("on_success")),
-        errbacks=_signatures(wire.get("on_error")),
+        callbacks=signatures.get("on_success"),
+        errbacks=signatures.get("on_error"),
         correlation_id=wire.get("reply_key"),
         reply_to=reply_to,
         priority=message.priority if with_priority or message.priority != DEFAULT_PRIORITY else None,
-        eta=eta_of(message.delay),
+        delay=message.delay,
         lineage=lineage,
         headers=headers,
     )
@@ -176,7 +190,7 @@ def write_task(task: TaskMessage) -> Outgoing:
             "task": task.name,
             "id": task.task_id,
             "shadow": None,
-            "eta": task.eta,
+            "eta": eta_of(task.delay),
             "expires": None,
             "group": task.lineage.group,
             "group_index": task.lineage.group_index,
@@ -211,17 +225,3 @@ def eta_of(delay: float) -> str | None:
     if not delay:
         return None
     return (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=delay)).isoformat()
-
-
-def _signatures(continuation: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:
-    if continuation is None:
-        return None
-    signature = {
-        "task": continuation["task_name"],
-        "args": [],
-        "kwargs": continuation["kwargs"],
-        "options": {"queue": continuation["queue"]},
-        "subtask_type": None,
-        "immutable": False,
-    }
-    return [signature]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import kombu
 
 from unstract_core.codec import check_name
 from unstract_core.errors import PayloadError
+
+MessageKey: TypeAlias = tuple[str | None, int]
+"""The id and retries of a message, which only its redeliveries share; the id is None if it has none."""
 
 _MAX_RETRIES = 2**31
 
@@ -33,8 +36,8 @@ def retries_of(headers: Mapping[str, Any]) -> int:
     return retries if type(retries) is int and 0 <= retries < _MAX_RETRIES else 0
 
 
-def message_key(message: kombu.Message) -> tuple[str | None, int]:
-    """Return the id and retries of a message, which only its redeliveries share; the id is None if it has none."""
+def message_key(message: kombu.Message) -> MessageKey:
+    """Return the key of a message, from its header 'id' or else its correlation id."""
     name = name_of(message.headers.get("id")) or name_of(message.properties.get("correlation_id"))
     return name, retries_of(message.headers)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 
 from transports.celery.errors import Nacked
-from transports.celery.in_flight import InFlight, InFlightDelivery
+from transports.celery.in_flight import InFlightDeliveries, InFlightDelivery
 from unstract_core.errors import TransportError
 from unstract_core.observability.log_events import emit
 
@@ -29,24 +29,31 @@ class FullQueues:
         in_flight: The deliveries in flight.
     """
 
-    def __init__(self, in_flight: InFlight) -> None:
+    def __init__(self, in_flight: InFlightDeliveries) -> None:
         self._in_flight = in_flight
         self._full: set[str] = set()
         self._probe_at: dict[str, float] = {}
 
-    def note(self, entry: InFlightDelivery, queue: str, error: TransportError | None) -> None:
-        """Note how a queue answered to a message of a delivery's settlement."""
-        if isinstance(error, Nacked):
-            entry.full_queue = queue
-            if queue not in self._full:
-                self._full.add(queue)
-                emit(logger, logging.WARNING, "queue_full", queue=queue, waiting_in=entry.delivery.queue)
-        elif entry.full_queue == queue:
-            entry.full_queue = ""
+    def note(self, outcomes: Iterable[tuple[InFlightDelivery, str, TransportError | None]]) -> None:
+        """Note how the queues answered, and log those that are full and those that have room again.
 
-    def note_room(self, queues: Sequence[str]) -> None:
-        """Log the queues that have taken messages again, if no delivery waits for them any more."""
-        for queue in self._full.intersection(queues) if self._full else ():
+        Args:
+            outcomes: A delivery, the queue of a message of its settlement, and the error of that message; None if the
+                queue accepted it.
+        """
+        accepting: set[str] = set()
+        for entry, queue, error in outcomes:
+            if isinstance(error, Nacked):
+                entry.full_queue = queue
+                if queue not in self._full:
+                    self._full.add(queue)
+                    emit(logger, logging.WARNING, "queue_full", queue=queue, waiting_in=entry.delivery.queue)
+                continue
+            if entry.full_queue == queue:
+                entry.full_queue = ""
+            if error is None:
+                accepting.add(queue)
+        for queue in self._full & accepting:
             if not any(entry.full_queue == queue for entry in self._in_flight):
                 self._full.discard(queue)
                 emit(logger, logging.INFO, "queue_has_room", queue=queue)

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import attrs
 
 from transports.celery.decode import Received
-from transports.celery.fields import message_key
+from transports.celery.fields import MessageKey
 from transports.celery.incoming import Incoming
 from unstract_core.transport import Delivery
 
@@ -36,6 +36,8 @@ class InFlightDelivery:
     received: Received
     #: Its message on the present connection; None while its redelivery is awaited.
     incoming: Incoming | None
+    #: The key that only the redeliveries of its message share.
+    message_key: MessageKey
     #: How many deliveries that the broker has counted are known to have started nothing.
     unstarted: int = 0
     #: The names of the messages of its settlement that the broker has confirmed.
@@ -56,7 +58,7 @@ class InFlightDelivery:
         return DeliveryState.NO_ROOM if self.full_queue else DeliveryState.RUNNING
 
 
-class InFlight:
+class InFlightDeliveries:
     """The only owner of the deliveries in flight.
 
     Args:
@@ -112,11 +114,11 @@ class InFlight:
             entry.incoming = None
             entry.unconfirmed.clear()
 
-    def awaiting_redelivery(self) -> dict[tuple[str | None, int], InFlightDelivery]:
+    def awaiting_redelivery(self) -> dict[MessageKey, InFlightDelivery]:
         """Return the deliveries whose message may be redelivered, by the key of the message."""
         known = time.monotonic() - self._forget_after
         lost = {
-            message_key(entry.received.message): entry
+            entry.message_key: entry
             for entry in self
             if entry.state is DeliveryState.AWAITING_REDELIVERY and entry.used_at >= known
         }

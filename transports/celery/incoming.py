@@ -7,7 +7,7 @@ from collections import Counter
 import attrs
 import kombu
 
-from transports.celery.fields import message_key
+from transports.celery.fields import MessageKey, message_key
 
 
 @attrs.define(eq=False)
@@ -45,14 +45,16 @@ class Incoming:
     copy_tag: int | None = None
     #: Whether it waits here for its time.
     waits: bool = False
+    #: The key that only its redeliveries share.
+    key: MessageKey = attrs.field(init=False)
+
+    @key.default
+    def _(self) -> MessageKey:
+        return message_key(self.message)
 
     @property
     def redelivered(self) -> bool:
         return bool((self.message.delivery_info or {}).get("redelivered"))
-
-    @property
-    def key(self) -> tuple[str | None, int]:
-        return message_key(self.message)
 
     def start_waiting(self) -> None:
         self.consumer.waiting += not self.waits

@@ -7,11 +7,17 @@ sent, because an error that is reported in another way is better than one that i
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import attrs
+
+from transports.celery.broker_settings import BrokerSettings
+from transports.celery.encode import TaskMessage
 from transports.celery.fields import MessageProblem, json_type, name_of
 from unstract_core.codec import check_name
+from unstract_core.continuation import CONTINUATION_IDS, with_error
 from unstract_core.errors import PayloadError
 from unstract_core.transport import LONGEST_DELAY
 from unstract_core.values import normalise_members
@@ -57,6 +63,51 @@ def read_errbacks(errbacks: Any) -> tuple[tuple[dict[str, Any], ...], tuple[str,
             else:
                 links.append(reduced)
     return tuple(links), tuple(dropped), problem
+
+
+def linked_task(
+    link: Mapping[str, Any],
+    number: int,
+    task: TaskMessage,
+    priority: int,
+    error: str | None,
+    settings: BrokerSettings,
+    default_queue: str,
+) -> TaskMessage:
+    """Return the task that a link of a settled message asks for.
+
+    Args:
+        link: The link.
+        number: Its place among the links of the message.
+        task: The task of the follow-up without the link's own options.
+        priority: The priority of the follow-up.
+        error: The error text of a failure; None for a success.
+        settings: The settings of the broker.
+        default_queue: The queue of links that name none.
+    """
+    options = link.get("options") or {}
+    stored = normalise_members(link.get("args") or [], lenient=True)
+    kwargs = normalise_members(link.get("kwargs") or {}, lenient=True)
+    immutable = bool(link.get("immutable"))
+    if error is not None and not immutable:
+        kwargs = with_error(kwargs, error)
+    queue = link_queue(link, default_queue)
+    args = stored if immutable else [*task.args, *stored]
+    lineage = attrs.evolve(task.lineage, group_index=number) if task.lineage.group else task.lineage
+    return TaskMessage(
+        name=link["task"],
+        args=args if immutable and lineage.group is None else tuple(args),  # argsrepr is then the same as Celery's
+        kwargs=kwargs,
+        queue=queue,
+        task_id=options.get("task_id")
+        or (task.task_id if number == 0 else str(uuid.uuid5(CONTINUATION_IDS, f"{task.task_id}/{number}"))),
+        callbacks=_listed(options.get("link")),
+        errbacks=_listed(options.get("link_error")),
+        priority=priority if settings.keeps_priorities(queue) else task.priority,
+        delay=options.get("countdown") or 0,
+        lineage=lineage,
+        headers=task.headers,
+    )
 
 
 def _check_link(link: Any, path: str) -> None:
@@ -141,3 +192,7 @@ def _is_honoured(name: str, value: Any) -> bool:
 
 def _is_countdown(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) <= LONGEST_DELAY
+
+
+def _listed(links: Any) -> list[Any] | None:
+    return links if isinstance(links, list) and links else [links] if links else None

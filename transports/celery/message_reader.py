@@ -10,10 +10,9 @@ import time
 from collections import OrderedDict
 
 import attrs
-import kombu
 
 from transports.celery.decode import Envelope, read_message
-from transports.celery.fields import message_key
+from transports.celery.fields import MessageKey
 from transports.celery.incoming import Incoming
 
 _MAX_UNSTARTED = 20_000
@@ -32,7 +31,7 @@ class MessageReader:
     def __init__(self, default_queue: str, time_limits: bool) -> None:
         self._default_queue = default_queue
         self._time_limits = time_limits
-        self._unstarted: OrderedDict[tuple[str | None, int], tuple[int, float]] = OrderedDict()
+        self._unstarted: OrderedDict[MessageKey, tuple[int, float]] = OrderedDict()
 
     def read(self, incoming: Incoming, *, to_run: bool = True) -> Envelope:
         """Read a message, and note in it when it is due and how many of its deliveries started nothing.
@@ -59,14 +58,14 @@ class MessageReader:
         incoming.unstarted = min(incoming.unstarted, counted)
         return attrs.evolve(envelope, attempt=envelope.attempt - incoming.unstarted) if incoming.unstarted else envelope
 
-    def note_unstarted(self, message: kombu.Message, already: int = 0) -> None:
+    def note_unstarted(self, key: MessageKey, already: int = 0) -> None:
         """Remember that a message returns to its queue without having been started.
 
         Args:
-            message: The message.
+            key: The key of the message.
             already: How many earlier deliveries of it started nothing.
         """
-        now, key = time.monotonic(), message_key(message)
+        now = time.monotonic()
         self._unstarted[key] = (already + 1, now)
         self._unstarted.move_to_end(key)
         while len(self._unstarted) > _MAX_UNSTARTED or now - next(iter(self._unstarted.values()))[1] > _UNSTARTED_TTL:

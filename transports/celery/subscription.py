@@ -19,11 +19,11 @@ from transports.celery.decode import Received
 from transports.celery.delayed_messages import DelayedMessages
 from transports.celery.errors import mapped
 from transports.celery.full_queues import FullQueues
-from transports.celery.in_flight import InFlight, InFlightDelivery
+from transports.celery.in_flight import InFlightDeliveries, InFlightDelivery
 from transports.celery.incoming import Incoming
 from transports.celery.message_reader import MessageReader
-from transports.celery.settlement_messages import RELEASE
-from transports.celery.settlement_plan import SettlementPlan, SettlementPlanner, publish_plans
+from transports.celery.settlement_plan import SettlementPlanner, is_release
+from transports.celery.settling import carry_out
 from unstract_core.errors import TransportClosed, TransportError, TransportUnavailable
 from unstract_core.transport import Delivery, Settlement
 
@@ -60,7 +60,7 @@ class CelerySubscription:
         self._transport_closed = transport_closed
         self._closed = False
         self._numbers = itertools.count()
-        self._in_flight = InFlight(forget_after=lease + settings.confirm_timeout)
+        self._in_flight = InFlightDeliveries(forget_after=lease + settings.confirm_timeout)
         self._planner = SettlementPlanner(self._in_flight, settings, default_queue)
         self._full_queues = FullQueues(self._in_flight)
         self._reader = MessageReader(default_queue, time_limits)
@@ -119,21 +119,25 @@ class CelerySubscription:
         their answers.
         """
         self._check_open()
-        plans = self._planner.plan(settlements, self._counts_returns)
         try:
             with self._connected("settle", fate_unknown=True):
-                self._read_redeliveries(plans)
-                publish_plans(plans, self._connection.broker, self._full_queues, self._settings.declare)
-                self._acknowledge(plans)
+                self._read_redeliveries(settlements)
+                plans = self._planner.plan(settlements, self._connection.consumers.counts_returns)
+                carry_out(plans, self._connection.broker, self._full_queues, self._settings.declare)
+                for plan in plans:
+                    if plan.entry is not None and plan.error is None:
+                        plan.settled = self._in_flight.remove(plan.settlement.delivery) is not None
+                        if plan.entry.incoming is None and not plan.settlement.counted:
+                            self._reader.note_unstarted(plan.entry.message_key, plan.entry.unstarted)
+            if error := next((plan.error for plan in plans if plan.error is not None), None):
+                for plan in plans:
+                    if plan.entry is not None and plan.error is None:
+                        self._in_flight.note_settled(plan.settlement.delivery, plan.settled)
+                raise error
         except TransportError:
-            self._drop_releases(plans)
+            releases = (self._in_flight.remove(one.delivery) for one in settlements if is_release(one))
+            self._delayed.return_unstarted(entry for entry in releases if entry is not None)
             raise
-        if error := next((plan.error for plan in plans if plan.error is not None), None):
-            for plan in plans:
-                if plan.entry is not None and plan.error is None:
-                    self._in_flight.note_settled(plan.settlement.delivery, plan.settled)
-            self._drop_releases(plans)
-            raise error
         for plan in plans:
             self._in_flight.forget_answer(plan.settlement.delivery)
         return [plan.settled for plan in plans]
@@ -198,63 +202,24 @@ class CelerySubscription:
         self._connection.consumers.note_started(incoming.queue)
         delivery = envelope.delivery(id, incoming.queue)
         received = Received(incoming.message, envelope, incoming.queue)
-        self._in_flight.add(InFlightDelivery(delivery, received, incoming, unstarted=incoming.unstarted))
+        self._in_flight.add(InFlightDelivery(delivery, received, incoming, incoming.key, incoming.unstarted))
         return delivery
-
-    def _counts_returns(self, queue: str) -> bool:
-        return self._connection.consumers.counts_returns(queue)
 
     def _expected_redeliveries(self) -> int:
         """Return how many messages of the connection before this one may be redelivered."""
         return len(self._in_flight.awaiting_redelivery()) if self._connection.age < _REDELIVERY_WINDOW else 0
 
-    def _read_redeliveries(self, plans: Sequence[SettlementPlan]) -> None:
-        """Read redelivered messages. Raises TransportUnavailable while a message of a plan may still be redelivered."""
-        if any(plan.awaits_redelivery for plan in plans) and (expected := self._expected_redeliveries()):
+    def _read_redeliveries(self, settlements: Sequence[Settlement]) -> None:
+        """Read redelivered messages. Raises TransportUnavailable while a message may still be redelivered."""
+        entries = [self._in_flight.use(settlement.delivery) for settlement in settlements]
+        lost = [entry for entry in entries if entry is not None and entry.incoming is None]
+        if lost and (expected := self._expected_redeliveries()):
             if not self._connection.blocked:
                 self._request(expected)
             self._connection.read()
             self._in_flight.match_redelivered(self._connection.consumers.buffer)
-            if any(plan.awaits_redelivery for plan in plans):
+            if any(entry.incoming is None for entry in lost):
                 raise TransportUnavailable("settle: the connection is new, and the message not delivered again yet")
-
-    def _acknowledge(self, plans: Sequence[SettlementPlan]) -> None:
-        """Acknowledge or requeue the messages of the plans without an error; these deliveries are settled."""
-        for plan in self._connection.broker.in_requeue_order(plans):
-            if plan.entry is None or plan.entry.incoming is None or plan.error is not None:
-                continue
-            with mapped("settle: acknowledge", fate_unknown=True):
-                if plan.is_release and not plan.messages:
-                    plan.entry.incoming.requeue()
-                else:
-                    plan.entry.incoming.ack()
-        for plan in plans:
-            if plan.entry is None or plan.error is not None:
-                continue
-            if plan.entry.incoming is None and not plan.settlement.counted:
-                self._reader.note_unstarted(plan.entry.received.message, plan.entry.unstarted)
-            plan.settled = self._in_flight.remove(plan.settlement.delivery) is not None
-
-    def _drop_releases(self, plans: Sequence[SettlementPlan]) -> None:
-        """Return messages whose release failed: their consumer does not settle them again."""
-        for plan in plans:
-            entry = self._in_flight.remove(plan.settlement.delivery) if plan.is_release else None
-            if entry is None or (entry.incoming is not None and self._keeps_release(entry, entry.incoming)):
-                continue
-            self._reader.note_unstarted(entry.received.message, entry.unstarted)
-            if entry.incoming is not None:
-                with contextlib.suppress(Exception):
-                    entry.incoming.requeue()
-
-    def _keeps_release(self, entry: InFlightDelivery, incoming: Incoming) -> bool:
-        """Keep a message whose copy may be confirmed or sent later: a requeue would double it."""
-        tag = next((tag for name, tag in entry.unconfirmed.items() if name.startswith(RELEASE)), None)
-        if tag is None and not (self._connection.blocked and self._counts_returns(incoming.queue)):
-            return False
-        incoming.copy_tag = tag
-        incoming.unstarted = entry.unstarted
-        self._delayed.add_unconfirmed(incoming)
-        return True
 
     @contextlib.contextmanager
     def _connected(self, operation: str, *, fate_unknown: bool = False) -> Iterator[None]:
@@ -269,7 +234,7 @@ class CelerySubscription:
     def _note_connection_lost(self) -> None:
         """Forget the messages that were not started: the broker has them again."""
         for incoming in (*self._connection.unread, *self._delayed):
-            self._reader.note_unstarted(incoming.message, incoming.unstarted)
+            self._reader.note_unstarted(incoming.key, incoming.unstarted)
         self._connection.unread.clear()
         self._delayed.clear()
         self._in_flight.note_connection_lost()
