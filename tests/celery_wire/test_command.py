@@ -117,7 +117,7 @@ def test_letters_are_listed_shown_replayed_and_purged(request: pytest.FixtureReq
 )
 def test_where_a_queue_has_to_be_named_the_line_says_so(run: Run, arguments: tuple[str, ...]) -> None:
     """A broker cannot list its queues: --queue NAME is the remedy."""
-    assert "name the queue whose dead letters you mean (--queue NAME)" in the_one_line(run(*arguments))
+    assert "name the queue of the dead letters (--queue NAME)" in the_one_line(run(*arguments))
 
 
 @pytest.mark.parametrize(

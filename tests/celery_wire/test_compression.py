@@ -90,7 +90,7 @@ def test_a_bomb_is_dead_lettered_in_bounded_memory(rabbitmq_url: str, pipe: Pipe
         letter = pipe.buried(queue, name)
         assert letter.headers["compression"] == name
         assert letter.body == bomb
-        assert f"larger than {MAX_SIZE} bytes when it is decompressed" in letter.headers["x-dead-reason"]
+        assert f"the decompressed body is larger than {MAX_SIZE} bytes" in letter.headers["x-dead-reason"]
         assert "larger than" in answers[name]["result"]["exc_message"][0]
 
 

@@ -433,7 +433,7 @@ def test_a_look_that_is_interrupted_leaves_every_letter(
     def interrupted(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    for patched in ("transports.celery.dead_letters.replay_copy", "transports.celery.dead_letters._found"):
+    for patched in ("transports.celery.dead_letters.replay_copy", "transports.celery.dead_letters._with_ids"):
         with monkeypatch.context() as patch:
             patch.setattr(patched, interrupted)
             with pytest.raises(KeyboardInterrupt):

@@ -69,7 +69,7 @@ def test_another_exchange_is_named_as_such(rabbitmq_url: str, there: Any, queue_
 QUEUES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "durable": ({"durable": False}, {}, "durable is 'false' there.*declare=False to use the queue as it is"),
     "auto_delete": ({"auto_delete": True}, {}, "auto_delete is 'true' there.*declare=False to use the queue as it is"),
-    "exclusive": ({"exclusive": True}, {}, "is exclusive to another connection: use a queue of another name"),
+    "exclusive": ({"exclusive": True}, {}, "is exclusive to another connection. Use a queue of another name"),
     "argument": ({"queue_arguments": {"x-max-priority": 3}}, {}, r"Pass queue_arguments= .*\?x-max-priority=3"),
     "other argument": (
         {"queue_arguments": {"x-max-priority": 3}},

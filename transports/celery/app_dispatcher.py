@@ -1,10 +1,9 @@
-"""The product's three methods over its own Celery app: the way that a dispatch goes while the gate is off.
+"""The product's three methods over its own Celery app, for dispatches while the gate is off.
 
-What reaches Celery is what the product's own dispatcher gives it today: one `app.send_task` of the executor's task,
-with the caller's own headers and Signature objects, and without what the caller left unset: headers that are empty, and
-options that are None. Nothing is checked,
-copied or made to fit, because with the gate off nothing may change; the bytes stay those of the product's Celery, its
-configuration and its signals. celery itself is never imported: the app is the product's.
+Each dispatch is one `app.send_task` of the executor's task, as in the product's own dispatcher, with the caller's own
+headers and Signature objects. Empty headers and options that are None are left out. Nothing is checked, copied or
+normalised, because nothing may change while the gate is off: the bytes are those of the product's Celery, its
+configuration and its signals. This module does not import celery: the app is the product's.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from unstract_core.values import cut, error_text, normalise, type_name
 
 _FAILED = ("FAILURE", "REVOKED")
 _UNREADABLE = ("disabled", "rpc")
-"""Celery's result backends that cannot be asked for a result: there is none, or only its sender may read it, once."""
+"""Celery's result backends that cannot be read: none, or one whose results only the sender may read, once."""
 
 
 class CeleryApp(Protocol):
-    """The part of `celery.Celery` that is used; of `AsyncResult` only by `status`."""
+    """The part of `celery.Celery` that is used; only `status` uses `AsyncResult`."""
 
     def send_task(self, name: str, /, **options: Any) -> Any: ...
     def AsyncResult(self, id: str, /) -> Any: ...  # noqa: N802 - Celery's own name
@@ -41,23 +40,34 @@ class CeleryApp(Protocol):
 class CeleryAppDispatcher:
     """Dispatches executions through a Celery app, to the queue `celery_executor_<executor_name>`.
 
-    Thread-safe as the app is.
+    It is as thread-safe as the app.
+
+    Args:
+        app: The Celery app: an object with `send_task`.
+
+    Raises:
+        ConfigurationError: `app` is not a Celery app.
     """
 
     def __init__(self, app: CeleryApp) -> None:
-        """Raises ConfigurationError when `app` is no Celery app: an object with `send_task`."""
         if isinstance(app, type) or not callable(getattr(app, "send_task", None)):
-            what = f"the class {app.__name__}" if isinstance(app, type) else f"a {type(app).__name__}"
-            raise ConfigurationError(f"app is {what}, which cannot send_task: pass the Celery app object itself")
+            kind = f"the class {app.__name__}" if isinstance(app, type) else f"a {type(app).__name__}"
+            raise ConfigurationError(f"app is {kind}, which cannot send_task: pass the Celery app object itself")
         self.app = app
 
     def dispatch(
         self, context: ExecutionContext, timeout: float | None = None, headers: Mapping[str, Any] | None = None
     ) -> ExecutionResult:
-        """Execute and wait, `timeout` seconds (else EXECUTOR_RESULT_TIMEOUT, else 3600). Never raises.
+        """Execute and wait for the result. Never raises.
 
-        A failed enqueue, a failed task, a timeout, and a reply that is empty or no execution result all become
-        `ExecutionResult.failure` with the text `Type: message`. Celery waits for ever when `timeout` is 0.
+        A failed enqueue, a failed task, a timeout and a reply that is no execution result all become
+        `ExecutionResult.failure` with the text `Type: message`.
+
+        Args:
+            context: The execution.
+            timeout: The time in seconds to wait; None (default) for EXECUTOR_RESULT_TIMEOUT, or else 3600. Celery waits
+                without a limit if it is 0.
+            headers: The headers of the message; None (default) for none.
         """
         try:
             seconds = default_timeout() if timeout is None else timeout
@@ -70,9 +80,15 @@ class CeleryAppDispatcher:
     def dispatch_async(
         self, context: ExecutionContext, headers: Mapping[str, Any] | None = None, within: object | None = None
     ) -> str:
-        """Execute without waiting or callbacks; returns the id. Raises what `send_task` raises, after logging it.
+        """Execute without waiting or callbacks; return the id. An error of `send_task` is logged and raised.
 
-        Raises NotSupported for `within`: a broker has no part in a database's transaction.
+        Args:
+            context: The execution.
+            headers: The headers of the message; None (default) for none.
+            within: Not supported; None.
+
+        Raises:
+            NotSupported: `within` is given: a broker has no part in a database transaction.
         """
         try:
             _check_within(within)
@@ -91,10 +107,20 @@ class CeleryAppDispatcher:
         headers: Mapping[str, Any] | None = None,
         within: object | None = None,
     ) -> DispatchHandle:
-        """Execute, then let Celery run `on_success` as its link or `on_error` as its link_error.
+        """Execute; Celery then runs `on_success` as its link or `on_error` as its link_error.
 
-        `task_id`, Celery's own choice unless given, is the handle's id. Raises what `send_task` raises, after logging,
-        and NotSupported for `within`.
+        An error of `send_task` is logged and raised.
+
+        Args:
+            context: The execution.
+            on_success: The callback after a success; None (default) for none.
+            on_error: The callback after a failure; None (default) for none.
+            task_id: The id of the task and of the handle; None (default) lets Celery choose it.
+            headers: The headers of the message; None (default) for none.
+            within: Not supported; None.
+
+        Raises:
+            NotSupported: `within` is given: a broker has no part in a database transaction.
         """
         try:
             _check_within(within)
@@ -105,13 +131,14 @@ class CeleryAppDispatcher:
             raise
 
     def status(self, task_id: str) -> Reply | None:
-        """Return what became of a task: None while Celery knows of no end (or never knew the task, or forgot it).
+        """Return the outcome of a task; None if Celery has none: the task has not ended, or its result has expired.
 
-        A task that succeeded is completed, with its result made to fit leniently; one that failed or was revoked is
+        A task that succeeded is completed, with its result normalised leniently. One that failed or was revoked is
         failed, with the text `Type: message`.
 
-        Raises NotSupported for an app without a result backend, or with rpc://, whose results only the sending
-        process can read; TransportUnavailable when the backend cannot be asked.
+        Raises:
+            NotSupported: The app has no result backend, or rpc://, whose results only the sending process can read.
+            TransportUnavailable: The result backend cannot be reached.
         """
         try:
             result = self._result(task_id)
@@ -124,18 +151,18 @@ class CeleryAppDispatcher:
             raise
         except Exception as exc:
             raise TransportUnavailable(
-                f"Celery's result backend cannot be asked about task {task_id!r}: {error_text(exc)}"
+                f"Celery's result backend cannot be reached for task {task_id!r}: {error_text(exc)}"
             ) from exc
 
     def _result(self, task_id: str) -> Any:
         try:
             return self.app.AsyncResult(task_id)
-        except AttributeError as exc:  # which later means that the backend is broken, and not that there is none
+        except AttributeError as exc:  # raised later it means a broken backend
             raise _no_backend("none") from exc
 
     def _send(self, context: ExecutionContext, *, headers: Mapping[str, Any] | None, **options: Any) -> Any:
         given = {name: value for name, value in options.items() if value is not None}
-        if headers:  # the product's dispatcher passes no empty ones on
+        if headers:  # the product's dispatcher does not pass empty ones
             given["headers"] = headers
         return self.app.send_task(EXECUTOR_TASK, args=[context.to_dict()], queue=executor_queue(context), **given)
 
@@ -143,13 +170,13 @@ class CeleryAppDispatcher:
 def _check_within(within: object | None) -> None:
     if within is not None:
         raise NotSupported(
-            "a dispatch through Celery cannot join a transaction (within=...), so nothing was sent; dispatch after "
-            "the commit, as from Django's transaction.on_commit, or over PostgreSQL"
+            "a dispatch through Celery cannot join a transaction (within=...); nothing was sent. Dispatch after the "
+            "commit, for example from Django's transaction.on_commit, or over PostgreSQL"
         )
 
 
 def _waited(result: Any, seconds: float, context: ExecutionContext) -> object:
-    """Return what the task returned. Raises what it raised; a timeout says for what, and how long, was waited."""
+    """Return the result of a task, or raise its error; a timeout names the task, its queue and the time waited."""
     started = time.monotonic()
     try:
         return result.get(timeout=seconds, disable_sync_subtasks=False)
@@ -170,17 +197,17 @@ def _execution_result(reply: object) -> ExecutionResult:
 
 
 def _scheme(result: Any) -> str:
-    """Return what Celery calls the kind of a result's backend; "" where it does not say."""
+    """Return Celery's name for the kind of a result's backend; "" if it has none."""
     try:
         return str(result.backend.as_uri()).partition(":")[0]
     except Exception:
         return ""
 
 
-def _no_backend(found: str) -> NotSupported:
+def _no_backend(backend: str) -> NotSupported:
     return NotSupported(
-        f"this Celery app cannot tell what became of a task (result backend: {found}); "
-        "set result_backend to one that every process can read, such as redis:// or db+postgresql://"
+        f"this Celery app has no results that this process can read (result backend: {backend}). "
+        "Set result_backend to one that every process can read, such as redis:// or db+postgresql://"
     )
 
 

@@ -1,8 +1,8 @@
-"""Retries and replacements that a task of a Celery app asks for come to our Consumer, not to the app's broker.
+"""Retries and replacements of a Celery app's task go through the Consumer instead of the app's broker.
 
-A retry (`autoretry_for`, `self.retry()`) becomes RetryLater: the message waits, and survives its worker. What a
-redelivery or a continuation cannot carry is refused, never lost: a retry with other arguments or options, and
-`self.replace()` where somebody waits for the task that would be replaced.
+A retry (`autoretry_for`, `self.retry()`) becomes RetryLater: the message waits, and outlives its worker. A redelivery
+cannot carry other arguments or options, so a retry with such is refused. So is `self.replace()` if a callback or a
+caller waits for the replaced task.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import attrs
 
+from transports.celery.task_exceptions import is_retry
 from unstract_core.continuation import RetryLater
 from unstract_core.errors import NotSupported
 from unstract_core.transport import LONGEST_DELAY, Delivery
@@ -25,12 +26,15 @@ from unstract_core.transport import LONGEST_DELAY, Delivery
 
 @attrs.define(eq=False)
 class TaskRun:
-    """A task that is running, and what it has asked for. `arguments` are the message's, before the task had them."""
+    """A run of a task."""
 
     task: Any
     delivery: Delivery
+    #: The pickled arguments of the message, as they were before the task could change them.
     arguments: bytes
+    #: The retry that the task has asked for; None for none.
     asked: RetryLater | None = None
+    #: The refusal of a retry or replacement; None for none.
     refused: NotSupported | None = None
 
     @classmethod
@@ -38,8 +42,8 @@ class TaskRun:
         payload = delivery.payload
         return cls(task, delivery, pickle.dumps(([], {}) if payload is None else (payload.args, payload.kwargs)))
 
-    def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the task's function. Raises the refusal of a retry or replacement, also if the function caught it."""
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the task's function. Raise the refusal of a retry or replacement, even if the function caught it."""
         try:
             result = function(*args, **kwargs)
         except Exception:
@@ -49,14 +53,13 @@ class TaskRun:
             raise self.refused
         return result
 
-    def refuse(self, what: str, remedy: str) -> NotSupported:
-        self.refused = NotSupported(f"task {self.task.name!r} {what}. {remedy}")
+    def refuse(self, problem: str, remedy: str) -> NotSupported:
+        self.refused = NotSupported(f"task {self.task.name!r} {problem}. {remedy}")
         return self.refused
 
     def reason(self, exc: BaseException) -> BaseException | None:
-        """Return what a run failed with that has asked for a retry, and then raised `exc`, Celery's Retry mostly."""
-        is_retry = any((kind.__module__, kind.__name__) == ("celery.exceptions", "Retry") for kind in type(exc).__mro__)
-        reason = getattr(exc, "exc", None) if is_retry else exc
+        """Return the error because of which a run asked for a retry; `exc` is the exception that then ended it."""
+        reason = getattr(exc, "exc", None) if is_retry(exc) else exc
         if reason is None and self.asked is not None:
             reason = self.asked.__cause__
         return reason
@@ -67,13 +70,13 @@ _wrapping = threading.Lock()
 
 
 def intercept(task: Any) -> None:
-    """Let what a task asks for inside our consumer come to us, instead of being sent through the app's broker.
+    """Replace the methods by which a task asks for a retry or replacement, for runs in a Consumer.
 
-    `retry` makes a signature and sends it, `replace` ends in `on_replace`. Elsewhere, in a Celery worker of the same
-    process say, both go on as they do.
+    `retry` makes a signature and sends it, `replace` calls `on_replace`. Other runs, such as those of a Celery worker
+    in the same process, are not changed.
     """
     with _wrapping:
-        if getattr(task.signature_from_request, "is_ours", False):
+        if getattr(task.signature_from_request, "is_intercepted", False):
             return
         make_signature, replace = task.signature_from_request, task.on_replace
 
@@ -94,12 +97,12 @@ def intercept(task: Any) -> None:
             run = running.get()
             if run is not None and run.task is task and not task.request.is_eager and _awaited(run.delivery):
                 raise run.refuse(
-                    "replaces itself with another, whose end its sender would never hear of",
+                    "replaces itself with another task, whose outcome its sender would never receive",
                     "Call the other task's function, or dispatch the task without callbacks",
                 )
             return replace(signature)
 
-        signature_from_request.is_ours = True  # type: ignore[attr-defined]  # a mark on a function
+        signature_from_request.is_intercepted = True  # type: ignore[attr-defined]  # a mark on a function
         task.signature_from_request = signature_from_request
         task.on_replace = on_replace
 
@@ -110,13 +113,13 @@ def _awaited(delivery: Delivery) -> bool:
 
 
 def _refuse_another_message(run: TaskRun, signature: Any, same: bool, options: dict[str, Any]) -> None:
-    """Raise unless what is asked for is the message again; `same` says that no arguments were given."""
-    if run.refused is not None:  # an autoretry_for that includes it must not ask again
+    """Raise NotSupported unless a retry asks for the same message; `same` is true if it was given no arguments."""
+    if run.refused is not None:  # an autoretry_for that includes NotSupported must not ask again
         raise run.refused
     delivery = run.delivery
     free = {"countdown", "eta", "retries"}
-    as_it_is = {"queue": delivery.queue, "routing_key": delivery.queue, "priority": delivery.priority}
-    other = {name for name, value in options.items() if name not in free and value not in (None, as_it_is.get(name))}
+    unchanged = {"queue": delivery.queue, "routing_key": delivery.queue, "priority": delivery.priority}
+    other = {name for name, value in options.items() if name not in free and value not in (None, unchanged.get(name))}
     if not same:
         args, kwargs = pickle.loads(run.arguments)  # noqa: S301 - pickled by this process
         if (list(signature.args), dict(signature.kwargs)) != (args, kwargs):
@@ -124,12 +127,12 @@ def _refuse_another_message(run: TaskRun, signature: Any, same: bool, options: d
     if other:
         raise run.refuse(
             f"asks for a retry with {', '.join(sorted(other))}; a retry here is the same message again",
-            "Dispatch a new task instead, or keep what changes where the task finds it",
+            "Dispatch a new task instead, or store the changed values elsewhere",
         )
 
 
 def _later(signature: Any) -> RetryLater:
-    """Return what a retry's signature asks for, read as Celery reads it: at once, if nothing says when."""
+    """Return the retry that a signature asks for, as Celery reads it: without countdown and eta it is due at once."""
     countdown, eta = signature.options.get("countdown"), signature.options.get("eta")
     if isinstance(eta, str):
         eta = datetime.datetime.fromisoformat(eta)

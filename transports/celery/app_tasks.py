@@ -1,10 +1,9 @@
-"""The tasks of a Celery app as our Consumer's registry, so that workers keep their `@shared_task` code.
+"""The tasks of a Celery app as the Consumer's registry, so that workers keep their `@shared_task` code.
 
-A task is run as Celery's worker runs it: with a request of its own, its handlers and Celery's signals around it. A
-retry that it asks for goes through our settlement instead of the app's broker (app_retries.py); `Ignore` and `Reject`
-mean what they mean there.
+A task is run as in Celery's worker: with its own request, its handlers and Celery's signals. A retry goes through the
+settlement instead of the app's broker (app_retries.py); `Ignore` and `Reject` have their meaning of Celery.
 
-Not enforced, because tasks run on threads of one process: soft and hard time limits, rate limits. Of no meaning here:
+Not enforced, because tasks run on threads of one process: soft and hard time limits, rate limits. Without effect:
 acks_late and reject_on_worker_lost (a message is acknowledged when its outcome is settled), ignore_result and
 track_started (Celery's result backend is not written).
 """
@@ -44,28 +43,33 @@ WITHOUT_LIMIT = 2**31
 def celery_tasks(app: Any) -> Mapping[str, Callable[..., Any]]:
     """Return the tasks of a Celery app by name, for `Consumer(transport, tasks, queues)`.
 
-    Celery's own are among them: `celery.map`, `celery.starmap` and `celery.chunks` run the app's tasks here,
+    Celery's own tasks are included: `celery.map`, `celery.starmap` and `celery.chunks` run the app's tasks here,
     `celery.backend_cleanup` cleans the app's result backend, and those of canvases send through the app's broker.
 
-    Each has `request.id` (the dispatch's, the same on every delivery), `request.retries`, `request.headers` (fairness
-    as `x-fairness-key`) and `request.delivery_info`; bound tasks, class-based ones, handlers and signals work. A retry
-    that a task asks for happens later, possibly in another process, as often as its `max_retries` says, and only the
-    last error reaches its sender. With `max_retries=0` a task is never run again because it raised. A task fails with
-    NotSupported if it asks for a retry with other arguments or options, because a redelivery has the same message, or
-    if it has a callback or a reply and replaces itself.
+    Each task has `request.id` (of the dispatch, the same on every delivery), `request.retries`, `request.headers`
+    (fairness as `x-fairness-key`) and `request.delivery_info`. Bound tasks, class-based tasks, handlers and signals
+    work. A retry happens later, possibly in another process, up to `max_retries` times; only the last error reaches the
+    sender. With `max_retries=0` a task is never run again because it raised.
 
-    Raises ConfigurationError for what is no Celery app, has no tasks of its own, or has one that no thread can run.
+    A task fails with NotSupported in two cases: it asks for a retry with other arguments or options (a redelivery has
+    the same message), or it replaces itself although it has a callback or a reply.
+
+    Args:
+        app: The Celery app.
+
+    Raises:
+        ConfigurationError: `app` is not a Celery app, has no tasks of its own, or has a task that no thread can run.
     """
     if not all(hasattr(app.__class__, name) for name in ("finalize", "tasks", "loader")):
-        what = f"the class {app.__name__}" if isinstance(app, type) else f"a {type(app).__name__}"
-        raise ConfigurationError(f"celery_tasks takes a Celery app, not {what}")
+        kind = f"the class {app.__name__}" if isinstance(app, type) else f"a {type(app).__name__}"
+        raise ConfigurationError(f"celery_tasks takes a Celery app, not {kind}")
     app.loader.import_default_modules()
     app.finalize()
-    found = {name: CeleryTask(task) for name, task in app.tasks.items()}
-    if all(name.startswith(_CELERYS_OWN) for name in found):
-        raise ConfigurationError("the Celery app has no tasks; import the modules that define them first")
+    tasks = {name: CeleryTask(task) for name, task in app.tasks.items()}
+    if all(name.startswith(_CELERYS_OWN) for name in tasks):
+        raise ConfigurationError("the Celery app has no tasks. Import the modules that define them first")
     _keep_django_connected(app)
-    limited = sorted(name for name, task in found.items() if task.limited and not name.startswith(_CELERYS_OWN))
+    limited = sorted(name for name, task in tasks.items() if task.limited and not name.startswith(_CELERYS_OWN))
     for_all = [
         name for name in ("task_time_limit", "task_soft_time_limit", "task_default_rate_limit") if app.conf[name]
     ]
@@ -74,14 +78,19 @@ def celery_tasks(app: Any) -> Mapping[str, Callable[..., Any]]:
         if for_all:
             fields["of_the_app"] = ", ".join(f"{name}={app.conf[name]}" for name in for_all)
         emit(logger, logging.WARNING, "task_limits_not_enforced", **fields)
-    return found
+    return tasks
 
 
 class CeleryTask:
-    """One task of a Celery app, callable as our Runner calls tasks.
+    """One task of a Celery app, as a function for the Consumer.
 
-    `asked_attempts` is how many deliveries the task may have because it asks for them, `retry_raised` whether it may be
-    run again because it raised (see `RetryPolicy`), `limited` whether it has a time limit or a rate limit of its own.
+    Args:
+        task: The task.
+
+    Attributes:
+        asked_attempts: How many deliveries the task may have because it asks for retries (`RetryPolicy`).
+        retry_raised: Whether the task may be run again because it raised (`RetryPolicy`).
+        limited: Whether the task has a time limit or a rate limit of its own.
     """
 
     def __init__(self, task: Any) -> None:
@@ -105,7 +114,7 @@ class CeleryTask:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         delivery = current_delivery()
-        if delivery is None or running.get() is not None:  # called by another task, say
+        if delivery is None or running.get() is not None:  # called by another task, for example
             return self.task(*args, **kwargs)
         run = TaskRun.of(self.task, delivery)
         token = running.set(run)
@@ -117,7 +126,7 @@ class CeleryTask:
             raise run.asked from run.reason(exc)
         finally:
             running.reset(token)
-        if run.asked is not None:  # with throw=False, or the task caught what that raised
+        if run.asked is not None:  # with throw=False, or the task caught the exception
             raise run.asked
         return result
 
@@ -132,15 +141,15 @@ def _asked_attempts(task: Any) -> int:
 
 
 def _retries(task: Any) -> bool:
-    """Whether a task may be run again because it raised: not with `max_retries=0`, its own or that of autoretry."""
+    """Whether a task may be run again because it raised: not with `max_retries=0` of its own or of autoretry."""
     automatic = (getattr(task, "retry_kwargs", None) or {}).get("max_retries")
     return not any(isinstance(limit, int | float) and limit <= 0 for limit in (task.max_retries, automatic))
 
 
 def _traced(celery: _Celery, run: TaskRun, request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a task between the handlers and signals that Celery's worker gives it, and let out what it raises."""
+    """Run a task with the handlers and signals of Celery's worker; return its result, or raise its error."""
     task = run.task
-    what = (request.id, request.args, request.kwargs)
+    context = (request.id, request.args, request.kwargs)
     fields = {"task_id": request.id, "args": request.args, "kwargs": request.kwargs}
     state, retval, started = None, None, time.monotonic()
     celery.push(task, request)
@@ -148,16 +157,16 @@ def _traced(celery: _Celery, run: TaskRun, request: Any, args: tuple[Any, ...], 
         celery.signal("task_prerun", task, task=task, **fields)
         task.app.loader.on_task_init(request.id, task)
         try:
-            task.before_start(*what)
-            retval = run.called(celery.function(task), args, kwargs)
+            task.before_start(*context)
+            retval = run.call(celery.function(task), args, kwargs)
         except Exception as exc:
             state, retval = celery.state_of(exc), exc
             celery.report(task, request, state, exc)
             raise
         state = "SUCCESS"
-        _handled(task.on_success, retval, *what)
+        _handled(task.on_success, retval, *context)
         celery.signal("task_success", task, result=retval, runtime=time.monotonic() - started)
-        _handled(task.after_return, state, retval, *what, None)
+        _handled(task.after_return, state, retval, *context, None)
         return retval
     finally:
         try:
@@ -168,7 +177,7 @@ def _traced(celery: _Celery, run: TaskRun, request: Any, args: tuple[Any, ...], 
 
 
 class _Celery:
-    """Celery's own parts that run a task. There is an app, so celery is loaded, and importing it here loads nothing."""
+    """The parts of Celery that run a task. There is an app, so these modules are imported already."""
 
     def __init__(self) -> None:
         self._signals = importlib.import_module("celery.signals")
@@ -179,7 +188,7 @@ class _Celery:
         self._einfo = importlib.import_module("billiard.einfo").ExceptionInfo
 
     def run(self, run: TaskRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a task, inside what instrumentation has wrapped Celery's tracer in, where it has."""
+        """Run a task, inside the instrumentation of Celery's tracer if there is one."""
         fields = self._request_fields(run.task, run.delivery, list(args), kwargs)
 
         def traced() -> Any:
@@ -218,7 +227,7 @@ class _Celery:
         }
 
     def function(self, task: Any) -> Any:
-        """Return what Celery's worker calls: the task itself only where it has a `__call__` of its own."""
+        """Return the callable that Celery's worker calls: the task if it has its own `__call__`, else its `run`."""
         return task if self._trace.task_has_custom(task, "__call__") else task.run
 
     def push(self, task: Any, request: Any) -> None:
@@ -231,17 +240,17 @@ class _Celery:
 
     def state_of(self, exc: Exception) -> str:
         kinds = {"Ignore": "IGNORED", "Reject": "REJECTED", "Retry": "RETRY"}
-        found = (state for name, state in kinds.items() if isinstance(exc, getattr(self._exceptions, name)))
-        return next(found, "FAILURE")
+        states = (state for name, state in kinds.items() if isinstance(exc, getattr(self._exceptions, name)))
+        return next(states, "FAILURE")
 
     def report(self, task: Any, request: Any, state: str, exc: Exception) -> None:
         """Call the handlers and send the signals for a task that did not return."""
-        what, einfo = (request.id, request.args, request.kwargs), self._einfo()
+        context, einfo = (request.id, request.args, request.kwargs), self._einfo()
         if state == "RETRY":
-            _handled(task.on_retry, getattr(exc, "exc", None), *what, einfo)
+            _handled(task.on_retry, getattr(exc, "exc", None), *context, einfo)
             self.signal("task_retry", task, request=request, reason=exc, einfo=einfo)
         elif state == "FAILURE":
-            _handled(task.on_failure, exc, *what, einfo)
+            _handled(task.on_failure, exc, *context, einfo)
             self.signal(
                 "task_failure",
                 task,
@@ -252,22 +261,22 @@ class _Celery:
                 traceback=exc.__traceback__,
                 einfo=einfo,
             )
-            _handled(task.after_return, state, exc, *what, None)
+            _handled(task.after_return, state, exc, *context, None)
 
     def signal(self, name: str, sender: Any, /, **fields: Any) -> None:
-        """Send one of Celery's signals, which keeps what a receiver raises to itself."""
+        """Send one of Celery's signals; Celery logs the errors of its receivers."""
         getattr(self._signals, name).send(sender=sender, **fields)
 
 
 def request_id(delivery: Delivery) -> str:
-    """Return the id of a delivery's request: the dispatch's, else one made of the message's, always the same."""
+    """Return the id of a delivery's request: the id of the dispatch, or else one derived from the message."""
     payload = delivery.payload
     known = (payload.task_id or payload.reply_key) if payload is not None else None
     return known or str(uuid.uuid5(CONTINUATION_IDS, f"{delivery.queue}/{delivery.id}"))
 
 
 def _handled(handler: Callable[..., Any], *args: Any) -> None:
-    """Call a task's handler. The task has ended, and what its handler raises does not change how."""
+    """Call a task's handler and log its error, which does not change the outcome of the task."""
     try:
         handler(*args)
     except Exception as exc:
@@ -275,7 +284,7 @@ def _handled(handler: Callable[..., Any], *args: Any) -> None:
 
 
 def _keep_django_connected(app: Any) -> None:
-    """Let Celery's Django fixup, where the app has it, close database connections around tasks, as in its worker."""
+    """Make Celery's Django fixup, if the app has it, close database connections around tasks, as in its worker."""
     signals = importlib.import_module("celery.signals")
     for fixup in getattr(app, "_fixups", None) or ():
         worker = getattr(fixup, "worker_fixup", None)

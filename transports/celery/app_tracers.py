@@ -1,8 +1,8 @@
-"""Instrumentation that wraps `celery.app.trace.build_tracer`, as Sentry's does, sees the tasks that our Consumer runs.
+"""Running tasks inside the instrumentation that wraps `celery.app.trace.build_tracer`, such as Sentry's.
 
-Celery's worker builds a tracer for each task and calls it for each run. Our Consumer runs a task without one, because
-the outcome goes elsewhere. Where the builder is wrapped, a run happens inside a tracer that the wrapper has built, for
-a stand-in of the task whose run calls us. Where it is not wrapped, nothing of this happens.
+Celery's worker builds a tracer for each task and calls it for each run. The Consumer runs a task without a tracer,
+because the outcome is settled elsewhere. If the builder is wrapped, the Consumer runs the task inside a tracer of the
+wrapper, built for a stand-in of the task. If it is not wrapped, this module does nothing.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ _building = threading.Lock()
 
 
 def is_instrumented(trace: Any) -> bool:
-    """Return whether the builder of tracers in Celery's module `celery.app.trace` is another than Celery's own."""
+    """Whether the builder of tracers in Celery's module `celery.app.trace` is replaced."""
     builder, own = trace.build_tracer, trace.task_has_custom
     return type(builder) is not type(own) or builder.__code__.co_filename != own.__code__.co_filename
 
 
 def run_instrumented(trace: Any, task: Any, fields: dict[str, Any], run: Callable[[], Any]) -> Any:
-    """Return what `run` returns, or raise what it raises, called inside a tracer of the instrumentation's.
+    """Call `run` inside a tracer of the instrumentation; return its result, or raise its error.
 
     Args:
-        trace: the module `celery.app.trace`.
-        task: the Celery task that is run.
-        fields: what the task's request is made of.
-        run: runs the task, with its handlers and signals.
+        trace: The module `celery.app.trace`.
+        task: The Celery task.
+        fields: The fields of the task's request.
+        run: Runs the task, with its handlers and signals.
     """
     outcome = _Outcome(run)
-    tracer = _tracer(trace, _StandIn(task, outcome.called))
-    # Celery may log the representations of arguments, and the tracer's result: they get none.
+    tracer = _tracer(trace, _StandIn(task, outcome.call))
+    # Celery may log the representations of arguments and result: they stay hidden.
     request = {**fields, "argsrepr": "...", "kwargsrepr": "..."}
     try:
         tracer(fields["id"], fields["args"], fields["kwargs"], request)
@@ -53,8 +53,8 @@ class _Outcome:
         self._error: BaseException | None = None
         self.is_there = False
 
-    def called(self, *args: Any, **kwargs: Any) -> None:
-        """Run the task, whose arguments are known here."""
+    def call(self, *args: Any, **kwargs: Any) -> None:
+        """Run the task; the arguments of the tracer are not needed."""
         try:
             self._result = self._run()
         except BaseException as exc:
@@ -64,15 +64,15 @@ class _Outcome:
             self.is_there = True
 
     def get(self) -> Any:
-        if not self.is_there:  # a tracer that did not call its task
-            self.called()
+        if not self.is_there:  # the tracer did not call its task
+            self.call()
         if self._error is not None:
             raise self._error
         return self._result
 
 
 class _StandIn:
-    """A task for a tracer: running it is ours, and so is everything that its end would do elsewhere."""
+    """A task for a tracer, without the backend and the retries of the real task."""
 
     acks_late = track_started = store_eager_result = False
     ignore_result = True
@@ -92,7 +92,7 @@ class _StandIn:
 
 
 class _Info:
-    """A tracer's record of a run that did not succeed. Its handlers do nothing: they have been called already."""
+    """A tracer's record of a run that did not succeed. Its handlers do nothing: the run has called them."""
 
     def __init__(self, state: str, retval: Any = None) -> None:
         self.state = state
@@ -104,7 +104,7 @@ class _Info:
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """Do nothing: it has been done, or is done elsewhere."""
+    """Do nothing: the run or the settlement does it."""
 
 
 _LOADER = SimpleNamespace(on_task_init=_nothing, on_process_cleanup=_nothing)
@@ -118,8 +118,8 @@ _SILENT = SimpleNamespace(receivers=())
 _SIGNALS = SimpleNamespace(task_prerun=_SILENT, task_postrun=_SILENT, task_success=_SILENT)
 
 
-class _SilentHere:
-    """Stands for a module or an object: the calling thread finds `silent` instead, other threads find what is there."""
+class _ReplacedInThread:
+    """A proxy of a module or object: the calling thread reads attributes of `silent`, other threads the real ones."""
 
     def __init__(self, real: Any, silent: Any) -> None:
         self._real = real
@@ -132,14 +132,14 @@ class _SilentHere:
 
 
 def _tracer(trace: Any, task: Any) -> Callable[..., Any]:
-    """Let the builder build a tracer that sends no signals and makes no task the current one.
+    """Build a tracer that sends no signals and does not change the current task.
 
-    It looks for the receivers of signals, and for the stack of tasks, when it is built. Tracers that other threads
-    build meanwhile, as `apply` does, are as usual.
+    A tracer reads the receivers of signals and the stack of tasks when it is built. Tracers that other threads build
+    meanwhile, as in `apply`, are not affected.
     """
     with _building:
         signals, stack = trace.signals, trace._task_stack
-        trace.signals, trace._task_stack = _SilentHere(signals, _SIGNALS), _SilentHere(stack, _STACK)
+        trace.signals, trace._task_stack = _ReplacedInThread(signals, _SIGNALS), _ReplacedInThread(stack, _STACK)
         try:
             tracer: Callable[..., Any] = trace.build_tracer(
                 task.name, task, _LOADER, socket.gethostname(), Info=_Info, app=_APP

@@ -169,7 +169,7 @@ class Broker:
         connection the broker is not `usable`.
 
         Args:
-            operation: What the caller does, for the texts of errors.
+            operation: The operation of the caller, for the texts of errors.
             messages: The messages.
             all_or_none: Whether no message is sent if one of the queues cannot be declared. By default the messages for
                 the other queues are sent.
@@ -235,7 +235,7 @@ class Broker:
 
 
 def _requeue_first(channel: Any) -> None:
-    """Make messages that are requeued on a channel of kombu's Redis the next ones, whatever their priority.
+    """Make messages that are requeued on a channel of kombu's Redis the next ones, regardless of their priority.
 
     kombu keeps a list for each priority. It would append the message to the list of its priority, after all messages
     that were sent meanwhile with a lower number.

@@ -16,38 +16,41 @@ from unstract_core.producer.executor import FAIRNESS_HEADER
 logger = logging.getLogger("unstract_wire.celery")
 
 _left_out = NewNames()
-"""The names of headers that were warned of."""
+"""The names of headers that a warning was logged for."""
 
 
 def client_headers(headers: Mapping[str, Any]) -> dict[str, str] | None:
-    """Return the wire's `headers`: the client's own that are texts, and those of a sender of ours.
+    """Return the `headers` of the wire: the client's own headers that are texts, and those that this package sent.
 
-    A client's own stand beside Celery's, or in a table `headers`, as instrumentation writes them. Where they are too
-    large for the wire, the context of a trace comes first. The names of what is left out are logged.
+    A client's headers are beside Celery's, or in a table `headers`, as instrumentation writes them. If they are too
+    large for the wire, the context of a trace has priority. The names of the others are logged.
+
+    Args:
+        headers: The headers of a message.
     """
     ours = headers.get(HEADERS_HEADER)
     if ours is not None:
         try:
             ours = check_headers(ours, "$.headers")
         except PayloadError:
-            return None  # as on every transport: what is no object of texts counts as absent
-    found = {**_unknown_headers(headers.get("headers")), **_unknown_headers(headers), **(ours or {})}
+            return None  # as on every transport: anything but an object of texts counts as absent
+    known = {**_unknown_headers(headers.get("headers")), **_unknown_headers(headers), **(ours or {})}
     room = MAX_HEADERS_BYTES
     kept: set[str] = set()
-    for name in sorted(found, key=lambda name: name not in TRACE_HEADERS):
+    for name in sorted(known, key=lambda name: name not in TRACE_HEADERS):
         with contextlib.suppress(PayloadError):
-            check_headers({name: found[name]}, "$.headers")
-            if (size := len(name.encode()) + len(found[name].encode())) <= room:
+            check_headers({name: known[name]}, "$.headers")
+            if (size := len(name.encode()) + len(known[name].encode())) <= room:
                 room -= size
                 kept.add(name)
-    if left_out := [name for name in found if name not in kept]:
+    if left_out := [name for name in known if name not in kept]:
         _note_left_out(tuple(sorted(left_out)))
-    carried = {name: value for name, value in found.items() if name in kept}
+    carried = {name: value for name, value in known.items() if name in kept}
     return carried if carried or ours is not None else None
 
 
 def _unknown_headers(headers: Any) -> dict[str, Any]:
-    """Return the headers that are neither Celery's nor ours nor a broker's."""
+    """Return the headers that are neither Celery's nor this package's nor a broker's."""
     if not isinstance(headers, Mapping):
         return {}
     ours = (FAIRNESS_HEADER, ORG_HEADER, HEADERS_HEADER)
@@ -63,6 +66,6 @@ def _unknown_headers(headers: Any) -> dict[str, Any]:
 
 
 def _note_left_out(names: tuple[str, ...]) -> None:
-    """Warn of headers that the wire has no place for, once for the same names: a sender sends them every time."""
+    """Log the names of headers that the wire has no room for, once: a sender sends the same ones every time."""
     if _left_out.are(names):
         emit(logger, logging.WARNING, "message_headers_left_out", names=NewNames.shown(names), count=len(names))

@@ -1,8 +1,8 @@
-"""The body of a compressed message, decompressed within the limit of the wire, and only when it is read.
+"""Decompressing the body of a message when it is read, within the size limit of the wire.
 
-kombu decompresses a message when it arrives, without a limit: a few bytes can take all memory. Here the body stays as
-it was sent, so that a message can be sent again or dead-lettered unchanged. Reading it decompresses in pieces and stops
-at the limit. The names of compressions, and the libraries for them, are those that kombu knows.
+kombu decompresses a message when it arrives, without a limit: a few bytes can take all memory. Here the body stays
+compressed, so that the message can be sent again or dead-lettered unchanged. Reading it decompresses in pieces and
+stops at the limit. The compressions and their libraries are kombu's.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from kombu import compression
 from unstract_core.values import limits
 
 HEADER = "compression"
-"""The header in which kombu writes how a body is compressed."""
+"""The header with kombu's name of the compression."""
 _CHUNK = 64 * 1024
-"""Bytes of the compressed body that are read at once."""
+"""The bytes of the compressed body that are read at a time."""
 _PIECE = 1024 * 1024
-"""Bytes that are decompressed at once."""
+"""The most bytes that are decompressed at a time."""
 _MOST_STREAMS = 1000
-"""How many compressed streams may follow each other in one body: an empty one costs time, and adds nothing."""
+"""The most compressed streams in one body: an empty one costs time and adds no bytes."""
 _DECODER_MEMORY = 80 * 1024 * 1024
-"""Bytes that a decoder may take beside its output: the strongest presets of xz and zstd ask for 64 MiB."""
+"""The bytes of memory for a decoder besides its output: the strongest presets of xz and zstd need 64 MiB."""
 _ZSTD_WINDOW = 26
-"""The same for zstd: the binary logarithm of the bytes that it may look back."""
+"""The same limit for zstd: the binary logarithm of its window in bytes."""
 
 
 class NotDecompressed(Exception):
-    """The body cannot be decompressed within the limit. The text says why, and holds nothing of the body."""
+    """The body cannot be decompressed within the limit. The text has the reason, and no part of the body."""
 
 
 def keep_compressed(channel: Any) -> Any:
-    """Let a channel of kombu's hand out messages with their bodies as they were sent; returns the channel."""
+    """Make a channel of kombu deliver messages with their bodies as they were sent; return the channel."""
     channel.Message = as_sent(channel.Message)
     return channel
 
@@ -46,16 +46,16 @@ def as_sent(kind: Any) -> Any:
     if getattr(kind, "is_as_sent", False):
         return kind
 
-    class AsSent(kind):  # type: ignore[misc]  # which class it is, the channel says
+    class AsSent(kind):  # type: ignore[misc]  # the class depends on the channel
         is_as_sent = True
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self.errors = [None]  # kombu decompresses nothing of a message that has an error already
+            self.errors = [None]  # kombu does not decompress a message that has an error
             super().__init__(*args, **kwargs)
             self.errors = []
 
         def serializable(self) -> Any:
-            """Return the message for a queue that kombu keeps itself, with the header that its body needs."""
+            """Return the message for a queue that kombu stores itself, with the header that its body needs."""
             stored = super().serializable()
             if HEADER in self.headers:
                 stored["headers"][HEADER] = self.headers[HEADER]
@@ -65,12 +65,12 @@ def as_sent(kind: Any) -> Any:
 
 
 def is_compressed(message: kombu.Message) -> bool:
-    """Return whether the body is compressed as its header says, and not decompressed by kombu."""
+    """Return whether the body is still compressed, and kombu has not decompressed it."""
     return bool(message.headers.get(HEADER)) and (getattr(message, "is_as_sent", False) or bool(message.errors))
 
 
 def bytes_of(message: kombu.Message) -> Any:
-    """Return the body as it was sent; some brokers of kombu's have decoded it already."""
+    """Return the body as it was sent; some transports of kombu have decoded it."""
     if not isinstance(message.body, str):
         return message.body
     try:
@@ -80,11 +80,11 @@ def bytes_of(message: kombu.Message) -> Any:
 
 
 def readable_body(message: kombu.Message) -> Any:
-    """Return the body, decompressed where the message says that it is compressed.
+    """Return the body, decompressed if it is compressed.
 
     Raises:
-        NotDecompressed: the compression is unknown here, the body is not what it says, or it is larger than the limit,
-            `limits.MAX_SIZE` bytes. No more than that is allocated, beside what the decoder itself needs.
+        NotDecompressed: The compression is unknown, the body is malformed, or it is larger than `limits.MAX_SIZE`
+            bytes. No more bytes are allocated, besides the memory of the decoder.
     """
     if not is_compressed(message):
         return message.body
@@ -94,8 +94,8 @@ def readable_body(message: kombu.Message) -> Any:
     except (KeyError, TypeError):
         known = ", ".join(sorted(compression.encoders()))
         raise NotDecompressed(
-            f"the body cannot be decompressed: {str(name)[:64]!r} is no compression that is known here ({known}); "
-            "install the library that kombu needs for it, or choose one of these at the sender"
+            f"the body cannot be decompressed: {str(name)[:64]!r} is not a known compression ({known}). "
+            "Install the library that kombu needs for it, or choose one of these at the sender"
         ) from None
     limit = limits.MAX_SIZE
     pieces: list[bytes] = []
@@ -113,13 +113,13 @@ def readable_body(message: kombu.Message) -> Any:
     if size > limit:
         pieces.clear()
         raise NotDecompressed(
-            f"the body is larger than {limit} bytes when it is decompressed; store it elsewhere and send a reference"
+            f"the decompressed body is larger than {limit} bytes. Store it elsewhere and send a reference"
         )
     return b"".join(pieces)
 
 
 def _decompressed(decoder: Callable[[Any], Any], body: bytes) -> Iterator[bytes]:
-    """Yield what the decoder would return, in pieces; of one that an application has registered, all at once."""
+    """Yield the output of a decoder in pieces; the output of a decoder of the application in one piece."""
     known = vars(compression)
     bz2, lzma, zstd, brotli = (known.get(name) for name in ("bz2", "lzma", "zstd", "brotli"))
     if decoder is zlib.decompress:
@@ -159,7 +159,7 @@ def _zlib(body: bytes) -> Iterator[bytes]:
 
 
 def _streams(new: Callable[[], Any], body: bytes) -> Iterator[bytes]:
-    """Decompress streams that follow each other, with the decompressors of bz2, lzma and zstd, which are alike."""
+    """Decompress streams that follow each other, with a decompressor of bz2, lzma or zstd."""
     stream, number, begun = new(), 1, False
     for chunk in _chunks(body):
         rest = chunk
@@ -171,7 +171,7 @@ def _streams(new: Callable[[], Any], body: bytes) -> Iterator[bytes]:
             try:
                 piece = stream.decompress(rest, _PIECE)
             except Exception:
-                if number > 1 and not begun:  # no stream at all, but something behind the last: left out, as kombu does
+                if number > 1 and not begun:  # bytes after the last stream: ignored, as by kombu
                     return
                 raise
             begun = begun or bool(piece)

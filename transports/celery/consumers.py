@@ -194,7 +194,7 @@ class QueueConsumers:
         return bool(self._single)
 
     def is_used_up(self, queue: str) -> bool:
-        """Whether a queue delivers nothing more before a message of it is acknowledged, whatever the demand."""
+        """Whether a queue delivers nothing more before one of its messages is acknowledged, at any demand."""
         return queue in self._single and queue in self._standing and not self._standing[queue].free
 
     def _open_standing(self, queue: kombu.Queue, limit: int) -> None:

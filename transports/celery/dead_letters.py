@@ -1,12 +1,12 @@
-"""The operator's side: buried messages, each in the queue `<queue>.dead` beside its own.
+"""Dead letters, in the queue `<queue>.dead` beside the queue of their messages; the id of one is `<queue>/<uuid>`.
 
-A broker cannot look into a queue, so these take every letter out and put it back: the letters stay in their order, and
-one that is looked at by two operators at once is seen by one of them. Nor can it list its queues: a queue is named,
-and one that is not there, or cannot be, has no letters. A letter's id is `<queue>/<uuid>`.
+A broker can neither show the messages of a queue nor list its queues. So each operation names its queue, takes every
+dead letter out and returns it. The dead letters keep their order. If two operators read at once, each dead letter is
+visible to one of them. A queue that does not exist has no dead letters.
 
-A quorum queue counts how often a message was put back, and drops it in the end (RabbitMQ 4 after 20 times); it may mix
-them, too. So its letters are put back once, and when they are looked at again sent anew, in the order of their burial,
-each confirmed before the old one is removed.
+A quorum queue counts how often a message was requeued and drops it in the end (RabbitMQ 4 after 20 times); it may also
+change the order. So its dead letters are requeued once. Later reads send them again in the order of their burial, and
+remove the old message when the broker has confirmed the new one.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from unstract_core.errors import NotSupported, PayloadError
 from unstract_core.transport import DeadLetter
 from unstract_core.values import normalise
 
-_MOST = 100_000
-"""How many letters of one queue are looked at."""
-_AT_ONCE = 10
-"""How many are removed in one go: of more than 32 acknowledgements that a quorum queue has not taken yet, the others
+_MAX_READ = 100_000
+"""The most dead letters of one queue that an operation reads."""
+_REMOVE_BATCH = 10
+"""How many dead letters are removed together. A quorum queue accepts some 32 acknowledgements at a time; the others
 wait in the channel, and are lost when it is closed."""
 
 
 @attrs.frozen
-class _Found:
-    """A letter that was taken out of its queue."""
+class _TakenLetter:
+    """A dead letter that was taken out of its queue."""
 
     id: str
     buried_at: datetime.datetime
@@ -51,75 +51,99 @@ class _Found:
 
 
 class CeleryDeadLetters:
-    """The dead letters of the queues that are named; see `unstract_core.DeadLetters`."""
+    """The dead letters of named queues (`unstract_core.DeadLetters`)."""
 
     def __init__(self, publishers: PublisherPool, default_queue: str) -> None:
         self._publishers = publishers
         self._default_queue = default_queue
 
     def find(self, *, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
-        """Return the newest letters of `queue` first. Raises NotSupported where no queue is named."""
-        found: list[DeadLetter] = []
+        """Return dead letters, the newest first.
+
+        Args:
+            queue: The queue of the messages; required.
+            limit: The most dead letters; 100 by default.
+
+        Raises:
+            NotSupported: No queue is named.
+        """
+        letters: list[DeadLetter] = []
         self._publishers.check_open("list dead letters")
         for name in _chosen(None, queue):
-            with self._looking(name, "list dead letters") as look:
-                found += [self._letter(one, name) for one in look.letters()[::-1][:limit]]
-        return found
+            with self._taken(name, "list dead letters") as taken:
+                letters += [self._letter(one, name) for one in taken.letters()[::-1][:limit]]
+        return letters
 
     def get(self, ids: Sequence[str]) -> Sequence[DeadLetter]:
-        """Return those of `ids` that are there."""
-        found: list[DeadLetter] = []
+        """Return the dead letters with these ids; ids without one are left out."""
+        letters: list[DeadLetter] = []
         self._publishers.check_open("read dead letters")
         for name, wanted in _chosen(ids, None).items():
-            with self._looking(name, "read dead letters") as look:
-                found += [self._letter(one, name) for one in look.letters(wanted)]
-        return found
+            with self._taken(name, "read dead letters") as taken:
+                letters += [self._letter(one, name) for one in taken.letters(wanted)]
+        return letters
 
     def replay(self, ids: Sequence[str] | None = None, *, queue: str | None = None) -> Sequence[str]:
-        """Send each again as new, the oldest first, and remove it here; returns the ids of those.
+        """Send dead letters again as new messages, the oldest first, and remove them; return their ids.
 
-        The new message is confirmed before its letter is removed: a crash between them can double it.
+        The broker confirms the new message before its dead letter is removed: a crash between the two can double it.
+
+        Args:
+            ids: The ids of the dead letters; None (default) for all of `queue`.
+            queue: The queue of the messages; None (default) for every queue of `ids`.
+
+        Raises:
+            NotSupported: Neither ids nor a queue are named.
         """
         replayed: list[str] = []
         self._publishers.check_open("replay dead letters")
         for name, wanted in _chosen(ids, queue).items():
-            with self._looking(name, "replay dead letters", removes=True) as look:
-                for one in look.letters(wanted):
-                    (error,) = look.broker.publish("replay dead letters", [replay_copy(one.message, name)])
+            with self._taken(name, "replay dead letters", removes=True) as taken:
+                for one in taken.letters(wanted):
+                    (error,) = taken.broker.publish("replay dead letters", [replay_copy(one.message, name)])
                     if error is not None:
                         raise error
-                    look.remove(one)
+                    taken.remove(one)
                     replayed.append(one.id)
         return replayed
 
     def purge(self, *, ids: Sequence[str] | None = None, queue: str | None = None, older_than: float = 0.0) -> int:
-        """Remove for good those that were buried more than `older_than` seconds ago; return how many."""
+        """Remove dead letters for good; return how many.
+
+        Args:
+            ids: The ids of the dead letters; None (default) for all of `queue`.
+            queue: The queue of the messages; None (default) for every queue of `ids`.
+            older_than: The age in seconds from which a dead letter is removed; 0 (default) for any age.
+
+        Raises:
+            NotSupported: Neither ids nor a queue are named.
+        """
         purged = 0
         self._publishers.check_open("purge dead letters")
         before = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=older_than)
         for name, wanted in _chosen(ids, queue).items():
-            with self._looking(name, "purge dead letters", removes=True) as look:
-                for one in look.letters(wanted):
+            with self._taken(name, "purge dead letters", removes=True) as taken:
+                for one in taken.letters(wanted):
                     if not older_than or one.buried_at <= before:
-                        look.remove(one)
+                        taken.remove(one)
                         purged += 1
         return purged
 
     @contextlib.contextmanager
-    def _looking(self, queue: str, doing: str, *, removes: bool = False) -> Iterator[_Look]:
-        """Take out every letter of `queue`. Those that the block does not remove are put back, also after an error."""
-        with self._publishers.broker(doing) as broker, mapped(doing, fate_unknown=removes):
-            look = _Look(broker, queue, doing)
+    def _taken(self, queue: str, operation: str, *, removes: bool = False) -> Iterator[_TakenLetters]:
+        """Take every dead letter out of a queue. Those that the block does not remove return, also after an error."""
+        with self._publishers.broker(operation) as broker, mapped(operation, fate_unknown=removes):
+            taken = _TakenLetters(broker, queue, operation)
             try:
-                look.take()
-                yield look
+                taken.take()
+                yield taken
             except BaseException:
                 with contextlib.suppress(Exception):
-                    look.put_back()
+                    taken.put_back()
                 raise
-            look.put_back()
+            taken.put_back()
 
-    def _letter(self, one: _Found, queue: str) -> DeadLetter:
+    def _letter(self, one: _TakenLetter, queue: str) -> DeadLetter:
         envelope = read_message(one.message, queue, default_queue=self._default_queue, time_limits=True)
         headers = one.message.headers
         result = envelope.body[2].get(DEAD_RESULT) if envelope.body is not None else None
@@ -138,38 +162,41 @@ class CeleryDeadLetters:
         )
 
 
-class _Look:
-    """The letters of one queue, while they are out of it."""
+class _TakenLetters:
+    """The dead letters of one queue, while they are out of it."""
 
-    def __init__(self, broker: Broker, queue: str, doing: str) -> None:
+    def __init__(self, broker: Broker, queue: str, operation: str) -> None:
         self.broker = broker
         self._queue = queue
         self._dead = queue + DEAD_SUFFIX
-        self._doing = doing
+        self._operation = operation
         self._channel = broker.temporary_channel()
         self._out: list[kombu.Message] = []
         self._removed = 0
 
     def take(self) -> None:
-        """Take out what stands there now. For a quorum queue this also waits until it has taken all removals."""
+        """Take out the present dead letters. For a quorum queue this also waits until all removals are processed."""
         with contextlib.suppress(NotFound):
-            while len(self._out) < _MOST and (message := self._channel.basic_get(self._dead, no_ack=False)) is not None:
+            while (
+                len(self._out) < _MAX_READ
+                and (message := self._channel.basic_get(self._dead, no_ack=False)) is not None
+            ):
                 self._out.append(self._channel.message_to_python(message))
 
-    def letters(self, wanted: Collection[str] | None = None) -> list[_Found]:
-        """Return those of the ids that are `wanted`, or all; the oldest first."""
-        found = (one for one in _found(self._out, self._queue) if wanted is None or one.id in wanted)
-        return sorted(found, key=lambda one: one.buried_at)
+    def letters(self, wanted: Collection[str] | None = None) -> list[_TakenLetter]:
+        """Return the dead letters with the `wanted` ids, or all; the oldest first."""
+        letters = (one for one in _with_ids(self._out, self._queue) if wanted is None or one.id in wanted)
+        return sorted(letters, key=lambda one: one.buried_at)
 
-    def remove(self, one: _Found) -> None:
+    def remove(self, one: _TakenLetter) -> None:
         one.message.ack()
         self._removed += 1
-        if self._removed % _AT_ONCE == 0 and self.broker.amqp:
+        if self._removed % _REMOVE_BATCH == 0 and self.broker.amqp:
             self.take()
 
     def put_back(self) -> None:
         if self.broker.amqp and any(message.headers.get("x-delivery-count") for message in self._left()):
-            self._send_anew()
+            self._send_again()
         for message in self.broker.in_requeue_order(self._left()):
             message.requeue()
         self._channel.close()
@@ -177,28 +204,28 @@ class _Look:
     def _left(self) -> list[kombu.Message]:
         return [message for message in self._out if not message.acknowledged]
 
-    def _send_anew(self) -> None:
+    def _send_again(self) -> None:
         left = sorted(self._left(), key=_buried_at)
-        for start in range(0, len(left), _AT_ONCE):
-            some = left[start : start + _AT_ONCE]
-            outcomes = self.broker.publish(self._doing, [unchanged_copy(message, self._dead) for message in some])
-            for message, error in zip(some, outcomes, strict=True):
+        for start in range(0, len(left), _REMOVE_BATCH):
+            batch = left[start : start + _REMOVE_BATCH]
+            outcomes = self.broker.publish(self._operation, [unchanged_copy(message, self._dead) for message in batch])
+            for message, error in zip(batch, outcomes, strict=True):
                 if error is None:
                     message.ack()
-            self._channel.basic_qos(0, 0, False)  # its answer comes after these were passed on
+            self._channel.basic_qos(0, 0, False)  # the broker answers after it has passed these on
 
 
-def _found(messages: Iterable[kombu.Message], queue: str) -> Iterator[_Found]:
-    """Give each letter its id; of those that have one in common the later get a number too."""
+def _with_ids(messages: Iterable[kombu.Message], queue: str) -> Iterator[_TakenLetter]:
+    """Give each dead letter its id; a number is added to the second and later ones with the same id."""
     seen: Counter[str] = Counter()
     for message in messages:
         id = f"{queue}/{_id(message)}"
         seen[id] += 1
-        yield _Found(f"{id}-{seen[id]}" if seen[id] > 1 else id, _buried_at(message), message)
+        yield _TakenLetter(f"{id}-{seen[id]}" if seen[id] > 1 else id, _buried_at(message), message)
 
 
 def _id(message: kombu.Message) -> str:
-    """Return the id that it was buried with; of what others put there one that is the same at every look."""
+    """Return the id from its burial; for a message of another program an id that is the same at every read."""
     known = message.headers.get("x-dead-id")
     with contextlib.suppress(AttributeError, TypeError, ValueError):
         return str(uuid.UUID(known))
@@ -207,7 +234,7 @@ def _id(message: kombu.Message) -> str:
 
 
 def _buried_at(message: kombu.Message) -> datetime.datetime:
-    """Return when a letter was buried; now, where its header is missing or unreadable."""
+    """Return when a dead letter was buried; the present time if its header is missing or unreadable."""
     value = message.headers.get("x-dead-at")
     with contextlib.suppress(OverflowError, ValueError):
         moment = value if isinstance(value, datetime.datetime) else datetime.datetime.fromisoformat(str(value))
@@ -216,7 +243,7 @@ def _buried_at(message: kombu.Message) -> datetime.datetime:
 
 
 def _stored(message: kombu.Message, envelope: Envelope) -> dict[str, Any]:
-    """Return the message on our wire; of one that is unreadable, what could be read, and its body as it is."""
+    """Return the message on the wire; of an unreadable one the readable parts, and its body unchanged."""
     if envelope.body is not None:
         args, kwargs, _ = envelope.body
         return {**envelope.raw, "args": args, "kwargs": kwargs}
@@ -228,31 +255,31 @@ def _stored(message: kombu.Message, envelope: Envelope) -> dict[str, Any]:
 
 def _named(queue: str | None) -> str:
     if queue is None:
-        raise NotSupported("a broker cannot list its queues: name the queue whose dead letters you mean (--queue NAME)")
+        raise NotSupported("a broker cannot list its queues: name the queue of the dead letters (--queue NAME)")
     return queue
 
 
 def _chosen(ids: Sequence[str] | None, queue: str | None) -> dict[str, set[str] | None]:
-    """Return the queues to look into, with the ids that are meant; None for all."""
+    """Return the ids by queue; None for all dead letters of a queue."""
     chosen: dict[str, set[str] | None] = {}
     if ids is None:
         chosen[_named(queue)] = None
     else:
         chosen |= {name: wanted for name, wanted in _by_queue(ids).items() if queue in (None, name)}
-    return {name: wanted for name, wanted in chosen.items() if _can_be(name)}
+    return {name: wanted for name, wanted in chosen.items() if _is_valid(name)}
 
 
 def _by_queue(ids: Sequence[str]) -> dict[str, set[str]]:
-    """Sort ids by their queues; what is no id of ours is of no queue, and is not there."""
-    found: dict[str, set[str]] = {}
+    """Group ids by queue; other texts are left out."""
+    by_queue: dict[str, set[str]] = {}
     for id in ids:
         queue, slash, _ = id.rpartition("/")
         if slash and queue:
-            found.setdefault(queue, set()).add(id)
-    return found
+            by_queue.setdefault(queue, set()).add(id)
+    return by_queue
 
 
-def _can_be(queue: str) -> bool:
+def _is_valid(queue: str) -> bool:
     try:
         check_name(queue, "$.queue")
         check_queue(queue)

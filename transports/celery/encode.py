@@ -1,8 +1,8 @@
 """Celery's message protocol 2, outgoing: payloads as messages of a broker.
 
-The bytes are those of `app.send_task(task_name, args, kwargs, queue=..., task_id=..., link=..., link_error=...)`, as
-the current Celery writes them (docs.celeryq.dev, "Message Protocol", version 2): a header for each fact about the task,
-and a body of args, kwargs and callbacks. Members of a payload that Celery does not have are headers after Celery's own:
+The bytes are those of `app.send_task(task_name, args, kwargs, queue=..., task_id=..., link=..., link_error=...)` of the
+current Celery (docs.celeryq.dev, "Message Protocol", version 2). A message has a header for each property of the task,
+and a body of args, kwargs and callbacks. Members of a payload that Celery does not have are headers after Celery's own.
 
 | member | header |
 | --- | --- |
@@ -38,11 +38,11 @@ CELERYS_HEADERS = frozenset(
     | {"parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers"}
     | {"stamps", "compression", "headers"}
 )
-"""The names of a message's headers that are Celery's; a client's own have other names, or stand in `headers`."""
+"""The names of Celery's headers. A client's own headers have other names, or are members of `headers`."""
 BROKERS_HEADERS = re.compile(
     r"x-(death|(first|last)-death-.*|dead-.*|delivery-count|acquired-count|delay|opt-.*)|redelivered|CC|BCC"
 )
-"""The names of headers by which a broker, or the keeper of dead letters, notes what becomes of a message."""
+"""The names of headers that a broker or the dead letters add to a message."""
 DEAD_SUFFIX = ".dead"
 LONGEST_QUEUE = 255 - len(DEAD_SUFFIX)
 UNSET_PRIORITY = 0

@@ -1,8 +1,8 @@
-"""The one place where an error of kombu, its drivers or the operating system becomes one of ours.
+"""The mapping of errors of kombu, its drivers and the operating system to errors of this package, all in one place.
 
-`ERROR_RULES` is the table of the brokers' answers and what they mean; docs/errors.md has the same table. A connection
-that is lost or silent leaves the fate of what was published on it unknown. Texts carry the broker's own words, which
-name queues and arguments and never a payload.
+`ERROR_RULES` is the table of the brokers' answers and their meanings; docs/errors.md has the same table. After a lost
+or silent connection the fate of the messages published on it is unknown. Error texts quote the broker, whose texts name
+queues and arguments and never a payload.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _ADVICE = (
     ("connection limit", "Raise that limit on the broker, or close connections"),
     ("queue limit", "Raise that limit on the broker, or delete queues"),
     ("invalid arg", "Correct queue_arguments (in a URL the options that begin with x-)"),
-    ("exclusive access", "The queue is exclusive to another connection: use a queue of another name"),
+    ("exclusive access", "The queue is exclusive to another connection. Use a queue of another name"),
     ("no queue", "Declare the queue, or set declare=True so that it is declared here"),
 )
-"""Advice by words of RabbitMQ's; the first that fits is used."""
+"""The advice for texts of RabbitMQ; the first that fits is used."""
 _QUOTED_COMMAND = " of pipeline caused error: "
-"""After which the driver of Redis says what is wrong; before it stands the command, with parts of a message."""
+"""The text between the command, with parts of a message, and the error in texts of Redis' driver."""
 
 
 class Unroutable(TransportNotReady):
@@ -53,15 +53,19 @@ class Unroutable(TransportNotReady):
 
 
 class Nacked(QueueFull):
-    """The broker refused to take the message, as a queue that is full does."""
+    """The broker refused the message, because its queue is full."""
 
 
 class Blocked(NoRoom):
-    """The broker takes no messages for now, as with too little memory or disk space, and has said so."""
+    """The broker takes no messages now: its memory or disk space is low."""
 
 
 class InDoubt(Blocked):
-    """A message that was handed over before the broker said so; `tag` is its number, by which its confirm is known."""
+    """A message was handed over before the broker stopped taking messages, and is not confirmed yet.
+
+    Attributes:
+        tag: The delivery tag for its confirm (`PublisherConfirms`).
+    """
 
     def __init__(self, message: str, tag: int) -> None:
         super().__init__(message, fate_unknown=True)
@@ -73,13 +77,13 @@ class ErrorRule:
     """One row of the table.
 
     Attributes:
-        keys: AMQP's reply codes or methods, or kinds of error of the driver of Redis. After a space stand words of the
-            broker's that tell errors of one kind apart. A key with words wins over one without.
-        meaning: what the answer means.
-        cause: when the broker answers this; a cell of the table in docs/errors.md.
-        advice: what to do, for the error's text.
-        says: what stands before the broker's own words in the error's text.
-        kind: the error that is raised.
+        keys: AMQP's reply codes or methods, or error classes of Redis' driver. Words of the broker's text may follow
+            after a space; a key with words wins over one without.
+        meaning: The meaning of the answer.
+        cause: The reason for the answer; a cell of the table in docs/errors.md.
+        advice: The remedy, for the error's text.
+        says: The words before the broker's own in the error's text.
+        kind: The class of the error.
     """
 
     keys: tuple[str, ...]
@@ -154,7 +158,7 @@ ERROR_RULES = (
         ("ResponseError DB index", "ValueError Database is int"),
         _NOT_READY,
         "Redis has no database of that number",
-        "The URL ends with the number of a database: redis://host:6379/0",
+        "End the URL with the number of a database: redis://host:6379/0",
         "there is no such database",
         TransportNotReady,
     ),
@@ -162,7 +166,7 @@ ERROR_RULES = (
         ("ResponseError wrong kind of value", "ResponseError unknown command"),
         _NOT_READY,
         "a key of the queue's name is used for something else, or Redis lacks a command",
-        "Is a key of the queue's name used for something else?",
+        "Check that no other program uses a key of the queue's name",
         "Redis refused",
         TransportNotReady,
     ),
@@ -184,9 +188,12 @@ for _answer in ERROR_RULES:
 
 @contextlib.contextmanager
 def mapped(doing: str, *, fate_unknown: bool = False) -> Iterator[None]:
-    """Turn every error of a driver inside the block into ours, with the driver's as its cause.
+    """Map every error of a driver in the block to an error of this package, with the driver's error as its cause.
 
-    `fate_unknown` says that something may have taken effect when the connection is lost in the block.
+    Args:
+        doing: The operation, for the texts of errors.
+        fate_unknown: Whether the operation may have taken effect if the connection is lost in the block; False by
+            default.
     """
     try:
         yield
@@ -200,8 +207,8 @@ def rule_for(kinds: Sequence[str], said: str = "") -> ErrorRule:
     """Return the row of the table for an error.
 
     Args:
-        kinds: what the error is, the most special first: a reply code, a method, or a kind of the driver's.
-        said: the broker's own words.
+        kinds: The keys of the error, the most special first: a reply code, a method, or an error class of the driver.
+        said: The broker's text; "" (default) for none.
     """
     rows = [row for kind in kinds for row in _BY_KIND.get(kind, ())]
     fits = [answer for words, answer in rows if words and words in said]
@@ -209,9 +216,15 @@ def rule_for(kinds: Sequence[str], said: str = "") -> ErrorRule:
 
 
 def translate(exc: Exception, doing: str, *, fate_unknown: bool = False) -> TransportError | ConfigurationError:
-    """Return our error for a driver's; what is no refusal of the broker's is taken for a lost connection.
+    """Return the error of this package for an error of a driver.
 
-    py-amqp raises AttributeError and the like on a connection that was lost meanwhile, so no kind is left out.
+    An error that is not a refusal of the broker counts as a lost connection. That includes every other class, because
+    py-amqp raises AttributeError and others on a connection that was lost meanwhile.
+
+    Args:
+        exc: The error.
+        doing: The operation, for the text of the error.
+        fate_unknown: Whether the operation may have taken effect if the connection was lost; False by default.
     """
     said = _said(exc)
     if isinstance(exc, amqp.PreconditionFailed) and (found := _INEQUIVALENT.search(said)):
@@ -231,7 +244,7 @@ def translate(exc: Exception, doing: str, *, fate_unknown: bool = False) -> Tran
 
 
 def _inequivalent(found: re.Match[str]) -> str:
-    """Say in what a queue or an exchange that is there differs from the one that was to be declared."""
+    """Return how an existing queue or exchange differs from the one to declare, and the remedy."""
     ours, theirs = (_TYPED.sub(r"\1", found[whose]) for whose in ("ours", "theirs"))
     name, difference = found["name"], f"{found['name']} is {theirs} there, and {ours} was asked for"
     if found["kind"] == "exchange":
@@ -249,12 +262,12 @@ def _inequivalent(found: re.Match[str]) -> str:
     in_a_url = f" (in a URL ?{name}={written})" if theirs != "none" else ""
     return (
         f"the queue exists with other arguments: {difference}. Pass queue_arguments= as the queue has them{in_a_url}, "
-        "or delete the queue, with what waits in it"
+        "or delete the queue, with the messages in it"
     )
 
 
 def _refusal(answer: ErrorRule, doing: str, said: str) -> TransportError:
-    """Return our error where the broker has answered, and nothing took effect."""
+    """Return the error for an answer of the broker: nothing took effect."""
     text = f"{doing}: {answer.says}: {said}" if answer.says else f"{doing}: {said}"
     if answer.meaning is Meaning.UNAVAILABLE:
         return answer.kind(text, effect="nothing was done")
@@ -266,7 +279,7 @@ def _refusal(answer: ErrorRule, doing: str, said: str) -> TransportError:
 
 
 def _kinds(exc: Exception) -> list[str]:
-    """Return what the table may know an error by; the driver of Redis is not imported here."""
+    """Return the keys of an error in the table; the driver of Redis is not imported here."""
     if isinstance(exc, amqp.AMQPError):
         return [str(type(exc).code)]
     return [

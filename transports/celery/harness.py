@@ -1,6 +1,6 @@
 """The Celery transport under the conformance kit: over RabbitMQ, Redis, or kombu's broker inside the process.
 
-What goes behind its back here is plain kombu, which knows nothing of ours.
+The harness injects messages and deletes queues through kombu, without the transport.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ _VARIANTS = {"x-queue-type=quorum": "-quorum", "x-max-priority": "-priority"}
 
 
 class CeleryHarness(Harness):
-    """`url` may say what queues are like, as the transport's own does: `?x-queue-type=quorum`, `?x-max-priority=10`."""
+    """The harness of one broker.
+
+    Args:
+        url: The URL, with queue arguments if needed: `?x-queue-type=quorum`, `?x-max-priority=10`.
+    """
 
     moment = 0.1
 
@@ -49,41 +53,41 @@ class CeleryHarness(Harness):
 
     @contextlib.contextmanager
     def transport(self) -> Any:
-        """Open a transport whose subscriptions are remembered, so that their connections can be cut."""
+        """Open a transport and record its subscriptions, so that their connections can be cut."""
         with contextlib.closing(from_url(self._url)) as transport:
             subscribe = transport.subscribe
             opened = self._subscriptions[id(transport)] = []
 
-            def remembering(queues: Sequence[str], *, lease: float) -> CelerySubscription:
+            def recording(queues: Sequence[str], *, lease: float) -> CelerySubscription:
                 opened.append(subscribe(queues, lease=lease))
                 return opened[-1]
 
-            transport.subscribe = remembering  # type: ignore[method-assign]  # this one alone
+            transport.subscribe = recording  # type: ignore[method-assign]  # of this instance only
             try:
                 yield transport
             finally:
                 del self._subscriptions[id(transport)]
 
     def inject(self, transport: CeleryTransport, queue: str, text: str) -> None:
-        """Publish the wire's JSON as Celery would say it; what is no object is the whole body."""
+        """Publish a JSON text of the wire in Celery's protocol; a text that is no object is the whole body."""
         wire = json.loads(text)
         headers: dict[str, Any] = {}
         properties: dict[str, Any] = {}
         body = wire
         if isinstance(wire, dict):
-            headers, properties, body = _as_celery_says_it(wire)
+            headers, properties, body = _in_celerys_protocol(wire)
         if properties.get("correlation_id"):
             transport._reply_queue.expect([properties["correlation_id"]])
             properties["reply_to"] = transport._reply_queue.address
         if self._settings.keeps_priorities(queue):
             properties["priority"] = DEFAULT_PRIORITY
-        producer = kombu.Producer(self._behind().default_channel, serializer="json")
+        producer = kombu.Producer(self._own_connection().default_channel, serializer="json")
         producer.publish(
             body, exchange="", routing_key=queue, headers=headers, declare=[self._settings.queue(queue)], **properties
         )
 
     def expire(self, transport: CeleryTransport, queue: str) -> None:
-        """Cut the connection of everyone who may hold a message of the queue: that is what ends a claim on AMQP."""
+        """Cut every connection that may have a message of the queue: on AMQP that ends a claim."""
         _cut(_receiving(one for one in self._subscriptions[id(transport)] if queue in one._queues))
 
     def sever(self, transport: CeleryTransport) -> bool:
@@ -92,15 +96,15 @@ class CeleryHarness(Harness):
         return _cut([*receiving, *answered, *transport._publishers._idle])
 
     def clean(self, queues: Sequence[str]) -> None:
-        channel = self._behind().channel()
+        channel = self._own_connection().channel()
         for name in [queue + suffix for queue in queues for suffix in ("", DEAD_SUFFIX)]:
             with contextlib.suppress(KeyError):  # kombu's own brokers know no queue that was never declared
                 channel.queue_delete(name)
                 channel.exchange_delete(name)
         channel.close()
 
-    def _behind(self) -> Any:
-        """A connection of the harness' own, opened when it is first needed, and again when the broker ended it."""
+    def _own_connection(self) -> Any:
+        """Return the connection of the harness, opened when it is needed, and again after the broker has ended it."""
         if self._connection is None or not self._connection.connected:
             self._connection = kombu.Connection(self._settings.url, transport_options={"confirm_publish": True})
         return self._connection
@@ -111,16 +115,18 @@ def _receiving(subscriptions: Iterable[CelerySubscription]) -> list[Broker]:
 
 
 def _cut(brokers: Iterable[Broker]) -> bool:
-    """Shut down the sockets; False where kombu plays the broker itself, and there is nothing to cut."""
-    found = [broker for broker in brokers if broker.amqp]
-    for broker in found:
+    """Shut down the sockets; return False if kombu emulates the broker, and there is no socket."""
+    connected = [broker for broker in brokers if broker.amqp]
+    for broker in connected:
         with contextlib.suppress(OSError, AttributeError):  # cut already
             broker.connection.connection.sock.shutdown(socket.SHUT_RDWR)
-    return bool(found)
+    return bool(connected)
 
 
-def _as_celery_says_it(wire: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    unknown = {f"x-{name}": value for name, value in wire.items() if name not in _KNOWN}  # none that Celery knows
+def _in_celerys_protocol(wire: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    unknown = {
+        f"x-{name}": value for name, value in wire.items() if name not in _KNOWN
+    }  # with names that Celery does not have
     headers = {"lang": "py", "id": str(wire.get("task_id") or wire.get("reply_key") or uuid.uuid4())}
     if "task_name" in wire:
         headers["task"] = wire["task_name"]

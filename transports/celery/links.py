@@ -30,7 +30,7 @@ _MAX_CANVAS_DEPTH = 20
 
 
 def link_queue(link: Mapping[str, Any], default: str) -> str:
-    """Return the queue that a signature names; Celery's default queue where it names none."""
+    """Return the queue that a signature names, or the default queue."""
     queue = (link.get("options") or {}).get("queue")
     return queue if isinstance(queue, str) and queue else default
 
@@ -112,9 +112,9 @@ def linked_task(
 
 def _check_link(link: Any, path: str) -> None:
     if not isinstance(link, dict) or not name_of(link.get("task")):
-        raise MessageProblem(f"a link without a task @ {path}")
+        raise MessageProblem(f"a link must name its task @ {path}")
     if kind := link.get("subtask_type"):
-        raise MessageProblem(f"a link that is a {kind} is not fired here; link single tasks @ {path}")
+        raise MessageProblem(f"a link cannot be a {kind}; link single tasks @ {path}")
     for name, expected, kind in (("args", "array", list), ("kwargs", "object", dict), ("options", "object", dict)):
         if link.get(name) is not None and not isinstance(link[name], kind):
             raise MessageProblem(f"expected an {expected}, got {json_type(link[name])} @ {path}.{name}")
@@ -134,7 +134,7 @@ def _check_link(link: Any, path: str) -> None:
 
 
 def _single_tasks(link: Any, path: str, dropped: list[str], depth: int = 0) -> Iterator[tuple[Any, str]]:
-    """Yield the tasks of an errback that are fired: of a chain the first, of a group all, of a chord its header's.
+    """Yield the tasks of an errback that are sent: the first of a chain, all of a group, and the header of a chord.
 
     The paths of the others are added to `dropped`.
     """
@@ -162,11 +162,7 @@ def _single_tasks(link: Any, path: str, dropped: list[str], depth: int = 0) -> I
 
 
 def _reduced(link: Any, path: str, dropped: list[str]) -> Any:
-    """Return an errback without what cannot be honoured: options, and values outside the domain.
-
-    Their paths are added to `dropped`. An error that is reported in another way than its sender wanted is better than
-    one that is not reported.
-    """
+    """Return an errback without the options and values that cannot be sent; their paths are added to `dropped`."""
     if not isinstance(link, dict):
         return link
     for name, kind in (("args", list), ("kwargs", dict)):
@@ -179,12 +175,14 @@ def _reduced(link: Any, path: str, dropped: list[str]) -> Any:
     options = link.get("options")
     if not isinstance(options, dict):
         return link
-    foreign = [name for name, value in options.items() if value not in (None, [], {}) and not _is_honoured(name, value)]
+    foreign = [
+        name for name, value in options.items() if value not in (None, [], {}) and not _is_supported(name, value)
+    ]
     dropped += sorted(f"{path}.options.{name}" for name in foreign)
     return {**link, "options": {name: value for name, value in options.items() if name not in foreign}}
 
 
-def _is_honoured(name: str, value: Any) -> bool:
+def _is_supported(name: str, value: Any) -> bool:
     if name == "countdown":
         return _is_countdown(value)
     return name in _OPTIONS and (name != "task_id" or name_of(value) is not None)

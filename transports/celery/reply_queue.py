@@ -1,7 +1,7 @@
-"""Where answers to blocked callers arrive: one queue and one connection for the whole process, served by one thread.
+"""The reply queue of a process: one queue and one connection, served by one thread.
 
-The queue is there before the first message that asks for an answer is sent. It outlives a lost connection for an hour,
-so that an answer that comes meanwhile is found when it is back. Answers that no caller waits for are dropped.
+The queue exists before the first message that asks for an answer is sent. It outlives a lost connection by an hour, so
+that answers that arrive meanwhile are received later. Answers that no caller waits for are dropped.
 """
 
 from __future__ import annotations
@@ -25,20 +25,28 @@ from unstract_core.errors import ContractError, NotSupported, TransportClosed, T
 from unstract_core.transport import REPLY_TTL, Reply
 
 _TICK = 0.5
-_SLICE = 0.02
-"""Seconds between two looks at a broker that cannot be waited on."""
-_LONGEST_PAUSE = 2.0
-_CROWD = 1000
+"""The longest time in seconds between two checks whether the queue was closed; also the first pause after an error."""
+_POLL_INTERVAL = 0.02
+"""The time in seconds between two polls of a broker that cannot be waited on."""
+_MAX_PAUSE = 2.0
+"""The longest pause in seconds after an error."""
+_CLEAN_UP_AT = 1000
+"""The number of awaited replies from which expired ones are removed."""
 
 
 @attrs.define
-class _Awaited:
+class _AwaitedReply:
+    #: When it expires, on the monotonic clock.
     until: float
     reply: Reply | None = None
 
 
 class ReplyQueue:
-    """Thread-safe. `address` names the queue to which answers are sent."""
+    """Receives the answers of a process; thread-safe.
+
+    Args:
+        settings: The settings of the broker.
+    """
 
     def __init__(self, settings: BrokerSettings) -> None:
         self._settings = settings
@@ -46,8 +54,8 @@ class ReplyQueue:
         self._pid = 0
         self._changed = threading.Condition()
         self._address = ""
-        self._awaited: dict[str, _Awaited] = {}
-        self._crowded = _CROWD
+        self._awaited: dict[str, _AwaitedReply] = {}
+        self._clean_up_at = _CLEAN_UP_AT
         self._thread: threading.Thread | None = None
         self._broker: Broker | None = None
         self._listening = False
@@ -56,12 +64,16 @@ class ReplyQueue:
 
     @property
     def address(self) -> str:
-        """The name of the reply queue, which is another one after a fork."""
+        """The name of the reply queue; a forked process has another one."""
         self._reset_after_fork()
         return self._address
 
     def expect(self, keys: list[str]) -> None:
-        """Be ready for answers under `keys`, before what asks for them is sent. Raises TransportUnavailable."""
+        """Await answers under `keys`; called before the messages that ask for them are sent.
+
+        Raises:
+            TransportUnavailable: The queue is not listened to within `connect_timeout` and `confirm_timeout`.
+        """
         self._reset_after_fork()
         deadline = time.monotonic() + self._settings.connect_timeout + self._settings.confirm_timeout
         with self._changed:
@@ -69,7 +81,7 @@ class ReplyQueue:
                 self._thread = threading.Thread(target=self._serve, name="unstract-wire-replies", daemon=True)
                 self._thread.start()
             known = self._problem
-            self._changed.notify_all()  # so that it is tried now, if the thread is pausing
+            self._changed.notify_all()  # ends a pause of the thread
             while not self._listening:
                 self._check_open()
                 if self._problem is not None and self._problem is not known:
@@ -79,14 +91,25 @@ class ReplyQueue:
                         "listen for replies: the broker did not answer", effect="nothing was sent"
                     )
             now = time.monotonic()
-            if len(self._awaited) >= self._crowded:  # not at every call, for there may be many
-                self._awaited = {key: one for key, one in self._awaited.items() if one.until > now}
-                self._crowded = max(_CROWD, 2 * len(self._awaited))
+            if len(self._awaited) >= self._clean_up_at:  # not at every call, because there may be many
+                self._awaited = {key: awaited for key, awaited in self._awaited.items() if awaited.until > now}
+                self._clean_up_at = max(_CLEAN_UP_AT, 2 * len(self._awaited))
             for key in keys:
-                self._awaited.setdefault(key, _Awaited(now)).until = now + REPLY_TTL  # the first answer stays
+                self._awaited.setdefault(key, _AwaitedReply(now)).until = (
+                    now + REPLY_TTL
+                )  # keeps a reply that has arrived
 
     def reply(self, key: str, *, timeout: float, consume: bool) -> Reply | None:
-        """Return the answer under `key`, waiting up to `timeout` seconds. Raises NotSupported for any other key."""
+        """Return the answer under a key; None if it has not arrived in time.
+
+        Args:
+            key: The reply key of a message that this process has sent.
+            timeout: The time in seconds to wait.
+            consume: Whether later calls return the status only.
+
+        Raises:
+            NotSupported: This process awaits no answer under that key.
+        """
         self._reset_after_fork()
         deadline = time.monotonic() + timeout
         with self._changed:
@@ -95,15 +118,15 @@ class ReplyQueue:
                 awaited = self._awaited.get(key)
                 if awaited is None or awaited.until <= time.monotonic():
                     raise NotSupported(
-                        "a broker keeps no status: reply() answers for an hour for what this process sent with a "
-                        "reply_key. Ask your Celery app's result backend, or dispatch over PostgreSQL"
+                        "a broker keeps no status: reply() works for one hour, in the process that sent the message "
+                        "with a reply_key. Ask your Celery app's result backend, or dispatch over PostgreSQL"
                     )
                 remaining = deadline - time.monotonic()
                 if awaited.reply is not None:
-                    found = awaited.reply
+                    reply = awaited.reply
                     if consume:
-                        awaited.reply = attrs.evolve(found, result=None, error="")
-                    return found
+                        awaited.reply = attrs.evolve(reply, result=None, error="")
+                    return reply
                 if remaining <= 0:
                     return None
                 self._changed.wait(min(remaining, threading.TIMEOUT_MAX))
@@ -118,12 +141,12 @@ class ReplyQueue:
             thread.join(timeout=5 * _TICK)
 
     def _begin(self) -> None:
-        """Start afresh, in a new process: nothing of a parent's can be used, not even its lock."""
+        """Start in a new process: nothing of a parent process can be used, not even its lock."""
         self._pid = os.getpid()
         self._changed = threading.Condition()
         self._address = str(uuid.uuid4())
         self._awaited = {}
-        self._crowded = _CROWD
+        self._clean_up_at = _CLEAN_UP_AT
         self._thread = None
         self._broker = None
         self._listening = False
@@ -151,7 +174,7 @@ class ReplyQueue:
                     self._listening = False
                     self._changed.notify_all()
                 self._wait(pause)
-                pause = min(_LONGEST_PAUSE, pause * 2)
+                pause = min(_MAX_PAUSE, pause * 2)
         with self._changed:
             self._changed.notify_all()
 
@@ -161,13 +184,13 @@ class ReplyQueue:
                 self._changed.wait(seconds)
 
     def _listen(self) -> None:
-        """Receive answers until the connection breaks or the inbox is closed."""
-        doing = "listen for replies"
+        """Receive answers until the connection breaks or the queue is closed."""
+        operation = "listen for replies"
         broker = self._broker = Broker(self._settings, heartbeat=self._settings.heartbeat)
         queue = kombu.Queue(self._address, routing_key=self._address, durable=True, expires=REPLY_TTL)
         try:
-            broker.declare(queue, doing)
-            with mapped(doing):
+            broker.declare(queue, operation)
+            with mapped(operation):
                 channel = keep_compressed(broker.connection.channel())
                 consumer = kombu.Consumer(channel, [queue], on_message=self._receive, no_ack=True, auto_declare=False)
                 consumer.consume()
@@ -176,7 +199,7 @@ class ReplyQueue:
                     self._changed.notify_all()
                 while not self._closed:
                     with contextlib.suppress(TimeoutError):
-                        broker.connection.drain_events(timeout=_TICK if broker.amqp else _SLICE)
+                        broker.connection.drain_events(timeout=_TICK if broker.amqp else _POLL_INTERVAL)
                     broker.keep_alive()
                 queue(channel).delete()
             broker.close()

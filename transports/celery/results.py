@@ -1,8 +1,8 @@
 """Results of tasks as Celery's result backends write them, in both directions.
 
-A failure travels as the type and the arguments of an exception. Classes are never imported from what the wire says:
-ours reads them as text, and writes `Type: message` as a type and one argument, in the module that it is known to be of,
-with the whole text beside them for readers of ours: of the arguments alone it cannot always be made again.
+The wire has a failure as the type and the arguments of an exception. No class is ever imported because of a message:
+a failure is read as text. The text `Type: message` is written as a type with one argument and a module if that is
+known. A field of our own has the whole text, because the arguments do not always give it back.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ENDED = {"SUCCESS", "FAILURE", "REVOKED"}
 _UNREAD_TTL = 86400.0
 """The time in seconds after which an unread answer may be removed; Celery keeps results for as long."""
 _TEXT = "exc_text"
-"""The field that we add to Celery's fields of a failure."""
+"""The field with the whole error text, which Celery does not have."""
 
 
 def answers(received: Received, reply: Reply, error_type: str) -> Iterator[Outgoing]:
@@ -85,9 +85,9 @@ def write_answer(reply: Reply, *, task_id: str, correlation_id: str, reply_to: s
 
 
 def read_answer(message: kombu.Message, key: str) -> Reply | None:
-    """Read an answer under `key`; None for what is none, or not the last word (STARTED, RETRY). Never raises.
+    """Return the reply of an answer under `key`; None if it is unreadable or not final (STARTED, RETRY). Never raises.
 
-    An answer that cannot be decompressed within the limit is a failure: the caller does not wait for another.
+    An answer that cannot be decompressed within the limit is a failure, because no other answer will arrive.
     """
     try:
         body = readable_body(message)
@@ -132,13 +132,13 @@ def _key(message: str) -> str:
 
 
 def _is_builtin(name: str) -> bool:
-    """Whether Celery's client may make it again: what ends a process, such as SystemExit, would end the client's."""
+    """Whether Celery's client may raise it: SystemExit and the like would end the client's process."""
     kind = getattr(builtins, name, None)
     return isinstance(kind, type) and issubclass(kind, Exception)
 
 
 def _text(result: Any) -> str:
-    """Return `Type: message`, as `str(exception)` would have said where the worker ran."""
+    """Return `Type: message`, with the text of `str(exception)` in the worker."""
     if not isinstance(result, Mapping):
         return str(result)
     if isinstance(text := result.get(_TEXT), str):

@@ -1,13 +1,14 @@
 """The short text of a task's arguments that Celery's messages carry for logs and monitors (`argsrepr`, `kwargsrepr`).
 
-It is, to the character, what Celery itself writes, which is no `repr`: strings stand between single quotes, and only
-those are escaped. A scalar that, without its quotes, would fill the room that is left is cut there, and then back to
-its last space; "..." follows. A container inside `levels` others is only hinted at: `{...}`. When the room is used up,
-", ..." stands for whatever is left, and what was opened is closed. Everything written uses room, and the last token
-may go beyond it.
+The text is equal to Celery's, character for character, and differs from `repr`:
 
-Nothing is read beyond the room, and nothing recurses. Cycles, which cannot travel, are not looked for: where Celery
-would name one, it is written until the levels or the room end it.
+- Strings have single quotes, and only these are escaped.
+- A scalar that would fill the remaining room without its quotes is cut there and back to its last space; "..." follows.
+- A container inside `levels` others is written as `{...}`.
+- When the room is used up, ", ..." replaces the rest, and open containers are closed. The last token may exceed it.
+
+Nothing is read beyond the room, and nothing recurses. Cycles, which the wire cannot carry, are not detected: they are
+written until the levels or the room end.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ _NO_KEY: Final = object()
 
 
 def saferepr(value: object, limit: int = 1024, levels: int = 3) -> str:
-    """Write `value` in about `limit` characters, with containers up to `levels` deep; 0 levels are any number."""
+    """Return the text of a value.
+
+    Args:
+        value: The value.
+        limit: The room in characters; 1024 by default.
+        levels: The depth of containers that are written; 3 by default, 0 for any depth.
+    """
     text = _Text(limit, levels)
     try:
         text.write(value)
@@ -33,7 +40,7 @@ def saferepr(value: object, limit: int = 1024, levels: int = 3) -> str:
 
 
 class _RoomUsedUp(Exception):
-    """There is something left to write, and no room."""
+    """The value has a rest, and there is no room for it."""
 
 
 class _Text:
@@ -60,7 +67,7 @@ class _Text:
         return False
 
     def write_members(self) -> None:
-        """Write and close all that is open."""
+        """Write the members of open containers and close them."""
         while self.opened:
             members, closing = self.opened[-1]
             if not self._write_until_opened(members):
@@ -70,7 +77,7 @@ class _Text:
                 self.separator = ", "
 
     def break_off(self) -> None:
-        """Leave out the rest, and close what is open."""
+        """Leave out the rest, and close open containers."""
         self.parts.append(", ...")
         self.parts += [closing for _, closing in reversed(self.opened)]
 

@@ -1,4 +1,4 @@
-"""Celery's own exceptions in a task: what Retry, Reject and Ignore ask for.
+"""Celery's own exceptions in a task: Retry, Reject and Ignore.
 
 Celery itself is not imported: a task that raises one of its exceptions has imported it.
 """
@@ -10,10 +10,12 @@ import datetime
 from unstract_core.continuation import Ignored, Rejected, RetryAsked, fit_delay
 from unstract_core.values import error_parts
 
+_MODULE = "celery.exceptions"
+
 
 def outcome_of(exc: BaseException) -> RetryAsked | Rejected | Ignored | None:
     """Return the outcome that an exception of Celery's asks for; None for every other exception."""
-    match next((kind.__name__ for kind in type(exc).__mro__ if kind.__module__ == "celery.exceptions"), None):
+    match _celery_name(exc):
         case "Retry":
             return _retry(exc)
         case "Reject":
@@ -21,6 +23,16 @@ def outcome_of(exc: BaseException) -> RetryAsked | Rejected | Ignored | None:
         case "Ignore":
             return Ignored()
     return None
+
+
+def is_retry(exc: BaseException) -> bool:
+    """Whether an exception is Celery's Retry, or a subclass of it."""
+    return any((kind.__module__, kind.__name__) == (_MODULE, "Retry") for kind in type(exc).__mro__)
+
+
+def _celery_name(exc: BaseException) -> str | None:
+    """Return the name of the exception's first class that is Celery's; None if it has none."""
+    return next((kind.__name__ for kind in type(exc).__mro__ if kind.__module__ == _MODULE), None)
 
 
 def _retry(exc: BaseException) -> RetryAsked:

@@ -1,7 +1,7 @@
 """`CeleryTransport`: tasks over a message broker, in Celery's own message protocol, through kombu alone.
 
-A real Celery worker runs what is sent here and fires its callbacks, and our Consumer runs what a real Celery client
-sends. docs/celery.md says what is equal and what is not.
+A Celery worker runs the tasks that this transport sends, with their callbacks, and the package's Consumer runs the
+tasks of a Celery client. docs/celery.md lists the differences.
 """
 
 from __future__ import annotations
@@ -33,17 +33,32 @@ from unstract_core.transport import Capabilities, Message, QueueState, Reply, ch
 class CeleryTransport:
     """Celery's wire over any broker that kombu reaches: `amqp://` above all, `redis://` and `memory://` too.
 
-    `queue_arguments` are those with which queues are declared, as Celery's app declares them: for every queue
-    (`{"x-queue-type": "quorum"}`, `{"x-max-priority": 10}`), or by queue (`{"my_queue": {...}}`). `declare=False`
-    declares nothing: then the queues must be there, or subscribing raises TransportNotReady. A publish is confirmed
-    within `confirm_timeout` seconds or raises; `connect_timeout` limits each attempt to connect. `heartbeat` is asked
-    of the broker for connections that receive, 0 for none. `pool_size` connections publish. `default_queue` takes the
-    links that name no queue, as Celery's does. A message with time limits is refused, unless `ignore_time_limits`.
-    `ssl` and `transport_options` are kombu's; where `ssl` does not say otherwise (`cert_reqs`, `server_hostname`), the
-    certificate of an `amqps://` broker has to be valid, and its name that of the URL.
+    `send` and `reply` are thread-safe. Atomic settlement, transactional send, status and fencing are not claimed:
+    operations that a broker does not have raise NotSupported.
 
-    Claims no atomic settlement, no transactional send, no status and no fencing: what a broker cannot do raises
-    NotSupported. `send` and `reply` are thread-safe. Raises ConfigurationError for settings that cannot work.
+    Args:
+        url: The URL of the broker.
+        queue_arguments: The arguments with which queues are declared, as Celery's app declares them: for every queue
+            (`{"x-queue-type": "quorum"}`, `{"x-max-priority": 10}`), or by queue (`{"my_queue": {...}}`). None
+            (default) for none.
+        declare: Whether queues are declared (default). Otherwise they must exist: `subscribe` raises TransportNotReady
+            if one does not.
+        connect_timeout: The limit in seconds of each attempt to connect; 5 by default.
+        confirm_timeout: The time in seconds within which the broker confirms a message, or `send` raises; 30 by
+            default.
+        heartbeat: The interval in seconds of the heartbeats of connections that receive; 30 by default, 0 for none.
+        pool_size: The most connections that publish; 4 by default.
+        default_queue: The queue of links that name none, as in Celery; "celery" by default.
+        ignore_time_limits: Whether tasks with time limits are run without the limits; they are refused by default.
+        ssl: kombu's `ssl`. By default the certificate of an `amqps://` broker must be valid for the name in the URL;
+            `cert_reqs` and `server_hostname` change that.
+        transport_options: kombu's transport options; None (default) for none.
+
+    Attributes:
+        dead: The dead letters.
+
+    Raises:
+        ConfigurationError: A setting has no valid value, or no connection can be made with it.
     """
 
     def __init__(
@@ -69,9 +84,9 @@ class CeleryTransport:
         if not isinstance(pool_size, int) or pool_size < 1:
             raise ConfigurationError(f"pool_size must be a whole number of at least 1, not {pool_size!r}")
         if not isinstance(url, str) or "://" not in url:
-            raise ConfigurationError("the URL of a broker is like amqp://user:password@host:5672/vhost")
+            raise ConfigurationError("the URL of a broker must be like amqp://user:password@host:5672/vhost")
         if queue_arguments is not None and not isinstance(queue_arguments, Mapping):
-            raise ConfigurationError("queue_arguments are a mapping, such as {'x-queue-type': 'quorum'}")
+            raise ConfigurationError("queue_arguments must be a mapping, such as {'x-queue-type': 'quorum'}")
         self._settings = BrokerSettings(
             url=url,
             queue_arguments=dict(queue_arguments or {}),
@@ -82,7 +97,7 @@ class CeleryTransport:
             ssl=checked_tls(url, ssl),
             transport_options=dict(transport_options or {}),
         )
-        connection_of(self._settings)  # what cannot work is refused now, not at the first message
+        connection_of(self._settings)  # raises now for unusable settings, not at the first message
         try:
             check_name(default_queue, "default_queue")
         except PayloadError as exc:
@@ -113,13 +128,22 @@ class CeleryTransport:
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         """Publish, wait for the broker's confirms, and return the tasks' ids.
 
-        Raises PayloadError before anything is sent; TransportUnavailable, TransportNotReady and TransportRefused, which
-        name the message and its queue. After an error some of several messages may have been sent: then, and where no
-        confirm came, `fate_unknown` is True. Sending again under the same task_id is what makes a doubled task
-        recognisable.
+        After an error some of several messages may have been sent. If that is so, or if a confirm is missing,
+        `fate_unknown` is True. Send again with the same task_id, so that a doubled task can be recognised.
+
+        Args:
+            messages: The messages.
+            within: Not supported by a broker; None.
+
+        Raises:
+            PayloadError: The wire cannot carry a message; nothing was sent.
+            NotSupported: `within` is given.
+            TransportUnavailable: The broker cannot be reached, or has not confirmed a message.
+            TransportNotReady: A queue is missing, or access is denied.
+            TransportRefused: The broker refused a message for good.
         """
         if within is not None:
-            raise NotSupported("a broker is not part of your database's transaction; send without within=")
+            raise NotSupported("a broker has no part in a database transaction. Send without within=")
         self._check_open()
         keys = [message.payload.reply_key for message in messages if message.payload.reply_key is not None]
         address = self._reply_queue.address if keys else ""
@@ -138,28 +162,33 @@ class CeleryTransport:
         outcomes = self._publishers.publish("send", out)
         if errors := [error for error in outcomes if error is not None]:
             raise _of_several(errors, len(out))
-        return [one.id for one in out]
+        return [message.id for message in out]
 
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
-        """Return the reply under `key`, waiting up to `timeout` seconds; None when there is none yet.
+        """Return the reply under a key; None if it has not arrived in time.
 
-        Answers for what this process has sent with a `reply_key`; raises NotSupported for any other key, because a
-        broker keeps no status.
+        Args:
+            key: The `reply_key` of a message that this process has sent.
+            timeout: The time in seconds to wait; 0 by default.
+            consume: Whether later calls return the status only; False by default.
+
+        Raises:
+            NotSupported: This process sent no message with that key: a broker keeps no status.
         """
         self._check_open()
         return self._reply_queue.reply(key, timeout=timeout, consume=consume)
 
     def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueState]:
-        """Raises NotSupported: AMQP has no list of queues and their messages."""
+        """Raise NotSupported: AMQP cannot list queues and their messages."""
         self._check_open()
-        raise NotSupported("a broker does not report the state of its queues; use its own tools (rabbitmqctl)")
+        raise NotSupported("a broker does not report the state of its queues. Use its own tools (rabbitmqctl)")
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> CelerySubscription:
-        """Receive from `queues`. There are no leases: a message is ours while its connection lives.
+        """Receive from queues. There are no leases: a message belongs to a connection for as long as that lives.
 
         Args:
-            queues: the names of the queues.
-            lease: the time in seconds within which the consumer renews its deliveries.
+            queues: The names of the queues.
+            lease: The time in seconds within which the consumer renews its deliveries.
         """
         names = check_subscription(queues, lease)
         for name in names:
@@ -175,7 +204,7 @@ class CeleryTransport:
         )
 
     def close(self) -> None:
-        """Give back connections and threads; waiting calls end. Closing twice is allowed."""
+        """Close the connections and end the thread; waiting calls end. Closing twice is allowed."""
         self._closed = True
         self._reply_queue.close()
         self._publishers.close()
@@ -186,16 +215,16 @@ class CeleryTransport:
 
 
 def _of_several(errors: Sequence[TransportError], size: int) -> TransportError:
-    """Return what to raise when some of a batch failed: that others were sent must not go unsaid."""
+    """Return the error to raise for a batch in which some messages failed; it says how many were sent."""
     (first, *_), sent = errors, size - len(errors)
-    for one in errors:
-        if isinstance(one, TransportUnavailable) and one.fate_unknown:
-            return one
+    for error in errors:
+        if isinstance(error, TransportUnavailable) and error.fate_unknown:
+            return error
     if not sent:
         return first
-    error = TransportUnavailable(f"{first}; {sent} of the {size} messages were sent", fate_unknown=True)
-    error.__cause__ = first
-    return error
+    partial = TransportUnavailable(f"{first}; {sent} of the {size} messages were sent", fate_unknown=True)
+    partial.__cause__ = first
+    return partial
 
 
 def from_url(url: str) -> CeleryTransport:
