@@ -27,6 +27,10 @@ from examples.extraction import extract
 from examples.processes import ROOT
 from unstract_core import normalise
 
+OTHER_MOMENT = pytest.mark.slow(
+    variant="tests/examples/test_demo.py, Ctrl-C at most moments",
+    reason="Each case runs a demo of its own; `make test` interrupts two of them in each place.",
+)
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 
 COMPLETE = re.compile(
@@ -288,8 +292,17 @@ def test_demo_leaves_nothing_behind(played: Run) -> None:
 
 
 @needs_proc
-@pytest.mark.parametrize("moment", ["executor worker", "running", "called"])
-@pytest.mark.parametrize("to", [os.kill, os.killpg], ids=["process", "terminal"])
+@pytest.mark.parametrize(
+    ("to", "moment"),
+    [
+        pytest.param(os.killpg, "running", id="terminal-running"),
+        pytest.param(os.kill, "called", id="process-called"),
+        pytest.param(os.kill, "executor worker", id="process-executor worker", marks=OTHER_MOMENT),
+        pytest.param(os.kill, "running", id="process-running", marks=OTHER_MOMENT),
+        pytest.param(os.killpg, "executor worker", id="terminal-executor worker", marks=OTHER_MOMENT),
+        pytest.param(os.killpg, "called", id="terminal-called", marks=OTHER_MOMENT),
+    ],
+)
 def test_ctrl_c_leaves_nothing_running_on_postgres(start: Starter, moment: str, to: Any) -> None:
     """SIGINT to the demo or to its group ends the workers and the server, and removes the scratch directory."""
     run = start()
@@ -308,8 +321,17 @@ def test_ctrl_c_leaves_nothing_running_on_postgres(start: Starter, moment: str, 
 
 
 @needs_proc
-@pytest.mark.parametrize("moment", ["executor worker", "running", "called"])
-@pytest.mark.parametrize("to", [os.kill, os.killpg], ids=["process", "terminal"])
+@pytest.mark.parametrize(
+    ("to", "moment"),
+    [
+        pytest.param(os.killpg, "running", id="terminal-running"),
+        pytest.param(os.kill, "called", id="process-called"),
+        pytest.param(os.kill, "executor worker", id="process-executor worker", marks=OTHER_MOMENT),
+        pytest.param(os.kill, "running", id="process-running", marks=OTHER_MOMENT),
+        pytest.param(os.killpg, "executor worker", id="terminal-executor worker", marks=OTHER_MOMENT),
+        pytest.param(os.killpg, "called", id="terminal-called", marks=OTHER_MOMENT),
+    ],
+)
 def test_ctrl_c_leaves_no_queue_at_a_broker(start: Starter, rabbitmq_url: str, moment: str, to: Any) -> None:
     """SIGINT to the demo or to its group ends the workers, and removes the scratch directory and the queues."""
     run = start.at(over_rabbitmq(rabbitmq_url))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import servers
 from pg_tables import Tables
-from postgres.support import application, named
+from postgres.support import application, named, second_server
 from psycopg.conninfo import make_conninfo
 from queues import queue_name
 
@@ -18,13 +18,8 @@ from transports.postgres.connection import Rows
 from transports.postgres.listener import Listener
 from transports.postgres.statement import Statement
 
-SECOND = pytest.mark.slow(
-    variant="tests/postgres, on the machine's own server",
-    reason="The same tests run on the embedded server in `make test`; the two differ in their major version only.",
-)
 
-
-@pytest.fixture(scope="session", params=["embedded", pytest.param("server", marks=SECOND)])
+@pytest.fixture(scope="session", params=["embedded", pytest.param("server", marks=second_server)])
 def postgres_url(request: pytest.FixtureRequest) -> str:
     """The URL of each server in turn: the embedded one and the machine's, which differ in their major version."""
     found: str = request.getfixturevalue(f"{request.param}_url")

@@ -25,6 +25,12 @@ LONG_POLL = 150.0
 on_one_server = pytest.mark.parametrize("postgres_url", ["embedded"], indirect=True)
 """For tests that take long, or that would disturb others on a shared server: the embedded one alone."""
 
+second_server = pytest.mark.slow(
+    variant="tests/postgres, on the machine's own server",
+    reason="The same tests run on the embedded server in `make test`; the two differ in their major version only.",
+)
+"""For the parameter that stands for the machine's own server."""
+
 AT_ONCE = 4.0
 """Seconds within which what LISTEN announces must have been done: on a busy machine, and before an idle consumer, which
 begins a new `receive` every five seconds, would have found it by itself."""

@@ -22,6 +22,7 @@ import pytest
 import servers
 from pg_tables import Tables
 from pgbouncer import private_pgbouncer
+from postgres.support import second_server
 from psycopg import sql
 
 from transports.postgres import PostgresTransport
@@ -253,17 +254,20 @@ def look(table: Table) -> dict[str, dict[str, list[str]]]:
     return found
 
 
+@pytest.mark.slow(reason="The server writes two million rows; `make test` counts the rows that each statement reads.")
 @pytest.mark.parametrize("kind", ["custom", "generic", "pooled"])
 def test_every_row_is_reached_by_an_index(found: dict[str, dict[str, list[str]]], kind: str) -> None:
     """At a thousand and a million rows, with fresh and with stale statistics: no table is read or sorted."""
     assert found["some"][kind] == []
 
 
+@pytest.mark.slow(reason="The server writes two million rows; `make test` counts the rows that each statement reads.")
 def test_no_plan_that_a_connection_keeps_is_made_for_an_empty_table(found: dict[str, dict[str, list[str]]]) -> None:
     """A table without a single page is cheap to read: the plan is kept, and then there are a million rows in it."""
     assert [*found["none"]["generic"], *found["none"]["kept"], *found["some"]["kept"]] == []
 
 
+@pytest.mark.slow(reason="The server writes two million rows; `make test` counts the rows that each statement reads.")
 @pytest.mark.parametrize("kind", ["custom", "generic", "kept", "pooled"])
 def test_nor_does_any_plan_walk_over_what_a_held_snapshot_keeps(
     found: dict[str, dict[str, list[str]]], kind: str
@@ -380,7 +384,7 @@ def pooled_connection(url: str, server: str) -> Iterator[psycopg.Connection[Any]
         yield stack.enter_context(Connector(url, prepare=False).connect())
 
 
-@pytest.mark.parametrize("server", ["embedded", "server"])
+@pytest.mark.parametrize("server", ["embedded", pytest.param("server", marks=second_server)])
 def test_a_statement_reads_no_more_rows_than_it_takes(request: pytest.FixtureRequest, server: str) -> None:
     """At each size, with each kind of statistics and cost settings, for one and many queues and ten priorities."""
     url: str = request.getfixturevalue(f"{server}_url")

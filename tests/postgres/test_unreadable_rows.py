@@ -412,6 +412,7 @@ def test_names_of_any_size_stop_no_queue(failing: tuple[PostgresTransport, Table
     assert len(letter.org_id) == 65536
 
 
+@pytest.mark.slow(reason="The server writes a message of more than a gigabyte.")
 def test_a_message_of_more_than_a_gigabyte_of_digits_is_dead_lettered(
     postgres: PostgresTransport, tables: Tables, queue: str
 ) -> None:
