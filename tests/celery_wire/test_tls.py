@@ -142,7 +142,7 @@ def test_who_says_so_believes_everybody(encrypted: Encrypted) -> None:
     [
         ("amqps://h//?ssl_nonsense=1", "ssl_nonsense='1' is not understood"),
         ("amqps://h//?ssl_cert_reqs=perhaps", "ssl_cert_reqs='perhaps' is not understood"),
-        ("amqp://h//?ssl_ca_certs=x", "ssl_ca_certs goes with amqps://"),
+        ("amqp://h//?ssl_ca_certs=x", "ssl_ca_certs needs amqps://"),
     ],
 )
 def test_an_option_that_would_have_no_effect_is_refused(url: str, said: str) -> None:

@@ -26,14 +26,15 @@ from unstract_core.transport import STATUS_TTL
 LEASE = 2.5
 
 ALLOWED = {
-    "unstract_core.continuation:_celerys_retry": "Celery's Retry may name the moment at which to run again",
-    "unstract_core.continuation:expiry": "a Celery message may name the moment at which it expires",
-    "unstract_core.cli.render.snapshot:take_snapshot": "`top` shows what time it is",
+    "unstract_core.clock:SystemClock.now": "a Celery message may name the moment at which it expires",
+    "unstract_core.worker.loop:Loop._start": "the same: it asks the clock above",
+    "unstract_core.worker.task_threads:TaskThreads._serve": "the same, for a message that has waited",
+    "unstract_core.cli.render.snapshot:take_snapshot": "`top` shows the time",
     "unstract_core.cli.render.live_view:LiveView.run": "`top` shows since when it has had no answer",
-    "unstract_core.observability.metrics:Metrics.turned": "Prometheus compares this gauge with its own clock",
+    "unstract_core.observability.metrics:Metrics.on_heartbeat": "Prometheus compares this gauge with its own clock",
     "unstract_core.observability.tracing:Tracing.settled": "OpenTelemetry's spans begin and end at moments",
-    "transports.postgres.diagnostics.server:clock": "`doctor` compares this clock with the database's",
-    "transports.memory.store:Store.__init__": "the one look from which moments are told; it counts monotonic seconds",
+    "transports.postgres.diagnostics.server_checks:clock": "`doctor` compares this clock with the database's",
+    "transports.memory.store:Store.__init__": "the start of its monotonic seconds",
 }
 """Who may look at the wall clock, and why. Leases, delays, ages and times to live have no place here."""
 

@@ -176,11 +176,11 @@ class Supervisor:
             return
         if child.silent:
             child.silent = False
-            self._log(logging.INFO, "child_heard_again", child)
+            emit(logger, logging.INFO, "child_heard_again", **_ids(child))
         if report is ChildReport.STARTED:
             child.started_at = time.monotonic()
             self._note_start()
-            self._log(logging.INFO, "child_started", child)
+            emit(logger, logging.INFO, "child_started", **_ids(child))
         elif report.ends_child:
             if child.leave_reason is None:
                 child.leaving_since = time.monotonic()
@@ -267,17 +267,17 @@ class Supervisor:
             if child not in self._pool.leaving:  # one that hangs there would hide that the next ones die
                 child.backoff.note_alive(child.healthy_for)
             if was_looping and not child.backoff.looping:
-                self._log(logging.INFO, "crash_loop_over", child)
+                emit(logger, logging.INFO, "crash_loop_over", **_ids(child))
             silent_for = time.monotonic() - child.last_report_at
             if silent_for >= self._silence_limit and not child.silent:
                 child.silent = True
-                self._log(logging.ERROR, "child_silent", child, seconds=round(silent_for, 1))
+                emit(logger, logging.ERROR, "child_silent", **_ids(child), seconds=round(silent_for, 1))
             leaving_for = 0.0 if child.leave_reason is None else time.monotonic() - child.leaving_since
             if leaving_for >= self._grace and child.leave_reason is ChildReport.SPARE_UNNEEDED:
                 child.signal(signal.SIGKILL)  # it has no message, and its slot must not wait for it
             if leaving_for >= self._silence_limit and not child.lateness_logged:
                 child.lateness_logged = True
-                self._log(logging.WARNING, "child_still_leaving", child, seconds=round(leaving_for, 1))
+                emit(logger, logging.WARNING, "child_still_leaving", **_ids(child), seconds=round(leaving_for, 1))
 
     def _kill_all(self) -> None:
         """Kill all children that still run, and wait until they have exited."""
@@ -286,7 +286,7 @@ class Supervisor:
             if child.process is not None and child.process.poll() is None:
                 if self._ever_started or self._forced_exit != FAILED:  # else the first child has reported the error
                     self._killed += 1
-                    self._log(logging.WARNING, "child_killed", child)
+                    emit(logger, logging.WARNING, "child_killed", **_ids(child))
                 child.signal(signal.SIGKILL)
         deadline = time.monotonic() + _REAP_TIMEOUT
         for child in running:
@@ -295,6 +295,7 @@ class Supervisor:
                     child.process.wait(max(0.0, deadline - time.monotonic()))
                 child.close()
 
-    def _log(self, level: int, event: str, child: WorkerProcess, **fields: Any) -> None:
-        pid = None if child.process is None else child.process.pid
-        emit(logger, level, event, slot=child.number, pid=pid, **fields)
+
+def _ids(child: WorkerProcess) -> dict[str, object]:
+    """Return the fields that name a child in a log event."""
+    return {"slot": child.number, "pid": None if child.process is None else child.process.pid}
