@@ -215,7 +215,7 @@ def crashing(url: str, schema: str, queue: str, batch: int) -> Iterator[Crashing
 
 def main(url: str, schema: str, queue: str, batch: str) -> None:
     # Half of the time of a worker that lives for milliseconds goes into what comes before its first message.
-    vars(postgres_transport)["look_at_tables"] = lambda execute, statements: None
+    vars(postgres_transport)["check_tables"] = lambda execute, statements: None
     PostgresTransport(url, schema).close()
     logging.getLogger().addHandler(logging.NullHandler())
     gc.freeze()

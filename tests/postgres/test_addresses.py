@@ -53,8 +53,10 @@ ACTS: dict[str, Callable[[PostgresTransport], Any]] = {
         "host='s3cret-of-mine",
     ],
 )
-def test_a_conninfo_that_cannot_be_read_is_refused_without_quoting_it(conninfo: str) -> None:
-    """ConfigurationError at construction; no part of a password is in its text, nor in what a traceback adds."""
+def test_unreadable_conninfo_is_refused_without_quoting_it(conninfo: str) -> None:
+    """A conninfo that cannot be parsed raises ConfigurationError; neither its text nor its traceback contains a
+    password.
+    """
     with pytest.raises(ConfigurationError, match="conninfo") as caught:
         PostgresTransport(conninfo)
     shown, error = [], caught.value
@@ -65,8 +67,8 @@ def test_a_conninfo_that_cannot_be_read_is_refused_without_quoting_it(conninfo: 
 
 
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS.keys())
-def test_nobody_at_the_address_is_told_at_once(act: Callable[[PostgresTransport], Any]) -> None:
-    """TransportUnavailable with what the network said and the address; the password stays out of it."""
+def test_unreachable_address_fails_at_once(act: Callable[[PostgresTransport], Any]) -> None:
+    """TransportUnavailable contains the network's message and the address, and no password."""
     address = f"postgresql://user:{PASSWORD}@127.0.0.1:{free_port()}/db"
     started = time.monotonic()
     with transport_on(address, "unstract") as transport, pytest.raises(TransportUnavailable, match="refused") as caught:
@@ -78,10 +80,8 @@ def test_nobody_at_the_address_is_told_at_once(act: Callable[[PostgresTransport]
 
 
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS.keys())
-def test_a_database_that_does_not_exist_is_named_at_once(
-    postgres_url: str, act: Callable[[PostgresTransport], Any]
-) -> None:
-    """What the server says about the address is what the error says."""
+def test_missing_database_is_named_at_once(postgres_url: str, act: Callable[[PostgresTransport], Any]) -> None:
+    """The error contains the server's message about the address."""
     address = make_conninfo(postgres_url, dbname="absent_database", password=PASSWORD)
     started = time.monotonic()
     with (
@@ -94,8 +94,8 @@ def test_a_database_that_does_not_exist_is_named_at_once(
 
 
 @pytest.mark.parametrize("name", [name for name in ACTS if name != "migrate"])
-def test_tables_that_are_not_there_are_told_with_the_remedy(postgres_url: str, schema: str, name: str) -> None:
-    """TransportNotReady, which names `unstract-wire migrate`; once they are there, the same transport works."""
+def test_missing_tables_raise_an_error_with_remedy(postgres_url: str, schema: str, name: str) -> None:
+    """TransportNotReady names `unstract-wire migrate`; once the tables exist, the same transport works."""
     with transport_on(postgres_url, schema) as transport:
         with pytest.raises(TransportNotReady, match="unstract-wire migrate") as caught:
             ACTS[name](transport)
@@ -108,18 +108,14 @@ def test_tables_that_are_not_there_are_told_with_the_remedy(postgres_url: str, s
 
 
 @pytest.mark.parametrize("table", ["messages", "results", "dead"])
-def test_a_consumer_does_not_start_where_one_table_is_missing(
-    postgres: PostgresTransport, tables: Tables, table: str
-) -> None:
+def test_consumer_does_not_start_without_a_table(postgres: PostgresTransport, tables: Tables, table: str) -> None:
     """Misconfiguration fails at the start, not at the first message that needs the table."""
     tables.execute(f"DROP TABLE {{{table}}}")
     with pytest.raises(TransportNotReady, match="unstract-wire migrate"):
         Consumer(postgres, {"t": print}, ["q"]).run()
 
 
-def test_tables_that_vanish_under_a_subscription_are_told_and_waited_for(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
+def test_worker_waits_for_tables_that_were_dropped(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
     """An operator who recreates the schema need not restart the workers."""
     subscription = postgres.subscribe([queue], lease=60)
     for _ in range(8):
@@ -139,14 +135,14 @@ def test_tables_that_vanish_under_a_subscription_are_told_and_waited_for(
     "options",
     [{"poll_interval": 0}, {"poll_interval": -1}, {"timeout": 0}, {"pool_size": 0}, {"poll_interval": float("nan")}],
 )
-def test_settings_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
-    """At construction, as ConfigurationError."""
+def test_invalid_settings_raise_configuration_errors(options: dict[str, Any]) -> None:
+    """An argument that cannot work raises ConfigurationError in the constructor."""
     with pytest.raises(ConfigurationError):
         PostgresTransport(NOWHERE, **options)
 
 
 @on_one_server
-def test_the_options_of_a_url_are_ours_or_the_drivers(postgres_url: str, schema: str) -> None:
+def test_url_options_reach_transport_or_driver(postgres_url: str, schema: str) -> None:
     """`schema` and `poll_interval` go to the transport, `application_name` to the connection."""
     url = f"{postgres_url}?schema={schema}&poll_interval=0.5&listen=no&application_name=wire%20{schema}"
     transport = from_url(url)
@@ -161,7 +157,7 @@ def test_the_options_of_a_url_are_ours_or_the_drivers(postgres_url: str, schema:
 @pytest.mark.parametrize(
     "query", ["poll_interval=soon", "listen=maybe", "pool_size=1.5", "schema=", "schema=" + "x" * 64]
 )
-def test_an_option_of_a_url_that_is_not_understood_is_refused(query: str) -> None:
-    """ConfigurationError, at once."""
+def test_unknown_url_option_is_refused(query: str) -> None:
+    """An option that cannot be understood raises ConfigurationError at once."""
     with pytest.raises(ConfigurationError):
         from_url(f"{NOWHERE}?{query}")

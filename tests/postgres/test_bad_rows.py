@@ -55,10 +55,10 @@ def only_letter(transport: PostgresTransport, queue: str) -> DeadLetter:
 
 
 @pytest.mark.parametrize("text", BAD.values(), ids=BAD.keys())
-def test_a_row_that_cannot_be_read_is_buried_and_costs_no_other_message(
+def test_unreadable_row_is_dead_lettered_alone(
     postgres: PostgresTransport, tables: Tables, queue: str, text: str
 ) -> None:
-    """It stands among good ones, in one batch: they are run, it is kept as it was, with what is wrong with it."""
+    """An unreadable row among valid ones is dead-lettered with its problem; the others run."""
     postgres.send([message("t", queue, "before")])
     tables.inject(queue, text)
     postgres.send([message("t", queue, "after")])
@@ -88,10 +88,8 @@ AS_THE_PRODUCT_READS: dict[str, list[str]] = {
 
 @settings(max_examples=25)
 @given(data=st.data())
-def test_every_row_that_the_products_consumer_runs_is_run(
-    shared: tuple[PostgresTransport, Tables], data: st.DataObject
-) -> None:
-    """Any keys of a message but its task's name may be missing, null or empty: the message is run once."""
+def test_every_row_of_the_product_runs(shared: tuple[PostgresTransport, Tables], data: st.DataObject) -> None:
+    """Every key of a message except the task name may be missing, null or empty; the message runs once."""
     transport, tables = shared
     queue, rows = queue_name(), []
     for _ in range(8):
@@ -106,10 +104,10 @@ def test_every_row_that_the_products_consumer_runs_is_run(
 
 
 @pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
-def test_a_dispatch_of_the_product_without_a_queue_follows_up(
+def test_product_dispatch_without_queue_sends_its_callback(
     postgres: PostgresTransport, tables: Tables, queue: str, raises: bool
 ) -> None:
-    """A row with `"queue": null` sends the callback that it names to the callback's queue, and has its status."""
+    """A row with `"queue": null` sends its callback to the callback's queue and has a status."""
     callbacks = {
         key: {"task_name": key, "kwargs": None, "queue": f"{queue}-callbacks"} for key in ("on_success", "on_error")
     }
@@ -126,10 +124,10 @@ def test_a_dispatch_of_the_product_without_a_queue_follows_up(
 
 
 @pytest.mark.parametrize("text", ['{"task_name": 7, %s}', '{"task_name": "t", "kwargs": "x", "queue": null, %s}'])
-def test_the_caller_of_an_unreadable_message_hears_of_it(
+def test_caller_of_unreadable_message_gets_the_error(
     postgres: PostgresTransport, tables: Tables, queue: str, text: str
 ) -> None:
-    """Its reply_key is found: the reply is failed, with the reason."""
+    """The reply under the message's reply_key is failed, with the reason."""
     tables.inject(queue, text % f'"reply_key": "{queue}"')
     consume(postgres, queue, [])
     letter = only_letter(postgres, queue)
@@ -137,10 +135,10 @@ def test_the_caller_of_an_unreadable_message_hears_of_it(
 
 
 @pytest.mark.parametrize("text", ['{"task_name": 7, %s}', '{"task_name": "t", "kwargs": "x", "queue": null, %s}'])
-def test_on_error_of_an_unreadable_message_is_chained(
+def test_unreadable_message_runs_its_on_error(
     postgres: PostgresTransport, tables: Tables, queue: str, text: str
 ) -> None:
-    """Its on_error runs with the dispatch id and the reason, and the status is failed."""
+    """The on_error callback of an unreadable message gets the dispatch id and the reason; the status is failed."""
     spec = {"task_name": "failed", "kwargs": {"callback_kwargs": {"k": 1}}, "queue": queue}
     tables.inject(queue, text % f'"task_id": "the-id-{queue}", "on_error": {json.dumps(spec)}')
     ran: list[Any] = []
@@ -150,10 +148,8 @@ def test_on_error_of_an_unreadable_message_is_chained(
     assert postgres.reply(f"the-id-{queue}") == Reply(f"the-id-{queue}", "failed", error=letter.reason, ttl=86400)
 
 
-def test_a_row_with_both_a_reply_key_and_on_error_tells_both(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """It is malformed, because it has two senders; both of them hear of it."""
+def test_row_with_two_senders_informs_both(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A row with a reply_key and an on_error is malformed; both get the error."""
     spec = {"task_name": "failed", "kwargs": {}, "queue": queue}
     row: dict[str, Any] = {"task_name": "t", "args": [], "kwargs": {}, "queue": queue, "fairness": None}
     tables.inject(queue, json.dumps({**row, "reply_key": queue, "on_error": spec}))
@@ -176,10 +172,8 @@ def test_a_row_with_both_a_reply_key_and_on_error_tells_both(
         '"on_error": null, "reply_key": null, "task_id": null',
     ],
 )
-def test_what_a_newer_writer_added_is_ignored(
-    postgres: PostgresTransport, tables: Tables, queue: str, extra: str
-) -> None:
-    """Unknown keys, at any level, and keys that are null: the task is run."""
+def test_unknown_keys_are_ignored(postgres: PostgresTransport, tables: Tables, queue: str, extra: str) -> None:
+    """Unknown keys, at any level, and keys with null do not stop a task."""
     tables.inject(queue, f'{{"task_name": "t", "args": [1], "kwargs": {{"k": 2}}, "queue": "{queue}", {extra}}}')
     ran: list[Any] = []
     consume(postgres, queue, ran)
@@ -187,8 +181,8 @@ def test_what_a_newer_writer_added_is_ignored(
     assert postgres.dead.find() == []
 
 
-def test_a_row_that_was_delivered_too_often_is_told(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
-    """A message that keeps killing its workers ends with a failed reply and a burial, and is not run again."""
+def test_too_many_attempts_end_in_failed_reply(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A message that keeps killing its workers gets a failed reply and is dead-lettered."""
     postgres.send([message("t", queue, reply_key=queue)])
     tables.execute("UPDATE {messages} SET read_ct = 2")
     ran: list[Any] = []
@@ -231,10 +225,8 @@ rows = (
 
 @settings(max_examples=60)
 @given(batch=st.lists(rows, min_size=1, max_size=5))
-def test_no_json_stops_a_consumer_or_takes_another_message_with_it(
-    shared: tuple[PostgresTransport, Tables], batch: list[Any]
-) -> None:
-    """Any rows at all: afterwards the queue is empty, what was readable was run, and the rest are dead letters."""
+def test_no_json_stops_a_consumer(shared: tuple[PostgresTransport, Tables], batch: list[Any]) -> None:
+    """After any rows, the queue is empty, each readable row has run, and the others are dead letters."""
     transport, tables = shared
     queue = queue_name()
     for row in batch:
@@ -260,10 +252,10 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("strange", STRANGE.values(), ids=STRANGE.keys())
-def test_a_row_with_a_strange_time_or_count_stops_no_queue(
+def test_extreme_time_or_count_stops_no_queue(
     postgres: PostgresTransport, tables: Tables, queue: str, strange: str
 ) -> None:
-    """An operator may have parked it; the others are run, and the queues can be looked at."""
+    """A row with an extreme time or count does not stop the others, and the queues can be inspected."""
     postgres.send([message("t", queue)])
     tables.execute(strange, queue)
     ids = postgres.send([message("t", queue) for _ in range(5)])

@@ -33,10 +33,8 @@ def transport(beside: Product, postgres: PostgresTransport) -> PostgresTransport
     return postgres
 
 
-def test_two_kinds_of_consumers_share_a_queue_without_loss_or_doubling(
-    beside: Product, transport: PostgresTransport, queue: str
-) -> None:
-    """Product workers, its reaper and our consumer on one queue: every message is run exactly once."""
+def test_product_and_package_share_a_queue(beside: Product, transport: PostgresTransport, queue: str) -> None:
+    """With product workers, its reaper and this package's consumer on one queue, every message runs once."""
     ran: Counter[int] = Counter()
     lock, over = threading.Lock(), threading.Event()
 
@@ -67,10 +65,8 @@ def test_two_kinds_of_consumers_share_a_queue_without_loss_or_doubling(
 
 
 @on_one_server
-def test_rows_in_a_state_of_the_product_alone_are_reported(
-    beside: Product, transport: PostgresTransport, queue: str
-) -> None:
-    """A row in a state that this package does not know is run by nobody here, and `queues` and doctor report it."""
+def test_unknown_states_are_reported(beside: Product, transport: PostgresTransport, queue: str) -> None:
+    """No consumer of this package claims a row in an unknown state; `queues` and doctor report it."""
     transport.send([message("t", queue), message("t", queue)])
     beside.tables.execute(
         "ALTER TABLE {messages} ADD available_at timestamptz NOT NULL DEFAULT now();"
@@ -87,10 +83,8 @@ def test_rows_in_a_state_of_the_product_alone_are_reported(
 
 
 @on_one_server
-def test_a_delayed_message_is_not_visible_to_the_product_before_its_time(
-    beside: Product, transport: PostgresTransport, queue: str
-) -> None:
-    """Neither its claim nor its reaper touches a message of ours that waits; afterwards they get it."""
+def test_product_sees_delayed_message_on_time(beside: Product, transport: PostgresTransport, queue: str) -> None:
+    """Neither the product's claim nor its reaper touches a delayed message before its time."""
     sent = time.monotonic()
     transport.send([message("t", queue, delay=3.0)])
     assert_invisible_until(beside, queue, sent + 3.0)
@@ -99,10 +93,8 @@ def test_a_delayed_message_is_not_visible_to_the_product_before_its_time(
 
 
 @on_one_server
-def test_a_retried_message_is_not_visible_to_the_product_before_its_time(
-    beside: Product, transport: PostgresTransport, queue: str
-) -> None:
-    """A retry with a delay waits for the product's claim as for ours, and counts as an attempt there too."""
+def test_product_sees_delayed_retry_on_time(beside: Product, transport: PostgresTransport, queue: str) -> None:
+    """A delayed retry waits for the product's claim as for this package's, and counts as an attempt there."""
     transport.send([message("t", queue)])
     subscription = transport.subscribe([queue], lease=60)
     (delivery,) = subscription.receive(limit=1, wait=0)
@@ -127,10 +119,8 @@ def assert_invisible_until(beside: Product, queue: str, due: float) -> None:
     assert looks
 
 
-def test_a_message_that_a_product_worker_lost_is_run_by_ours(
-    beside: Product, transport: PostgresTransport, queue: str
-) -> None:
-    """An expired claim of the product's comes to our consumer as the next attempt, without the product's reaper."""
+def test_expired_product_claim_runs_here(beside: Product, transport: PostgresTransport, queue: str) -> None:
+    """An expired claim of the product is the next attempt of this package's consumer, without the product's reaper."""
     transport.send([message("t", queue)])
     assert len(beside.claim(queue, lease=0.2)) == 1
     subscription = transport.subscribe([queue], lease=60)
@@ -138,10 +128,8 @@ def test_a_message_that_a_product_worker_lost_is_run_by_ours(
     subscription.close()
 
 
-def test_our_late_settlement_does_not_touch_what_the_product_has_claimed_since(
-    beside: Product, transport: PostgresTransport, queue: str
-) -> None:
-    """The fence holds against the product's claim: its row stays, and no follow-up of ours appears."""
+def test_late_settlement_respects_product_claim(beside: Product, transport: PostgresTransport, queue: str) -> None:
+    """The fence holds against a claim of the product: its row stays, and no follow-up is sent."""
     transport.send([message("t", queue)])
     subscription = transport.subscribe([queue], lease=0.1)
     (delivery,) = subscription.receive(limit=1, wait=0)
@@ -153,10 +141,8 @@ def test_our_late_settlement_does_not_touch_what_the_product_has_claimed_since(
     subscription.close()
 
 
-def test_a_message_is_still_ours_when_only_the_reaper_has_touched_it(
-    beside: Product, transport: PostgresTransport, queue: str
-) -> None:
-    """Reaped but not claimed again: a renewal takes it back, and the product's claim does not see it any more."""
+def test_reaped_message_can_still_be_renewed(beside: Product, transport: PostgresTransport, queue: str) -> None:
+    """If the reaper made a message ready and no worker claimed it, a renewal takes it back."""
     transport.send([message("t", queue)])
     subscription = transport.subscribe([queue], lease=0.2)
     (delivery,) = subscription.receive(limit=1, wait=0)
@@ -167,8 +153,8 @@ def test_a_message_is_still_ours_when_only_the_reaper_has_touched_it(
     subscription.close()
 
 
-def test_the_product_reads_what_we_chain(beside: Product, transport: PostgresTransport, queue: str) -> None:
-    """A follow-up is a row that the product's consumer claims and reads: result first, then the spec's kwargs."""
+def test_product_reads_our_follow_ups(beside: Product, transport: PostgresTransport, queue: str) -> None:
+    """The product's consumer claims and reads a follow-up: the result first, then the callback's kwargs."""
     transport.send([message("t", queue, on_success=then("done", queue + "-cb", callback_kwargs={"a": 1}))])
     Consumer(transport, {"t": lambda: {"ok": True}}, [queue]).drain(timeout=10)
     ((_, _, payload),) = beside.claim(queue + "-cb")
@@ -181,8 +167,8 @@ def test_the_product_reads_what_we_chain(beside: Product, transport: PostgresTra
     )
 
 
-def test_we_run_what_the_product_has_enqueued(beside: Product, transport: PostgresTransport, queue: str) -> None:
-    """The product's five keys, as its backend writes them today, are a task; a retried one keeps its place."""
+def test_product_messages_run_here(beside: Product, transport: PostgresTransport, queue: str) -> None:
+    """The five keys that the product's backend writes are a task; a retried one keeps its place."""
     ran: list[object] = []
 
     def task(*args: object, **kwargs: object) -> None:
@@ -198,8 +184,8 @@ def test_we_run_what_the_product_has_enqueued(beside: Product, transport: Postgr
     assert beside.tables.count(queue) == 0
 
 
-def test_a_renewal_of_a_lease_is_a_hot_update(beside: Product, transport: PostgresTransport, queue: str) -> None:
-    """A renewal changes no indexed column: most renewals write no index entry, on the product's tables too."""
+def test_lease_renewal_is_a_hot_update(beside: Product, transport: PostgresTransport, queue: str) -> None:
+    """A renewal changes no indexed column, so most renewals write no index entry, also on the product's tables."""
     transport.send([message("t", queue, number) for number in range(20)])
     subscription = transport.subscribe([queue], lease=60)
     held = subscription.receive(limit=20, wait=5)

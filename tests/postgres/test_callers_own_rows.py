@@ -22,10 +22,10 @@ def caller(request: pytest.FixtureRequest) -> Open:
     return opened
 
 
-def test_rows_that_the_caller_has_not_read_yet_stay_to_be_read(
+def test_unread_rows_of_the_caller_remain(
     postgres: PostgresTransport, tables: Tables, queue: str, caller: Open
 ) -> None:
-    """A message sent for each row of the caller's own cursor is sent for each, and not for the first alone."""
+    """A caller that sends a message for each row of its own cursor reads all of its rows."""
     with caller(tables.url) as open_:
         open_.cursor.execute("SELECT 'Ada' AS name FROM generate_series(1, 5)")
         for _ in iter(open_.cursor.fetchone, None):
@@ -35,8 +35,8 @@ def test_rows_that_the_caller_has_not_read_yet_stay_to_be_read(
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_a_server_side_cursor_will_do(postgres: PostgresTransport, tables: Tables, queue: str, driver: str) -> None:
-    """A named cursor tells which transaction is meant, as any other does, and goes on where it was."""
+def test_server_side_cursor_is_accepted(postgres: PostgresTransport, tables: Tables, queue: str, driver: str) -> None:
+    """A named cursor identifies the transaction as any other does, and continues where it was."""
     connect: Any = psycopg.connect if driver == "psycopg" else psycopg2.connect
     with contextlib.closing(connect(tables.url)) as connection:
         cursor = connection.cursor(name="mine")
@@ -49,10 +49,10 @@ def test_a_server_side_cursor_will_do(postgres: PostgresTransport, tables: Table
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_a_connection_in_autocommit_is_refused_unless_a_transaction_is_open(
+def test_autocommit_without_transaction_is_refused(
     postgres: PostgresTransport, tables: Tables, queue: str, driver: str
 ) -> None:
-    """Nothing could belong to the caller's transaction where there is none: refused before anything is sent."""
+    """Without a caller's transaction, the send is refused before a message is written."""
     connect: Any = psycopg.connect if driver == "psycopg" else psycopg2.connect
     with contextlib.closing(connect(tables.url)) as connection:
         connection.autocommit = True
@@ -78,8 +78,8 @@ def test_a_transaction_block_in_autocommit_is_joined(postgres: PostgresTransport
     assert tables.count(queue) == 1
 
 
-def test_an_asynchronous_cursor_is_refused(postgres: PostgresTransport) -> None:
-    """It could not be waited for here; the error says so."""
+def test_asynchronous_cursor_is_refused(postgres: PostgresTransport) -> None:
+    """The error says that the cursor must be synchronous."""
 
     class Cursor:
         async def execute(self, *_: object) -> None:
@@ -92,10 +92,10 @@ def test_an_asynchronous_cursor_is_refused(postgres: PostgresTransport) -> None:
         postgres.send([message("t", "q")], within=Cursor())
 
 
-def test_a_pipeline_in_autocommit_is_refused_unless_a_transaction_is_open(
+def test_autocommit_pipeline_without_transaction_is_refused(
     postgres: PostgresTransport, tables: Tables, queue: str
 ) -> None:
-    """A pipeline hides whether there is a transaction; what was asked before is waited for, and then it shows."""
+    """A pipeline hides whether a transaction is open, so the pending statements are awaited first."""
     with psycopg.connect(tables.url, autocommit=True) as connection, connection.pipeline():
         cursor = connection.cursor()
         cursor.execute("SELECT 1")
@@ -107,8 +107,8 @@ def test_a_pipeline_in_autocommit_is_refused_unless_a_transaction_is_open(
     assert tables.count(queue) == 1
 
 
-def test_a_connection_that_is_streaming_is_refused(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
-    """It could not be used before the stream is over; waiting for that would be for ever."""
+def test_streaming_connection_is_refused(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A connection in the middle of a stream cannot run another statement; waiting for it would never end."""
     with psycopg.connect(tables.url) as connection:
         cursor = connection.cursor()
         for _ in cursor.stream("SELECT * FROM generate_series(1, 3)"):

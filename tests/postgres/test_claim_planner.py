@@ -35,8 +35,8 @@ Shared = tuple[PostgresTransport, Tables]
 
 
 @pytest.mark.parametrize("queues", [1, 4], ids=["one queue", "several queues"])
-def test_concurrent_claimers_never_share_a_message_nor_exceed_their_limit(shared: Shared, queues: int) -> None:
-    """Eight subscriptions at once take everything, each message once, never more than asked for."""
+def test_concurrent_claimers_never_share_a_message(shared: Shared, queues: int) -> None:
+    """Eight subscriptions claim all messages, each once, and never more than their limit."""
     transport, tables = shared
     names = [queue_name() for _ in range(queues)]
     sent = transport.send([message("t", names[n % queues], n, priority=n % 10 + 1) for n in range(1200)])
@@ -68,10 +68,10 @@ def test_concurrent_claimers_never_share_a_message_nor_exceed_their_limit(shared
     limits=st.lists(st.integers(1, 8), max_size=30),
     queues=st.integers(1, 4),
 )
-def test_priority_then_first_in_first_out_over_all_queues(
+def test_claims_follow_priority_then_order_over_queues(
     shared: Shared, sent: list[tuple[int, int]], limits: list[int], queues: int
 ) -> None:
-    """Whatever stands in however many queues: batches, and what is inside them, come in one order."""
+    """For any messages in any number of queues, batches and their messages come in one order."""
     transport, _ = shared
     names = [queue_name() for _ in range(queues)]
     rows = [(names[place % queues], priority) for place, priority in sent]
@@ -89,8 +89,8 @@ def test_priority_then_first_in_first_out_over_all_queues(
 
 @pytest.mark.parametrize("analysed", [False, True])
 @pytest.mark.parametrize("queues", [1, 3], ids=["one queue", "several queues"])
-def test_a_claim_locks_no_more_than_it_takes(shared: Shared, queues: int, analysed: bool) -> None:
-    """While one claim is not committed yet, another gets everything else: no idle workers beside a full queue."""
+def test_claim_locks_only_its_own_rows(shared: Shared, queues: int, analysed: bool) -> None:
+    """While one claim is uncommitted, another gets all other messages."""
     transport, tables = shared
     names = [queue_name() for _ in range(queues)]
     transport.send([message("t", names[n % queues]) for n in range(3000)])
@@ -107,8 +107,8 @@ def test_a_claim_locks_no_more_than_it_takes(shared: Shared, queues: int, analys
 
 
 @pytest.mark.parametrize("queues", [1, 3], ids=["one queue", "several queues"])
-def test_a_claim_reads_no_more_than_it_takes(shared: Shared, queues: int) -> None:
-    """Ten messages cost the same from a queue of ten thousand: the claim walks its index and sorts nothing."""
+def test_claim_reads_only_its_own_rows(shared: Shared, queues: int) -> None:
+    """A claim of ten messages reads its index in order and sorts nothing, also in a queue of ten thousand."""
     transport, tables = shared
     names = [queue_name() for _ in range(queues)]
     transport.send([message("t", names[n % queues]) for n in range(10_000)])
@@ -129,10 +129,10 @@ def test_a_claim_reads_no_more_than_it_takes(shared: Shared, queues: int) -> Non
 
 @on_one_server
 @pytest.mark.parametrize("queues", [1, 3], ids=["one queue", "several queues"])
-def test_a_row_that_somebody_keeps_locked_neither_stops_nor_spins_a_worker(
+def test_locked_row_neither_stops_nor_spins_a_worker(
     postgres: PostgresTransport, tables: Tables, queue: str, queues: int, asked: list[str]
 ) -> None:
-    """A receive still ends in time and on `wake`, asks no more than now and then, and takes every other row."""
+    """A receive still ends in time and on `wake`, runs few statements, and claims every other row."""
     names = [f"{queue}-{n}" for n in range(queues)]
     (locked, _) = postgres.send([message("t", names[0], priority=9), message("t", names[0])])
     subscription = postgres.subscribe(names, lease=60)
@@ -151,8 +151,8 @@ def test_a_row_that_somebody_keeps_locked_neither_stops_nor_spins_a_worker(
     subscription.close()
 
 
-def test_what_was_sent_while_a_claim_ran_is_not_lost(shared: Shared, queue: str) -> None:
-    """Senders and claimers at once: every message is taken exactly once, the last one too."""
+def test_messages_sent_during_claims_are_not_lost(shared: Shared, queue: str) -> None:
+    """With concurrent senders and claimers, every message is claimed once, also the last one."""
     transport, tables = shared
     taken: Counter[str] = Counter()
     sent: list[str] = []
@@ -178,10 +178,8 @@ def test_what_was_sent_while_a_claim_ran_is_not_lost(shared: Shared, queue: str)
     assert taken == Counter(sent)
 
 
-def test_a_column_type_that_changes_under_a_running_consumer_does_not_stop_it(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """The product may migrate its table while our consumers run: statements that were prepared before go on."""
+def test_changed_column_type_stops_no_consumer(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """The product may migrate its table while consumers run; prepared statements continue to work."""
     subscription = postgres.subscribe([queue], lease=60)
     for n in range(12):
         postgres.send([message("t", queue, n)])
@@ -209,10 +207,10 @@ def test_a_column_type_that_changes_under_a_running_consumer_does_not_stop_it(
     sent=st.lists(st.tuples(st.integers(0, 8), st.integers(1, 10)), min_size=1, max_size=60),
     limits=st.lists(st.integers(1, 8), max_size=30),
 )
-def test_a_subscription_to_many_queues_keeps_the_order(
+def test_subscription_to_many_queues_keeps_the_order(
     shared: Shared, sent: list[tuple[int, int]], limits: list[int]
 ) -> None:
-    """Messages of more queues than one claim merges come in one order too, whatever the size of a batch."""
+    """Messages of more queues than one claim merges come in one order, for any batch size."""
     transport, _ = shared
     names = [queue_name() for _ in range(9)]
     ids = transport.send([message("t", names[place], priority=priority) for place, priority in sent])
@@ -232,8 +230,8 @@ def test_a_subscription_to_many_queues_keeps_the_order(
     assert received == [one for one, _ in expected]
 
 
-def test_a_consumer_takes_from_thousands_of_queues(shared: Shared) -> None:
-    """Two thousand queues are served, and what another program sends to the last of them is found."""
+def test_consumer_serves_thousands_of_queues(shared: Shared) -> None:
+    """Two thousand queues are served, and a message that another program sends to the last one is found."""
     transport, tables = shared
     prefix = queue_name()
     names = [f"{prefix}-{number:04}" for number in range(2000)]
@@ -294,14 +292,14 @@ def bounded(transport: PostgresTransport, names: Sequence[str]) -> PostgresSubsc
     queues=st.integers(1, 3),
     later=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 10)), max_size=10),
 )
-def test_claims_frontier_what_was_taken_keep_the_order(
+def test_frontier_claims_keep_the_order(
     shared: Shared,
     sent: list[tuple[int, int]],
     limits: list[int],
     queues: int,
     later: list[tuple[int, int]],
 ) -> None:
-    """Bounds are of each queue and priority: what is sent later with a higher priority comes before what waits."""
+    """The frontier is kept for each queue and priority, so a later message of higher priority comes first."""
     transport, _ = shared
     names = [queue_name() for _ in range(queues)]
     waiting: list[tuple[int, int]] = []
@@ -326,10 +324,10 @@ def test_claims_frontier_what_was_taken_keep_the_order(
 
 @on_one_server
 @pytest.mark.parametrize("queues", [1, 3], ids=["one queue", "several queues"])
-def test_an_id_that_is_committed_late_is_found_in_about_a_second(
+def test_late_committed_id_is_found_within_a_second(
     make_postgres: Callable[..., PostgresTransport], tables: Tables, queue: str, queues: int
 ) -> None:
-    """A message whose sender committed after higher ids were taken waits no longer, however much is dead below."""
+    """A message that commits after higher ids were claimed is found in about a second, also with many dead rows."""
     names = [f"{queue}-{n}" for n in range(queues)]
     postgres = make_postgres(poll_interval=LONG_POLL)
     subscription = bounded(postgres, names)
@@ -347,10 +345,10 @@ def test_an_id_that_is_committed_late_is_found_in_about_a_second(
 
 @on_one_server
 @pytest.mark.parametrize("late", [0.5, 5.0], ids=["just missed", "long missed"])
-def test_a_delay_that_is_committed_late_is_found_in_about_a_second(
+def test_late_committed_delay_is_found_within_a_second(
     make_postgres: Callable[..., PostgresTransport], tables: Tables, queue: str, late: float
 ) -> None:
-    """A delayed message whose time was up before it was committed waits no longer, however much is dead around it."""
+    """A delayed message whose time ended before its commit is found in about a second."""
     postgres = make_postgres(poll_interval=LONG_POLL)
     subscription = bounded(postgres, [queue])
     with tables.connect(autocommit=False) as slow:
@@ -367,8 +365,8 @@ def test_a_delay_that_is_committed_late_is_found_in_about_a_second(
 
 
 @on_one_server
-def test_what_a_subscription_gives_back_it_can_take_again_at_once(postgres: PostgresTransport, queue: str) -> None:
-    """A retry without delay lies below what was taken since, and is found by the next claim."""
+def test_immediate_retry_is_claimed_at_once(postgres: PostgresTransport, queue: str) -> None:
+    """A retry without delay lies below the frontier, and the next claim finds it."""
     subscription = bounded(postgres, [queue])
     sent = postgres.send([message("t", queue) for _ in range(5)])
     first, *others = subscription.receive(limit=5, wait=0)
@@ -380,10 +378,8 @@ def test_what_a_subscription_gives_back_it_can_take_again_at_once(postgres: Post
 
 
 @on_one_server
-def test_what_a_subscription_brings_back_it_takes_at_once(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """A lease that ended lies below what was taken since, and is found as soon as it is brought back."""
+def test_requeued_message_is_claimed_at_once(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A message with an expired lease lies below the frontier, and is claimed as soon as it is requeued."""
     subscription = bounded(postgres, [queue])
     sent = postgres.send([message("t", queue) for _ in range(5)])
     assert len(subscription.receive(limit=5, wait=0)) == 5
@@ -394,10 +390,8 @@ def test_what_a_subscription_brings_back_it_takes_at_once(
 
 
 @on_one_server
-def test_what_others_made_ready_again_is_found_by_a_claim_over_the_whole(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """Nothing that is ready stays unseen: where no bound is lowered for it, it waits for the whole to be looked at."""
+def test_whole_claim_finds_rows_that_others_made_ready(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A ready row for which the frontier was not lowered is found by the next WHOLE claim."""
     subscription = bounded(postgres, [queue])
     (low, _) = postgres.send([message("t", queue), message("t", queue)])
     assert len(subscription.receive(limit=2, wait=0)) == 2
@@ -410,8 +404,8 @@ def test_what_others_made_ready_again_is_found_by_a_claim_over_the_whole(
 
 
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=20), st.floats(0, 5))
-def test_what_takes_long_is_done_for_a_small_part_of_the_time(durations: list[float], shortest: float) -> None:
-    """After each time a rest in proportion, half a minute at most; one slow time by itself changes nothing."""
+def test_slow_scans_take_a_small_part_of_time(durations: list[float], shortest: float) -> None:
+    """The rest after a scan is proportional to its time, at most 30 s; one slow scan changes nothing."""
     pace, now, before = ScanBudget(shortest), 0.0, math.inf
     for seconds in durations:
         now = max(now, pace.due_at)
@@ -423,8 +417,8 @@ def test_what_takes_long_is_done_for_a_small_part_of_the_time(durations: list[fl
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=10), st.floats(0, 100))
-def test_what_fails_is_tried_more_and_more_rarely(durations: list[float], seconds: float) -> None:
-    """A rest in proportion after each failure, half a minute at most and then twice as long; a success ends that."""
+def test_cancelled_scans_run_more_and_more_rarely(durations: list[float], seconds: float) -> None:
+    """The rest doubles after each cancelled scan beyond 30 s; a success ends that."""
     pace, now = ScanBudget(), 0.0
     for number, failing in enumerate(durations):
         now = max(now, pace.due_at)
@@ -437,10 +431,10 @@ def test_what_fails_is_tried_more_and_more_rarely(durations: list[float], second
 
 
 @on_one_server
-def test_a_look_at_the_whole_that_takes_too_long_stops_no_work(
+def test_cancelled_whole_scan_stops_no_work(
     postgres: PostgresTransport, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it exceeds the limit of a statement, what is beyond the bounds is taken all the same."""
+    """If a WHOLE scan exceeds the time limit of a statement, rows beyond the frontier are still claimed."""
     subscription = postgres.subscribe([queue], lease=3)
     slow = Statement(b"SELECT pg_sleep(30)")
     execute = subscription._listener.execute
@@ -465,10 +459,10 @@ def test_a_look_at_the_whole_that_takes_too_long_stops_no_work(
 
 
 @on_one_server
-def test_a_connection_that_is_lost_puts_no_look_off(
+def test_lost_connection_delays_no_scan(
     make_postgres: Callable[..., PostgresTransport], tables: Tables, queue: str
 ) -> None:
-    """Only what took too long is tried more rarely: a server that was away has nothing to do with it."""
+    """Only a scan that took too long runs more rarely; a lost connection changes nothing."""
     clock = ShiftedClock()
     postgres = make_postgres(clock=clock)
     subscription = postgres.subscribe([queue], lease=600)
@@ -483,14 +477,14 @@ def test_a_connection_that_is_lost_puts_no_look_off(
 
 
 @pytest.mark.parametrize("queues", [1, 3, 70])
-def test_a_delay_ends_on_time_beside_many_claimed_rows(
+def test_delay_ends_on_time_among_many_claimed_rows(
     make_postgres: Callable[..., PostgresTransport],
     tables: Tables,
     queue: str,
     monkeypatch: pytest.MonkeyPatch,
     queues: int,
 ) -> None:
-    """Claimed rows are read in parts where they are many; new delays and known ones end on time all the same."""
+    """Many claimed rows are read in parts; new and known delays still end on time."""
     monkeypatch.setattr(expiry_planner, "PART", 20)
     monkeypatch.setattr(expiry_planner, "NEW", 10)
     postgres = make_postgres(poll_interval=LONG_POLL)
@@ -536,8 +530,8 @@ def test_claimed_rows_of_other_queues_delay_no_lease(
     subscription.close()
 
 
-def test_only_queues_with_ready_rows_are_merged_where_nothing_is_prepared() -> None:
-    """Each claim is planned anew there, which takes longer the more queues it merges."""
+def test_unprepared_claims_merge_only_queues_with_rows() -> None:
+    """Without prepared statements, a claim of many queues merges only those with ready rows."""
     names = [f"q-{number}" for number in range(64)]
     assert not ClaimPlanner(Statements("s"), names).reads_queues_first
     planner = ClaimPlanner(Statements("s"), names, prepared=False)
@@ -549,10 +543,10 @@ def test_only_queues_with_ready_rows_are_merged_where_nothing_is_prepared() -> N
     assert not ClaimPlanner(Statements("s"), names[:8], prepared=False).reads_queues_first
 
 
-def test_many_queues_keep_the_order_where_nothing_is_prepared(
+def test_unprepared_claims_of_many_queues_keep_order(
     make_postgres: Callable[..., PostgresTransport], queue: str
 ) -> None:
-    """A subscription without prepared statements takes from 20 queues by priority, then in the order of sending."""
+    """A subscription without prepared statements claims from 20 queues by priority, then in the order of sending."""
     postgres = make_postgres(listen=False, poll_interval=0.1)
     names = [f"{queue}-{number}" for number in range(20)]
     ids = postgres.send([message("t", names[n % 20], priority=1 + n % 3) for n in range(60)])
@@ -624,7 +618,7 @@ def test_whole_claim_repeats_after_finding_rows_below_frontier() -> None:
     assert claim(1, [taken(301, 5)], 43.2) is not Scan.WHOLE
 
 
-def test_a_queue_is_counted_beside_many_claimed_rows_of_others(
+def test_queue_is_counted_beside_claimed_rows_of_others(
     postgres: PostgresTransport, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Delayed rows of another queue hide none of this one: it is listed and counted, and `drain` waits for it."""
@@ -639,10 +633,10 @@ def test_a_queue_is_counted_beside_many_claimed_rows_of_others(
     assert Consumer(postgres, {"t": lambda: None}, [queue]).drain(timeout=30) == 1
 
 
-def test_a_long_queue_is_estimated_and_says_so(
+def test_long_queue_is_estimated_and_says_so(
     postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queues` counts no more rows than it may, and takes the planner's estimate where that is more."""
+    """`queues` counts rows up to its limit, and uses the planner's estimate if that is higher."""
     names = [f"{queue}-short", f"{queue}-{'x' * 5}"]
     postgres.send([message("t", names[1], priority=n % 10 + 1) for n in range(3000)])
     postgres.send([message("t", names[0]), message("t", names[0], delay=60)])

@@ -26,17 +26,17 @@ from unstract_core.transport import STATUS_TTL
 LEASE = 2.5
 
 ALLOWED = {
-    "unstract_core.clock:SystemClock.now": "a Celery message may name the moment at which it expires",
-    "unstract_core.worker.loop:Loop._start": "the same: it asks the clock above",
-    "unstract_core.worker.task_threads:TaskThreads._serve": "the same, for a message that has waited",
+    "unstract_core.clock:SystemClock.now": "the one clock of the worker, for messages with an absolute time of expiry",
+    "unstract_core.worker.loop:Loop._start": "it asks the worker's clock whether a message has expired",
+    "unstract_core.worker.task_threads:TaskThreads._serve": "it asks the worker's clock whether a message has expired",
     "unstract_core.cli.render.snapshot:take_snapshot": "`top` shows the time",
-    "unstract_core.cli.render.live_view:LiveView.run": "`top` shows since when it has had no answer",
+    "unstract_core.cli.render.live_view:LiveView.run": "`top` shows the time of its last answer",
     "unstract_core.observability.metrics:Metrics.on_heartbeat": "Prometheus compares this gauge with its own clock",
-    "unstract_core.observability.tracing:Tracing.settled": "OpenTelemetry's spans begin and end at moments",
+    "unstract_core.observability.tracing:Tracing.settled": "spans of OpenTelemetry have absolute times",
     "transports.postgres.diagnostics.server_checks:clock": "`doctor` compares this clock with the database's",
-    "transports.memory.store:Store.__init__": "the start of its monotonic seconds",
+    "transports.memory.store:Store.__init__": "the origin of its dates; it counts monotonic seconds",
 }
-"""Who may look at the wall clock, and why. Leases, delays, ages and times to live have no place here."""
+"""The functions that may read the wall clock, with the reason. Leases, delays and times to live must not."""
 
 CLOCK_OF_TIME = {"time", "time_ns", "localtime", "gmtime", "ctime", "asctime", "strftime", "clock_gettime"}
 CLOCK_OF_DATETIME = {"now", "utcnow", "today"}
@@ -56,8 +56,8 @@ def the(tables: Tables, what: str, queue: str) -> float:
     return float(found)
 
 
-def test_the_clock_of_these_processes_is_wrong(wrong: WrongClock) -> None:
-    """Else the other tests would prove nothing: both of Python's clocks are off by more than a day."""
+def test_clock_of_these_processes_is_wrong(wrong: WrongClock) -> None:
+    """Both of Python's clocks are wrong by more than a day, so that the other tests prove something."""
     for _ in range(2):
         assert all(abs(told - time.time()) > OFF - 3600 for told in wrong(tell))
 
@@ -99,10 +99,10 @@ def test_a_lease_ends_when_the_database_says_so(
 
 
 @on_one_server
-def test_a_delayed_message_waits_by_the_clock_of_the_database(
+def test_delay_follows_the_database_clock(
     postgres: PostgresTransport, tables: Tables, queue: str, wrong: WrongClock
 ) -> None:
-    """Sent by a process whose clock is wrong, and run by one: as long after it was sent as was asked for, or later."""
+    """A delayed message between two processes with wrong clocks waits at least as long as requested."""
     began = tables.rows("SELECT extract(epoch FROM now())::float8")[0][0]
     wrong(off.send, tables.url, tables.schema, queue, 2.0)
     assert began <= the(tables, "extract(epoch FROM enqueued_at)", queue)
@@ -117,10 +117,10 @@ def test_a_delayed_message_waits_by_the_clock_of_the_database(
 
 
 @on_one_server
-def test_a_retry_waits_by_the_clock_of_the_database(
+def test_retry_delay_follows_the_database_clock(
     postgres: PostgresTransport, tables: Tables, queue: str, wrong: WrongClock
 ) -> None:
-    """A task that asks for another try ten minutes later waits ten minutes, and is not run before."""
+    """A task that requests a retry in ten minutes waits ten minutes."""
     postgres.send([message("again", queue, 600.0)])
     assert wrong(off.drain, tables.url, tables.schema, queue, 1.0) == 1
     assert 0 < the(tables, "extract(epoch FROM vt - now())", queue) <= 600
@@ -128,10 +128,10 @@ def test_a_retry_waits_by_the_clock_of_the_database(
 
 
 @on_one_server
-def test_a_reply_is_kept_by_the_clock_of_the_database(
+def test_reply_expiry_follows_the_database_clock(
     postgres: PostgresTransport, tables: Tables, queue: str, wrong: WrongClock
 ) -> None:
-    """Written by one whose clock is wrong it is read by everybody, until the database says that its time is over."""
+    """A reply from a process with a wrong clock is readable until it expires by the database's clock."""
     wrong(off.give_reply, tables.url, tables.schema, queue, 3600.0)
     lasts = "SELECT extract(epoch FROM expires_at - created_at)::float8, created_at <= now() FROM {results}"
     assert tables.rows(lasts) == [(3600.0, True)]
@@ -143,18 +143,18 @@ def test_a_reply_is_kept_by_the_clock_of_the_database(
 
 
 @on_one_server
-def test_a_call_is_answered_whatever_the_time_is(
+def test_call_is_answered_with_wrong_clocks(
     postgres: PostgresTransport, tables: Tables, queue: str, wrong: WrongClock
 ) -> None:
-    """A caller and a worker whose clock is wrong, or jumps between any two looks at it: nothing is late or lost."""
+    """A caller and a worker with wrong or jumping clocks lose no reply and delay none."""
     assert wrong(off.call, tables.url, tables.schema, queue) == "fine"
 
 
 @on_one_server
-def test_ages_are_reckoned_by_the_clock_of_the_database(
+def test_ages_follow_the_database_clock(
     postgres: PostgresTransport, tables: Tables, queue: str, wrong: WrongClock
 ) -> None:
-    """How long a message waits, and how long one has been buried, is the same for everybody who asks."""
+    """The age of a message or dead letter is the same for every process."""
     postgres.send([message("fine", queue)])
     bury(postgres, queue)
     assert wrong(off.purge, tables.url, tables.schema, queue, 3600.0) == 0
@@ -167,8 +167,8 @@ def test_ages_are_reckoned_by_the_clock_of_the_database(
     assert 7200 <= age < 7200 + 600
 
 
-def test_only_who_has_a_reason_looks_at_the_wall_clock() -> None:
-    """In the core, the memory transport and the PostgreSQL transport: the functions of a list, and no others."""
+def test_only_listed_functions_read_the_wall_clock() -> None:
+    """In the core, the memory transport and the PostgreSQL transport, only the listed functions read the wall clock."""
     found = set[str]()
     for package in ("unstract_core", "transports/memory", "transports/postgres"):
         for file in sorted((ROOT / package).rglob("*.py")):
@@ -203,23 +203,21 @@ def looks_at_the_clock(tree: ast.AST, place: str = "") -> Iterator[str]:
         "import datetime as d\ndef f(): return sorted(key=d.datetime.utcnow)",
     ],
 )
-def test_a_look_at_the_wall_clock_is_found(source: str) -> None:
-    """However it is written, the test above would see it."""
+def test_wall_clock_use_is_detected(source: str) -> None:
+    """The test above detects each way to read the wall clock."""
     assert set(looks_at_the_clock(ast.parse(source))) == {"f"}
 
 
-def test_no_statement_is_told_what_time_it_is() -> None:
-    """Each takes the time from the database, and durations from us."""
+def test_no_statement_gets_the_time() -> None:
+    """Each statement takes the time from the database, and only durations as parameters."""
     for file in (ROOT / "transports/postgres/sql").glob("*.sql"):
         text = re.sub(r"--.*", "", file.read_text())
         for told in re.findall(r"(?:%\(\w+\)s|\$\d+)::(\w+)", text):
             assert not re.match("timestamp|date|time|abstime", told), f"{file.name}: a parameter is a {told}"
 
 
-def test_living_holder_wins_its_message_back_after_a_clock_jump(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """Its lease ended at once and the message is ready again; a renewal before another claim keeps it."""
+def test_holder_renews_its_message_after_clock_jump(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A clock jump ends the lease and makes the message ready; a renewal before another claim keeps it."""
     postgres.send([message("t", queue)])
     holder, other = postgres.subscribe([queue], lease=60), postgres.subscribe([queue + "-other"], lease=60)
     (held,) = holder.receive(limit=1, wait=5)
@@ -231,16 +229,16 @@ def test_living_holder_wins_its_message_back_after_a_clock_jump(
     other.close()
 
 
-def test_doctor_warns_of_a_clock_that_was_set_back(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
-    """Messages that were sent later than it is now show that the database's clock was set back."""
+def test_doctor_warns_of_a_clock_set_back(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """Messages with a time of sending in the future show that the database's clock was set back."""
     postgres.send([message("t", queue)])
     tables.execute("UPDATE {messages} SET enqueued_at = now() + interval '1 hour'")
     (finding,) = [one for one in postgres.check_up() if one.name == "clock"]
     assert (finding.level, "set back" in finding.what) == ("warning", True)
 
 
-def test_doctor_warns_of_a_clock_that_is_far_off(postgres: PostgresTransport, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that is an hour off may be set by a step, which ends leases at once or late."""
+def test_doctor_warns_of_a_wrong_clock(postgres: PostgresTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is wrong by an hour may be corrected by a step, which ends leases at once or late."""
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() - 3600.0)
     (finding,) = [one for one in postgres.check_up() if one.name == "clock"]

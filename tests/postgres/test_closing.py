@@ -31,10 +31,8 @@ def own_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("unstract-wire")}
 
 
-def test_after_close_no_connection_and_no_thread_is_left(
-    make_named: Make, tables: Tables, name: str, queue: str
-) -> None:
-    """After every kind of use: sends, bursts, waiting calls, a consumer, an operator's look."""
+def test_close_leaves_no_connection_and_no_thread(make_named: Make, tables: Tables, name: str, queue: str) -> None:
+    """That holds after every kind of use: sends, bursts, waiting calls, a consumer, dead letters."""
     before = own_threads()
     transport = make_named()
     transport.send([message("t", queue, n) for n in range(3)])
@@ -50,8 +48,8 @@ def test_after_close_no_connection_and_no_thread_is_left(
     wait_until(lambda: own_threads() <= before, what="every thread to be gone")
 
 
-def test_a_closed_subscription_leaves_no_connection(make_named: Make, tables: Tables, name: str, queue: str) -> None:
-    """Its own connection goes with it, before and after its transport is closed."""
+def test_closed_subscription_leaves_no_connection(make_named: Make, tables: Tables, name: str, queue: str) -> None:
+    """A subscription closes its connection, before and after its transport is closed."""
     transport = make_named()
     wait_until(lambda: not tables.backends(name), what="the migration's connection to be gone")
     first, second = transport.subscribe([queue], lease=5), transport.subscribe([queue], lease=5)
@@ -63,8 +61,8 @@ def test_a_closed_subscription_leaves_no_connection(make_named: Make, tables: Ta
     wait_until(lambda: not tables.backends(name), what="every connection to be gone")
 
 
-def test_a_waiting_call_ends_with_transport_closed(make_postgres: Make) -> None:
-    """Every blocked `reply` of the process is told at once, not at its timeout."""
+def test_waiting_call_ends_with_transport_closed(make_postgres: Make) -> None:
+    """`close` ends every blocked `reply` of the process at once with TransportClosed."""
     transport = make_postgres(poll_interval=LONG_POLL)
     ended: list[str] = []
 
@@ -83,10 +81,8 @@ def test_a_waiting_call_ends_with_transport_closed(make_postgres: Make) -> None:
 
 @pytest.mark.parametrize("use", EVERY_USE.values(), ids=EVERY_USE)
 @pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
-def test_a_closed_transport_says_so_and_connects_no_more(
-    make_named: Make, tables: Tables, name: str, use: Use, used: bool
-) -> None:
-    """Whatever is asked of it raises TransportClosed, and no connection comes back to life."""
+def test_closed_transport_refuses_every_call(make_named: Make, tables: Tables, name: str, use: Use, used: bool) -> None:
+    """Every method of a closed transport raises TransportClosed, and none connects again."""
     transport = make_named()
     if used:
         transport.send([message("t", "q")])
@@ -99,7 +95,7 @@ def test_a_closed_transport_says_so_and_connects_no_more(
 def test_close_beside_busy_senders_leaves_no_connection(
     make_named: Make, tables: Tables, name: str, queue: str
 ) -> None:
-    """Senders in full swing end with TransportClosed, each, and what they were told is in the table."""
+    """Each busy sender ends with TransportClosed, and every message that it has an id for is in the table."""
     for _ in range(5):
         transport = make_named()
         sent: list[str] = []

@@ -63,10 +63,10 @@ def through(between: Proxy, postgres_url: str, schema: str) -> Iterator[Make]:
 
 
 @pytest.mark.parametrize("lost", [b"SELECT status, result", b"SET result = NULL"], ids=["reading", "clearing"])
-def test_a_caller_gets_its_reply_although_an_answer_is_lost(
+def test_caller_gets_reply_despite_lost_answer(
     through: Make, between: Proxy, postgres: PostgresTransport, queue: str, lost: bytes
 ) -> None:
-    """Reading is harmless, so it is done again; clearing comes after it, and its failure takes nothing away."""
+    """Reading is repeated after a lost answer; clearing comes later, and its failure loses nothing."""
     caller = through()
     with running(Consumer(postgres, {"t": lambda: "paid"}, [queue])):
         between.lose_the_answer_to(lost)
@@ -75,10 +75,10 @@ def test_a_caller_gets_its_reply_although_an_answer_is_lost(
 
 
 @pytest.mark.parametrize("many", [1, 3])
-def test_a_send_whose_answer_is_lost_says_that_its_fate_is_unknown(
+def test_send_without_answer_has_unknown_fate(
     through: Make, between: Proxy, tables: Tables, queue: str, many: int
 ) -> None:
-    """It is not tried again, because it did take effect here; the caller is told that it may have."""
+    """A send whose answer is lost is not repeated; the error says that it may have taken effect."""
     transport = through()
     between.lose_the_answer_to(b"INSERT INTO")
     with pytest.raises(TransportUnavailable, match="unknown") as caught:
@@ -87,10 +87,8 @@ def test_a_send_whose_answer_is_lost_says_that_its_fate_is_unknown(
     assert tables.count(queue) == many
 
 
-def test_a_settlement_whose_answer_is_lost_is_made_once(
-    through: Make, between: Proxy, tables: Tables, queue: str
-) -> None:
-    """It is tried again, and the fence keeps the follow-up from being sent twice."""
+def test_settlement_without_answer_takes_effect_once(through: Make, between: Proxy, tables: Tables, queue: str) -> None:
+    """The settlement is repeated, and the fence prevents a second follow-up."""
     transport = through()
     transport.send([message("t", queue, task_id=queue, on_success=then("done", queue + "-cb"))])
     consumer = Consumer(transport, {"t": lambda: between.lose_the_answer_to(b"removed AS")}, [queue])
@@ -103,8 +101,8 @@ def test_a_settlement_whose_answer_is_lost_is_made_once(
 # Prepared statements behind a pooler.
 
 
-def test_prepared_statements_that_are_gone_cost_nothing(make_named: Make, tables: Tables, name: str) -> None:
-    """A pooler that loses them (here DEALLOCATE ALL) is met by preparing no more: nothing fails, nothing is lost."""
+def test_lost_prepared_statements_cause_no_failure(make_named: Make, tables: Tables, name: str) -> None:
+    """After a pooler lost them (here DEALLOCATE ALL), the transport prepares no more; nothing fails."""
     transport, queue = make_named(), queue_name()
     subscription = transport.subscribe([queue], lease=60)
 
@@ -135,10 +133,10 @@ def test_prepared_statements_that_are_gone_cost_nothing(make_named: Make, tables
     subscription.close()
 
 
-def test_a_pooler_is_found_out_and_nothing_is_prepared_or_listened_to_through_it(
+def test_pooler_is_detected(
     through: Make, between: Proxy, postgres: PostgresTransport, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It gives a process id of its own making; a transport that was not told polls, and one WARNING says so."""
+    """A pooler shows a process id of its own; the transport then polls, prepares nothing, and logs one WARNING."""
     between.hide_the_process = True
     transport = through(poll_interval=0.2)
     subscription = transport.subscribe([queue], lease=60)
@@ -157,9 +155,10 @@ def test_a_pooler_is_found_out_and_nothing_is_prepared_or_listened_to_through_it
 # Servers that do not answer.
 
 
-def test_a_server_that_never_answers_is_given_up(private: PrivateServer, queue: str) -> None:
-    """A send ends after statement_timeout, and a reply with its own timeout; a send that says that nothing was sent,
-    as on a connection that has prepared nothing yet, has sent nothing."""
+def test_silent_server_ends_at_the_timeout(private: PrivateServer, queue: str) -> None:
+    """A send ends after statement_timeout, and a reply with its own timeout. A send that reports "nothing was sent" has
+    sent nothing.
+    """
     transport = PostgresTransport(private.url, queue, statement_timeout=2.0, timeout=4.0)
     with contextlib.closing(transport):
         transport.migrate()
@@ -184,8 +183,8 @@ def test_a_server_that_never_answers_is_given_up(private: PrivateServer, queue: 
 
 
 @on_one_server
-def test_a_settlement_that_is_held_up_holds_up_no_renewal(make_postgres: Make, tables: Tables, queue: str) -> None:
-    """A lock on pg_task_result costs no running task its lease: nothing is run twice under living workers."""
+def test_blocked_settlement_blocks_no_renewal(make_postgres: Make, tables: Tables, queue: str) -> None:
+    """A lock on pg_task_result loses no running task its lease: nothing runs twice."""
     first, second = make_postgres(), make_postgres()
     ran: list[str] = []
 
@@ -205,10 +204,8 @@ def test_a_settlement_that_is_held_up_holds_up_no_renewal(make_postgres: Make, t
 
 
 @on_one_server
-def test_slow_statements_together_cost_no_running_task_its_lease(
-    through: Make, between: Proxy, make_postgres: Make, queue: str
-) -> None:
-    """A due renewal comes before any other statement, so statements that each take their time add up to no lost lease.
+def test_slow_statements_lose_no_lease(through: Make, between: Proxy, make_postgres: Make, queue: str) -> None:
+    """A renewal that is due comes before any other statement, so several slow statements lose no lease.
 
     The renewals of the far worker reach the server a second late, as does everything else that it asks. It prepares
     nothing: to prepare a statement is one more round trip, and both have to end within a quarter of the lease.
@@ -232,8 +229,8 @@ def test_slow_statements_together_cost_no_running_task_its_lease(
 
 @on_one_server
 @pytest.mark.parametrize("renewal", [0.0, 0.6])
-def test_a_receive_ends_when_a_renewal_becomes_due(postgres: PostgresTransport, queue: str, renewal: float) -> None:
-    """A due renewal comes before further statements, also after one of more than a third of the lease; claims go on."""
+def test_receive_ends_when_a_renewal_is_due(postgres: PostgresTransport, queue: str, renewal: float) -> None:
+    """A due renewal comes before further statements, also after one that took more than a third of the lease."""
     postgres.send([message("t", queue)])
     subscription = postgres.subscribe([queue], lease=1.5)
     asked: list[str] = []
@@ -259,8 +256,8 @@ def test_a_receive_ends_when_a_renewal_becomes_due(postgres: PostgresTransport, 
 
 
 @on_one_server
-def test_a_delivery_that_its_consumer_forgot_ends_no_receive(postgres: PostgresTransport, queue: str) -> None:
-    """An idle worker waits, whatever it has claimed and given up before."""
+def test_forgotten_delivery_ends_no_receive(postgres: PostgresTransport, queue: str) -> None:
+    """An idle worker waits, although it has claimed a message and forgotten it."""
     postgres.send([message("t", queue)])
     subscription = postgres.subscribe([queue], lease=0.6)
     assert len(subscription.receive(limit=1, wait=5)) == 1
@@ -280,10 +277,8 @@ def test_a_delivery_that_its_consumer_forgot_ends_no_receive(postgres: PostgresT
 
 
 @pytest.mark.parametrize("listen", [True, False])
-def test_a_message_of_any_size_goes_the_straight_way(
-    make_postgres: Make, tables: Tables, queue: str, listen: bool
-) -> None:
-    """More than a socket takes at once, in the statement that is sent most often, prepared or not."""
+def test_prepared_send_takes_any_size(make_postgres: Make, tables: Tables, queue: str, listen: bool) -> None:
+    """The statement of single sends takes more data than a socket takes at once, prepared or not."""
     transport = make_postgres(listen=listen)
     transport.send([message("t", queue, "first")])
     for size in (1, 100_000, 20_000_000):
@@ -293,10 +288,8 @@ def test_a_message_of_any_size_goes_the_straight_way(
 
 
 @on_one_server
-def test_a_row_that_somebody_has_locked_costs_no_other_its_lease(
-    make_postgres: Make, tables: Tables, queue: str
-) -> None:
-    """An administrator's open transaction over one message, longer than a lease: the other is renewed, and run once."""
+def test_locked_row_loses_no_other_lease(make_postgres: Make, tables: Tables, queue: str) -> None:
+    """If an administrator locks one message for longer than a lease, the other one is renewed and runs once."""
     first, second = make_postgres(), make_postgres()
     ran: list[int] = []
 
@@ -316,10 +309,10 @@ def test_a_row_that_somebody_has_locked_costs_no_other_its_lease(
 
 @on_one_server
 @pytest.mark.parametrize("prepared", [True, False])
-def test_a_send_that_a_lock_holds_up_is_cancelled_and_says_so(
+def test_blocked_send_is_cancelled_with_known_fate(
     make_named: Make, tables: Tables, name: str, queue: str, prepared: bool
 ) -> None:
-    """Its fate is known: nothing took effect, then or later, and no statement of it stays behind on the server."""
+    """Nothing took effect, then or later, and no statement stays on the server."""
     transport = make_named(statement_timeout=1.0)
     transport.send([message("t", queue)])
     if prepared:
@@ -355,10 +348,10 @@ def latin1(postgres_url: str, schema: str) -> Iterator[PostgresTransport]:
             connection.execute(f"DROP DATABASE {database} WITH (FORCE)".encode())
 
 
-def test_the_environments_encoding_is_not_ours(
+def test_client_encoding_of_environment_is_ignored(
     make_postgres: Make, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever PGCLIENTENCODING says, every text of the wire goes out and comes back."""
+    """With any PGCLIENTENCODING, every text is sent and received unchanged."""
     monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
     transport = make_postgres()
     transport.send([message("t", queue, "5 \u20ac", reply_key=queue)])
@@ -369,8 +362,8 @@ def test_the_environments_encoding_is_not_ours(
 
 
 @on_one_server
-def test_a_database_that_cannot_hold_a_text_refuses_it_and_the_consumer_lives(latin1: PostgresTransport) -> None:
-    """A dispatch is refused with the reason; for a result that was paid for, the sender is told and others go on."""
+def test_unencodable_text_is_refused_without_stopping_consumers(latin1: PostgresTransport) -> None:
+    """A dispatch is refused with the reason. For a result, the sender gets an error and others go on."""
     with pytest.raises(TransportRefused, match="UTF8"):
         latin1.send([message("t", "q", "5 \u20ac")])
     latin1.send([message("euro", "q", reply_key="k"), message("plain", "q", reply_key="p")])
@@ -395,8 +388,8 @@ CANNOT_WORK = {
 
 
 @pytest.mark.parametrize("name", CANNOT_WORK)
-def test_an_address_that_can_never_work_is_a_configuration_error(name: str) -> None:
-    """It is told as this package's error, with what is wrong and without a password."""
+def test_impossible_address_is_a_configuration_error(name: str) -> None:
+    """The error says what is wrong, and contains no password."""
     url, said = CANNOT_WORK[name]
 
     def use() -> None:
@@ -407,8 +400,8 @@ def test_an_address_that_can_never_work_is_a_configuration_error(name: str) -> N
     assert "s3cret" not in str(caught.value)
 
 
-def test_what_libpqs_environment_says_is_not_overridden(monkeypatch: pytest.MonkeyPatch, postgres_url: str) -> None:
-    """Our defaults stand behind PGAPPNAME, PGCONNECT_TIMEOUT and a service file."""
+def test_libpq_environment_wins_over_defaults(monkeypatch: pytest.MonkeyPatch, postgres_url: str) -> None:
+    """PGAPPNAME, PGCONNECT_TIMEOUT and a service file win over the defaults of this package."""
     monkeypatch.setenv("PGAPPNAME", "my-app")
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "3")
     connector = PostgresTransport(postgres_url)._connector
@@ -419,8 +412,8 @@ def test_what_libpqs_environment_says_is_not_overridden(monkeypatch: pytest.Monk
     assert "keepalives" not in PostgresTransport("service=mine")._connector.conninfo
 
 
-def test_an_unknown_option_is_named() -> None:
-    """A typing error in one of our options is not blamed on the whole URL."""
+def test_unknown_option_is_named() -> None:
+    """The error names a misspelled option of this package."""
     with pytest.raises(ConfigurationError, match="'shema' in the PostgreSQL URL; ours are schema, listen"):
         from_url("postgresql://postgres@127.0.0.1/db?shema=x")
 
@@ -435,28 +428,28 @@ def test_an_unknown_option_is_named() -> None:
         ("postgresql:///d?host=/var/run&timeout=3", "host", "/var/run"),
     ],
 )
-def test_libpqs_own_options_are_handed_on_as_they_are_written(url: str, option: str, value: str) -> None:
-    """What is not ours reaches libpq byte for byte, plus signs and question marks included."""
+def test_libpq_options_are_passed_unchanged(url: str, option: str, value: str) -> None:
+    """Options of libpq reach it byte for byte, with plus signs and question marks."""
     assert conninfo_to_dict(from_url(url)._connector.conninfo)[option] == value
 
 
 @pytest.mark.parametrize("option", ["poll_interval", "timeout", "pool_size", "statement_timeout"])
 @pytest.mark.parametrize("number", [0, -1, float("inf"), float("nan"), 1e13])
-def test_settings_that_cannot_work_are_refused_at_once(option: str, number: float) -> None:
-    """A number that no clock or pool can have is refused by name."""
+def test_invalid_numbers_are_refused_by_name(option: str, number: float) -> None:
+    """The error names a number that no clock or pool can have."""
     with pytest.raises(ConfigurationError, match=option):
         PostgresTransport("postgresql://postgres@127.0.0.1/db", **{option: number})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("lease", [0, -1, float("inf"), float("nan"), 1e13])
-def test_a_lease_that_cannot_be_kept_is_refused_at_once(postgres: PostgresTransport, queue: str, lease: float) -> None:
-    """Not at the first claim."""
+def test_impossible_lease_is_refused_at_once(postgres: PostgresTransport, queue: str, lease: float) -> None:
+    """The subscription is refused, not the first claim."""
     with pytest.raises(ConfigurationError, match="lease"):
         postgres.subscribe([queue], lease=lease)
 
 
-def test_an_endless_wait_is_woken(make_postgres: Make, queue: str) -> None:
-    """receive(wait=inf) waits until there is something."""
+def test_endless_wait_ends_with_a_message(make_postgres: Make, queue: str) -> None:
+    """receive(wait=inf) waits until there is a message."""
     transport = make_postgres(poll_interval=LONG_POLL)
     subscription = transport.subscribe([queue], lease=60)
     received: list[Any] = []
@@ -474,10 +467,8 @@ def test_an_endless_wait_is_woken(make_postgres: Make, queue: str) -> None:
 # Threads that cannot be had.
 
 
-def test_without_a_thread_to_be_had_everything_is_polled(
-    make_postgres: Make, queue: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A send that is stored never raises for a wake-up, and a waiting caller still gets its reply."""
+def test_transport_polls_without_threads(make_postgres: Make, queue: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stored send never fails for a notification, and a waiting caller still gets its reply."""
     transport, worker = make_postgres(poll_interval=0.2), make_postgres(poll_interval=0.2)
 
     def no_thread(*_: object) -> None:
@@ -495,8 +486,8 @@ def test_without_a_thread_to_be_had_everything_is_polled(
         assert time.monotonic() - began < AT_ONCE
 
 
-def test_what_a_process_sends_before_it_closes_is_announced(make_postgres: Make, queue: str) -> None:
-    """close() announces what was to be announced at the end of its window: a short process wakes its workers too."""
+def test_close_sends_late_notifications(make_postgres: Make, queue: str) -> None:
+    """close() sends the notifications of the current window, so that a short process wakes its workers too."""
     worker = make_postgres(poll_interval=LONG_POLL)
     subscription = worker.subscribe([queue], lease=60)
     for _ in range(5):
@@ -522,8 +513,8 @@ class Interrupted(BaseException):
     """What a signal handler raises: Celery's soft time limit, or a Ctrl-C."""
 
 
-def test_no_interruption_costs_the_pool_a_slot(postgres: PostgresTransport, queue: str) -> None:
-    """Raised at random moments of a send, an exception of a signal handler leaves every slot where it was."""
+def test_no_interruption_loses_a_permit(postgres: PostgresTransport, queue: str) -> None:
+    """An exception of a signal handler at random moments of a send leaves every permit in the pool."""
 
     def interrupt(*_: object) -> None:
         raise Interrupted

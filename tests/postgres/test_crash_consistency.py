@@ -49,10 +49,10 @@ TRIES = 3
         pytest.param(["on_success", "on_error", "reply", "retry", "burial"], STEP, id="batch"),
     ],
 )
-def test_a_worker_that_dies_at_any_line_has_settled_everything_or_nothing(
+def test_killed_worker_settles_everything_or_nothing(
     postgres: PostgresTransport, tables: Tables, queue: str, shapes: list[str], step: int
 ) -> None:
-    """SIGKILL at each line of the package, on either thread: no message, follow-up, answer or dead letter in between.
+    """SIGKILL at each line of the package, on either thread, leaves a settlement whole or absent.
 
     A message is held as it was, or gone with all that follows from it. In the end, when another worker has had what was
     held, every callback has been run exactly once, and every answer is there.
@@ -96,7 +96,7 @@ def between(postgres_url: str) -> Iterator[CuttingProxy]:
 @on_one_server
 @pytest.mark.parametrize("side", ["client", "server"])
 @pytest.mark.parametrize("prepared", [False, True], ids=["not prepared", "prepared"])
-def test_a_settlement_that_is_cut_off_anywhere_takes_effect_once(
+def test_interrupted_settlement_takes_effect_once(
     postgres: PostgresTransport,
     tables: Tables,
     queue: str,
@@ -177,14 +177,14 @@ def lock_of_the_commit(tables: Tables, label: str) -> contextlib.AbstractContext
 
 @pytest.mark.parametrize("fault", ["backend terminated", "backend killed", "server crashed"])
 @pytest.mark.parametrize("lock", [lock_of_the_message, lock_of_the_status, lock_of_the_commit])
-def test_a_settlement_whose_server_dies_under_it_takes_effect_once(
+def test_settlement_during_server_crash_takes_effect_once(
     private: servers.PrivateServer,
     private_tables: Tables,
     queue: str,
     lock: Callable[[Tables, str], contextlib.AbstractContextManager[object]],
     fault: str,
 ) -> None:
-    """Before it has done anything, in its midst, or at its commit: nothing of it stays, and the consumer does it again.
+    """Nothing of a settlement stays if the server dies before, during or at its commit; the consumer repeats it.
 
     The task is run once, and its callback and its status are there once.
     """

@@ -26,8 +26,8 @@ def buried(transport: PostgresTransport, queue: str, number: int = 1) -> list[De
     return list(transport.dead.find(queue=queue, limit=number))[::-1]
 
 
-def test_a_dead_letter_holds_everything_there_is_to_know(postgres: PostgresTransport, queue: str) -> None:
-    """Payload, reason, attempts, both times, the organisation, the priority, and the result that was paid for."""
+def test_dead_letter_holds_all_fields(postgres: PostgresTransport, queue: str) -> None:
+    """A dead letter has the payload, reason, attempts, both times, organisation, priority and the result."""
     sent = message("t", queue, {"a": [1, 2.5, None]}, org_id="acme", priority=8, on_success=then("done", queue))
     before = datetime.datetime.now(datetime.UTC)
     postgres.send([sent])
@@ -47,10 +47,8 @@ def test_a_dead_letter_holds_everything_there_is_to_know(postgres: PostgresTrans
     assert postgres.dead.get([letter.id]) == [letter]
 
 
-def test_the_consumers_burials_are_kept_with_their_reasons(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """Unreadable, unknown, delivered too often, raised too often: each stands there with its own reason."""
+def test_dead_letters_keep_their_reasons(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """Unreadable messages, unknown tasks, too many deliveries and raised errors each have their own reason."""
     tables.inject(queue, '{"task_name": 7}')
     often = tables.inject(queue, f'{{"task_name": "t", "queue": "{queue}"}}')
     tables.execute("UPDATE {messages} SET read_ct = 9 WHERE msg_id = %s", int(often))
@@ -65,8 +63,8 @@ def test_the_consumers_burials_are_kept_with_their_reasons(
     assert reasons == {"MalformedPayload": 1, "UnknownTask": 1, "TooManyAttempts": 10, "RuntimeError": 2}
 
 
-def test_find_gives_the_newest_first_and_no_more_than_asked_for(postgres: PostgresTransport, queue: str) -> None:
-    """Newest first, within a queue or over all of them, up to the limit."""
+def test_find_returns_the_newest_first(postgres: PostgresTransport, queue: str) -> None:
+    """`find` returns at most `limit` dead letters, newest first, of one queue or of all."""
     letters = buried(postgres, queue, 5)
     others = buried(postgres, queue + "-2", 2)
     assert postgres.dead.find(queue=queue) == letters[::-1]
@@ -75,8 +73,8 @@ def test_find_gives_the_newest_first_and_no_more_than_asked_for(postgres: Postgr
     assert postgres.dead.find(queue="absent") == []
 
 
-def test_a_replayed_letter_is_sent_as_new(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
-    """The same message under a new id, its first attempt, at the end of its queue, and gone from the dead letters."""
+def test_replayed_letter_is_a_new_message(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A replayed message has a new id and its first attempt, is last in its queue, and leaves the dead letters."""
     (letter,) = buried(postgres, queue)
     postgres.send([message("waiting", queue, priority=letter.priority)])
     assert postgres.dead.replay([letter.id]) == [letter.id]
@@ -89,8 +87,8 @@ def test_a_replayed_letter_is_sent_as_new(postgres: PostgresTransport, tables: T
     assert tables.rows("SELECT message FROM {messages} WHERE msg_id = %s", int(second.id)) == [(letter.message,)]
 
 
-def test_letters_are_replayed_in_the_order_of_their_burial(postgres: PostgresTransport, queue: str) -> None:
-    """Whatever order the ids are given in, and those that are not there are left out."""
+def test_replay_keeps_the_order_of_dead_letters(postgres: PostgresTransport, queue: str) -> None:
+    """The order of the given ids does not matter, and ids that do not exist are ignored."""
     letters = buried(postgres, queue, 10)
     ids = [letter.id for letter in letters]
     assert postgres.dead.replay([*ids[::-1], "999999999", "x", "-1", "", "9" * 40, ids[0]]) == ids
@@ -101,10 +99,8 @@ def test_letters_are_replayed_in_the_order_of_their_burial(postgres: PostgresTra
     assert postgres.dead.replay(ids) == []
 
 
-def test_a_replay_that_the_database_refuses_keeps_the_letters(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """All or nothing: what could not be sent is still dead."""
+def test_refused_replay_keeps_the_dead_letters(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A batch is replayed as a whole or not at all."""
     letters = buried(postgres, queue, 3)
     tables.execute("ALTER TABLE {messages} ADD CHECK (message -> 'args' <> '[1]')")
     with pytest.raises(Exception, match="check constraint"):
@@ -112,8 +108,8 @@ def test_a_replay_that_the_database_refuses_keeps_the_letters(
     assert list(postgres.dead.find(queue=queue))[::-1] == letters
 
 
-def test_purge_removes_exactly_what_its_filters_name(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
-    """By id, by queue, by age, and by all of them together; without a filter, everything."""
+def test_purge_removes_exactly_the_filtered_letters(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """Filters are ids, queue and age, also combined; without a filter, all dead letters are removed."""
     first, second, third = buried(postgres, queue, 3)
     (other,) = buried(postgres, queue + "-2")
     tables.execute("UPDATE {dead} SET buried_at = now() - interval '1 hour' WHERE dead_id = %s", int(second.id))
@@ -135,10 +131,8 @@ def test_purge_removes_exactly_what_its_filters_name(postgres: PostgresTransport
     ['{"a": ' + "[" * 3000 + "]" * 3000 + "}", '{"a": 1e5000}', '"text"', "null", "[]"],
     ids=["very deep", "very long number", "string", "null", "array"],
 )
-def test_a_letter_that_python_cannot_read_hides_no_other(
-    postgres: PostgresTransport, tables: Tables, queue: str, text: str
-) -> None:
-    """Whatever JSON was buried, the letters can be listed, shown, replayed and purged."""
+def test_unparsable_letter_hides_no_other(postgres: PostgresTransport, tables: Tables, queue: str, text: str) -> None:
+    """Dead letters with any JSON can be listed, shown, replayed and purged."""
     tables.inject(queue, text)
     Consumer(postgres, {"t": lambda: None}, [queue]).drain(timeout=10)
     (other,) = buried(postgres, queue + "-2")
@@ -152,10 +146,8 @@ def test_a_letter_that_python_cannot_read_hides_no_other(
 
 
 @pytest.mark.parametrize("id", [10**18, 2**63 - 1])
-def test_a_letter_of_any_id_is_found_replayed_and_purged(
-    postgres: PostgresTransport, tables: Tables, queue: str, id: int
-) -> None:
-    """An id is any number that PostgreSQL can give out; a larger one is not there."""
+def test_dead_letter_of_any_id_works(postgres: PostgresTransport, tables: Tables, queue: str, id: int) -> None:
+    """An id is any number that PostgreSQL can hand out; a larger one does not exist."""
     uses: list[Callable[[], Sequence[str]]] = [
         lambda: postgres.dead.replay([str(id)]),
         lambda: [str(id)] * postgres.dead.purge(ids=[str(id)]),
@@ -168,10 +160,10 @@ def test_a_letter_of_any_id_is_found_replayed_and_purged(
         receive_all(postgres, queue)
 
 
-def test_letters_are_replayed_and_purged_in_batches(
+def test_replay_and_purge_work_in_batches(
     postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each batch is a commit of its own, the oldest first; letters that come meanwhile stay."""
+    """Each batch is one commit, the oldest first; dead letters that arrive meanwhile stay."""
     monkeypatch.setattr(dead_letters, "_BATCH", 4)
     letters = buried(postgres, queue, 10)
     other = buried(postgres, queue + "-2", 1)
@@ -192,10 +184,10 @@ def test_letters_are_replayed_and_purged_in_batches(
     assert other[0].queue == queue + "-2"
 
 
-def test_two_replays_at_once_send_each_letter_once(
+def test_concurrent_replays_send_each_letter_once(
     make_postgres: Callable[..., PostgresTransport], queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What one operator has replayed another one does not."""
+    """A dead letter that one operator has replayed is not replayed by another."""
     monkeypatch.setattr(dead_letters, "_BATCH", 5)
     first, second = make_postgres(), make_postgres()
     ids = [letter.id for letter in buried(first, queue, 60)]
@@ -209,7 +201,7 @@ def test_two_replays_at_once_send_each_letter_once(
 @on_one_server
 @pytest.mark.parametrize("state", ["P0001", "53200"])
 @pytest.mark.parametrize("doing", ["replay", "purge"])
-def test_an_error_says_how_many_letters_were_done(
+def test_replay_error_counts_earlier_batches(
     postgres: PostgresTransport,
     tables: Tables,
     queue: str,
@@ -217,7 +209,7 @@ def test_an_error_says_how_many_letters_were_done(
     doing: str,
     state: str,
 ) -> None:
-    """A batch that fails after others leaves these done, and the error has their number; the first one has none."""
+    """The error of a later batch contains the number of dead letters before it; that of the first batch has none."""
     monkeypatch.setattr(dead_letters, "_BATCH", 2)
     ids = [letter.id for letter in buried(postgres, queue, 8)]
     tables.execute(
@@ -239,10 +231,10 @@ def test_an_error_says_how_many_letters_were_done(
 
 
 @on_one_server
-def test_the_batches_before_one_that_fails_are_kept(
+def test_earlier_batches_are_kept_after_failure(
     postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The iterator has yielded what is done; its error names the number, and its fate is of the batch that failed."""
+    """The iterator yields each finished batch; its error counts them, and `fate_unknown` is about the failed one."""
     monkeypatch.setattr(dead_letters, "_BATCH", 2)
     ids = [letter.id for letter in buried(postgres, queue, 6)]
     tables.execute(
@@ -261,10 +253,10 @@ def test_the_batches_before_one_that_fails_are_kept(
 
 
 @on_one_server
-def test_a_batch_that_takes_too_long_is_made_smaller(
+def test_slow_batch_is_repeated_with_fewer_letters(
     postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit of a statement bounds the batch and not the command."""
+    """The time limit of a statement bounds the batch and not the command."""
     monkeypatch.setattr(dead_letters, "_BATCH", 8)
     buried(postgres, queue, 9)
     tables.execute(
@@ -278,10 +270,10 @@ def test_a_batch_that_takes_too_long_is_made_smaller(
 
 
 @on_one_server
-def test_a_long_command_says_how_far_it_has_come(
+def test_long_commands_report_progress(
     postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`replay --all` and `purge` report progress on stderr, also when the database fails on the way."""
+    """`replay --all` and `purge` report progress on stderr, also if the database fails on the way."""
     monkeypatch.setattr(dead_letters, "_BATCH", 2)
     monkeypatch.setattr(dead, "_PROGRESS", 0.0)
     url = f"{tables.url}?schema={tables.schema}"

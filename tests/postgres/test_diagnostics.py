@@ -72,8 +72,8 @@ def reached(url: str) -> Iterator[Proxy]:
         yield between
 
 
-def test_of_a_sound_schema_everything_is_ok(postgres: PostgresTransport, queue: str) -> None:
-    """Every check is made, each says what it found, and none has anything to say against a fresh schema in use."""
+def test_healthy_schema_passes_every_check(postgres: PostgresTransport, queue: str) -> None:
+    """Every check runs and reports "ok" for a fresh schema in use."""
     postgres.send([message("t", queue), message("t", queue, delay=60.0)])
     found = check(postgres)
     assert {finding.name for finding in found} == EVERY_CHECK
@@ -81,8 +81,8 @@ def test_of_a_sound_schema_everything_is_ok(postgres: PostgresTransport, queue: 
     assert [finding for finding in found if finding.level != "ok" and finding.name not in OF_THE_SERVER] == []
 
 
-def test_of_the_products_tables_everything_is_ok(tables: Tables) -> None:
-    """An index counts by what it indexes, whatever it is called, and a key however it was made."""
+def test_product_tables_pass_every_check(tables: Tables) -> None:
+    """An index counts by its definition under any name, and a primary key in any form."""
     product.make_tables(tables, "varchar(255)")
     with transport_on(tables.url, tables.schema) as transport:
         transport.migrate()
@@ -95,8 +95,8 @@ def test_of_the_products_tables_everything_is_ok(tables: Tables) -> None:
     "schema", ['a"b', "a b%s", "{x}", "ä;--", "x" * 63], ids=["quote", "percent", "brace", "umlaut", "long"]
 )
 @on_one_server
-def test_a_schema_of_any_name_is_checked(postgres_url: str, schema: str) -> None:
-    """Names are identifiers, and never a part of a statement's text."""
+def test_schema_of_any_name_is_checked(postgres_url: str, schema: str) -> None:
+    """Names are identifiers, and never part of a statement's text."""
     tables = Tables(postgres_url, schema)
     try:
         with transport_on(postgres_url, schema) as transport:
@@ -107,8 +107,8 @@ def test_a_schema_of_any_name_is_checked(postgres_url: str, schema: str) -> None
     assert [finding for finding in found if finding.level != "ok" and finding.name not in OF_THE_SERVER] == []
 
 
-def test_where_there_is_no_connection_the_others_say_that_they_were_not_made() -> None:
-    """One error with what the network said; nothing is raised."""
+def test_checks_are_skipped_without_connection() -> None:
+    """The first finding is an error with the network's message; all others are skipped."""
     with transport_on("postgresql://nobody@127.0.0.1:1/nothing", "s") as transport:
         first, *others = check(transport)
     assert (first.name, first.level) == ("connection", "error")
@@ -119,8 +119,8 @@ def test_where_there_is_no_connection_the_others_say_that_they_were_not_made() -
 
 
 @on_one_server
-def test_a_connection_that_breaks_costs_one_check_and_no_other(postgres_url: str, postgres: PostgresTransport) -> None:
-    """The next check connects anew."""
+def test_broken_connection_fails_one_check(postgres_url: str, postgres: PostgresTransport) -> None:
+    """The next check connects again."""
     with reached(postgres_url) as between:
         url = make_conninfo(postgres_url, port=between.port)
         with transport_on(url, postgres._statements.schema) as transport:
@@ -131,8 +131,8 @@ def test_a_connection_that_breaks_costs_one_check_and_no_other(postgres_url: str
     assert the("tables", found).level == the("leases", found).level == "ok"
 
 
-def test_tables_that_are_not_there_are_named(postgres_url: str, schema: str) -> None:
-    """Each of them, with `migrate` as the remedy; what could have been asked of them was not looked at."""
+def test_missing_tables_are_named(postgres_url: str, schema: str) -> None:
+    """Each missing table is an error with `migrate` as the remedy; the checks of its rows are skipped."""
     with transport_on(postgres_url, schema) as transport:
         found = check(transport)
     assert [finding.level for finding in of("tables", found)] == ["error"] * 3
@@ -141,8 +141,8 @@ def test_tables_that_are_not_there_are_named(postgres_url: str, schema: str) -> 
         assert the(name, found).level == "skipped"
 
 
-def test_a_sequence_that_is_behind_is_named(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
-    """With the highest id that exists, and the statement that puts it right."""
+def test_sequence_behind_its_ids_is_named(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """The warning has the highest existing id and the statement that corrects the sequence."""
     postgres.send([message("t", queue)] * 3)
     tables.execute("SELECT setval(pg_get_serial_sequence('{messages}', 'msg_id'), 1)")
     finding = the("tables", check(postgres))
@@ -151,8 +151,8 @@ def test_a_sequence_that_is_behind_is_named(postgres: PostgresTransport, tables:
     assert the("tables", check(postgres)).level == "ok"
 
 
-def test_a_column_that_is_missing_is_named(postgres: PostgresTransport, tables: Tables) -> None:
-    """With its table, and what to compare that with."""
+def test_missing_column_is_named(postgres: PostgresTransport, tables: Tables) -> None:
+    """The error names the table and the file to compare it with."""
     tables.execute("ALTER TABLE {dead} DROP COLUMN attempts")
     finding = the("tables", check(postgres))
     assert (finding.level, finding.what) == ("error", "pg_queue_dead_letter has no column attempts")
@@ -171,10 +171,10 @@ def test_a_column_that_is_missing_is_named(postgres: PostgresTransport, tables: 
     ],
 )
 @on_one_server
-def test_an_index_that_was_dropped_is_named_with_the_statement_that_makes_it(
+def test_missing_index_is_named_with_its_statement(
     postgres: PostgresTransport, tables: Tables, index: str, table: str, level: str
 ) -> None:
-    """The remedy for a large table can be run as it stands, and mends it."""
+    """The remedy for a large table can be run as it is, and creates the index."""
     tables.execute(f"DROP INDEX {{schema}}.{index}")
     finding = the("indexes", check(postgres))
     assert finding.level == level
@@ -186,8 +186,8 @@ def test_an_index_that_was_dropped_is_named_with_the_statement_that_makes_it(
 
 
 @on_one_server
-def test_an_index_of_the_right_name_and_the_wrong_columns_is_none(postgres: PostgresTransport, tables: Tables) -> None:
-    """It counts by its definition."""
+def test_index_with_wrong_columns_counts_as_missing(postgres: PostgresTransport, tables: Tables) -> None:
+    """An index counts by its definition, not by its name."""
     tables.execute("DROP INDEX {schema}.pg_queue_message_claimed")
     tables.execute("CREATE INDEX pg_queue_message_claimed ON {messages} (read_ct)")
     finding = the("indexes", check(postgres))
@@ -195,8 +195,8 @@ def test_an_index_of_the_right_name_and_the_wrong_columns_is_none(postgres: Post
 
 
 @on_one_server
-def test_an_index_that_ends_hot_updates_is_named(postgres: PostgresTransport, tables: Tables) -> None:
-    """An index with `vt`, as earlier versions made it, is a warning with the statement that drops it."""
+def test_index_that_prevents_hot_updates_is_named(postgres: PostgresTransport, tables: Tables) -> None:
+    """An index with `vt`, as earlier versions created it, is a warning with the statement that drops it."""
     tables.execute("CREATE INDEX pg_queue_message_due ON {messages} (queue_name, vt) WHERE state = 'claimed'")
     finding = the("indexes", check(postgres))
     assert (finding.level, "pg_queue_message_due" in finding.what) == ("warning", True)
@@ -205,8 +205,8 @@ def test_an_index_that_ends_hot_updates_is_named(postgres: PostgresTransport, ta
     assert the("indexes", check(postgres)).level == "ok"
 
 
-def test_an_index_that_is_not_valid_is_named_and_to_be_dropped(postgres: PostgresTransport, tables: Tables) -> None:
-    """As a CREATE INDEX CONCURRENTLY leaves it that failed."""
+def test_invalid_index_is_named_with_remedy(postgres: PostgresTransport, tables: Tables) -> None:
+    """The remedy for an index of a failed CREATE INDEX CONCURRENTLY is to drop it."""
     postgres.send([message("t", "q")] * 2)
     with pytest.raises(psycopg.errors.UniqueViolation):
         tables.execute("CREATE UNIQUE INDEX CONCURRENTLY failed ON {messages} (queue_name)")
@@ -217,8 +217,8 @@ def test_an_index_that_is_not_valid_is_named_and_to_be_dropped(postgres: Postgre
 
 
 @on_one_server
-def test_a_table_without_its_key_is_told(postgres: PostgresTransport, tables: Tables) -> None:
-    """Its rows are found by it."""
+def test_missing_primary_key_is_named(postgres: PostgresTransport, tables: Tables) -> None:
+    """A table without its primary key is an error."""
     tables.execute("ALTER TABLE {messages} DROP CONSTRAINT pg_queue_message_pkey")
     finding = the("indexes", check(postgres))
     assert (finding.level, finding.what) == ("error", "pg_queue_message has no unique index on msg_id")
@@ -235,10 +235,10 @@ def test_a_table_without_its_key_is_told(postgres: PostgresTransport, tables: Ta
     ],
 )
 @on_one_server
-def test_a_right_that_is_missing_is_told_by_what_cannot_be_done(
+def test_missing_right_is_reported_by_its_effect(
     limited: tuple[str, str], tables: Tables, taken: str, level: str, said: str
 ) -> None:
-    """Who may only send is warned; who may not even do that is in error; who cannot sweep is told so."""
+    """A role that may only send, or cannot purge replies, gets a warning; one that cannot send gets an error."""
     url, role = limited
     tables.execute(f"REVOKE {taken} FROM {role}")
     with transport_on(url, tables.schema) as transport:
@@ -247,8 +247,8 @@ def test_a_right_that_is_missing_is_told_by_what_cannot_be_done(
 
 
 @on_one_server
-def test_a_check_that_lacks_a_right_says_so_and_the_others_go_on(limited: tuple[str, str], tables: Tables) -> None:
-    """Who may not read dead letters hears all about messages and replies."""
+def test_check_without_right_is_skipped_alone(limited: tuple[str, str], tables: Tables) -> None:
+    """A role that cannot read dead letters still gets the findings about messages and replies."""
     url, role = limited
     tables.execute(f"REVOKE SELECT ON {{dead}} FROM {role}")  # noqa: S608 - the role of this test
     with transport_on(url, tables.schema) as transport:
@@ -260,8 +260,8 @@ def test_a_check_that_lacks_a_right_says_so_and_the_others_go_on(limited: tuple[
 
 
 @on_one_server
-def test_a_pooler_is_found_and_heard_of(postgres_url: str, postgres: PostgresTransport) -> None:
-    """A warning where listening was wanted; nothing to say where listen=false was."""
+def test_pooler_is_reported(postgres_url: str, postgres: PostgresTransport) -> None:
+    """A pooler is a warning if the transport listens, and "ok" with listen=false."""
     with reached(postgres_url) as between:
         between.hide_the_process = True
         url, schema = make_conninfo(postgres_url, port=between.port), postgres._statements.schema
@@ -274,8 +274,8 @@ def test_a_pooler_is_found_and_heard_of(postgres_url: str, postgres: PostgresTra
 
 
 @on_one_server
-def test_listening_that_does_not_work_is_found_out(postgres_url: str, postgres: PostgresTransport) -> None:
-    """A notification is really sent, and really waited for: one that something swallows is missed."""
+def test_lost_notification_is_detected(postgres_url: str, postgres: PostgresTransport) -> None:
+    """The check sends a notification and waits for it, so it detects one that is lost."""
     with reached(postgres_url) as between:
         url = make_conninfo(postgres_url, port=between.port)
         with transport_on(url, postgres._statements.schema) as transport:
@@ -286,8 +286,8 @@ def test_listening_that_does_not_work_is_found_out(postgres_url: str, postgres: 
     assert "no notification came in 0.5 s" in finding.what
 
 
-def test_through_a_pgbouncer_the_pooler_is_named_and_listening_is_seen_not_to_work(server_url: str) -> None:
-    """A real one, in transaction mode; everything else is checked through it, too."""
+def test_pgbouncer_is_reported_with_failed_listening(server_url: str) -> None:
+    """Through PgBouncer in transaction mode every check runs; only "pooler" and "listen" are not "ok"."""
     with private_pgbouncer(server_url) as pgbouncer, servers.fresh_schema(server_url) as schema:
         with transport_on(server_url, schema) as direct:
             direct.migrate()
@@ -298,8 +298,8 @@ def test_through_a_pgbouncer_the_pooler_is_named_and_listening_is_seen_not_to_wo
     assert named == {"pooler", "listen"}
 
 
-def test_the_clocks_are_compared(postgres: PostgresTransport, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By how much, and which is ahead; it is told and no more, because nothing depends on it."""
+def test_clocks_are_compared(postgres: PostgresTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The finding has the difference and says which clock is ahead; it is "ok", because nothing depends on it."""
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() - 100.0)
     finding = the("clock", check(postgres))
@@ -318,7 +318,7 @@ def test_the_clocks_are_compared(postgres: PostgresTransport, monkeypatch: pytes
     ],
 )
 @on_one_server
-def test_the_version_of_the_schema_is_held_against_this_packages(
+def test_schema_version_is_compared(
     postgres: PostgresTransport,
     tables: Tables,
     monkeypatch: pytest.MonkeyPatch,
@@ -326,15 +326,15 @@ def test_the_version_of_the_schema_is_held_against_this_packages(
     level: str,
     said: str,
 ) -> None:
-    """An older one is to be migrated; a newer one is an error, because this package does not know what changed."""
+    """An older schema is a warning with `migrate` as the remedy; a newer one is an error."""
     monkeypatch.setattr(migrate, "SCHEMA_VERSION", 2)
     tables.execute(f"COMMENT ON TABLE {{dead}} IS '{comment}'")
     finding = the("schema", check(postgres))
     assert (finding.level, said in finding.remedy) == (level, True)
 
 
-def test_a_table_that_is_not_vacuumed_is_told(postgres: PostgresTransport, tables: Tables) -> None:
-    """That autovacuum is off for it, and how many dead rows it has."""
+def test_table_without_vacuum_is_reported(postgres: PostgresTransport, tables: Tables) -> None:
+    """The warning says that autovacuum is off for the table, and counts its dead rows."""
     tables.execute("ALTER TABLE {messages} SET (autovacuum_enabled = false)")
     postgres.send([message("t", "q", n) for n in range(50)])
     tables.execute("DELETE FROM {messages}")
@@ -348,8 +348,8 @@ def test_a_table_that_is_not_vacuumed_is_told(postgres: PostgresTransport, table
     assert any("is off for pg_queue_message" in what and "autovacuum_enabled = true" in what for what in split_remedy)
 
 
-def test_a_session_that_is_idle_in_transaction_is_named(postgres: PostgresTransport, tables: Tables, name: str) -> None:
-    """With its process id, its state, how long, and how many transactions old its snapshot is."""
+def test_idle_transaction_is_named(postgres: PostgresTransport, tables: Tables, name: str) -> None:
+    """The warning has the session's process id, state and age, and the age of its snapshot in transactions."""
     with psycopg.connect(named(tables.url, name)) as other:
         other.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         other.execute("SELECT 1")
@@ -363,10 +363,8 @@ def test_a_session_that_is_idle_in_transaction_is_named(postgres: PostgresTransp
 
 
 @on_one_server
-def test_an_old_snapshot_of_a_session_that_may_not_be_looked_at_is_told_by_its_age(
-    limited: tuple[str, str], tables: Tables, name: str
-) -> None:
-    """A role without pg_read_all_stats sees no state and no time, but the snapshot."""
+def test_old_snapshot_of_hidden_session_is_reported(limited: tuple[str, str], tables: Tables, name: str) -> None:
+    """A role without pg_read_all_stats sees no state and no time of a session, but the age of its snapshot."""
     with psycopg.connect(named(tables.url, name)) as other:
         other.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         other.execute("SELECT 1")
@@ -377,8 +375,8 @@ def test_an_old_snapshot_of_a_session_that_may_not_be_looked_at_is_told_by_its_a
     assert "holds a snapshot" in finding.what
 
 
-def test_leases_that_nobody_brings_back_are_counted_by_queue(postgres: PostgresTransport, tables: Tables) -> None:
-    """Ended long ago; those of a moment ago, and those that run, are not."""
+def test_abandoned_leases_are_counted_by_queue(postgres: PostgresTransport, tables: Tables) -> None:
+    """Leases that ended long ago are counted; recent and running ones are not."""
     stuck, fine = queue_name(), f"{queue_name()} it's"
     for queue in (stuck, fine):
         postgres.send([message("t", queue), message("t", queue)])
@@ -392,10 +390,8 @@ def test_leases_that_nobody_brings_back_are_counted_by_queue(postgres: PostgresT
     assert fine not in finding.what
 
 
-def test_messages_that_wait_for_long_are_told_by_whether_anybody_works_on_them(
-    postgres: PostgresTransport, tables: Tables
-) -> None:
-    """A queue without a worker wants one, a queue with workers wants more of them."""
+def test_waiting_messages_are_reported_with_worker_state(postgres: PostgresTransport, tables: Tables) -> None:
+    """For a queue without workers the remedy is a worker; for one with workers, more of them."""
     idle, busy, fresh = f"{queue_name()} it's", queue_name(), queue_name()
     for queue in (idle, busy):
         postgres.send([message("t", queue), message("t", queue)])
@@ -416,8 +412,8 @@ def test_messages_that_wait_for_long_are_told_by_whether_anybody_works_on_them(
     assert fresh not in alone.what + behind.what
 
 
-def test_dead_letters_are_counted_by_queue_and_quote_nothing(postgres: PostgresTransport) -> None:
-    """The type of the newest error, and not what it says, which may hold what the message held."""
+def test_dead_letters_are_counted_without_content(postgres: PostgresTransport) -> None:
+    """The finding has the error type of the newest dead letter, and none of its text."""
     queue = queue_name()
     for reason in ("KeyError: old", "ValueError: secret-word of a payload"):
         postgres.send([message("t", queue, "secret-word")])
@@ -429,8 +425,8 @@ def test_dead_letters_are_counted_by_queue_and_quote_nothing(postgres: PostgresT
     assert not any("secret-word" in one.what + one.remedy for one in found)
 
 
-def test_replies_that_nobody_sweeps_are_told(postgres: PostgresTransport, tables: Tables) -> None:
-    """Where they expired long ago; those of a moment ago wait for the next sweep."""
+def test_expired_replies_are_reported(postgres: PostgresTransport, tables: Tables) -> None:
+    """Only replies that expired long ago are a warning; others wait for the next purge."""
     answer(postgres, Reply("old", "completed"))
     tables.execute("UPDATE {results} SET expires_at = now() - interval '1 minute'")
     assert the("replies", check(postgres)).level == "ok"
@@ -441,10 +437,8 @@ def test_replies_that_nobody_sweeps_are_told(postgres: PostgresTransport, tables
 
 
 @pytest.mark.parametrize("moment", ["-infinity", "infinity", "4713-01-01 BC"])
-def test_no_moment_in_a_row_breaks_a_check(
-    postgres: PostgresTransport, tables: Tables, queue: str, moment: str
-) -> None:
-    """Other programs write these tables, too: what they write is looked at, and every check is made."""
+def test_no_timestamp_breaks_a_check(postgres: PostgresTransport, tables: Tables, queue: str, moment: str) -> None:
+    """Other programs may write any timestamp into the tables; every check still runs."""
     postgres.send([message("t", queue), message("t", queue)])
     receive_all(postgres, queue)
     answer(postgres, Reply("r", "completed"))
@@ -458,8 +452,8 @@ def test_no_moment_in_a_row_breaks_a_check(
 
 
 @on_one_server
-def test_a_server_that_takes_no_writes_is_an_error(postgres_url: str, postgres: PostgresTransport) -> None:
-    """As one that was failed over from; the remedy reaches the other."""
+def test_read_only_server_is_an_error(postgres_url: str, postgres: PostgresTransport) -> None:
+    """The remedy leads to the new primary after a failover."""
     url = make_conninfo(postgres_url, options="-c default_transaction_read_only=on")
     with transport_on(url, postgres._statements.schema) as transport:
         finding = the("server", check(transport))
@@ -467,8 +461,8 @@ def test_a_server_that_takes_no_writes_is_an_error(postgres_url: str, postgres: 
 
 
 @on_one_server
-def test_a_notification_queue_that_fills_is_told(postgres: PostgresTransport, tables: Tables) -> None:
-    """Because some session listens and never reads."""
+def test_filling_notification_queue_is_reported(postgres: PostgresTransport, tables: Tables) -> None:
+    """The queue fills because a session listens and never reads."""
     with tables.connect() as listener:
         listener.execute("LISTEN anything")
         listener.execute("BEGIN")
@@ -479,8 +473,8 @@ def test_a_notification_queue_that_fills_is_told(postgres: PostgresTransport, ta
 
 
 @on_one_server
-def test_a_role_that_has_no_connections_left_is_told(limited: tuple[str, str], tables: Tables) -> None:
-    """The narrowest limit counts: the server's, the database's or the role's."""
+def test_exhausted_connection_limit_is_reported(limited: tuple[str, str], tables: Tables) -> None:
+    """The finding is about the lowest limit: of the server, the database or the role."""
     url, role = limited
     tables.execute(f"ALTER ROLE {role} CONNECTION LIMIT 3")
     with transport_on(url, tables.schema) as transport:
@@ -500,8 +494,8 @@ def neglected() -> Iterator[str]:
         yield make_conninfo(server.url, dbname="old")
 
 
-def test_settings_of_a_server_that_are_wrong_are_told(neglected: str) -> None:
-    """Encoding, durability, autovacuum, room for connections and a prepared transaction: each for itself."""
+def test_wrong_server_settings_are_reported(neglected: str) -> None:
+    """Encoding, durability, autovacuum, free connections and a prepared transaction are separate findings."""
     with transport_on(neglected, "s") as transport:
         transport.migrate()
         with psycopg.connect(neglected, autocommit=True) as connection:
@@ -517,8 +511,10 @@ def test_settings_of_a_server_that_are_wrong_are_told(neglected: str) -> None:
     assert any("prepared transaction forgotten" in finding.what for finding in of("snapshots", found))
 
 
-def test_who_is_connected_is_told(make_named: Callable[..., PostgresTransport], name: str, postgres_url: str) -> None:
-    """This package's sessions, and those that carry the name which this one was given; what they run is not told."""
+def test_connected_workers_are_listed(
+    make_named: Callable[..., PostgresTransport], name: str, postgres_url: str
+) -> None:
+    """The list has this package's sessions and those with the same application name, without their statements."""
     watching = make_named()
     subscription = watching.subscribe(["q"], lease=60.0)
     own = f"unstract-wire worker test-{uuid.uuid4().hex[:8]}"
@@ -535,10 +531,10 @@ def test_who_is_connected_is_told(make_named: Callable[..., PostgresTransport], 
 
 
 @on_one_server
-def test_of_other_roles_sessions_only_the_name_is_seen_without_the_right(
+def test_sessions_of_other_roles_show_only_names(
     limited: tuple[str, str], tables: Tables, postgres: PostgresTransport
 ) -> None:
-    """Neither state nor address, until pg_read_all_stats is granted."""
+    """State and address are hidden until pg_read_all_stats is granted."""
     url, role = limited
     subscription = postgres.subscribe(["q"], lease=60.0)
     with transport_on(url, tables.schema) as watching:

@@ -34,7 +34,7 @@ stored_times = st.one_of(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_new_message_with_an_old_id_is_continued_by_its_own_run(
+def test_reused_id_is_settled_by_its_own_run(
     postgres: PostgresTransport, tables: Tables, queue: str, workers: int
 ) -> None:
     """After TRUNCATE ... RESTART IDENTITY the old run changes nothing, also in the worker that runs the new message."""
@@ -64,10 +64,10 @@ def test_a_new_message_with_an_old_id_is_continued_by_its_own_run(
 
 
 @pytest.mark.parametrize("verdict", Verdict)
-def test_a_restored_message_is_settled_once(
+def test_restored_message_is_settled_once(
     postgres: PostgresTransport, tables: Tables, queue: str, verdict: Verdict
 ) -> None:
-    """A backup brings the same row back: of its two holders one settles it, and one follow-up is sent."""
+    """After a restore of the same row, one of its two holders settles it, and one follow-up is sent."""
     postgres.send([message("t", queue)])
     early, late = postgres.subscribe([queue], lease=60), postgres.subscribe([queue], lease=60)
     (first,) = early.receive(limit=1, wait=5)
@@ -101,10 +101,10 @@ def odd(shared: tuple[PostgresTransport, Tables]) -> Iterator[dict[str, Postgres
 
 @settings(max_examples=25)
 @given(stored=stored_times, options=st.sampled_from(ODD_SESSIONS))
-def test_every_time_that_a_row_can_have_passes_the_fence(
+def test_any_enqueue_time_passes_the_fence(
     shared: tuple[PostgresTransport, Tables], odd: dict[str, PostgresTransport], stored: str, options: str
 ) -> None:
-    """Whenever its row was enqueued a delivery is renewed and settled; a microsecond's difference makes it another."""
+    """A delivery with any time of enqueueing can be renewed and settled; a difference of a microsecond fails."""
     transport, tables = shared
     queue = queue_name()
     transport.send([message("t", queue), message("t", queue)])

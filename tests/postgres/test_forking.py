@@ -49,8 +49,8 @@ def in_child(function: Callable[[], Any], *, timeout: float = 60.0) -> Any:
     return answer
 
 
-def test_a_used_transport_works_on_both_sides_of_a_fork(make_postgres: Make, tables: Tables, queue: str) -> None:
-    """Sends, blocking calls and subscriptions, in the child and afterwards in the parent, all with one transport."""
+def test_used_transport_works_after_a_fork(make_postgres: Make, tables: Tables, queue: str) -> None:
+    """The child and then the parent send, call and subscribe with one transport."""
     transport, other = make_postgres(), make_postgres()
     with running(Consumer(other, {"echo": lambda value: value}, [queue])):
 
@@ -71,8 +71,8 @@ def test_a_used_transport_works_on_both_sides_of_a_fork(make_postgres: Make, tab
         assert in_child(lambda: use("second child")) == "second child 3"
 
 
-def test_a_fork_while_the_parent_sends_and_waits_harms_neither(make_postgres: Make, tables: Tables, queue: str) -> None:
-    """Children forked in the middle of the parent's traffic send what they should, and so does the parent."""
+def test_fork_during_traffic_harms_neither_process(make_postgres: Make, tables: Tables, queue: str) -> None:
+    """Children forked in the middle of the parent's traffic send all their messages, and so does the parent."""
     transport = make_postgres()
     over = threading.Event()
     sent: list[str] = []
@@ -95,8 +95,8 @@ def test_a_fork_while_the_parent_sends_and_waits_harms_neither(make_postgres: Ma
     assert tables.count(queue) == len(sent) > 0
 
 
-def test_a_childs_burst_is_announced_to_its_end(make_postgres: Make, queue: str) -> None:
-    """The thread that announces what was debounced is the child's own: listeners get the last message at once."""
+def test_forked_child_sends_late_notifications(make_postgres: Make, queue: str) -> None:
+    """The notification thread of a child is its own: listeners get the last message of a burst at once."""
     transport, listening = make_postgres(), make_postgres(poll_interval=LONG_POLL)
     for n in range(5):
         transport.send([message("t", queue + "-parent", n)])
@@ -121,10 +121,8 @@ def test_a_childs_burst_is_announced_to_its_end(make_postgres: Make, queue: str)
     subscription.close()
 
 
-def test_a_child_that_closes_takes_nothing_from_its_parent(
-    make_named: Make, tables: Tables, name: str, queue: str
-) -> None:
-    """Closed or simply gone, the child leaves the parent's connections alone: they are the same backends after it."""
+def test_closing_child_keeps_parent_connections(make_named: Make, tables: Tables, name: str, queue: str) -> None:
+    """After a child has closed or ended, the parent's connections have the same backends."""
     transport = make_named()
     transport.send([message("t", queue)])
     subscription = transport.subscribe([queue], lease=60)
@@ -144,8 +142,8 @@ def test_a_child_that_closes_takes_nothing_from_its_parent(
     subscription.close()
 
 
-def test_a_consumer_may_run_in_a_child(make_postgres: Make, tables: Tables, queue: str) -> None:
-    """A prefork worker: the transport was made and used by the parent, the child consumes."""
+def test_consumer_runs_in_a_forked_child(make_postgres: Make, tables: Tables, queue: str) -> None:
+    """The parent makes and uses the transport, and the forked child consumes."""
     transport = make_postgres()
     transport.send([message("t", queue, n) for n in range(20)])
     assert in_child(lambda: Consumer(transport, {"t": lambda n: None}, [queue]).drain(timeout=10)) == 20

@@ -115,11 +115,8 @@ def sends_until_full(transport: PostgresTransport, queue: str) -> tuple[list[str
     raise AssertionError("the disk was never full")
 
 
-def test_a_send_to_a_full_disk_is_an_outage_and_loses_nothing(
-    transport: PostgresTransport, tables: Tables, disk: Disk
-) -> None:
-    """TransportUnavailable that names the cause, with its fate known: trying again later is safe. What was accepted
-    is there, what was not is not, and with room again everything goes on."""
+def test_send_to_full_disk_is_unavailable(transport: PostgresTransport, tables: Tables, disk: Disk) -> None:
+    """TransportUnavailable names the cause and has a known fate, so that the caller can send again."""
     queue = queue_name()
     disk.fill()
     accepted, full = sends_until_full(transport, queue)
@@ -136,10 +133,10 @@ def test_a_send_to_a_full_disk_is_an_outage_and_loses_nothing(
     assert [delivery.id for delivery in receive_all(transport, queue)] == accepted
 
 
-def test_a_result_that_finds_no_room_is_kept_and_settled_when_there_is(
+def test_result_waits_for_disk_space(
     transport: PostgresTransport, tables: Tables, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The consumer lives through it, runs nothing twice, buries nothing: each is continued, once, with its result."""
+    """The consumer keeps running, runs nothing twice, dead-letters nothing, and sends each follow-up once."""
     queue, results = queue_name(), [large() for _ in range(3)]
     ran: list[int] = []
     arrived: list[str] = []

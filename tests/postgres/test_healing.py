@@ -23,9 +23,7 @@ from unstract_core import Consumer, Dispatcher, Reply, TransportUnavailable
 Make = Callable[..., PostgresTransport]
 
 
-def test_a_producer_does_not_notice_that_its_idle_connections_were_killed(
-    make_named: Make, tables: Tables, name: str, queue: str
-) -> None:
+def test_killed_idle_connections_fail_no_send(make_named: Make, tables: Tables, name: str, queue: str) -> None:
     """The next send works at once, and sends once."""
     transport = make_named()
     transport.send([message("t", queue)])
@@ -37,8 +35,8 @@ def test_a_producer_does_not_notice_that_its_idle_connections_were_killed(
     assert transport.reply("nobody") is None
 
 
-def test_a_pool_full_of_dead_connections_costs_no_wait(make_named: Make, tables: Tables, name: str, queue: str) -> None:
-    """Twenty idle connections that the server has dropped: the next send does not pay for each of them."""
+def test_dead_pool_connections_cause_no_wait(make_named: Make, tables: Tables, name: str, queue: str) -> None:
+    """After the server has closed twenty idle connections, the next send does not try each of them."""
     transport = make_named(pool_size=20)
     sends = [lambda: transport.send([message("t", queue)])] * 20
     with tables.locked("LOCK TABLE {messages}") as lock, in_background(*sends):
@@ -50,10 +48,8 @@ def test_a_pool_full_of_dead_connections_costs_no_wait(make_named: Make, tables:
     assert time.monotonic() - started < AT_ONCE
 
 
-def test_a_send_whose_connection_is_killed_in_the_middle_says_that_its_fate_is_unknown(
-    make_named: Make, tables: Tables, name: str, queue: str
-) -> None:
-    """The statement was on its way: it is told, it is not tried again, and the next send works."""
+def test_send_on_killed_connection_has_unknown_fate(make_named: Make, tables: Tables, name: str, queue: str) -> None:
+    """The statement was sent, so it is not repeated; the next send works."""
     transport = make_named()
     caught: list[TransportUnavailable] = []
 
@@ -75,10 +71,10 @@ def test_a_send_whose_connection_is_killed_in_the_middle_says_that_its_fate_is_u
 
 @on_one_server
 @pytest.mark.parametrize("listen", [True, False])
-def test_a_waiting_caller_gets_its_reply_although_its_connections_were_killed(
+def test_waiting_caller_survives_killed_connections(
     make_named: Make, make_postgres: Make, tables: Tables, name: str, listen: bool
 ) -> None:
-    """A blocked `reply` outlives the connection that it waits on, and every connection of its pool."""
+    """A blocked `reply` survives the loss of its waiting connection and of every pool connection."""
     waiter, worker = make_named(listen=listen, poll_interval=0.3), make_postgres()
     key = queue_name()
     replies: list[Reply | None] = []
@@ -91,10 +87,10 @@ def test_a_waiting_caller_gets_its_reply_although_its_connections_were_killed(
 
 
 @on_one_server
-def test_an_idle_consumer_reconnects_and_listens_again(
+def test_idle_consumer_reconnects_and_listens(
     make_named: Make, make_postgres: Make, tables: Tables, name: str, queue: str
 ) -> None:
-    """After each kill of its connection the next dispatch is run at once: it listens, polling is too slow here."""
+    """After each kill of its connection the next dispatch runs at once; polling would be too slow here."""
     consumer_side, producer = make_named(poll_interval=LONG_POLL), make_postgres()
     ran = threading.Semaphore(0)
     with running(Consumer(consumer_side, {"t": lambda: ran.release()}, [queue])):
@@ -107,10 +103,10 @@ def test_an_idle_consumer_reconnects_and_listens_again(
             assert time.monotonic() - sent < AT_ONCE
 
 
-def test_a_task_is_run_once_although_the_connection_dies_while_it_runs(
+def test_task_runs_once_despite_lost_connection(
     make_named: Make, make_postgres: Make, tables: Tables, name: str, queue: str
 ) -> None:
-    """It is settled, with its follow-up, over the next connection."""
+    """The task is settled, with its follow-up, over the next connection."""
     consumer_side, producer = make_named(), make_postgres()
     ran: list[int] = []
     started, finish = threading.Event(), threading.Event()
@@ -130,7 +126,7 @@ def test_a_task_is_run_once_although_the_connection_dies_while_it_runs(
     assert ran == [1]
 
 
-def test_a_settlement_whose_connection_is_killed_in_the_middle_takes_effect_once(
+def test_settlement_on_killed_connection_takes_effect_once(
     make_named: Make, make_postgres: Make, tables: Tables, name: str, queue: str
 ) -> None:
     """The consumer settles again, behind the fence: one follow-up, one run, no lost lease."""
@@ -147,10 +143,10 @@ def test_a_settlement_whose_connection_is_killed_in_the_middle_takes_effect_once
 
 
 @on_one_server
-def test_a_consumer_whose_connections_are_killed_all_the_time_loses_and_doubles_nothing(
+def test_repeated_kills_lose_and_double_nothing(
     make_named: Make, make_postgres: Make, tables: Tables, name: str, queue: str
 ) -> None:
-    """Twenty kills at random moments: every message has exactly one follow-up in the end."""
+    """After twenty kills at random moments, every message has exactly one follow-up."""
     consumer_side, producer = make_named(), make_postgres()
     over = threading.Event()
     producer.send([message("t", queue, n, on_success=then("done", queue + "-cb")) for n in range(400)])
@@ -188,10 +184,10 @@ def away(private: PrivateServer, name: str) -> Iterator[tuple[PostgresTransport,
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_producer_caller_and_consumer_heal_after_a_restart(
+def test_all_roles_recover_after_a_restart(
     private: PrivateServer, away: tuple[PostgresTransport, Tables], queue: str, mode: str
 ) -> None:
-    """An orderly restart and a crash: what was sent before is run, waiting callers are answered, sends work again."""
+    """After an orderly restart and after a crash, earlier messages run, callers get replies, and sends work."""
     transport, tables = away
     ran: list[str] = []
     go = threading.Event()
@@ -216,10 +212,10 @@ def test_producer_caller_and_consumer_heal_after_a_restart(
     assert sorted(ran) == ["called", "sent"]
 
 
-def test_a_task_that_ends_while_the_server_is_away_is_settled_when_it_is_back(
+def test_task_finished_in_outage_is_settled_later(
     private: PrivateServer, away: tuple[PostgresTransport, Tables], queue: str
 ) -> None:
-    """Three seconds without a server: the task is run once, and its follow-up is there."""
+    """Without a server for three seconds, the task runs once, and its follow-up is sent."""
     transport, tables = away
     ran: list[int] = []
     started, finish, finished = threading.Event(), threading.Event(), threading.Event()
@@ -247,10 +243,10 @@ def test_a_task_that_ends_while_the_server_is_away_is_settled_when_it_is_back(
 
 
 @pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
-def test_a_dispatch_while_the_server_is_away_was_not_sent_and_says_so(
+def test_dispatch_in_outage_fails_with_known_fate(
     private: PrivateServer, away: tuple[PostgresTransport, Tables], queue: str, used: bool
 ) -> None:
-    """TransportUnavailable within the timeout, its fate known; once the server is back the same transport sends."""
+    """TransportUnavailable within the timeout; once the server is back the same transport sends."""
     _, tables = away
     with transport_on(private.url, tables.schema, timeout=2.0) as transport:
         if used:
@@ -269,10 +265,10 @@ def test_a_dispatch_while_the_server_is_away_was_not_sent_and_says_so(
         assert tables.count(queue) == 1 + used
 
 
-def test_a_short_outage_is_waited_out_by_a_send(
+def test_send_waits_out_a_short_outage(
     private: PrivateServer, away: tuple[PostgresTransport, Tables], queue: str
 ) -> None:
-    """A restart that takes less than the timeout is not noticed by a caller: nothing was on its way, so it waits."""
+    """A restart that takes less than the timeout fails no send: no statement was sent, so the caller waits."""
     transport, tables = away
     transport.send([message("t", queue)])
     private.stop("fast")
@@ -281,10 +277,10 @@ def test_a_short_outage_is_waited_out_by_a_send(
     assert tables.count(queue) == 2
 
 
-def test_a_commit_whose_answer_never_comes_is_not_tried_again(
+def test_commit_without_answer_is_not_repeated(
     private: PrivateServer, away: tuple[PostgresTransport, Tables], queue: str
 ) -> None:
-    """The server falls silent with the statement on its way, and dies: the fate is unknown, no row is there twice."""
+    """The server falls silent during the statement and dies: the fate is unknown, and no row exists twice."""
     transport, tables = away
     transport.send([message("t", queue)])
     caught: list[TransportUnavailable] = []
@@ -308,10 +304,10 @@ def test_a_commit_whose_answer_never_comes_is_not_tried_again(
     assert tables.count(queue) in (2, 3)
 
 
-def test_a_consumer_outlives_a_server_that_fell_silent(
+def test_consumer_survives_a_frozen_server(
     private: PrivateServer, away: tuple[PostgresTransport, Tables], queue: str
 ) -> None:
-    """Frozen for longer than a lease and thawed: what was under way is settled, and later messages are run."""
+    """After a freeze for longer than a lease, running tasks are settled, and later messages run."""
     transport, tables = away
     ran: list[int] = []
     with running(Consumer(transport, {"t": ran.append}, [queue], lease=0.6)):

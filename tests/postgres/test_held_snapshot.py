@@ -71,8 +71,8 @@ def test_frontier_claim_reads_no_dead_rows(night: tuple[PostgresTransport, Table
 
 
 @pytest.mark.parametrize("name", ["queues", "queue_names"])
-def test_counting_reads_no_rows_for_states_that_have_none(night: tuple[PostgresTransport, Tables], name: str) -> None:
-    """Rows in a state of another program are looked for in an index that is empty without them, not in the table."""
+def test_counting_unknown_states_uses_their_index(night: tuple[PostgresTransport, Tables], name: str) -> None:
+    """Rows in unknown states are counted with an index that is empty without them, not with the table."""
     _, tables = night
     with tables.connect() as connection:
         explain = b"EXPLAIN (ANALYZE, FORMAT JSON) " + Statements(SCHEMA)[name].text
@@ -83,8 +83,8 @@ def test_counting_reads_no_rows_for_states_that_have_none(night: tuple[PostgresT
     assert not re.search(r'"Seq Scan"[^{}]*"Relation Name": "pg_queue_message"', text)
 
 
-def test_looking_for_expired_leases_reads_nothing_dead(night: tuple[PostgresTransport, Tables]) -> None:
-    """Neither those that were due before, nor those that would be due later, nor the ready ones."""
+def test_expiry_scan_reads_no_dead_rows(night: tuple[PostgresTransport, Tables]) -> None:
+    """A recent scan reads neither dead entries of claimed rows nor ready rows."""
     _, tables = night
     statements = Statements(SCHEMA)
     bring = {"queues": ["q"], "limit": 500, "ahead": 30.0}

@@ -60,7 +60,7 @@ def fail(document: str) -> None:
     raise ValueError("no total")
 
 
-def test_the_sentry_example_reports_a_failed_task(postgres: PostgresTransport, queue: str, sentry: Kept) -> None:
+def test_sentry_example_reports_failed_tasks(postgres: PostgresTransport, queue: str, sentry: Kept) -> None:
     """Sentry gets the exception with its frames and the task's name, and no local variable."""
     space: dict[str, Any] = {}
     exec(example("Sentry"), space)  # noqa: S102 - the example of the docs, run as it stands there
@@ -85,10 +85,10 @@ def executions(postgres: PostgresTransport, postgres_url: str, schema: str) -> I
         connection.execute(sql.SQL("DROP TABLE {}").format(table))
 
 
-def test_the_marking_example_marks_what_became_a_dead_letter(
+def test_marking_example_marks_failed_executions(
     postgres: PostgresTransport, queue: str, executions: str, postgres_url: str, schema: str, tmp_path: Path
 ) -> None:
-    """In a supervised child, by `--observer`: the failed execution is marked with its error, the other is not."""
+    """In a supervised child, by `--observer`, the failed execution is marked with its error, the other is not."""
     (tmp_path / "marking.py").write_text(example("Marking"))
     (tmp_path / "executor.py").write_text(
         "def execute(context):\n"
@@ -133,10 +133,10 @@ def test_the_marking_example_marks_what_became_a_dead_letter(
     ],
 )
 @pytest.mark.parametrize("processes", [(), ("--processes", "2")], ids=["alone", "supervised"])
-def test_an_observer_that_cannot_be_had_is_one_line(
+def test_unavailable_observer_is_a_one_line_error(
     tmp_path: Path, observer: str, told: str, processes: tuple[str, ...]
 ) -> None:
-    """The worker does not start: exit code 2, and one line that names the option and the reason."""
+    """The worker does not start: exit code 2, and one line with the option and the reason."""
     (tmp_path / "hooks.py").write_text(
         "number = 7\n"
         "def stranger(): return object()\n"

@@ -156,10 +156,10 @@ def exercise(transport: PostgresTransport, queue: str) -> None:
 
 @on_one_server
 @pytest.mark.parametrize("listen", [True, False])
-def test_settings_of_a_role_change_nothing(
+def test_role_settings_change_nothing(
     hostile: str, tables: Tables, queue: str, listen: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Everything works, on a direct connection, under every setting that a role can carry, and adapters as well."""
+    """On a direct connection everything works under every setting that a role can carry, and with foreign adapters."""
     with adapted(), transport_on(hostile, tables.schema, listen=listen) as transport:
         exercise(transport, queue)
         connection = transport._pool._connection("look", 0.0)
@@ -176,10 +176,10 @@ def pgbouncer(embedded_url: str) -> Iterator[PgBouncer]:
 
 
 @on_one_server
-def test_settings_of_a_role_change_nothing_through_a_pooler(
+def test_role_settings_change_nothing_behind_a_pooler(
     pgbouncer: PgBouncer, hostile: str, tables: Tables, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each transaction sets what it needs; sessions of the server are left as they are."""
+    """Each transaction sets the needed settings; the server's sessions keep theirs."""
     user = psycopg.conninfo.conninfo_to_dict(hostile)["user"]
     users = pgbouncer._directory / "users.txt"
     users.write_text(users.read_text() + f'"{user}" ""\n')
@@ -194,7 +194,7 @@ def test_settings_of_a_role_change_nothing_through_a_pooler(
 
 @on_one_server
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_settings_of_a_caller_change_nothing_and_stay(
+def test_caller_settings_change_nothing_and_stay(
     hostile: str, postgres: PostgresTransport, tables: Tables, queue: str, driver: str
 ) -> None:
     """`send(within=)` stores the same message, and the caller's session has the same settings afterwards."""

@@ -63,11 +63,10 @@ def elsewhere(tables: Tables, schema: str) -> list[tuple[object, ...]]:
 @example('a"b', "it's", '"; DROP SCHEMA public; --', "%s")
 @example("x" * LONGEST_IDENTIFIER, "t" * MAX_NAME_BYTES, "o" * MAX_NAME_BYTES, "i" * MAX_NAME_BYTES)
 @example("100% {messages}", "a\nb", "a b", "é")
-def test_a_schema_of_any_name_is_worked_alone(
+def test_only_the_named_schema_is_touched(
     shared: tuple[PostgresTransport, Tables], schema: str, task: str, org: str, id: str
 ) -> None:
-    """Migrated and worked by the library and the command, with hostile tasks, organisations and ids; and nothing else
-    is touched: no other schema, none of its rows."""
+    """Library and command work with hostile names of schema, task, organisation and id, in this schema alone."""
     neighbour, tables = shared
     neighbour.send([message("t", "kept")])
     before = elsewhere(tables, schema)
@@ -104,8 +103,8 @@ def test_a_schema_of_any_name_is_worked_alone(
             connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
 
 
-def test_a_schema_that_postgresql_cannot_have_is_one_line() -> None:
-    """Too long by a byte, or empty: the command says what is wrong with it, and connects to nothing."""
+def test_impossible_schema_is_a_one_line_error() -> None:
+    """For a name that is empty or too long by a byte, the command prints one line and does not connect."""
     for schema, said in (("x" * 64, "64 bytes long; PostgreSQL keeps 63"), ("", "non-empty"), ("a%00b", "without NUL")):
         ended = CliRunner().invoke(
             cli.main, ["migrate", "--url", f"postgresql://nobody@127.0.0.1:1/db?schema={schema}"]

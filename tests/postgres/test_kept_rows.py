@@ -31,10 +31,10 @@ CREATE TRIGGER keep BEFORE {event} ON {{messages}} FOR EACH ROW EXECUTE FUNCTION
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("table", TABLES)
-def test_a_role_with_row_security_is_refused_at_start_and_by_doctor(
+def test_row_security_is_refused_at_start(
     postgres: PostgresTransport, tables: Tables, limited: tuple[str, str], table: str, policy: str
 ) -> None:
-    """On any of the tables and with any policy; the refusal names the table and what to do."""
+    """With any policy on any table, subscribe and doctor name the table and the remedy."""
     url, role = limited
     tables.execute(f"ALTER TABLE {{schema}}.{table} ENABLE ROW LEVEL SECURITY")
     if policy:
@@ -49,10 +49,8 @@ def test_a_role_with_row_security_is_refused_at_start_and_by_doctor(
         transport.subscribe(["q"], lease=60).close()
 
 
-def test_row_security_that_concerns_another_role_is_no_hindrance(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """Where it is enabled and this role bypasses it, work goes on."""
+def test_bypassed_row_security_is_accepted(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """If the role bypasses row security, work goes on."""
     for table in TABLES:
         tables.execute(f"ALTER TABLE {{schema}}.{table} ENABLE ROW LEVEL SECURITY")
     postgres.send([message("t", queue)])
@@ -65,7 +63,7 @@ def test_row_security_that_concerns_another_role_is_no_hindrance(
 
 @pytest.mark.parametrize("verdict", Verdict)
 @pytest.mark.parametrize("delay", [0.0, 60.0])
-def test_nothing_follows_from_a_message_that_a_trigger_keeps(
+def test_kept_message_sends_no_follow_up(
     postgres: PostgresTransport,
     tables: Tables,
     queue: str,
@@ -73,7 +71,7 @@ def test_nothing_follows_from_a_message_that_a_trigger_keeps(
     verdict: Verdict,
     delay: float,
 ) -> None:
-    """Its settlement answers False, however often it is tried; the others of the batch take effect whole."""
+    """If a trigger keeps the row, its settlement returns False each time; the others of the batch take effect."""
     postgres.send([message("t", queue, n, org_id="kept" if n == 1 else "") for n in range(3)])
     subscription = postgres.subscribe([queue], lease=60)
     deliveries = subscription.receive(limit=3, wait=5)
@@ -101,10 +99,8 @@ def test_nothing_follows_from_a_message_that_a_trigger_keeps(
     subscription.close()
 
 
-def test_a_lease_that_a_trigger_keeps_from_being_renewed_is_lost(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """`renew` answers True for the leases that were really extended."""
+def test_suppressed_renewal_loses_the_lease(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """`renew` returns True only for leases that were extended."""
     postgres.send([message("t", queue, n, org_id="kept" if n == 1 else "") for n in range(3)])
     subscription = postgres.subscribe([queue], lease=60)
     deliveries = subscription.receive(limit=3, wait=5)
@@ -114,10 +110,10 @@ def test_a_lease_that_a_trigger_keeps_from_being_renewed_is_lost(
 
 
 @pytest.mark.parametrize(("event", "level"), [("BEFORE UPDATE", "warning"), ("AFTER UPDATE", "ok")])
-def test_doctor_names_a_trigger_that_can_keep_rows(
+def test_doctor_names_triggers_that_can_keep_rows(
     postgres: PostgresTransport, tables: Tables, event: str, level: str
 ) -> None:
-    """A trigger that runs before each row is a warning, and one that runs afterwards is not."""
+    """A trigger that runs before each row is a warning; one that runs afterwards is not."""
     tables.execute(KEEPS.format(event="UPDATE").replace("BEFORE UPDATE", event))
     (finding,) = [one for one in postgres.check_up() if one.name == "tables"]
     assert finding.level == level
@@ -126,10 +122,10 @@ def test_doctor_names_a_trigger_that_can_keep_rows(
 
 @pytest.mark.parametrize("rule", ["ON DELETE", "ON UPDATE", "ON INSERT"])
 @pytest.mark.parametrize("table", TABLES)
-def test_a_table_whose_rules_replace_statements_is_refused_at_start(
+def test_table_with_replacing_rules_is_refused(
     postgres: PostgresTransport, tables: Tables, rule: str, table: str
 ) -> None:
-    """A rule could turn a settlement into nothing; where no statement of a consumer is concerned it may stay."""
+    """A rule could turn a settlement into nothing; a rule for other statements is accepted."""
     unused = {("pg_queue_dead_letter", "ON DELETE"), ("pg_queue_dead_letter", "ON UPDATE")}
     unused |= {("pg_task_result", "ON DELETE")}
     tables.execute(f"CREATE RULE r AS {rule} TO {{schema}}.{table} DO INSTEAD NOTHING")

@@ -90,8 +90,8 @@ def whole_path(transport: PostgresTransport) -> None:
     assert state.in_flight + state.delayed == 3
 
 
-def test_a_lock_that_is_held_ends_a_migration_and_is_named(postgres: PostgresTransport, tables: Tables) -> None:
-    """`migrate` waits for a lock for its timeout; the error names the session, and a send is not kept waiting."""
+def test_blocked_migration_names_the_lock_holder(postgres: PostgresTransport, tables: Tables) -> None:
+    """`migrate` waits for a lock up to its timeout; the error names the session, and no send waits."""
     tables.execute("DROP INDEX {schema}.pg_queue_message_claimed")
     with tables.locked("INSERT INTO {messages} SELECT * FROM {messages}") as holder:
         with pytest.raises(TransportUnavailable) as raised:
@@ -104,22 +104,22 @@ def test_a_lock_that_is_held_ends_a_migration_and_is_named(postgres: PostgresTra
     assert postgres.migrate() == ["pg_queue_message_claimed"]
 
 
-def test_a_reader_that_holds_a_table_stops_no_migration(postgres: PostgresTransport, tables: Tables) -> None:
-    """A session that has only read keeps no index from being created."""
+def test_reader_blocks_no_migration(postgres: PostgresTransport, tables: Tables) -> None:
+    """A session that has only read does not prevent the creation of an index."""
     tables.execute("DROP INDEX {schema}.pg_queue_message_claimed")
     with tables.locked("SELECT count(*) FROM {messages}"):
         assert postgres.migrate(lock_timeout=0.5) == ["pg_queue_message_claimed"]
 
 
 @pytest.mark.parametrize("lock_timeout", [0, -1, math.nan, math.inf])
-def test_a_lock_timeout_that_is_no_time_is_refused(postgres: PostgresTransport, lock_timeout: float) -> None:
-    """Zero would mean to wait for ever."""
+def test_invalid_lock_timeout_is_refused(postgres: PostgresTransport, lock_timeout: float) -> None:
+    """A timeout of zero would mean to wait for ever."""
     with pytest.raises(ConfigurationError, match="lock_timeout"):
         postgres.migrate(lock_timeout=lock_timeout)
 
 
-def test_migrate_leaves_the_tables_of_django_to_its_migrations(tables: Tables) -> None:
-    """Where Django keeps its migrations, `migrate` creates no table that one of these would fail to create."""
+def test_migrate_leaves_django_tables_to_django(tables: Tables) -> None:
+    """If Django keeps its migrations in the schema, `migrate` creates none of Django's tables."""
     tables.execute("CREATE SCHEMA {schema}; CREATE TABLE {schema}.django_migrations (id int)")
     with transport_on(tables.url, tables.schema) as transport:
         with pytest.raises(TransportNotReady, match=r"no table pg_queue_message.*nothing was done.*--create-tables"):
@@ -133,8 +133,8 @@ def test_migrate_leaves_the_tables_of_django_to_its_migrations(tables: Tables) -
 
 
 @pytest.mark.parametrize("whose", ["nobody's", "the product's", "ours"])
-def test_the_printed_sql_does_what_migrate_does(tables: Tables, whose: str) -> None:
-    """The SQL creates what is missing, can be run twice, and leaves nothing for `migrate` to do."""
+def test_printed_sql_equals_migrate(tables: Tables, whose: str) -> None:
+    """The SQL creates the missing objects, can run twice, and leaves nothing for `migrate`."""
     with transport_on(tables.url, tables.schema) as transport:
         if whose == "the product's":
             product.make_tables(tables, "varchar")
@@ -155,15 +155,15 @@ def test_the_printed_sql_does_what_migrate_does(tables: Tables, whose: str) -> N
         whole_path(transport)
 
 
-def test_a_second_migration_does_nothing(postgres_url: str, schema: str) -> None:
-    """The first call says what it created, the second that there was nothing to create."""
+def test_second_migration_does_nothing(postgres_url: str, schema: str) -> None:
+    """The first call returns the created objects, the second an empty list."""
     with transport_on(postgres_url, schema) as transport:
         assert transport.migrate() == [f"schema {schema}", *EVERYTHING]
         assert transport.migrate() == []
 
 
-def test_eight_threads_may_migrate_at_once(postgres_url: str) -> None:
-    """All succeed, and each thing is created by exactly one of them."""
+def test_threads_can_migrate_at_once(postgres_url: str) -> None:
+    """All threads succeed, and exactly one creates each object."""
     for _ in range(3):
         with servers.fresh_schema(postgres_url) as schema:
             barrier = threading.Barrier(8)
@@ -178,8 +178,8 @@ def test_eight_threads_may_migrate_at_once(postgres_url: str) -> None:
             assert sorted(itertools.chain(*created)) == sorted([f"schema {schema}", *EVERYTHING])
 
 
-def test_processes_may_migrate_at_once(postgres_url: str, schema: str) -> None:
-    """Several processes that start together all find the tables made."""
+def test_processes_can_migrate_at_once(postgres_url: str, schema: str) -> None:
+    """Several processes that start together all find the tables."""
     script = "import sys; from transports.postgres import PostgresTransport; PostgresTransport(*sys.argv[1:]).migrate()"
     command = [sys.executable, "-c", script, postgres_url, schema]
     environment = {"PYTHONPATH": ":".join(filter(None, sys.path))}
@@ -192,8 +192,8 @@ def test_processes_may_migrate_at_once(postgres_url: str, schema: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["text", "varchar", "varchar(255)"])
-def test_the_whole_path_works_on_the_products_tables(tables: Tables, text: str) -> None:
-    """Tables that Django made, without a default anywhere, take every insert of ours."""
+def test_product_tables_accept_every_insert(tables: Tables, text: str) -> None:
+    """Tables that Django made, without any default, accept every insert of this package."""
     product.make_tables(tables, text)
     with transport_on(tables.url, tables.schema) as transport:
         created = transport.migrate()
@@ -203,8 +203,8 @@ def test_the_whole_path_works_on_the_products_tables(tables: Tables, text: str) 
 
 
 @pytest.mark.parametrize("text", ["text", "varchar"])
-def test_no_index_is_made_twice_under_another_name(tables: Tables, text: str) -> None:
-    """After a migration no two indexes of a table index the same columns, in the same order, of the same rows."""
+def test_no_index_is_created_twice(tables: Tables, text: str) -> None:
+    """After a migration no two indexes of a table have the same columns, order and condition."""
     product.make_tables(tables, text)
     with transport_on(tables.url, tables.schema) as transport:
         transport.migrate()
@@ -218,8 +218,8 @@ def test_no_index_is_made_twice_under_another_name(tables: Tables, text: str) ->
     assert doubled == []
 
 
-def test_what_is_there_is_left_as_it_is(tables: Tables) -> None:
-    """The product's columns, constraints and indexes are the same after a migration, and so are its rows."""
+def test_existing_objects_stay_unchanged(tables: Tables) -> None:
+    """The product's columns, constraints, indexes and rows are the same after a migration."""
     product.make_tables(tables, "varchar")
     tables.inject("q", "{}")
 
@@ -245,7 +245,7 @@ def test_what_is_there_is_left_as_it_is(tables: Tables) -> None:
 
 
 def test_every_insert_names_every_column(postgres: PostgresTransport, tables: Tables) -> None:
-    """Nothing relies on a default of a table but the numbering of rows."""
+    """The statements rely on no default except the numbering of rows."""
     defaults = tables.rows(
         "SELECT column_name FROM information_schema.columns WHERE table_schema = %s AND column_default IS NOT NULL",
         tables.schema,
@@ -258,17 +258,15 @@ def test_every_insert_names_every_column(postgres: PostgresTransport, tables: Ta
 @given(priority=st.integers(-(2**15), 0) | st.integers(11, 2**15 - 1))
 @example(priority=0)
 @example(priority=11)
-def test_the_table_refuses_priorities_outside_one_to_ten(
-    shared: tuple[PostgresTransport, Tables], priority: int
-) -> None:
-    """What another program writes is held to the range as well."""
+def test_table_refuses_priorities_outside_range(shared: tuple[PostgresTransport, Tables], priority: int) -> None:
+    """The range holds for rows of other programs as well."""
     _, tables = shared
     with pytest.raises(psycopg.errors.CheckViolation):
         tables.inject("q", "{}", priority=priority)
 
 
-def test_a_name_that_another_object_has_is_told(tables: Tables) -> None:
-    """An index of ours whose name stands for something else is an error that names it, not an endless retry."""
+def test_name_conflict_is_an_error(tables: Tables) -> None:
+    """If another object has the name of an index, the error names it, instead of trying for ever."""
     with transport_on(tables.url, tables.schema) as transport:
         transport.migrate()
         tables.execute("DROP INDEX {schema}.pg_queue_message_claimed")
@@ -297,8 +295,8 @@ hostile_schemas = (
 @example(schema="x" * 63)
 @example(schema="ä" * 31)
 @example(schema="Select")
-def test_any_name_that_postgresql_can_have_is_a_schema(postgres_url: str, schema: str) -> None:
-    """Quotes, percent signs, braces, Unicode: the whole path works, twice migrated."""
+def test_any_postgresql_name_can_be_the_schema(postgres_url: str, schema: str) -> None:
+    """Names with quotes, percent signs, braces and Unicode work on the whole path, also migrated twice."""
     try:
         with transport_on(postgres_url, schema) as transport:
             with psycopg.connect(postgres_url) as connection:
@@ -319,14 +317,14 @@ def test_any_name_that_postgresql_can_have_is_a_schema(postgres_url: str, schema
 
 
 @pytest.mark.parametrize("schema", ["", "x" * 64, "ä" * 32, "a\0b", "\ud800", None, 7])
-def test_a_name_that_postgresql_cannot_have_is_refused_at_once(schema: str) -> None:
-    """Nothing is cut or replaced in silence: the constructor says what is wrong with the name."""
+def test_impossible_schema_name_is_refused(schema: str) -> None:
+    """The constructor says what is wrong with the name, and cuts or replaces nothing."""
     with pytest.raises(ConfigurationError, match="schema"):
         PostgresTransport("postgresql://user@host/database", schema)
 
 
-def test_an_index_that_is_not_valid_is_named_and_not_taken_for_one(postgres: PostgresTransport, tables: Tables) -> None:
-    """What a failed CREATE INDEX CONCURRENTLY leaves behind serves nobody: migrate says which to drop."""
+def test_invalid_index_is_not_accepted(postgres: PostgresTransport, tables: Tables) -> None:
+    """The error names the index that a failed CREATE INDEX CONCURRENTLY left, and says to drop it."""
     tables.execute("DROP INDEX {schema}.pg_queue_message_ready")
     postgres.send([message("t", "q")] * 2)
     with pytest.raises(psycopg.errors.UniqueViolation):
@@ -337,32 +335,30 @@ def test_an_index_that_is_not_valid_is_named_and_not_taken_for_one(postgres: Pos
     assert postgres.migrate() == ["pg_queue_message_ready"]
 
 
-def test_a_table_with_other_columns_is_not_called_up_to_date(postgres: PostgresTransport, tables: Tables) -> None:
-    """A table that was there already and lacks a column is told by migrate, with what to compare it with."""
+def test_table_without_a_column_fails_migration(postgres: PostgresTransport, tables: Tables) -> None:
+    """The error names an existing table that lacks a column, and the file to compare it with."""
     tables.execute("ALTER TABLE {results} DROP COLUMN error")
     with pytest.raises(TransportNotReady, match=r"column r.error does not exist.*schema.sql"):
         postgres.migrate()
 
 
-def test_an_invalid_index_of_another_table_is_not_ours_to_mind(postgres: PostgresTransport, tables: Tables) -> None:
-    """The schema is the product's; what it does with its other tables keeps no migration from ending."""
+def test_invalid_index_of_other_table_is_ignored(postgres: PostgresTransport, tables: Tables) -> None:
+    """Other tables of the product's schema do not affect a migration."""
     tables.execute("CREATE TABLE {schema}.pg_other AS SELECT 1 AS n FROM generate_series(1, 2)")
     with pytest.raises(psycopg.errors.UniqueViolation):
         tables.execute("CREATE UNIQUE INDEX CONCURRENTLY ON {schema}.pg_other (n)")
     assert postgres.migrate() == []
 
 
-def test_results_without_their_key_are_told_before_a_task_is_paid_for(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """Without a unique task_id no reply can be written once: migrate and subscribe say so."""
+def test_missing_key_on_results_fails_at_start(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """Without a unique task_id no reply can be written once: migrate and subscribe raise an error."""
     tables.execute("ALTER TABLE {results} DROP CONSTRAINT pg_task_result_pkey")
     for look in (postgres.migrate, lambda: postgres.subscribe([queue], lease=1)):
         with pytest.raises(TransportNotReady, match=r"ON CONFLICT.*schema.sql"):
             look()
 
 
-def test_the_printed_sql_can_leave_out_the_products_tables() -> None:
+def test_printed_sql_can_omit_product_tables() -> None:
     """With `create_tables=False` it creates the dead letters and the indexes, as `migrate` does."""
     transport = PostgresTransport("postgresql://nobody@127.0.0.1:1/nothing")
     printed = transport.migration_sql(create_tables=False)

@@ -39,10 +39,10 @@ def answered(transport: PostgresTransport, key: str) -> Reply:
     return reply
 
 
-def test_a_task_that_was_lost_with_its_worker_is_told_and_not_run_again(
+def test_lost_task_is_reported_and_never_rerun(
     postgres: PostgresTransport, url: str, queue: str, tmp_path: Path
 ) -> None:
-    """SIGKILL in mid-run: on_error and a blocked caller hear `WorkerLost: ...`; each task ran once, and is buried.
+    """After SIGKILL, on_error and a blocked caller get `WorkerLost: ...`; each task ran once and is dead-lettered.
 
     Replayed by hand, it runs: that is somebody's decision.
     """
@@ -77,10 +77,10 @@ def test_a_task_that_was_lost_with_its_worker_is_told_and_not_run_again(
 @pytest.mark.parametrize(
     ("task", "error"), [("fail", "ValueError: it failed"), ("ask_again", "RetryLater: asked to be run again in 0 s")]
 )
-def test_what_would_be_retried_is_started_once(
+def test_never_rerun_tasks_start_once(
     postgres: PostgresTransport, url: str, queue: str, tmp_path: Path, task: str, error: str
 ) -> None:
-    """A task that raises and that nobody waits for, and one that asks for it, get no second start."""
+    """A task that raises without a waiting sender, or asks for a retry, is not started again."""
     postgres.send([message(task, queue, str(tmp_path), "alone"), message("mark", queue, str(tmp_path), "next")])
     postgres.send([message(task, queue, str(tmp_path), "asked", reply_key="the-caller")])
     with worker("--never-rerun", "--max-attempts", "9", url=url, directory=tmp_path, queues=[queue]) as command:
@@ -93,8 +93,8 @@ def test_what_would_be_retried_is_started_once(
     assert (letter.reason, letter.attempts) == (error, 1)
 
 
-def test_a_stop_in_good_order_loses_nothing(postgres: PostgresTransport, url: str, queue: str, tmp_path: Path) -> None:
-    """SIGTERM: what runs is finished; what was taken and not started is given back, uncounted, and is run later.
+def test_orderly_stop_loses_nothing(postgres: PostgresTransport, url: str, queue: str, tmp_path: Path) -> None:
+    """On SIGTERM running tasks finish; claimed and unstarted ones are released, uncounted, and run later.
 
     The child may receive the signal late and start another task first, so the test lets each task end.
     """
@@ -116,7 +116,7 @@ def test_a_stop_in_good_order_loses_nothing(postgres: PostgresTransport, url: st
 
 
 def test_recycling_loses_nothing(postgres: PostgresTransport, url: str, queue: str, tmp_path: Path) -> None:
-    """Children that are replaced all the while give back what they took: every task is run, and none is run twice."""
+    """Children that are replaced release their messages: every task runs, and none runs twice."""
     names = [f"m{number}" for number in range(12)]
     postgres.send([message("mark", queue, str(tmp_path), name) for name in names])
     options = ("--processes", "2", "--concurrency", "2", "--max-tasks", "2", "--never-rerun")

@@ -35,7 +35,7 @@ def fill(url: str) -> None:
                 return
 
 
-def test_full_notification_queue_costs_no_callers_commit(small_queue: str, queue: str) -> None:
+def test_full_notification_queue_fails_no_commit(small_queue: str, queue: str) -> None:
     """The message is sent without a notification, and the caller's transaction commits."""
     with psycopg.connect(small_queue, autocommit=True) as listener, transport_on(small_queue, "unstract") as transport:
         listener.execute("LISTEN other")

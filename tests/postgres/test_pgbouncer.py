@@ -84,8 +84,8 @@ def _every_server_connection_taken(pgbouncer: PgBouncer) -> Iterator[None]:
 # What a pooler does to sessions.
 
 
-def test_one_client_meets_every_server_connection_in_turn(pooled: Make, queue: str) -> None:
-    """So these tests test something: no two transactions in a row of one client are in the same session."""
+def test_one_client_uses_every_server_connection(pooled: Make, queue: str) -> None:
+    """No two consecutive transactions of one client are in the same session, so that these tests prove something."""
     subscription = pooled().subscribe([queue], lease=60)
     connection = subscription._listener.connect()
     sessions = [connection.execute("SELECT pg_backend_pid()").fetchone() for _ in range(2 * SERVER_CONNECTIONS)]
@@ -95,10 +95,8 @@ def test_one_client_meets_every_server_connection_in_turn(pooled: Make, queue: s
 
 
 @told_or_not
-def test_nothing_is_left_in_a_session_that_others_share(
-    pooled: Make, pgbouncer: PgBouncer, queue: str, options: dict[str, Any]
-) -> None:
-    """No LISTEN and no prepared statement on any of the server's connections, whatever was done and however often."""
+def test_shared_sessions_stay_clean(pooled: Make, pgbouncer: PgBouncer, queue: str, options: dict[str, Any]) -> None:
+    """No server connection has a LISTEN or a prepared statement, after any use."""
     transport = pooled(**options)
     with running(Consumer(transport, {"t": lambda n: n}, [queue])):
         for n in range(4 * SERVER_CONNECTIONS):
@@ -108,8 +106,8 @@ def test_nothing_is_left_in_a_session_that_others_share(
         assert pgbouncer.on_each(PREPARED) == []
 
 
-def test_no_statement_that_counts_is_compiled(pgbouncer: PgBouncer, server_url: str) -> None:
-    """A direct connection has JIT off; through a pooler the counting statements do, and all others stay one command."""
+def test_counting_statements_are_not_compiled(pgbouncer: PgBouncer, server_url: str) -> None:
+    """A direct connection has JIT off; through a pooler only the counting statements switch it off."""
     show = b"SELECT current_setting('jit')"
     with Connector(server_url, prepare=False).connect() as direct:
         assert direct.execute(show).fetchall() == [("off",)]
@@ -121,10 +119,10 @@ def test_no_statement_that_counts_is_compiled(pgbouncer: PgBouncer, server_url: 
 
 
 @pytest.mark.parametrize("mode", ["transaction", "session"])
-def test_a_pooler_is_found_out_in_every_mode(
+def test_pooler_is_detected_in_every_mode(
     server_url: str, schema: str, queue: str, mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One WARNING for each process, and polling: in session mode, too, where a LISTEN would be heard."""
+    """Each process logs one WARNING and polls, also in session mode, where a LISTEN would work."""
     with (
         private_pgbouncer(server_url, pool_mode=mode, default_pool_size=10, min_pool_size=0) as pgbouncer,
         _making(pgbouncer, schema) as make,
@@ -137,10 +135,10 @@ def test_a_pooler_is_found_out_in_every_mode(
     assert not [text for text in caplog.messages if "prepared" in text]
 
 
-def test_a_listen_that_is_lost_makes_nobody_wait_longer_than_a_poll(
+def test_lost_listen_delays_at_most_one_poll(
     pooled: Make, pgbouncer: PgBouncer, postgres: PostgresTransport, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pooler that nothing has found out takes the LISTEN and tells nobody: messages and replies come all the same."""
+    """If an undetected pooler takes the LISTEN, messages and replies still come by polling."""
     monkeypatch.setattr(Connector, "_probe", lambda *args: None)
     transport = pooled(poll_interval=0.5)
     subscription = transport.subscribe([queue], lease=60)
@@ -173,10 +171,10 @@ def test_a_listen_that_is_lost_makes_nobody_wait_longer_than_a_poll(
 
 
 @told_or_not
-def test_a_consumer_beside_producers_runs_everything_once(
+def test_concurrent_use_behind_pgbouncer_runs_tasks_once(
     pooled: Make, pgbouncer: PgBouncer, tables: Tables, queue: str, options: dict[str, Any]
 ) -> None:
-    """Four producers, two consumers, three connections to the server: each dispatch has its one callback."""
+    """With four producers, two consumers and three server connections, each dispatch has one callback."""
     ran: Counter[int] = Counter()
     called_back: Counter[int] = Counter()
     lock = threading.Lock()
@@ -202,10 +200,8 @@ def test_a_consumer_beside_producers_runs_everything_once(
 
 
 @told_or_not
-def test_more_callers_than_server_connections_get_their_answers(
-    pooled: Make, queue: str, options: dict[str, Any]
-) -> None:
-    """Twenty callers block at once; one who waits for a reply holds none of the connections that he waits for."""
+def test_callers_outnumber_server_connections(pooled: Make, queue: str, options: dict[str, Any]) -> None:
+    """Twenty callers block at once and get their replies; a waiting caller uses no server connection."""
     caller, worker = pooled(pool_size=20, **options), pooled(**options)
     answers: list[Any] = []
 
@@ -218,8 +214,8 @@ def test_more_callers_than_server_connections_get_their_answers(
     assert sorted(answers) == list(range(20))
 
 
-def test_several_processes_migrate_through_it_at_once(pgbouncer: PgBouncer, schema: str, tables: Tables) -> None:
-    """Everything is created, by one of them; a migration that finds it all there creates nothing."""
+def test_processes_migrate_through_pgbouncer_at_once(pgbouncer: PgBouncer, schema: str, tables: Tables) -> None:
+    """One process creates the objects; a migration that finds them creates nothing."""
     created: list[list[str]] = []
 
     def migrate() -> None:
@@ -236,10 +232,8 @@ def test_several_processes_migrate_through_it_at_once(pgbouncer: PgBouncer, sche
     assert tables.count("q") == 0
 
 
-def test_what_a_caller_sends_within_its_transaction_stays_in_it(
-    pooled: Make, pgbouncer: PgBouncer, tables: Tables, queue: str
-) -> None:
-    """The caller's psycopg connection goes through the pooler, others are served in between: commit and rollback hold.
+def test_send_within_works_through_pgbouncer(pooled: Make, pgbouncer: PgBouncer, tables: Tables, queue: str) -> None:
+    """The caller's connection goes through the pooler beside others: commit and rollback hold.
 
     Its own statements prepare nothing (`prepare_threshold=None`), as psycopg asks of everybody behind a PgBouncer.
     """
@@ -262,8 +256,8 @@ def test_what_a_caller_sends_within_its_transaction_stays_in_it(
     subscription.close()
 
 
-def test_sending_prepares_nothing_on_the_callers_connection(pooled: Make, pgbouncer: PgBouncer, queue: str) -> None:
-    """However often it is done, and whatever psycopg would do by itself with a statement that comes again."""
+def test_send_within_prepares_no_statement(pooled: Make, pgbouncer: PgBouncer, queue: str) -> None:
+    """That holds for any number of sends, although psycopg prepares repeated statements by itself."""
     transport = pooled()
     with psycopg.connect(pgbouncer.url) as caller:
         for n in range(4 * SERVER_CONNECTIONS):
@@ -272,8 +266,8 @@ def test_sending_prepares_nothing_on_the_callers_connection(pooled: Make, pgboun
         assert pgbouncer.on_each(PREPARED) == []
 
 
-def test_a_send_that_a_lock_holds_up_is_cancelled_through_it(pooled: Make, tables: Tables, queue: str) -> None:
-    """A cancel finds its way to the right server connection: nothing took effect, and its caller is told that."""
+def test_blocked_send_is_cancelled_through_pgbouncer(pooled: Make, tables: Tables, queue: str) -> None:
+    """The cancel request reaches the right server connection: nothing took effect, and the error says so."""
     transport = pooled(statement_timeout=1.0)
     transport.send([message("t", queue)])
     with tables.locked("LOCK TABLE {messages} IN SHARE MODE"):
@@ -288,10 +282,8 @@ def test_a_send_that_a_lock_holds_up_is_cancelled_through_it(pooled: Make, table
 # What a pooler refuses, and when it is full.
 
 
-def test_a_startup_parameter_that_it_refuses_is_told_with_the_remedy(
-    pgbouncer: PgBouncer, server_url: str, schema: str
-) -> None:
-    """What we send by ourselves is refused by no PgBouncer; `options` are, until it is told to ignore them."""
+def test_refused_startup_parameter_has_a_remedy(pgbouncer: PgBouncer, server_url: str, schema: str) -> None:
+    """PgBouncer accepts all default parameters of this package; it refuses `options` unless configured."""
     given = {"options": "-c geqo=off"}
     with transport_on(make_conninfo(pgbouncer.url, **given), schema) as transport:
         with pytest.raises(TransportUnavailable, match=r"parameter: options.*ignore_startup_parameters") as caught:
@@ -304,8 +296,8 @@ def test_a_startup_parameter_that_it_refuses_is_told_with_the_remedy(
         assert transport.migrate()
 
 
-def test_a_pooler_that_takes_no_more_clients_is_told(server_url: str, schema: str, queue: str) -> None:
-    """TransportUnavailable names max_client_conn; nothing was done, and the next send works when there is room."""
+def test_full_pooler_is_unavailable(server_url: str, schema: str, queue: str) -> None:
+    """TransportUnavailable names max_client_conn; nothing was done, and the next send works later."""
     with (
         private_pgbouncer(server_url, max_client_conn=4) as pgbouncer,
         _making(pgbouncer, schema) as make,
@@ -323,10 +315,10 @@ def test_a_pooler_that_takes_no_more_clients_is_told(server_url: str, schema: st
 
 
 @pytest.mark.parametrize("connected", [True, False])
-def test_a_pooler_without_a_free_server_connection_is_told_in_time(
+def test_query_wait_timeout_is_unavailable(
     server_url: str, schema: str, tables: Tables, queue: str, connected: bool
 ) -> None:
-    """Its query_wait_timeout ends a send that waits for one: TransportUnavailable, and nothing was sent."""
+    """PgBouncer's query_wait_timeout ends a waiting send with TransportUnavailable, and nothing was sent."""
     with (
         private_pgbouncer(server_url, query_wait_timeout=1) as pgbouncer,
         _making(pgbouncer, schema) as make,
@@ -344,11 +336,10 @@ def test_a_pooler_without_a_free_server_connection_is_told_in_time(
 
 
 @pytest.mark.parametrize("connected", [True, False])
-def test_a_send_that_waits_for_a_server_connection_ends_with_its_own_limit_first(
+def test_send_ends_before_the_poolers_limit(
     pooled: Make, pgbouncer: PgBouncer, tables: Tables, queue: str, connected: bool
 ) -> None:
-    """The pooler would let it wait for two minutes: it is given up after statement_timeout, or after timeout where the
-    pooler is still to be found out; and what is said of its fate is true."""
+    """A send ends after statement_timeout, or after timeout while the pooler is undetected, and its fate is true."""
     transport = pooled(statement_timeout=1.0 if connected else 60.0, timeout=2.0)
     if connected:
         transport.send([message("t", queue)])
@@ -364,8 +355,8 @@ def test_a_send_that_waits_for_a_server_connection_ends_with_its_own_limit_first
 
 
 @pytest.mark.slow(reason="It waits for PgBouncer's own timeouts: about 20 s.")
-def test_connections_that_it_closes_for_being_idle_cost_nothing(server_url: str, schema: str, queue: str) -> None:
-    """server_idle_timeout and client_idle_timeout of a second: a send, a call and a consumer go on after them."""
+def test_connections_closed_as_idle_cause_no_failure(server_url: str, schema: str, queue: str) -> None:
+    """With server_idle_timeout and client_idle_timeout of a second, a send, a call and a consumer go on."""
     settings = {"server_idle_timeout": 1, "client_idle_timeout": 1, "min_pool_size": 0}
     with private_pgbouncer(server_url, **settings) as pgbouncer, _making(pgbouncer, schema) as make:
         producer, worker = make(), make(poll_interval=2.5)
@@ -396,11 +387,10 @@ def _reconnected(pgbouncer: PgBouncer) -> None:
 
 
 @pytest.mark.parametrize("disturb", [_restarted, PgBouncer.cut, _paused, _reconnected])
-def test_a_consumer_outlives_whatever_happens_to_the_pooler(
+def test_consumer_survives_pooler_restarts(
     server_url: str, schema: str, tables: Tables, queue: str, disturb: Callable[[PgBouncer], None]
 ) -> None:
-    """Killed and started again, its connections cut, paused, reconnected, twice in mid-work: nothing accepted is lost,
-    every callback runs, and nobody has to restart anything."""
+    """PgBouncer is killed, restarted, cut, paused and reconnected during work: nothing is lost, every callback runs."""
     called_back: set[int] = set()
     tasks: dict[str, Any] = {"t": lambda n: n, "done": called_back.add}
     with private_pgbouncer(server_url) as pgbouncer, _making(pgbouncer, schema) as make:

@@ -256,31 +256,29 @@ def look(table: Table) -> dict[str, dict[str, list[str]]]:
 
 @pytest.mark.slow(reason="The server writes two million rows; `make test` counts the rows that each statement reads.")
 @pytest.mark.parametrize("kind", ["custom", "generic", "pooled"])
-def test_every_row_is_reached_by_an_index(found: dict[str, dict[str, list[str]]], kind: str) -> None:
-    """At a thousand and a million rows, with fresh and with stale statistics: no table is read or sorted."""
+def test_every_row_is_found_by_an_index(found: dict[str, dict[str, list[str]]], kind: str) -> None:
+    """With a thousand and a million rows, fresh and stale statistics, no table is read or sorted."""
     assert found["some"][kind] == []
 
 
 @pytest.mark.slow(reason="The server writes two million rows; `make test` counts the rows that each statement reads.")
-def test_no_plan_that_a_connection_keeps_is_made_for_an_empty_table(found: dict[str, dict[str, list[str]]]) -> None:
-    """A table without a single page is cheap to read: the plan is kept, and then there are a million rows in it."""
+def test_kept_plans_do_not_fit_empty_tables_only(found: dict[str, dict[str, list[str]]]) -> None:
+    """A plan made for a table without a page still uses the indexes when there are a million rows."""
     assert [*found["none"]["generic"], *found["none"]["kept"], *found["some"]["kept"]] == []
 
 
 @pytest.mark.slow(reason="The server writes two million rows; `make test` counts the rows that each statement reads.")
 @pytest.mark.parametrize("kind", ["custom", "generic", "kept", "pooled"])
-def test_nor_does_any_plan_walk_over_what_a_held_snapshot_keeps(
-    found: dict[str, dict[str, list[str]]], kind: str
-) -> None:
-    """The statistics say that the table is empty, and its indexes are full: each way looks as cheap as the right one.
+def test_plans_avoid_dead_rows_of_held_snapshots(found: dict[str, dict[str, list[str]]], kind: str) -> None:
+    """The statistics say that the table is empty while its indexes are full; the plan is still the right one.
 
     Through a pooler the session has no settings, and the statements alone lead the planner.
     """
     assert found["held"][kind] == []
 
 
-def test_no_plan_is_compiled_for_what_is_switched_off(postgres: PostgresTransport, tables: Tables) -> None:
-    """On an older server what is switched off adds to the cost of a plan: it is compiled at each run, for a second."""
+def test_disabled_paths_compile_no_plan(postgres: PostgresTransport, tables: Tables) -> None:
+    """On an older server a disabled path adds to the cost of a plan, which would be compiled at each run."""
     with Connector(tables.url, prepare=True).connect() as connection:
         use_indexes(connection)
         for name, (statement, parameters, _) in hot_statements(tables.schema).items():
@@ -290,8 +288,8 @@ def test_no_plan_is_compiled_for_what_is_switched_off(postgres: PostgresTranspor
 
 
 @pytest.mark.parametrize("name", ["read_reply", "answered"])
-def test_a_reply_is_read_by_its_key_alone(shared: tuple[PostgresTransport, Tables], name: str) -> None:
-    """Statistics of replies that had all expired lead no look for one reply over all that have not."""
+def test_reply_is_read_by_its_key(shared: tuple[PostgresTransport, Tables], name: str) -> None:
+    """Statistics of expired replies do not lead a lookup of one reply over all unexpired ones."""
     _, tables = shared
     fill = """INSERT INTO {results} (task_id, status, result, error, created_at, expires_at)
               SELECT %s || n, 'completed', NULL, '', now(), now() + %s * interval '1 hour'
@@ -385,8 +383,8 @@ def pooled_connection(url: str, server: str) -> Iterator[psycopg.Connection[Any]
 
 
 @pytest.mark.parametrize("server", ["embedded", pytest.param("server", marks=second_server)])
-def test_a_statement_reads_no_more_rows_than_it_takes(request: pytest.FixtureRequest, server: str) -> None:
-    """At each size, with each kind of statistics and cost settings, for one and many queues and ten priorities."""
+def test_statements_read_few_rows_beyond_their_own(request: pytest.FixtureRequest, server: str) -> None:
+    """That holds at each size, with all statistics and cost settings, for one and many queues and ten priorities."""
     url: str = request.getfixturevalue(f"{server}_url")
     wrong: list[str] = []
     with pooled_connection(url, server) as connection:

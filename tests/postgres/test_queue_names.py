@@ -61,8 +61,8 @@ LONGEST = "é" * (MAX_NAME_BYTES // 2)
 @example("x" * MAX_NAME_BYTES)
 @example(LONGEST)
 @example(SCRIPTS)
-def test_a_queue_of_any_name_is_worked_whole(shared: Shared, name: str) -> None:
-    """Sent, claimed, retried, continued into, buried, listed, replayed, purged, and no other queue is touched."""
+def test_queue_of_any_name_works(shared: Shared, name: str) -> None:
+    """Messages can be sent, claimed, retried, dead-lettered, replayed and purged, and no other queue is touched."""
     transport, tables = shared
     other = f"{name}x" if len(name) < 64 else "x"
     transport.send([message("t", other)])
@@ -90,8 +90,8 @@ def test_a_queue_of_any_name_is_worked_whole(shared: Shared, name: str) -> None:
 @example("x" * MAX_NAME_BYTES)
 @example(LONGEST)
 @example(SCRIPTS)
-def test_a_waiting_consumer_is_woken_by_a_queue_of_any_name(shared: Shared, name: str) -> None:
-    """The name fits into a notification: what arrives in an idle queue is taken at once, and not by polling."""
+def test_queue_of_any_name_wakes_its_worker(shared: Shared, name: str) -> None:
+    """The name fits into a notification, so a message in an idle queue is claimed at once."""
     transport, tables = shared
     with transport_on(tables.url, tables.schema, poll_interval=LONG_POLL) as waiting:
         subscription = waiting.subscribe([name], lease=60)
@@ -114,8 +114,8 @@ def test_a_waiting_consumer_is_woken_by_a_queue_of_any_name(shared: Shared, name
 
 @pytest.mark.parametrize("name", ["x" * 300, "é" * 129, "", "nul\0", "\ud800"])
 @pytest.mark.parametrize("act", ["send", "send many", "within", "follow-up", "subscribe"])
-def test_a_name_that_no_queue_can_have_is_refused_with_its_path(shared: Shared, name: str, act: str) -> None:
-    """300 characters, empty, NUL, a lone surrogate: PayloadError at the place where it stands, and nothing is sent."""
+def test_impossible_queue_name_is_refused_with_path(shared: Shared, name: str, act: str) -> None:
+    """300 characters, empty, NUL, a lone surrogate: PayloadError with the path, and nothing is sent."""
     transport, tables = shared
     with tables.connect(autocommit=False) as connection:
         acts: dict[str, Callable[[], object]] = {
@@ -132,8 +132,8 @@ def test_a_name_that_no_queue_can_have_is_refused_with_its_path(shared: Shared, 
     assert tables.rows("SELECT count(*) FROM {messages}") == [(0,)]
 
 
-def test_the_command_refuses_a_queue_of_300_characters_in_one_line(shared: Shared) -> None:
-    """A worker does not start, and says where the limit is."""
+def test_command_refuses_a_too_long_queue(shared: Shared) -> None:
+    """The worker does not start, and one line says what the limit is."""
     _, tables = shared
     arguments = ["worker", "--app", "cli.shared:tasks", "--queue", "x" * 300, "--log-level", "ERROR"]
     ended = CliRunner().invoke(cli.main, [*arguments, "--url", f"{tables.url}?schema={tables.schema}"])
@@ -147,8 +147,8 @@ def test_the_command_refuses_a_queue_of_300_characters_in_one_line(shared: Share
 @example("two\nlines")
 @example('it\'s "quoted", 100 %')
 @example(SCRIPTS)
-def test_the_command_takes_and_lists_a_queue_of_any_name(shared: Shared, name: str) -> None:
-    """As an option it is taken as typed; in columns it stays on its line, and in JSON it is whole."""
+def test_command_accepts_and_lists_any_queue(shared: Shared, name: str) -> None:
+    """An option takes the name as typed; a column keeps it on one line, and JSON has it whole."""
     transport, tables = shared
     url = f"{tables.url}?schema={tables.schema}"
 
@@ -169,8 +169,8 @@ def test_the_command_takes_and_lists_a_queue_of_any_name(shared: Shared, name: s
     tables.execute("TRUNCATE {messages}")
 
 
-def test_a_line_of_the_log_stays_one_line(shared: Shared, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever a queue is called, its events are whole lines, in which the name cannot be mistaken for a field."""
+def test_log_lines_stay_single_lines(shared: Shared, caplog: pytest.LogCaptureFixture) -> None:
+    """With any queue name, an event is one line, in which the name cannot pass for a field."""
     transport, _ = shared
     name = "q\nwire.worker_started pid=1 queue='x' \x1b[2J"
     transport.send([message("unknown", name)])

@@ -49,10 +49,8 @@ def closed(request: pytest.FixtureRequest, postgres: PostgresTransport, tables: 
     return queue + "-closed"
 
 
-def test_a_send_that_the_database_refuses_is_refused_for_good(
-    postgres: PostgresTransport, queue: str, closed: str
-) -> None:
-    """TransportRefused, not an outage: trying again cannot help, and nothing of the batch was sent."""
+def test_rejected_send_is_refused(postgres: PostgresTransport, queue: str, closed: str) -> None:
+    """The error is TransportRefused, not an outage, and nothing of the batch was sent."""
     with pytest.raises(TransportRefused):
         postgres.send([message("t", queue), message("t", closed)])
     with pytest.raises(TransportRefused):
@@ -60,10 +58,10 @@ def test_a_send_that_the_database_refuses_is_refused_for_good(
     assert postgres.queues([queue])[0].ready == 0
 
 
-def test_a_refused_follow_up_ends_in_on_error_and_a_dead_letter_with_the_result(
+def test_refused_follow_up_keeps_the_result(
     postgres: PostgresTransport, tables: Tables, queue: str, closed: str
 ) -> None:
-    """The sender is told "result delivery failed", the result that was paid for is kept; the task is run once."""
+    """The sender gets "result delivery failed", the dead letter has the result, and the task runs once."""
     told: list[Any] = []
     ran: list[int] = []
 
@@ -102,10 +100,8 @@ def test_a_refused_follow_up_ends_in_on_error_and_a_dead_letter_with_the_result(
     assert consumer.counters["refused"] == 1
 
 
-def test_what_is_given_back_beside_a_refused_settlement_is_given_back(
-    postgres: PostgresTransport, queue: str, closed: str
-) -> None:
-    """The refusal of another costs it neither its attempt nor its lease: it is settled again by itself."""
+def test_release_survives_a_refused_settlement(postgres: PostgresTransport, queue: str, closed: str) -> None:
+    """The refusal of another settlement costs a released message neither its attempt nor its lease."""
     postgres.send([message("pay", queue, on_success=then("done", closed)), message("t", queue), message("t", queue)])
     subscription = postgres.subscribe([queue], lease=60)
     paid, *others = subscription.receive(limit=3, wait=5)
@@ -118,10 +114,8 @@ def test_what_is_given_back_beside_a_refused_settlement_is_given_back(
     subscription.close()
 
 
-def test_where_on_error_is_refused_too_the_message_is_buried_with_its_result(
-    postgres: PostgresTransport, queue: str, closed: str
-) -> None:
-    """Nobody can be told, so the dead letter is what is left, and it holds what was paid for."""
+def test_refused_on_error_leaves_a_dead_letter(postgres: PostgresTransport, queue: str, closed: str) -> None:
+    """If on_error is refused too, the dead letter remains, with the result."""
     payload = message("pay", queue, on_success=then("done", closed), on_error=then("failed", closed), task_id=queue)
     postgres.send([payload])
     consumer = Consumer(postgres, {"pay": lambda: {"paid": 1}}, [queue], lease=5)
@@ -132,10 +126,8 @@ def test_where_on_error_is_refused_too_the_message_is_buried_with_its_result(
     assert letter.reason.startswith("result delivery failed: ")
 
 
-def test_a_refused_result_of_a_blocking_call_is_told_to_its_caller(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """The reply that the database rejects becomes a failed one; the caller does not run into its timeout."""
+def test_refused_result_fails_the_call(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """The rejected reply becomes a failed one, so that the caller does not run into its timeout."""
     tables.execute("ALTER TABLE {results} ADD CHECK (NOT (result ? 'forbidden'))")
     postgres.send([message("t", queue, reply_key=queue)])
     Consumer(postgres, {"t": lambda: {"forbidden": 1}}, [queue], lease=5).drain(timeout=10)
@@ -148,10 +140,8 @@ def test_a_refused_result_of_a_blocking_call_is_told_to_its_caller(
 
 
 @on_one_server
-def test_a_missing_right_on_the_results_holds_settlements_until_it_is_given(
-    limited: tuple[str, str], tables: Tables, queue: str
-) -> None:
-    """A worker that may not write pg_task_result keeps what it ran: with the right given, all is settled, run once.
+def test_missing_right_delays_settlements(limited: tuple[str, str], tables: Tables, queue: str) -> None:
+    """A worker that cannot write pg_task_result keeps its results and settles them when the right is granted.
 
     Meanwhile the leases are renewed, so that no other worker pays for the same task again.
     """
@@ -175,10 +165,8 @@ def test_a_missing_right_on_the_results_holds_settlements_until_it_is_given(
 
 
 @on_one_server
-def test_while_a_settlement_cannot_be_written_the_leases_of_running_tasks_are_renewed(
-    limited: tuple[str, str], tables: Tables, queue: str
-) -> None:
-    """One settlement that fails for now does not cost the other tasks of its worker their leases."""
+def test_failing_settlement_delays_no_renewals(limited: tuple[str, str], tables: Tables, queue: str) -> None:
+    """A settlement that fails for now does not cost other tasks their leases."""
     conninfo, role = limited
     ran: list[str] = []
     release = threading.Event()
@@ -216,10 +204,10 @@ def test_while_a_settlement_cannot_be_written_the_leases_of_running_tasks_are_re
         ("SELECT", "dead", lambda transport: transport.dead.find()),
     ],
 )
-def test_a_missing_right_is_not_ready_and_says_so(
+def test_missing_right_is_not_ready(
     limited: tuple[str, str], tables: Tables, right: str, table: str, act: Callable[[PostgresTransport], object]
 ) -> None:
-    """TransportNotReady that names the role's rights: an operator can act on it."""
+    """TransportNotReady names the role's rights, so that an operator can grant them."""
     conninfo, role = limited
     tables.execute(f"REVOKE {right} ON {{{table}}} FROM {role}")
     with transport_on(conninfo, tables.schema) as transport, pytest.raises(TransportNotReady, match="right"):
@@ -227,10 +215,8 @@ def test_a_missing_right_is_not_ready_and_says_so(
 
 
 @on_one_server
-def test_a_statement_that_the_server_cancelled_did_not_happen(
-    make_named: Make, tables: Tables, name: str, queue: str
-) -> None:
-    """A timeout of the server's own (here a lock timeout) is an outage whose fate is known."""
+def test_cancelled_statement_has_known_fate(make_named: Make, tables: Tables, name: str, queue: str) -> None:
+    """A timeout on the server (here a lock timeout) is an outage with a known fate."""
     transport = make_named()
     tables.execute(sql.SQL("ALTER ROLE postgres IN DATABASE postgres SET lock_timeout = '200ms'").as_string())
     try:
@@ -244,8 +230,8 @@ def test_a_statement_that_the_server_cancelled_did_not_happen(
     assert transport.queues([queue])[0].ready == 1
 
 
-def test_an_error_text_never_quotes_a_payload(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
-    """What the server says about a refused row stays out of our text: it may quote the row."""
+def test_error_texts_never_quote_payloads(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """The server's detail about a refused row is left out, because it may quote the row."""
     tables.execute("ALTER TABLE {messages} ADD CHECK (org_id <> 'blocked')")
     patient = "patient-4711"
     with pytest.raises(TransportRefused) as caught:

@@ -19,10 +19,10 @@ from unstract_core import Consumer, Dispatcher, PayloadError, Reply
 Make = Callable[..., PostgresTransport]
 
 
-def test_fifty_waiting_threads_use_one_waiting_connection(
+def test_waiting_threads_share_one_connection(
     make_named: Make, postgres: PostgresTransport, tables: Tables, name: str, queue: str
 ) -> None:
-    """While fifty callers wait there are the pool's connections and one more; all of them are answered."""
+    """While fifty callers wait, there are the pool's connections and one more; all callers get their reply."""
     caller = make_named(pool_size=2, poll_interval=LONG_POLL)
     replies: dict[int, Reply | None] = {}
 
@@ -38,8 +38,8 @@ def test_fifty_waiting_threads_use_one_waiting_connection(
     assert len(tables.backends(name)) <= 3
 
 
-def test_several_callers_of_one_key_are_all_told(make_postgres: Make, queue: str) -> None:
-    """A reply that nobody consumes is read by everyone who waits for it."""
+def test_all_callers_of_one_key_get_its_reply(make_postgres: Make, queue: str) -> None:
+    """A reply that is not consumed is read by every caller that waits for it."""
     caller = make_postgres(poll_interval=LONG_POLL)
     replies: list[Reply | None] = []
     with in_background(*[lambda: replies.append(caller.reply(queue, timeout=LONG_POLL)) for _ in range(5)]):
@@ -48,8 +48,8 @@ def test_several_callers_of_one_key_are_all_told(make_postgres: Make, queue: str
     assert replies == [Reply(queue, "completed", result=1)] * 5
 
 
-def test_calls_that_come_and_go_leave_nothing_behind(make_postgres: Make, queue: str) -> None:
-    """Callers that ran into their timeout are forgotten, and those that were answered as well."""
+def test_finished_calls_leave_no_state(make_postgres: Make, queue: str) -> None:
+    """Callers that ran into their timeout or got their reply are forgotten."""
     caller = make_postgres()
     with in_background(*[lambda n=n: caller.reply(f"{queue}-{n}", timeout=0.1) for n in range(10)]):
         pass
@@ -58,8 +58,8 @@ def test_calls_that_come_and_go_leave_nothing_behind(make_postgres: Make, queue:
     assert caller.waiting_callers == 0
 
 
-def test_the_first_write_wins(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
-    """A later reply under the same key is acknowledged, and changes nothing: neither result nor expiry."""
+def test_first_reply_wins(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A later reply under the same key changes neither result nor expiry."""
     answer(postgres, Reply(queue, "completed", result={}))
     before = tables.rows("SELECT * FROM {results}")
     answer(postgres, Reply(queue, "failed", error="later"))
@@ -67,10 +67,8 @@ def test_the_first_write_wins(postgres: PostgresTransport, tables: Tables, queue
     assert postgres.reply(queue) == Reply(queue, "completed", result={})
 
 
-def test_a_consumed_reply_is_cleared_in_the_table_and_keeps_its_status(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """Result and error are gone from the row; its status and its expiry stay, and nobody else can answer any more."""
+def test_consumed_reply_keeps_only_its_status(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """Result and error are cleared; status and expiry stay, and no other reply can be written."""
     answer(postgres, Reply(queue + "-c", "completed", result={"big": 1}), Reply(queue + "-f", "failed", error="e"))
     before = tables.rows("SELECT task_id, status, created_at, expires_at FROM {results} ORDER BY 1")
     assert postgres.reply(queue + "-c", consume=True) == Reply(queue + "-c", "completed", result={"big": 1})
@@ -81,8 +79,8 @@ def test_a_consumed_reply_is_cleared_in_the_table_and_keeps_its_status(
     assert postgres.reply(queue + "-c") == Reply(queue + "-c", "completed")
 
 
-def test_only_one_of_many_consumers_gets_a_result(postgres: PostgresTransport, queue: str) -> None:
-    """Consuming is exclusive: of ten callers at once one has the result, the others the bare status."""
+def test_one_of_many_consumers_gets_the_result(postgres: PostgresTransport, queue: str) -> None:
+    """Of ten callers that consume at once, one gets the result, the others the status alone."""
     answer(postgres, Reply(queue, "completed", result="once"))
     replies: list[Reply | None] = []
     barrier = threading.Barrier(10)
@@ -96,8 +94,8 @@ def test_only_one_of_many_consumers_gets_a_result(postgres: PostgresTransport, q
     assert sorted(reply.result is not None for reply in replies if reply) == [False] * 9 + [True]
 
 
-def test_an_expired_reply_is_as_good_as_none(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
-    """Before the sweep has come by, an expired row is neither read nor in the way of a new reply."""
+def test_expired_reply_counts_as_none(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """Before it is purged, an expired row is not read, and does not prevent a new reply."""
     answer(postgres, Reply(queue, "failed", error="old"))
     tables.execute("UPDATE {results} SET expires_at = now()")
     assert postgres.reply(queue) is None
@@ -105,8 +103,8 @@ def test_an_expired_reply_is_as_good_as_none(postgres: PostgresTransport, tables
     assert postgres.reply(queue) == Reply(queue, "completed", result="new")
 
 
-def test_replies_live_as_long_as_they_say(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
-    """An hour for a blocked caller, a day for the status of a dispatch, by the database's clock."""
+def test_replies_expire_after_their_ttl(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A reply for a caller is kept an hour, the status of a dispatch a day, by the database's clock."""
     postgres.send([message("t", queue, reply_key=queue + "-r"), message("t", queue, task_id=queue + "-s")])
     postgres.send([message("absent", queue, task_id=queue + "-s")])
     Consumer(postgres, {"t": lambda: 1}, [queue]).drain(timeout=10)
@@ -114,8 +112,8 @@ def test_replies_live_as_long_as_they_say(postgres: PostgresTransport, tables: T
     assert lives == [(queue + "-r", 3600), (queue + "-s", 86400)]
 
 
-def test_expired_replies_are_swept_in_bounded_bites(make_postgres: Make, tables: Tables, queue: str) -> None:
-    """A sweep deletes a thousand expired rows at most, the oldest first, and soon comes back for the rest."""
+def test_expired_replies_are_purged_in_batches(make_postgres: Make, tables: Tables, queue: str) -> None:
+    """A batch removes at most a thousand expired replies, the oldest first, and the next one follows soon."""
     clock = ShiftedClock()
     postgres = make_postgres(clock=clock)
     tables.execute(
@@ -141,10 +139,10 @@ def test_expired_replies_are_swept_in_bounded_bites(make_postgres: Make, tables:
 
 
 @on_one_server
-def test_consumers_sweep_without_being_asked(
+def test_consumers_purge_expired_replies(
     postgres: PostgresTransport, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing but a running consumer is needed for expired replies to go, whether it is busy or idle."""
+    """A running consumer, busy or idle, removes expired replies."""
     monkeypatch.setattr("transports.postgres.reply_purger._INTERVAL", 0.05)
     answer(postgres, Reply(queue, "completed"))
     subscription = postgres.subscribe([queue], lease=60)
@@ -157,8 +155,8 @@ def test_consumers_sweep_without_being_asked(
     subscription.close()
 
 
-def test_a_key_that_no_text_column_can_hold_is_refused(postgres: PostgresTransport) -> None:
-    """NUL and lone surrogates are a PayloadError that names the key, in a waiting call too."""
+def test_impossible_reply_key_is_refused(postgres: PostgresTransport) -> None:
+    """NUL and lone surrogates raise a PayloadError that names the key, also in a waiting call."""
     for key in ("a\0b", "a\ud800b"):
         with pytest.raises(PayloadError):
             postgres.reply(key)
@@ -166,16 +164,16 @@ def test_a_key_that_no_text_column_can_hold_is_refused(postgres: PostgresTranspo
             postgres.reply(key, timeout=1)
 
 
-def test_a_caller_may_wait_without_end(postgres: PostgresTransport, queue: str) -> None:
-    """An infinite timeout is a timeout: the reply comes."""
+def test_caller_can_wait_without_end(postgres: PostgresTransport, queue: str) -> None:
+    """A call with an infinite timeout gets its reply."""
     with running(Consumer(postgres, {"t": lambda: "answer"}, [queue])):
         assert Dispatcher(postgres).call("t", queue=queue, timeout=float("inf")) == "answer"
 
 
-def test_a_reply_that_goes_while_it_is_consumed_reaches_its_reader(
+def test_reply_purged_while_consumed_reaches_its_reader(
     postgres: PostgresTransport, tables: Tables, name: str, make_named: Make, queue: str
 ) -> None:
-    """It was read, and then expired and was swept before it was cleared: nobody else had it, so the reader has."""
+    """A reply that is removed between reading and clearing belongs to its reader."""
     reader = make_named()
     answer(postgres, Reply(queue, "completed", result={"paid": 1}))
     replies: list[Reply | None] = []
@@ -189,10 +187,10 @@ def test_a_reply_that_goes_while_it_is_consumed_reaches_its_reader(
 
 
 @pytest.mark.parametrize("value", ["[" * 3000 + "]" * 3000, "9" * 5001], ids=["deep", "long"])
-def test_a_reply_that_python_cannot_parse_is_its_text(
+def test_unparsable_reply_is_returned_as_text(
     postgres: PostgresTransport, tables: Tables, queue: str, value: str
 ) -> None:
-    """Another writer's result beyond what json.loads takes is read as text, and can be consumed."""
+    """A result that exceeds the limits of json.loads is returned as text, and can be consumed."""
     tables.execute(
         "INSERT INTO {results} VALUES (%s, 'completed', %s::jsonb, '', now(), now() + interval '1 hour')", queue, value
     )

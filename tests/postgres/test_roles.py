@@ -98,8 +98,8 @@ def send_in_every_way(transport: PostgresTransport, url: str, queue: str) -> int
 
 
 @pytest.mark.parametrize("listen", [True, False])
-def test_a_producer_sends_in_every_way_and_reads_its_replies(roles: Roles, queue: str, listen: bool) -> None:
-    """Nothing beyond the document is needed: everything sent is there; calls are answered, statuses read."""
+def test_producer_role_can_send_and_read_replies(roles: Roles, queue: str, listen: bool) -> None:
+    """The documented rights are enough for every way to send, for calls and for statuses."""
     with roles.transport("producer", listen=listen) as producer, roles.transport("consumer") as workers:
         sent = send_in_every_way(producer, roles.url("producer"), queue)
         assert roles.tables.count(queue) == sent
@@ -112,8 +112,8 @@ def test_a_producer_sends_in_every_way_and_reads_its_replies(roles: Roles, queue
     assert roles.tables.rows("SELECT count(*) FROM {results} WHERE result IS NULL") == [(1,)]
 
 
-def test_a_consumer_does_everything_that_a_consumer_does(roles: Roles, queue: str) -> None:
-    """Tasks return, raise, retry, are answered, continued, buried, given back, renewed, swept, with these rights."""
+def test_consumer_role_can_do_all_its_work(roles: Roles, queue: str) -> None:
+    """The documented rights are enough to return, raise, retry, reply, dead-letter, release, renew and purge."""
     told: list[Any] = []
     tries = itertools.count()
 
@@ -151,8 +151,8 @@ def test_a_consumer_does_everything_that_a_consumer_does(roles: Roles, queue: st
     assert roles.tables.count(queue) == 1
 
 
-def test_an_operator_looks_replays_and_purges(roles: Roles, queue: str) -> None:
-    """Queues and dead letters are looked after with these rights alone."""
+def test_operator_role_can_inspect_replay_and_purge(roles: Roles, queue: str) -> None:
+    """The documented rights are enough for queues and dead letters."""
     with roles.transport("consumer") as transport:
         transport.send([message("unknown", queue, n) for n in range(3)])
         Consumer(transport, {"t": print}, [queue]).drain(timeout=60)
@@ -232,13 +232,13 @@ DENIED = {
 
 
 @pytest.mark.parametrize("role", DENIED)
-def test_the_server_refuses_a_role_everything_else(roles: Roles, postgres: PostgresTransport, role: str) -> None:
-    """Each role is refused, by the server itself, whatever its work does not take; the owner may do all of it."""
+def test_roles_have_no_further_rights(roles: Roles, postgres: PostgresTransport, role: str) -> None:
+    """The server refuses each role all operations outside its work; the owner may do all of them."""
     assert [statement for statement in DENIED[role] if not roles.refused(role, statement)] == []
 
 
-def test_a_producer_without_update_overwrites_no_result(roles: Roles, queue: str, caplog: Any) -> None:
-    """Without the one right that the document warns of, calls are answered, and no producer can change a result."""
+def test_producer_without_update_changes_no_result(roles: Roles, queue: str, caplog: Any) -> None:
+    """Without UPDATE, calls get their replies, and no producer can change a result."""
     roles.take("producer", "UPDATE (result, error) ON {results}")
     assert roles.refused("producer", "UPDATE {results} SET result = '1'")
     assert roles.refused("producer", "UPDATE {results} SET error = 'x'")
@@ -265,16 +265,16 @@ BEYOND_A_PRODUCER: dict[str, tuple[Callable[[PostgresTransport], object], str]] 
 
 
 @pytest.mark.parametrize("act", BEYOND_A_PRODUCER)
-def test_what_a_producer_may_not_do_names_the_table_and_the_right(roles: Roles, act: str) -> None:
-    """TransportNotReady, with the table and what to grant on it, for whatever a producer tries beyond sending."""
+def test_refused_producer_error_names_the_right(roles: Roles, act: str) -> None:
+    """TransportNotReady names the table and the right for each operation beyond sending."""
     attempt, said = BEYOND_A_PRODUCER[act]
     with roles.transport("producer") as transport, pytest.raises(TransportNotReady, match=said):
         attempt(transport)
 
 
 @pytest.mark.parametrize("role", ["producer", "consumer", "operator"])
-def test_nobody_but_the_owner_migrates(roles: Roles, role: str) -> None:
-    """A role that finds something to create is refused with the remedy, and has created nothing."""
+def test_only_the_owner_can_migrate(roles: Roles, role: str) -> None:
+    """Another role is refused with the remedy, and has created nothing."""
     roles.tables.execute("DROP INDEX {schema}.pg_queue_message_claimed")
     with (
         roles.transport(role) as transport,
@@ -299,8 +299,8 @@ def test_nobody_but_the_owner_migrates(roles: Roles, role: str) -> None:
         ("USAGE ON SCHEMA {schema}", r"schema \w+ .*takes USAGE on the schema; grant this role the right"),
     ],
 )
-def test_a_send_without_one_right_names_it_and_sends_nothing(roles: Roles, queue: str, right: str, said: str) -> None:
-    """Each right of a producer in turn, each way to send: the error names table and right, and none was sent."""
+def test_send_without_a_right_names_it(roles: Roles, queue: str, right: str, said: str) -> None:
+    """For each right and each way to send, the error names table and right, and nothing was sent."""
     url = roles.url("producer")
     with roles.transport("producer") as transport, psycopg.connect(url) as connection:
         roles.take("producer", right)
@@ -323,10 +323,10 @@ def test_a_send_without_one_right_names_it_and_sends_nothing(roles: Roles, queue
 
 @on_one_server
 @pytest.mark.parametrize(("right", "work"), [("SELECT", "read"), ("UPDATE", "clear")])
-def test_a_producer_that_may_not_touch_replies_is_told_and_loses_none(
+def test_producer_without_reply_rights_loses_no_reply(
     roles: Roles, postgres: PostgresTransport, queue: str, caplog: pytest.LogCaptureFixture, right: str, work: str
 ) -> None:
-    """Without SELECT a reply cannot be read, and that is told; without UPDATE it is read, and stays."""
+    """Without SELECT a read fails with an error; without UPDATE a reply is read, and stays."""
     postgres.send([message("t", queue, reply_key=queue)])
     Consumer(postgres, {"t": lambda: "paid"}, [queue]).drain(timeout=60)
     columns = "" if right == "SELECT" else " (result, error)"
@@ -341,8 +341,8 @@ def test_a_producer_that_may_not_touch_replies_is_told_and_loses_none(
     assert postgres.reply(queue) == Reply(queue, "completed", "paid")
 
 
-def test_the_sequences_of_identity_columns_take_no_right(roles: Roles, queue: str) -> None:
-    """Where the product's migrations number rows so, a consumer without USAGE starts, sends a follow-up and buries."""
+def test_identity_sequences_need_no_right(roles: Roles, queue: str) -> None:
+    """With identity columns, a consumer without USAGE starts, sends a follow-up and dead-letters."""
     for table, column in (("messages", "msg_id"), ("dead", "dead_id")):
         name = {name: table for table, name in TABLES.items()}[table]
         roles.tables.execute(
@@ -358,10 +358,8 @@ def test_the_sequences_of_identity_columns_take_no_right(roles: Roles, queue: st
 
 @on_one_server
 @pytest.mark.parametrize(("table", "right"), CONSUMERS_RIGHTS)
-def test_a_consumer_without_one_right_does_not_start_and_names_it(
-    roles: Roles, queue: str, table: str, right: str
-) -> None:
-    """Each right on each table in turn, and each column of it: the error names the table, the right and the column."""
+def test_consumer_without_a_right_does_not_start(roles: Roles, queue: str, table: str, right: str) -> None:
+    """For each right on each table and column, the error names the table, the right and the column."""
     place, columns = f"{{{TABLES[table]}}}", CONSUMER[table][right]
     with roles.transport("consumer") as transport:
         transport.send([message("t", queue)])
@@ -383,8 +381,8 @@ def test_a_consumer_without_one_right_does_not_start_and_names_it(
 
 
 @on_one_server
-def test_a_consumer_that_lacks_several_rights_is_told_all_of_them(roles: Roles, queue: str) -> None:
-    """One look is enough to grant all that is missing, the schema's included."""
+def test_error_names_all_missing_rights(roles: Roles, queue: str) -> None:
+    """One error is enough to grant all missing rights, also on the schema."""
     roles.take("consumer", "USAGE ON SCHEMA {schema}")
     roles.take("consumer", "DELETE ON {messages}")
     roles.take("consumer", "INSERT ON {dead}")
@@ -396,10 +394,10 @@ def test_a_consumer_that_lacks_several_rights_is_told_all_of_them(roles: Roles, 
 
 @on_one_server
 @pytest.mark.parametrize(("table", "right"), [one for one in CONSUMERS_RIGHTS if one != AT_THE_START_ALONE])
-def test_a_right_that_is_taken_from_a_running_consumer_costs_nothing(
+def test_revoked_right_loses_no_work(
     roles: Roles, queue: str, caplog: pytest.LogCaptureFixture, table: str, right: str
 ) -> None:
-    """What was run when the right went is kept, and settled when it is back: run once, continued once, none lost."""
+    """Finished tasks are kept and settled when the right is granted again; each runs once."""
     ran: list[int] = []
     go = threading.Event()
 
@@ -438,10 +436,10 @@ def test_a_right_that_is_taken_from_a_running_consumer_costs_nothing(
 
 
 @pytest.mark.parametrize("attempts", [-1, -1000, -(2**31)])
-def test_a_forged_number_of_attempts_is_the_first_at_least(
+def test_forged_attempt_count_is_at_least_one(
     postgres: PostgresTransport, tables: Tables, queue: str, attempts: int
 ) -> None:
-    """A producer that writes a negative count gets its task no further starts and no missing back-off."""
+    """A producer that writes a negative count gets no additional starts and no shorter back-off."""
     postgres.send([message("t", queue)])
     tables.execute("UPDATE {messages} SET read_ct = %s", attempts)
     subscription = postgres.subscribe([queue], lease=60)

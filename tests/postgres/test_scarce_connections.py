@@ -62,14 +62,14 @@ def events(caplog: pytest.LogCaptureFixture, name: str) -> int:
 
 
 @on_one_server
-def test_call_returns_reply_when_its_waiter_gets_no_connection(
+def test_call_returns_reply_without_waiter_connection(
     narrow: Callable[[int], str],
     postgres: PostgresTransport,
     queue: str,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Callers look for themselves once in `poll_interval` while the waiter cannot, and one WARNING says so."""
+    """Callers look for themselves once per `poll_interval`, and one WARNING is logged."""
     monkeypatch.setattr(reply_waiter, "_LONGEST_PAUSE", 0.5)
     schema = postgres._statements.schema
     with (
@@ -93,7 +93,7 @@ def test_call_returns_reply_when_its_waiter_gets_no_connection(
 def test_call_returns_reply_when_its_waiter_hangs(
     make_postgres: Make, tables: Tables, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Callers do not depend on a waiter whose statement is not answered."""
+    """Callers do not depend on a waiter whose statement gets no answer."""
     monkeypatch.setattr(reply_reader, "_LONGEST_READ", 1.0)
     with proxied(tables.url) as (between, url), transport_on(url, tables.schema, poll_interval=0.2) as caller:
         made = make_postgres()
@@ -110,10 +110,10 @@ def test_call_returns_reply_when_its_waiter_hangs(
 
 @on_one_server
 @pytest.mark.parametrize("lock", ["ACCESS EXCLUSIVE", None], ids=["locked", "silent"])
-def test_reply_ends_at_its_own_timeout_when_a_statement_hangs(
+def test_reply_keeps_its_timeout_when_statement_hangs(
     make_postgres: Make, tables: Tables, queue: str, lock: str | None
 ) -> None:
-    """A wait of a second ends after a second, and the time of a cancel, whatever the statement's own limit is."""
+    """A wait of one second ends after a second and the time of a cancel request, for any statement limit."""
     make_postgres()
     with proxied(tables.url) as (between, url), transport_on(url, tables.schema) as caller:
         assert caller.reply(queue) is None
@@ -139,10 +139,8 @@ def test_senders_share_the_connections_that_a_limit_leaves(
 
 
 @on_one_server
-def test_send_costs_one_timeout_when_all_idle_connections_are_silent(
-    make_postgres: Make, tables: Tables, name: str, queue: str
-) -> None:
-    """The first send that gets no answer replaces all idle connections, so that the next ones work at once."""
+def test_silent_idle_connections_cost_one_timeout(make_postgres: Make, tables: Tables, name: str, queue: str) -> None:
+    """The first send without an answer replaces all idle connections, so that the next ones work at once."""
     make_postgres()
     with contextlib.ExitStack() as stack:
         between, url = stack.enter_context(proxied(named(tables.url, name)))
@@ -178,8 +176,8 @@ def test_hosts_share_the_time_that_a_caller_waits(postgres_url: str, monkeypatch
 
 
 @on_one_server
-def test_statement_above_one_gigabyte_is_refused_and_the_connection_stays(postgres: PostgresTransport) -> None:
-    """The refusal says that nothing was sent; PostgreSQL itself would only close the connection."""
+def test_statement_above_one_gigabyte_is_refused(postgres: PostgresTransport) -> None:
+    """The error says that nothing was sent, and the connection stays usable."""
     made = postgres._connector.connect()
     parameters: dict[str, Any] = {"texts": ["x" * 2**26] * 16}
     with contextlib.closing(made):
@@ -201,8 +199,8 @@ def test_pool_keeps_no_connection_with_a_large_buffer(postgres: PostgresTranspor
 
 
 @on_one_server
-def test_call_never_says_that_a_sent_task_was_not_sent(make_postgres: Make, tables: Tables, queue: str) -> None:
-    """When the server is away at the deadline, the call raises ReplyTimeout, and the task is in its queue."""
+def test_call_reports_a_sent_task_as_sent(make_postgres: Make, tables: Tables, queue: str) -> None:
+    """If the server is unavailable at the deadline, the call raises ReplyTimeout, and the task is in its queue."""
     make_postgres()
     with proxied(tables.url) as (between, url), transport_on(url, tables.schema, poll_interval=0.2) as transport:
         caught: list[BaseException] = []

@@ -53,8 +53,8 @@ def everything(tables: Tables) -> list[list[tuple[object, ...]]]:
     ]
 
 
-def test_what_migrate_has_made_is_marked_with_its_version(postgres: PostgresTransport, tables: Tables) -> None:
-    """The mark is the comment of our own table, exactly, and `schema_version` reads it; nobody needs a right for it."""
+def test_migrated_schema_has_a_version_mark(postgres: PostgresTransport, tables: Tables) -> None:
+    """The mark is the comment of pg_queue_dead_letter; `schema_version` reads it without any right."""
     assert marked(tables) == OURS == "unstract-wire schema 1"
     with tables.connect() as connection:
         execute = partial(run, connection)  # type: ignore[arg-type]  # any connection will do here
@@ -63,18 +63,16 @@ def test_what_migrate_has_made_is_marked_with_its_version(postgres: PostgresTran
 
 
 @pytest.mark.parametrize("comment", [None, "unstract-wire schema 0", "letters of ours", "unstract-wire schema 2 or so"])
-def test_an_older_installation_is_marked_by_migrate(
-    postgres: PostgresTransport, tables: Tables, comment: str | None
-) -> None:
-    """One that has no mark, or a lower one, gets it; nothing is created for it, and nothing else changes."""
+def test_migrate_marks_an_older_installation(postgres: PostgresTransport, tables: Tables, comment: str | None) -> None:
+    """A schema without a mark, or with a lower one, gets it; nothing else changes."""
     mark(tables, comment)
     before = everything(tables)[:-1]
     assert postgres.migrate() == []
     assert (marked(tables), everything(tables)[:-1]) == (OURS, before)
 
 
-def test_the_products_own_tables_are_marked_as_well(tables: Tables) -> None:
-    """Where the product has made the first two tables, the mark stands on ours, and its own keep their comments."""
+def test_product_tables_keep_their_comments(tables: Tables) -> None:
+    """If the product made the first two tables, the mark is on pg_queue_dead_letter alone."""
     product.make_tables(tables, "text")
     tables.execute("COMMENT ON TABLE {messages} IS 'the product'")
     with transport_on(tables.url, tables.schema) as transport:
@@ -85,10 +83,10 @@ def test_the_products_own_tables_are_marked_as_well(tables: Tables) -> None:
     ]
 
 
-def test_a_lower_version_is_raised_after_the_steps(
+def test_version_rises_with_its_steps(
     postgres: PostgresTransport, tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a newer version creates and its mark are one transaction: a migration that fails leaves the old mark."""
+    """The steps of a version and its mark are one transaction: a failed migration leaves the old mark."""
     monkeypatch.setattr(migrate, "SCHEMA_VERSION", 2)
     tables.execute("DROP INDEX {schema}.pg_queue_message_claimed")
     tables.execute("CREATE TABLE {schema}.pg_queue_message_claimed ()")
@@ -101,10 +99,8 @@ def test_a_lower_version_is_raised_after_the_steps(
 
 
 @pytest.mark.parametrize("newer", [SCHEMA_VERSION + 1, 999_999_999])
-def test_an_older_migrate_refuses_a_newer_schema_and_changes_nothing(
-    postgres: PostgresTransport, tables: Tables, newer: int
-) -> None:
-    """The error names both versions, the schema and the remedy; what is missing by the older one's lights stays so."""
+def test_older_migrate_refuses_a_newer_schema(postgres: PostgresTransport, tables: Tables, newer: int) -> None:
+    """The error names both versions, the schema and the remedy, and nothing was changed."""
     mark(tables, f"unstract-wire schema {newer}")
     tables.execute("DROP INDEX {schema}.pg_queue_message_claimed; ALTER TABLE {results} ADD COLUMN trace text")
     before = everything(tables)
@@ -115,8 +111,8 @@ def test_an_older_migrate_refuses_a_newer_schema_and_changes_nothing(
     assert everything(tables) == before
 
 
-def test_the_command_tells_it_in_one_line(postgres: PostgresTransport, tables: Tables) -> None:
-    """`unstract-wire migrate` of an older version: exit code 2, one line on standard error, nothing on the other."""
+def test_command_refuses_newer_schema_in_one_line(postgres: PostgresTransport, tables: Tables) -> None:
+    """`unstract-wire migrate` of an older version exits with 2 and prints one line on stderr."""
     mark(tables, "unstract-wire schema 2")
     ended = CliRunner().invoke(cli.main, ["migrate", "--url", f"{tables.url}?schema={tables.schema}"])
     assert (ended.exit_code, ended.stdout) == (2, "")
@@ -124,10 +120,8 @@ def test_the_command_tells_it_in_one_line(postgres: PostgresTransport, tables: T
     assert line.startswith(f"unstract-wire: migrate: the tables in schema {tables.schema} are of version 2,")
 
 
-def test_a_worker_goes_on_where_a_newer_index_is_missing(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """Before `migrate` has run it works and counts as afterwards, but for rows in a state of another program."""
+def test_worker_runs_without_a_newer_index(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """Before `migrate` a worker works and counts as afterwards, except for rows in unknown states."""
     tables.execute("DROP INDEX {schema}.pg_queue_message_held, {schema}.pg_queue_message_strange")
     postgres.send([message("t", queue, delay=delay) for delay in (0, 0.3)] + [message("t", f"{queue}-x", delay=3600)])
     mine, other = postgres.queues()
@@ -135,8 +129,8 @@ def test_a_worker_goes_on_where_a_newer_index_is_missing(
     assert Consumer(postgres, {"t": lambda: None}, [queue]).drain(timeout=30) == 2
 
 
-def test_a_worker_goes_on_on_a_newer_schema(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
-    """It does not know what a newer version has added: it sends, runs, continues, buries and replays."""
+def test_worker_runs_on_a_newer_schema(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """It sends, runs, sends follow-ups, dead-letters and replays, and ignores the additions."""
     mark(tables, "unstract-wire schema 2")
     tables.execute("ALTER TABLE {messages} ADD COLUMN trace text; ALTER TABLE {dead} ADD COLUMN trace text DEFAULT ''")
     with transport_on(tables.url, tables.schema) as transport:
@@ -151,10 +145,10 @@ def test_a_worker_goes_on_on_a_newer_schema(postgres: PostgresTransport, tables:
 
 
 @on_one_server
-def test_whoever_marks_last_never_lowers_a_mark(
+def test_concurrent_migrations_never_lower_the_mark(
     postgres: PostgresTransport, tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An older migrate that waits for a newer one to end finds its mark, refuses, and has created nothing."""
+    """An older migrate that waits for a newer one finds its mark, refuses, and has created nothing."""
     mark(tables, None)
     tables.execute("DROP INDEX {schema}.pg_task_result_expires")
     with (
@@ -172,8 +166,8 @@ def test_whoever_marks_last_never_lowers_a_mark(
     assert "pg_task_result_expires" not in {name for (name,) in indexes}
 
 
-def test_many_may_mark_at_once(postgres: PostgresTransport, tables: Tables) -> None:
-    """Whoever comes second at the mark fails at nothing."""
+def test_concurrent_marks_succeed(postgres: PostgresTransport, tables: Tables) -> None:
+    """Several processes that mark a schema at once all succeed."""
     mark(tables, None)
     barrier = threading.Barrier(6)
 

@@ -44,7 +44,7 @@ def caller(request: pytest.FixtureRequest) -> Open:
 def test_messages_commit_with_the_caller(
     postgres: PostgresTransport, tables: Tables, queue: str, caller: Open, number: int
 ) -> None:
-    """Nobody sees the messages before the caller's commit; after it they are there, under their ids, in order."""
+    """No other session sees the messages before the caller's commit; after it they have their ids, in order."""
     with caller(tables.url) as open_:
         ids = postgres.send([message("t", queue, n) for n in range(number)], within=open_.cursor)
         assert tables.count(queue) == 0
@@ -57,7 +57,7 @@ def test_messages_commit_with_the_caller(
 def test_messages_vanish_with_the_callers_rollback(
     postgres: PostgresTransport, tables: Tables, queue: str, caller: Open, number: int
 ) -> None:
-    """After the caller's rollback nothing was ever sent."""
+    """After the caller's rollback, no message was sent."""
     with caller(tables.url) as open_:
         postgres.send([message("t", queue, n) for n in range(number)], within=open_.cursor)
         open_.rollback()
@@ -76,10 +76,10 @@ class Context:
 
 
 @pytest.mark.parametrize("routed", [False, True], ids=["alone", "behind a gate"])
-def test_the_products_methods_join_the_callers_transaction(
+def test_executor_methods_join_the_callers_transaction(
     postgres: PostgresTransport, tables: Tables, queue: str, caller: Open, routed: bool
 ) -> None:
-    """dispatch_async and dispatch_with_callback commit and vanish with the caller's work, through a router as well."""
+    """dispatch_async and dispatch_with_callback commit and vanish with the caller's work, also through a router."""
     executor = ExecutorDispatcher(Dispatcher(postgres))
     side = RoutingDispatcher(gate=lambda _: True, on=executor, off=executor) if routed else executor
     callback = as_object(fields_of(options={"queue": queue}))
@@ -96,8 +96,8 @@ def test_the_products_methods_join_the_callers_transaction(
     assert stored == [(sent,), (handle.id,)]
 
 
-def test_the_callers_cursor_is_as_it_was(tables: Tables, postgres: PostgresTransport, queue: str, caller: Open) -> None:
-    """The caller goes on in the same transaction, and gets its own rows in the shape of its own choice."""
+def test_callers_cursor_stays_unchanged(tables: Tables, postgres: PostgresTransport, queue: str, caller: Open) -> None:
+    """The caller continues in the same transaction, and gets its rows with its own row factory."""
     with caller(tables.url) as open_:
         cursor = open_.cursor
         cursor.execute("SELECT 'Ada' AS name")
@@ -109,10 +109,8 @@ def test_the_callers_cursor_is_as_it_was(tables: Tables, postgres: PostgresTrans
     assert tables.count(queue) == 1
 
 
-def test_a_waiting_consumer_is_woken_by_the_callers_commit(
-    make_postgres: Any, tables: Tables, queue: str, caller: Open
-) -> None:
-    """What a caller commits reaches a waiting consumer at once, and never before."""
+def test_callers_commit_wakes_a_waiting_consumer(make_postgres: Any, tables: Tables, queue: str, caller: Open) -> None:
+    """A committed message reaches a waiting consumer at once, and never before the commit."""
     transport = make_postgres(poll_interval=LONG_POLL)
     subscription = transport.subscribe([queue], lease=60)
     waiting, received, came = threading.Event(), [], []
@@ -134,20 +132,18 @@ def test_a_waiting_consumer_is_woken_by_the_callers_commit(
     subscription.close()
 
 
-def test_a_refusal_within_is_ours_with_the_drivers_as_its_cause(
-    postgres_url: str, tables: Tables, queue: str, caller: Open
-) -> None:
-    """Tables that are not there are TransportNotReady naming the remedy, caused by the caller's own driver's error."""
+def test_error_within_has_the_drivers_as_cause(postgres_url: str, tables: Tables, queue: str, caller: Open) -> None:
+    """Missing tables raise TransportNotReady with the remedy, caused by the error of the caller's driver."""
     transport = PostgresTransport(postgres_url, tables.schema)
     with caller(tables.url) as open_, pytest.raises(TransportNotReady, match="unstract-wire migrate") as caught:
         transport.send([message("t", queue)], within=open_.cursor)
     assert isinstance(caught.value.__cause__, psycopg.Error | psycopg2.Error)
 
 
-def test_what_the_table_refuses_within_is_refused(
+def test_rejected_message_within_is_refused(
     postgres: PostgresTransport, tables: Tables, queue: str, caller: Open
 ) -> None:
-    """A message that the database rejects is TransportRefused, and the caller's transaction fails with it."""
+    """A message that the database rejects raises TransportRefused, and the caller's transaction fails."""
     tables.execute("ALTER TABLE {messages} ADD CHECK (org_id <> 'blocked')")
     with caller(tables.url) as open_, pytest.raises(TransportRefused) as caught:
         postgres.send([message("t", queue, org_id="blocked")], within=open_.cursor)
@@ -155,10 +151,10 @@ def test_what_the_table_refuses_within_is_refused(
     assert tables.count(queue) == 0
 
 
-def test_a_connection_lost_within_committed_nothing(
+def test_connection_lost_within_commits_nothing(
     postgres: PostgresTransport, tables: Tables, queue: str, caller: Open
 ) -> None:
-    """The caller's transaction was not committed yet, so its fate is known: nothing was sent."""
+    """The caller's transaction was not committed, so the fate is known: nothing was sent."""
     with caller(tables.url) as open_:
         tables.rows("SELECT pg_terminate_backend(%s, 5000)", open_.pid)
         with pytest.raises(TransportUnavailable, match="nothing was committed") as caught:
@@ -169,10 +165,10 @@ def test_a_connection_lost_within_committed_nothing(
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_django_messages_share_the_fate_of_their_atomic_block(
+def test_django_messages_follow_their_atomic_block(
     postgres: PostgresTransport, tables: Tables, queue: str, driver: str
 ) -> None:
-    """`transaction.atomic()`: committed, rolled back and rolled back to a savepoint, on either driver of Django."""
+    """`transaction.atomic()` commits, rolls back and rolls back to a savepoint, on either driver of Django."""
     command = [sys.executable, "-m", "postgres.django_caller", driver, tables.url, tables.schema, queue]
     environment = {"PYTHONPATH": ":".join(filter(None, sys.path)), "PATH": ""}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
@@ -194,8 +190,8 @@ def test_django_messages_share_the_fate_of_their_atomic_block(
     assert sent["lost"] == ["TransportUnavailable", False, "django.db.utils"]
 
 
-def test_what_is_no_postgresql_cursor_is_refused(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
-    """Anything but an open cursor of a PostgreSQL driver is a ConfigurationError that says what is expected."""
+def test_foreign_cursor_is_refused(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """An argument that is no open cursor of a PostgreSQL driver raises ConfigurationError."""
     with psycopg.connect(tables.url) as connection, sqlite3.connect(":memory:") as other:
         for thing in (object(), "cursor", connection, other.cursor(), tables):
             with pytest.raises(ConfigurationError, match="cursor"):
@@ -204,20 +200,16 @@ def test_what_is_no_postgresql_cursor_is_refused(postgres: PostgresTransport, ta
     assert tables.count(queue) == 0
 
 
-def test_a_closed_cursor_is_an_error_of_ours(
-    postgres: PostgresTransport, tables: Tables, queue: str, caller: Open
-) -> None:
-    """A cursor that was closed before is told as an error of this package."""
+def test_closed_cursor_is_refused(postgres: PostgresTransport, tables: Tables, queue: str, caller: Open) -> None:
+    """A closed cursor raises an error of this package."""
     with caller(tables.url) as open_:
         open_.cursor.close()
         with pytest.raises(ConfigurationError, match="closed"):
             postgres.send([message("t", queue)], within=open_.cursor)
 
 
-def test_a_message_that_cannot_be_written_leaves_the_callers_transaction_usable(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """What the wire refuses is refused before the caller's cursor is touched."""
+def test_invalid_message_keeps_the_callers_transaction(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A message that the wire refuses is refused before the caller's cursor is used."""
     with psycopg.connect(tables.url) as connection, connection.cursor() as cursor:
         with pytest.raises(PayloadError):
             postgres.send([message("t", queue), message("t", queue, float("nan"))], within=cursor)
@@ -225,17 +217,15 @@ def test_a_message_that_cannot_be_written_leaves_the_callers_transaction_usable(
     assert tables.count(queue) == 1
 
 
-def test_nothing_is_sent_within_through_a_closed_transport(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """A closed transport is closed for a caller's cursor as well."""
+def test_closed_transport_refuses_send_within(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A closed transport raises TransportClosed for a caller's cursor as well."""
     postgres.close()
     with psycopg.connect(tables.url) as connection, pytest.raises(TransportClosed):
         postgres.send([message("t", queue)], within=connection.cursor())
 
 
-def test_a_delay_within_counts_from_the_send(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
-    """A transaction that has been open for longer than the delay does not make the message ready at its commit."""
+def test_delay_within_counts_from_the_send(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A transaction that is open for longer than the delay does not make the message ready at its commit."""
     with psycopg.connect(tables.url) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT pg_sleep(0.3)")
         postgres.send([message("t", queue, delay=0.2)], within=cursor)

@@ -7,8 +7,8 @@ import pytest
 import servers
 
 
-def test_the_two_servers_are_of_different_major_versions(embedded_url: str, server_url: str) -> None:
-    """What runs on both of them has been seen on two major versions of PostgreSQL."""
+def test_servers_have_different_major_versions(embedded_url: str, server_url: str) -> None:
+    """The tests that run on both servers cover two major versions of PostgreSQL."""
     versions = []
     for url in (embedded_url, server_url):
         with psycopg.connect(url) as connection:

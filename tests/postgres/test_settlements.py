@@ -42,7 +42,7 @@ def mixture(deliveries: list[Delivery], key: str, cb: str) -> list[Settlement]:
 
 
 def test_a_mixed_batch_is_one_statement(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
-    """Everything that a batch writes carries one transaction and one command: no crash can fall in between."""
+    """All rows that a batch writes have one transaction and one command, so that no crash can split it."""
     subscription, deliveries = held(postgres, queue, 8)
     assert subscription.settle(mixture(deliveries, queue, queue + "-cb")) == [True] * 8
     written = tables.rows(
@@ -68,8 +68,8 @@ def test_a_mixed_batch_is_one_statement(postgres: PostgresTransport, tables: Tab
     subscription.close()
 
 
-def test_a_batch_is_one_statement_whatever_its_size(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
-    """Four hundred settlements of every kind write all that they write in one transaction and one command."""
+def test_batch_of_any_size_is_one_statement(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """Four hundred settlements of every kind are one transaction and one command."""
     subscription, deliveries = held(postgres, queue, 400)
     kinds = [mixture(deliveries[n : n + 8], f"{queue}-{n}", queue + "-cb") for n in range(0, 400, 8)]
     assert subscription.settle([one for kind in kinds for one in kind]) == [True] * 400
@@ -82,10 +82,8 @@ def test_a_batch_is_one_statement_whatever_its_size(postgres: PostgresTransport,
     subscription.close()
 
 
-def test_nothing_of_a_lost_one_takes_effect_and_everything_of_the_others_does(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """In one batch: what another worker holds by now is left to it, with its reply, follow-up and dead letter."""
+def test_lost_lease_has_no_effect_in_a_batch(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A message that another worker holds keeps its row; its reply, follow-up and dead letter are not written."""
     subscription, deliveries = held(postgres, queue, 8)
     lost = deliveries[1:8:2]
     tables.execute("UPDATE {messages} SET read_ct = read_ct + 1 WHERE msg_id = ANY (%s)", [int(one.id) for one in lost])
@@ -99,10 +97,10 @@ def test_nothing_of_a_lost_one_takes_effect_and_everything_of_the_others_does(
     subscription.close()
 
 
-def test_a_settlement_that_dies_while_it_waits_has_done_nothing(
+def test_settlement_killed_while_waiting_changes_nothing(
     make_named: Make, tables: Tables, name: str, queue: str
 ) -> None:
-    """Its connection is ended in the middle of the statement: no row of the batch is changed, none is written."""
+    """If its connection ends during the statement, no row of the batch is changed or written."""
     transport = make_named()
     subscription, deliveries = held(transport, queue, 8)
     before = tables.rows("SELECT msg_id, read_ct, state, vt FROM {messages} ORDER BY 1")
@@ -122,10 +120,8 @@ def test_a_settlement_that_dies_while_it_waits_has_done_nothing(
     subscription.close()
 
 
-def test_a_settlement_that_was_overtaken_while_it_waited_changes_nothing(
-    make_named: Make, tables: Tables, name: str, queue: str
-) -> None:
-    """The fence is looked at after the wait for a lock: the claim that held the lock has won."""
+def test_overtaken_settlement_changes_nothing(make_named: Make, tables: Tables, name: str, queue: str) -> None:
+    """The fence is checked after the wait for a lock: the claim that held the lock wins."""
     transport = make_named()
     subscription, deliveries = held(transport, queue, 8)
     overtaken = deliveries[1]
@@ -148,10 +144,10 @@ def test_a_settlement_that_was_overtaken_while_it_waited_changes_nothing(
 
 
 @pytest.mark.parametrize("number", range(8), ids=["ack", "chain", "reply", "both", "retry", "later", "bury", "tell"])
-def test_a_settlement_that_waited_for_a_reaper_takes_full_effect(
+def test_settlement_after_a_reaper_takes_effect(
     make_named: Make, tables: Tables, name: str, queue: str, number: int
 ) -> None:
-    """A row that was only made ready again meanwhile is still ours: it is settled, once, with everything of it."""
+    """A row that was only made ready again meanwhile is settled once, with all its effects."""
     transport = make_named()
     subscription, deliveries = held(transport, queue, 8)
     batch = [mixture(deliveries, queue, queue + "-cb")[number]]
@@ -172,10 +168,8 @@ def test_a_settlement_that_waited_for_a_reaper_takes_full_effect(
     subscription.close()
 
 
-def test_two_settlements_of_overlapping_batches_do_not_deadlock(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """Rows are locked in one order: two workers that settle the same rows, in opposite orders, both get an answer."""
+def test_overlapping_settlements_do_not_deadlock(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """Rows are locked in one order, so two workers that settle the same rows both get a result."""
     subscription, deliveries = held(postgres, queue, 200, lease=0.05)
     time.sleep(0.1)
     other = postgres.subscribe([queue], lease=60)
@@ -199,8 +193,8 @@ def test_two_settlements_of_overlapping_batches_do_not_deadlock(
     other.close()
 
 
-def test_follow_ups_are_queued_in_the_order_of_their_settlements(postgres: PostgresTransport, queue: str) -> None:
-    """First in, first out holds for what a batch sends, whatever order its messages had."""
+def test_follow_ups_keep_the_settlement_order(postgres: PostgresTransport, queue: str) -> None:
+    """Follow-ups of a batch are in the order of its settlements, for any order of its messages."""
     subscription, deliveries = held(postgres, queue, 50)
     order = deliveries[::-1]
     subscription.settle([Settlement(one, Verdict.ACK, follow_up=message("f", queue + "-cb", one.id)) for one in order])
@@ -211,7 +205,7 @@ def test_follow_ups_are_queued_in_the_order_of_their_settlements(postgres: Postg
     following.close()
 
 
-def test_of_two_replies_under_one_key_in_one_batch_the_first_wins(postgres: PostgresTransport, queue: str) -> None:
+def test_first_reply_of_a_batch_wins(postgres: PostgresTransport, queue: str) -> None:
     """The order of the settlements decides, not that of the rows."""
     subscription, deliveries = held(postgres, queue, 40)
     batch = [

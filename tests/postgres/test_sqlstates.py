@@ -53,7 +53,7 @@ def test_every_sqlstate_has_a_deliberate_meaning(state: str) -> None:
     assert isinstance(error, KINDS[meaning_of(state).meaning])
 
 
-def test_docs_table_equals_the_table_of_the_code() -> None:
+def test_docs_table_equals_code() -> None:
     """docs/errors.md lists the same SQLSTATEs, causes and meanings, in the same order."""
     _, _, section = PAGE.read_text().partition("\n## SQLSTATEs\n")
     rows = re.findall(r"^\| (`.+?) \| (.+?) \| (.+?) \|", section.partition("\n#")[0], re.M)
@@ -97,8 +97,8 @@ def test_answer_that_can_pass_is_unavailable_and_known(
 
 
 @pytest.mark.parametrize("source", ["varsup.c", "multixact.c", "xact.c", "bufmgr.c", ""])
-def test_wraparound_protection_and_other_limits_of_the_server_are_unavailable(source: str) -> None:
-    """They pass after a vacuum or in another transaction; a server or pooler that names no source is given time."""
+def test_server_limits_are_unavailable(source: str) -> None:
+    """They pass after a vacuum or in another transaction; also if a server or pooler names no source."""
     assert meaning_of("54000", source).meaning is Meaning.UNAVAILABLE
 
 
@@ -112,10 +112,10 @@ def test_value_that_is_too_large_is_refused(postgres: PostgresTransport, tables:
 
 @pytest.mark.parametrize("behind", [1, 40, 5000])
 @pytest.mark.parametrize("many", [1, 3])
-def test_ids_that_exist_cost_no_send_and_no_settlement(
+def test_existing_ids_fail_no_send_or_settlement(
     postgres: PostgresTransport, tables: Tables, queue: str, behind: int, many: int
 ) -> None:
-    """After a restore, or with forged ids, a send takes the next free ids, a follow-up and a dead letter as well."""
+    """After a restore, or with forged ids, sends, follow-ups and dead letters take the next free ids."""
     postgres.send([message("t", queue), message("t", queue)])
     subscription = postgres.subscribe([queue], lease=60)
     first, second = subscription.receive(limit=2, wait=5)
@@ -146,10 +146,8 @@ def test_another_unique_key_refuses(postgres: PostgresTransport, tables: Tables,
 
 
 @on_one_server
-def test_existing_id_within_fails_the_transaction_for_now(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """The caller hears that its transaction may be run again, and it succeeds then."""
+def test_existing_id_within_is_unavailable(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """The error says that the caller may run its transaction again, which then succeeds."""
     postgres.send([message("t", queue)])
     tables.execute(
         "INSERT INTO {messages} SELECT last_value + 1, 'forged', '{{}}', '', now(), now(), 0, 5, 'ready'"
@@ -165,7 +163,7 @@ def test_existing_id_within_fails_the_transaction_for_now(
 
 
 @on_one_server
-def test_error_of_the_commit_is_no_success(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+def test_error_at_commit_refuses_the_send(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
     """A deferred constraint fails after the rows were returned: the send is refused, prepared or not."""
     for _ in range(3):
         postgres.send([message("t", queue)])

@@ -69,8 +69,8 @@ def encrypted_ones(tables: Tables, name: str) -> list[bool]:
 
 
 @pytest.mark.parametrize("mode", ["require", "verify-ca", "verify-full", "disable"])
-def test_every_connection_is_as_the_url_says(encrypted: tuple[Tables, Certificates], mode: str) -> None:
-    """A pool's, a subscription's, a waiting caller's, and the pool's that announces: all encrypted, or none."""
+def test_every_connection_follows_the_url(encrypted: tuple[Tables, Certificates], mode: str) -> None:
+    """The connections of pool, subscription, waiting caller and notifications are all encrypted, or none."""
     tables, made = encrypted
     name, queue = f"tls-{mode}", queue_name()
     url = f"{tables.url}?sslmode={mode}&sslrootcert={made.authority}&application_name={name}&poll_interval=0.2"
@@ -84,10 +84,8 @@ def test_every_connection_is_as_the_url_says(encrypted: tuple[Tables, Certificat
 
 
 @pytest.mark.parametrize("mode", ["verify-ca", "verify-full"])
-def test_a_server_that_the_authority_has_not_signed_is_refused(
-    encrypted: tuple[Tables, Certificates], mode: str
-) -> None:
-    """Every way to connect fails, and the error says that the certificate is the reason."""
+def test_untrusted_certificate_is_refused(encrypted: tuple[Tables, Certificates], mode: str) -> None:
+    """Every way to connect fails, and the error names the certificate as the reason."""
     tables, made = encrypted
     url = f"{tables.url}?sslmode={mode}&sslrootcert={made.stranger}"
     with contextlib.closing(from_url(url)) as transport:
@@ -101,8 +99,8 @@ def test_a_server_that_the_authority_has_not_signed_is_refused(
                 act()
 
 
-def test_a_name_that_the_certificate_does_not_have_is_refused(encrypted: tuple[Tables, Certificates]) -> None:
-    """verify-full compares the host as it stands in the URL, verify-ca does not."""
+def test_wrong_host_name_is_refused(encrypted: tuple[Tables, Certificates]) -> None:
+    """verify-full compares the host in the URL, verify-ca does not."""
     tables, made = encrypted
     other = tables.url.replace("127.0.0.1", "127.0.0.2") + f"?hostaddr=127.0.0.1&sslrootcert={made.authority}&sslmode="
     with contextlib.closing(from_url(f"{other}verify-ca")) as transport:
@@ -114,8 +112,8 @@ def test_a_name_that_the_certificate_does_not_have_is_refused(encrypted: tuple[T
         transport.reply("key")
 
 
-def test_a_server_without_tls_is_refused_where_it_is_required(embedded_url: str) -> None:
-    """sslmode=require never falls back to a connection in the clear."""
+def test_server_without_tls_is_refused(embedded_url: str) -> None:
+    """sslmode=require never falls back to an unencrypted connection."""
     with (
         contextlib.closing(from_url(f"{embedded_url}?sslmode=require")) as transport,
         pytest.raises(TransportUnavailable, match="SSL"),
@@ -123,8 +121,8 @@ def test_a_server_without_tls_is_refused_where_it_is_required(embedded_url: str)
         transport.reply("key")
 
 
-def test_the_command_hands_them_on(encrypted: tuple[Tables, Certificates]) -> None:
-    """`unstract-wire` with the right authority works; with a wrong one it says so in one line."""
+def test_command_passes_tls_options(encrypted: tuple[Tables, Certificates]) -> None:
+    """`unstract-wire` works with the right authority; with a wrong one it prints one line."""
     tables, made = encrypted
     for authority, code, said in ((made.authority, 0, ""), (made.stranger, 2, "certificate verify failed")):
         url = f"{tables.url}?sslmode=verify-full&sslrootcert={authority}"

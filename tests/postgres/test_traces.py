@@ -25,10 +25,10 @@ def run(*arguments: str) -> None:
     )
 
 
-def test_a_dispatch_and_its_callback_are_one_trace_across_three_processes(
+def test_dispatch_and_callback_are_one_trace(
     postgres: PostgresTransport, postgres_url: str, schema: str, queue: str, tmp_path: Path
 ) -> None:
-    """Producer, executor and callback worker, each with an exporter of its own: put together they are one tree."""
+    """Producer, executor and callback worker, each with its own exporter, make one tree of spans."""
     callbacks = f"{queue}-cb"
     for process in ([queue, callbacks], [queue], [callbacks]):
         run(postgres_url, schema, str(tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"), *process)

@@ -77,10 +77,10 @@ def received(transport: PostgresTransport, queue: str, *, lease: float = 60) -> 
 
 @settings(max_examples=15)
 @given(states=st.lists(st.none() | st.sampled_from(OF_THE_ROW), min_size=1, max_size=9), limit=st.integers(1, 10))
-def test_rows_that_cannot_be_read_cost_no_other_message(
+def test_unreadable_rows_stop_no_other_message(
     failing: tuple[PostgresTransport, Tables], states: list[str | None], limit: int
 ) -> None:
-    """Whatever error they cause, wherever they stand and however many: they are dead-lettered, the others run once."""
+    """Unreadable rows with any error, at any place and in any number, are dead-lettered; the others run once."""
     transport, tables = failing
     queue = queue_name()
     for number, state in enumerate(states):
@@ -95,8 +95,8 @@ def test_rows_that_cannot_be_read_cost_no_other_message(
     assert tables.count(queue) == 0
 
 
-def test_the_sender_of_a_row_that_cannot_be_read_hears_of_it(failing: tuple[PostgresTransport, Tables]) -> None:
-    """Its reply_key and its on_error are found without reading the rest, and so is the organisation."""
+def test_sender_of_unreadable_row_gets_the_error(failing: tuple[PostgresTransport, Tables]) -> None:
+    """The row's reply_key, on_error and organisation are read without the rest."""
     transport, tables = failing
     queue = queue_name()
     spec = {"task_name": "failed", "kwargs": {"k": 1}, "queue": queue}
@@ -110,8 +110,8 @@ def test_the_sender_of_a_row_that_cannot_be_read_hears_of_it(failing: tuple[Post
     assert [(one.status, "this row fails" in one.error) for one in replies if one] == [("failed", True)] * 2
 
 
-def test_a_sender_with_a_number_of_many_digits_is_not_fetched(failing: tuple[PostgresTransport, Tables]) -> None:
-    """A small part of a message can have a text of any size: such a part is left out, and the others are found."""
+def test_huge_numbers_in_small_parts_are_skipped(failing: tuple[PostgresTransport, Tables]) -> None:
+    """A small part of a message whose text would be huge is left out, and the others are read."""
     transport, tables = failing
     queue = queue_name()
     for number in ("1e131071", "-1e131071", "1e-16000"):
@@ -123,10 +123,8 @@ def test_a_sender_with_a_number_of_many_digits_is_not_fetched(failing: tuple[Pos
 
 
 @pytest.mark.parametrize("state", MAY_PASS)
-def test_a_row_that_may_be_readable_later_is_read_three_times(
-    failing: tuple[PostgresTransport, Tables], state: str
-) -> None:
-    """Too little memory or time may pass: the others run at once, only the third read counts, and no attempt does."""
+def test_temporarily_unreadable_row_is_read_three_times(failing: tuple[PostgresTransport, Tables], state: str) -> None:
+    """After too little memory or time the other rows run at once; the third failure counts, and no attempt does."""
     transport, tables = failing
     queue = queue_name()
     for number in range(4):
@@ -151,10 +149,10 @@ def test_a_row_that_may_be_readable_later_is_read_three_times(
     assert (found[3].attempt, found[3].payload) == (1, None)
 
 
-def test_a_row_that_is_slow_once_runs_with_never_rerun(
+def test_slow_row_runs_with_never_rerun(
     failing: tuple[PostgresTransport, Tables], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A message that was claimed and could not be read once was never started: its next delivery is its first."""
+    """A message that was claimed and could not be read was never started: its next delivery is its first."""
     monkeypatch.setattr(unread, "_REST", 0.01, raising=False)
     transport, tables = failing
     queue = queue_name()
@@ -171,10 +169,10 @@ def test_a_row_that_is_slow_once_runs_with_never_rerun(
     assert transport.dead.find(queue=queue) == []
 
 
-def test_the_strikes_that_are_remembered_are_bounded(
+def test_remembered_read_failures_are_bounded(
     failing: tuple[PostgresTransport, Tables], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A subscription remembers the strikes of the rows that were slow last, and forgets the older ones."""
+    """A subscription remembers the failures of the latest rows, and forgets older ones."""
     monkeypatch.setattr(unread, "_MOST_KNOWN", 2)
     transport, tables = failing
     queue = queue_name()
@@ -193,8 +191,8 @@ def test_the_strikes_that_are_remembered_are_bounded(
     subscription.close()
 
 
-def test_a_row_that_others_claimed_meanwhile_is_not_delivered(failing: tuple[PostgresTransport, Tables]) -> None:
-    """Between the claim and the reading of the content the fence still holds."""
+def test_row_claimed_by_others_is_not_delivered(failing: tuple[PostgresTransport, Tables]) -> None:
+    """The fence holds between the claim and the reading of the content."""
     transport, tables = failing
     queue = queue_name()
     for number in range(4):
@@ -210,10 +208,8 @@ def test_a_row_that_others_claimed_meanwhile_is_not_delivered(failing: tuple[Pos
     subscription.close()
 
 
-def test_messages_whose_content_is_read_later_keep_their_lease(
-    failing: tuple[PostgresTransport, Tables], asked: list[str]
-) -> None:
-    """What is claimed and not yet read is renewed when it is time, and then delivered."""
+def test_unread_messages_keep_their_lease(failing: tuple[PostgresTransport, Tables], asked: list[str]) -> None:
+    """A claimed and unread message is renewed in time, and delivered later."""
     transport, tables = failing
     queue = queue_name()
     for number in range(4):
@@ -232,10 +228,10 @@ def test_messages_whose_content_is_read_later_keep_their_lease(
     subscription.close()
 
 
-def test_messages_beside_unreadable_ones_are_returned_with_a_whole_lease(
+def test_readable_messages_come_with_a_fresh_lease(
     failing: tuple[PostgresTransport, Tables],
 ) -> None:
-    """However long the unreadable rows take, a healthy message is delivered once, and early in its lease."""
+    """With slow unreadable rows beside it, a healthy message is delivered once, early in its lease."""
     transport, tables = failing
     queue = queue_name()
     lease = 2.0
@@ -260,10 +256,10 @@ def test_messages_beside_unreadable_ones_are_returned_with_a_whole_lease(
     assert min(left) > lease / 2
 
 
-def test_a_message_that_is_lost_while_others_are_read_is_not_returned(
+def test_message_lost_during_reads_is_not_returned(
     failing: tuple[PostgresTransport, Tables], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Messages that have been read are renewed before they are returned, if reading the others took a while."""
+    """If reading the others took long, messages that were read are renewed before they are returned."""
     transport, tables = failing
     queue = queue_name()
     for number in range(4):
@@ -296,8 +292,8 @@ def partly_read(transport: PostgresTransport, tables: Tables, queue: str) -> Pos
     return subscription
 
 
-def test_messages_that_were_not_read_are_released_by_close(failing: tuple[PostgresTransport, Tables]) -> None:
-    """A worker that stops returns the messages that it has claimed and not read, and their attempt does not count."""
+def test_close_releases_unread_messages(failing: tuple[PostgresTransport, Tables]) -> None:
+    """A stopping worker releases the messages that it has claimed and not read, and the attempt does not count."""
     transport, tables = failing
     queue = queue_name()
     partly_read(transport, tables, queue).close()
@@ -305,10 +301,8 @@ def test_messages_that_were_not_read_are_released_by_close(failing: tuple[Postgr
     assert states == [("ready", 0)]
 
 
-def test_messages_that_were_not_read_hold_up_no_exit(
-    failing: tuple[PostgresTransport, Tables], asked: list[str]
-) -> None:
-    """A process that leaves at once, as at a second signal, asks the server for nothing more."""
+def test_unread_messages_delay_no_exit(failing: tuple[PostgresTransport, Tables], asked: list[str]) -> None:
+    """A process that exits at once, as at a second signal, runs no further statement."""
     transport, tables = failing
     queue = queue_name()
     subscription = partly_read(transport, tables, queue)
@@ -319,10 +313,10 @@ def test_messages_that_were_not_read_hold_up_no_exit(
 
 
 @pytest.mark.parametrize("with_a_delivery", [False, True])
-def test_messages_that_were_not_read_are_renewed_without_room(
+def test_unread_messages_are_renewed_without_room(
     failing: tuple[PostgresTransport, Tables], with_a_delivery: bool
 ) -> None:
-    """While a worker has no room, as when it stops, it renews its unread messages as it renews its deliveries."""
+    """A worker without free threads renews its unread messages as it renews its deliveries."""
     transport, tables = failing
     queue = queue_name()
     subscription = partly_read(transport, tables, queue)
@@ -337,8 +331,8 @@ def test_messages_that_were_not_read_are_renewed_without_room(
     subscription.close()
 
 
-def test_messages_that_were_not_read_can_be_left_to_their_lease(failing: tuple[PostgresTransport, Tables]) -> None:
-    """`close` raises nothing where the server does not take the release."""
+def test_close_ignores_a_failed_release(failing: tuple[PostgresTransport, Tables]) -> None:
+    """`close` raises no error if the server does not take the release."""
     transport, tables = failing
     queue = queue_name()
     subscription = partly_read(transport, tables, queue)
@@ -350,8 +344,8 @@ def test_messages_that_were_not_read_can_be_left_to_their_lease(failing: tuple[P
     assert tables.rows("SELECT sum(read_ct) FROM {messages} WHERE queue_name = %s", queue) == [(4,)]
 
 
-def test_dead_letters_are_listed_whatever_their_content_is(failing: tuple[PostgresTransport, Tables]) -> None:
-    """A list and `get` return the letters whose content can be read whole, and the others with what is wrong."""
+def test_dead_letters_with_any_content_are_listed(failing: tuple[PostgresTransport, Tables]) -> None:
+    """Lists and `get` return readable dead letters whole, and the others with the reason."""
     transport, tables = failing
     queue = queue_name()
     for number, state in enumerate([None, "54000", None, "XX000"]):
@@ -370,10 +364,10 @@ def test_dead_letters_are_listed_whatever_their_content_is(failing: tuple[Postgr
     assert transport.dead.purge(queue=queue) == 3
 
 
-def test_a_list_of_dead_letters_reads_a_bounded_amount(
+def test_dead_letter_lists_read_bounded_content(
     failing: tuple[PostgresTransport, Tables], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The newest letters come whole up to the limit, the older ones with their task's name; `get` has them whole."""
+    """The newest dead letters come whole up to the limit, older ones with their task's name; `get` has them whole."""
     monkeypatch.setattr(dead_letters, "_MOST_LISTED", 5000)
     transport, tables = failing
     queue = queue_name()
@@ -387,8 +381,8 @@ def test_a_list_of_dead_letters_reads_a_bounded_amount(
 
 
 @pytest.mark.parametrize("moment", ["infinity", "-infinity", "4713-01-01 BC", "294276-01-01"])
-def test_a_dead_letter_of_any_time_is_listed(failing: tuple[PostgresTransport, Tables], moment: str) -> None:
-    """A time that a client cannot hold is shown as the nearest one that it can."""
+def test_dead_letter_with_any_time_is_listed(failing: tuple[PostgresTransport, Tables], moment: str) -> None:
+    """A time that a client cannot hold is shown as the nearest possible one."""
     transport, tables = failing
     queue = queue_name()
     transport.send([message("t", queue)])
@@ -399,8 +393,8 @@ def test_a_dead_letter_of_any_time_is_listed(failing: tuple[PostgresTransport, T
     assert transport.dead.get([letter.id]) == [letter]
 
 
-def test_names_of_any_size_stop_no_queue(failing: tuple[PostgresTransport, Tables]) -> None:
-    """An organisation's name of a megabyte runs with its beginning; as a dead letter it is listed."""
+def test_huge_names_stop_no_queue(failing: tuple[PostgresTransport, Tables]) -> None:
+    """A message with an organisation name of a megabyte runs with the beginning of the name, and can be listed."""
     transport, tables = failing
     queue = queue_name()
     transport.send([message("t", queue), message("unknown", queue), message("t", queue)])
@@ -413,10 +407,8 @@ def test_names_of_any_size_stop_no_queue(failing: tuple[PostgresTransport, Table
 
 
 @pytest.mark.slow(reason="The server writes a message of more than a gigabyte.")
-def test_a_message_of_more_than_a_gigabyte_of_digits_is_dead_lettered(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """PostgreSQL cannot build the text of this small row: its sender hears of a failure, and the other message runs."""
+def test_gigabyte_of_digits_is_dead_lettered(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """PostgreSQL cannot build the text of this small row: its sender gets a failure, and the other message runs."""
     numbers = ",".join(["1e131071"] * 8300)
     tables.inject(queue, f'{{"task_name": "t", "queue": "q", "args": [{numbers}], "reply_key": "{queue}"}}')
     postgres.send([message("t", queue, 1)])

@@ -44,8 +44,8 @@ def full_notify_queue(url: str) -> Iterator[None]:
         listener.execute("ROLLBACK")
 
 
-def test_a_full_notify_queue_costs_wake_ups_alone(narrow: str, queue: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Sends, settlements and replays are made without announcing; a paid result is not refused for a hint."""
+def test_full_notify_queue_stops_only_notifications(narrow: str, queue: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Sends, settlements and replays succeed without notifications; no result is refused."""
     transport = PostgresTransport(narrow)
     transport.migrate()
     with contextlib.closing(transport), full_notify_queue(narrow), caplog.at_level(logging.WARNING):
@@ -68,10 +68,10 @@ def test_a_full_notify_queue_costs_wake_ups_alone(narrow: str, queue: str, caplo
 
 
 @on_one_server
-def test_a_sweep_that_fails_stops_no_work(
+def test_failed_purge_stops_no_work(
     limited: tuple[str, str], tables: Tables, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A role that may not delete expired replies works on; one WARNING for each try says what is missing."""
+    """A role that may not delete expired replies works on; each try logs one WARNING with the missing right."""
     conninfo, role = limited
     tables.execute(f"REVOKE DELETE ON {{results}} FROM {role}")
     clock = ShiftedClock()
@@ -92,10 +92,10 @@ def test_a_sweep_that_fails_stops_no_work(
 @pytest.mark.parametrize(
     ("right", "table"), [("INSERT", "messages"), ("UPDATE", "messages"), ("DELETE", "messages"), ("INSERT", "dead")]
 )
-def test_a_worker_that_lacks_a_right_does_not_start(
+def test_worker_without_a_right_does_not_start(
     limited: tuple[str, str], tables: Tables, queue: str, right: str, table: str
 ) -> None:
-    """Misconfiguration fails at start: subscribe names the right and the table, before the first task is paid for."""
+    """Subscribe names the right and the table, before the first task runs."""
     conninfo, role = limited
     tables.execute(f"REVOKE {right} ON {{{table}}} FROM {role}")
     lacking = pytest.raises(TransportNotReady, match=r"denied for table pg_queue_.*grant this role the right")
@@ -105,10 +105,10 @@ def test_a_worker_that_lacks_a_right_does_not_start(
 
 @on_one_server
 @pytest.mark.parametrize("sequence", ["pg_queue_message_msg_id_seq", "pg_queue_dead_letter_dead_id_seq"])
-def test_a_worker_that_may_take_no_ids_does_not_start(
+def test_worker_without_sequence_rights_does_not_start(
     limited: tuple[str, str], tables: Tables, queue: str, sequence: str
 ) -> None:
-    """A right on the tables without their sequences is found at start, and not when a paid result cannot be written."""
+    """Rights on the tables without their sequences are detected at start."""
     conninfo, role = limited
     tables.execute(f"REVOKE USAGE ON SEQUENCE {{schema}}.{sequence} FROM {role}")
     lacking = pytest.raises(TransportNotReady, match=f"lacks USAGE on .*{sequence}")
@@ -117,8 +117,8 @@ def test_a_worker_that_may_take_no_ids_does_not_start(
 
 
 @on_one_server
-def test_rights_on_the_columns_alone_are_enough(limited: tuple[str, str], tables: Tables, queue: str) -> None:
-    """What a role may do is asked of the statements themselves, and not of one way to grant it."""
+def test_column_rights_are_enough(limited: tuple[str, str], tables: Tables, queue: str) -> None:
+    """The rights are checked with the statements themselves, so any way to grant them counts."""
     conninfo, role = limited
     columns = "queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state"
     tables.execute(f"REVOKE INSERT ON {{messages}} FROM {role}")
@@ -128,8 +128,8 @@ def test_rights_on_the_columns_alone_are_enough(limited: tuple[str, str], tables
         assert Consumer(transport, {"t": print}, [queue]).drain(timeout=30) == 1
 
 
-def test_an_idle_worker_does_not_mind_another_queues_traffic(make_postgres: Make, queue: str, asked: list[str]) -> None:
-    """What is announced for other queues of the schema costs it no statement."""
+def test_other_queues_traffic_wakes_no_worker(make_postgres: Make, queue: str, asked: list[str]) -> None:
+    """Notifications for other queues of the schema cost an idle worker no statement."""
     producer, transport = make_postgres(), make_postgres(poll_interval=LONG_POLL)
     subscription = transport.subscribe([queue], lease=60)
     received: list[Any] = []
@@ -144,10 +144,8 @@ def test_an_idle_worker_does_not_mind_another_queues_traffic(make_postgres: Make
     subscription.close()
 
 
-def test_a_thread_that_waits_for_replies_and_dies_is_replaced(
-    make_postgres: Make, queue: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever waited looks again and starts another; nobody sleeps to the end of its time."""
+def test_dead_reply_waiter_is_replaced(make_postgres: Make, queue: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers look again and start another thread; none waits to the end of its timeout."""
     transport, worker = make_postgres(poll_interval=LONG_POLL), make_postgres()
     died: list[int] = []
     tell = transport._waiter._wake_callers
@@ -169,8 +167,8 @@ def test_a_thread_that_waits_for_replies_and_dies_is_replaced(
 
 
 @on_one_server
-def test_a_queue_is_as_old_as_its_longest_wait(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
-    """A message has waited since it could be taken: its delay, or a lease that nobody renewed, is no part of that."""
+def test_queue_age_is_its_longest_wait(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """The age of a message counts from the moment at which it could be claimed, without delays and leases."""
     first, second = postgres.send([message("t", queue), message("t", queue)])
     tables.execute("UPDATE {messages} SET enqueued_at = now() - interval '2 hours', vt = now()")
     assert (postgres.queues([queue])[0].oldest or -1) < 60
@@ -182,10 +180,8 @@ def test_a_queue_is_as_old_as_its_longest_wait(postgres: PostgresTransport, tabl
 
 
 @on_one_server
-def test_expired_replies_are_removed_faster_than_they_are_written(
-    make_postgres: Make, tables: Tables, queue: str
-) -> None:
-    """An idle worker that has found many goes on at once, and takes messages meanwhile."""
+def test_many_expired_replies_are_purged_quickly(make_postgres: Make, tables: Tables, queue: str) -> None:
+    """An idle worker with many expired replies goes on at once, and claims messages meanwhile."""
     clock = ShiftedClock()
     postgres = make_postgres(clock=clock)
     tables.execute(

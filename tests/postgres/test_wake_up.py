@@ -47,8 +47,8 @@ def settle_down() -> None:
     time.sleep(0.1)
 
 
-def test_a_dispatch_reaches_an_idle_worker_at_once(make_postgres: Make, queue: str) -> None:
-    """With polling too slow to deliver anything, each of several dispatches is run at once."""
+def test_dispatch_reaches_idle_worker_at_once(make_postgres: Make, queue: str) -> None:
+    """With polling too slow to deliver, each of several dispatches runs at once."""
     producer, transport, timer = make_postgres(), make_postgres(poll_interval=LONG_POLL), Timer()
     with running(Consumer(transport, {"t": timer}, [queue])):
         delays = []
@@ -60,8 +60,8 @@ def test_a_dispatch_reaches_an_idle_worker_at_once(make_postgres: Make, queue: s
     assert max(delays) < AT_ONCE
 
 
-def test_a_bulk_dispatch_wakes_the_workers_of_each_of_its_queues(make_postgres: Make, queue: str) -> None:
-    """One send for several queues: a worker of each is told."""
+def test_bulk_dispatch_wakes_each_queues_worker(make_postgres: Make, queue: str) -> None:
+    """One send for several queues notifies a worker of each."""
     producer, transport = make_postgres(), make_postgres(poll_interval=LONG_POLL)
     timers, names = [Timer(), Timer()], [queue, queue + "-2"]
     consumers = [Consumer(transport, {"t": timer}, [name]) for timer, name in zip(timers, names, strict=True)]
@@ -72,8 +72,8 @@ def test_a_bulk_dispatch_wakes_the_workers_of_each_of_its_queues(make_postgres: 
         assert max(timer.wait() for timer in timers) - sent < AT_ONCE
 
 
-def test_a_follow_up_reaches_an_idle_worker_at_once(make_postgres: Make, queue: str) -> None:
-    """The callback of a dispatch runs at once after its task, in another worker that only listens."""
+def test_follow_up_reaches_idle_worker_at_once(make_postgres: Make, queue: str) -> None:
+    """The callback runs at once after its task, in another worker that only listens."""
     producer, executor, callback = (make_postgres(poll_interval=LONG_POLL) for _ in range(3))
     task, done = Timer(), Timer()
     with (
@@ -86,8 +86,8 @@ def test_a_follow_up_reaches_an_idle_worker_at_once(make_postgres: Make, queue: 
         assert done.wait() - sent < AT_ONCE
 
 
-def test_a_retry_without_delay_reaches_another_idle_worker_at_once(make_postgres: Make, queue: str) -> None:
-    """What is given back at once is announced as a new message is."""
+def test_immediate_retry_reaches_idle_worker_at_once(make_postgres: Make, queue: str) -> None:
+    """A message that is made ready again notifies workers as a new one does."""
     transport = make_postgres(poll_interval=LONG_POLL)
     transport.send([message("t", queue)])
     giver, taker = transport.subscribe([queue], lease=60), transport.subscribe([queue], lease=60)
@@ -107,7 +107,7 @@ def test_a_retry_without_delay_reaches_another_idle_worker_at_once(make_postgres
     taker.close()
 
 
-def test_a_task_that_asks_to_be_run_again_at_once_is_run_at_once(make_postgres: Make, queue: str) -> None:
+def test_retry_without_delay_runs_at_once(make_postgres: Make, queue: str) -> None:
     """RetryLater(delay=0) costs no poll interval."""
     transport, timer = make_postgres(poll_interval=LONG_POLL), Timer()
 
@@ -124,8 +124,8 @@ def test_a_task_that_asks_to_be_run_again_at_once_is_run_at_once(make_postgres: 
 
 
 @on_one_server
-def test_a_retry_with_a_delay_comes_at_its_time_and_not_at_the_next_poll(make_postgres: Make, queue: str) -> None:
-    """An idle worker knows when the next of its delayed messages is due."""
+def test_delayed_retry_runs_on_time(make_postgres: Make, queue: str) -> None:
+    """An idle worker knows when its next delayed message is due, and does not wait for a poll."""
     transport, timer = make_postgres(poll_interval=LONG_POLL), Timer()
 
     def task() -> None:
@@ -140,8 +140,8 @@ def test_a_retry_with_a_delay_comes_at_its_time_and_not_at_the_next_poll(make_po
     assert 0.5 <= timer.times[1] - timer.times[0] < 0.5 + AT_ONCE
 
 
-def test_a_reply_reaches_its_caller_at_once(make_postgres: Make, queue: str) -> None:
-    """A blocking call is answered at once, although nobody polls."""
+def test_reply_reaches_its_caller_at_once(make_postgres: Make, queue: str) -> None:
+    """A blocking call returns at once, without polling."""
     caller, transport = make_postgres(poll_interval=LONG_POLL), make_postgres(poll_interval=LONG_POLL)
     with running(Consumer(transport, {"t": lambda: "answer"}, [queue])):
         settle_down()
@@ -152,8 +152,8 @@ def test_a_reply_reaches_its_caller_at_once(make_postgres: Make, queue: str) -> 
             settle_down()
 
 
-def test_a_replayed_dead_letter_reaches_an_idle_worker_at_once(make_postgres: Make, queue: str) -> None:
-    """A replay is announced as a dispatch is."""
+def test_replay_reaches_idle_worker_at_once(make_postgres: Make, queue: str) -> None:
+    """A replay notifies workers as a dispatch does."""
     transport, timer = make_postgres(poll_interval=LONG_POLL), Timer()
     transport.send([message("t", queue)])
     bury(transport, queue)
@@ -168,7 +168,7 @@ def test_a_replayed_dead_letter_reaches_an_idle_worker_at_once(make_postgres: Ma
 @on_one_server
 @pytest.mark.parametrize("listen", [True, False])
 def test_polling_delivers_within_its_interval(make_postgres: Make, tables: Tables, queue: str, listen: bool) -> None:
-    """What nobody announced is found by polling, with `listen=False` and without it, and as often as it was told."""
+    """Messages without a notification are found by polling, at the configured interval."""
     transport, timer, delays = make_postgres(listen=listen, poll_interval=0.4), Timer(), []
     with running(Consumer(transport, {"t": timer}, [queue])):
         for _ in range(5):
@@ -180,10 +180,8 @@ def test_polling_delivers_within_its_interval(make_postgres: Make, tables: Table
     assert max(delays) < 0.4 + AT_ONCE
 
 
-def test_without_listening_a_dispatch_its_follow_up_and_a_reply_come_by_polling(
-    make_postgres: Make, queue: str
-) -> None:
-    """`listen=False`: the whole way of a blocking call, each of its steps found by polling."""
+def test_everything_works_by_polling(make_postgres: Make, queue: str) -> None:
+    """With `listen=False`, polling finds the dispatch, its follow-up and the reply."""
     transport = make_postgres(listen=False, poll_interval=0.3)
     with running(Consumer(transport, {"t": lambda: "answer"}, [queue])):
         sent = time.monotonic()
@@ -210,13 +208,13 @@ def statements() -> dict[bool, list[str]]:
     return logged
 
 
-def test_without_listening_no_connection_listens(statements: dict[bool, list[str]]) -> None:
-    """`listen=False` sends no LISTEN, neither for a subscription nor for a waiting caller; otherwise each sends one."""
+def test_no_connection_listens_with_listen_false(statements: dict[bool, list[str]]) -> None:
+    """`listen=False` runs no LISTEN for a subscription or a waiting caller; otherwise each runs one."""
     assert [sum("LISTEN " in line for line in statements[listen]) for listen in (True, False)] == [2, 0]
 
 
-def test_without_listening_nothing_is_prepared_on_the_server(statements: dict[bool, list[str]]) -> None:
-    """`listen=False` runs every statement unnamed, as PgBouncer in transaction mode needs it, however often it runs."""
+def test_no_statement_is_prepared_with_listen_false(statements: dict[bool, list[str]]) -> None:
+    """`listen=False` runs every statement unnamed, as PgBouncer in transaction mode needs it."""
     prepared = {
         listen: {match[1] for line in statements[listen] if (match := re.search(r"execute (\S+): ", line))}
         for listen in (True, False)
@@ -226,8 +224,8 @@ def test_without_listening_nothing_is_prepared_on_the_server(statements: dict[bo
 
 
 @on_one_server
-def test_by_default_a_message_is_found_within_a_second(make_postgres: Make, queue: str) -> None:
-    """Nobody has to set a poll interval: without listening, a message comes by the default one, which is a second."""
+def test_default_poll_interval_is_one_second(make_postgres: Make, queue: str) -> None:
+    """Without listening, a message is found by the default poll interval."""
     transport = make_postgres(listen=False)
     subscription = transport.subscribe([queue], lease=60)
     came: list[float] = []
@@ -244,7 +242,7 @@ def test_by_default_a_message_is_found_within_a_second(make_postgres: Make, queu
     subscription.close()
 
 
-def test_with_the_listening_connection_killed_delivery_goes_on(
+def test_delivery_continues_after_killed_listener(
     make_named: Make, make_postgres: Make, tables: Tables, name: str, queue: str
 ) -> None:
     """The next message comes at once, over another connection, and so does the one after that."""
@@ -292,7 +290,7 @@ def listener(postgres: PostgresTransport, tables: Tables) -> Any:
 
 
 def test_notifications_are_debounced(postgres: PostgresTransport, listener: Listener, queue: str) -> None:
-    """2,000 messages sent one by one are announced as often as their windows begin and end: some 200 times a second."""
+    """2,000 messages sent one by one cause as many notifications as there are windows: about 200 per second."""
     started = time.monotonic()
     for n in range(2000):
         postgres.send([message("t", queue, n)])
@@ -301,8 +299,8 @@ def test_notifications_are_debounced(postgres: PostgresTransport, listener: List
     assert 2 <= len(listener.heard) <= 250 * seconds + 20
 
 
-def test_the_last_message_of_a_burst_is_announced(postgres: PostgresTransport, listener: Listener, queue: str) -> None:
-    """Every burst ends with a notification after its last commit: no worker sleeps on what came within the window."""
+def test_last_message_of_a_burst_is_notified(postgres: PostgresTransport, listener: Listener, queue: str) -> None:
+    """Every burst ends with a notification after its last commit, so no worker misses a message."""
 
     last = 0.0
 
@@ -318,8 +316,8 @@ def test_the_last_message_of_a_burst_is_announced(postgres: PostgresTransport, l
         time.sleep(0.05)
 
 
-def test_a_worker_that_only_listens_gets_every_message_of_a_burst(make_postgres: Make, queue: str) -> None:
-    """The debounced announcements lose nothing: with polling too slow to help, a burst is received to its end."""
+def test_listening_worker_gets_the_whole_burst(make_postgres: Make, queue: str) -> None:
+    """With polling too slow to help, a burst is received to its end."""
     producer, transport = make_postgres(), make_postgres(poll_interval=LONG_POLL)
     subscription: Subscription = transport.subscribe([queue], lease=60)
     received: list[Delivery] = []
@@ -339,8 +337,8 @@ def test_a_worker_that_only_listens_gets_every_message_of_a_burst(make_postgres:
     subscription.close()
 
 
-def test_debouncing_one_queue_does_not_hold_back_another(make_postgres: Make, queue: str) -> None:
-    """While one queue is flooded, a message to an idle one still reaches its worker at once."""
+def test_debouncing_delays_no_other_queue(make_postgres: Make, queue: str) -> None:
+    """While one queue is flooded, a message to an idle one reaches its worker at once."""
     producer, transport, timer = make_postgres(), make_postgres(poll_interval=LONG_POLL), Timer()
     over = threading.Event()
 
@@ -358,8 +356,8 @@ def test_debouncing_one_queue_does_not_hold_back_another(make_postgres: Make, qu
             over.set()
 
 
-def test_a_send_that_failed_does_not_mute_the_next(make_postgres: Make, tables: Tables, queue: str) -> None:
-    """A refused message was announced to nobody; the one after it, in the same window, is."""
+def test_failed_send_suppresses_no_notification(make_postgres: Make, tables: Tables, queue: str) -> None:
+    """The message after a refused one, in the same window, is notified."""
     producer, transport, timer = make_postgres(), make_postgres(poll_interval=LONG_POLL), Timer()
     tables.execute("ALTER TABLE {messages} ADD CHECK (org_id <> 'blocked')")
     with running(Consumer(transport, {"t": timer}, [queue])):
@@ -373,10 +371,10 @@ def test_a_send_that_failed_does_not_mute_the_next(make_postgres: Make, tables: 
 
 
 @on_one_server
-def test_an_idle_worker_asks_about_once_a_poll_interval(
+def test_idle_worker_queries_once_per_poll_interval(
     postgres: PostgresTransport, make_postgres: Make, queue: str, asked: list[str]
 ) -> None:
-    """Waiting costs two or three statements for each interval, and none in between: no spin, beside delayed messages.
+    """A wait costs two or three statements per interval and none in between, also beside delayed messages.
 
     The third is a claim over the whole index, where a slow machine made one over a part of it first.
     """

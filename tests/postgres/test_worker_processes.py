@@ -30,10 +30,8 @@ def attempts(tables: Tables, queue: str) -> list[int]:
     return [row[0] for row in tables.rows("SELECT read_ct FROM {messages} WHERE queue_name = %s", queue)]
 
 
-def test_the_message_of_a_killed_worker_runs_again_within_a_lease_and_a_second(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """SIGKILL in mid-task: another worker runs it, as attempt 2, no later than the lease and one second.
+def test_killed_workers_message_runs_again_in_time(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """After SIGKILL in mid-task another worker runs the message, as attempt 2, within a lease and one second.
 
     Of three tries at the most one has to be as quick: the machine may be busy.
     """
@@ -64,10 +62,8 @@ def seconds_until_taken_over(postgres: PostgresTransport, tables: Tables, queue:
     return delay
 
 
-def test_a_task_longer_than_its_lease_is_run_once_under_a_living_worker(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """A living worker renews: nobody else gets its message, however long the task takes."""
+def test_long_task_runs_once_under_living_worker(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """A living worker renews its lease, so no other worker gets its message."""
     with (
         worker(tables.url, tables.schema, queue, lease=2.5) as first,
         worker(tables.url, tables.schema, queue, lease=2.5) as second,
@@ -82,10 +78,8 @@ def test_a_task_longer_than_its_lease_is_run_once_under_a_living_worker(
         assert said == ["sleeping", "slept"]
 
 
-def test_the_late_settlement_of_a_stopped_worker_changes_nothing(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """SIGSTOP for longer than a lease: the other worker's follow-up is the only one, and one WARNING tells of it."""
+def test_late_settlement_of_stopped_worker_is_ignored(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """After SIGSTOP for longer than a lease, only the other worker's follow-up exists, and one WARNING is logged."""
     with worker(tables.url, tables.schema, queue, lease=0.8) as stopped:
         postgres.send([message("hold", queue, on_success=then("done", queue + "-cb"), task_id="the-dispatch")])
         assert stopped.says() == "holding"
@@ -109,10 +103,8 @@ def test_the_late_settlement_of_a_stopped_worker_changes_nothing(
         assert len(warnings) == 1, stopped.log
 
 
-def test_a_terminated_worker_settles_what_it_runs_and_gives_back_the_rest(
-    postgres: PostgresTransport, tables: Tables, queue: str
-) -> None:
-    """SIGTERM in mid-task: the task is finished and settled, what was not started is left for others."""
+def test_terminated_worker_settles_and_releases(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """On SIGTERM the running task is finished and settled, and unstarted ones are released."""
     with worker(tables.url, tables.schema, queue, lease=60) as process:
         postgres.send([message("hold", queue, "first"), message("hold", queue, "second")])
         assert process.says() == "holding first"
@@ -135,10 +127,8 @@ def states(transport: PostgresTransport, queue: str) -> tuple[int, int, int]:
     return state.ready, state.in_flight, state.dead
 
 
-def test_a_killed_child_is_made_good_with_what_it_held(
-    postgres: PostgresTransport, url: str, queue: str, tmp_path: Path
-) -> None:
-    """SIGKILL in mid-task: another child runs the message, as attempt 2, and the place of the dead one is filled."""
+def test_killed_child_is_replaced(postgres: PostgresTransport, url: str, queue: str, tmp_path: Path) -> None:
+    """After SIGKILL in mid-task another child runs the message, as attempt 2, and a new child is started."""
     with supervised.worker(
         "--processes", "2", "--lease", "1.5", url=url, directory=tmp_path, queues=[queue]
     ) as command:
@@ -165,10 +155,8 @@ def first(directory: Path) -> object:
     return json.loads((directory / "told.first").read_text())
 
 
-def test_the_message_of_a_child_that_hung_through_its_grace_comes_back(
-    postgres: PostgresTransport, url: str, queue: str, tmp_path: Path
-) -> None:
-    """SIGKILL after the grace costs no message: it stays under its lease, and runs elsewhere when that is over."""
+def test_message_of_hung_child_runs_again(postgres: PostgresTransport, url: str, queue: str, tmp_path: Path) -> None:
+    """SIGKILL after the grace loses no message: it runs elsewhere when its lease is over."""
     postgres.send([message("hang", queue, str(tmp_path), "hung")])
     with supervised.worker(
         "--processes", "1", "--grace", "0.5", "--lease", "2", url=url, directory=tmp_path, queues=[queue]
@@ -189,10 +177,8 @@ def test_the_message_of_a_child_that_hung_through_its_grace_comes_back(
     subscription.close()
 
 
-def test_a_child_is_replaced_after_its_number_of_tasks(
-    postgres: PostgresTransport, url: str, queue: str, tmp_path: Path
-) -> None:
-    """--max-tasks 3 and seven messages: three processes ran 3, 3 and 1; each was run once, and no pause is made."""
+def test_child_is_replaced_after_max_tasks(postgres: PostgresTransport, url: str, queue: str, tmp_path: Path) -> None:
+    """With --max-tasks 3 and seven messages, three processes run 3, 3 and 1, each once, without a pause."""
     postgres.send([message("mark", queue, str(tmp_path), "m") for _ in range(7)])
     with supervised.worker("--max-tasks", "3", url=url, directory=tmp_path, queues=[queue]) as command:
         wait_until(lambda: states(postgres, queue) == (0, 0, 0), what="all to be settled")
@@ -204,10 +190,8 @@ def test_a_child_is_replaced_after_its_number_of_tasks(
         assert command.events("child_died") == []
 
 
-def test_a_child_is_replaced_when_it_has_taken_too_much_memory(
-    postgres: PostgresTransport, url: str, queue: str, tmp_path: Path
-) -> None:
-    """--max-memory: the task that took it is finished and settled; the next one runs in another process."""
+def test_child_is_replaced_above_max_memory(postgres: PostgresTransport, url: str, queue: str, tmp_path: Path) -> None:
+    """With --max-memory the task is finished and settled; the next one runs in another process."""
     postgres.send([message("mark", queue, str(tmp_path), "before")])
     with supervised.worker("--max-memory", "300", url=url, directory=tmp_path, queues=[queue]) as command:
         wait_until(lambda: supervised.noted(tmp_path, "before"), what="a small task")
@@ -220,10 +204,8 @@ def test_a_child_is_replaced_when_it_has_taken_too_much_memory(
         assert supervised.noted(tmp_path, "after") == pids[1:]
 
 
-def test_a_task_past_its_deadline_is_told_and_costs_no_other(
-    postgres: PostgresTransport, url: str, queue: str, tmp_path: Path
-) -> None:
-    """on_error and a blocked caller hear of the deadline; what runs beside is finished, and the child is replaced."""
+def test_overdue_task_is_reported_alone(postgres: PostgresTransport, url: str, queue: str, tmp_path: Path) -> None:
+    """on_error and a blocked caller get the deadline error; other tasks finish, and the child is replaced."""
     text = "DeadlineExceeded: deadline of 8 s exceeded"
     options = ("--task-deadline", "8", "--concurrency", "4", "--lease", "5")
     with supervised.worker(*options, url=url, directory=tmp_path, queues=[queue]) as command:
@@ -254,10 +236,8 @@ def test_a_task_past_its_deadline_is_told_and_costs_no_other(
         assert command.events("child_died") == command.events("child_killed") == []
 
 
-def test_a_wrong_worker_buries_what_it_does_not_know_and_it_can_be_replayed(
-    postgres: PostgresTransport, url: str, queue: str, tmp_path: Path
-) -> None:
-    """Nothing is gone: `dead replay` sends it again, and the right worker runs it."""
+def test_unknown_tasks_can_be_replayed(postgres: PostgresTransport, url: str, queue: str, tmp_path: Path) -> None:
+    """A worker dead-letters unknown tasks; `dead replay` sends them again, and the right worker runs them."""
     postgres.send([message("mark", queue, str(tmp_path), "m")])
     with supervised.worker(url=url, directory=tmp_path, queues=[queue], app="supervised:others") as wrong:
         wait_until(lambda: states(postgres, queue) == (0, 0, 1), what="it to be buried")
@@ -269,10 +249,8 @@ def test_a_wrong_worker_buries_what_it_does_not_know_and_it_can_be_replayed(
         wait_until(lambda: states(postgres, queue) == (0, 0, 0), what="it to be settled")
 
 
-def test_a_strict_worker_refuses_a_queue_of_strange_tasks(
-    postgres: PostgresTransport, url: str, queue: str, tmp_path: Path
-) -> None:
-    """It names the queue, at most five tasks that wait there and those that it has; nothing in the queue is touched.
+def test_strict_worker_refuses_unknown_tasks(postgres: PostgresTransport, url: str, queue: str, tmp_path: Path) -> None:
+    """The error names the queue, at most five waiting tasks and the worker's own tasks; the queue is unchanged.
 
     An empty queue, and one with a single task that is known, is no reason to refuse.
     """
