@@ -15,7 +15,7 @@ from psycopg import rows
 
 @attrs.frozen
 class Caller:
-    """An application in the middle of its own transaction. `pid` is its backend's."""
+    """An application in the middle of its own transaction. `pid` is the process id of its backend."""
 
     cursor: Any
     commit: Callable[[], object]
@@ -28,7 +28,7 @@ Open = Callable[[str], contextlib.AbstractContextManager[Caller]]
 
 @attrs.frozen
 class Customer:
-    """What a caller's row factory may make of its own rows, and of nobody else's."""
+    """The class of a caller's row factory, which must not be used for rows of the package."""
 
     name: str
 
@@ -50,7 +50,7 @@ def _psycopg(row_factory: Any, cursor_factory: Any = psycopg.Cursor, *, pipeline
 
 @contextlib.contextmanager
 def _pipeline(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """Pipeline mode, which cannot be left in order once the connection is lost."""
+    """Pipeline mode, which fails at its end after the connection was lost."""
     pipeline = connection.pipeline()
     pipeline.__enter__()
     try:

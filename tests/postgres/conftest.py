@@ -1,4 +1,4 @@
-"""Fixtures of the tests of what only PostgreSQL promises: each test runs on both servers, unless it says otherwise."""
+"""Fixtures for the guarantees of PostgreSQL. Each test runs on both servers unless it says otherwise."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def schema(postgres_url: str) -> Iterator[str]:
 
 @pytest.fixture
 def tables(postgres_url: str, schema: str) -> Tables:
-    """The tables of the test's own schema, behind the transport's back."""
+    """The tables of the test's own schema, accessed without the transport."""
     return Tables(postgres_url, schema)
 
 
@@ -65,7 +65,7 @@ def _making(url: str, schema: str) -> Iterator[Callable[..., PostgresTransport]]
 
 @pytest.fixture
 def make_postgres(postgres_url: str, schema: str) -> Iterator[Callable[..., PostgresTransport]]:
-    """A factory of transports on the test's own schema, migrated; closes what it made."""
+    """A factory of transports on the test's own migrated schema; it closes them at the end."""
     with _making(postgres_url, schema) as make:
         yield make
 
@@ -92,7 +92,7 @@ def shared(postgres_url: str) -> Iterator[tuple[PostgresTransport, Tables]]:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What subscriptions and waiting callers have asked the server from here on, one entry for each statement."""
+    """The operations of subscriptions and waiting callers from now on, one entry for each statement."""
     asked: list[str] = []
     execute = Listener.execute
 
@@ -106,7 +106,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def limited(postgres_url: str, postgres: PostgresTransport, tables: Tables) -> Iterator[tuple[str, str]]:
-    """A conninfo whose role may do everything on the tables, until a test takes something away; and the role."""
+    """A conninfo whose role has all rights on the tables until a test revokes some, and the role."""
     role = application().replace("-", "_")
     tables.execute(
         f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA {{schema}} TO {role};"
@@ -119,6 +119,6 @@ def limited(postgres_url: str, postgres: PostgresTransport, tables: Tables) -> I
 
 @pytest.fixture(scope="module")
 def private() -> Iterator[servers.PrivateServer]:
-    """A server that the tests of one module may stop and freeze; each leaves it running."""
+    """A server that the tests of one module may stop and freeze. Each test leaves it running."""
     with servers.private_server() as server:
         yield server

@@ -1,12 +1,11 @@
-"""A worker that dies where it is told to: `python -m postgres.crashing URL SCHEMA QUEUE BATCH`.
+"""A worker that kills itself at a given line: `python -m postgres.crashing URL SCHEMA QUEUE BATCH`.
 
-For each line `THREAD N` on standard input it forks a worker on the queue, which takes BATCH messages and kills itself
-with SIGKILL when THREAD (`io` or `task`) is about to begin the N-th line of the package after the first task returned.
-For an empty line the worker lives to the end, and its lines are counted. An answer is a line of JSON: an Ending.
+For each line `THREAD N` on standard input it forks a worker on the queue. The worker claims BATCH messages and kills
+itself with SIGKILL when THREAD (`io` or `task`) begins the N-th line of the package after the first task returned. For
+an empty line the worker runs to the end, and its lines are counted. Each result is a line of JSON: an Ending.
 
-The end is where the consumer asks for more messages: then the settlement is known to be committed. A task returns when
-the I/O thread has fallen asleep, and several are settled only when all have returned, so that each thread goes the same
-way every time.
+The end is the next call of `receive`, because the settlement is committed by then. A task returns when the I/O thread
+waits, and several tasks are settled only when all have returned. So each thread runs the same lines every time.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ LEASE = 1000.0
 """Seconds: no lease ends by itself while a test runs."""
 
 BACKOFF = 3000.0
-"""Seconds until a retry, less a quarter at most, so that a message under a lease is told from one that waits."""
+"""Seconds until a retry, less a quarter at most, so that a leased message differs from a delayed one."""
 
 MAX_ATTEMPTS = 5
 
@@ -44,7 +43,7 @@ PACKAGES = ("unstract_core.", "transports.postgres.")
 
 @attrs.frozen
 class Ending:
-    """How a worker ended: the line at which it was killed, or None and the lines that each thread has gone through."""
+    """The end of a worker: the line at which it was killed, or None and the lines that each thread has run."""
 
     died_at: str | None
     lines: dict[str, list[str]]
@@ -63,7 +62,7 @@ class Tracer:
     def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
         return self._line if str(frame.f_globals.get("__name__")).startswith(PACKAGES) else None
 
-    def tell(self, ending: Ending) -> None:
+    def report(self, ending: Ending) -> None:
         os.write(self._report, json.dumps(attrs.asdict(ending)).encode())
 
     def _line(self, frame: FrameType, event: str, arg: object) -> Any:
@@ -72,13 +71,13 @@ class Tracer:
             place = f"{frame.f_globals['__name__']}:{frame.f_lineno}"
             self.lines[thread].append(place)
             if self._fatal == (thread, len(self.lines[thread])):
-                self.tell(Ending(place, {}))
+                self.report(Ending(place, {}))
                 os.kill(os.getpid(), signal.SIGKILL)
         return self._line
 
 
 class Watched:
-    """A subscription that holds `batch` messages together, and tells the end of their settlement."""
+    """A subscription that collects `batch` messages, and ends the worker after their settlement."""
 
     def __init__(self, subscription: Subscription, worker: CrashingWorker) -> None:
         self._subscription = subscription
@@ -149,11 +148,11 @@ class CrashingWorker(PostgresTransport):
         self._consumer.run()
 
     def end(self) -> None:
-        """Let the task's thread come to its end, tell what was counted, and leave."""
+        """Wait for the end of the task's thread, report the counted lines, and exit."""
         self.runner.close()
         for thread in self.runner._threads:
             thread.join()
-        self._tracer.tell(Ending(None, self._tracer.lines))
+        self._tracer.report(Ending(None, self._tracer.lines))
         os._exit(0)
 
     def _tasks(self) -> Tasks:
@@ -178,18 +177,18 @@ class CrashingWorker(PostgresTransport):
         self._tracer.armed = True
 
     def _waits(self) -> bool:
-        """Whether the I/O thread does nothing until a task returns, or all of a batch have."""
+        """Whether the I/O thread waits until a task, or all tasks of a batch, return."""
         return self.collects if self.batch > 1 else sys._current_frames()[self._main].f_code.co_name == "select"
 
 
 class Crashing:
-    """The process that forks workers, seen from the test."""
+    """The test's access to the process that forks workers."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def __call__(self, fatal: tuple[str, int] | None = None) -> Ending:
-        """Run one worker to its end, which is at the `fatal` line of a thread if one is named."""
+        """Run one worker to its end, or to the `fatal` line of a thread."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{fatal[0]} {fatal[1]}\n" if fatal else "\n")
@@ -201,7 +200,7 @@ class Crashing:
 
 @contextlib.contextmanager
 def crashing(url: str, schema: str, queue: str, batch: int) -> Iterator[Crashing]:
-    """Start the process that forks the workers of one queue, and leave nothing of it behind."""
+    """Start the process that forks the workers of one queue, and end it at the end of the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", "postgres.crashing", url, schema, queue, str(batch)],
         stdin=subprocess.PIPE,
@@ -214,7 +213,7 @@ def crashing(url: str, schema: str, queue: str, batch: int) -> Iterator[Crashing
 
 
 def main(url: str, schema: str, queue: str, batch: str) -> None:
-    # Half of the time of a worker that lives for milliseconds goes into what comes before its first message.
+    # The check of the tables would take half of the time of a worker that lives for milliseconds.
     vars(postgres_transport)["check_tables"] = lambda execute, statements: None
     PostgresTransport(url, schema).close()
     logging.getLogger().addHandler(logging.NullHandler())
@@ -232,7 +231,7 @@ def main(url: str, schema: str, queue: str, batch: str) -> None:
             answer = report.read()
         _, status = os.waitpid(child, 0)
         if not answer or os.waitstatus_to_exitcode(status) not in (0, -signal.SIGKILL):
-            raise SystemExit(f"a worker ended otherwise than it was told to: {status}")
+            raise SystemExit(f"a worker ended with an unexpected status: {status}")
         print(answer, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What is sent to a worker that dies, and the two states in which its settlement may be found: done, or not begun."""
+"""The messages for a worker that is killed, and the two valid states of their settlement: complete or not begun."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unstract_core import Consumer, Message
 
 @attrs.frozen
 class Seen:
-    """All that the database holds of one message; `message` is its state, and its deliveries so far."""
+    """Everything that the database has of one message. `message` is its state and number of deliveries."""
 
     message: tuple[str, int] | None
     follow_ups: tuple[str, ...] = ()
@@ -27,7 +27,7 @@ class Seen:
 
 @attrs.frozen
 class Shape:
-    """A kind of message: what is sent, what it looks like when its settlement is committed, and at the very end."""
+    """A kind of message, with its rows after the committed settlement and at the very end."""
 
     task: str
     settled: Seen
@@ -64,7 +64,7 @@ SHAPES = {
 
 
 class Ledger:
-    """Sends the messages of a trial, each with a label of its own, and reads what became of them all."""
+    """Sends the messages of a trial, each with its own label, and reads their rows."""
 
     def __init__(self, transport: PostgresTransport, tables: Tables, queue: str) -> None:
         self._transport = transport
@@ -73,7 +73,7 @@ class Ledger:
         self.sent: dict[str, tuple[int, Shape]] = {}
 
     def label(self, trial: int, name: str) -> str:
-        """Return what a message is known by: its argument, its id, and what its callback is told."""
+        """Return the label of a message, which is its argument, its id, and an argument of its callback."""
         return f"{self._queue}/{trial:05}/{name}"
 
     def send(self, trial: int, names: Sequence[str]) -> list[str]:
@@ -91,7 +91,7 @@ class Ledger:
         return list(shapes)
 
     def look(self) -> dict[str, Seen]:
-        """Return what is there of each message."""
+        """Return the rows of each message."""
         messages = {
             label: (state if state == "ready" else "waits" if seconds > LEASE else "held", attempts)
             for label, state, seconds, attempts in self._tables.rows(
@@ -118,7 +118,7 @@ class Ledger:
         }
 
     def verdicts(self) -> dict[int, bool]:
-        """Return of each trial whether its settlement took effect; fail where anything is neither nor, or half done."""
+        """Return for each trial whether its settlement took effect. Fail if one took effect in part."""
         verdicts: dict[int, bool] = {}
         for label, seen in self.look().items():
             trial, shape = self.sent[label]
@@ -129,7 +129,7 @@ class Ledger:
         return verdicts
 
     def finish(self) -> None:
-        """End every lease and every wait, let a sound worker do the rest, and see that all was done, and once."""
+        """End every lease and delay, let a healthy worker finish, and check that each message was handled once."""
         self._tables.execute("UPDATE {messages} SET vt = now() WHERE queue_name = %s", self._queue)
         called: list[tuple[str, str]] = []
 

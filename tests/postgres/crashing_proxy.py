@@ -1,4 +1,4 @@
-"""A proxy that cuts a connection at a byte: of a request, or of the answer to it."""
+"""A proxy that cuts a connection at a byte of a request or of its answer."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from proxy import Proxy, _Line
 Side: TypeAlias = Literal["client", "server"]
 
 _READY_FOR_QUERY = b"Z\0\0\0\5I"
-"""What an answer ends with, outside a transaction."""
+"""The end of an answer outside a transaction."""
 
 
 @attrs.define
 class Exchange:
-    """What was passed on from either side, from the first byte of a request to the last of its answer.
+    """The bytes of both sides, from the first byte of a request to the last of its answer.
 
-    `allowed` is how much of one side may be: there the connection is cut. Of a request, which comes in one piece, it is
-    counted from the end, because its length depends on the name of the prepared statement: 0 is all of it. `is_over`
-    tells that it was cut, or that the answer was passed on to its end.
+    Attributes:
+        marker: the bytes that identify the request.
+        allowed: the bytes of one side after which the connection is cut. A request comes in one piece and has a length
+            that depends on the name of its prepared statement, so its bytes are counted from the end: 0 is all of it.
+        passed: the bytes so far, by side.
+        line: the connection.
+        is_cut: whether the connection was cut.
     """
 
     marker: bytes
@@ -35,7 +39,7 @@ class Exchange:
         return self.is_cut or _READY_FOR_QUERY in self.passed["server"]
 
     def take(self, side: Side, data: bytes) -> bytes:
-        """Return what may be passed on."""
+        """Return the bytes to pass on."""
         allowed = self.allowed.get(side)
         if allowed is not None:
             room = max(0, len(data) + allowed) if side == "client" else allowed - len(self.passed[side])
@@ -54,7 +58,7 @@ class CuttingProxy(Proxy):
     exchange: Exchange | None = None
 
     def watch(self, marker: bytes, allowed: dict[Side, int]) -> Exchange:
-        """Watch the exchange that begins with the next request that holds `marker`."""
+        """Watch the exchange that begins with the next request that contains `marker`."""
         self.exchange = Exchange(marker, allowed)
         return self.exchange
 

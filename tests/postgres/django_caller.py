@@ -1,7 +1,7 @@
 """A Django application that sends within its transactions: `python -m postgres.django_caller DRIVER URL SCHEMA QUEUE`.
 
-Django takes psycopg 3 where it is installed; for psycopg2 it is hidden until Django has chosen. What was answered is
-printed as one JSON object.
+Django uses psycopg 3 if it is installed, so for psycopg2 it is hidden until Django has chosen. The process prints its
+results as one JSON object.
 """
 
 from __future__ import annotations

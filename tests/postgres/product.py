@@ -1,4 +1,4 @@
-"""The product beside us: its tables as Django made them, and what its own consumer and reaper do to them."""
+"""The product: its tables as Django made them, and the statements of its consumer and reaper."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def make_tables(tables: Tables, text: str) -> None:
 
 @attrs.frozen
 class Product:
-    """What the product's worker does, each as one commit of its own."""
+    """The statements of the product's worker, each in a commit of its own."""
 
     tables: Tables
 
     def claim(self, queue: str, *, limit: int = 10, lease: float = 60.0) -> list[tuple[int, int, dict[str, object]]]:
-        """Take ready rows; returns (id, read_ct, message)."""
+        """Claim ready rows and return (id, read_ct, message)."""
         rows = self.tables.rows(
             """UPDATE {messages} SET state = 'claimed', vt = now() + %s * interval '1 second', read_ct = read_ct + 1
                WHERE msg_id IN (SELECT msg_id FROM {messages} WHERE queue_name = %s AND state = 'ready'
@@ -62,7 +62,7 @@ class Product:
         self.tables.execute("DELETE FROM {messages} WHERE msg_id = %s", id)
 
     def reap(self) -> int:
-        """Return rows whose time is over to ready."""
+        """Make rows with expired claims ready again."""
         return len(
             self.tables.rows(
                 "UPDATE {messages} SET state = 'ready' WHERE state = 'claimed' AND vt <= now() RETURNING 1"

@@ -1,4 +1,4 @@
-"""What the tests of PostgreSQL's own promises share: what runs beside the test, on threads and in processes."""
+"""Helpers of the tests of PostgreSQL: functions on threads, worker processes, and a clock that can be moved."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONG_POLL = 150.0
 """A poll interval (seconds) with which polling delivers nothing in the time of a test."""
 
 on_one_server = pytest.mark.parametrize("postgres_url", ["embedded"], indirect=True)
-"""For tests that take long, or that would disturb others on a shared server: the embedded one alone."""
+"""For tests that take long, or that would disturb others on a shared server: only the embedded server."""
 
 second_server = pytest.mark.slow(
     variant="tests/postgres, on the machine's own server",
@@ -32,8 +32,8 @@ second_server = pytest.mark.slow(
 """For the parameter that stands for the machine's own server."""
 
 AT_ONCE = 4.0
-"""Seconds within which what LISTEN announces must have been done: on a busy machine, and before an idle consumer, which
-begins a new `receive` every five seconds, would have found it by itself."""
+"""Seconds within which a notified message must have run, also on a busy machine. An idle consumer begins a new
+`receive` every five seconds and would then find the message without a notification."""
 
 
 def application() -> str:
@@ -66,7 +66,7 @@ def transport_on(url: str, schema: str, **options: Any) -> Iterator[PostgresTran
 
 @contextlib.contextmanager
 def in_background(*functions: Callable[[], object], timeout: float = 60.0) -> Iterator[None]:
-    """Run functions on threads of their own; at the end, wait for them and raise what they raised."""
+    """Run functions on threads of their own; at the end, wait for them and raise their errors."""
     begun = [start(function) for function in functions]
     yield
     for ended in begun:
@@ -74,7 +74,7 @@ def in_background(*functions: Callable[[], object], timeout: float = 60.0) -> It
 
 
 class Worker:
-    """A worker process on the tasks of worker.py. `lines` are what its tasks have said, `log` what it has logged."""
+    """A worker process with the tasks of worker.py. `lines` is the output of its tasks, `log` that of its logger."""
 
     def __init__(self, url: str, schema: str, *queues: str, lease: float) -> None:
         self._process = subprocess.Popen(
@@ -106,7 +106,7 @@ class Worker:
         return not self._lines.empty()
 
     def tell(self, line: str) -> None:
-        """Write a line to the worker's standard input: a task of the kind `hold` ends then."""
+        """Write a line to the worker's standard input, which ends a task of the kind `hold`."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
@@ -125,7 +125,7 @@ class Worker:
                     stream.close()
 
     def wait(self) -> int:
-        """Wait until it has ended, and return its exit status."""
+        """Wait for its end and return its exit status."""
         return self._process.wait(20)
 
     def _read(self, stream: Any, add: Callable[[str], None]) -> None:
@@ -135,7 +135,7 @@ class Worker:
 
 @contextlib.contextmanager
 def worker(url: str, schema: str, *queues: str, lease: float) -> Iterator[Worker]:
-    """Start a worker process, wait until it is subscribed, and leave nothing of it behind."""
+    """Start a worker process and wait until it is subscribed; end it at the end of the block."""
     process = Worker(url, schema, *queues, lease=lease)
     try:
         assert process.says() == "ready"

@@ -1,4 +1,4 @@
-"""Addresses that cannot work, and tables that are not there: a clear error at once, and never a password in it."""
+"""Addresses that cannot work, and missing tables: a clear error at once, and never a password in it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from unstract_core import (
     Verdict,
 )
 
-PASSWORD = "s3cr%25et-of-mine"  # noqa: S105 - of nobody
+PASSWORD = "s3cr%25et-of-mine"  # noqa: S105 - a made-up one
 
 NOWHERE = "postgresql://user@host/database"
 

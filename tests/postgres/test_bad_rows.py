@@ -1,4 +1,4 @@
-"""Rows that other programs wrote: each is told and buried, the others are run, and the consumer lives."""
+"""Rows that other programs wrote: each unreadable row is reported and dead-lettered, the others run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The product's own consumer on the same tables: nothing is lost, nothing is run twice, nothing is seen too early."""
+"""The product's own consumer on the same tables: no message is lost, runs twice, or is visible too early."""
 
 from __future__ import annotations
 

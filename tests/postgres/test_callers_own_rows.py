@@ -67,8 +67,8 @@ def test_autocommit_without_transaction_is_refused(
     assert tables.count(queue) == 1
 
 
-def test_a_transaction_block_in_autocommit_is_joined(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
-    """psycopg's connection.transaction() opens one, whatever autocommit says."""
+def test_transaction_block_in_autocommit_is_joined(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
+    """psycopg's connection.transaction() opens a transaction, also in autocommit."""
     with psycopg.connect(tables.url, autocommit=True) as connection, connection.cursor() as cursor:
         with connection.transaction(force_rollback=True):
             postgres.send([message("t", queue)], within=cursor)

@@ -1,4 +1,4 @@
-"""Claims: exclusive, bounded, in order, for one queue and for several."""
+"""Claims are exclusive, bounded and ordered, for one queue and for several."""
 
 from __future__ import annotations
 

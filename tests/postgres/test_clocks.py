@@ -1,4 +1,4 @@
-"""One clock, the database's: nothing depends on what the wall clock of a producer, a worker or a caller says."""
+"""The database's clock is the only one: the wall clock of a producer, worker or caller has no effect."""
 
 from __future__ import annotations
 

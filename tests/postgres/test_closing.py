@@ -1,4 +1,4 @@
-"""close(): connections and threads are gone, whoever waits is told, and a second time does no harm."""
+"""close(): connections and threads end, waiting callers get an error, and a second call does no harm."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_waiting_call_ends_with_transport_closed(make_postgres: Make) -> None:
         wait_until(lambda: transport.waiting_callers == 3, what="three callers to wait")
         closed = time.monotonic()
         transport.close()
-        wait_until(lambda: len(ended) == 3, what="the callers to be told")
+        wait_until(lambda: len(ended) == 3, what="the callers to end")
     assert time.monotonic() - closed < 10
 
 

@@ -1,4 +1,4 @@
-"""What lies between the transport and its server: encodings, poolers, lost answers, and addresses that cannot work."""
+"""The connections between transport and server: encodings, poolers, lost answers, and impossible addresses."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def between(postgres_url: str) -> Iterator[Proxy]:
 
 @pytest.fixture
 def through(between: Proxy, postgres_url: str, schema: str) -> Iterator[Make]:
-    """A factory of transports that reach the server through the proxy."""
+    """A factory of transports that connect through the proxy."""
     with contextlib.ExitStack() as stack:
 
         def make(**options: Any) -> PostgresTransport:
@@ -59,7 +59,7 @@ def through(between: Proxy, postgres_url: str, schema: str) -> Iterator[Make]:
         yield make
 
 
-# Lost answers.
+# Lost answers
 
 
 @pytest.mark.parametrize("lost", [b"SELECT status, result", b"SET result = NULL"], ids=["reading", "clearing"])
@@ -98,7 +98,7 @@ def test_settlement_without_answer_takes_effect_once(through: Make, between: Pro
     assert consumer.counters["lost"] == 0
 
 
-# Prepared statements behind a pooler.
+# Prepared statements behind a pooler
 
 
 def test_lost_prepared_statements_cause_no_failure(make_named: Make, tables: Tables, name: str) -> None:
@@ -152,7 +152,7 @@ def test_pooler_is_detected(
     assert [text for text in caplog.messages if "pooler_found" in text] == ["wire.pooler_found"] * len(caplog.messages)
 
 
-# Servers that do not answer.
+# Servers that do not answer
 
 
 def test_silent_server_ends_at_the_timeout(private: PrivateServer, queue: str) -> None:
@@ -304,7 +304,7 @@ def test_locked_row_loses_no_other_lease(make_postgres: Make, tables: Tables, qu
             with tables.locked("SELECT * FROM {messages} WHERE message -> 'args' ->> 0 = '0' FOR UPDATE"):
                 time.sleep(7)
             wait_until(lambda: tables.count(queue) == 0, what="both to be settled")
-    assert ran.count(1) == 1  # the locked one's lease cannot be written: it goes to whoever is first when the lock goes
+    assert ran.count(1) == 1  # the locked one's lease cannot be renewed, so any consumer may run it afterwards
 
 
 @on_one_server
@@ -330,12 +330,12 @@ def test_blocked_send_is_cancelled_with_known_fate(
     transport.send([message("t", queue)])
 
 
-# Encodings.
+# Encodings
 
 
 @pytest.fixture
 def latin1(postgres_url: str, schema: str) -> Iterator[PostgresTransport]:
-    """A database whose own encoding cannot hold what the wire allows."""
+    """A database with an encoding that cannot hold all texts of the wire."""
     database = application().replace("-", "_")
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {database} ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'".encode())
@@ -377,7 +377,7 @@ def test_unencodable_text_is_refused_without_stopping_consumers(latin1: Postgres
     assert plain.result == "\u00e9"
 
 
-# Addresses and options.
+# Addresses and options
 
 CANNOT_WORK = {
     "an empty label": ("postgresql://postgres:s3cret@a..b/db", "label"),
@@ -464,7 +464,7 @@ def test_endless_wait_ends_with_a_message(make_postgres: Make, queue: str) -> No
     subscription.close()
 
 
-# Threads that cannot be had.
+# No threads
 
 
 def test_transport_polls_without_threads(make_postgres: Make, queue: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -506,11 +506,11 @@ def test_close_sends_late_notifications(make_postgres: Make, queue: str) -> None
     subscription.close()
 
 
-# Exceptions that come from anywhere.
+# Exceptions of signal handlers
 
 
 class Interrupted(BaseException):
-    """What a signal handler raises: Celery's soft time limit, or a Ctrl-C."""
+    """The exception of a signal handler: Celery's soft time limit, or a Ctrl-C."""
 
 
 def test_no_interruption_loses_a_permit(postgres: PostgresTransport, queue: str) -> None:

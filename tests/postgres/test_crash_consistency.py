@@ -1,7 +1,7 @@
-"""`settle`, and whatever dies between the task's return and the commit: the process, the connection, the server.
+"""`settle` while the process, the connection or the server fails between the task's return and the commit.
 
-UNSTRACT_WIRE_CRASH_POINTS=all kills the process at every line for every shape of settlement; otherwise at every one for
-`on_success`, and for the others at every twenty-ninth.
+UNSTRACT_WIRE_CRASH_POINTS=all kills the process at every line for every shape of settlement. Otherwise it does so at
+every line for `on_success`, and at every twenty-ninth for the others.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def test_killed_worker_settles_everything_or_nothing(
 ) -> None:
     """SIGKILL at each line of the package, on either thread, leaves a settlement whole or absent.
 
-    A message is held as it was, or gone with all that follows from it. In the end, when another worker has had what was
-    held, every callback has been run exactly once, and every answer is there.
+    A message is in flight as before, or gone with all effects of its settlement. After another worker has run the rest,
+    every callback has run exactly once, and every reply exists.
     """
     ledger = Ledger(postgres, tables, queue)
     name = application()
@@ -107,7 +107,7 @@ def test_interrupted_settlement_takes_effect_once(
 ) -> None:
     """The connection ends at each message of the protocol, and inside each, in the request and in the answer.
 
-    The consumer lives on and settles what it had finished: no task is run twice, no callback is doubled or missing.
+    The consumer continues and settles its finished tasks: no task runs twice, no callback is doubled or missing.
     """
     ledger = Ledger(postgres, tables, queue)
     trial = 0
@@ -142,7 +142,7 @@ def test_interrupted_settlement_takes_effect_once(
     if side == "client":
         assert committed_unheard == 1, "what was not wholly sent has done nothing"
     else:
-        assert committed_unheard > len(places) // 2, "only the end of an answer tells that all was done"
+        assert committed_unheard > len(places) // 2, "only the end of an answer shows that everything was done"
     ledger.finish()
 
 
@@ -154,17 +154,17 @@ def private_tables(private: servers.PrivateServer) -> Iterator[Tables]:
 
 
 def lock_of_the_message(tables: Tables, label: str) -> contextlib.AbstractContextManager[object]:
-    """What holds up a settlement before it has done anything."""
+    """A lock that blocks a settlement before it has done anything."""
     return tables.locked("SELECT FROM {messages} WHERE message -> 'args' ->> 0 = %s FOR UPDATE", label)
 
 
 def lock_of_the_status(tables: Tables, label: str) -> contextlib.AbstractContextManager[object]:
-    """What holds up a settlement in its midst: another is about to write the same status."""
+    """A lock that blocks a settlement in the middle: another transaction writes the same status."""
     return tables.locked("INSERT INTO {results} VALUES (%s, 'failed', NULL, '', now(), now())", label)
 
 
 def lock_of_the_commit(tables: Tables, label: str) -> contextlib.AbstractContextManager[object]:
-    """What holds up a settlement when everything is done but the commit: a trigger that is deferred to it."""
+    """A lock that blocks a settlement at its commit, by a deferred trigger."""
     tables.execute(
         """CREATE TABLE {schema}.gate ();
            CREATE FUNCTION {schema}.pass() RETURNS trigger LANGUAGE plpgsql AS
@@ -186,7 +186,7 @@ def test_settlement_during_server_crash_takes_effect_once(
 ) -> None:
     """Nothing of a settlement stays if the server dies before, during or at its commit; the consumer repeats it.
 
-    The task is run once, and its callback and its status are there once.
+    The task runs once, and its callback and its status exist once.
     """
     tables, name = private_tables, application()
     started, finish = threading.Event(), threading.Event()

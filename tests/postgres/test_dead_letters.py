@@ -1,4 +1,4 @@
-"""Dead letters: what is kept, and what an operator does with it."""
+"""Dead letters: their content, and the operations of an operator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check-up: each thing that can be wrong is provoked, and found, named, and told with its remedy."""
+"""The checks of doctor: each problem is provoked, detected, named, and reported with its remedy."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ EVERY_CHECK = {
     "replies",
 }
 OF_THE_SERVER = {"durability", "connections", "notifications", "snapshots", "autovacuum"}
-"""What other tests, or the settings of the machine's server, have a say in."""
+"""Checks whose result depends on other tests or on the settings of the machine's server."""
 
 
 def check(transport: PostgresTransport, **limits: Any) -> list[Finding]:
@@ -66,7 +66,7 @@ def the(name: str, found: list[Finding]) -> Finding:
 
 @contextlib.contextmanager
 def reached(url: str) -> Iterator[Proxy]:
-    """A proxy before the server of `url`."""
+    """A proxy to the server of `url`."""
     parts = conninfo_to_dict(url)
     with proxy(str(parts["host"]), int(str(parts["port"]))) as between:
         yield between
@@ -313,7 +313,7 @@ def test_clocks_are_compared(postgres: PostgresTransport, monkeypatch: pytest.Mo
     [
         ("unstract-wire schema 2", "ok", ""),
         ("unstract-wire schema 1", "warning", "unstract-wire migrate"),
-        ("letters that nobody wants", "warning", "unstract-wire migrate"),
+        ("a comment of another kind", "warning", "unstract-wire migrate"),
         ("unstract-wire schema 11", "error", "bring this package up to date"),
     ],
 )
@@ -486,7 +486,7 @@ def test_exhausted_connection_limit_is_reported(limited: tuple[str, str], tables
 
 @pytest.fixture(scope="module")
 def neglected() -> Iterator[str]:
-    """A database of another encoding, on a server with every setting wrong."""
+    """A database with another encoding, on a server with wrong settings."""
     options = "-c autovacuum=off -c synchronous_commit=off -c max_connections=8 -c max_prepared_transactions=2"
     with servers.private_server(options=options) as server:
         with psycopg.connect(server.url, autocommit=True) as connection:

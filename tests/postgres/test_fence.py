@@ -1,4 +1,4 @@
-"""The fence, where the database gives out ids that it has given out before."""
+"""The fence, if the database hands out ids again."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A disk that is full on the server: it is away for now, and what was accepted or paid for is kept until there is room.
+"""A full disk on the server counts as unavailable: accepted messages and results are kept until there is space.
 
-The tables of a private server stand on a file system of some megabytes, which somebody else's file fills.
+The tables of a private server are on a file system of some megabytes, which a file of the test fills.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Connections that die, servers that go away: what heals by itself, what is told, and what is never done twice."""
+"""Lost connections and unavailable servers: automatic recovery, errors, and effects that happen once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session that holds an old snapshot: what was taken cannot be vacuumed away, and no statement may walk over it."""
+"""A session with an old snapshot: claimed rows cannot be vacuumed away, and no statement may read them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from transports.postgres.statements import Statements
 SCHEMA = "night"
 DEAD = 200_000
 BUFFERS = 2_000
-"""What a statement may read, in pages: it takes ten messages, and the dead ones fill more than ten thousand."""
+"""The pages that a statement may read: it claims ten messages, and the dead ones fill more than ten thousand."""
 
 
 @pytest.fixture(scope="module")
 def night() -> Iterator[tuple[PostgresTransport, Tables]]:
-    """A queue through which 200,000 messages have gone since a session took its snapshot, and which has ten ready."""
+    """A queue with ten ready messages, and 200,000 settled ones since a session took its snapshot."""
     with servers.private_server(options="-c fsync=off -c synchronous_commit=off -c shared_buffers=512MB") as server:
         transport = PostgresTransport(server.url, SCHEMA)
         transport.migrate()
@@ -48,7 +48,7 @@ def night() -> Iterator[tuple[PostgresTransport, Tables]]:
 
 
 def buffers(tables: Tables, statement: Statement, parameters: dict[str, Any]) -> int:
-    """How many pages a statement reads."""
+    """Return the number of pages that a statement reads."""
     with tables.connect(autocommit=False) as connection:
         explain = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement.text
         ((found,),) = connection.execute(explain, parameters).fetchall()

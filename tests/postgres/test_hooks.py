@@ -1,4 +1,4 @@
-"""Observers of the worker command: the examples of docs/monitoring.md as they stand there, and what cannot be one."""
+"""Observers of the worker command: the examples of docs/monitoring.md, and observers that cannot be loaded."""
 
 from __future__ import annotations
 

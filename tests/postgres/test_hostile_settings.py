@@ -1,4 +1,4 @@
-"""Settings that a role or database carries change nothing: neither results nor throughput nor a caller's connection."""
+"""Settings of a role or database change neither results nor throughput nor a caller's connection."""
 
 from __future__ import annotations
 

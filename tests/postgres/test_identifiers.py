@@ -1,7 +1,7 @@
-"""Hostile names say nothing to the server: a schema's, a task's, an organisation's, an id's.
+"""Hostile names of schema, task, organisation and id have no effect on the server.
 
-That a schema of any name can be migrated and worked on is in test_migrate.py, queues of any name in
-test_queue_names.py; here it is seen that nothing else is touched, through the command as well.
+test_migrate.py migrates schemas of any name, and test_queue_names.py uses queues of any name. The tests here check that
+library and command touch nothing else.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the database hides or keeps: row-level security, and triggers and rules that undo a statement of ours."""
+"""Rows that the database hides or keeps: row-level security, and triggers and rules that undo a statement."""
 
 from __future__ import annotations
 

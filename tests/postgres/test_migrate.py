@@ -1,4 +1,4 @@
-"""`migrate`: it creates what is missing, once, and leaves alone what it finds."""
+"""`migrate` creates missing objects once, and leaves existing ones unchanged."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ BESIDE_THE_PRODUCTS = [
 
 
 def whole_path(transport: PostgresTransport) -> None:
-    """Send, receive, settle in every form, reply, bury, inspect, replay and purge, on whatever tables there are."""
+    """Send, receive, settle in every form, reply, dead-letter, inspect, replay and purge."""
     queue, key = queue_name(), queue_name()
     sent = transport.send([message("t", queue, n) for n in range(4)] + [message("t", queue, delay=60)])
     assert len(transport.send([message("t", queue, 4)])) == 1

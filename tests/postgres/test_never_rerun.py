@@ -1,4 +1,4 @@
-"""A queue whose tasks are started once, whatever happens: what its sender hears, and what is left."""
+"""A queue whose tasks are started once: the errors that senders get, and the remaining rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def url(tables: Tables, postgres: PostgresTransport) -> str:
 
 
 def states(transport: PostgresTransport, queue: str) -> tuple[int, int, int]:
-    """What is ready, in flight, and dead."""
+    """Return the numbers of ready, in-flight and dead messages."""
     (state,) = transport.queues([queue])
     return state.ready, state.in_flight, state.dead
 
@@ -44,7 +44,7 @@ def test_lost_task_is_reported_and_never_rerun(
 ) -> None:
     """After SIGKILL, on_error and a blocked caller get `WorkerLost: ...`; each task ran once and is dead-lettered.
 
-    Replayed by hand, it runs: that is somebody's decision.
+    A replay by an operator runs it.
     """
     spec = then("told", queue, directory=str(tmp_path), name="told", callback_kwargs={})
     with worker(

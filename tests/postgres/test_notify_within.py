@@ -1,4 +1,4 @@
-"""NOTIFY in a caller's transaction is a hint: it never costs the caller its work."""
+"""NOTIFY in a caller's transaction is a hint, and never fails the caller's work."""
 
 from __future__ import annotations
 

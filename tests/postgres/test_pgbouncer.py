@@ -1,7 +1,7 @@
-"""Everything through a PgBouncer whose clients share three connections to the server, and take turns on them.
+"""All operations through a PgBouncer whose clients share three connections to the server.
 
-A transport that was told (`listen=False`) and one that has to find out are the same but for one WARNING. No pooler may
-ever mean silence: whoever waits looks again after its `poll_interval`, whatever became of a LISTEN.
+With `listen=False` and without it the transport behaves the same, except for one WARNING when it detects the pooler. A
+lost LISTEN is never silent: each waiting caller or worker looks again after its `poll_interval`.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ told_or_not = pytest.mark.parametrize("options", [{"listen": False}, {}], ids=["
 
 @pytest.fixture(scope="session")
 def postgres_url(server_url: str) -> str:
-    """The machine's own server, before which the poolers stand."""
+    """The machine's own server, behind the poolers."""
     return server_url
 
 
 @pytest.fixture(scope="module")
 def pgbouncer(server_url: str) -> Iterator[PgBouncer]:
-    """A PgBouncer in transaction mode, which is left as it was found."""
+    """A PgBouncer in transaction mode; each test leaves it running."""
     with private_pgbouncer(server_url) as pgbouncer:
         yield pgbouncer
 
 
 @pytest.fixture
 def pooled(pgbouncer: PgBouncer, schema: str) -> Iterator[Make]:
-    """A factory of transports on the test's own schema, migrated, that reach the server through the PgBouncer."""
+    """A factory of transports on the test's own migrated schema, through the PgBouncer."""
     with _making(pgbouncer, schema) as make:
         yield make
 
@@ -74,14 +74,14 @@ def _making(pgbouncer: PgBouncer, schema: str) -> Iterator[Make]:
 
 @contextlib.contextmanager
 def _every_server_connection_taken(pgbouncer: PgBouncer) -> Iterator[None]:
-    """Hold a transaction open on each of them, as other programs behind the same pooler may."""
+    """Hold a transaction open on each server connection, as other programs may."""
     with contextlib.ExitStack() as held:
         for _ in range(SERVER_CONNECTIONS):
             held.enter_context(psycopg.connect(pgbouncer.url)).execute("SELECT 1")
         yield
 
 
-# What a pooler does to sessions.
+# Sessions behind a pooler
 
 
 def test_one_client_uses_every_server_connection(pooled: Make, queue: str) -> None:
@@ -167,7 +167,7 @@ def test_lost_listen_delays_at_most_one_poll(
         pgbouncer.on_each("UNLISTEN *")
 
 
-# Everything that is done, done through it.
+# All operations through it
 
 
 @told_or_not
@@ -235,7 +235,7 @@ def test_processes_migrate_through_pgbouncer_at_once(pgbouncer: PgBouncer, schem
 def test_send_within_works_through_pgbouncer(pooled: Make, pgbouncer: PgBouncer, tables: Tables, queue: str) -> None:
     """The caller's connection goes through the pooler beside others: commit and rollback hold.
 
-    Its own statements prepare nothing (`prepare_threshold=None`), as psycopg asks of everybody behind a PgBouncer.
+    Its own statements prepare nothing (`prepare_threshold=None`), as psycopg requires behind a PgBouncer.
     """
     transport = pooled()
     with psycopg.connect(pgbouncer.url, prepare_threshold=None) as caller:
@@ -279,7 +279,7 @@ def test_blocked_send_is_cancelled_through_pgbouncer(pooled: Make, tables: Table
     assert tables.count(queue) == 2
 
 
-# What a pooler refuses, and when it is full.
+# Refusals of a pooler, and its limits
 
 
 def test_refused_startup_parameter_has_a_remedy(pgbouncer: PgBouncer, server_url: str, schema: str) -> None:
@@ -367,7 +367,7 @@ def test_connections_closed_as_idle_cause_no_failure(server_url: str, schema: st
                 wait_until(lambda: pgbouncer.log().count("client_idle_timeout"), what="a client's to be closed, too")
 
 
-# When it goes away.
+# Outages of the pooler
 
 
 def _restarted(pgbouncer: PgBouncer) -> None:

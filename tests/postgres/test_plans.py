@@ -1,10 +1,10 @@
-"""The plans of the hot statements: each row is reached by an index, whatever the table holds and the statistics say.
+"""The plans of the frequent statements: they find each row by an index, with any table content and statistics.
 
-EXPLAIN of the statements themselves, with the parameters that production gives them, as custom plans and as the generic
-ones that a connection keeps after it has prepared them. The states of the table follow each other on one server, so
-that a million rows are written twice and no more.
+The tests run EXPLAIN on the statements with the parameters of production. They check custom plans, and the generic
+plans that a connection keeps after preparing. The states of the table follow each other on one server, so that a million
+rows are written only twice.
 
-UNSTRACT_WIRE_PLANS=all reads every size of every queue with all statistics; otherwise a million rows are written once
+UNSTRACT_WIRE_PLANS=all reads every size of every queue with all statistics. Otherwise a million rows are written once
 for each server.
 """
 
@@ -49,7 +49,7 @@ HELD, STRANGE = "pg_queue_message_held", "pg_queue_message_strange"
 
 
 def hot_statements(schema: str = SCHEMA) -> dict[str, tuple[Statement, dict[str, Any], set[str]]]:
-    """Each hot statement, its parameters, and the indexes beside the primary keys that it has to use."""
+    """Return each frequent statement with its parameters and the indexes, beside primary keys, that it must use."""
     statements = Statements(schema)
     found: dict[str, tuple[Statement, dict[str, Any], set[str]]] = {}
     for name, queues in (("one queue", QUEUES[:1]), ("three queues", QUEUES)):
@@ -76,7 +76,7 @@ def hot_statements(schema: str = SCHEMA) -> dict[str, tuple[Statement, dict[str,
 
 
 def settlements() -> list[Settlement]:
-    """A batch with everything in it."""
+    """Return a batch with every kind of settlement."""
     payload = TaskPayload(task_name="t", queue="q-1")
     batch = []
     for n in range(1, 101):
@@ -89,7 +89,7 @@ def settlements() -> list[Settlement]:
 
 
 def positional(statement: Statement, parameters: dict[str, Any]) -> tuple[str, list[Any]]:
-    """Write a statement with the server's own parameters, as psycopg does when it prepares it."""
+    """Return a statement with the server's own parameters, as psycopg writes it to prepare it."""
     names: list[str] = []
 
     def numbered(match: re.Match[str]) -> str:
@@ -117,7 +117,7 @@ def generic_plan(connection: psycopg.Connection[Any], name: str, values: list[An
 
 
 def literal(value: Any) -> sql.Composable:
-    """Write a value without a type, as psycopg sends it."""
+    """Return a value as SQL without a type, as psycopg sends it."""
     return sql.Literal(value if isinstance(value, list | str | bool) else str(value))
 
 
@@ -128,7 +128,7 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def inputs(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The nodes whose rows flow through a node: not what a CTE or a subquery has found before."""
+    """Yield the nodes whose rows pass through a node, without CTEs and subqueries."""
     yield plan
     for child in plan.get("Plans", []):
         if child.get("Parent Relationship") not in ("InitPlan", "SubPlan"):
@@ -136,7 +136,7 @@ def inputs(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def faults(explained: dict[str, Any], wanted: set[str], *, may_sort: bool) -> Iterator[str]:
-    """What is wrong with a plan: a table read as a whole or sorted, an index walked from end to end or not used.
+    """Yield the faults of a plan: a table read as a whole or sorted, an index read as a whole or not used.
 
     A plan `may_sort` what it reads by an index where a small table's statistics are right.
     """
@@ -206,7 +206,7 @@ def prepare(connection: psycopg.Connection[Any], name: str, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def found() -> Iterator[dict[str, dict[str, list[str]]]]:
-    """The faults of all plans, by kind, of a table that holds "some" rows and "none"."""
+    """Return the faults of all plans, by kind, of a table with "some" rows and with "none"."""
     options = "-c fsync=off -c synchronous_commit=off -c autovacuum=off -c max_wal_size=4GB -c shared_buffers=512MB"
     with servers.private_server(options=options) as server:
         with contextlib.closing(PostgresTransport(server.url, SCHEMA)) as transport:
@@ -327,7 +327,7 @@ TAKEN = 10
 
 
 def claims_and_looks(schema: str, size: int) -> Iterator[tuple[str, Statement, dict[str, Any]]]:
-    """Each statement that chooses rows, with the parameters of production."""
+    """Yield each statement that chooses rows, with the parameters of production."""
     statements = Statements(schema)
     queues = [f"q-{number}" for number in range(5)]
     more = {"limit": TAKEN, "lease": 60.0}
@@ -348,7 +348,7 @@ def claims_and_looks(schema: str, size: int) -> Iterator[tuple[str, Statement, d
 
 
 def rows_read(plan: dict[str, Any]) -> float:
-    """How many rows of the messages a plan that was run has read, those that a filter removed too."""
+    """Return the number of message rows that an executed plan has read, with those that a filter removed."""
     read = 0.0
     for node in nodes(plan):
         if node.get("Relation Name") == TABLES[0] and "Scan" in node["Node Type"]:
@@ -357,7 +357,7 @@ def rows_read(plan: dict[str, Any]) -> float:
 
 
 def too_much(connection: psycopg.Connection[Any], schema: str, size: int, costs: dict[str, object]) -> Iterator[str]:
-    """Name the statements that read more than what they take, some rows of each priority and the claimed rows."""
+    """Return the statements that read more than their own rows, some rows of each priority and the claimed rows."""
     for name, statement, parameters in claims_and_looks(schema, size):
         with connection.transaction(force_rollback=True):
             for setting, value in costs.items():

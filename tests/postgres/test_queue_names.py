@@ -1,4 +1,4 @@
-"""Names of queues, whatever they look like: all of it works, or they are refused with their path before anything is."""
+"""Queue names of any kind: they work, or they are refused with their path before any message is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the database refuses for good, and what it refuses for now: nothing is lost, nothing is paid for twice."""
+"""Operations that the database refuses for good or for now: no message is lost, and no task runs twice."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CREATE TRIGGER closed BEFORE INSERT ON {messages} FOR EACH ROW EXECUTE FUNCTION 
 
 @pytest.fixture(params=[CHECK, TRIGGER], ids=["check constraint", "trigger"])
 def closed(request: pytest.FixtureRequest, postgres: PostgresTransport, tables: Tables, queue: str) -> str:
-    """A queue that the database takes no message for."""
+    """A queue whose messages the database refuses."""
     for statement in request.param.split(";\nCREATE TRIGGER"):
         tables.execute(
             statement if statement.lstrip().startswith(("ALTER", "CREATE")) else "CREATE TRIGGER" + statement
@@ -84,7 +84,7 @@ def test_refused_follow_up_keeps_the_result(
     )
     consumer = Consumer(postgres, tasks, [queue], prefetch=20, lease=5)
     with running(consumer):
-        wait_until(lambda: len(told) == 15 and tables.count(queue) == 0, what="every sender to be told")
+        wait_until(lambda: len(told) == 15 and tables.count(queue) == 0, what="the callbacks of all senders")
     assert sorted(ran) == list(range(15))
     assert sorted(result["paid"] for kind, result, _ in told if kind == "done") == [n for n in range(15) if n != 7]
     ((_, id, kwargs),) = [one for one in told if one[0] == "failed"]
@@ -143,7 +143,7 @@ def test_refused_result_fails_the_call(postgres: PostgresTransport, tables: Tabl
 def test_missing_right_delays_settlements(limited: tuple[str, str], tables: Tables, queue: str) -> None:
     """A worker that cannot write pg_task_result keeps its results and settles them when the right is granted.
 
-    Meanwhile the leases are renewed, so that no other worker pays for the same task again.
+    Meanwhile the leases are renewed, so that no other worker runs the same tasks.
     """
     conninfo, role = limited
     ran: list[str] = []

@@ -1,4 +1,4 @@
-"""Replies as rows: one waiting connection, first write wins, cleared when read, swept when old."""
+"""Replies as rows: one waiting connection, the first reply wins, cleared when read, purged when expired."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Least privilege: what docs/security.md grants is enough for each role's work, and lets it do nothing else."""
+"""Least privilege: the grants of docs/security.md are enough for each role's work, and allow nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections that are scarce, silent or lead to the wrong server: no caller waits longer than it said."""
+"""Connections that are scarce, silent or lead to the wrong server: callers wait no longer than their timeout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The version with which `migrate` marks a schema: an older one never works on what a newer one has made."""
+"""The version mark of a schema: an older version never migrates the tables of a newer one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OURS = f"unstract-wire schema {SCHEMA_VERSION}"
 
 
 def mark(tables: Tables, comment: str | None) -> None:
-    """Set the comment of our own table, as another version's migrate or a person has."""
+    """Set the comment of pg_queue_dead_letter, as the migrate of another version does."""
     with tables.connect() as connection:
         connection.execute(sql.SQL("{} {}").format(tables.sql("COMMENT ON TABLE {dead} IS"), comment))
 
@@ -38,7 +38,7 @@ def marked(tables: Tables) -> str | None:
 
 
 def everything(tables: Tables) -> list[list[tuple[object, ...]]]:
-    """Return all that stands in the schema: its relations, columns, constraints and comments."""
+    """Return the relations, columns, constraints and comments of the schema."""
     return [
         tables.rows(statement, tables.schema)
         for statement in (

@@ -1,4 +1,4 @@
-"""`send(within=cursor)`: a message belongs to its caller's transaction, whichever driver the caller uses."""
+"""`send(within=cursor)`: a message belongs to its caller's transaction, with any driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The servers that everything here runs on."""
+"""The servers of these tests."""
 
 from __future__ import annotations
 

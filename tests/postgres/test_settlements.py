@@ -1,4 +1,4 @@
-"""`settle`: a whole batch in one statement, behind the fence, or nothing of it."""
+"""`settle`: a whole batch in one statement, behind the fence."""
 
 from __future__ import annotations
 

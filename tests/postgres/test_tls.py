@@ -1,4 +1,4 @@
-"""TLS options of the URL reach libpq, for every connection that is made: producers', consumers', waiting callers'."""
+"""TLS options of the URL reach libpq, for every connection of producers, consumers and waiting callers."""
 
 from __future__ import annotations
 

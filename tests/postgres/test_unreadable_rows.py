@@ -66,7 +66,7 @@ def row(queue: str, number: int, state: str | None = None, **members: Any) -> st
 
 
 def received(transport: PostgresTransport, queue: str, *, lease: float = 60) -> list[Delivery]:
-    """Return what a subscription receives until the queue is empty, whatever it raises meanwhile."""
+    """Return all deliveries of a subscription until the queue is empty, despite its errors."""
     subscription = transport.subscribe([queue], lease=lease)
     found: list[Delivery] = []
     while more := retry_outages(lambda: subscription.receive(limit=10, wait=0)):

@@ -1,4 +1,4 @@
-"""What nobody waits for (announcing, sweeping) and what stands in the way of it costs no work."""
+"""Background work (notifications, purging) and its failures never stop other work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wake-ups: LISTEN/NOTIFY at once, debounced; and polling, which nothing depends on but everything can."""
+"""Wake-ups: debounced notifications arrive at once, and polling delivers everything without them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Timer:
 
 
 def settle_down() -> None:
-    """Let a consumer that has just started, or just settled, reach its wait."""
+    """Give a consumer that has just started or settled time to reach its wait."""
     time.sleep(0.1)
 
 
@@ -191,7 +191,7 @@ def test_everything_works_by_polling(make_postgres: Make, queue: str) -> None:
 
 @pytest.fixture(scope="module")
 def statements() -> dict[bool, list[str]]:
-    """What the server has logged of a subscription and a waiting caller, with `listen` True and False."""
+    """The server's log of a subscription and a waiting caller, with `listen` True and False."""
     logged: dict[bool, list[str]] = {}
     with servers.private_server(options="-c log_statement=all -c log_line_prefix='%a '") as server:
         for listen in (True, False):

@@ -1,4 +1,4 @@
-"""Worker processes that are killed, stopped or slow, and what the others do about their messages."""
+"""Worker processes that are killed, stopped or slow, and the other workers that take over."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def url(tables: Tables, postgres: PostgresTransport) -> str:
 
 
 def states(transport: PostgresTransport, queue: str) -> tuple[int, int, int]:
-    """What is ready, in flight, and dead."""
+    """Return the numbers of ready, in-flight and dead messages."""
     (state,) = transport.queues([queue])
     return state.ready, state.in_flight, state.dead
 
@@ -151,7 +151,7 @@ def told(directory: Path, queue: str) -> ContinuationSpec:
 
 
 def first(directory: Path) -> object:
-    """What the callback was given."""
+    """Return the argument of the callback."""
     return json.loads((directory / "told.first").read_text())
 
 

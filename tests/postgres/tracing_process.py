@@ -1,7 +1,7 @@
 """A traced process for test_traces.py: `python -m postgres.tracing_process URL SCHEMA FILE QUEUE [CALLBACKS]`.
 
-With CALLBACKS it is a producer, which sends one task to QUEUE and its callbacks there; else a worker of QUEUE, which
-leaves when it has settled one message. Its spans end in FILE, one JSON object a line.
+With CALLBACKS it is a producer, which sends one task to QUEUE and its callbacks to CALLBACKS. Otherwise it is a worker
+of QUEUE, which exits after it has settled one message. It writes its spans to FILE, one JSON object per line.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ToFile(SpanExporter):
 
 
 class Once(Observer):
-    """Stops its consumer when something is settled."""
+    """Stops its consumer after the first settlement."""
 
     consumer: Consumer
 

@@ -1,8 +1,7 @@
-"""Processes whose wall clock is wrong, and what the tests do in them.
+"""Processes with a wrong wall clock, and calls into them.
 
-The clock is put wrong before anything else is imported, by the `sitecustomize` of the process: time.time and
-datetime.now are hours away from the truth, or jump with each look. The monotonic clock is left alone, as a real change
-of the wall clock leaves it.
+The `sitecustomize` of the process changes the clock before anything else is imported: time.time and datetime.now are
+wrong by hours, or jump at each call. The monotonic clock stays, as after a real change of the wall clock.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ RealMoment: TypeAlias = datetime.datetime
 RealDay: TypeAlias = datetime.date
 
 OFF = 30 * 3600.0
-"""Seconds: longer than any time that the package reckons with."""
+"""Seconds: longer than any time that the package uses."""
 
 AHEAD, BEHIND, JUMPING = [OFF], [-OFF], [OFF, -OFF]
-"""How far a clock is off, at each look in turn."""
+"""The errors of a clock in seconds, for each call in turn."""
 
 _SITECUSTOMIZE = "from postgres.wrong_clock import put_wrong\nput_wrong({offsets!r})\n"
 
 
 def put_wrong(offsets: list[float]) -> None:
-    """Put the clock of this process wrong, by these seconds in turn."""
+    """Change the clock of this process by these seconds in turn."""
     told, told_ns = time.time, time.time_ns
     off = itertools.cycle(offsets)
 
@@ -72,7 +71,7 @@ def put_wrong(offsets: list[float]) -> None:
 
 
 class WrongClock:
-    """Runs functions in a process whose clock is wrong."""
+    """Runs functions in a process with a wrong clock."""
 
     def __init__(self, pool: ProcessPoolExecutor) -> None:
         self._pool = pool
@@ -83,7 +82,7 @@ class WrongClock:
 
 @contextlib.contextmanager
 def starting_wrong(directory: Path, offsets: list[float]) -> Iterator[None]:
-    """Let the processes that are started in the block have a wrong clock: those that inherit PYTHONPATH or sys.path."""
+    """Give a wrong clock to the processes of the block that inherit PYTHONPATH or sys.path."""
     (directory / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(offsets=offsets))
     path = [str(directory), *filter(None, sys.path)]
     with mock.patch.object(sys, "path", path), mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(path)):
@@ -99,5 +98,5 @@ def wrong_clock(directory: Path, offsets: list[float]) -> Iterator[WrongClock]:
 
 
 def tell() -> tuple[float, float]:
-    """What time it is, by both clocks of Python."""
+    """Return the time by both clocks of Python."""
     return time.time(), datetime.datetime.now(datetime.UTC).timestamp()

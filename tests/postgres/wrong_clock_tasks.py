@@ -1,4 +1,4 @@
-"""What the tests of clocks do in a process whose clock is wrong: each takes the URL and the schema first."""
+"""The functions that run in a process with a wrong clock. Each takes the URL and the schema first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def send(url: str, schema: str, queue: str, delay: float) -> None:
 
 
 def drain(url: str, schema: str, queue: str, timeout: float) -> int:
-    """Work on a queue until it is empty or the time is up, and return how many tasks were run."""
+    """Work on a queue until it is empty or the time is up, and return the number of tasks that ran."""
 
     def again(delay: float) -> None:
         raise RetryLater(delay)
@@ -39,7 +39,7 @@ def read_reply(url: str, schema: str, key: str) -> Any:
 
 
 def call(url: str, schema: str, queue: str) -> Any:
-    """Call a task, and wait for what it returns, with a worker in the same process."""
+    """Call a task, with a worker in the same process, and return its result."""
     with (
         transport_on(url, schema) as transport,
         running(Consumer(transport, {"fine": lambda: "fine"}, [queue])),
