@@ -22,8 +22,8 @@ from transports.postgres.statement import Statement
 @pytest.fixture(scope="session", params=["embedded", pytest.param("server", marks=second_server)])
 def postgres_url(request: pytest.FixtureRequest) -> str:
     """The URL of each server in turn: the embedded one and the machine's, which differ in their major version."""
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
 
 
 @pytest.fixture

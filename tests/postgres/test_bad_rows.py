@@ -114,9 +114,9 @@ def test_product_dispatch_without_queue_sends_its_callback(
     row = {"task_name": "t", "args": [raises], "kwargs": None, "queue": None, "task_id": f"d-{queue}", **callbacks}
     tables.inject(queue, json.dumps(row))
     Consumer(postgres, {"t": lambda fails: 1 / 0 if fails else "paid"}, [queue]).drain(timeout=60)
-    ((found, text),) = tables.rows("SELECT queue_name, message FROM {messages}")
+    ((stored_in, text),) = tables.rows("SELECT queue_name, message FROM {messages}")
     kind, first = ("on_error", f"d-{queue}") if raises else ("on_success", "paid")
-    assert (found, text["queue"]) == (f"{queue}-callbacks", f"{queue}-callbacks")
+    assert (stored_in, text["queue"]) == (f"{queue}-callbacks", f"{queue}-callbacks")
     assert (text["task_name"], text["args"], text["kwargs"]) == (kind, [first], {})
     status = postgres.reply(f"d-{queue}")
     assert status is not None

@@ -77,7 +77,7 @@ def test_unknown_states_are_reported(beside: Product, transport: PostgresTranspo
     assert ran == [1]
     (state,) = transport.queues([queue])
     assert (state.ready, state.in_flight, state.delayed, state.unknown) == (0, 0, 0, 1)
-    (finding,) = [one for one in transport.check_up() if one.name == "waiting"]
+    (finding,) = [finding for finding in transport.check_up() if finding.name == "waiting"]
     assert finding.level == "warning"
     assert f"1 'scheduled' in '{queue}'" in finding.what
 

@@ -83,8 +83,8 @@ def test_claims_follow_priority_then_order_over_queues(
         assert len(batch) == min(limit, len(sent) - len(received))
         received += batch
     subscription.close()
-    expected = sorted(zip(ids, rows, strict=True), key=lambda one: (-one[1][1], int(one[0])))
-    assert [(one.id, (one.queue, one.priority)) for one in received] == expected
+    expected = sorted(zip(ids, rows, strict=True), key=lambda row: (-row[1][1], int(row[0])))
+    assert [(delivery.id, (delivery.queue, delivery.priority)) for delivery in received] == expected
 
 
 @pytest.mark.parametrize("analysed", [False, True])
@@ -147,7 +147,7 @@ def test_locked_row_neither_stops_nor_spins_a_worker(
         with in_background(lambda: subscription.receive(limit=1, wait=30), timeout=10):
             time.sleep(0.1)
             subscription.wake()
-    assert [one.id for one in subscription.receive(limit=1, wait=2)] == [locked]
+    assert [delivery.id for delivery in subscription.receive(limit=1, wait=2)] == [locked]
     subscription.close()
 
 
@@ -222,12 +222,12 @@ def test_subscription_to_many_queues_keeps_the_order(
         for limit in itertools.chain(limits, itertools.repeat(len(sent))):
             batch = subscription.receive(limit=limit, wait=0)
             assert len(batch) <= limit
-            received += [one.id for one in batch]
+            received += [delivery.id for delivery in batch]
             if not batch:
                 break
         subscription.close()
-    expected = sorted(zip(ids, sent, strict=True), key=lambda one: (-one[1][1], int(one[0])))
-    assert received == [one for one, _ in expected]
+    expected = sorted(zip(ids, sent, strict=True), key=lambda pair: (-pair[1][1], int(pair[0])))
+    assert received == [id for id, _ in expected]
 
 
 def test_consumer_serves_thousands_of_queues(shared: Shared) -> None:
@@ -314,7 +314,7 @@ def test_frontier_claims_keep_the_order(
     for limit in [*limits, len(sent) + len(later)]:
         batch = subscription.receive(limit=limit, wait=0)
         waiting.sort()
-        assert [(-one.priority, int(one.id)) for one in batch] == waiting[:limit]
+        assert [(-delivery.priority, int(delivery.id)) for delivery in batch] == waiting[:limit]
         del waiting[: len(batch)]
         send(later)
         later = []
@@ -335,10 +335,10 @@ def test_late_committed_id_is_found_within_a_second(
         (late,) = postgres.send([message("t", names[0])], within=slow.cursor())
         (early,) = postgres.send([message("t", names[0])])
         assert int(late) < int(early)
-        assert [one.id for one in subscription.receive(limit=10, wait=10)] == [early]
+        assert [delivery.id for delivery in subscription.receive(limit=10, wait=10)] == [early]
         slow.commit()
     committed = time.monotonic()
-    assert [one.id for one in subscription.receive(limit=10, wait=30)] == [late]
+    assert [delivery.id for delivery in subscription.receive(limit=10, wait=30)] == [late]
     assert time.monotonic() - committed < 1.0 + AT_ONCE
     subscription.close()
 
@@ -359,7 +359,7 @@ def test_late_committed_delay_is_found_within_a_second(
     received: list[Delivery] = []
     while not received and time.monotonic() < committed + 30:
         received += subscription.receive(limit=1, wait=1)
-    assert [one.id for one in received] == [sent]
+    assert [delivery.id for delivery in received] == [sent]
     assert time.monotonic() - committed < 2.0 + AT_ONCE
     subscription.close()
 
@@ -370,10 +370,10 @@ def test_immediate_retry_is_claimed_at_once(postgres: PostgresTransport, queue: 
     subscription = bounded(postgres, [queue])
     sent = postgres.send([message("t", queue) for _ in range(5)])
     first, *others = subscription.receive(limit=5, wait=0)
-    assert all(subscription.settle([Settlement(one, Verdict.ACK) for one in others]))
+    assert all(subscription.settle([Settlement(delivery, Verdict.ACK) for delivery in others]))
     rest(subscription, Scan.RECENT)
     assert subscription.settle([Settlement(first, Verdict.RETRY)]) == [True]
-    assert [(one.id, one.attempt) for one in subscription.receive(limit=5, wait=0)] == [(sent[0], 2)]
+    assert [(delivery.id, delivery.attempt) for delivery in subscription.receive(limit=5, wait=0)] == [(sent[0], 2)]
     subscription.close()
 
 
@@ -385,7 +385,7 @@ def test_requeued_message_is_claimed_at_once(postgres: PostgresTransport, tables
     assert len(subscription.receive(limit=5, wait=0)) == 5
     rest(subscription, Scan.RECENT)
     tables.execute("UPDATE {messages} SET vt = now() WHERE msg_id = %s", int(sent[1]))
-    assert [(one.id, one.attempt) for one in subscription.receive(limit=5, wait=20)] == [(sent[1], 2)]
+    assert [(delivery.id, delivery.attempt) for delivery in subscription.receive(limit=5, wait=20)] == [(sent[1], 2)]
     subscription.close()
 
 
@@ -399,7 +399,7 @@ def test_whole_claim_finds_rows_that_others_made_ready(postgres: PostgresTranspo
     rest(subscription, Scan.RECENT)
     assert subscription.receive(limit=2, wait=0) == ()
     rest(subscription, Scan.WHOLE, seconds=0.012)  # due again in 0.3 s
-    assert [one.id for one in subscription.receive(limit=2, wait=20)] == [low]
+    assert [delivery.id for delivery in subscription.receive(limit=2, wait=20)] == [low]
     subscription.close()
 
 
@@ -494,10 +494,10 @@ def test_delay_ends_on_time_among_many_claimed_rows(
     for delay in (0.2, 1.0):
         (sent,) = postgres.send([message("t", queue, delay=delay)])
         started = time.monotonic()
-        assert [one.id for one in subscription.receive(limit=1, wait=30)] == [sent]
+        assert [delivery.id for delivery in subscription.receive(limit=1, wait=30)] == [sent]
         assert delay <= time.monotonic() - started + 0.01 < delay + AT_ONCE
     tables.execute("UPDATE {messages} SET vt = now() WHERE msg_id = %s", int(ids[200]))
-    assert [one.id for one in subscription.receive(limit=1, wait=30)] == [ids[200]]
+    assert [delivery.id for delivery in subscription.receive(limit=1, wait=30)] == [ids[200]]
     subscription.close()
 
 
@@ -526,7 +526,7 @@ def test_claimed_rows_of_other_queues_delay_no_lease(
     postgres.send([message("t", f"{queue}-other", delay=3600)])
     tables.execute("UPDATE {messages} SET vt = now() WHERE msg_id = %s", int(sent))
     subscription = postgres.subscribe([queue, *(f"{queue}-{n}" for n in range(1, queues))], lease=60)
-    assert [one.id for one in subscription.receive(limit=1, wait=0)] == [sent]
+    assert [delivery.id for delivery in subscription.receive(limit=1, wait=0)] == [sent]
     subscription.close()
 
 
@@ -553,9 +553,9 @@ def test_unprepared_claims_of_many_queues_keep_order(
     (later,) = postgres.send([message("t", names[3], delay=0.2)])
     subscription = postgres.subscribe(names, lease=60)
     assert subscription.claims.reads_queues_first
-    received = [one.id for _ in range(6) for one in subscription.receive(limit=10, wait=0)]
-    assert received == sorted(ids, key=lambda one: (-(ids.index(one) % 3), int(one)))
-    assert [one.id for one in subscription.receive(limit=10, wait=10)] == [later]
+    received = [delivery.id for _ in range(6) for delivery in subscription.receive(limit=10, wait=0)]
+    assert received == sorted(ids, key=lambda id: (-(ids.index(id) % 3), int(id)))
+    assert [delivery.id for delivery in subscription.receive(limit=10, wait=10)] == [later]
     subscription.close()
 
 
@@ -602,12 +602,12 @@ def test_whole_claim_repeats_after_finding_rows_below_frontier() -> None:
     clock = VirtualClock()
     planner = ClaimPlanner(Statements("s"), ["q"], clock=clock)
 
-    def claim(limit: int, found: list[Delivery], moment: float) -> Scan:
+    def claim(limit: int, claimed: list[Delivery], moment: float) -> Scan:
         """Record a WHOLE claim of one second that ends at `moment`; return the scan of the next one."""
         clock.now = moment - 1.0
         plan = planned(planner, limit, Attempt.WHOLE)
         clock.now = moment
-        planner.record(ClaimResult(plan, found))
+        planner.record(ClaimResult(plan, claimed))
         clock.now = moment + 0.1
         return planned(planner, 1).scan
 

@@ -49,17 +49,17 @@ def wrong(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield process
 
 
-def the(tables: Tables, what: str, queue: str) -> float:
+def the(tables: Tables, expression: str, queue: str) -> float:
     """Return a number of the one message in a queue, reckoned by the database."""
     statement = "SELECT ({})::float8 FROM {{messages}} WHERE queue_name = %s"
-    ((found,),) = tables.rows(statement.format(what), queue)
-    return float(found)
+    ((value,),) = tables.rows(statement.format(expression), queue)
+    return float(value)
 
 
 def test_clock_of_these_processes_is_wrong(wrong: WrongClock) -> None:
     """Both of Python's clocks are wrong by more than a day, so that the other tests prove something."""
     for _ in range(2):
-        assert all(abs(told - time.time()) > OFF - 3600 for told in wrong(tell))
+        assert all(abs(shown - time.time()) > OFF - 3600 for shown in wrong(tell))
 
 
 @on_one_server
@@ -85,7 +85,8 @@ def test_a_lease_ends_when_the_database_says_so(
         heir = at_work(heirs)
         subscribed = the(tables, "extract(epoch FROM now())", queue)
         wait_until(
-            lambda: the(tables, "extract(epoch FROM now())", queue) > subscribed + LEASE + 0.5, what="a lease to pass"
+            lambda: the(tables, "extract(epoch FROM now())", queue) > subscribed + LEASE + 0.5,
+            what="a lease to pass",
         )
         assert (the(tables, "read_ct", queue), heir.has_said(), holder.log) == (1, False, [])
         holder.kill()
@@ -169,12 +170,12 @@ def test_ages_follow_the_database_clock(
 
 def test_only_listed_functions_read_the_wall_clock() -> None:
     """In the core, the memory transport and the PostgreSQL transport, only the listed functions read the wall clock."""
-    found = set[str]()
+    readers = set[str]()
     for package in ("unstract_core", "transports/memory", "transports/postgres"):
         for file in sorted((ROOT / package).rglob("*.py")):
             module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-            found.update(f"{module}:{place}" for place in looks_at_the_clock(ast.parse(file.read_text())))
-    assert found == set(ALLOWED), "give a new one its reason in ALLOWED, or use the monotonic clock or the database's"
+            readers.update(f"{module}:{place}" for place in looks_at_the_clock(ast.parse(file.read_text())))
+    assert readers == set(ALLOWED), "give a new one its reason in ALLOWED, or use the monotonic clock or the database's"
 
 
 def looks_at_the_clock(tree: ast.AST, place: str = "") -> Iterator[str]:
@@ -188,7 +189,7 @@ def looks_at_the_clock(tree: ast.AST, place: str = "") -> Iterator[str]:
                 yield place
             case ast.Attribute(attr=attr) if attr in CLOCK_OF_DATETIME:
                 yield place
-            case ast.ImportFrom(module="time", names=names) if CLOCK_OF_TIME.intersection(one.name for one in names):
+            case ast.ImportFrom(module="time", names=names) if CLOCK_OF_TIME.intersection(name.name for name in names):
                 yield place
         yield from looks_at_the_clock(node, place)
 
@@ -212,8 +213,8 @@ def test_no_statement_gets_the_time() -> None:
     """Each statement takes the time from the database, and only durations as parameters."""
     for file in (ROOT / "transports/postgres/sql").glob("*.sql"):
         text = re.sub(r"--.*", "", file.read_text())
-        for told in re.findall(r"(?:%\(\w+\)s|\$\d+)::(\w+)", text):
-            assert not re.match("timestamp|date|time|abstime", told), f"{file.name}: a parameter is a {told}"
+        for kind in re.findall(r"(?:%\(\w+\)s|\$\d+)::(\w+)", text):
+            assert not re.match("timestamp|date|time|abstime", kind), f"{file.name}: a parameter is a {kind}"
 
 
 def test_holder_renews_its_message_after_clock_jump(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
@@ -233,7 +234,7 @@ def test_doctor_warns_of_a_clock_set_back(postgres: PostgresTransport, tables: T
     """Messages with a time of sending in the future show that the database's clock was set back."""
     postgres.send([message("t", queue)])
     tables.execute("UPDATE {messages} SET enqueued_at = now() + interval '1 hour'")
-    (finding,) = [one for one in postgres.check_up() if one.name == "clock"]
+    (finding,) = [finding for finding in postgres.check_up() if finding.name == "clock"]
     assert (finding.level, "set back" in finding.what) == ("warning", True)
 
 
@@ -241,5 +242,5 @@ def test_doctor_warns_of_a_wrong_clock(postgres: PostgresTransport, monkeypatch:
     """A clock that is wrong by an hour may be corrected by a step, which ends leases at once or late."""
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() - 3600.0)
-    (finding,) = [one for one in postgres.check_up() if one.name == "clock"]
+    (finding,) = [finding for finding in postgres.check_up() if finding.name == "clock"]
     assert (finding.level, "NTP" in finding.remedy) == ("warning", True)

@@ -119,7 +119,9 @@ def test_lost_prepared_statements_cause_no_failure(make_named: Make, tables: Tab
         return [*transport._pool._idle, subscription._listener.connect()]
 
     def prepared() -> int:
-        rows = [one.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() for one in connections()]
+        rows = [
+            connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() for connection in connections()
+        ]
         return sum(count for (count,) in rows)
 
     for n in range(10):

@@ -92,8 +92,8 @@ def test_replay_keeps_the_order_of_dead_letters(postgres: PostgresTransport, que
     letters = buried(postgres, queue, 10)
     ids = [letter.id for letter in letters]
     assert postgres.dead.replay([*ids[::-1], "999999999", "x", "-1", "", "9" * 40, ids[0]]) == ids
-    replayed = sorted(receive_all(postgres, queue), key=lambda one: int(one.id))
-    assert [one.payload.args for one in replayed if one.payload] == [
+    replayed = sorted(receive_all(postgres, queue), key=lambda delivery: int(delivery.id))
+    assert [delivery.payload.args for delivery in replayed if delivery.payload] == [
         letter.message["args"] for letter in letters if isinstance(letter.message, dict)
     ]
     assert postgres.dead.replay(ids) == []
@@ -192,7 +192,9 @@ def test_concurrent_replays_send_each_letter_once(
     first, second = make_postgres(), make_postgres()
     ids = [letter.id for letter in buried(first, queue, 60)]
     replayed: list[str] = []
-    with in_background(*(lambda one=one: replayed.extend(one.dead.replay(queue=queue)) for one in (first, second))):
+    with in_background(
+        *(lambda operator=operator: replayed.extend(operator.dead.replay(queue=queue)) for operator in (first, second))
+    ):
         pass
     assert sorted(replayed, key=int) == ids
     assert len(receive_all(first, queue)) == 60

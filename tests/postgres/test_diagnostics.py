@@ -55,12 +55,12 @@ def check(transport: PostgresTransport, **limits: Any) -> list[Finding]:
     return list(transport.check_up(limits=DiagnosticLimits(**limits)))
 
 
-def of(name: str, found: list[Finding]) -> list[Finding]:
-    return [finding for finding in found if finding.name == name]
+def of(name: str, findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.name == name]
 
 
-def the(name: str, found: list[Finding]) -> Finding:
-    (finding,) = of(name, found)
+def the(name: str, findings: list[Finding]) -> Finding:
+    (finding,) = of(name, findings)
     return finding
 
 
@@ -75,10 +75,10 @@ def reached(url: str) -> Iterator[Proxy]:
 def test_healthy_schema_passes_every_check(postgres: PostgresTransport, queue: str) -> None:
     """Every check runs and reports "ok" for a fresh schema in use."""
     postgres.send([message("t", queue), message("t", queue, delay=60.0)])
-    found = check(postgres)
-    assert {finding.name for finding in found} == EVERY_CHECK
-    assert all(finding.what for finding in found)
-    assert [finding for finding in found if finding.level != "ok" and finding.name not in OF_THE_SERVER] == []
+    findings = check(postgres)
+    assert {finding.name for finding in findings} == EVERY_CHECK
+    assert all(finding.what for finding in findings)
+    assert [finding for finding in findings if finding.level != "ok" and finding.name not in OF_THE_SERVER] == []
 
 
 def test_product_tables_pass_every_check(tables: Tables) -> None:
@@ -86,9 +86,9 @@ def test_product_tables_pass_every_check(tables: Tables) -> None:
     product.make_tables(tables, "varchar(255)")
     with transport_on(tables.url, tables.schema) as transport:
         transport.migrate()
-        found = check(transport)
-    assert [finding for finding in found if finding.level != "ok" and finding.name not in OF_THE_SERVER] == []
-    assert "ALTER TABLE" in of("autovacuum", found)[-1].remedy or of("autovacuum", found)[-1].level == "warning"
+        findings = check(transport)
+    assert [finding for finding in findings if finding.level != "ok" and finding.name not in OF_THE_SERVER] == []
+    assert "ALTER TABLE" in of("autovacuum", findings)[-1].remedy or of("autovacuum", findings)[-1].level == "warning"
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,10 @@ def test_schema_of_any_name_is_checked(postgres_url: str, schema: str) -> None:
     try:
         with transport_on(postgres_url, schema) as transport:
             transport.migrate()
-            found = check(transport)
+            findings = check(transport)
     finally:
         tables.execute("DROP SCHEMA IF EXISTS {schema} CASCADE")
-    assert [finding for finding in found if finding.level != "ok" and finding.name not in OF_THE_SERVER] == []
+    assert [finding for finding in findings if finding.level != "ok" and finding.name not in OF_THE_SERVER] == []
 
 
 def test_checks_are_skipped_without_connection() -> None:
@@ -125,20 +125,20 @@ def test_broken_connection_fails_one_check(postgres_url: str, postgres: Postgres
         url = make_conninfo(postgres_url, port=between.port)
         with transport_on(url, postgres._statements.schema) as transport:
             between.lose(b"pg_notification_queue_usage")
-            found = check(transport)
-    assert the("notifications", found).level == "warning"
-    assert "could not be checked" in the("notifications", found).what
-    assert the("tables", found).level == the("leases", found).level == "ok"
+            findings = check(transport)
+    assert the("notifications", findings).level == "warning"
+    assert "could not be checked" in the("notifications", findings).what
+    assert the("tables", findings).level == the("leases", findings).level == "ok"
 
 
 def test_missing_tables_are_named(postgres_url: str, schema: str) -> None:
     """Each missing table is an error with `migrate` as the remedy; the checks of its rows are skipped."""
     with transport_on(postgres_url, schema) as transport:
-        found = check(transport)
-    assert [finding.level for finding in of("tables", found)] == ["error"] * 3
-    assert all("unstract-wire migrate" in finding.remedy for finding in of("tables", found))
+        findings = check(transport)
+    assert [finding.level for finding in of("tables", findings)] == ["error"] * 3
+    assert all("unstract-wire migrate" in finding.remedy for finding in of("tables", findings))
     for name in ("rights", "indexes", "leases", "waiting", "dead letters", "replies"):
-        assert the(name, found).level == "skipped"
+        assert the(name, findings).level == "skipped"
 
 
 def test_sequence_behind_its_ids_is_named(postgres: PostgresTransport, tables: Tables, queue: str) -> None:
@@ -252,11 +252,11 @@ def test_check_without_right_is_skipped_alone(limited: tuple[str, str], tables: 
     url, role = limited
     tables.execute(f"REVOKE SELECT ON {{dead}} FROM {role}")  # noqa: S608 - the role of this test
     with transport_on(url, tables.schema) as transport:
-        found = check(transport)
-    finding = the("dead letters", found)
+        findings = check(transport)
+    finding = the("dead letters", findings)
     assert (finding.level, finding.remedy) == ("skipped", "it takes SELECT on the table; grant this role the right")
     assert "could not be checked" in finding.what
-    assert the("replies", found).level == the("leases", found).level == "ok"
+    assert the("replies", findings).level == the("leases", findings).level == "ok"
 
 
 @on_one_server
@@ -269,8 +269,8 @@ def test_pooler_is_reported(postgres_url: str, postgres: PostgresTransport) -> N
             finding = the("pooler", check(transport))
         assert (finding.level, "listen=false" in finding.remedy) == ("warning", True)
         with transport_on(url, schema, listen=False) as transport:
-            found = check(transport)
-    assert (the("pooler", found).level, the("listen", found).level) == ("ok", "skipped")
+            findings = check(transport)
+    assert (the("pooler", findings).level, the("listen", findings).level) == ("ok", "skipped")
 
 
 @on_one_server
@@ -292,9 +292,9 @@ def test_pgbouncer_is_reported_with_failed_listening(server_url: str) -> None:
         with transport_on(server_url, schema) as direct:
             direct.migrate()
         with transport_on(pgbouncer.url, schema) as transport:
-            found = check(transport, notification=1.0)
-    assert {finding.name for finding in found} == EVERY_CHECK
-    named = {finding.name for finding in found if finding.level != "ok"} - OF_THE_SERVER
+            findings = check(transport, notification=1.0)
+    assert {finding.name for finding in findings} == EVERY_CHECK
+    named = {finding.name for finding in findings if finding.level != "ok"} - OF_THE_SERVER
     assert named == {"pooler", "listen"}
 
 
@@ -338,14 +338,14 @@ def test_table_without_vacuum_is_reported(postgres: PostgresTransport, tables: T
     tables.execute("ALTER TABLE {messages} SET (autovacuum_enabled = false)")
     postgres.send([message("t", "q", n) for n in range(50)])
     tables.execute("DELETE FROM {messages}")
-    split_remedy: list[str] = []
+    texts: list[str] = []
 
-    def found() -> bool:
-        split_remedy[:] = [finding.what + finding.remedy for finding in of("autovacuum", check(postgres, dead_rows=10))]
-        return any("50 dead rows to 0 live ones" in what for what in split_remedy)
+    def counts_dead_rows() -> bool:
+        texts[:] = [finding.what + finding.remedy for finding in of("autovacuum", check(postgres, dead_rows=10))]
+        return any("50 dead rows to 0 live ones" in text for text in texts)
 
-    wait_until(found, what="the dead rows to be counted")
-    assert any("is off for pg_queue_message" in what and "autovacuum_enabled = true" in what for what in split_remedy)
+    wait_until(counts_dead_rows, what="the dead rows to be counted")
+    assert any("is off for pg_queue_message" in text and "autovacuum_enabled = true" in text for text in texts)
 
 
 def test_idle_transaction_is_named(postgres: PostgresTransport, tables: Tables, name: str) -> None:
@@ -353,8 +353,8 @@ def test_idle_transaction_is_named(postgres: PostgresTransport, tables: Tables, 
     with psycopg.connect(named(tables.url, name)) as other:
         other.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         other.execute("SELECT 1")
-        found = check(postgres, transaction=0.0)
-        (finding,) = [finding for finding in of("snapshots", found) if name in finding.what]
+        findings = check(postgres, transaction=0.0)
+        (finding,) = [finding for finding in of("snapshots", findings) if name in finding.what]
         assert finding.level == "warning"
         assert f"pid {other.info.backend_pid} " in finding.what
         assert "idle in transaction" in finding.what
@@ -369,8 +369,8 @@ def test_old_snapshot_of_hidden_session_is_reported(limited: tuple[str, str], ta
         other.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         other.execute("SELECT 1")
         with transport_on(limited[0], tables.schema) as transport:
-            found = check(transport, transaction=0.0, transactions=0)
-        (finding,) = [finding for finding in of("snapshots", found) if name in finding.what]
+            findings = check(transport, transaction=0.0, transactions=0)
+        (finding,) = [finding for finding in of("snapshots", findings) if name in finding.what]
     assert "a time that this role may not see" in finding.what
     assert "holds a snapshot" in finding.what
 
@@ -418,11 +418,11 @@ def test_dead_letters_are_counted_without_content(postgres: PostgresTransport) -
     for reason in ("KeyError: old", "ValueError: secret-word of a payload"):
         postgres.send([message("t", queue, "secret-word")])
         bury(postgres, queue, reason)
-    found = check(postgres)
-    finding = the("dead letters", found)
+    findings = check(postgres)
+    finding = the("dead letters", findings)
     assert (finding.level, finding.what) == ("warning", f"2 in '{queue}' (the newest: ValueError)")
     assert f"dead list --queue {queue}" in finding.remedy
-    assert not any("secret-word" in one.what + one.remedy for one in found)
+    assert not any("secret-word" in finding.what + finding.remedy for finding in findings)
 
 
 def test_expired_replies_are_reported(postgres: PostgresTransport, tables: Tables) -> None:
@@ -445,10 +445,10 @@ def test_no_timestamp_breaks_a_check(postgres: PostgresTransport, tables: Tables
     postgres.send([message("t", queue)])
     tables.execute(f"UPDATE {{messages}} SET vt = '{moment}', enqueued_at = '{moment}'")  # noqa: S608 - from above
     tables.execute(f"UPDATE {{results}} SET expires_at = '{moment}'")  # noqa: S608 - likewise
-    found = check(postgres)
-    assert not any("could not be checked" in finding.what for finding in found)
-    assert the("leases", found).level == ("ok" if moment == "infinity" else "warning")
-    assert the("replies", found).level == ("ok" if moment == "infinity" else "warning")
+    findings = check(postgres)
+    assert not any("could not be checked" in finding.what for finding in findings)
+    assert the("leases", findings).level == ("ok" if moment == "infinity" else "warning")
+    assert the("replies", findings).level == ("ok" if moment == "infinity" else "warning")
 
 
 @on_one_server
@@ -502,13 +502,14 @@ def test_wrong_server_settings_are_reported(neglected: str) -> None:
             connection.execute("BEGIN")
             connection.execute("CREATE TABLE forgotten ()")
             connection.execute("PREPARE TRANSACTION 'forgotten'")
-            found = check(transport, transaction=0.0)
+            findings = check(transport, transaction=0.0)
             connection.execute("ROLLBACK PREPARED 'forgotten'")
-    assert (the("encoding", found).level, the("encoding", found).what[:9]) == ("error", "SQL_ASCII")
-    assert "synchronous_commit" in the("durability", found).remedy
-    assert "whole server" in the("autovacuum", found).what
-    assert (the("connections", found).level, "max_connections" in the("connections", found).what) == ("warning", True)
-    assert any("prepared transaction forgotten" in finding.what for finding in of("snapshots", found))
+    assert (the("encoding", findings).level, the("encoding", findings).what[:9]) == ("error", "SQL_ASCII")
+    assert "synchronous_commit" in the("durability", findings).remedy
+    assert "whole server" in the("autovacuum", findings).what
+    room = the("connections", findings)
+    assert (room.level, "max_connections" in room.what) == ("warning", True)
+    assert any("prepared transaction forgotten" in finding.what for finding in of("snapshots", findings))
 
 
 def test_connected_workers_are_listed(
@@ -522,10 +523,10 @@ def test_connected_workers_are_listed(
         other.execute("SELECT 'secret-word'")
         workers = watching.workers()
         subscription.close()
-        (found,) = [worker for worker in workers if worker.name == own]
-        assert (found.pid, found.state, found.address) == (other.info.backend_pid, "idle", "127.0.0.1")
-        assert found.since is not None
-        assert 0 <= found.since < 300
+        (state,) = [worker for worker in workers if worker.name == own]
+        assert (state.pid, state.state, state.address) == (other.info.backend_pid, "idle", "127.0.0.1")
+        assert state.since is not None
+        assert 0 <= state.since < 300
     assert [worker.name for worker in workers if worker.name == name] == [name]
     assert "secret-word" not in repr(workers)
 

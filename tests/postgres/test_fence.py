@@ -56,7 +56,7 @@ def test_reused_id_is_settled_by_its_own_run(
         assert new_id == old_id
         wait_until(lambda: started == ["old", "new"], what="the new message to run")
         go["old"].set()
-        wait_until(lambda: sum(one.counters["lost"] for one in consumers) == 1, what="the old run to be lost")
+        wait_until(lambda: sum(consumer.counters["lost"] for consumer in consumers) == 1, what="the old run to be lost")
         assert tables.rows("SELECT queue_name, read_ct FROM {messages}") == [(queue, 1)]
         go["new"].set()
         wait_until(lambda: tables.count(queue) == 0, what="the new message to be settled")
@@ -116,7 +116,7 @@ def test_any_enqueue_time_passes_the_fence(
         "UPDATE {messages} SET enqueued_at = enqueued_at + interval '1 microsecond' WHERE msg_id = %s",
         int(deliveries[1].id),
     )
-    followed = [Settlement(one, Verdict.ACK, follow_up=message("f", f"{queue}-cb")) for one in deliveries]
+    followed = [Settlement(delivery, Verdict.ACK, follow_up=message("f", f"{queue}-cb")) for delivery in deliveries]
     moved = "infinity" not in stored
     assert subscription.settle(followed) == [True, not moved]
     assert tables.count(f"{queue}-cb") == 2 - moved

@@ -61,7 +61,7 @@ def test_used_transport_works_after_a_fork(make_postgres: Make, tables: Tables, 
             transport.send([message("t", queue + who, n) for n in range(3)])
             subscription = transport.subscribe([queue + who], lease=5)
             deliveries = subscription.receive(limit=5, wait=1)
-            assert all(subscription.settle([Settlement(one, Verdict.ACK) for one in deliveries]))
+            assert all(subscription.settle([Settlement(delivery, Verdict.ACK) for delivery in deliveries]))
             subscription.close()
             return f"{who} {len(deliveries)}"
 

@@ -51,9 +51,9 @@ def buffers(tables: Tables, statement: Statement, parameters: dict[str, Any]) ->
     """Return the number of pages that a statement reads."""
     with tables.connect(autocommit=False) as connection:
         explain = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement.text
-        ((found,),) = connection.execute(explain, parameters).fetchall()
+        ((explained,),) = connection.execute(explain, parameters).fetchall()
         connection.rollback()
-    plan = found if isinstance(found, list) else json.loads(found)
+    plan = explained if isinstance(explained, list) else json.loads(explained)
     return int(plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"])
 
 
@@ -76,8 +76,8 @@ def test_counting_unknown_states_uses_their_index(night: tuple[PostgresTransport
     _, tables = night
     with tables.connect() as connection:
         explain = b"EXPLAIN (ANALYZE, FORMAT JSON) " + Statements(SCHEMA)[name].text
-        ((found,),) = connection.execute(explain, {"names": ["q"], "most": 1000}).fetchall()
-    text = json.dumps(found)
+        ((explained,),) = connection.execute(explain, {"names": ["q"], "most": 1000}).fetchall()
+    text = json.dumps(explained)
     assert "pg_queue_message_strange" in text
     assert "pg_queue_message_pkey" not in text
     assert not re.search(r'"Seq Scan"[^{}]*"Relation Name": "pg_queue_message"', text)
@@ -87,7 +87,7 @@ def test_expiry_scan_reads_no_dead_rows(night: tuple[PostgresTransport, Tables])
     """A recent scan reads neither dead entries of claimed rows nor ready rows."""
     _, tables = night
     statements = Statements(SCHEMA)
-    bring = {"queues": ["q"], "limit": 500, "ahead": 30.0}
+    scan = {"queues": ["q"], "limit": 500, "ahead": 30.0}
     known = {"walked": ["q"], "afters": [DEAD], "share": NEW, "window": NEW, "known": list(range(1, 101))}
-    assert buffers(tables, statements["requeue_expired_recent"], {**bring, **known}) < BUFFERS
-    assert buffers(tables, statements["requeue_expired"], {**bring, **ExpiryPlanner(["q"]).next_part()}) > BUFFERS
+    assert buffers(tables, statements["requeue_expired_recent"], {**scan, **known}) < BUFFERS
+    assert buffers(tables, statements["requeue_expired"], {**scan, **ExpiryPlanner(["q"]).next_part()}) > BUFFERS

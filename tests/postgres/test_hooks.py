@@ -66,7 +66,7 @@ def test_sentry_example_reports_failed_tasks(postgres: PostgresTransport, queue:
     exec(example("Sentry"), space)  # noqa: S102 - the example of the docs, run as it stands there
     postgres.send([message("fail", queue, "the secret document")])
     Consumer(postgres, {"fail": fail}, [queue], max_attempts=1, observers=[space["Sentry"]()]).drain(timeout=30)
-    (event,) = [event for one in sentry.envelopes if (event := one.get_event()) is not None]
+    (event,) = [event for envelope in sentry.envelopes if (event := envelope.get_event()) is not None]
     (exception,) = event["exception"]["values"]
     assert (exception["type"], exception["value"]) == ("ValueError", "no total")
     assert exception["stacktrace"]["frames"][-1]["function"] == "fail"
@@ -121,7 +121,7 @@ def test_marking_example_marks_failed_executions(
 
 
 @pytest.mark.parametrize(
-    ("observer", "told"),
+    ("observer", "reason"),
     [
         ("nosuchmodule:Observer", "nosuchmodule"),
         ("hooks:Nothing", "has no 'Nothing'"),
@@ -134,7 +134,7 @@ def test_marking_example_marks_failed_executions(
 )
 @pytest.mark.parametrize("processes", [(), ("--processes", "2")], ids=["alone", "supervised"])
 def test_unavailable_observer_is_a_one_line_error(
-    tmp_path: Path, observer: str, told: str, processes: tuple[str, ...]
+    tmp_path: Path, observer: str, reason: str, processes: tuple[str, ...]
 ) -> None:
     """The worker does not start: exit code 2, and one line with the option and the reason."""
     (tmp_path / "hooks.py").write_text(
@@ -148,4 +148,4 @@ def test_unavailable_observer_is_a_one_line_error(
     (line,) = [line for line in command.log if " INFO " not in line]
     assert line.startswith("unstract-wire: ")
     assert "--observer" in line
-    assert told in line
+    assert reason in line

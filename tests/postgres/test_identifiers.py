@@ -94,7 +94,7 @@ def test_only_the_named_schema_is_touched(
             assert status.status == "completed"
             (letter,) = transport.dead.find()
             assert letter.org_id == org
-        assert [one["queue"] for one in run("queues")] == [queue]  # type: ignore[attr-defined]
+        assert [state["queue"] for state in run("queues")] == [queue]  # type: ignore[attr-defined]
         assert run("migrate") == {"created": []}
         run("dead", "replay", letter.id)
         assert elsewhere(tables, schema) == before

@@ -42,7 +42,7 @@ def test_row_security_is_refused_at_start(
     with transport_on(url, tables.schema) as transport:
         with pytest.raises(TransportNotReady, match=f"row-level security is active .* on {table}:.*BYPASSRLS"):
             transport.subscribe(["q"], lease=60)
-        (finding,) = [one for one in transport.check_up() if one.name == "rights"]
+        (finding,) = [finding for finding in transport.check_up() if finding.name == "rights"]
         assert (finding.level, table in finding.what, "BYPASSRLS" in finding.remedy) == ("error", True, True)
         tables.execute(f"ALTER ROLE {role} BYPASSRLS")
     with transport_on(url, tables.schema) as transport:
@@ -58,7 +58,7 @@ def test_bypassed_row_security_is_accepted(postgres: PostgresTransport, tables: 
     (delivery,) = subscription.receive(limit=1, wait=5)
     assert subscription.settle([Settlement(delivery, Verdict.ACK)]) == [True]
     subscription.close()
-    assert {one.level for one in postgres.check_up() if one.name == "rights"} == {"ok"}
+    assert {finding.level for finding in postgres.check_up() if finding.name == "rights"} == {"ok"}
 
 
 @pytest.mark.parametrize("verdict", Verdict)
@@ -79,13 +79,13 @@ def test_kept_message_sends_no_follow_up(
     after = queue_name()
     batch = [
         Settlement(
-            one,
+            delivery,
             verdict,
             delay=delay if verdict is Verdict.RETRY else 0.0,
             follow_up=message("f", after, n),
             reply=Reply(f"{after}-{n}", "completed", result=n),
         )
-        for n, one in enumerate(deliveries)
+        for n, delivery in enumerate(deliveries)
     ]
     assert subscription.settle(batch) == [True, False, True]
     assert tables.rows("SELECT message->'args' FROM {messages} WHERE queue_name = %s ORDER BY 1", after) == [
@@ -95,7 +95,7 @@ def test_kept_message_sends_no_follow_up(
     assert [postgres.reply(f"{after}-{n}") is not None for n in range(3)] == [True, False, True]
     assert len(postgres.dead.find(queue=queue)) == (2 if verdict is Verdict.BURY else 0)
     logged = [record for record in caplog.records if vars(record).get("wire.event") == "row_kept"]
-    assert [(one.levelno, vars(one)["wire.id"]) for one in logged] == [(logging.ERROR, deliveries[1].id)]
+    assert [(record.levelno, vars(record)["wire.id"]) for record in logged] == [(logging.ERROR, deliveries[1].id)]
     subscription.close()
 
 
@@ -115,7 +115,7 @@ def test_doctor_names_triggers_that_can_keep_rows(
 ) -> None:
     """A trigger that runs before each row is a warning; one that runs afterwards is not."""
     tables.execute(KEEPS.format(event="UPDATE").replace("BEFORE UPDATE", event))
-    (finding,) = [one for one in postgres.check_up() if one.name == "tables"]
+    (finding,) = [finding for finding in postgres.check_up() if finding.name == "tables"]
     assert finding.level == level
     assert ("trigger keep" in finding.what) == (level == "warning")
 

@@ -35,7 +35,7 @@ Make = Callable[..., PostgresTransport]
 LISTENING = "SELECT * FROM pg_listening_channels()"
 PREPARED = "SELECT name FROM pg_prepared_statements"
 
-told_or_not = pytest.mark.parametrize("options", [{"listen": False}, {}], ids=["told", "found"])
+configured_or_detected = pytest.mark.parametrize("options", [{"listen": False}, {}], ids=["configured", "detected"])
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +94,7 @@ def test_one_client_uses_every_server_connection(pooled: Make, queue: str) -> No
     subscription.close()
 
 
-@told_or_not
+@configured_or_detected
 def test_shared_sessions_stay_clean(pooled: Make, pgbouncer: PgBouncer, queue: str, options: dict[str, Any]) -> None:
     """No server connection has a LISTEN or a prepared statement, after any use."""
     transport = pooled(**options)
@@ -170,7 +170,7 @@ def test_lost_listen_delays_at_most_one_poll(
 # All operations through it
 
 
-@told_or_not
+@configured_or_detected
 def test_concurrent_use_behind_pgbouncer_runs_tasks_once(
     pooled: Make, pgbouncer: PgBouncer, tables: Tables, queue: str, options: dict[str, Any]
 ) -> None:
@@ -199,7 +199,7 @@ def test_concurrent_use_behind_pgbouncer_runs_tasks_once(
     assert len(pgbouncer.show("SERVERS")) == SERVER_CONNECTIONS
 
 
-@told_or_not
+@configured_or_detected
 def test_callers_outnumber_server_connections(pooled: Make, queue: str, options: dict[str, Any]) -> None:
     """Twenty callers block at once and get their replies; a waiting caller uses no server connection."""
     caller, worker = pooled(pool_size=20, **options), pooled(**options)
@@ -224,7 +224,7 @@ def test_processes_migrate_through_pgbouncer_at_once(pgbouncer: PgBouncer, schem
 
     with in_background(*[migrate] * SERVER_CONNECTIONS):
         pass
-    names = [name for one in created for name in one]
+    names = [name for made in created for name in made]
     assert sorted(names) == sorted(set(names))
     assert {"pg_queue_message", "pg_task_result", "pg_queue_dead_letter"} < set(names)
     with transport_on(pgbouncer.url, schema) as transport:
@@ -252,7 +252,7 @@ def test_send_within_works_through_pgbouncer(pooled: Make, pgbouncer: PgBouncer,
                 caller.execute(tables.sql("DELETE FROM {messages} WHERE msg_id = (SELECT max(msg_id) FROM {messages})"))
                 caller.commit()
     subscription = transport.subscribe([queue], lease=60)
-    assert [first(one) for one in subscription.receive(limit=20, wait=0)] == [0, 2, 4, 6, 8, 10]
+    assert [first(delivery) for delivery in subscription.receive(limit=20, wait=0)] == [0, 2, 4, 6, 8, 10]
     subscription.close()
 
 
@@ -328,9 +328,9 @@ def test_query_wait_timeout_is_unavailable(
             transport.send([message("t", queue)])
         before = tables.count(queue)
         refused = pytest.raises(TransportUnavailable, match="query_wait_timeout")
-        with _every_server_connection_taken(pgbouncer), refused as told:
+        with _every_server_connection_taken(pgbouncer), refused as caught:
             transport.send([message("t", queue)])
-        assert not told.value.fate_unknown
+        assert not caught.value.fate_unknown
         transport.send([message("t", queue)])
         assert tables.count(queue) == before + 1
 

@@ -1,8 +1,8 @@
 """The plans of the frequent statements: they find each row by an index, with any table content and statistics.
 
 The tests run EXPLAIN on the statements with the parameters of production. They check custom plans, and the generic
-plans that a connection keeps after preparing. The states of the table follow each other on one server, so that a million
-rows are written only twice.
+plans that a connection keeps after preparing. The states of the table follow each other on one server, so that a
+million rows are written only twice.
 
 UNSTRACT_WIRE_PLANS=all reads every size of every queue with all statistics. Otherwise a million rows are written once
 for each server.
@@ -51,28 +51,32 @@ HELD, STRANGE = "pg_queue_message_held", "pg_queue_message_strange"
 def hot_statements(schema: str = SCHEMA) -> dict[str, tuple[Statement, dict[str, Any], set[str]]]:
     """Return each frequent statement with its parameters and the indexes, beside primary keys, that it must use."""
     statements = Statements(schema)
-    found: dict[str, tuple[Statement, dict[str, Any], set[str]]] = {}
+    cases: dict[str, tuple[Statement, dict[str, Any], set[str]]] = {}
     for name, queues in (("one queue", QUEUES[:1]), ("three queues", QUEUES)):
         claim, names = statements.claim(queues)
-        beyond, _ = statements.claim_frontier(queues)
+        frontier, _ = statements.claim_frontier(queues)
         more = {"limit": 100, "lease": 60.0}
         bounds = {f"frontier_{number}": [0, *range(9)] for number in range(len(queues))}
-        found[f"claim from {name}"] = claim, {**names, **more}, {READY}
-        found[f"claim beyond, from {name}"] = beyond, {**names, **more, **bounds, "priorities": PRIORITIES}, {READY}
+        cases[f"claim from {name}"] = claim, {**names, **more}, {READY}
+        cases[f"claim frontier, from {name}"] = frontier, {**names, **more, **bounds, "priorities": PRIORITIES}, {READY}
         part = {"walked": queues, "afters": [0] * len(queues), "share": PART, "window": PART, "known": []}
-        bring = {"queues": queues, "limit": 500, "ahead": 30.0, **part}
-        found[f"bring back to {name}"] = statements["requeue_expired"], bring, {READY, HELD}
-        lately = {**bring, "share": NEW, "window": NEW, "known": list(range(1, 101))}
-        found[f"bring back to many, {name}"] = statements["requeue_expired_any_queue"], bring, {CLAIMED}
-        found[f"bring back lately to {name}"] = statements["requeue_expired_recent"], lately, {HELD}
-        found[f"bring back lately to many, {name}"] = statements["requeue_expired_recent_any_queue"], lately, {CLAIMED}
-    found["look for queues"] = statements["queues_with_ready"], {}, {READY}
+        scan = {"queues": queues, "limit": 500, "ahead": 30.0, **part}
+        cases[f"requeue in {name}"] = statements["requeue_expired"], scan, {READY, HELD}
+        recent = {**scan, "share": NEW, "window": NEW, "known": list(range(1, 101))}
+        cases[f"requeue in any queue, {name}"] = statements["requeue_expired_any_queue"], scan, {CLAIMED}
+        cases[f"requeue recent in {name}"] = statements["requeue_expired_recent"], recent, {HELD}
+        cases[f"requeue recent in any queue, {name}"] = (
+            statements["requeue_expired_recent_any_queue"],
+            recent,
+            {CLAIMED},
+        )
+    cases["look for queues"] = statements["queues_with_ready"], {}, {READY}
     held = {"ids": list(range(1, 101)), "attempts": [1] * 100, "enqueued": [b""] * 100, "lease": 60.0}
-    found["renew"] = statements["renew"], held, set()
+    cases["renew"] = statements["renew"], held, set()
     announced = {"channel": "c", "wake": [], "reply_channel": "r", "wake_callers": False}
-    found["settle"] = statements["settle"], {**settle_parameters(settlements()), **announced}, set()
-    found["sweep replies"] = statements["purge_replies"], {"limit": 1000, "since": 0.0}, {"pg_task_result_expires"}
-    return found
+    cases["settle"] = statements["settle"], {**settle_parameters(settlements()), **announced}, set()
+    cases["purge replies"] = statements["purge_replies"], {"limit": 1000, "since": 0.0}, {"pg_task_result_expires"}
+    return cases
 
 
 def settlements() -> list[Settlement]:
@@ -148,7 +152,7 @@ def faults(explained: dict[str, Any], wanted: set[str], *, may_sort: bool) -> It
             yield f"reads all of {node['Relation Name']}"
         if "Index" in kind and "Index Cond" not in node:
             yield f"walks all of {node['Index Name']}"
-        if "Sort" in kind and not may_sort and any(one.get("Relation Name") == TABLES[0] for one in inputs(node)):
+        if "Sort" in kind and not may_sort and any(child.get("Relation Name") == TABLES[0] for child in inputs(node)):
             yield f"sorts by {node['Sort Key']} what it has read from a table"
     if missing := wanted - used:
         yield f"does not use {sorted(missing)}"
@@ -205,7 +209,7 @@ def prepare(connection: psycopg.Connection[Any], name: str, text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def found() -> Iterator[dict[str, dict[str, list[str]]]]:
+def faults_found() -> Iterator[dict[str, dict[str, list[str]]]]:
     """Return the faults of all plans, by kind, of a table with "some" rows and with "none"."""
     options = "-c fsync=off -c synchronous_commit=off -c autovacuum=off -c max_wal_size=4GB -c shared_buffers=512MB"
     with servers.private_server(options=options) as server:
@@ -220,7 +224,7 @@ def found() -> Iterator[dict[str, dict[str, list[str]]]]:
 
 
 def look(table: Table) -> dict[str, dict[str, list[str]]]:
-    found = {states: {kind: list[str]() for kind in table.faults} for states in ("none", "some", "held")}
+    faults_found = {states: {kind: list[str]() for kind in table.faults} for states in ("none", "some", "held")}
     before = [
         ("none", "no rows, never analysed", "", 0),
         ("none", "no rows", "VACUUM ANALYZE {messages}", 0),
@@ -240,7 +244,7 @@ def look(table: Table) -> dict[str, dict[str, list[str]]]:
             table.run(statement)
         if rows:
             table.fill(rows)
-        table.faults = found[states]
+        table.faults = faults_found[states]
         table.check(state, may_sort=state == "a thousand rows")
 
     for step in before:
@@ -251,30 +255,30 @@ def look(table: Table) -> dict[str, dict[str, list[str]]]:
         visit("held", "a thousand rows beside a million dead ones", "", 1000)
     for step in after:
         visit(*step)
-    return found
+    return faults_found
 
 
 @pytest.mark.slow(reason="The server writes two million rows; `make test` counts the rows that each statement reads.")
 @pytest.mark.parametrize("kind", ["custom", "generic", "pooled"])
-def test_every_row_is_found_by_an_index(found: dict[str, dict[str, list[str]]], kind: str) -> None:
+def test_every_row_is_found_by_an_index(faults_found: dict[str, dict[str, list[str]]], kind: str) -> None:
     """With a thousand and a million rows, fresh and stale statistics, no table is read or sorted."""
-    assert found["some"][kind] == []
+    assert faults_found["some"][kind] == []
 
 
 @pytest.mark.slow(reason="The server writes two million rows; `make test` counts the rows that each statement reads.")
-def test_kept_plans_do_not_fit_empty_tables_only(found: dict[str, dict[str, list[str]]]) -> None:
+def test_kept_plans_do_not_fit_empty_tables_only(faults_found: dict[str, dict[str, list[str]]]) -> None:
     """A plan made for a table without a page still uses the indexes when there are a million rows."""
-    assert [*found["none"]["generic"], *found["none"]["kept"], *found["some"]["kept"]] == []
+    assert [*faults_found["none"]["generic"], *faults_found["none"]["kept"], *faults_found["some"]["kept"]] == []
 
 
 @pytest.mark.slow(reason="The server writes two million rows; `make test` counts the rows that each statement reads.")
 @pytest.mark.parametrize("kind", ["custom", "generic", "kept", "pooled"])
-def test_plans_avoid_dead_rows_of_held_snapshots(found: dict[str, dict[str, list[str]]], kind: str) -> None:
+def test_plans_avoid_dead_rows_of_held_snapshots(faults_found: dict[str, dict[str, list[str]]], kind: str) -> None:
     """The statistics say that the table is empty while its indexes are full; the plan is still the right one.
 
     Through a pooler the session has no settings, and the statements alone lead the planner.
     """
-    assert found["held"][kind] == []
+    assert faults_found["held"][kind] == []
 
 
 def test_disabled_paths_compile_no_plan(postgres: PostgresTransport, tables: Tables) -> None:
@@ -334,16 +338,16 @@ def claims_and_looks(schema: str, size: int) -> Iterator[tuple[str, Statement, d
     for names in (["q-1"], queues):
         claim, parameters = statements.claim(names)
         yield f"claim from {len(names)}", claim, {**parameters, **more}
-        beyond, _ = statements.claim_frontier(names)
+        frontier, _ = statements.claim_frontier(names)
         for last in (0, size // 2, size):
             bounds = {f"frontier_{number}": [last] * 10 for number in range(len(names))}
             name = f"claim from {len(names)} beyond {last}"
-            yield name, beyond, {**parameters, **more, **bounds, "priorities": PRIORITIES}
+            yield name, frontier, {**parameters, **more, **bounds, "priorities": PRIORITIES}
     part = {"walked": queues, "afters": [0] * len(queues), "share": PART, "window": PART, "known": []}
-    bring = {"queues": queues, "limit": TAKEN, "ahead": 30.0, **part}
-    yield "bring back", statements["requeue_expired"], bring
-    lately = {**bring, "afters": [size // 2] * len(queues), "share": NEW, "window": NEW, "known": [1, 2, 3, 1000]}
-    yield "bring back lately", statements["requeue_expired_recent"], lately
+    scan = {"queues": queues, "limit": TAKEN, "ahead": 30.0, **part}
+    yield "requeue", statements["requeue_expired"], scan
+    recent = {**scan, "afters": [size // 2] * len(queues), "share": NEW, "window": NEW, "known": [1, 2, 3, 1000]}
+    yield "requeue recent", statements["requeue_expired_recent"], recent
     yield "look for queues", statements["queues_with_ready"], {}
 
 

@@ -75,7 +75,7 @@ def test_queue_of_any_name_works(shared: Shared, name: str) -> None:
     assert len(lines) == 1
     (state,) = transport.queues([name])
     assert (state.queue, state.ready, state.in_flight, state.dead) == (name, 0, 0, 1)
-    assert name in [one.queue for one in transport.queues()]
+    assert name in [state.queue for state in transport.queues()]
     (letter,) = transport.dead.find(queue=name)
     assert letter.queue == name
     assert transport.dead.replay(queue=name) == [letter.id]
@@ -97,11 +97,11 @@ def test_queue_of_any_name_wakes_its_worker(shared: Shared, name: str) -> None:
         subscription = waiting.subscribe([name], lease=60)
         wait, waits = subscription._listener.wait, threading.Event()
 
-        def told(seconds: float) -> bool:
+        def wait_and_report(seconds: float) -> bool:
             waits.set()
             return wait(seconds)
 
-        subscription._listener.wait = told  # type: ignore[method-assign]
+        subscription._listener.wait = wait_and_report  # type: ignore[method-assign]
         try:
             taken = start(lambda: subscription.receive(limit=1, wait=LONG_POLL))
             assert waits.wait(60)
@@ -159,7 +159,7 @@ def test_command_accepts_and_lists_any_queue(shared: Shared, name: str) -> None:
 
     transport.send([message("unknown", name)])
     Consumer(transport, {"t": print}, [name]).drain(timeout=60)
-    assert [one["queue"] for one in json.loads(run("queues", "--queue", name, "--json"))] == [name]
+    assert [state["queue"] for state in json.loads(run("queues", "--queue", name, "--json"))] == [name]
     for listing in (run("queues", "--queue", name), run("dead", "list", "--queue", name)):
         lines = listing.removesuffix("\n").split("\n")
         assert len(lines) == 2

@@ -62,7 +62,7 @@ def test_refused_follow_up_keeps_the_result(
     postgres: PostgresTransport, tables: Tables, queue: str, closed: str
 ) -> None:
     """The sender gets "result delivery failed", the dead letter has the result, and the task runs once."""
-    told: list[Any] = []
+    outcomes: list[Any] = []
     ran: list[int] = []
 
     def pay(number: int) -> dict[str, int]:
@@ -71,8 +71,8 @@ def test_refused_follow_up_keeps_the_result(
 
     tasks: dict[str, Callable[..., Any]] = {
         "pay": pay,
-        "done": lambda result, **kwargs: told.append(("done", result, kwargs)),
-        "failed": lambda id, **kwargs: told.append(("failed", id, kwargs)),
+        "done": lambda result, **kwargs: outcomes.append(("done", result, kwargs)),
+        "failed": lambda id, **kwargs: outcomes.append(("failed", id, kwargs)),
     }
     good, bad = then("done", queue, callback_kwargs={}), then("done", closed)
     failed = then("failed", queue, callback_kwargs={"k": 1})
@@ -84,10 +84,10 @@ def test_refused_follow_up_keeps_the_result(
     )
     consumer = Consumer(postgres, tasks, [queue], prefetch=20, lease=5)
     with running(consumer):
-        wait_until(lambda: len(told) == 15 and tables.count(queue) == 0, what="the callbacks of all senders")
+        wait_until(lambda: len(outcomes) == 15 and tables.count(queue) == 0, what="the callbacks of all senders")
     assert sorted(ran) == list(range(15))
-    assert sorted(result["paid"] for kind, result, _ in told if kind == "done") == [n for n in range(15) if n != 7]
-    ((_, id, kwargs),) = [one for one in told if one[0] == "failed"]
+    assert sorted(result["paid"] for kind, result, _ in outcomes if kind == "done") == [n for n in range(15) if n != 7]
+    ((_, id, kwargs),) = [outcome for outcome in outcomes if outcome[0] == "failed"]
     assert id == f"{queue}-7"
     assert kwargs["callback_kwargs"]["k"] == 1
     assert kwargs["callback_kwargs"]["error"].startswith("result delivery failed: ")
@@ -106,11 +106,11 @@ def test_release_survives_a_refused_settlement(postgres: PostgresTransport, queu
     subscription = postgres.subscribe([queue], lease=60)
     paid, *others = subscription.receive(limit=3, wait=5)
     follow_up = Settlement(paid, Verdict.ACK, follow_up=message("done", closed))
-    back = [Settlement(one, Verdict.RETRY, counted=False) for one in others]
+    back = [Settlement(delivery, Verdict.RETRY, counted=False) for delivery in others]
     with pytest.raises(TransportRefused):
         subscription.settle([follow_up, *back])
     assert subscription.settle(back) == [True, True]
-    assert [one.attempt for one in subscription.receive(limit=3, wait=5)] == [1, 1]
+    assert [delivery.attempt for delivery in subscription.receive(limit=3, wait=5)] == [1, 1]
     subscription.close()
 
 

@@ -79,7 +79,7 @@ def roles(postgres: PostgresTransport, tables: Tables) -> Iterator[Roles]:
     try:
         for statement in statements():
             renamed = re.sub(r"\bunstract\b", "{schema}", statement)
-            tables.execute(re.sub(r"\bwire_(\w+)\b", lambda found: names[found[1]], renamed))
+            tables.execute(re.sub(r"\bwire_(\w+)\b", lambda match: names[match[1]], renamed))
         yield Roles(tables, names)
     finally:
         for name in names.values():
@@ -114,7 +114,7 @@ def test_producer_role_can_send_and_read_replies(roles: Roles, queue: str, liste
 
 def test_consumer_role_can_do_all_its_work(roles: Roles, queue: str) -> None:
     """The documented rights are enough to return, raise, retry, reply, dead-letter, release, renew and purge."""
-    told: list[Any] = []
+    callbacks: list[Any] = []
     tries = itertools.count()
 
     def again() -> str:
@@ -126,8 +126,8 @@ def test_consumer_role_can_do_all_its_work(roles: Roles, queue: str) -> None:
         "return": lambda: "result",
         "raise": lambda: 1 / 0,
         "again": again,
-        "done": lambda result: told.append(result),
-        "failed": lambda id: told.append(id),
+        "done": lambda result: callbacks.append(result),
+        "failed": lambda id: callbacks.append(id),
     }
     done, failed = then("done", queue), then("failed", queue)
     with roles.transport("consumer") as transport:
@@ -136,7 +136,7 @@ def test_consumer_role_can_do_all_its_work(roles: Roles, queue: str) -> None:
         transport.send([message("again", queue, on_success=done, task_id="c")])
         transport.send([message("return", queue, reply_key="d"), message("unknown", queue)])
         Consumer(transport, tasks, [queue], max_attempts=2).drain(timeout=60)
-        assert sorted(told) == ["at last", "b", "result"]
+        assert sorted(callbacks) == ["at last", "b", "result"]
         assert transport.reply("d", consume=True) == Reply("d", "completed", "result")
         subscription = transport.subscribe([queue, f"{queue}-2"], lease=60)
         transport.send([message("t", queue)])
@@ -393,7 +393,7 @@ def test_error_names_all_missing_rights(roles: Roles, queue: str) -> None:
 
 
 @on_one_server
-@pytest.mark.parametrize(("table", "right"), [one for one in CONSUMERS_RIGHTS if one != AT_THE_START_ALONE])
+@pytest.mark.parametrize(("table", "right"), [pair for pair in CONSUMERS_RIGHTS if pair != AT_THE_START_ALONE])
 def test_revoked_right_loses_no_work(
     roles: Roles, queue: str, caplog: pytest.LogCaptureFixture, table: str, right: str
 ) -> None:

@@ -100,12 +100,12 @@ def test_call_returns_reply_when_its_waiter_hangs(
         caller.send([message("t", queue + "-other")])
         with in_background(lambda: made.reply(queue, timeout=1)):
             pass
-        found: list[Reply | None] = []
-        with in_background(lambda: found.append(caller.reply(queue, timeout=40))):
+        received: list[Reply | None] = []
+        with in_background(lambda: received.append(caller.reply(queue, timeout=40))):
             wait_until(lambda: caller.waiting_callers and caller._waiter.is_connected, what="the waiter")
             between.fall_silent()
             answer(made, Reply(queue, "completed", result=1))
-    assert found == [Reply(queue, "completed", result=1)]
+    assert received == [Reply(queue, "completed", result=1)]
 
 
 @on_one_server
@@ -263,14 +263,14 @@ def test_readers_leave_a_primary_that_became_read_only(
             with holding.locked("LOCK TABLE {messages}") as lock, in_background(*sends):
                 wait_until(lambda: len(holding.backends("unstract-wire")) >= 4, what="four connections")
                 lock.rollback()
-            found: list[Reply | None] = []
-            with in_background(lambda: found.append(transport.reply(queue, timeout=40))):
+            received: list[Reply | None] = []
+            with in_background(lambda: received.append(transport.reply(queue, timeout=40))):
                 wait_until(lambda: transport.waiting_callers, what="the caller to wait")
                 holding.execute("ALTER SYSTEM SET default_transaction_read_only = on")
                 holding.rows("SELECT pg_reload_conf()")
                 answer(second, Reply(queue, "completed", result="new"))
                 for _ in range(4):
                     transport.send([message("t", queue)])
-            assert found == [Reply(queue, "completed", result="new")]
+            assert received == [Reply(queue, "completed", result="new")]
             assert transport.reply(queue) == Reply(queue, "completed", result="new")
     assert Tables(new.url, "unstract").count(queue) == 4

@@ -72,7 +72,7 @@ def test_batch_of_any_size_is_one_statement(postgres: PostgresTransport, tables:
     """Four hundred settlements of every kind are one transaction and one command."""
     subscription, deliveries = held(postgres, queue, 400)
     kinds = [mixture(deliveries[n : n + 8], f"{queue}-{n}", queue + "-cb") for n in range(0, 400, 8)]
-    assert subscription.settle([one for kind in kinds for one in kind]) == [True] * 400
+    assert subscription.settle([settlement for kind in kinds for settlement in kind]) == [True] * 400
     written = tables.rows(
         """SELECT xmin::text, cmin::text FROM {messages} UNION ALL SELECT xmin::text, cmin::text FROM {results}
            UNION ALL SELECT xmin::text, cmin::text FROM {dead}"""
@@ -86,11 +86,13 @@ def test_lost_lease_has_no_effect_in_a_batch(postgres: PostgresTransport, tables
     """A message that another worker holds keeps its row; its reply, follow-up and dead letter are not written."""
     subscription, deliveries = held(postgres, queue, 8)
     lost = deliveries[1:8:2]
-    tables.execute("UPDATE {messages} SET read_ct = read_ct + 1 WHERE msg_id = ANY (%s)", [int(one.id) for one in lost])
+    tables.execute(
+        "UPDATE {messages} SET read_ct = read_ct + 1 WHERE msg_id = ANY (%s)", [int(delivery.id) for delivery in lost]
+    )
     settled = subscription.settle(mixture(deliveries, queue, queue + "-cb"))
     assert settled == [True, False] * 4
     left = tables.rows("SELECT msg_id::text, read_ct, state FROM {messages} WHERE queue_name = %s", queue)
-    assert sorted(left) == sorted([(one.id, 2, "claimed") for one in lost] + [(deliveries[4].id, 1, "ready")])
+    assert sorted(left) == sorted([(delivery.id, 2, "claimed") for delivery in lost] + [(deliveries[4].id, 1, "ready")])
     assert tables.count(queue + "-cb") == 0
     assert tables.rows("SELECT task_id FROM {results}") == [(queue + "-c",)]
     assert tables.rows("SELECT msg_id::text FROM {dead}") == [(deliveries[6].id,)]
@@ -180,7 +182,7 @@ def test_overlapping_settlements_do_not_deadlock(postgres: PostgresTransport, ta
 
     def settle(who: str, by: Subscription, batch: list[Delivery]) -> None:
         answers[who] = list(
-            by.settle([Settlement(one, Verdict.ACK, follow_up=message("f", queue + "-cb")) for one in batch])
+            by.settle([Settlement(delivery, Verdict.ACK, follow_up=message("f", queue + "-cb")) for delivery in batch])
         )
 
     with in_background(
@@ -197,11 +199,13 @@ def test_follow_ups_keep_the_settlement_order(postgres: PostgresTransport, queue
     """Follow-ups of a batch are in the order of its settlements, for any order of its messages."""
     subscription, deliveries = held(postgres, queue, 50)
     order = deliveries[::-1]
-    subscription.settle([Settlement(one, Verdict.ACK, follow_up=message("f", queue + "-cb", one.id)) for one in order])
+    subscription.settle(
+        [Settlement(delivery, Verdict.ACK, follow_up=message("f", queue + "-cb", delivery.id)) for delivery in order]
+    )
     subscription.close()
     following = postgres.subscribe([queue + "-cb"], lease=60)
-    got = [one.payload.args[0] for one in following.receive(limit=50, wait=0) if one.payload]
-    assert got == [one.id for one in order]
+    got = [delivery.payload.args[0] for delivery in following.receive(limit=50, wait=0) if delivery.payload]
+    assert got == [delivery.id for delivery in order]
     following.close()
 
 
@@ -209,8 +213,8 @@ def test_first_reply_of_a_batch_wins(postgres: PostgresTransport, queue: str) ->
     """The order of the settlements decides, not that of the rows."""
     subscription, deliveries = held(postgres, queue, 40)
     batch = [
-        Settlement(one, Verdict.ACK, reply=Reply(f"{queue}-{n // 2}", "completed", result=n))
-        for n, one in enumerate(deliveries[::-1])
+        Settlement(delivery, Verdict.ACK, reply=Reply(f"{queue}-{n // 2}", "completed", result=n))
+        for n, delivery in enumerate(deliveries[::-1])
     ]
     assert subscription.settle(batch) == [True] * 40
     for n in range(20):

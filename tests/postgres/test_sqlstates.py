@@ -214,5 +214,5 @@ def test_send_that_was_not_replicated_is_in_doubt(
             with pytest.raises(TransportUnavailable, match="replicated") as caught:
                 transport.send([message("t", queue)])
             assert caught.value.fate_unknown
-        (finding,) = [one for one in transport.check_up() if one.name == "durability"]
+        (finding,) = [finding for finding in transport.check_up() if finding.name == "durability"]
         assert (finding.level, "synchronous_standby_names" in finding.what) == ("warning", True)

@@ -28,10 +28,10 @@ from unstract_core import Consumer, TransportUnavailable
 
 def with_tls() -> Path:
     """Return where the programs of an installed PostgreSQL are: the embedded one was built without TLS."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-    if not found:
+    directories = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    if not directories:
         servers.miss("no PostgreSQL with TLS is installed to start a private one from: apt-get install postgresql")
-    return found[-1]
+    return directories[-1]
 
 
 @pytest.fixture(scope="module")

@@ -68,11 +68,11 @@ def row(queue: str, number: int, state: str | None = None, **members: Any) -> st
 def received(transport: PostgresTransport, queue: str, *, lease: float = 60) -> list[Delivery]:
     """Return all deliveries of a subscription until the queue is empty, despite its errors."""
     subscription = transport.subscribe([queue], lease=lease)
-    found: list[Delivery] = []
+    received: list[Delivery] = []
     while more := retry_outages(lambda: subscription.receive(limit=10, wait=0)):
-        found += more
+        received += more
     subscription.close()
-    return found
+    return received
 
 
 @settings(max_examples=15)
@@ -107,7 +107,7 @@ def test_sender_of_unreadable_row_gets_the_error(failing: tuple[PostgresTranspor
     Consumer(transport, tasks, [queue], prefetch=10).drain(timeout=30)
     assert called == [((f"{queue}-id",), 1)]
     replies = [transport.reply(f"{queue}-{name}") for name in ("reply", "id")]
-    assert [(one.status, "this row fails" in one.error) for one in replies if one] == [("failed", True)] * 2
+    assert [(reply.status, "this row fails" in reply.error) for reply in replies if reply] == [("failed", True)] * 2
 
 
 def test_huge_numbers_in_small_parts_are_skipped(failing: tuple[PostgresTransport, Tables]) -> None:
@@ -129,24 +129,24 @@ def test_temporarily_unreadable_row_is_read_three_times(failing: tuple[PostgresT
     queue = queue_name()
     for number in range(4):
         tables.inject(queue, row(queue, number, state if number == 1 else None))
-    found: list[Delivery] = []
+    received: list[Delivery] = []
     failures: list[TransportError] = []
 
     def receive() -> bool:
         try:
-            found.extend(subscription.receive(limit=10, wait=0.05))
+            received.extend(subscription.receive(limit=10, wait=0.05))
         except TransportError as exc:
             failures.append(exc)
-        if len(found) == 3:
+        if len(received) == 3:
             tables.execute("UPDATE {messages} SET vt = now() WHERE queue_name = %s AND read_ct = 0", queue)
-        return len(found) == 4
+        return len(received) == 4
 
     subscription = transport.subscribe([queue], lease=60)
     wait_until(receive, timeout=60, what="all four deliveries")
     subscription.close()
     assert failures
-    assert {str(one.payload.args[0]) for one in found[:3] if one.payload} == {"0", "2", "3"}
-    assert (found[3].attempt, found[3].payload) == (1, None)
+    assert {str(delivery.payload.args[0]) for delivery in received[:3] if delivery.payload} == {"0", "2", "3"}
+    assert (received[3].attempt, received[3].payload) == (1, None)
 
 
 def test_slow_row_runs_with_never_rerun(
@@ -203,8 +203,8 @@ def test_row_claimed_by_others_is_not_delivered(failing: tuple[PostgresTransport
     taken = "UPDATE {messages} SET read_ct = read_ct + 1 WHERE queue_name = %s AND message @> %s::jsonb"
     for number in (0, 2):
         tables.execute(taken, queue, json.dumps({"args": [number]}))
-    found = retry_outages(lambda: subscription.receive(limit=4, wait=0))
-    assert list(map(first, found)) == [3]
+    received = retry_outages(lambda: subscription.receive(limit=4, wait=0))
+    assert list(map(first, received)) == [3]
     subscription.close()
 
 
@@ -220,9 +220,9 @@ def test_unread_messages_keep_their_lease(failing: tuple[PostgresTransport, Tabl
     claimed = "SELECT min(vt) FROM {messages} WHERE queue_name = %s AND read_ct > 0"
     vt = tables.rows(claimed, queue)
     subscription.unread.since -= 30
-    found = retry_outages(lambda: subscription.receive(limit=4, wait=0))
+    received = retry_outages(lambda: subscription.receive(limit=4, wait=0))
     assert asked.count("renew leases") == 1
-    assert list(map(first, found)) == [0]
+    assert list(map(first, received)) == [0]
     assert tables.rows(claimed, queue) > vt
     assert list(map(first, retry_outages(lambda: subscription.receive(limit=4, wait=0)))) == [2, 3]
     subscription.close()
@@ -243,11 +243,11 @@ def test_readable_messages_come_with_a_fresh_lease(
     left: list[float] = []
 
     def receive() -> bool:
-        for one in retry_outages(lambda: subscription.receive(limit=16, wait=0)):
+        for delivery in retry_outages(lambda: subscription.receive(limit=16, wait=0)):
             seconds = "SELECT extract(epoch FROM vt - clock_timestamp())::float8 FROM {messages} WHERE msg_id = %s"
-            left.extend(tables.rows(seconds, int(one.id))[0])
-            numbers.extend(one.payload.args if one.payload else [])
-            assert subscription.settle([Settlement(one, Verdict.ACK)]) == [True]
+            left.extend(tables.rows(seconds, int(delivery.id))[0])
+            numbers.extend(delivery.payload.args if delivery.payload else [])
+            assert subscription.settle([Settlement(delivery, Verdict.ACK)]) == [True]
         return len(left) >= 16
 
     wait_until(receive, timeout=30, what="all deliveries")
@@ -276,8 +276,8 @@ def test_message_lost_during_reads_is_not_returned(
         return read
 
     monkeypatch.setattr(UnreadMessages, "_texts", slow)
-    found = retry_outages(lambda: subscription.receive(limit=4, wait=0))
-    assert [first(one) if one.payload else None for one in found] == [None, 2, 3]
+    received = retry_outages(lambda: subscription.receive(limit=4, wait=0))
+    assert [first(delivery) if delivery.payload else None for delivery in received] == [None, 2, 3]
     subscription.close()
 
 
@@ -352,12 +352,16 @@ def test_dead_letters_with_any_content_are_listed(failing: tuple[PostgresTranspo
         tables.inject(queue, row(queue, number, state))
     Consumer(transport, OTHERS, [queue], prefetch=10).drain(timeout=30)
     letters = transport.dead.find(queue=queue)
-    assert [one.task_name for one in letters] == ["t"] * 4
-    assert [one.message["args"] for one in letters if isinstance(one.message, dict) and not one.omitted] == [[2], [0]]
-    assert ["SQLSTATE" in one.omitted for one in letters] == [True, False, True, False]
-    assert list(transport.dead.get([one.id for one in letters])) == letters[::-1]
+    assert [letter.task_name for letter in letters] == ["t"] * 4
+    assert [
+        letter.message["args"] for letter in letters if isinstance(letter.message, dict) and not letter.omitted
+    ] == [[2], [0]]
+    assert ["SQLSTATE" in letter.omitted for letter in letters] == [True, False, True, False]
+    assert list(transport.dead.get([letter.id for letter in letters])) == letters[::-1]
     listed = CliRunner().invoke(cli.main, ["dead", "list", "--queue", queue, "--url", f"{tables.url}?schema=unstract"])
-    assert [line.split()[:3] for line in listed.stdout.splitlines()[1:]] == [[one.id, queue, "t"] for one in letters]
+    assert [line.split()[:3] for line in listed.stdout.splitlines()[1:]] == [
+        [letter.id, queue, "t"] for letter in letters
+    ]
     shown = CliRunner().invoke(cli.main, ["dead", "show", letters[0].id, "--url", f"{tables.url}?schema=unstract"])
     assert "cannot return it: this row fails (SQLSTATE XX000)" in shown.stdout
     assert transport.dead.replay([letters[0].id]) == [letters[0].id]
@@ -375,9 +379,9 @@ def test_dead_letter_lists_read_bounded_content(
         tables.inject(queue, row(queue, number, kwargs={"text": "x" * 2000}))
     Consumer(transport, OTHERS, [queue], prefetch=10).drain(timeout=30)
     letters = transport.dead.find(queue=queue)
-    assert [bool(one.omitted) for one in letters] == [False, False, True, True]
-    assert [one.message for one in letters[2:]] == [{"task_name": "t"}] * 2
-    assert not any(one.omitted for one in transport.dead.get([one.id for one in letters]))
+    assert [bool(letter.omitted) for letter in letters] == [False, False, True, True]
+    assert [letter.message for letter in letters[2:]] == [{"task_name": "t"}] * 2
+    assert not any(letter.omitted for letter in transport.dead.get([letter.id for letter in letters]))
 
 
 @pytest.mark.parametrize("moment", ["infinity", "-infinity", "4713-01-01 BC", "294276-01-01"])

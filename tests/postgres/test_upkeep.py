@@ -83,9 +83,9 @@ def test_failed_purge_stops_no_work(
             assert len(subscription.receive(limit=1, wait=2)) == 1
         assert subscription.purger.due_at > clock()
         subscription.close()
-    told = [record for record in caplog.records if "sweep_failed" in record.getMessage()]
-    assert len(told) == 3
-    assert "42501" in vars(told[0])["wire.error"]
+    logged = [record for record in caplog.records if "sweep_failed" in record.getMessage()]
+    assert len(logged) == 3
+    assert "42501" in vars(logged[0])["wire.error"]
 
 
 @on_one_server

@@ -95,7 +95,7 @@ def test_immediate_retry_reaches_idle_worker_at_once(make_postgres: Make, queue:
     came: list[float] = []
 
     def take() -> None:
-        assert [one.attempt for one in taker.receive(limit=1, wait=10)] == [2]
+        assert [delivery.attempt for delivery in taker.receive(limit=1, wait=10)] == [2]
         came.append(time.monotonic())
 
     with in_background(take):
@@ -333,7 +333,7 @@ def test_listening_worker_gets_the_whole_burst(make_postgres: Make, queue: str) 
             producer.send([message("t", queue, n)])
         sent = time.monotonic()
     assert time.monotonic() - sent < AT_ONCE
-    assert [one.payload.args[0] for one in received if one.payload] == list(range(500))
+    assert [delivery.payload.args[0] for delivery in received if delivery.payload] == list(range(500))
     subscription.close()
 
 

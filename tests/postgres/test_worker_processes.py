@@ -133,7 +133,7 @@ def test_killed_child_is_replaced(postgres: PostgresTransport, url: str, queue: 
         "--processes", "2", "--lease", "1.5", url=url, directory=tmp_path, queues=[queue]
     ) as command:
         pids = command.children(2)
-        postgres.send([message("hold", queue, str(tmp_path), "h", on_success=told(tmp_path, queue))])
+        postgres.send([message("hold", queue, str(tmp_path), "h", on_success=callback_into(tmp_path, queue))])
         wait_until(lambda: supervised.noted(tmp_path, "h"), what="the task to start")
         (victim,) = supervised.noted(tmp_path, "h")
         os.kill(victim, signal.SIGKILL)
@@ -146,7 +146,7 @@ def test_killed_child_is_replaced(postgres: PostgresTransport, url: str, queue: 
         assert len(supervised.noted(tmp_path, "told")) == 1
 
 
-def told(directory: Path, queue: str) -> ContinuationSpec:
+def callback_into(directory: Path, queue: str) -> ContinuationSpec:
     return then("told", queue, directory=str(directory), name="told")
 
 
@@ -166,14 +166,14 @@ def test_message_of_hung_child_runs_again(postgres: PostgresTransport, url: str,
         assert command.ends() == 137
         assert len(command.events("child_killed")) == 1
     subscription = postgres.subscribe([queue], lease=60)
-    found: list[Delivery] = []
+    received: list[Delivery] = []
 
     def came() -> list[Delivery]:
-        found.extend(subscription.receive(limit=1, wait=1))
-        return found
+        received.extend(subscription.receive(limit=1, wait=1))
+        return received
 
     wait_until(came, what="it to come back")
-    assert found[0].attempt == 2
+    assert received[0].attempt == 2
     subscription.close()
 
 
@@ -184,7 +184,7 @@ def test_child_is_replaced_after_max_tasks(postgres: PostgresTransport, url: str
         wait_until(lambda: states(postgres, queue) == (0, 0, 0), what="all to be settled")
         pids = command.children(3)
         assert supervised.noted(tmp_path, "m") == [pids[0]] * 3 + [pids[1]] * 3 + [pids[2]]
-        assert [one["reason"] for one in command.events("child_recycled")] == ["max_tasks"] * 2
+        assert [event["reason"] for event in command.events("child_recycled")] == ["max_tasks"] * 2
         command.signal(signal.SIGTERM)
         assert command.ends() == 0
         assert command.events("child_died") == []

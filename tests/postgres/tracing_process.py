@@ -45,14 +45,14 @@ class ToFile(SpanExporter):
         with self._path.open("a") as file:
             for span in spans:
                 parent = None if span.parent is None else span.parent.span_id
-                told = {
+                fields = {
                     "name": span.name,
                     "trace": span.context.trace_id,
                     "id": span.context.span_id,
                     "parent": parent,
                     "conversation": (span.attributes or {}).get("messaging.message.conversation_id"),
                 }
-                file.write(json.dumps(told) + "\n")
+                file.write(json.dumps(fields) + "\n")
         return SpanExportResult.SUCCESS
 
 

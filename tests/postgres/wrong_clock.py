@@ -35,7 +35,7 @@ _SITECUSTOMIZE = "from postgres.wrong_clock import put_wrong\nput_wrong({offsets
 
 def put_wrong(offsets: list[float]) -> None:
     """Change the clock of this process by these seconds in turn."""
-    told, told_ns = time.time, time.time_ns
+    real, real_ns = time.time, time.time_ns
     off = itertools.cycle(offsets)
 
     class Kind(type):
@@ -64,8 +64,8 @@ def put_wrong(offsets: list[float]) -> None:
         def today(cls) -> Any:
             return Moment.now().date()
 
-    time.time = lambda: told() + next(off)
-    time.time_ns = lambda: told_ns() + int(next(off) * 1e9)
+    time.time = lambda: real() + next(off)
+    time.time_ns = lambda: real_ns() + int(next(off) * 1e9)
     datetime.datetime = Moment  # type: ignore[misc]
     datetime.date = Day  # type: ignore[misc]
 
