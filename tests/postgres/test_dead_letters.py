@@ -20,10 +20,20 @@ from unstract_core.transport import DeadLetter
 
 
 def buried(transport: PostgresTransport, queue: str, number: int = 1) -> list[DeadLetter]:
-    """Send messages to an empty queue and bury them; returns the letters, the oldest first."""
+    """Send messages to an empty queue and dead-letter them; return the dead letters, the oldest first."""
     transport.send([message("t", queue, n, priority=n % 10 + 1, org_id="org") for n in range(number)])
     bury(transport, queue)
     return list(transport.dead.find(queue=queue, limit=number))[::-1]
+
+
+def fail_to_delete(tables: Tables, dead_id: str, state: str = "P0001") -> None:
+    """Let the deletion of one dead letter fail with a SQLSTATE."""
+    tables.execute(
+        f"""CREATE FUNCTION {{schema}}.stop() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN IF OLD.dead_id = {dead_id} THEN RAISE EXCEPTION 'stop' USING ERRCODE = '{state}'; END IF;
+            RETURN OLD; END $$;
+            CREATE TRIGGER stop BEFORE DELETE ON {{dead}} FOR EACH ROW EXECUTE FUNCTION {{schema}}.stop()"""
+    )
 
 
 def test_dead_letter_holds_all_fields(postgres: PostgresTransport, queue: str) -> None:
@@ -214,12 +224,7 @@ def test_replay_error_counts_earlier_batches(
     """The error of a later batch contains the number of dead letters before it; that of the first batch has none."""
     monkeypatch.setattr(dead_letters, "_BATCH", 2)
     ids = [letter.id for letter in buried(postgres, queue, 8)]
-    tables.execute(
-        f"""CREATE FUNCTION {{schema}}.stop() RETURNS trigger LANGUAGE plpgsql AS
-            $$ BEGIN IF OLD.dead_id = {ids[4]} THEN RAISE EXCEPTION 'stop' USING ERRCODE = '{state}'; END IF;
-            RETURN OLD; END $$;
-            CREATE TRIGGER stop BEFORE DELETE ON {{dead}} FOR EACH ROW EXECUTE FUNCTION {{schema}}.stop()"""
-    )
+    fail_to_delete(tables, ids[4], state)
     use: Callable[[], object] = partial(getattr(postgres.dead, doing), queue=queue)
     with pytest.raises(TransportError, match=f"4 dead letters were {doing}e?d; .*stop") as caught:
         use()
@@ -239,12 +244,7 @@ def test_earlier_batches_are_kept_after_failure(
     """The iterator yields each finished batch; its error counts them, and `fate_unknown` is about the failed one."""
     monkeypatch.setattr(dead_letters, "_BATCH", 2)
     ids = [letter.id for letter in buried(postgres, queue, 6)]
-    tables.execute(
-        f"""CREATE FUNCTION {{schema}}.stop() RETURNS trigger LANGUAGE plpgsql AS
-            $$ BEGIN IF OLD.dead_id = {ids[5]} THEN RAISE EXCEPTION 'stop' USING ERRCODE = '53200'; END IF;
-            RETURN OLD; END $$;
-            CREATE TRIGGER stop BEFORE DELETE ON {{dead}} FOR EACH ROW EXECUTE FUNCTION {{schema}}.stop()"""
-    )
+    fail_to_delete(tables, ids[5], "53200")
     batches: list[list[str]] = []
     with pytest.raises(
         TransportUnavailable, match=r"4 dead letters were replayed; .*nothing of it took effect"
@@ -285,11 +285,7 @@ def test_long_commands_report_progress(
     assert [f"replayed {n} so far" in ended.stderr for n in (2, 4, 6)] == [True] * 3
     tables.execute("DELETE FROM {messages}")
     ids = [letter.id for letter in buried(postgres, queue, 6)]
-    tables.execute(
-        f"""CREATE FUNCTION {{schema}}.stop() RETURNS trigger LANGUAGE plpgsql AS
-            $$ BEGIN IF OLD.dead_id = {ids[4]} THEN RAISE EXCEPTION 'stop'; END IF; RETURN OLD; END $$;
-            CREATE TRIGGER stop BEFORE DELETE ON {{dead}} FOR EACH ROW EXECUTE FUNCTION {{schema}}.stop()"""
-    )
+    fail_to_delete(tables, ids[4])
     ended = CliRunner().invoke(cli.main, ["dead", "purge", "--queue", queue, "--yes", "--url", url])
     assert ended.exit_code != 0
     assert "purged 4 before this ended" in ended.stderr

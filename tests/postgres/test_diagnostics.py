@@ -59,17 +59,25 @@ def of(name: str, findings: list[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.name == name]
 
 
+def problems(findings: list[Finding]) -> list[Finding]:
+    """Return the findings that are not "ok", except those that depend on the server."""
+    return [finding for finding in findings if finding.level != "ok" and finding.name not in OF_THE_SERVER]
+
+
 def the(name: str, findings: list[Finding]) -> Finding:
     (finding,) = of(name, findings)
     return finding
 
 
 @contextlib.contextmanager
-def reached(url: str) -> Iterator[Proxy]:
-    """A proxy to the server of `url`."""
+def through_proxy(url: str, schema: str, **options: Any) -> Iterator[tuple[Proxy, PostgresTransport]]:
+    """A proxy to the server of `url`, and a transport through it."""
     parts = conninfo_to_dict(url)
-    with proxy(str(parts["host"]), int(str(parts["port"]))) as between:
-        yield between
+    with (
+        proxy(str(parts["host"]), int(str(parts["port"]))) as between,
+        transport_on(make_conninfo(url, port=between.port), schema, **options) as transport,
+    ):
+        yield between, transport
 
 
 def test_healthy_schema_passes_every_check(postgres: PostgresTransport, queue: str) -> None:
@@ -78,7 +86,7 @@ def test_healthy_schema_passes_every_check(postgres: PostgresTransport, queue: s
     findings = check(postgres)
     assert {finding.name for finding in findings} == EVERY_CHECK
     assert all(finding.what for finding in findings)
-    assert [finding for finding in findings if finding.level != "ok" and finding.name not in OF_THE_SERVER] == []
+    assert problems(findings) == []
 
 
 def test_product_tables_pass_every_check(tables: Tables) -> None:
@@ -87,7 +95,7 @@ def test_product_tables_pass_every_check(tables: Tables) -> None:
     with transport_on(tables.url, tables.schema) as transport:
         transport.migrate()
         findings = check(transport)
-    assert [finding for finding in findings if finding.level != "ok" and finding.name not in OF_THE_SERVER] == []
+    assert problems(findings) == []
     assert "ALTER TABLE" in of("autovacuum", findings)[-1].remedy or of("autovacuum", findings)[-1].level == "warning"
 
 
@@ -104,7 +112,7 @@ def test_schema_of_any_name_is_checked(postgres_url: str, schema: str) -> None:
             findings = check(transport)
     finally:
         tables.execute("DROP SCHEMA IF EXISTS {schema} CASCADE")
-    assert [finding for finding in findings if finding.level != "ok" and finding.name not in OF_THE_SERVER] == []
+    assert problems(findings) == []
 
 
 def test_checks_are_skipped_without_connection() -> None:
@@ -119,13 +127,11 @@ def test_checks_are_skipped_without_connection() -> None:
 
 
 @on_one_server
-def test_broken_connection_fails_one_check(postgres_url: str, postgres: PostgresTransport) -> None:
+def test_broken_connection_fails_one_check(postgres_url: str, postgres: PostgresTransport, schema: str) -> None:
     """The next check connects again."""
-    with reached(postgres_url) as between:
-        url = make_conninfo(postgres_url, port=between.port)
-        with transport_on(url, postgres._statements.schema) as transport:
-            between.lose(b"pg_notification_queue_usage")
-            findings = check(transport)
+    with through_proxy(postgres_url, schema) as (between, transport):
+        between.lose(b"pg_notification_queue_usage")
+        findings = check(transport)
     assert the("notifications", findings).level == "warning"
     assert "could not be checked" in the("notifications", findings).what
     assert the("tables", findings).level == the("leases", findings).level == "ok"
@@ -260,28 +266,25 @@ def test_check_without_right_is_skipped_alone(limited: tuple[str, str], tables: 
 
 
 @on_one_server
-def test_pooler_is_reported(postgres_url: str, postgres: PostgresTransport) -> None:
+def test_pooler_is_reported(postgres_url: str, postgres: PostgresTransport, schema: str) -> None:
     """A pooler is a warning if the transport listens, and "ok" with listen=false."""
-    with reached(postgres_url) as between:
+    with through_proxy(postgres_url, schema) as (between, transport):
         between.hide_the_process = True
-        url, schema = make_conninfo(postgres_url, port=between.port), postgres._statements.schema
-        with transport_on(url, schema) as transport:
-            finding = the("pooler", check(transport))
-        assert (finding.level, "listen=false" in finding.remedy) == ("warning", True)
-        with transport_on(url, schema, listen=False) as transport:
-            findings = check(transport)
+        finding = the("pooler", check(transport))
+    assert (finding.level, "listen=false" in finding.remedy) == ("warning", True)
+    with through_proxy(postgres_url, schema, listen=False) as (between, transport):
+        between.hide_the_process = True
+        findings = check(transport)
     assert (the("pooler", findings).level, the("listen", findings).level) == ("ok", "skipped")
 
 
 @on_one_server
-def test_lost_notification_is_detected(postgres_url: str, postgres: PostgresTransport) -> None:
+def test_lost_notification_is_detected(postgres_url: str, postgres: PostgresTransport, schema: str) -> None:
     """The check sends a notification and waits for it, so it detects one that is lost."""
-    with reached(postgres_url) as between:
-        url = make_conninfo(postgres_url, port=between.port)
-        with transport_on(url, postgres._statements.schema) as transport:
-            assert the("listen", check(transport)).level == "ok"
-            between.swallow(b"unstract_wire_check_")
-            finding = the("listen", check(transport, notification=0.5))
+    with through_proxy(postgres_url, schema) as (between, transport):
+        assert the("listen", check(transport)).level == "ok"
+        between.swallow(b"unstract_wire_check_")
+        finding = the("listen", check(transport, notification=0.5))
     assert (finding.level, "listen=false" in finding.remedy) == ("warning", True)
     assert "no notification came in 0.5 s" in finding.what
 

@@ -28,7 +28,7 @@ from unstract_core import Consumer, Delivery, Reply, Settlement, TransportError,
 
 pytestmark = on_one_server
 
-# Reading a message as text takes the seconds, and fails with the SQLSTATE, that stand in the message.
+# Reading a message as text takes the seconds of its key `takes`, and fails with the SQLSTATE of its key `fails`.
 FAILING_CAST = """
 CREATE FUNCTION failing(message jsonb) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
@@ -65,7 +65,23 @@ def row(queue: str, number: int, state: str | None = None, **members: Any) -> st
     return json.dumps(wire if state is None else {**wire, "fails": state})
 
 
-def received(transport: PostgresTransport, queue: str, *, lease: float = 60) -> list[Delivery]:
+def inject_four(tables: Tables, queue: str, state: str) -> None:
+    """Store four messages, of which the second cannot be read and fails with a SQLSTATE."""
+    for number in range(4):
+        tables.inject(queue, row(queue, number, state if number == 1 else None))
+
+
+def partly_read(transport: PostgresTransport, tables: Tables, queue: str) -> PostgresSubscription:
+    """Return a subscription that has claimed four messages and read none, because the second one failed."""
+    inject_four(tables, queue, "53200")
+    subscription = transport.subscribe([queue], lease=60)
+    with pytest.raises(TransportError):
+        subscription.receive(limit=4, wait=0)
+    assert tables.rows("SELECT sum(read_ct) FROM {messages} WHERE queue_name = %s", queue) == [(4,)]
+    return subscription
+
+
+def drained(transport: PostgresTransport, queue: str, *, lease: float = 60) -> list[Delivery]:
     """Return all deliveries of a subscription until the queue is empty, despite its errors."""
     subscription = transport.subscribe([queue], lease=lease)
     received: list[Delivery] = []
@@ -118,7 +134,7 @@ def test_huge_numbers_in_small_parts_are_skipped(failing: tuple[PostgresTranspor
         text = row(queue, 1, "54000", task_id="the id", reply_key="x" * 3000)
         on_error = f'{{"task_name": "failed", "queue": "q", "kwargs": {{"a": [{{"b": [{number}]}}]}}}}'
         tables.inject(queue, f'{text[:-1]}, "on_error": {on_error}}}')
-        (delivery,) = received(transport, queue)
+        (delivery,) = drained(transport, queue)
         assert json.loads(str(delivery.raw)) == {"task_name": "t", "task_id": "the id"}
 
 
@@ -127,8 +143,7 @@ def test_temporarily_unreadable_row_is_read_three_times(failing: tuple[PostgresT
     """After too little memory or time the other rows run at once; the third failure counts, and no attempt does."""
     transport, tables = failing
     queue = queue_name()
-    for number in range(4):
-        tables.inject(queue, row(queue, number, state if number == 1 else None))
+    inject_four(tables, queue, state)
     received: list[Delivery] = []
     failures: list[TransportError] = []
 
@@ -195,11 +210,7 @@ def test_row_claimed_by_others_is_not_delivered(failing: tuple[PostgresTransport
     """The fence holds between the claim and the reading of the content."""
     transport, tables = failing
     queue = queue_name()
-    for number in range(4):
-        tables.inject(queue, row(queue, number, "53200" if number == 1 else None))
-    subscription = transport.subscribe([queue], lease=60)
-    with pytest.raises(TransportError):
-        subscription.receive(limit=4, wait=0)
+    subscription = partly_read(transport, tables, queue)
     taken = "UPDATE {messages} SET read_ct = read_ct + 1 WHERE queue_name = %s AND message @> %s::jsonb"
     for number in (0, 2):
         tables.execute(taken, queue, json.dumps({"args": [number]}))
@@ -212,11 +223,7 @@ def test_unread_messages_keep_their_lease(failing: tuple[PostgresTransport, Tabl
     """A claimed and unread message is renewed in time, and delivered later."""
     transport, tables = failing
     queue = queue_name()
-    for number in range(4):
-        tables.inject(queue, row(queue, number, "53200" if number == 1 else None))
-    subscription = transport.subscribe([queue], lease=60)
-    with pytest.raises(TransportError):
-        subscription.receive(limit=4, wait=0)
+    subscription = partly_read(transport, tables, queue)
     claimed = "SELECT min(vt) FROM {messages} WHERE queue_name = %s AND read_ct > 0"
     vt = tables.rows(claimed, queue)
     subscription.unread.since -= 30
@@ -262,8 +269,7 @@ def test_message_lost_during_reads_is_not_returned(
     """If reading the others took long, messages that were read are renewed before they are returned."""
     transport, tables = failing
     queue = queue_name()
-    for number in range(4):
-        tables.inject(queue, row(queue, number, "54000" if number == 1 else None))
+    inject_four(tables, queue, "54000")
     subscription = transport.subscribe([queue], lease=60)
     texts = UnreadMessages._texts
 
@@ -279,17 +285,6 @@ def test_message_lost_during_reads_is_not_returned(
     received = retry_outages(lambda: subscription.receive(limit=4, wait=0))
     assert [first(delivery) if delivery.payload else None for delivery in received] == [None, 2, 3]
     subscription.close()
-
-
-def partly_read(transport: PostgresTransport, tables: Tables, queue: str) -> PostgresSubscription:
-    """Return a subscription that has claimed four messages and read none, since another one took too long."""
-    for number in range(4):
-        tables.inject(queue, row(queue, number, "53200" if number == 1 else None))
-    subscription = transport.subscribe([queue], lease=60)
-    with pytest.raises(TransportError):
-        subscription.receive(limit=4, wait=0)
-    assert tables.rows("SELECT sum(read_ct) FROM {messages} WHERE queue_name = %s", queue) == [(4,)]
-    return subscription
 
 
 def test_close_releases_unread_messages(failing: tuple[PostgresTransport, Tables]) -> None:
