@@ -123,8 +123,8 @@ def test_where_a_queue_has_to_be_named_the_line_says_so(run: Run, arguments: tup
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("queues",), "cannot do this: a broker does not report the state of its queues; use its own tools"),
-        (("queues", "--queue", "q", "--json"), "use its own tools"),
+        (("queues",), "cannot do this: a broker does not report the state of its queues. Use its own tools"),
+        (("queues", "--queue", "q", "--json"), "Use its own tools"),
         (("migrate",), "has nothing to migrate; use it as it is"),
     ],
     ids=["queues", "a queue", "migrate"],

@@ -160,7 +160,7 @@ def test_what_redis_refuses_is_no_lost_connection() -> None:
             error = refusal(f"{other}/{name}", "q")
             assert isinstance(error, TransportNotReady)
             assert "there is no such database: " in str(error)
-            assert "ends with the number of a database" in str(error)
+            assert "End the URL with the number of a database" in str(error)
 
 
 URLS = [

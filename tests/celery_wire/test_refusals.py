@@ -85,7 +85,7 @@ REFUSED: dict[str, tuple[Callable[[Any], object], str, type[TransportError], str
         "Give the user the right",
     ),
     "user": (lambda client: client.acl_deluser("u"), "u:x@", TransportNotReady, "Check the user and password"),
-    "key": (lambda client: client.set("_kombu.binding.q", "x"), "", TransportNotReady, "used for something else"),
+    "key": (lambda client: client.set("_kombu.binding.q", "x"), "", TransportNotReady, "no other program uses a key"),
     "command": (lambda client: client.flushall(), "", TransportNotReady, "Redis refused: unknown command"),
     "replica": (lambda client: client.replicaof("127.0.0.1", 1), "", TransportUnavailable, "Redis refused for now"),
 }
