@@ -1,10 +1,10 @@
-"""A real Celery client that sends a message of every shape: run by capture_celery.py under each version of Celery.
+"""A Celery client that sends a message of each shape. capture_celery.py runs it under each version of Celery.
 
     python celery_client.py URL QUEUE
 
-Prints one JSON object: the versions, and the name and the meaning of each message, in the order in which they were
-sent. Ids are made of that name, so that every run sends the same ones. It needs Celery, kombu and PyYAML, and nothing
-of this project.
+It prints one JSON object: the versions, and the name and description of each message, in the order of sending. Ids are
+derived from the name, so that every run sends the same ones. It needs Celery, kombu and PyYAML, and no module of this
+project.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _named: list[str] = ["?"]
 
 
 def _next_id() -> uuid.UUID:
-    """Return the id that follows from the message that is about to be sent, and how many it has had."""
+    """Return an id derived from the name of the next message and the number of its ids so far."""
     _named.append(_named[-1])
     text = f"{_named[-1]}/{len(_named)}"
     return uuid.UUID(bytes=hashlib.sha256(text.encode()).digest()[:16], version=4)
@@ -63,7 +63,7 @@ KINDS = [
 ]
 
 Sent = Iterator[tuple[str, str]]
-"""The name of a message, and what it is, before it is sent."""
+"""The name and description of a message, before it is sent."""
 _shapes: list[Callable[[celery.Celery, str], Sent]] = []
 
 
@@ -234,12 +234,12 @@ def main(url: str, queue: str) -> None:
             for name, about in shape(app, queue):
                 _name(name)
                 sent.append((name, about))
-        told = {
+        report = {
             "celery": celery.__version__,
             "kombu": kombu.__version__,
             "sent": sent,
         }
-    json.dump(told, sys.stdout)
+    json.dump(report, sys.stdout)
 
 
 if __name__ == "__main__":
