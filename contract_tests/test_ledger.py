@@ -53,9 +53,12 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.workers: list[CheckedSubscription] = []
         self.cut: set[int] = set()
 
-    @initialize()
-    def open(self) -> None:
+    @initialize(count=st.integers(0, 4), claimed=st.integers(1, 4))
+    def open(self, count: int, claimed: int) -> None:
+        """Start with two workers and some messages, of which the first worker claims a part."""
         self.workers = [self.transport.subscribe([self.queue], lease=600) for _ in range(2)]
+        self.send(count)
+        self.receive(0, claimed)
 
     def teardown(self) -> None:
         try:
@@ -90,8 +93,16 @@ class DeliveryMachine(RuleBasedStateMachine):
             assert entry.deliveries <= entry.expected, f"message {first(delivery)} was delivered to two holders"
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data(), verdict=st.sampled_from(Verdict), follows=st.booleans())
-    def settle(self, data: st.DataObject, verdict: Verdict, follows: bool) -> None:
+    @rule(
+        data=st.data(),
+        choices=st.lists(st.tuples(st.sampled_from(Verdict), st.booleans()), min_size=1, max_size=6),
+    )
+    def settle(self, data: st.DataObject, choices: list[tuple[Verdict, bool]]) -> None:
+        """Settle some claimed messages, each with a verdict and with or without a follow-up."""
+        for verdict, follows in choices[: len(self.held)]:
+            self.settle_one(data, verdict, follows)
+
+    def settle_one(self, data: st.DataObject, verdict: Verdict, follows: bool) -> None:
         place = data.draw(st.integers(0, len(self.held) - 1), label="index of the claimed message")
         worker, delivery = self.held.pop(place)
         entry = self.entries[first(delivery)]
@@ -155,7 +166,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
 def test_no_message_is_lost_or_repeated_without_cause(kit: Kit) -> None:
     """Messages arrive at least once, and exactly once if no claim was lost; effective follow-ups arrive."""
-    count = 20 if kit.moment == 0 else 6
+    count = 30 if kit.moment == 0 else 6
     run_state_machine_as_test(
         lambda: DeliveryMachine(kit),  # type: ignore[arg-type]  # a function that returns a machine is accepted
         settings=examples(count, stateful_step_count=15),
