@@ -18,8 +18,8 @@ def ended(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow(reason="It runs a whole benchmark, whose figures no guarantee depends on.")
-def test_a_held_snapshot_is_measured_beside_none_and_beside_claims_without_bounds() -> None:
-    """Each case has a rate in every turn, and its decay; the ratios are of the same run."""
+def test_held_snapshot_benchmark_prints_rates_and_decays() -> None:
+    """Each case has a rate in every turn and a decay; the ratios are of the same run."""
     done = ended("benchmarks/held_snapshot.py", "--seconds", "2", "--turn", "0.5", "--batch", "20")
     assert done.returncode == 0, done.stderr
     headings, *turns = done.stdout.splitlines()
@@ -36,15 +36,15 @@ def test_a_held_snapshot_is_measured_beside_none_and_beside_claims_without_bound
 
 
 @pytest.mark.slow(reason="It runs a whole benchmark, whose figures no guarantee depends on.")
-def test_sizes_that_grow_are_told_and_are_a_failure() -> None:
-    """With no slack at all for what a table may be after its warm-up, a short run is not flat, and says what grew."""
+def test_growing_sizes_are_a_failure() -> None:
+    """Without any slack, a short run names a table that grew, and the exit code is 1."""
     done = ended("benchmarks/table_sizes.py", "--tasks", "20000", "--warm-up", "1", "--slack", "0.01")
     assert done.returncode == 1, done.stderr
     assert "pg_queue_message was " in done.stdout
 
 
-def test_sizes_that_stay_are_flat() -> None:
-    """A short run with slack enough ends with 0."""
+def test_constant_sizes_are_flat() -> None:
+    """A short run with enough slack exits with 0."""
     done = ended("benchmarks/table_sizes.py", "--tasks", "2000", "--slack", "1000")
     assert done.returncode == 0, done.stderr
     headings, *parts, verdict = done.stdout.splitlines()

@@ -13,8 +13,8 @@ from tools.check_lock import ROOT
 
 
 @pytest.mark.slow(reason="It runs a whole benchmark, whose figures no guarantee depends on.")
-def test_the_cost_of_each_observer_is_told_as_a_ratio() -> None:
-    """To nobody looking on, in rate and in processor time, for sends, no-op tasks and chains."""
+def test_observer_benchmark_prints_the_cost_of_each() -> None:
+    """The rate and processor time with each observer are printed as ratios to those without, for each operation."""
     ended = subprocess.run(
         [sys.executable, "benchmarks/observing.py", "--scale", "0.01", "--rounds", "1"],
         cwd=ROOT,

@@ -21,8 +21,8 @@ for number in range(10**9):
 """
 
 
-def test_a_killed_process_loses_nothing_that_it_has_written(tmp_path: Path) -> None:
-    """SIGKILL at any moment: every line that was reported as written is there, whole and in order."""
+def test_a_killed_process_loses_no_written_line(tmp_path: Path) -> None:
+    """After SIGKILL at any moment, every reported line is complete and in order."""
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
@@ -34,8 +34,8 @@ def test_a_killed_process_loses_nothing_that_it_has_written(tmp_path: Path) -> N
     assert len(lines) > reported[-1]
 
 
-def test_what_was_read_once_is_not_read_again(tmp_path: Path) -> None:
-    """News are new: line by line, of every process, those that begin to write later too."""
+def test_each_line_is_read_once(tmp_path: Path) -> None:
+    """New lines are read once, for every process, including those that start later."""
     first, journals = Journal(tmp_path, "one"), Journals(tmp_path)
     first.write_all("claimed", ["a", "b"])
     assert [(line.process, line.event, line.dispatch) for line in journals.read_new()] == [
@@ -52,8 +52,8 @@ def test_what_was_read_once_is_not_read_again(tmp_path: Path) -> None:
     ]
 
 
-def test_a_line_counts_once_its_end_is_written(tmp_path: Path) -> None:
-    """Half a line is waited for, and then read once."""
+def test_an_unfinished_line_is_read_later(tmp_path: Path) -> None:
+    """A line is read once, after its end was written."""
     path, journals = tmp_path / f"one{SUFFIX}", Journals(tmp_path)
     path.write_text("1.5\tclaimed\ta")
     assert list(journals.read_new()) == []
@@ -62,8 +62,8 @@ def test_a_line_counts_once_its_end_is_written(tmp_path: Path) -> None:
     assert list(journals.read_new()) == [Line(1.5, "one", "claimed", "a")]
 
 
-def test_a_process_stops_at_a_phase_until_it_is_released(tmp_path: Path) -> None:
-    """It stops at the phase that was asked for, at no other, and not without a dispatch; then it goes on."""
+def test_a_process_waits_at_a_requested_breakpoint(tmp_path: Path) -> None:
+    """A process stops at the requested phase only, not without a dispatch, and continues after its release."""
     program = (
         "import pathlib, sys; from chaos.breakpoints import Breakpoints; from chaos.journal import Journal;"
         " directory = pathlib.Path(sys.argv[1]); journal = Journal(directory, 'one');"

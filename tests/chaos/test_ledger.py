@@ -87,8 +87,8 @@ def one(events: str, *faults: InjectedFault, over_a_broker: bool = False) -> Led
 
 
 @given(st.lists(st.sampled_from(CASES), max_size=12), st.randoms(use_true_random=False))
-def test_everything_is_counted_whatever_the_order_of_the_journals(cases: list[Case], chance: random.Random) -> None:
-    """Each dispatch counts for itself: the sums are those of the single ones, however their lines are mixed."""
+def test_counts_do_not_depend_on_journal_order(cases: list[Case], chance: random.Random) -> None:
+    """The counts are the sums over single dispatches, however their lines are mixed."""
     found = [line for number, case in enumerate(cases) for line in lines(f"p/{number}", case.events)]
     chance.shuffle(found)
     sent = Counter({f"p/{number}": case.sent for number, case in enumerate(cases)})
@@ -103,8 +103,8 @@ def test_everything_is_counted_whatever_the_order_of_the_journals(cases: list[Ca
 
 
 @pytest.mark.parametrize("events", [AGAIN, CALLED_AGAIN])
-def test_what_happened_again_without_a_fault_is_a_failure(events: str) -> None:
-    """Nothing is let through that no fault explains."""
+def test_a_repetition_without_a_fault_is_a_failure(events: str) -> None:
+    """A repetition that no fault explains is not allowed."""
     ledger = one(events)
     assert [anomaly.allowed for anomaly in ledger.anomalies] == [False]
     assert not ledger.holds
@@ -119,8 +119,8 @@ def test_what_happened_again_without_a_fault_is_a_failure(events: str) -> None:
         (CALLED_AGAIN, CALLBACK_KILLED),
     ],
 )
-def test_a_fault_explains_what_it_had_in_its_hands(events: str, fault: InjectedFault) -> None:
-    """Its victim had the dispatch between the two times; or it hit everybody."""
+def test_a_fault_explains_the_dispatches_it_affected(events: str, fault: InjectedFault) -> None:
+    """A fault explains a repetition if its victim had the dispatch in between, or if it hit all processes."""
     ledger = one(events, fault)
     assert [anomaly.cause for anomaly in ledger.anomalies] == [fault]
     assert ledger.holds
@@ -137,20 +137,20 @@ def test_a_fault_explains_what_it_had_in_its_hands(events: str, fault: InjectedF
     ids=["is no excuse", "had another", "was over before", "came afterwards"],
 )
 def test_another_fault_explains_nothing(change: dict[str, Any]) -> None:
-    """One that may not do that, that had other dispatches, or that came at another time."""
+    """A fault that excuses nothing, affected other dispatches, or came at another time explains no repetition."""
     fault = attrs.evolve(KILLED, **change)
     assert not one(AGAIN, fault).holds
 
 
-def test_of_two_faults_the_one_that_stood_between_explains() -> None:
-    """One that was over a moment before is named only where there is no other: its consequences may come late."""
+def test_a_fault_between_takes_precedence_as_explanation() -> None:
+    """A fault that ended just before is named only if no fault lies between the two runs."""
     just_before = attrs.evolve(KILLED, number=2, began=1.0, ended=1.5, victims=None)
     assert one(AGAIN, just_before, KILLED).anomalies[0].cause == KILLED
     assert one(AGAIN, just_before).anomalies[0].cause == just_before
 
 
-def test_no_fault_excuses_a_loss_or_a_second_follow_up() -> None:
-    """What is one commit is one commit, whatever happens; the report tells who had it."""
+def test_no_fault_excuses_loss_or_second_follow_up() -> None:
+    """A lost dispatch or a second follow-up row is never allowed; the anomaly names the last fault that affected it."""
     wide = attrs.evolve(KILLED, began=0.0, ended=100.0, victims=None)
     (lost,) = one("before accepted claimed@e started@e", wide).anomalies
     assert (lost.what, lost.allowed, lost.cause) == ("lost", False, wide)
@@ -158,15 +158,15 @@ def test_no_fault_excuses_a_loss_or_a_second_follow_up() -> None:
     assert (doubled.what, doubled.allowed, doubled.cause) == ("doubled", False, wide)
 
 
-def test_what_a_killed_producer_knew_to_be_sent_is_missed() -> None:
-    """It had no time to write that down, and nobody else has seen the message: over a broker, too, it is lost."""
+def test_an_unrecorded_accepted_message_counts_as_lost() -> None:
+    """A message that was accepted before its producer was killed counts as accepted, also over a broker."""
     assert one(SOUND, over_a_broker=True).holds
     ledger = stock([*lines("p/1", SOUND), *lines("p/2", "before stopped=sent")])
     assert [(anomaly.what, anomaly.dispatch) for anomaly in ledger.anomalies] == [("lost", "p/2")]
 
 
-def test_over_a_broker_a_second_call_is_doubled_and_has_to_be_explained() -> None:
-    """There it may come of anybody who has had the dispatch before; without a fault it is a failure."""
+def test_a_second_broker_callback_needs_a_fault() -> None:
+    """Over a broker, a second callback counts as doubled and needs a fault that hit an earlier holder."""
     twice = AGAIN.replace("settled@f claimed@c", "claimed@c called@c settled@f settled@e claimed@c")
     killed = attrs.evolve(KILLED, began=4.2, ended=4.2)
     (again, doubled) = one(twice, killed, over_a_broker=True).anomalies
@@ -175,8 +175,8 @@ def test_over_a_broker_a_second_call_is_doubled_and_has_to_be_explained() -> Non
     assert not one(twice, over_a_broker=True).holds
 
 
-def test_a_machine_that_stood_still_explains_what_its_process_held() -> None:
-    """The process says itself that it was not run; another one's saying so is no excuse."""
+def test_a_stalled_machine_explains_its_own_dispatches() -> None:
+    """A recorded stall explains the dispatches of that process, and no others."""
     history = [*lines("p/1", AGAIN), Line(5.0, "e", "stalled", "", "3.0")]
     rows = Rows(Counter({"p/1": 1}), Counter({"p/1": 1}))
     (anomaly,) = stock(history, rows=rows).anomalies
@@ -193,8 +193,8 @@ def test_a_machine_that_stood_still_explains_what_its_process_held() -> None:
     ],
     ids=["a problem", "something left in a queue", "nothing accepted at all"],
 )
-def test_a_ledger_holds_only_where_nothing_is_wrong(change: Callable[[Evidence], Evidence]) -> None:
-    """What the run itself has met, what stands in a queue, and a run of nothing."""
+def test_a_ledger_with_problems_does_not_hold(change: Callable[[Evidence], Evidence]) -> None:
+    """Problems of the run, remaining messages, or a run without dispatches: the ledger does not hold."""
     rows = Rows(Counter({"p/1": 1}), Counter({"p/1": 1}))
     sound = Evidence(History(lines("p/1", SOUND)), [], rows, {"chaos_executor": 0}, [])
     assert build_ledger(sound).holds

@@ -53,13 +53,13 @@ HISTORY = History(
         "called again",
     ],
 )
-def test_a_recovery_ends_with_the_last_callback_that_was_awaited(fault: InjectedFault, seconds: float | None) -> None:
-    """From when the fault ended until everything that it held up was called back; None while it was not."""
+def test_a_recovery_ends_with_the_last_awaited_callback(fault: InjectedFault, seconds: float | None) -> None:
+    """The recovery time ends when all affected dispatches were called back; it is None before."""
     assert recovery(fault, HISTORY) == seconds
 
 
-def test_the_table_has_a_row_for_each_kind_of_fault_and_their_sum() -> None:
-    """Times, counts, and the median and the greatest of the seconds; what no fault explains has a row of its own."""
+def test_the_table_has_a_row_per_fault_kind() -> None:
+    """The table has counts and recovery times for each kind of fault, for anomalies without fault, and in total."""
     faults = [
         attrs.evolve(FAULT, recovers_from=since, awaited=frozenset(["producer-1.1/1"])) for since in (20.0, 20.5, 21.0)
     ]
@@ -74,8 +74,8 @@ def test_the_table_has_a_row_for_each_kind_of_fault_and_their_sum() -> None:
     ]
 
 
-def test_the_summary_names_everything_that_is_wrong() -> None:
-    """Each anomaly that is not allowed and each problem has a line, and the last line is the verdict."""
+def test_the_summary_lists_every_error() -> None:
+    """Each forbidden anomaly and each problem has a line, and the last line is the verdict."""
     rows = Rows(Counter({"producer-1.1/3": 1}), Counter())
     evidence = Evidence(History(sent("producer-1.1/3", 1.0)), [], rows, {"chaos_executor": 2}, ["a worker has left"])
     text = list(summary(evidence, build_ledger(evidence)))

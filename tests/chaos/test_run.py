@@ -33,8 +33,8 @@ def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
     return ended
 
 
-def test_a_sound_run_holds_and_names_its_seed_first_and_last() -> None:
-    """Exit code 0, a row for each fault, and the command that does it again."""
+def test_a_sound_run_holds_and_prints_its_seed() -> None:
+    """The exit code is 0, each fault has a row, and the command that repeats the run is printed."""
     ended = chaos("--only", "kill-settling,kill-callback")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     said = ended.stdout.splitlines()
@@ -46,8 +46,8 @@ def test_a_sound_run_holds_and_names_its_seed_first_and_last() -> None:
 
 
 @pytest.mark.slow(reason="It runs for half a minute; `make test` has the test of the other planted bug.")
-def test_a_settlement_of_two_commits_is_found_to_lose() -> None:
-    """Planted: the follow-up is sent after the acknowledgement. A worker that is killed between loses its callback."""
+def test_a_settlement_in_two_commits_loses_callbacks() -> None:
+    """The ledger finds the planted bug: a worker killed between its two commits loses the callback."""
     ended = chaos("--only", "kill-settled", "--plant", "two-commits")
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert re.search(r"^kill-settled +1 +[1-9]", ended.stdout, re.MULTILINE)
@@ -56,7 +56,7 @@ def test_a_settlement_of_two_commits_is_found_to_lose() -> None:
 
 
 def test_a_second_follow_up_is_found() -> None:
-    """Planted: what follows is sent twice. No fault excuses that, and none is needed for it to be seen."""
+    """The ledger finds the planted bug: a follow-up that is sent twice. No fault excuses it."""
     ended = chaos("--only", "sigterm", "--plant", "two-follow-ups")
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert "WRONG: doubled: " in ended.stdout
@@ -64,7 +64,7 @@ def test_a_second_follow_up_is_found() -> None:
 
 
 def test_an_unknown_fault_is_a_usage_error() -> None:
-    """It names those that there are."""
+    """The error lists the known faults."""
     ended = chaos("--only", "earthquake")
     assert ended.returncode == 2
     assert "no such fault: earthquake; choose from " in ended.stderr

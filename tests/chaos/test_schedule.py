@@ -15,13 +15,13 @@ TRANSPORTS: tuple[TransportName, ...] = ("postgresql", "amqp")
 
 @given(seed=st.integers(), transport=st.sampled_from(TRANSPORTS), seconds=st.floats(0, 2000))
 def test_a_seed_gives_the_same_schedule_again(seed: int, transport: TransportName, seconds: float) -> None:
-    """Order, victims, pauses, frames and all: what was printed can be done again."""
+    """The same seed gives the same order, victims, pauses and frames."""
     assert schedule(seed, transport, seconds=seconds) == schedule(seed, transport, seconds=seconds)
 
 
 @given(seed=st.integers(), transport=st.sampled_from(TRANSPORTS), seconds=st.floats(0, 2000))
-def test_each_round_has_every_fault_of_its_transport_once(seed: int, transport: TransportName, seconds: float) -> None:
-    """Whole rounds only, one at the least; together they take what was asked for."""
+def test_each_round_has_every_fault_once(seed: int, transport: TransportName, seconds: float) -> None:
+    """A schedule has whole rounds, at least one, and lasts at least as long as requested."""
     names = {kind.name for kind in FAULT_KINDS if transport in kind.transports}
     planned = schedule(seed, transport, seconds=seconds)
     assert planned
@@ -32,8 +32,8 @@ def test_each_round_has_every_fault_of_its_transport_once(seed: int, transport: 
 
 
 @given(seed=st.integers(), transport=st.sampled_from(TRANSPORTS))
-def test_a_fault_hits_only_whom_it_may(seed: int, transport: TransportName) -> None:
-    """Victims are distinct slots of its kind, each with its gap; in the first round every recovery is waited for."""
+def test_a_fault_hits_only_allowed_victims(seed: int, transport: TransportName) -> None:
+    """Victims are distinct slots of the kind, each with a gap; in the first round every fault waits for a recovery."""
     for one in schedule(seed, transport):
         assert set(one.victims) <= set(one.kind.victims) <= set(SLOTS)
         assert len(set(one.victims)) == len(one.victims)
@@ -42,20 +42,20 @@ def test_a_fault_hits_only_whom_it_may(seed: int, transport: TransportName) -> N
         assert one.waits
 
 
-def test_seeds_differ() -> None:
-    """Another seed, another schedule: of a hundred no two are the same."""
+def test_seeds_give_different_schedules() -> None:
+    """A hundred seeds give a hundred different schedules."""
     assert len({tuple(schedule(seed, "postgresql")) for seed in range(100)}) == 100
 
 
-def test_later_rounds_strike_before_a_recovery_too() -> None:
-    """In a soak some faults come while the one before is being recovered from, and some do not."""
+def test_later_rounds_may_skip_the_recovery() -> None:
+    """In a soak, some faults are injected during the recovery from the previous one."""
     assert {one.waits for one in schedule(1, "postgresql", seconds=600)} == {True, False}
 
 
 @pytest.mark.parametrize(
     ("transport", "faults"), [("postgresql", PostgresFaultInjector), ("amqp", BrokerFaultInjector)]
 )
-def test_every_kind_is_carried_out(transport: TransportName, faults: type) -> None:
-    """What a schedule names, there is a way to do."""
+def test_every_kind_has_an_injector(transport: TransportName, faults: type) -> None:
+    """The injectors have a method for each kind of fault."""
     for one in schedule(1, transport):
         assert callable(getattr(faults, one.kind.name.replace("-", "_")))

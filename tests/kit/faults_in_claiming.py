@@ -17,7 +17,7 @@ from unstract_core.transport import Delivery, Settlement, Verdict
 
 @fault("test_a_claimed_message_is_not_delivered_again", "assert kit.nothing(other)")
 class ClaimsTwice(Store):
-    """A message that is held is ready for everybody else."""
+    """A claimed message is still ready for other subscriptions."""
 
     def take(self, queues: Sequence[str], holder: object, lease: float) -> Row | None:
         row = super().take(queues, holder, lease)
@@ -30,7 +30,7 @@ class ClaimsTwice(Store):
 
 @fault("test_concurrent_claimers_never_share_a_message", "assert claimed == Counter(sent)")
 class ClaimsInTwoSteps(MemorySubscription):
-    """What is ready is looked at first and claimed a moment later: two claimers at once get the same."""
+    """`receive` reads ready messages first and claims them a moment later, so that two subscriptions get them."""
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         found = list(super().receive(limit=limit, wait=wait))
@@ -48,8 +48,8 @@ class ClaimsInTwoSteps(MemorySubscription):
 
 
 @fault("test_a_subscription_claims_only_from_its_queues", "up to `limit` deliveries of its queues")
-class TakesFromEveryQueue(MemorySubscription):
-    """A subscription receives what was sent to other queues as well."""
+class ClaimsFromEveryQueue(MemorySubscription):
+    """A subscription also receives messages of other queues."""
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         with self._store.using():
@@ -59,23 +59,23 @@ class TakesFromEveryQueue(MemorySubscription):
 
 @fault("test_receive_returns_at_most_limit_messages", "up to `limit` deliveries of its queues")
 class ReturnsMoreThanTheLimit(MemorySubscription):
-    """`receive` returns one message more than it was asked for."""
+    """`receive` returns one message more than `limit`."""
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         return super().receive(limit=limit + 1, wait=wait)
 
 
 @fault("test_receive_with_limit_zero_only_waits", "receive(limit=0")
-class TakesOneAtLeast(MemorySubscription):
-    """`receive(limit=0)` takes a message."""
+class ClaimsAtLeastOne(MemorySubscription):
+    """`receive(limit=0)` claims a message."""
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         return super().receive(limit=max(limit, 1), wait=wait)
 
 
 @fault("test_a_queue_named_twice_delivers_once", "more than one queue of a name")
-class ChokesOnAQueueThatIsNamedTwice(Composed):
-    """A queue that is named twice is subscribed to twice."""
+class RefusesARepeatedQueueName(Composed):
+    """`subscribe` raises an error if a queue is named twice."""
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
         if len(set(queues)) < len(queues):
@@ -84,16 +84,16 @@ class ChokesOnAQueueThatIsNamedTwice(Composed):
 
 
 @fault("test_an_invalid_lease_is_refused", "DID NOT RAISE")
-class TakesAnyLease(Composed):
-    """A lease that is negative or no number is taken for a minute."""
+class AcceptsAnyLease(Composed):
+    """A lease that is negative or not a number is replaced by a minute."""
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
         return super().subscribe(queues, lease=lease if 0 < lease < 1e6 else 60.0)
 
 
 @fault("test_subscribing_to_no_queue_is_refused", "DID NOT RAISE")
-class SubscribesToNothing(Composed):
-    """A subscription to no queue is given, and waits for ever."""
+class AcceptsNoQueue(Composed):
+    """A subscription without queues is accepted, and waits forever."""
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
         return super().subscribe(queues or ["nothing"], lease=lease)
@@ -101,7 +101,7 @@ class SubscribesToNothing(Composed):
 
 @fault("test_priority_counts_across_the_queues_of_a_subscription", "assert received == sorted")
 class EmptiesOneQueueAfterTheOther(Store):
-    """A subscription takes from its first queue while there is anything, whatever waits in the others."""
+    """A subscription receives from its first queue until that is empty, ignoring priorities in the others."""
 
     def take(self, queues: Sequence[str], holder: object, lease: float) -> Row | None:
         found = (super(EmptiesOneQueueAfterTheOther, self).take([queue], holder, lease) for queue in queues)
@@ -110,7 +110,7 @@ class EmptiesOneQueueAfterTheOther(Store):
 
 @fault("test_a_full_queue_does_not_starve_another", 'assert "lone" in map(first, received)')
 class KnowsTheFirstQueueOnly(MemorySubscription):
-    """Of several queues only the first is ever looked at."""
+    """Of several queues, only the first is read."""
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         self._queues = self._queues[:1]
@@ -119,7 +119,7 @@ class KnowsTheFirstQueueOnly(MemorySubscription):
 
 @fault("test_an_acknowledged_message_is_gone", "assert kit.nothing(subscribe(queue))")
 class ForgetsAnAcknowledgement(MemorySubscription):
-    """ACK answers True, and the message comes back when its lease ends."""
+    """ACK returns True, but the message is delivered again after its lease."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         acks = [one.verdict is Verdict.ACK for one in settlements]
@@ -129,8 +129,8 @@ class ForgetsAnAcknowledgement(MemorySubscription):
 
 
 @fault("test_closing_a_subscription_returns_its_messages_to_others", "an expected message was not received")
-class LosesWhatItsHolderLeft(MemorySubscription):
-    """What is held by a subscription that is closed is gone."""
+class LosesMessagesOfAClosedSubscription(MemorySubscription):
+    """Closing a subscription removes the messages that it claimed."""
 
     def close(self) -> None:
         with self._store.changed:
@@ -142,7 +142,7 @@ class LosesWhatItsHolderLeft(MemorySubscription):
 
 @fault("test_a_lease_ends_by_itself", "is in receive(limit=1, wait=30)")
 class NeverEndsALease(Composed):
-    """What is held stays held until somebody ends it from outside."""
+    """A claimed message never becomes ready by itself."""
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
         subscription = super().subscribe(queues, lease=lease)
@@ -152,7 +152,7 @@ class NeverEndsALease(Composed):
 
 @fault("test_a_renewed_message_is_not_delivered_again", "assert not other.receive(limit=1, wait=0.4 * lease)")
 class RenewsNothing(MemorySubscription):
-    """`renew` answers True, and the lease ends as it would have."""
+    """`renew` returns True without extending the lease."""
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         with self._store.using():
@@ -161,7 +161,7 @@ class RenewsNothing(MemorySubscription):
 
 @fault("test_one_call_renews_many_leases", "assert not other.receive(limit=5, wait=0.4 * lease)")
 class RenewsTheFirstOnly(MemorySubscription):
-    """Of many renewals in one call one lease is extended."""
+    """`renew` of several deliveries extends only the first lease."""
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         return [*super().renew(deliveries[:1]), *(True for _ in deliveries[1:])]
@@ -169,7 +169,7 @@ class RenewsTheFirstOnly(MemorySubscription):
 
 @fault("test_an_expired_unclaimed_lease_can_still_settle", "assert [False] == [True]")
 class RefusesALapsedHolder(Store):
-    """Whose lease has ended cannot settle any more, although nobody else has the message."""
+    """A holder cannot settle after its lease has expired, although no other subscription claimed the message."""
 
     def claimed(self, delivery: Delivery, holder: object) -> Row | None:
         row = super().claimed(delivery, holder)
@@ -178,7 +178,7 @@ class RefusesALapsedHolder(Store):
 
 @fault("test_every_delivery_counts_as_an_attempt", "(delivery.id, delivery.attempt) == (id, attempt)")
 class CountsNoCrash(Store):
-    """A message that comes back from a holder who never settled it comes as its first attempt."""
+    """A message that its holder never settled is delivered again as attempt 1."""
 
     def take(self, queues: Sequence[str], holder: object, lease: float) -> Row | None:
         row = super().take(queues, holder, lease)
@@ -189,7 +189,7 @@ class CountsNoCrash(Store):
 
 @fault("test_a_retried_message_counts_its_attempts", "assert 1 == 2")
 class CountsNoRetry(MemorySubscription):
-    """Every RETRY takes its attempt back."""
+    """RETRY does not count the attempt."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         again = [attrs.evolve(one, counted=one.verdict is not Verdict.RETRY) for one in settlements]
@@ -197,7 +197,7 @@ class CountsNoRetry(MemorySubscription):
 
 
 @fault("test_an_uncounted_retry_uses_no_attempt", "assert 2 == 1")
-class CountsWhatWasNotStarted(MemorySubscription):
+class CountsAnUncountedRetry(MemorySubscription):
     """RETRY with counted=False uses up an attempt."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
@@ -205,8 +205,8 @@ class CountsWhatWasNotStarted(MemorySubscription):
 
 
 @fault("test_settling_and_renewing_nothing_is_no_error", "ZeroDivisionError")
-class CannotSettleNothing(MemorySubscription):
-    """An empty batch of settlements or renewals raises an error of Python's."""
+class FailsOnAnEmptyRenewal(MemorySubscription):
+    """An empty batch raises a Python error."""
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         _ = 1 / len(deliveries)
@@ -215,7 +215,7 @@ class CannotSettleNothing(MemorySubscription):
 
 @fault("test_expire_makes_claimed_messages_ready_again", "assert kit.nothing(subscribe(other))")
 class ExpiresEveryQueue(ComposedHarness):
-    """The harness ends the leases of every queue, instead of those of the one that it was given."""
+    """The harness ends the leases of all queues instead of one."""
 
     def expire(self, transport: MemoryTransport, queue: str) -> None:
         for name in {row.queue for row in transport._store.rows.values()}:

@@ -22,8 +22,8 @@ CLAIMS = MemoryTransport.capabilities
 
 
 @fault("test_transport_and_harness_claim_the_same_capabilities", "attrs.asdict(kit.capabilities)")
-class ClaimsSomethingElseThanItsHarness(ComposedHarness):
-    """The harness claims less than its transport, so that the tests of it are left out."""
+class ClaimsMoreThanItsHarness(ComposedHarness):
+    """The harness claims less than its transport, so that tests are skipped."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -35,18 +35,18 @@ class ClaimsSomethingElseThanItsHarness(ComposedHarness):
     "type(claimed) is bool",
     claims=attrs.evolve(CLAIMS, delay=cast(bool, "if asked nicely")),
 )
-class ClaimsInWords(Composed):
-    """A capability is a text, which is true whatever it says."""
+class ClaimsWithAText(Composed):
+    """A capability is a text instead of a bool, and so is always true."""
 
 
 @fault("test_claims_do_not_contradict_each_other", "claims.replies or not claims.status", claims=without("replies"))
 class ClaimsAStatusWithoutReplies(Composed):
-    """A status is claimed, and replies are not."""
+    """`status` is claimed without `replies`."""
 
 
 @fault("test_unclaimed_retry_delay_is_refused", "DID NOT RAISE", claims=without("delay"))
-class DelaysARetryThatItDoesNotClaim(Composed):
-    """Delays are not claimed, and a RETRY with one is taken."""
+class AcceptsAnUnclaimedRetryDelay(Composed):
+    """`delay` is not claimed, but RETRY with a delay is accepted."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         if any(one.delay for one in messages):
@@ -55,13 +55,13 @@ class DelaysARetryThatItDoesNotClaim(Composed):
 
 
 @fault("test_unclaimed_status_read_is_refused", "DID NOT RAISE", claims=without("status"))
-class PromisesAStatusThatItDoesNotClaim(Composed):
-    """A status is not claimed, and "not yet" is what is told of it, for ever."""
+class ReturnsAnUnclaimedStatus(Composed):
+    """`status` is not claimed, but `reply` returns None ("not yet") instead of raising an error."""
 
 
 @fault("test_unclaimed_status_does_not_stop_a_settlement", "no status", claims=without("status"))
 class RefusesToSettleWithAStatus(MemorySubscription):
-    """Where no status is kept, a settlement that has one is refused."""
+    """`status` is not claimed, and a settlement with a reply is refused."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         if any(one.reply is not None for one in settlements):
@@ -75,7 +75,7 @@ class RefusesToSettleWithAStatus(MemorySubscription):
     claims=without("dead_letters"),
 )
 class RefusesToBury(MemorySubscription):
-    """Where no dead letters are kept, a burial is refused."""
+    """`dead_letters` is not claimed, and BURY is refused."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         if any(one.verdict is Verdict.BURY for one in settlements):
@@ -84,8 +84,8 @@ class RefusesToBury(MemorySubscription):
 
 
 @fault("test_unclaimed_inspection_is_refused", "DID NOT RAISE", claims=without("inspection"))
-class TellsOfEmptyQueuesThatItCannotSee(Composed):
-    """Inspection is not claimed, and every queue is told to be empty."""
+class ReportsUninspectedQueuesAsEmpty(Composed):
+    """`inspection` is not claimed, but `queues` reports every queue as empty."""
 
     def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueState]:
         return [QueueState(name, 0, 0, 0, None, 0) for name in names or ()]
@@ -102,8 +102,8 @@ class Tells(Composed):
 
 
 @fault("test_queues_reports_counts_and_oldest_age", "(state.ready, state.in_flight, state.delayed)")
-class CountsWhatIsHeldAsReady(Tells):
-    """`queues` counts a held message as one that can be taken."""
+class CountsClaimedAsReady(Tells):
+    """`queues` counts claimed messages as ready."""
 
     def tell(self, state: QueueState) -> QueueState:
         return attrs.evolve(state, ready=state.ready + state.in_flight)
@@ -111,15 +111,15 @@ class CountsWhatIsHeldAsReady(Tells):
 
 @fault("test_queues_counts_dead_letters", "assert (0, 0, 0) == (0, 0, 2)")
 class CountsNoDeadLetters(Tells):
-    """`queues` does not count what was buried."""
+    """`queues` does not count dead letters."""
 
     def tell(self, state: QueueState) -> QueueState:
         return attrs.evolve(state, dead=0)
 
 
 @fault("test_waiting_tasks_counts_ready_tasks_by_name", "'held': 1")
-class TellsOfTasksThatDoNotWait(Composed):
-    """`waiting_tasks` counts what is held and what is delayed, too."""
+class CountsTasksThatAreNotReady(Composed):
+    """`waiting_tasks` also counts claimed and delayed messages."""
 
     def waiting_tasks(self, queue: str, limit: int = 1000) -> Mapping[str, int]:
         with self._store.using():
@@ -154,17 +154,17 @@ class Within(ComposedHarness):
 
 @fault("test_a_commit_sends_the_messages", "assert kit.nothing(subscription)")
 class SendsBeforeTheCommit(Within):
-    """A message that belongs to the caller's transaction is there before that is committed."""
+    """A message sent within the caller's transaction is visible before the commit."""
 
 
 @fault("test_a_rollback_sends_nothing", "== ['committed']")
-class SendsWhatIsRolledBack(Within):
-    """A message stays although the caller's transaction is rolled back."""
+class SendsDespiteARollback(Within):
+    """A message sent within the caller's transaction stays after a rollback."""
 
 
 @fault("test_within_refuses_anything_but_a_cursor", "DID NOT RAISE")
-class TakesAnythingForACursor(Within):
-    """`within` may be anything."""
+class AcceptsAnythingAsACursor(Within):
+    """`within` accepts any object."""
 
     def send(self, transport: Any, messages: Sequence[Message], within: object) -> Sequence[str]:
         return MemoryTransport.send(transport, messages)
@@ -182,7 +182,7 @@ class Changes(MemorySubscription):
 
 @fault("test_a_redelivery_repeats_the_message_unchanged", "assert parsed(again.raw) == parsed(before.raw)")
 class DropsUnknownKeysOnRedelivery(Changes):
-    """What comes again lacks the keys that this version does not know."""
+    """A redelivery lacks the keys that this version does not know."""
 
     def change(self, delivery: Delivery) -> Delivery:
         wire = parsed(delivery.raw)
@@ -192,8 +192,8 @@ class DropsUnknownKeysOnRedelivery(Changes):
 
 
 @fault("test_rows_with_null_or_missing_members_are_read", "is not None")
-class InsistsOnAQueue(Changes):
-    """A message that names no queue counts as unreadable, although it stands in one."""
+class RequiresAQueueName(Changes):
+    """A message without `queue` is reported as unreadable."""
 
     def change(self, delivery: Delivery) -> Delivery:
         wire = parsed(delivery.raw)
@@ -203,8 +203,8 @@ class InsistsOnAQueue(Changes):
 
 
 @fault("test_unknown_keys_are_ignored", "is None")
-class RefusesKeysOfANewerWriter(Changes):
-    """A message with a key that this version does not know counts as unreadable."""
+class RefusesUnknownKeys(Changes):
+    """A message with an unknown key is reported as unreadable."""
 
     def change(self, delivery: Delivery) -> Delivery:
         wire = parsed(delivery.raw)
@@ -212,8 +212,8 @@ class RefusesKeysOfANewerWriter(Changes):
 
 
 @fault("test_every_golden_message_is_delivered_as_it_reads", "no such key: fairness")
-class InsistsOnTheFairness(Changes):
-    """A message that an early writer stored without the key `fairness` counts as unreadable."""
+class RequiresTheFairness(Changes):
+    """A message without the key `fairness`, as early versions wrote it, is reported as unreadable."""
 
     def change(self, delivery: Delivery) -> Delivery:
         wire = parsed(delivery.raw)
@@ -223,8 +223,8 @@ class InsistsOnTheFairness(Changes):
 
 
 @fault("test_an_unreadable_message_is_delivered_with_its_problem", "MalformedPayload")
-class RaisesOverWhatCannotBeRead(Changes):
-    """One unreadable message, and `receive` raises."""
+class RaisesForAnUnreadableMessage(Changes):
+    """`receive` raises an error for an unreadable message."""
 
     def change(self, delivery: Delivery) -> Delivery:
         if delivery.problem is not None:
@@ -233,8 +233,8 @@ class RaisesOverWhatCannotBeRead(Changes):
 
 
 @fault("test_a_malformed_message_notifies_sender_and_is_buried", "assert [('ok'")
-class DropsWhatCannotBeRead(MemorySubscription):
-    """An unreadable message is thrown away, and whoever waits for it is not told."""
+class DropsAnUnreadableMessage(MemorySubscription):
+    """An unreadable message is removed, and its sender gets no error."""
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         found = super().receive(limit=limit, wait=wait)
@@ -243,8 +243,8 @@ class DropsWhatCannotBeRead(MemorySubscription):
 
 
 @fault("test_messages_are_stored_as_wire_json", "parsed(raw) for raw in kit.stored")
-class WrapsWhatItStores(ComposedHarness):
-    """What is stored is no message of the wire, but something of the transport's own around one."""
+class WrapsStoredMessages(ComposedHarness):
+    """Stored messages are wrapped in a format of the transport's own."""
 
     def stored(self, transport: MemoryTransport, queue: str) -> Sequence[str]:
         return [json.dumps({"payload": text}) for text in super().stored(transport, queue)]
@@ -252,7 +252,7 @@ class WrapsWhatItStores(ComposedHarness):
 
 @fault("test_inject_stores_a_readable_message", "{'k': None}")
 class InjectsWithoutKwargs(ComposedHarness):
-    """What the harness injects loses its kwargs."""
+    """The harness injects messages without their kwargs."""
 
     def inject(self, transport: MemoryTransport, queue: str, text: str) -> None:
         wire = json.loads(text)
@@ -263,7 +263,7 @@ class InjectsWithoutKwargs(ComposedHarness):
 
 @fault("test_an_unawaited_result_is_acknowledged", "raised OperationalError: database is locked")
 class RaisesAForeignError(MemorySubscription):
-    """What the driver raises comes out of `receive` as it is."""
+    """`receive` raises the driver's error."""
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         raise sqlite3.OperationalError("database is locked")
@@ -271,7 +271,7 @@ class RaisesAForeignError(MemorySubscription):
 
 @fault("test_on_success_receives_the_result", "each with a payload or a problem")
 class ReturnsDicts(Changes):
-    """`receive` returns rows of its store instead of deliveries."""
+    """`receive` returns dicts instead of deliveries."""
 
     def change(self, delivery: Delivery) -> Any:
         return attrs.asdict(delivery)
@@ -279,7 +279,7 @@ class ReturnsDicts(Changes):
 
 @fault("test_a_result_answers_the_awaited_reply", "the Reply under that key, or None")
 class ReturnsABareResult(Composed):
-    """`reply` returns the result alone."""
+    """`reply` returns only the result."""
 
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
         found = super().reply(key, timeout=timeout, consume=consume)
@@ -287,8 +287,8 @@ class ReturnsABareResult(Composed):
 
 
 @fault("test_an_unawaited_failure_is_retried_then_buried", "one bool for each of them")
-class AnswersInOneWord(MemorySubscription):
-    """`settle` returns one answer for a whole batch."""
+class ReturnsOneBoolForABatch(MemorySubscription):
+    """`settle` returns one bool for a whole batch."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         return cast(Sequence[bool], all(super().settle(settlements)))

@@ -33,7 +33,7 @@ class Unfenced(MemorySubscription):
 
 @fault("test_a_late_settlement_changes_nothing", "assert [True] == [False]")
 class IgnoresTheFence(Unfenced):
-    """Whoever once had a message settles it, whoever has it now."""
+    """Every earlier holder can settle a message."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         return [self.settle_unfenced(one) for one in settlements]
@@ -41,7 +41,7 @@ class IgnoresTheFence(Unfenced):
 
 @fault("test_a_late_settlement_sends_no_follow_up", "assert kit.nothing(subscribe(elsewhere))")
 class SendsALateFollowUp(InSteps):
-    """The follow-up of a settlement that came too late is sent, although the answer is False."""
+    """A late settlement returns False, but its follow-up is sent."""
 
     def settle_one(self, one: Settlement) -> bool:
         if MemorySubscription.settle(self, [one]) == [True]:
@@ -52,7 +52,7 @@ class SendsALateFollowUp(InSteps):
 
 @fault("test_a_late_settlement_writes_no_reply", "assert transport.reply(key) is None")
 class WritesALateReply(MemorySubscription):
-    """The reply of a settlement that came too late is written, although the answer is False."""
+    """A late settlement returns False, but its reply is written."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         answers = super().settle(settlements)
@@ -65,7 +65,7 @@ class WritesALateReply(MemorySubscription):
 
 @fault("test_a_late_renewal_changes_nothing", "assert [True] == [False]")
 class RenewsALostLease(MemorySubscription):
-    """Who lost a message is told that it is still theirs."""
+    """`renew` returns True for a lost lease."""
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         super().renew(deliveries)
@@ -73,8 +73,8 @@ class RenewsALostLease(MemorySubscription):
 
 
 @fault("test_a_late_renewal_extends_no_other_lease", "a late renewal has extended the new holder's lease")
-class LengthensALostLease(MemorySubscription):
-    """A late renewal answers False, and lengthens the lease of whoever has the message now."""
+class ExtendsTheLeaseOfTheNextHolder(MemorySubscription):
+    """A late renewal returns False, but extends the new holder's lease."""
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         with self._store.using():
@@ -85,8 +85,8 @@ class LengthensALostLease(MemorySubscription):
 
 
 @fault("test_an_earlier_holder_cannot_settle_after_its_successor", "assert [True] == [False]")
-class SettlesWhatIsGone(InSteps):
-    """A settlement of a message that is gone answers True: there is nothing to be undone."""
+class SettlesARemovedMessage(InSteps):
+    """A settlement of a removed message returns True."""
 
     def settle_one(self, one: Settlement) -> bool:
         if int(one.delivery.id) not in self._store.rows:
@@ -95,8 +95,8 @@ class SettlesWhatIsGone(InSteps):
 
 
 @fault("test_a_batch_settles_only_deliveries_still_held", "one.id not in taken for one in held")
-class GivesUpABatchForOneThatIsLost(Unfenced):
-    """One lost message in a batch, and nothing of the batch takes effect."""
+class DropsABatchForOneLostDelivery(Unfenced):
+    """If one delivery of a batch is lost, no settlement of the batch takes effect."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         if any(map(self.is_late, settlements)):
@@ -106,7 +106,7 @@ class GivesUpABatchForOneThatIsLost(Unfenced):
 
 @fault("test_the_fence_separates_attempts_of_one_holder", "assert [True, True] == [False, True]")
 class FencesByHolderAlone(Store):
-    """The fence asks who settles, and not which attempt."""
+    """The fence checks the holder, but not the attempt."""
 
     def claimed(self, delivery: Delivery, holder: object) -> Row | None:
         row = self.rows.get(int(delivery.id))
@@ -115,7 +115,7 @@ class FencesByHolderAlone(Store):
 
 @fault("test_a_delivery_of_another_subscription_cannot_be_settled", "assert [True] == [False]")
 class FencesByAttemptAlone(Store):
-    """The fence asks which attempt is settled, and not by whom."""
+    """The fence checks the attempt, but not the holder."""
 
     def claimed(self, delivery: Delivery, holder: object) -> Row | None:
         row = self.rows.get(int(delivery.id))
@@ -124,7 +124,7 @@ class FencesByAttemptAlone(Store):
 
 @fault("test_an_old_fence_rejects_a_reused_id", "[False, True]")
 class FencesByIdAndAttempt(Store):
-    """The fence asks for the id and the attempt, which both come again after a restore."""
+    """The fence checks only the id and the attempt, which are both reused after a restore."""
 
     def claimed(self, delivery: Delivery, holder: object) -> Row | None:
         row = self.rows.get(int(delivery.id))
@@ -134,8 +134,8 @@ class FencesByIdAndAttempt(Store):
 
 
 @fault("test_a_delivery_is_settled_once", "assert [True] == [False]")
-class HoldsOnToWhatWasGivenBack(MemorySubscription):
-    """Who has given a message back can settle it once more."""
+class SettlesAgainAfterARetry(MemorySubscription):
+    """A holder that has retried a message can settle it again."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         answers = super().settle(settlements)
@@ -147,8 +147,8 @@ class HoldsOnToWhatWasGivenBack(MemorySubscription):
 
 
 @fault("test_a_batch_settles_a_repeated_delivery_once", "assert [True, True] == [True, False]")
-class AsksTheFenceOnce(Unfenced):
-    """The fence is asked for a batch as a whole, before any of it takes effect."""
+class ChecksTheFenceOncePerBatch(Unfenced):
+    """The fence is checked for a whole batch before any settlement takes effect."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         late = [self.is_late(one) for one in settlements]
@@ -157,8 +157,8 @@ class AsksTheFenceOnce(Unfenced):
 
 
 @fault("test_a_consumer_that_lost_its_lease_writes_nothing", "lost")
-class TellsALoserThatItWon(MemorySubscription):
-    """A late settlement changes nothing, and yet answers True."""
+class ConfirmsALateSettlement(MemorySubscription):
+    """A late settlement has no effect, but returns True."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         return [True for _ in super().settle(settlements)]

@@ -26,32 +26,32 @@ class Rewrites(MemorySubscription):
 
 
 @fault("test_a_result_arrives_as_it_was_written", '("completed", normalise(result), "")')
-class TakesAnEmptyResultForNone(Rewrites):
-    """A result that is empty arrives as null."""
+class TurnsEmptyResultsIntoNull(Rewrites):
+    """An empty result arrives as null."""
 
     def rewrite(self, reply: Reply) -> Reply:
         return attrs.evolve(reply, result=reply.result or None)
 
 
 @fault("test_an_error_text_arrives_as_it_was_written", '("failed", None, error)')
-class CutsAnErrorShort(Rewrites):
-    """Of an error's text the first 255 characters are kept."""
+class TruncatesAnError(Rewrites):
+    """Only the first 255 characters of an error text are kept."""
 
     def rewrite(self, reply: Reply) -> Reply:
         return attrs.evolve(reply, error=reply.error[:255])
 
 
 @fault("test_a_reply_expires_after_its_ttl", "the end of a reply's time to live")
-class KeepsAReplyForEver(Rewrites):
-    """A reply never ends."""
+class KeepsAReplyForever(Rewrites):
+    """A reply never expires."""
 
     def rewrite(self, reply: Reply) -> Reply:
         return attrs.evolve(reply, ttl=1e9)
 
 
 @fault("test_a_burial_may_write_a_reply", "an expected reply was not found")
-class AnswersNoBurial(MemorySubscription):
-    """The reply of a burial is not written."""
+class DropsTheReplyOfABurial(MemorySubscription):
+    """The reply of a BURY settlement is not written."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         buried = [one.verdict is Verdict.BURY for one in settlements]
@@ -71,7 +71,7 @@ class LetsTheLastReplyWin(Store):
 
 @fault("test_consuming_a_reply_keeps_only_its_status", 'Reply(key, "completed", result=None)')
 class ConsumesNothing(Composed):
-    """`consume` reads a reply like any other read, and leaves its secret there."""
+    """`consume` leaves the result readable."""
 
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
         return super().reply(key, timeout=timeout)
@@ -79,7 +79,7 @@ class ConsumesNothing(Composed):
 
 @fault("test_only_one_of_many_readers_consumes_a_reply", '["None"] * 5 + ["secret"]')
 class ConsumesInTwoSteps(Composed):
-    """A reply is read first and cleared a moment later: two readers at once both get it."""
+    """`consume` reads a reply first and clears it a moment later: concurrent readers both get it."""
 
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
         found = super().reply(key, timeout=timeout)
@@ -98,8 +98,8 @@ class AlwaysWaitsForAReply(Composed):
 
 
 @fault("test_an_unknown_key_returns_none_at_once", "raised KeyError")
-class KnowsEveryKey(Composed):
-    """`reply` under a key that nothing was written under raises an error of Python's."""
+class RaisesForAnUnknownKey(Composed):
+    """`reply` for an unknown key raises a Python error."""
 
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
         if not timeout:
@@ -117,8 +117,8 @@ class ReturnsBeforeItsTimeout(Composed):
 
 
 @fault("test_a_written_reply_wakes_its_waiting_caller", "is in reply(timeout=40")
-class NoticesAnAnswerLate(Composed):
-    """A caller who waits notices an answer only when its timeout is over."""
+class NoticesAReplyLate(Composed):
+    """A waiting caller gets a reply only after its full timeout."""
 
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
         found = super().reply(key, consume=consume)
@@ -130,7 +130,7 @@ class NoticesAnAnswerLate(Composed):
 
 @fault("test_every_waiting_caller_is_answered", "is in reply(timeout=30")
 class AnswersOneOfSeveralCallers(Composed):
-    """Of several threads that wait under one key one is told."""
+    """Of several threads that wait for one key, only one gets the reply."""
 
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
         waiting: list[str] = vars(self).setdefault("waiting", [])
@@ -142,7 +142,7 @@ class AnswersOneOfSeveralCallers(Composed):
 
 @fault("test_many_threads_await_replies_at_once", "assert [")
 class MixesUpItsCallers(Composed):
-    """Of several threads that wait at once each gets whichever answer comes first, under its own key."""
+    """Of several waiting threads, each gets the first reply that arrives."""
 
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
         found = super().reply(key, timeout=timeout, consume=consume)
@@ -163,7 +163,7 @@ class Buries(Store):
 
 @fault("test_a_dead_letter_records_message_reason_and_times", "'ValueError: why'")
 class BuriesWithoutAReason(Buries):
-    """A dead letter does not say why it was buried."""
+    """A dead letter has no reason."""
 
     def change(self, letter: DeadLetter) -> DeadLetter:
         return attrs.evolve(letter, reason="")
@@ -171,7 +171,7 @@ class BuriesWithoutAReason(Buries):
 
 @fault("test_everything_in_a_mixed_batch_takes_effect", "(1, [n], parsed(delivery.raw))")
 class BuriesWithoutTheResult(Buries):
-    """What a task has made of a message before it was buried is lost."""
+    """A dead letter loses the result of its task."""
 
     def change(self, letter: DeadLetter) -> DeadLetter:
         return attrs.evolve(letter, result=None)
@@ -179,7 +179,7 @@ class BuriesWithoutTheResult(Buries):
 
 @fault("test_a_buried_message_is_never_delivered", "assert kit.nothing(subscribe(queue))")
 class BuriesACopy(Store):
-    """A buried message is kept as a dead letter, and stays in its queue as well."""
+    """A dead-lettered message also stays in its queue."""
 
     def bury(self, row: Any, settlement: Settlement, result: str) -> None:
         super().bury(row, settlement, result)
@@ -187,8 +187,8 @@ class BuriesACopy(Store):
 
 
 @fault("test_an_unreadable_message_can_be_buried", "subscription.settle([buried])) == [True]")
-class BuriesOnlyWhatCanBeRead(MemorySubscription):
-    """A message that cannot be read cannot be buried: it comes again, for ever."""
+class BuriesOnlyReadableMessages(MemorySubscription):
+    """An unreadable message cannot be dead-lettered, and is delivered again forever."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         rest = iter(super().settle([one for one in settlements if one.delivery.payload is not None]))
@@ -197,7 +197,7 @@ class BuriesOnlyWhatCanBeRead(MemorySubscription):
 
 @fault("test_a_dead_letter_is_replayed_as_new", "assert (2, 'o') == (1, 'o')")
 class ReplaysAnOldAttempt(Store):
-    """A replayed message goes on counting where it was buried."""
+    """A replayed message keeps its old attempt number."""
 
     def replay(self, letter: DeadLetter) -> None:
         super().replay(letter)
@@ -206,7 +206,7 @@ class ReplaysAnOldAttempt(Store):
 
 @fault("test_a_whole_queue_is_replayed_oldest_first", "== [0, 1, 2, 3]")
 class ReplaysTheNewestFirst(MemoryDeadLetters):
-    """The letters of a queue are replayed from the last to the first."""
+    """The letters of a queue are replayed from the newest to the oldest."""
 
     def replay(self, ids: Sequence[str] | None = None, *, queue: str | None = None) -> Sequence[str]:
         with self._store.using():
@@ -215,8 +215,8 @@ class ReplaysTheNewestFirst(MemoryDeadLetters):
 
 
 @fault("test_a_replayed_message_can_be_settled_again", "assert ('first', 1) == ('second', 1)")
-class BuriesForTheFirstReasonForEver(Store):
-    """A message that is buried again keeps the reason of the first time."""
+class KeepsTheFirstReason(Store):
+    """A message that is dead-lettered again keeps its first reason."""
 
     def bury(self, row: Any, settlement: Settlement, result: str) -> None:
         reasons: dict[str, str] = vars(self).setdefault("reasons", {})
@@ -226,7 +226,7 @@ class BuriesForTheFirstReasonForEver(Store):
 
 @fault("test_the_newest_dead_letters_are_found_first", "At index 0 diff: 'reason 0' != 'reason 3'")
 class FindsTheOldestFirst(MemoryDeadLetters):
-    """`find` begins with what was buried first."""
+    """`find` returns the oldest dead letters first."""
 
     def find(self, *, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
         return list(super().find(queue=queue, limit=1_000_000))[::-1][:limit]
@@ -234,7 +234,7 @@ class FindsTheOldestFirst(MemoryDeadLetters):
 
 @fault("test_purge_removes_only_the_selected_letters", "older_than=3600")
 class PurgesTooMuch(MemoryDeadLetters):
-    """`older_than` is ignored."""
+    """`purge` ignores `older_than`."""
 
     def purge(self, *, ids: Sequence[str] | None = None, queue: str | None = None, older_than: float = 0.0) -> int:
         return super().purge(ids=ids, queue=queue)

@@ -20,7 +20,7 @@ from unstract_core.transport import Delivery, Message
 
 @fault("test_one_invalid_message_stops_the_whole_batch", "DID NOT RAISE")
 class SwallowsASendError(Composed):
-    """`send` returns ids for messages that the wire has refused."""
+    """`send` returns ids for messages that the wire refuses."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         try:
@@ -31,7 +31,7 @@ class SwallowsASendError(Composed):
 
 @fault("test_one_invalid_message_stops_the_whole_batch", "assert kit.nothing(subscribe(queue))")
 class SendsHalfOfABatch(Composed):
-    """What stands before a bad message in a batch is sent, although the batch is refused."""
+    """`send` refuses a batch, but sends the messages before the invalid one."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         return [id for one in messages for id in super(SendsHalfOfABatch, self).send([one], within=within)]
@@ -39,7 +39,7 @@ class SendsHalfOfABatch(Composed):
 
 @fault("test_a_visible_first_message_implies_its_batch", "limit=100)) == 60")
 class SendsABatchInParts(Composed):
-    """A batch is checked as a whole and then sent message by message, to be seen in parts."""
+    """A batch is sent message by message, so that parts of it are visible."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         ids: list[str] = []
@@ -51,7 +51,7 @@ class SendsABatchInParts(Composed):
 
 @fault("test_a_visible_last_message_implies_its_batch", "limit=100")
 class SendsTheLastOfABatchFirst(Composed):
-    """The last message of a batch is there before the others are."""
+    """The last message of a batch is visible before the others."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         if len(messages) < 2:
@@ -63,15 +63,15 @@ class SendsTheLastOfABatchFirst(Composed):
 
 @fault("test_send_returns_one_id_per_message", "one.id: first(one)")
 class ReturnsIdsInTheWrongOrder(Composed):
-    """The ids of a batch come in another order than its messages."""
+    """The ids of a batch are in another order than its messages."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         return list(super().send(messages, within=within))[::-1]
 
 
 @fault("test_an_empty_batch_sends_nothing", "IndexError")
-class CannotSendNothing(Composed):
-    """Sending no messages raises an error of Python's."""
+class FailsOnAnEmptyBatch(Composed):
+    """`send` of an empty batch raises a Python error."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         _ = messages[0]
@@ -80,7 +80,7 @@ class CannotSendNothing(Composed):
 
 @fault("test_equal_priorities_come_first_in_first_out", "received == list(range(sent))")
 class ReversesABatch(Composed):
-    """The messages of a batch are stored last first, each under its own id."""
+    """The messages of a batch are stored in reverse order, each under its own id."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         return list(super().send(messages[::-1], within=within))[::-1]
@@ -88,7 +88,7 @@ class ReversesABatch(Composed):
 
 @fault("test_higher_priority_first_then_first_in_first_out", "assert received == sorted")
 class IgnoresPriority(Store):
-    """Every message waits in one line, whatever its priority."""
+    """Messages are delivered in send order, ignoring their priority."""
 
     def postpone(self, row: Row, delay: float) -> None:
         priority, row.priority = row.priority, 5
@@ -97,8 +97,8 @@ class IgnoresPriority(Store):
 
 
 @fault("test_an_invalid_priority_or_delay_is_refused", "DID NOT RAISE")
-class BendsAPriority(Composed):
-    """A priority outside of the range is taken for the nearest inside."""
+class ClampsAPriority(Composed):
+    """A priority outside the range is replaced by the nearest valid one."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         return super().send([attrs.evolve(one, priority=min(10, max(1, one.priority))) for one in messages])
@@ -106,7 +106,7 @@ class BendsAPriority(Composed):
 
 @fault("test_a_delayed_message_arrives_after_its_delay", "assert 1.5 < elapsed()")
 class DeliversADelayedMessageAtOnce(Composed):
-    """`Message.delay` is claimed and forgotten."""
+    """`delay` is claimed, but messages are delivered at once."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         return super().send([attrs.evolve(one, delay=0.0) for one in messages], within=within)
@@ -114,7 +114,7 @@ class DeliversADelayedMessageAtOnce(Composed):
 
 @fault("test_a_delay_blocks_no_other_message", "an expected message was not received")
 class WaitsBehindADelay(Store):
-    """A delayed message holds up every one that was sent after it."""
+    """A delayed message blocks every later message."""
 
     def take(self, queues: Sequence[str], holder: object, lease: float) -> Row | None:
         if any(row.state == "delayed" and row.queue in queues for row in self.rows.values()):
@@ -124,7 +124,7 @@ class WaitsBehindADelay(Store):
 
 @fault("test_any_valid_name_can_be_a_queue", "assert name not in PLAIN")
 class RefusesADotInAName(Composed):
-    """Queues whose names have a dot are refused."""
+    """Queue names with a dot are refused."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         if any("." in one.queue for one in messages):
@@ -165,7 +165,7 @@ class Renumbers(Store):
 
 @fault("test_every_json_value_arrives_with_its_type", "assert exact(payload.args) == exact([value])")
 class TurnsWholeFloatsIntoInts(Renumbers):
-    """3.0 arrives as 3, as from a store that keeps the shortest notation."""
+    """3.0 arrives as 3."""
 
     def change(self, number: Any) -> Any:
         return int(number) if isinstance(number, float) and number.is_integer() else number
@@ -181,7 +181,7 @@ class TurnsLargeIntsIntoFloats(Renumbers):
 
 @fault("test_send_does_not_change_its_arguments", "for payload in sent] == before")
 class ChangesTheCallersObjects(Composed):
-    """`send` writes its own notes into the kwargs that it was given."""
+    """`send` adds a key to the caller's kwargs."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         ids = super().send(messages, within=within)
@@ -202,7 +202,7 @@ class Keeping(MemorySubscription):
 
 @fault("test_later_changes_do_not_reach_the_message", "{'list': [1, 2]}")
 class KeepsTheCallersObjects(Composed):
-    """What is delivered is the very objects that were sent, whatever has become of them."""
+    """A delivery has the caller's objects, including later changes."""
 
     subscription_type = Keeping
 
@@ -214,7 +214,7 @@ class KeepsTheCallersObjects(Composed):
 
 @fault("test_org_and_priority_travel_with_the_message", "('org-1', 9)")
 class LosesTheOrganisation(Composed):
-    """A delivery does not say whose it is."""
+    """A delivery has no organisation."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         return super().send([attrs.evolve(one, org_id="") for one in messages], within=within)
@@ -222,7 +222,7 @@ class LosesTheOrganisation(Composed):
 
 @fault("test_a_large_message_arrives_whole", "too large for a row")
 class RefusesAMegabyte(Composed):
-    """A message has to fit into 64 KiB."""
+    """A message above 64 KiB is refused."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         if any(len(json.dumps(to_wire(one.payload))) > 65536 for one in messages):
@@ -231,8 +231,8 @@ class RefusesAMegabyte(Composed):
 
 
 @fault("test_many_threads_send_at_once", "assert sorted(delivery.id for delivery in received) == sorted(sent)")
-class SendsOnOneThreadOnly(Composed):
-    """Two threads that send at once are given the same place, and one of their messages is overwritten."""
+class LosesAConcurrentSend(Composed):
+    """If two threads send at the same time, one of their messages is lost."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         ids = super().send(messages, within=within)
@@ -246,20 +246,20 @@ class SendsOnOneThreadOnly(Composed):
 
 @fault("test_unclaimed_within_is_refused", "DID NOT RAISE")
 class IgnoresWithin(Composed):
-    """`within` is taken and forgotten: the message is sent whatever becomes of the caller's transaction."""
+    """`within` is ignored: the message is sent even if the caller rolls back."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         return super().send(messages)
 
 
 @fault("test_unclaimed_delay_is_refused", "DID NOT RAISE", claims=without("delay"))
-class ForgetsADelayThatItDoesNotClaim(Composed):
-    """A delay is not claimed, and yet taken: the message is delivered at once."""
+class IgnoresAnUnclaimedDelay(Composed):
+    """`delay` is not claimed, but a delayed message is accepted and delivered at once."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         return super().send([attrs.evolve(one, delay=0.0) for one in messages], within=within)
 
 
 @fault("test_unclaimed_reply_request_is_refused", "DID NOT RAISE", claims=without("replies", "status"))
-class TakesAQuestionThatNobodyAnswers(Composed):
-    """Replies are not claimed, and a message that asks for one is sent all the same."""
+class AcceptsAnUnclaimedReplyRequest(Composed):
+    """`replies` is not claimed, but a message with a reply key is sent."""

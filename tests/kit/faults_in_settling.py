@@ -16,7 +16,7 @@ from unstract_core.transport import Settlement, Verdict, check_subscription, wri
 
 @fault("test_a_follow_up_is_never_lost", "['next']")
 class LosesTheFollowUp(MemorySubscription):
-    """A settlement takes effect, and its follow-up is not sent."""
+    """A settlement takes effect, but its follow-up is not sent."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         return super().settle([attrs.evolve(one, follow_up=None) for one in settlements])
@@ -24,7 +24,7 @@ class LosesTheFollowUp(MemorySubscription):
 
 @fault("test_everything_in_a_mixed_batch_takes_effect", "list(map(first, follow_ups)) == followed")
 class LosesTheFollowUpOfALaterBurial(MemorySubscription):
-    """In a batch the follow-up of a burial is not sent, but for the first."""
+    """In a batch, the follow-up of a BURY settlement is sent only if it is the first one."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         rest = [attrs.evolve(one, follow_up=None) if one.verdict is Verdict.BURY else one for one in settlements[1:]]
@@ -51,7 +51,7 @@ class InSteps(MemorySubscription):
 
 @fault("test_a_refused_follow_up_leaves_its_message_claimed", "assert [False] == [True]")
 class AcknowledgesFirst(InSteps):
-    """A message is acknowledged before its follow-up is sent: when that is refused, both are lost."""
+    """A message is acknowledged before its follow-up is sent: a refusal loses both."""
 
     def settle_one(self, one: Settlement) -> bool:
         (answer,) = MemorySubscription.settle(self, [attrs.evolve(one, follow_up=None)])
@@ -60,8 +60,8 @@ class AcknowledgesFirst(InSteps):
 
 
 @fault("test_visible_reply_implies_follow_up_and_acknowledgement", "follower.receive(limit=5, wait=0)")
-class AnswersBeforeItSends(InSteps):
-    """The reply is written first, and what else belongs to it a moment later."""
+class RepliesBeforeItSends(InSteps):
+    """The reply is written first, and the rest of the settlement takes effect a moment later."""
 
     def settle_one(self, one: Settlement) -> bool:
         if one.reply is not None:
@@ -75,7 +75,7 @@ class AnswersBeforeItSends(InSteps):
 
 @fault("test_visible_follow_up_implies_reply", "assert None is not None")
 class SendsBeforeItAcknowledges(InSteps):
-    """A follow-up is sent first, and its message acknowledged and answered a moment later; atomicity is claimed."""
+    """Atomicity is claimed, but the follow-up is sent before the message is acknowledged and the reply is written."""
 
     def settle_one(self, one: Settlement) -> bool:
         self.send_next(one)
@@ -85,7 +85,7 @@ class SendsBeforeItAcknowledges(InSteps):
 
 @fault("test_an_invalid_follow_up_has_no_effect", "assert kit.nothing(subscribe(elsewhere))")
 class SettlesHalfOfABatch(MemorySubscription):
-    """What stands before a settlement that the wire refuses takes effect."""
+    """The settlements of a batch before an invalid one take effect."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         return [answer for one in settlements for answer in super(SettlesHalfOfABatch, self).settle([one])]
@@ -93,7 +93,7 @@ class SettlesHalfOfABatch(MemorySubscription):
 
 @fault("test_large_batches_are_settled_whole", "Right contains 200 more items")
 class SettlesAHundredAtMost(MemorySubscription):
-    """Of a large batch the first hundred take effect; the answer is True for all."""
+    """Only the first hundred settlements of a batch take effect, but all return True."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         return [*super().settle(settlements[:100]), *(True for _ in settlements[100:])]
@@ -101,15 +101,15 @@ class SettlesAHundredAtMost(MemorySubscription):
 
 @fault("test_a_retry_with_delay_waits", "assert 0.35 < elapsed()")
 class DropsTheDelayOfARetry(MemorySubscription):
-    """RETRY brings its message back at once."""
+    """RETRY ignores its delay."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         return super().settle([attrs.evolve(one, delay=0.0) for one in settlements])
 
 
 @fault("test_an_invalid_retry_delay_is_refused", "DID NOT RAISE")
-class TakesAnyDelay(MemorySubscription):
-    """A delay that is negative or no number is taken for none."""
+class AcceptsAnyDelay(MemorySubscription):
+    """An invalid delay of RETRY is replaced by none."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         try:
@@ -133,7 +133,7 @@ class LosesThePriorityOfAFollowUp(MemorySubscription):
 
 @fault("test_settle_does_not_change_its_arguments", 'assert argument == {"list": [1]}')
 class ChangesTheFollowUp(MemorySubscription):
-    """`settle` writes its own notes into the follow-up that it was given."""
+    """`settle` adds a key to the follow-up's objects."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         answers = super().settle(settlements)
@@ -145,8 +145,8 @@ class ChangesTheFollowUp(MemorySubscription):
 
 
 @fault("test_no_message_is_lost_or_repeated_without_cause", "lost: [")
-class LosesWhatIsRetriedWithAFollowUp(MemorySubscription):
-    """RETRY with a follow-up sends the follow-up, and its message is gone."""
+class LosesARetryWithAFollowUp(MemorySubscription):
+    """RETRY with a follow-up sends the follow-up, but removes the message."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         lost = [one.verdict is Verdict.RETRY and one.follow_up is not None for one in settlements]
@@ -156,7 +156,7 @@ class LosesWhatIsRetriedWithAFollowUp(MemorySubscription):
 
 @fault("test_two_workers_never_lose_or_double_a_message", "one.state in ")
 class DropsTheDelayOfARetryInABatch(MemorySubscription):
-    """In a batch of several RETRY brings its message back at once."""
+    """In a batch of several settlements, RETRY ignores its delay."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         several = len(settlements) > 1
@@ -165,7 +165,7 @@ class DropsTheDelayOfARetryInABatch(MemorySubscription):
 
 @fault("test_subscriptions_settle_in_parallel_threads", "assert all(settled)")
 class SettlesForOneThreadOnly(Composed):
-    """While one subscription settles, the settlements of others are turned away."""
+    """While one subscription settles, the settlements of others return False."""
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
         busy: list[object] = vars(self).setdefault("busy", [])
@@ -184,8 +184,8 @@ class SettlesForOneThreadOnly(Composed):
 
 
 @fault("test_many_workers_run_each_message_once", "is in receive(limit=3")
-class DropsASettlementInARow(MemorySubscription):
-    """Every hundredth settlement of a subscription is told to have taken effect, and has not."""
+class DropsEveryHundredthSettlement(MemorySubscription):
+    """Every hundredth settlement of a subscription returns True without effect."""
 
     settled = 0
 

@@ -17,8 +17,8 @@ from unstract_core.transport import Delivery, Message, Settlement, Verdict
 
 
 @fault("test_a_sent_message_wakes_a_waiting_receive", "is in receive(limit=1, wait=30)")
-class LooksOnceAndThenSleeps(MemorySubscription):
-    """A `receive` that found nothing sleeps for all of its time, and looks again only then."""
+class ChecksOnceAndThenSleeps(MemorySubscription):
+    """A waiting `receive` checks for messages only at the start and at the end."""
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         if not (found := super().receive(limit=limit, wait=0)):
@@ -28,8 +28,8 @@ class LooksOnceAndThenSleeps(MemorySubscription):
 
 
 @fault("test_a_retried_message_wakes_a_waiting_receive", "is in receive(limit=1, wait=30)")
-class WakesNobodyForWhatIsGivenBack(MemorySubscription):
-    """RETRY makes a message ready, and tells nobody who waits."""
+class RetriesWithoutWaking(MemorySubscription):
+    """RETRY makes a message ready without waking a waiting `receive`."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         store, quiet = self._store, threading.Condition()
@@ -43,7 +43,7 @@ class WakesNobodyForWhatIsGivenBack(MemorySubscription):
 
 @fault("test_a_due_message_wakes_a_waiting_receive", "is in receive(limit=1, wait=30)")
 class OversleepsADelay(Store):
-    """Who waits is not told when a delayed message falls due."""
+    """A waiting `receive` is not woken when a delayed message becomes due."""
 
     def requeue_due(self) -> float | None:
         super().requeue_due()
@@ -52,7 +52,7 @@ class OversleepsADelay(Store):
 
 @fault("test_an_empty_receive_returns_after_its_wait", "assert 0.25 < ")
 class DoesNotWait(MemorySubscription):
-    """An empty `receive` returns at once, whatever its `wait`: its worker would spin."""
+    """An empty `receive` returns at once, so that its worker would spin."""
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         return super().receive(limit=limit, wait=0)
@@ -76,7 +76,7 @@ class CannotBeWoken(MemorySubscription):
 
 @fault("test_a_wake_before_the_wait_is_not_lost", "is in receive(limit=1, wait=30)")
 class ForgetsAnEarlyWake(MemorySubscription):
-    """`wake` ends a wait that is under way, and no later one."""
+    """`wake` ends only a current wait, not the next one."""
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         self._woken = False
@@ -85,7 +85,7 @@ class ForgetsAnEarlyWake(MemorySubscription):
 
 @fault("test_many_wakes_end_one_wait", "assert elapsed() > 0.25")
 class CountsItsWakes(MemorySubscription):
-    """Each of several wakes ends a wait of its own."""
+    """Each of several calls of `wake` ends a wait."""
 
     wakes = 0
 
@@ -101,8 +101,8 @@ class CountsItsWakes(MemorySubscription):
 
 
 @fault("test_wake_affects_only_its_own_subscription", "assert elapsed() > 0.25")
-class WakesEverybody(Composed):
-    """`wake` ends the wait of every subscription of its transport."""
+class WakesEverySubscription(Composed):
+    """`wake` ends the wait of every subscription of the transport."""
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
         made = super().subscribe(queues, lease=lease)
@@ -118,7 +118,7 @@ class WakesEverybody(Composed):
 
 
 @fault("test_a_signal_handler_may_wake", "is in wake()")
-class LocksAgainstItself(MemorySubscription):
+class DeadlocksInAHandler(MemorySubscription):
     """`wake` waits for a lock that the interrupted `receive` holds."""
 
     def __init__(self, *args: Any) -> None:
@@ -135,8 +135,8 @@ class LocksAgainstItself(MemorySubscription):
 
 
 @fault("test_closing_twice_is_allowed", "closed already")
-class ClosesOnce(Composed):
-    """The second close() raises."""
+class RefusesASecondClose(Composed):
+    """The second close() raises an error."""
 
     def close(self) -> None:
         if self._store.closed:
@@ -146,7 +146,7 @@ class ClosesOnce(Composed):
 
 @fault("test_a_closed_transport_raises_transport_closed", "DID NOT RAISE")
 class SendsAfterItsClose(Composed):
-    """A closed transport takes messages, which nobody will ever get."""
+    """A closed transport accepts messages and loses them."""
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
         try:
@@ -157,7 +157,7 @@ class SendsAfterItsClose(Composed):
 
 @fault("test_a_closed_subscription_raises_transport_closed", "memory transport was closed")
 class ClosesItsTransportToo(MemorySubscription):
-    """The close() of a subscription closes its transport."""
+    """Closing a subscription closes its transport."""
 
     def close(self) -> None:
         super().close()
@@ -167,7 +167,7 @@ class ClosesItsTransportToo(MemorySubscription):
 
 @fault("test_closing_a_transport_closes_its_subscriptions", "DID NOT RAISE")
 class SettlesAfterTheClose(MemorySubscription):
-    """`settle` on a closed transport answers False, as if the lease were lost."""
+    """`settle` on a closed transport returns False, as if the lease were lost."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         return [False] * len(settlements) if self._store.closed else super().settle(settlements)
@@ -182,17 +182,17 @@ class ClosesInSilence(Composed):
 
 @fault("test_a_waiting_receive_ends_with_transport_closed", "is in receive(limit=1, wait=30)")
 class LetsAReceiveWaitOn(ClosesInSilence):
-    """A `receive` that waits when its transport is closed waits on."""
+    """Closing the transport does not end a waiting `receive`."""
 
 
 @fault("test_a_waiting_reply_ends_with_transport_closed", "is in reply(timeout=30")
 class LetsACallerWaitOn(ClosesInSilence):
-    """A `reply` that waits when its transport is closed waits on."""
+    """Closing the transport does not end a waiting `reply`."""
 
 
 @fault("test_a_running_consumer_ends_with_transport_closed", "return ended(20) - closed")
-class TellsOfItsCloseAsOfAnOutage(MemorySubscription):
-    """A receive on a closed transport raises TransportUnavailable, which its worker waits out."""
+class ReportsItsCloseAsAnOutage(MemorySubscription):
+    """`receive` on a closed transport raises TransportUnavailable, so that its worker waits for a recovery."""
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         try:
@@ -203,7 +203,7 @@ class TellsOfItsCloseAsOfAnOutage(MemorySubscription):
 
 @fault("test_the_harness_closes_the_transport_that_it_opened", "DID NOT RAISE")
 class LeavesItsTransportOpen(ComposedHarness):
-    """The harness does not close the transports that it has opened."""
+    """The harness does not close its transports."""
 
     def transport(self) -> contextlib.closing[Any]:
         class Left(contextlib.closing[Any]):
@@ -215,7 +215,7 @@ class LeavesItsTransportOpen(ComposedHarness):
 
 @fault("test_a_closed_transport_leaves_no_thread_behind", "wait_until(lambda: not left()")
 class LeavesAThread(Composed):
-    """A thread that a subscription started lives on after everything was closed."""
+    """A thread of a subscription still runs after everything was closed."""
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
         threading.Thread(target=time.sleep, args=[40], daemon=True, name="left-behind").start()
@@ -223,8 +223,8 @@ class LeavesAThread(Composed):
 
 
 @fault("test_stop_finishes_running_tasks_and_releases_the_rest", "is in receive(limit=3, wait=5)")
-class KeepsWhatWasNotStarted(MemorySubscription):
-    """RETRY with counted=False is left to the end of the lease."""
+class KeepsUnstartedMessages(MemorySubscription):
+    """RETRY with counted=False does not release the message before its lease ends."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         kept = [one.verdict is Verdict.RETRY and not one.counted for one in settlements]

@@ -219,8 +219,8 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("name", some_of(FACTORIES))
-def test_a_factory_that_gives_no_harness_is_a_usage_error(runs: Runs, name: str) -> None:
-    """It says what was given and what that lacks, before any test; exit code 4."""
+def test_an_invalid_harness_factory_is_a_usage_error(runs: Runs, name: str) -> None:
+    """The error names the factory and what is missing, before any test; the exit code is 4."""
     ended = runs[f"factory: {name}"]
     assert (ended.code, FACTORIES[name].told in ended.text) == (USAGE, True), ended.text[-2000:]
     assert "bad_harness" in ended.text
@@ -228,37 +228,37 @@ def test_a_factory_that_gives_no_harness_is_a_usage_error(runs: Runs, name: str)
 
 
 @pytest.mark.parametrize("name", some_of(USES))
-def test_arguments_that_make_no_sense_are_a_usage_error(runs: Runs, name: str) -> None:
-    """Nothing is green without having been run, and what is missing is told, with what there is; exit code 4."""
+def test_invalid_arguments_are_a_usage_error(runs: Runs, name: str) -> None:
+    """The error names what is missing and the choices; no run without tests succeeds; the exit code is 4."""
     ended = runs[f"use: {name}"]
     assert (ended.code, USES[name].told in ended.text) == (USAGE, True), ended.text[-2000:]
     assert "hush-hush" not in ended.text
 
 
 def test_pytest_without_the_plugin_is_a_usage_error(tmp_path: Path) -> None:
-    """`--pyargs contract_tests` says what it needs, instead of many fixtures that are not found."""
+    """`--pyargs contract_tests` without the plugin names the command to use, instead of missing fixtures."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--pyargs", "contract_tests"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     assert ended.returncode == USAGE
     assert "pytest -p contract_tests.plugin --pyargs contract_tests" in ended.stdout + ended.stderr
 
 
-def test_a_selection_says_nothing_about_conformance(runs: Runs) -> None:
-    """A few green tests are no verdict."""
+def test_a_selection_has_no_verdict(runs: Runs) -> None:
+    """A run of selected tests has no verdict on conformance."""
     assert "memory: no verdict on conformance" in runs["other: a selection"].text
     assert runs["other: a selection"].code == 0
 
 
-def test_a_password_is_not_shown_where_nothing_answers(runs: Runs) -> None:
-    """The transport's errors are its own, and have no secrets; the tests are named without the URL."""
+def test_an_unreachable_server_shows_no_password(runs: Runs) -> None:
+    """Neither errors nor test ids of an unreachable server contain the password of its URL."""
     ended = runs["other: a password"]
     assert ended.code == 1
     assert "hush-hush" not in ended.text
 
 
 @pytest.mark.parametrize("name", some_of(HOOKS))
-def test_a_harness_that_is_wrong_is_named_with_its_hook(runs: Runs, name: str) -> None:
-    """Tests that need the hook fail by its name and the transport's; every test is reported, and the verdict."""
+def test_a_failing_hook_is_named(runs: Runs, name: str) -> None:
+    """Tests that need the hook fail with its name and the transport's; every test is reported, with a verdict."""
     ended = runs[f"hook: {name}"]
     assert (ended.code, HOOKS[name].told in ended.text) == (1, True), ended.text[-3000:]
     assert "bad: NOT conformant" in ended.text
@@ -266,8 +266,8 @@ def test_a_harness_that_is_wrong_is_named_with_its_hook(runs: Runs, name: str) -
 
 
 @pytest.mark.parametrize("name", some_of(HANGS))
-def test_what_hangs_is_ended_and_named(runs: Runs, name: str) -> None:
-    """Each hanging test fails after its limit, saying in which call; after three of them the rest is not run."""
+def test_a_hanging_call_is_interrupted_and_named(runs: Runs, name: str) -> None:
+    """Each hanging test fails at its time limit and names the call; after three of them the rest is not run."""
     ended = runs[f"hang: {name}"]
     assert (ended.code, HANGS[name].told in ended.text) == (1, True), ended.text[-3000:]
     assert "not finished after " in ended.text
@@ -276,8 +276,8 @@ def test_what_hangs_is_ended_and_named(runs: Runs, name: str) -> None:
     assert ended.reported >= 3
 
 
-def test_what_cannot_be_ended_ends_the_run(runs: Runs) -> None:
-    """A transport that catches whatever is raised in it is named, and the process ends."""
+def test_an_uninterruptible_call_aborts_the_run(runs: Runs) -> None:
+    """A transport that catches every exception is named, and the process exits."""
     ended = runs["other: deaf"]
     assert (ended.code, OTHERS["deaf"].told in ended.text) == (1, True), ended.text[-3000:]
     assert "bad is in receive(limit=" in ended.text
@@ -285,8 +285,8 @@ def test_what_cannot_be_ended_ends_the_run(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_method_that_returns_a_wrong_type_is_named(runs: Runs, name: str) -> None:
-    """The failure has the transport, the call, what it returned, and what the protocol says."""
+def test_a_wrong_return_type_names_the_call(runs: Runs, name: str) -> None:
+    """The failure has the transport, the call, the returned value and the required type."""
     text = runs["other: wrong types"].text
     assert re.search(rf"\b{name}: (dead\.)?{name}\(.*\).* returned .*, where the protocol requires ", text), text[
         -3000:
@@ -294,8 +294,8 @@ def test_a_method_that_returns_a_wrong_type_is_named(runs: Runs, name: str) -> N
 
 
 @pytest.mark.parametrize("name", RAISES)
-def test_a_method_that_raises_a_foreign_error_is_named(runs: Runs, name: str) -> None:
-    """The failure has the transport, the call, the driver's error, and the remedy."""
+def test_a_foreign_error_names_call_and_remedy(runs: Runs, name: str) -> None:
+    """The failure has the transport, the call, the driver's error and the remedy."""
     text = runs["other: foreign errors"].text
     told = rf"\b{name}: (dead\.)?{name}\(.*\).* raised OperationalError: .*; raise an error of "
     assert re.search(told, text), text[-3000:]

@@ -50,13 +50,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, str]:
 
 
 def test_every_fault_names_a_test_of_the_kit() -> None:
-    """The tests that faults are named for exist."""
+    """The test that each fault names exists."""
     assert {fault.caught_by for fault in FAULTS.values()} <= set(TESTS)
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_caught_by_the_test_that_is_named_for_it(ran: tuple[Results, str], name: str) -> None:
-    """The named test fails over the faulty transport, while it runs, and its failure has the fault's own words."""
+def test_each_planted_fault_fails_its_named_test(ran: tuple[Results, str], name: str) -> None:
+    """The named test fails over the faulty transport, and its failure contains the expected words."""
     results = ran[0][name]
     assert {one["test"] for one in results} == {FAULTS[name].caught_by}
     failed = [one for one in results if one["outcome"] == "failed"]
@@ -64,14 +64,14 @@ def test_a_fault_is_caught_by_the_test_that_is_named_for_it(ran: tuple[Results, 
     assert FAULTS[name].because in failed[0]["text"]
 
 
-def test_a_sound_transport_passes_every_test_that_a_fault_is_named_for(ran: tuple[Results, str]) -> None:
-    """What fails over a faulty transport does not fail over memory, of which it is made."""
+def test_the_memory_transport_passes_every_named_test(ran: tuple[Results, str]) -> None:
+    """The tests that fail over faulty transports pass over the sound memory transport."""
     assert [one["test"] for one in ran[0]["memory"] if one["outcome"] == "failed"] == []
     passed = {one["test"] for one in ran[0]["memory"] if one["when"] == "call" and one["outcome"] == "passed"}
     assert len(passed) > len(FAULTS) // 2
 
 
-def test_no_fault_brings_the_kit_down(ran: tuple[Results, str]) -> None:
-    """Whatever a transport does, it ends in failures of tests; every fault is reported in the summary."""
+def test_no_fault_crashes_the_kit(ran: tuple[Results, str]) -> None:
+    """Every fault ends in test failures and has a verdict in the summary; pytest itself does not fail."""
     assert "INTERNALERROR" not in ran[1]
     assert all(f"{name}: NOT conformant" in ran[1] for name in FAULTS)

@@ -41,15 +41,15 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_who_claims_little_and_refuses_the_rest_is_conformant(ran: Mapping[str, Ended], name: str) -> None:
-    """Every test passes or is skipped, and the verdict is the same as for those who claim everything."""
+def test_a_transport_with_few_capabilities_is_conformant(ran: Mapping[str, Ended], name: str) -> None:
+    """Each test passes or is skipped, and the verdict is the same as with all capabilities."""
     assert ran[name].code == 0, ran[name].text[-4000:]
     assert re.search(rf"^{name}: conformant with wire v1, kit 1\.0: \d+ passed, \d+ not claimed$", ran[name].text, re.M)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_was_not_run_is_told_with_the_claim_that_it_needs(ran: Mapping[str, Ended], name: str) -> None:
-    """Each capability that is not claimed is named with the number of its tests, and none that is claimed."""
+def test_the_report_names_capabilities_of_skipped_tests(ran: Mapping[str, Ended], name: str) -> None:
+    """Each unclaimed capability is listed with the number of its skipped tests, and no claimed one."""
     told = set(re.findall(r"^  not run, +\d+: (\w+) is not claimed$", ran[name].text, re.MULTILINE))
     missing = CLAIMS - HAS[name] - {"order_across_queues"}
     assert told >= missing - {"atomic_settle", "inspection", "status", "priority"}

@@ -17,8 +17,8 @@ def tally(**other: object) -> Tally:
     return Tally(**{"tests": set(WHOLE), "passed": 2, **other})  # type: ignore[arg-type]
 
 
-def test_a_whole_run_gets_its_verdict() -> None:
-    """Everything was run and ended, and nothing has failed."""
+def test_a_complete_run_has_a_verdict() -> None:
+    """A complete run without failures is conformant."""
     assert verdict(tally(), WHOLE) == "conformant with wire v1, kit 1.0: 2 passed, 0 not claimed"
 
 
@@ -32,19 +32,19 @@ def test_a_whole_run_gets_its_verdict() -> None:
     ],
     ids=["a test is missing", "a test has not ended", "a case was deselected", "nothing passed"],
 )
-def test_a_part_of_a_run_gets_none(part: Tally) -> None:
-    """Whatever was left out: a test, one case of a test, or what came after an interruption."""
+def test_an_incomplete_run_has_no_verdict(part: Tally) -> None:
+    """A missing test, a missing case or an interrupted run gets no verdict."""
     assert verdict(part, WHOLE).startswith("no verdict on conformance")
 
 
-def test_one_failure_is_told_before_anything_else() -> None:
-    """Also where other tests were left out."""
+def test_a_failure_takes_precedence_in_the_verdict() -> None:
+    """A failed test decides the verdict, also if other tests were left out."""
     said = verdict(tally(failed={"x"}, nodeids={"y"}), WHOLE)
     assert said.startswith("NOT conformant with wire v1, kit 1.0: 1 failed")
 
 
-def test_a_run_in_which_every_test_was_skipped_is_no_success(tmp_path: Path) -> None:
-    """A harness that skips, because its server is away, shows nothing: the exit code says so."""
+def test_a_run_of_skipped_tests_fails(tmp_path: Path) -> None:
+    """If the harness skips every test, for example without its server, the exit code is 1."""
     code = """
         import pytest
         class Away(Bad):
