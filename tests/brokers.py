@@ -1,4 +1,4 @@
-"""A RabbitMQ of the tests' own, which they may stop, kill and freeze: nothing of it is shared with the machine's."""
+"""Private RabbitMQ and Redis servers, which tests may stop, kill and freeze without effect on the machine's servers."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from servers import free_port, miss, wait_until_stopped
 from contract_tests.kit import wait_until
 
 _STARTS = 60.0
-"""Seconds that a start may take: it loads a thousand modules, and the machine may be busy."""
+"""Seconds that a start may take on a busy machine."""
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 _CONFIGURATION = """\
 listeners.tcp.1 = 127.0.0.1:{port}
 disk_free_limit.absolute = 1MB
 consumer_timeout = {held}
 """
-_ADVANCED = "[{rabbit, [{channel_tick_interval, 500}]}].\n"  # ms between two looks for what is held for too long
+_ADVANCED = "[{rabbit, [{channel_tick_interval, 500}]}].\n"  # ms between two checks for unacknowledged deliveries
 LONGEST_HELD = 3.0
-"""Seconds after which a private broker takes back what is not acknowledged; by itself RabbitMQ waits half an hour."""
+"""Seconds after which a private broker redelivers unacknowledged messages; RabbitMQ's default is half an hour."""
 
 
 class PrivateBroker:
-    """One node: its ports, name, cookie, data, log, and the daemon by which Erlang's nodes find each other are its own.
+    """One node with its own ports, name, cookie, data, log and Erlang port mapper.
 
-    It has no plugins. All its processes are one group, which a signal reaches together.
+    It has no plugins. Its processes form one group, so that a signal reaches all of them.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -61,7 +61,7 @@ class PrivateBroker:
         }
 
     def start(self) -> None:
-        """Start, and wait until connections are taken; nothing where it runs already."""
+        """Start, and wait until connections are accepted; do nothing if it already runs."""
         if self._process is not None:
             return
         with (self._directory / "output").open("ab") as output:
@@ -77,15 +77,15 @@ class PrivateBroker:
         wait_until(self._started, timeout=_STARTS, what="RabbitMQ to start")
 
     def stop(self) -> None:
-        """Stop in order, as an administrator would."""
+        """Shut down normally, as an administrator would."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill every process of it, frozen or not, as a machine that loses power would."""
+        """Kill every process, frozen or not, like a power failure."""
         self._end(signal.SIGKILL)
 
     def freeze(self) -> None:
-        """Let it accept bytes and connections and never answer, until `thaw`."""
+        """Suspend it: connections are accepted, but not answered, until `thaw`."""
         self._signal(signal.SIGSTOP)
         wait_until_stopped(self._group())
 
@@ -93,11 +93,11 @@ class PrivateBroker:
         self._signal(signal.SIGCONT)
 
     def alarm(self, on: bool = True) -> None:
-        """Let it be short of memory, so that it blocks the connections that publish; or let that be over."""
+        """Set or clear the memory alarm, which blocks publishing connections."""
         self._control("set_vm_memory_high_watermark", "0.000001" if on else "0.6")
 
     def hold(self, seconds: float = LONGEST_HELD) -> None:
-        """Set after how many seconds it takes back what is not acknowledged, on channels that are opened later."""
+        """Set the seconds after which unacknowledged messages are redelivered, for channels opened later."""
         self._control("eval", f"application:set_env(rabbit, consumer_timeout, {int(seconds * 1000)}).")
 
     def _control(self, *arguments: str) -> None:
@@ -105,7 +105,7 @@ class PrivateBroker:
         subprocess.run(command, env=self._environment, check=True, stdout=subprocess.DEVNULL)
 
     def remove(self) -> None:
-        """Kill it, and the daemon that it has started."""
+        """Kill the node and its Erlang port mapper."""
         self.kill()
         with contextlib.suppress(OSError):
             subprocess.run(["epmd", "-port", str(self._names), "-kill"], stdout=subprocess.DEVNULL, check=False)
@@ -115,7 +115,7 @@ class PrivateBroker:
             os.killpg(self._process.pid, number)
 
     def _group(self) -> list[int]:
-        """Return the processes that a signal reaches."""
+        """Return the process ids of its group."""
         if self._process is None:
             return []
         listed = subprocess.run(["ps", "-e", "-o", "pgid=,pid="], capture_output=True, text=True, check=True)
@@ -132,7 +132,7 @@ class PrivateBroker:
     def _started(self) -> bool:
         if self._process is None or self._process.poll() is not None:
             said = (self._directory / "output").read_text(errors="replace")
-            raise AssertionError(f"RabbitMQ has ended: {said[-2000:]}")
+            raise AssertionError(f"RabbitMQ exited: {said[-2000:]}")
         return _listens(self.port)
 
 
@@ -146,7 +146,7 @@ def _listens(port: int) -> bool:
 
 @contextlib.contextmanager
 def private_broker() -> Iterator[PrivateBroker]:
-    """Start a private broker, and leave nothing of it behind."""
+    """Start a private broker, and remove it afterwards."""
     directory = Path(tempfile.mkdtemp(prefix="wire-mq-"))
     try:
         broker = PrivateBroker(directory)
@@ -160,19 +160,19 @@ def private_broker() -> Iterator[PrivateBroker]:
 
 
 def installed() -> bool:
-    """Whether this machine has what a private broker is started from."""
+    """Return whether RabbitMQ is installed."""
     return shutil.which("rabbitmq-server", path=_PATH) is not None
 
 
 def behind(url: str, port: int) -> str:
-    """Return a broker's URL with a port of this machine instead of its own address."""
+    """Return a broker's URL with 127.0.0.1 and this port instead of its own address."""
     address = urlsplit(url)
     user = address.netloc.rpartition("@")[0]
     return urlunsplit(address._replace(netloc=f"{user}@127.0.0.1:{port}"))
 
 
 def _program() -> Path:
-    """Return the server's own script: what Debian has on the PATH changes the user and reads the machine's settings."""
+    """Return the server's own script. Debian's wrapper changes the user and reads the machine's settings."""
     found = shutil.which("rabbitmq-server", path=_PATH)
     if found is None:
         raise FileNotFoundError("rabbitmq-server is not installed")
@@ -180,7 +180,7 @@ def _program() -> Path:
 
 
 class PrivateRedis:
-    """A Redis of the tests' own, which keeps nothing on disk."""
+    """A private Redis without persistence."""
 
     def __init__(self, *options: str) -> None:
         self.port = free_port()
@@ -190,7 +190,7 @@ class PrivateRedis:
         wait_until(lambda: _listens(self.port), timeout=_STARTS, what="Redis to start")
 
     def freeze(self) -> None:
-        """Let it accept bytes and connections and never answer, until `thaw`."""
+        """Suspend it: connections are accepted, but not answered, until `thaw`."""
         self._process.send_signal(signal.SIGSTOP)
         wait_until_stopped([self._process.pid])
 
@@ -204,9 +204,9 @@ class PrivateRedis:
 
 @contextlib.contextmanager
 def private_redis(*options: str) -> Iterator[PrivateRedis]:
-    """Start a private Redis with these options of its command line, and leave nothing of it behind."""
+    """Start a private Redis with these command-line options, and remove it afterwards."""
     if shutil.which("redis-server") is None:
-        miss("no redis-server is installed to start a private one from: apt-get install redis-server")
+        miss("redis-server is not installed: apt-get install redis-server")
     server = PrivateRedis(*options)
     try:
         yield server

@@ -1,4 +1,4 @@
-"""Certificates of the tests' own, made with the command openssl: an authority, what it has signed, and a wrong one."""
+"""Certificates for tests, made with openssl: an authority, a signed server certificate, and an unrelated authority."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import servers
 
 @attrs.frozen
 class Certificates:
-    """Files in PEM: `authority` has signed `server` (for 127.0.0.1 and localhost); `stranger` has signed nothing."""
+    """PEM files: `authority` signed `server` (for 127.0.0.1 and localhost); `stranger` is an unrelated authority."""
 
     directory: Path
 
@@ -35,9 +35,9 @@ class Certificates:
 
 
 def make_certificates(directory: Path, *, owner: str | None = None) -> Certificates:
-    """Make them in a directory; where the tests run as root, `owner` is who may read them."""
+    """Make the certificates in a directory. If the tests run as root, the files belong to `owner`."""
     if shutil.which("openssl") is None:
-        servers.miss("no openssl is there to make certificates with: apt-get install openssl")
+        servers.miss("openssl is not installed: apt-get install openssl")
     made = Certificates(directory)
     for name in ("authority", "stranger"):
         _openssl(directory, "req", "-x509", *_key(name), "-out", f"{name}.crt", "-days", "2", "-subj", f"/CN={name}")

@@ -10,15 +10,18 @@ from contract_tests.kit import wait_until
 from unstract_core import Consumer
 
 _LONGEST = 60.0
-"""Seconds within which a consumer that was stopped has ended."""
+"""Seconds within which a stopped consumer must end."""
 
 
 @contextlib.contextmanager
 def running(*consumers: Consumer, ends: bool = False) -> Iterator[list[threading.Thread]]:
-    """Run consumers on threads of their own until the block ends, and raise what ended one of them.
+    """Run consumers on their own threads until the block ends, and raise the first error of one of them.
 
-    The block begins when each has subscribed: a consumer that finds its transport away at the start does not run at
-    all, and what a block disturbs is to be one that does. None may end by itself, unless the block `ends` it.
+    The block begins when each consumer has subscribed, because a consumer exits if its transport is unavailable then.
+
+    Args:
+        consumers: The consumers to run.
+        ends: Whether a consumer may end before the block does.
     """
     problems: list[BaseException] = []
 
@@ -41,10 +44,10 @@ def running(*consumers: Consumer, ends: bool = False) -> Iterator[list[threading
         wait_until(lambda: subscribed() or not alive(), what="the consumers to subscribe")
         if alive():
             yield threads
-        assert ends or problems or alive(), "a consumer has ended by itself"
+        assert ends or problems or alive(), "a consumer has ended before the block"
     except BaseException as exc:
         for problem in problems:
-            exc.add_note(f"a consumer of this test has ended before: {problem!r}")
+            exc.add_note(f"a consumer of this test has raised: {problem!r}")
         raise
     finally:
         for consumer in consumers:
@@ -53,4 +56,4 @@ def running(*consumers: Consumer, ends: bool = False) -> Iterator[list[threading
             thread.join(_LONGEST)
     if problems:
         raise problems[0]
-    assert not any(thread.is_alive() for thread in threads), "a consumer was stopped and has not ended"
+    assert not any(thread.is_alive() for thread in threads), "a stopped consumer has not ended"

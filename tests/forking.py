@@ -1,4 +1,4 @@
-"""Tasks that fork in every way that Python has, for the worker's command: `--app forking:tasks`."""
+"""Tasks that fork in every way that Python offers, for the worker command: `--app forking:tasks`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LONGEST = 60.0
 
 
 def queued() -> MemoryTransport:
-    """A transport with one message for each task here, twelve for the pools, and small ones between them."""
+    """Return a transport with a message for each task except the pools, and a small message after each one."""
     transport = MemoryTransport()
     directory = os.environ[DIRECTORY]
     for name in sorted(set(tasks) - {"mark", "pool"}):
@@ -60,7 +60,7 @@ def outcome(child: int) -> int:
 
 
 def handlers() -> str:
-    """The handlers of this process, as a child is to find them."""
+    """Return the signal handlers of this process, as a child should have them."""
     return f"{signal.getsignal(signal.SIGTERM)!r} {signal.getsignal(signal.SIGINT)!r}\n"
 
 
@@ -70,7 +70,7 @@ def write(directory: str, name: str, value: object) -> None:
 
 
 def forked(directory: str, name: str, child: Callable[[], Any]) -> None:
-    """Fork; in the child leave the task by `child`, in the parent note how the child ended."""
+    """Fork. The child calls `child`; the parent records the exit code of the child."""
     atexit.register(note, directory, "at-exit")
     pid = os.fork()
     if pid == 0:
@@ -90,7 +90,7 @@ def mark(directory: str, name: str) -> None:
 
 @tasks.register("pool")
 def pool(directory: str, name: str) -> None:
-    """Terminate a pool: its children have to obey SIGTERM."""
+    """Terminate a pool, whose children must end on SIGTERM."""
     with multiprocessing.get_context("fork").Pool(2) as workers:
         assert workers.map(abs, range(-3, 0)) == [3, 2, 1]
         workers.map_async(time.sleep, [_LONGEST] * 2)
@@ -150,7 +150,7 @@ def leaves(directory: str, name: str) -> None:
 
 @tasks.register("fork.killed")
 def killed(directory: str, name: str) -> None:
-    """The child signals itself, and comes back where that does nothing."""
+    """Send SIGTERM from the child to itself."""
     forked(directory, name, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
@@ -179,7 +179,7 @@ def forkpty(directory: str, name: str) -> None:
 
 @tasks.register("thread")
 def of_thread(directory: str, name: str) -> None:
-    """Fork on a thread of the task's own, whose function returns in the child."""
+    """Fork on a thread that the task starts; its function returns in the child."""
     thread = threading.Thread(target=forked, args=[directory, name, lambda: None])
     thread.start()
     thread.join(_LONGEST)

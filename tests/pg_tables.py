@@ -1,4 +1,4 @@
-"""The transport's tables on a server, seen from outside: behind its back, as any other program sees them."""
+"""The transport's tables, accessed directly, as another program would."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contract_tests.kit import wait_until
 
 @attrs.frozen
 class Tables:
-    """The tables of one schema, through connections of the test's own. {messages}, {results}, {dead} name them."""
+    """The tables of one schema. Statements name them as {messages}, {results} and {dead}."""
 
     url: str
     schema: str
@@ -44,7 +44,7 @@ class Tables:
         return int(row[0])
 
     def inject(self, queue_name: str, text: str, *, priority: int = 5, read_ct: int = 0) -> str:
-        """Store JSON text as a message, as any other program could; one that was claimed `read_ct` times already."""
+        """Insert a message with JSON text, as if it had been claimed `read_ct` times; return its id."""
         (row,) = self.rows(
             "INSERT INTO {messages} (queue_name, message, org_id, enqueued_at, vt, read_ct, priority, state)"
             " VALUES (%s, %s::jsonb, '', now(), now(), %s, %s, 'ready') RETURNING msg_id",
@@ -57,7 +57,7 @@ class Tables:
 
     @contextlib.contextmanager
     def locked(self, statement: str, *parameters: Any) -> Iterator[psycopg.Connection[Any]]:
-        """Hold the locks that a statement takes, in a transaction that is rolled back unless the test commits it."""
+        """Hold the locks of a statement, in a transaction that is rolled back unless the test commits it."""
         with self.connect(autocommit=False) as connection:
             connection.execute(self.sql(statement), parameters or None)
             try:
@@ -66,7 +66,7 @@ class Tables:
                 connection.rollback()
 
     def backends(self, name: str) -> list[tuple[int, str, str]]:
-        """The (pid, wait event type, query) of each connection with this application name."""
+        """Return (pid, wait event type, query) of each connection with this application name."""
         return [
             (row[0], row[1], row[2])
             for row in self.rows(

@@ -1,7 +1,7 @@
-"""A PgBouncer of the tests' own, before any PostgreSQL server: it shares few server connections among its clients.
+"""A private PgBouncer in front of a PostgreSQL server, with few server connections.
 
-Its port, configuration and log are its own, and nothing of Debian's service is touched. In transaction mode each
-transaction takes the server connection whose turn it is, so that whatever depends on a session shows.
+It has its own port, configuration and log, and does not affect Debian's service. In transaction mode, each transaction
+uses the next server connection, so that code that depends on a session fails.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from transports.postgres import PostgresTransport
 from transports.postgres.harness import PostgresHarness
 
 SERVER_CONNECTIONS = 3
-"""How many connections to the server all clients of a pool share, unless a test says otherwise."""
+"""The number of server connections that all clients of a pool share by default."""
 
 _STARTS = 30.0
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
-_UNPRIVILEGED = "nobody"  # as root it does not run
+_UNPRIVILEGED = "nobody"  # it refuses to run as root
 
 
 class PgBouncer:
-    """One process. `settings` are those of pgbouncer.ini that differ from the tests' own."""
+    """One PgBouncer process. `settings` override the tests' pgbouncer.ini."""
 
     def __init__(self, directory: Path, server_url: str, **settings: object) -> None:
         server = conninfo_to_dict(server_url)
@@ -62,7 +62,7 @@ class PgBouncer:
         self.configure(**settings)
 
     def configure(self, **settings: object) -> None:
-        """Write these settings, of which it takes notice when it starts."""
+        """Write these settings, which apply after the next start."""
         self._settings |= settings
         lines = [f"{name} = {value}" for name, value in self._settings.items()]
         (self._directory / "pgbouncer.ini").write_text(
@@ -70,7 +70,7 @@ class PgBouncer:
         )
 
     def start(self) -> None:
-        """Start, wait until connections are taken, and let it open all of its own to the server."""
+        """Start, wait until connections are accepted, and open all server connections."""
         with (self._directory / "output").open("ab") as output:
             self._process = subprocess.Popen(
                 [program() or "pgbouncer", str(self._directory / "pgbouncer.ini")],
@@ -84,14 +84,14 @@ class PgBouncer:
         self.on_each()
 
     def kill(self) -> None:
-        """Kill it, frozen or not, as a machine that loses power would; nothing where it does not run."""
+        """Kill it, frozen or not, like a power failure; do nothing if it does not run."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(_STARTS)
             self._process = None
 
     def freeze(self) -> None:
-        """Let it accept bytes and connections and never answer, until `thaw`."""
+        """Suspend it: connections are accepted, but not answered, until `thaw`."""
         self._signal(signal.SIGSTOP)
         if self._process is not None:
             wait_until_stopped([self._process.pid])
@@ -100,23 +100,23 @@ class PgBouncer:
         self._signal(signal.SIGCONT)
 
     def cut(self) -> None:
-        """End every connection to clients and to the server, those in the middle of a statement too."""
+        """Close every connection to clients and to the server, also in the middle of a statement."""
         self.command(f'KILL "{self.database}"')
         self.command(f'RESUME "{self.database}"')
 
     def on_each(self, statement: str = "SELECT pg_backend_pid()") -> list[tuple[Any, ...]]:
-        """Run a statement on every connection to the server, held by transactions side by side; return all rows."""
+        """Run a statement on every server connection, in parallel transactions; return all rows."""
         with contextlib.ExitStack() as held:
             connections = [held.enter_context(psycopg.connect(self.url)) for _ in range(self._size)]
             cursors = [connection.execute(statement.encode()) for connection in connections]
             return [row for cursor in cursors if cursor.description for row in cursor.fetchall()]
 
     def command(self, command: str) -> None:
-        """Give a command of its administrator."""
+        """Run a command of the admin console."""
         self._asked(command)
 
     def show(self, what: str) -> list[dict[str, Any]]:
-        """Return the rows of a SHOW of its administrator, such as "SERVERS"."""
+        """Return the rows of a SHOW command of the admin console, such as "SERVERS"."""
         return self._asked(f"SHOW {what}")
 
     @property
@@ -138,7 +138,7 @@ class PgBouncer:
 
     def _started(self) -> bool:
         if self._process is None or self._process.poll() is not None:
-            raise AssertionError(f"PgBouncer has ended: {self.log()[-2000:]}")
+            raise AssertionError(f"PgBouncer exited: {self.log()[-2000:]}")
         try:
             psycopg.connect(self.url, dbname="pgbouncer", connect_timeout=3).close()
         except psycopg.OperationalError:
@@ -147,11 +147,11 @@ class PgBouncer:
 
 
 class PooledHarness(PostgresHarness):
-    """The PostgreSQL transport under the kit, with a PgBouncer before its server: what is cut is cut there."""
+    """Runs the kit over PostgreSQL through a PgBouncer, which also cuts the connections."""
 
-    def __init__(self, pgbouncer: PgBouncer, *, told: bool) -> None:
-        super().__init__(pgbouncer.url + ("?listen=false" if told else ""))
-        self.name = f"pgbouncer-{'told' if told else 'found'}"
+    def __init__(self, pgbouncer: PgBouncer, *, polling: bool) -> None:
+        super().__init__(pgbouncer.url + ("?listen=false" if polling else ""))
+        self.name = f"pgbouncer-{'polling' if polling else 'detected'}"
         self._pgbouncer = pgbouncer
 
     def sever(self, transport: PostgresTransport) -> bool:
@@ -161,9 +161,9 @@ class PooledHarness(PostgresHarness):
 
 @contextlib.contextmanager
 def private_pgbouncer(server_url: str, **settings: object) -> Iterator[PgBouncer]:
-    """Start a PgBouncer before a server, and leave nothing of it behind; skip the test where there is none."""
+    """Start a PgBouncer for a server, and remove it afterwards; skip the test if it is not installed."""
     if program() is None:
-        miss("PgBouncer is not installed, so nothing was run through it: apt-get install pgbouncer (.ci/run does)")
+        miss("PgBouncer is not installed: apt-get install pgbouncer (.ci/run does this)")
     directory = Path(tempfile.mkdtemp(prefix="wire-pgbouncer-"))
     try:
         pgbouncer = PgBouncer(directory, server_url, **settings)

@@ -1,4 +1,4 @@
-"""A TCP proxy between a client and its server: it loses what a test tells it to, falls silent, or plays a pooler."""
+"""A TCP proxy between a client and its server, which can drop requests, stop forwarding, or imitate a pooler."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from collections.abc import Iterator
 
 
 class Proxy:
-    """Listens on `port` and passes on to `target`. One thread for each direction of a connection.
+    """Listens on `port` and forwards to `target`, with one thread for each direction of a connection.
 
-    While it is `away` it ends every connection as soon as it is made. A request is passed on `latency` seconds late.
+    Attributes:
+        port: The port on 127.0.0.1.
+        away: Whether to close every new connection at once.
+        latency: Seconds to delay each request.
+        hide_the_process: Whether to replace the process id that PostgreSQL sends, as a pooler does.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
@@ -29,19 +33,19 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def lose_the_answer_to(self, marker: bytes) -> None:
-        """Pass on the next request that holds `marker`, and cut its connection when the answer comes."""
+        """Forward the next request that contains `marker`, and cut its connection when the response arrives."""
         self._marker, self._passes = marker, True
 
     def lose(self, marker: bytes) -> None:
-        """Cut the connection of the next request that holds `marker`, and do not pass it on."""
+        """Cut the connection of the next request that contains `marker`, without forwarding it."""
         self._marker, self._passes = marker, False
 
     def swallow(self, marker: bytes) -> None:
-        """Do not pass on the next answer that holds `marker`, and cut nothing."""
+        """Drop the next response that contains `marker`, and keep its connection."""
         self._swallowed = marker
 
     def say(self, data: bytes) -> None:
-        """Send these bytes to the client of each connection that there is, as if the server had."""
+        """Send bytes to the client of each connection, as if the server had."""
         for line in self._lines:
             with contextlib.suppress(OSError):
                 line.client.sendall(data)
@@ -56,18 +60,18 @@ class Proxy:
             line.end()
 
     def stall_after(self, size: int) -> None:
-        """Fall silent on each connection that there is after so many more bytes of the server's, wherever that is."""
+        """Stop forwarding on each open connection after `size` more bytes of the server."""
         for line in self._lines:
             line.left = size
 
     def fall_silent(self) -> None:
-        """Pass nothing on any more over the connections that there are, not even their end; later ones are sound."""
+        """Stop forwarding on the open connections, including their end. New connections work."""
         for line in self._lines:
             line.silent = True
 
     @property
     def connections(self) -> int:
-        """How many there have been."""
+        """The number of connections so far."""
         return len(self._lines)
 
     def close(self) -> None:
@@ -119,7 +123,7 @@ class Proxy:
 
 
 class _Line:
-    """One connection. `doomed` ends with its next answer; `silent` swallows what comes from either side."""
+    """One connection. If `doomed`, it ends with the next response; if `silent`, it drops the bytes of both sides."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server

@@ -1,4 +1,4 @@
-"""Queues of the tests' own: their names, and what is taken from them, buried and answered."""
+"""Queues for tests: unused names, and helpers that receive, dead-letter and answer messages."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from unstract_core import Delivery, Reply, Transport, Verdict
 from unstract_core.values.limits import JSONValue
 
 issued: list[str] = []
-"""Every name that `queue_name` has given out, for whoever has to delete what was made under them."""
+"""The names returned by `queue_name`, so that fixtures can delete their queues."""
 
 
 def queue_name(*, lasting: bool = False) -> str:
-    """Return the name of a queue that nobody else uses; one that outlasts its module is deleted by whoever made it."""
+    """Return an unused queue name. The caller must delete a `lasting` queue, which outlasts its module."""
     name = f"q-{uuid.uuid4().hex[:12]}"
     if not lasting:
         issued.append(name)
@@ -21,7 +21,7 @@ def queue_name(*, lasting: bool = False) -> str:
 
 
 def receive_all(transport: Transport, queue: str, *, lease: float = 60.0) -> list[Delivery]:
-    """Take everything that is ready in a queue, as a worker that never comes back."""
+    """Claim every ready message of a queue, like a worker that crashes."""
     subscription = transport.subscribe([queue], lease=lease)
     try:
         return list(subscription.receive(limit=10_000, wait=0))
@@ -30,7 +30,7 @@ def receive_all(transport: Transport, queue: str, *, lease: float = 60.0) -> lis
 
 
 def bury(transport: Transport, queue: str, reason: str = "because", *, result: JSONValue = None) -> None:
-    """Bury everything that is ready in a queue, one after the other in the order in which it is received."""
+    """Dead-letter every ready message of a queue, one by one in the order of delivery."""
     subscription = transport.subscribe([queue], lease=60.0)
     for delivery in subscription.receive(limit=10_000, wait=0):
         assert subscription.settle([make_settlement(delivery, Verdict.BURY, reason=reason, result=result)]) == [True]
@@ -38,7 +38,7 @@ def bury(transport: Transport, queue: str, reason: str = "because", *, result: J
 
 
 def answer(transport: Transport, *replies: Reply) -> None:
-    """Settle a message that asks for it with each reply, one after the other, as workers would."""
+    """Write each reply in turn: send a message with its key, and settle it with the reply."""
     queue = queue_name()
     subscription = transport.subscribe([queue], lease=60.0)
     for reply in replies:

@@ -14,7 +14,7 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 SERVERS = (
-    *("memory", "postgres-embedded", "postgres-server", "postgres-polling", "pgbouncer-told", "pgbouncer-found"),
+    *("memory", "postgres-embedded", "postgres-server", "postgres-polling", "pgbouncer-polling", "pgbouncer-detected"),
     *("celery-priority", "celery-quorum", "celery-memory", "celery-redis", "embedded", "server"),
     *("postgres", "rabbitmq", "inside"),
 )

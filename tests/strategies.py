@@ -1,8 +1,7 @@
-"""What the tests generate, and an independent statement of what the wire carries.
+"""Hypothesis strategies of the tests, and an independent definition of the wire's domain.
 
-The strategies make values that the named rules convert, values that do not fit, and deliveries; values of the domain
-and payloads are those of the kit, to be had from here too. `outside` and `same` are oracles: they are written from the
-design's words and share no code with the package.
+The strategies generate convertible values, values outside the domain, and deliveries. The kit's strategies for values
+and payloads can be imported from here, too. `outside` and `same` are oracles: they share no code with the package.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 import attrs
 from hypothesis import strategies as st
 
-from contract_tests.strategies import AWAITS as AWAITS  # each with its name twice, for whoever imports it from here
+from contract_tests.strategies import AWAITS as AWAITS  # an explicit re-export, for mypy
 from contract_tests.strategies import continuations as continuations
 from contract_tests.strategies import fairness_keys as fairness_keys
 from contract_tests.strategies import floats as floats
@@ -61,7 +60,7 @@ def deliveries(
     task_id: bool | None = None,
     attempts: st.SearchStrategy[int] | None = None,
 ) -> Delivery:
-    """A readable message, held under a lease."""
+    """Generate a delivery of a readable message."""
     payload = draw(payloads(awaits, task_id))
     return Delivery(
         id=draw(_row_ids),
@@ -89,7 +88,7 @@ class Number(enum.IntEnum):
 
 
 class Text(str):
-    """A subclass of a plain type that hides what it holds."""
+    """A subclass of str that hides its value."""
 
     __slots__ = ()
 
@@ -111,11 +110,11 @@ class Amount(float):
 
 
 class Row(dict[Any, Any]):
-    """A dict in all but its exact type."""
+    """A subclass of dict."""
 
 
 class Rows(list[Any]):
-    """A list in all but its exact type."""
+    """A subclass of list."""
 
 
 class Pair(NamedTuple):
@@ -183,7 +182,7 @@ def _convertible_containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[
 
 
 convertibles = st.recursive(scalars | _convertible_leaves, _convertible_containers, max_leaves=10)
-"""Values that the named rules make fit without loss."""
+"""Values that normalisation converts without loss."""
 
 
 def _generator() -> Iterator[int]:
@@ -204,7 +203,7 @@ unfit_scalars = st.one_of(
     st.timedeltas(),
     st.sampled_from([int, len, range(3), ..., NotImplemented, ValueError("x"), Colour]),
 )
-"""Values that strict normalisation refuses, whole."""
+"""Values that strict normalisation refuses."""
 
 _unfit_keys = st.one_of(
     st.none(), st.booleans(), st.floats(), st.tuples(st.integers()), st.binary(max_size=3), unfit_texts, st.just(2**63)
@@ -218,7 +217,7 @@ def _containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 anything = st.recursive(scalars | _convertible_leaves | unfit_scalars, _containers, max_leaves=12)
-"""Well-behaved Python values of any kind, whether they fit or not."""
+"""Well-behaved Python values of any kind, inside and outside the domain."""
 
 
 PLAIN_KEYS = st.text(string.ascii_letters + "_", min_size=1, max_size=6)
@@ -227,7 +226,7 @@ ODD_KEYS = st.sampled_from(["odd key", "1st", "a.b", 'q"', "", "ß-"])
 
 @dataclasses.dataclass
 class Planted:
-    """A structure of values that fit, but for one offender; `path` is the offender's."""
+    """A structure of valid values with one invalid value at `path`."""
 
     whole: Any
     path: str
@@ -241,7 +240,7 @@ class Planted:
 
 @st.composite
 def planted(draw: st.DrawFn, make: Callable[[], Any]) -> Planted:
-    """Bury the offender that `make` returns among innocent siblings, up to six containers deep."""
+    """Generate a structure of valid values around the invalid value of `make`, up to six containers deep."""
     whole, path = make(), ""
     for _ in range(draw(st.integers(0, 6))):
         kind = draw(st.sampled_from(["list", "tuple", "dict", "odd dict", "record", "model"]))
@@ -264,12 +263,12 @@ def planted(draw: st.DrawFn, make: Callable[[], Any]) -> Planted:
 
 
 def burying(offenders: st.SearchStrategy[Any]) -> st.SearchStrategy[Planted]:
-    """Bury one of `offenders`."""
+    """Generate structures around one of these invalid values."""
     return offenders.flatmap(lambda offender: planted(lambda: offender))
 
 
 def nest(depth: int, leaf: object = None, kind: type[list[Any] | dict[str, Any]] = list) -> Any:
-    """`depth` containers inside each other, around `leaf`."""
+    """Return `depth` nested containers around `leaf`."""
     found: Any = leaf
     for _ in range(depth):
         found = [found] if kind is list else {"x": found}
@@ -278,7 +277,7 @@ def nest(depth: int, leaf: object = None, kind: type[list[Any] | dict[str, Any]]
 
 @contextlib.contextmanager
 def size_limit(size: int) -> Iterator[None]:
-    """Make `MAX_SIZE` small enough to be reached in a test."""
+    """Set `MAX_SIZE` for the block, small enough for a test."""
     usual = limits.MAX_SIZE
     limits.MAX_SIZE = size
     try:
@@ -288,7 +287,7 @@ def size_limit(size: int) -> Iterator[None]:
 
 
 def attempt(call: Callable[..., Any], *args: Any) -> Any:
-    """Return what the call returns, or the PayloadError that it raises; anything else that it raises is let out."""
+    """Return the result of the call, or the PayloadError that it raises. Other errors are raised."""
     try:
         return call(*args)
     except PayloadError as exc:
@@ -296,7 +295,7 @@ def attempt(call: Callable[..., Any], *args: Any) -> Any:
 
 
 def outside(value: object, *, max_size: int = 64 * 1024 * 1024) -> str | None:
-    """Say why a value is outside the domain of the wire; None when it is inside."""
+    """Return why a value is outside the domain of the wire; None if it is inside."""
     size = 0
     stack: list[tuple[object, int]] = [(value, 0)]
     while stack:
@@ -339,7 +338,7 @@ def _unfit_scalar(value: object) -> str | None:
 
 
 def same(left: object, right: object) -> bool:
-    """Tell whether two values are equal with exactly the same types, and dicts in the same order."""
+    """Return whether two values are equal, with the same types and the same order of dict keys."""
     if type(left) is not type(right):
         return False
     if isinstance(left, dict) and isinstance(right, dict):
@@ -350,7 +349,7 @@ def same(left: object, right: object) -> bool:
 
 
 def containers_of(value: object) -> set[int]:
-    """The identities of the lists and dicts inside a value."""
+    """Return the ids of the lists and dicts inside a value."""
     found: set[int] = set()
     stack = [value]
     while stack:

@@ -1,4 +1,4 @@
-"""The wheel as it is built, and virtual environments that have it and cannot see the sources. Needs no network."""
+"""The built wheel, and virtual environments that contain it without the sources. Needs no network."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Environment(NamedTuple):
         return self.root / "lib" / f"python{PYTHON_VERSION}" / "site-packages"
 
     def run(self, program: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """Run one of the environment's own programs, without this process's settings of Python or of the package."""
+        """Run a program of the environment, without this process's settings of Python and of the package."""
         foreign = ("PYTHON", "UNSTRACT")
         settings = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        settings["CONTRACT_TESTS_PROFILE"] = "dev"  # what is in the wheel is looked at here, not how well it is tested
+        settings["CONTRACT_TESTS_PROFILE"] = "dev"  # these tests check the content of the wheel, not the transport
         return subprocess.run(
             [str(self.root / "bin" / program), *arguments],
             cwd=self.work,
@@ -61,13 +61,13 @@ class Environment(NamedTuple):
         )
 
     def install(self, wheel: Wheel) -> None:
-        """Install a wheel by pip, and nothing that it requires."""
+        """Install a wheel with pip, without its dependencies."""
         pip = [sys.executable, "-m", "pip", "--python", str(self.root / "bin" / "python")]
         command = [*pip, "install", "-qq", "--no-index", "--no-deps", str(wheel.path)]
         subprocess.run(command, cwd=self.work, check=True)
 
     def python(self, code: str) -> str:
-        """Run `code` in isolation; returns what it prints, and fails with what it raises."""
+        """Run `code` in isolation and return its output. An error fails the test."""
         ended = self.run("python", "-I", "-c", code)
         assert ended.returncode == 0, ended.stderr
         return ended.stdout.strip()
@@ -83,7 +83,7 @@ def build(source: Path, target: Path, kind: str) -> Path:
 
 
 def read_wheel(path: Path) -> Wheel:
-    """Return what is in a wheel."""
+    """Read a wheel."""
     with zipfile.ZipFile(path) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     (metadata,) = (content for name, content in files.items() if name.endswith(".dist-info/METADATA"))
@@ -91,7 +91,7 @@ def read_wheel(path: Path) -> Wheel:
 
 
 def make_environment(wheel: Wheel, root: Path, work: Path, extras: Sequence[str] = ()) -> Environment:
-    """Install `wheel` by pip into a new environment; what it requires there is linked from the running one."""
+    """Install `wheel` with pip into a new environment; link its dependencies from the running one."""
     environment = Environment(root, work)
     venv.create(root, symlinks=True)
     environment.install(wheel)

@@ -1,4 +1,4 @@
-"""The benchmark works. How fast anything is depends on the machine and is asserted nowhere."""
+"""The benchmarks run. Their rates depend on the machine and are not asserted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks of long nights work. How fast anything is depends on the machine and is asserted nowhere."""
+"""The benchmarks of old snapshots and table sizes run. Their rates depend on the machine and are not asserted."""
 
 from __future__ import annotations
 

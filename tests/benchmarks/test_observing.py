@@ -1,4 +1,4 @@
-"""The measurement of what looking on costs works. How much it is depends on the machine and is asserted nowhere."""
+"""The benchmark of observers runs. The costs depend on the machine and are not asserted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The measurement of a worker's memory works, and would see a leak."""
+"""The measurement of a worker's memory runs, and finds a leak."""
 
 from __future__ import annotations
 

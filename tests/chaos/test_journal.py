@@ -1,4 +1,4 @@
-"""The journals of the chaos run: what a killed process has written is there."""
+"""Journals and breakpoints of a chaos run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger of the chaos run: it tells what was lost and doubled, and lets through what a fault explains alone."""
+"""The ledger of a chaos run: it finds lost and doubled dispatches, and allows repetitions that a fault explains."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ AGAIN = "before accepted claimed@e started@e claimed@f started@f settled@f claim
 CALLED_AGAIN = SOUND.removesuffix("settled@c") + "claimed@d called@d settled@d"
 
 KILLED = InjectedFault(1, "kill", 3.5, 3.5, 3.5, frozenset(["e"]), frozenset(["p/1"]))
-"""Comes after the fourth event of a dispatch: the worker `e` had started it."""
+"""Hits the worker `e` after the fourth event of a dispatch, which it has started."""
 CALLBACK_KILLED = attrs.evolve(KILLED, began=7.5, ended=7.5, victims=frozenset(["c"]))
 
 
 def lines(dispatch: str, events: str) -> list[Line]:
-    """One line for each event, a second apart; `@` names its process."""
+    """Return a line for each event, a second apart. `@` precedes its process, `=` its detail."""
     details = {"before": "on_success", "called": "on_success", "settled": "yes"}
     found = []
     for at, event in enumerate(events.split()):
@@ -39,7 +39,7 @@ def lines(dispatch: str, events: str) -> list[Line]:
 
 @attrs.frozen
 class Case:
-    """What happened to one dispatch, and what the ledger is to say of it."""
+    """The events of one dispatch, and the expected counts of the ledger."""
 
     events: str
     sent: int = 1

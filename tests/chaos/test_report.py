@@ -1,4 +1,4 @@
-"""The report of the chaos run: seconds until recovery, and the table by fault."""
+"""The report of a chaos run: recovery times, and the table by fault."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from chaos.report import summary, table
 
 
 def sent(dispatch: str, at: float, *calls: float) -> list[Line]:
-    """A dispatch that was accepted at once, and called back at these moments."""
+    """Return the lines of a dispatch that was accepted at once and called back at these times."""
     found = [Line(at, "producer-1.1", event, dispatch, "on_success") for event in ("before", "accepted")]
     return found + [
         Line(call, "callback-1.1", event, dispatch, "on_success") for call in calls for event in ("claimed", "called")

@@ -1,4 +1,4 @@
-"""Short runs of chaos: a sound one is found sound, and one with a planted bug is not."""
+"""Short chaos runs: a sound one passes, and one with a planted bug fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _a_server_can_be_started() -> None:
 
 
 def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run it; what it keeps where the ledger does not hold is looked at and removed."""
+    """Run chaos; check and remove the journals that it keeps if the ledger does not hold."""
     command = [sys.executable, "-m", "chaos", "--seed", "7", "--transport", "postgresql", *arguments]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     if kept := re.search(r"^journals and logs are kept in (.*)$", ended.stdout, re.MULTILINE):

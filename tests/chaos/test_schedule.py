@@ -1,4 +1,4 @@
-"""The schedule of the chaos run: a pure function of its seed, with every fault in each round."""
+"""The schedule of a chaos run: it depends only on the seed, and has every fault in each round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of the kit over harnesses that are bad in some way: each in a subprocess, several at a time."""
+"""Runs of the kit over faulty harnesses, each in a subprocess, several at a time."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import attrs
-from kit.runs import Ended, run
+from kit.runs import FinishedRun, run
 
 USAGE = 4
-"""The exit code of pytest for what it was called with."""
+"""pytest's exit code for a usage error."""
 
 HEAD = """
 import contextlib, sqlite3, subprocess, threading, time
@@ -39,16 +39,24 @@ def planted(kind, name, member):
 
 @attrs.frozen(kw_only=True)
 class Case:
-    """A run of the kit: the code of `bad_harness.py`, pytest's arguments, and what must be among what is printed."""
+    """A run of the kit.
+
+    Attributes:
+        code: The code of `bad_harness.py`, after `HEAD`.
+        arguments: The arguments of pytest.
+        only: The tests to select with `-k`; "" for all.
+        limit: The time limit of a test, in seconds.
+        expected: Text that must be in the output.
+    """
 
     code: str = ""
     arguments: tuple[str, ...] = ("--transport", "bad_harness:Bad")
     only: str = "test_harness or test_capabilities or test_messages_are_stored or test_settling_and"
     limit: str = "1"
-    told: str = ""
+    expected: str = ""
 
 
-def run_case(case: Case, directory: Path) -> Ended:
+def run_case(case: Case, directory: Path) -> FinishedRun:
     directory.mkdir()
     (directory / "bad_harness.py").write_text(HEAD + textwrap.dedent(case.code), encoding="utf-8")
     options = ["--tb=line", f"--kit-time-limit={case.limit}", *(["-k", case.only] if case.only else [])]
@@ -56,17 +64,17 @@ def run_case(case: Case, directory: Path) -> Ended:
 
 
 class Runs:
-    """The runs of the cases that are asked for, begun together and run a few at a time: most of them wait."""
+    """The runs of the wanted cases, four at a time: most of them wait for time limits."""
 
     def __init__(self, cases: Mapping[str, Case], directory: Path, wanted: Collection[str]) -> None:
         self._pool = ThreadPoolExecutor(4)
-        self._runs: dict[str, Future[Ended]] = {
+        self._runs: dict[str, Future[FinishedRun]] = {
             name: self._pool.submit(run_case, cases[name], directory / str(number))
             for number, name in enumerate(cases)
             if name in wanted
         }
 
-    def __getitem__(self, name: str) -> Ended:
+    def __getitem__(self, name: str) -> FinishedRun:
         ended = self._runs[name].result(timeout=380)
         assert "INTERNALERROR" not in ended.text, ended.text[-3000:]
         return ended

@@ -1,7 +1,7 @@
-"""A transport as one over a message broker is, made of the memory transport: honest in what it does not claim.
+"""A sound transport that behaves like one over a message broker, based on the memory transport.
 
-What was sent arrives a moment later. A claim ends with the connection of its holder, and nothing fences it. An answer
-reaches the transport that asked, and no other. Several transports share one broker; connections can be cut.
+Messages arrive a moment after `send`. A claim ends with the connection of its holder, without fencing. A reply reaches
+only the transport that sent its message. Several transports share one broker, and connections can be cut.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from unstract_core.transport import (
 )
 
 ON_ITS_WAY = 0.005
-"""Seconds that a message takes to whoever waits for it."""
+"""Seconds until a sent message arrives."""
 
 
-class Connection(BareStore):
-    """What is stored at the broker, as one transport sees it: the same for all, and closed for one."""
+class ConnectionStore(BareStore):
+    """The shared store of the broker, with a closed state for each transport."""
 
     def __init__(self, broker: Store) -> None:
         vars(self).update(vars(broker))
 
 
 class BrokerSubscription(BareSubscription):
-    """Holds what it received until its connection ends."""
+    """Keeps its claims until its connection ends."""
 
     cut = False
 
@@ -64,7 +64,7 @@ class BrokerSubscription(BareSubscription):
         super().close()
 
     def give_back(self) -> None:
-        """Let everything come back that is held: its connection has ended."""
+        """Make all claimed messages ready, because the connection has ended."""
         with self._store.changed:
             for row in self._store.rows.values():
                 if row.state == "claimed" and row.holders.get(row.attempt) is self:
@@ -86,7 +86,7 @@ class Brokerlike(Bare):
 
     def __init__(self, broker: Store) -> None:
         super().__init__()
-        self._store = Connection(broker)
+        self._store = ConnectionStore(broker)
         self.cut = False
         self.asked: set[str] = set()
         self.opened: list[BrokerSubscription] = []
@@ -107,7 +107,7 @@ class Brokerlike(Bare):
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
         with self._store.using():
             if key not in self.asked:
-                raise NotSupported("an answer reaches whoever asked, and this transport did not")
+                raise NotSupported("only the transport that sent the message gets its reply")
         return MemoryTransport.reply(self, key, timeout=timeout, consume=consume)
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> BrokerSubscription:
@@ -146,7 +146,7 @@ class BrokerlikeHarness(ComposedHarness):
             transport.asked.add(wire["reply_key"])
 
     def expire(self, transport: MemoryTransport, queue: str) -> None:
-        """Cut whoever may hold a message of the queue, as their connections would be."""
+        """End every claim in the queue, as if the connections of the holders were cut."""
         with transport._store.using():
             for row in transport._store.rows.values():
                 if row.queue == queue and row.state == "claimed":
@@ -154,7 +154,7 @@ class BrokerlikeHarness(ComposedHarness):
             transport._store.changed.notify_all()
 
     def stored(self, transport: Any, queue: str) -> Any:
-        """A broker's messages cannot be read without being taken."""
+        """Return None: a broker's messages cannot be read without claiming them."""
         return None
 
     def sever(self, transport: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Every planted fault, and each as a transport for the kit: `--transport kit.faults:loses_the_follow_up`."""
+"""The planted faults. Each one is a harness for the kit, such as `--transport kit.faults:loses_the_follow_up`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults in who gets which message, and for how long: claims, order across queues, leases, attempts."""
+"""Faults in claims, order across queues, leases and attempts."""
 
 from __future__ import annotations
 

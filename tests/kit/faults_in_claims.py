@@ -1,4 +1,4 @@
-"""Faults in what a transport says of itself, what it returns and raises, and how it reads what others have stored."""
+"""Faults in capabilities, return types, errors, transactions, and in reading messages of other programs."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class ReportsUninspectedQueuesAsEmpty(Composed):
 
 
 class Tells(Composed):
-    """Tells another state of its queues."""
+    """Reports a wrong state of its queues."""
 
     def tell(self, state: QueueState) -> QueueState:
         raise NotImplementedError
@@ -129,7 +129,7 @@ class CountsTasksThatAreNotReady(Composed):
 
 
 class Within(ComposedHarness):
-    """Claims to send within the caller's transaction, which is SQLite's."""
+    """Claims to send within a transaction of SQLite."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -171,7 +171,7 @@ class AcceptsAnythingAsACursor(Within):
 
 
 class Changes(MemorySubscription):
-    """Delivers something else than was stored."""
+    """Changes each delivery."""
 
     def change(self, delivery: Delivery) -> Any:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Faults in the fence: who has lost a message, or has let go of it, and can change something all the same."""
+"""Faults in fencing: a holder that lost or settled a message can still change it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unstract_core.transport import Delivery, Settlement
 
 
 class Unfenced(MemorySubscription):
-    """Settles as whoever holds the message now."""
+    """Settles as the current holder of the message."""
 
     def settle_unfenced(self, one: Settlement) -> bool:
         with self._store.using():

@@ -16,7 +16,7 @@ from unstract_core.transport import DeadLetter, Reply, Settlement, Verdict
 
 
 class Rewrites(MemorySubscription):
-    """Settles with another reply than it was given."""
+    """Changes the reply of each settlement."""
 
     def rewrite(self, reply: Reply) -> Reply | None:
         raise NotImplementedError
@@ -151,7 +151,7 @@ class MixesUpItsCallers(Composed):
 
 
 class Buries(Store):
-    """Keeps another dead letter than it was given."""
+    """Changes each dead letter."""
 
     def change(self, letter: DeadLetter) -> DeadLetter:
         raise NotImplementedError

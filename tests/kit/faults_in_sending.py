@@ -1,4 +1,4 @@
-"""Faults in what `send` does: batches, values, the caller's objects, order, delays."""
+"""Faults in `send`: batches, values, the caller's objects, order and delays."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def with_numbers(value: Any, change: Any) -> Any:
 
 
 class Renumbers(Store):
-    """Stores numbers as another notation has them."""
+    """Changes each number of a message."""
 
     def change(self, number: Any) -> Any:
         raise NotImplementedError
@@ -191,7 +191,7 @@ class ChangesTheCallersObjects(Composed):
 
 
 class Keeping(MemorySubscription):
-    """Hands out the objects that were sent."""
+    """Delivers the sent objects themselves."""
 
     kept: ClassVar[dict[tuple[str, str], TaskPayload]] = {}
 

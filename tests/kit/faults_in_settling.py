@@ -1,4 +1,4 @@
-"""Faults in what `settle` does: follow-ups, verdicts, and what has to happen together."""
+"""Faults in `settle`: follow-ups, verdicts and atomicity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults in how `receive` waits and is woken, and in how everything ends."""
+"""Faults in waiting, waking and closing."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class RetriesWithoutWaking(MemorySubscription):
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         store, quiet = self._store, threading.Condition()
-        told, store.changed = store.changed, quiet
+        condition, store.changed = store.changed, quiet
         try:
-            with told:
+            with condition:
                 return super().settle(settlements)
         finally:
-            store.changed = told
+            store.changed = condition
 
 
 @fault("test_a_due_message_wakes_a_waiting_receive", "is in receive(limit=1, wait=30)")
@@ -174,7 +174,7 @@ class SettlesAfterTheClose(MemorySubscription):
 
 
 class ClosesInSilence(Composed):
-    """close() tells nobody who waits."""
+    """close() wakes no waiting thread."""
 
     def close(self) -> None:
         self._store.closed = True

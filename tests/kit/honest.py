@@ -1,4 +1,4 @@
-"""A transport that claims nothing, and is honest about it: the memory transport with less, which refuses the rest."""
+"""A sound transport without capabilities: the memory transport, which refuses everything optional."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from unstract_core.transport import (
 
 
 class BareStore(Store):
-    """One line for each queue; a message that comes back from a silent holder comes as it came before, unfenced."""
+    """Counts no attempt for a message that its holder never settled, and has no fencing."""
 
     def take(self, queues: Sequence[str], holder: object, lease: float) -> Row | None:
         row = super().take(queues, holder, lease)
@@ -41,7 +41,7 @@ class BareStore(Store):
 
 
 class BareSubscription(MemorySubscription):
-    """Sends a follow-up first, and then ends its message: between the two a crash may double it."""
+    """Sends a follow-up first, and then acknowledges its message. A crash in between may double it."""
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         for one in settlements:
@@ -64,7 +64,7 @@ class BareSubscription(MemorySubscription):
         return attrs.evolve(message, priority=DEFAULT_PRIORITY)
 
     def answer_of(self, settlement: Settlement) -> Reply | None:
-        """Drop the reply, which may be a status: nobody can read one."""
+        """Return None: this transport keeps no status."""
         return None
 
 
@@ -100,7 +100,7 @@ class Bare(Composed):
 
 
 def check(message: Message | None) -> None:
-    """Refuse what the wire refuses, and then what is not claimed."""
+    """Refuse an invalid message, and then one that needs an unclaimed capability."""
     if message is not None:
         write_message(message)
         if message.delay or message.payload.reply_key is not None:

@@ -1,8 +1,8 @@
-"""A pytest plugin: of the kit only the tests that faults are named for, and what became of them, as lines of JSON.
+"""A pytest plugin that runs only the tests named by faults, and writes their outcomes as lines of JSON.
 
-A faulty transport is given the test that is named for its fault alone; the memory transport, which is sound, all of
-those. A fault that was caught is not tried again with other parameters, and nothing is shrunk: what counts is that it
-was caught, and by which words. KIT_RESULTS names the file that the lines are written to.
+A faulty transport runs only the test named by its fault; the sound memory transport runs all of these tests. After a
+fault was caught, its test is not run with other parameters, and hypothesis does not shrink the example. KIT_RESULTS is
+the path of the output file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kit.faults import FAULTS
 from contract_tests.harness import Harness
 
 HASTE, TIME_ENOUGH = "8", "60"
-"""Seconds after which a test is ended: of a fault that is told by a call without an end, and of any other."""
+"""Time limits in seconds: for a fault whose test must hang, and for any other."""
 
 settings.register_profile("caught is enough", phases=[Phase.explicit, Phase.generate], database=None)
 settings.load_profile("caught is enough")

@@ -1,7 +1,7 @@
-"""How a fault is planted: the memory transport with one part exchanged, registered with the test that must catch it.
+"""Planting faults: the memory transport with one faulty part, registered with the test that must catch it.
 
-A fault is a class, a child of the part in which it sits: the transport, its subscription, its store, its dead letters,
-or its harness. The decorator `fault` names it after the class, wraps the sound rest around it, and keeps it in FAULTS.
+A fault is a subclass of the transport, its subscription, its store, its dead letters or its harness. The decorator
+`fault` names it after the class, combines it with the sound parts, and adds it to FAULTS.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Part = TypeVar("Part", bound=type[Any])
 
 
 class Composed(MemoryTransport):
-    """The memory transport, of parts that can be exchanged."""
+    """The memory transport with replaceable parts."""
 
     store_type: ClassVar[type[Store]] = Store
     subscription_type: ClassVar[type[MemorySubscription]] = MemorySubscription
@@ -42,7 +42,7 @@ class Composed(MemoryTransport):
 
 
 class ComposedHarness(MemoryHarness):
-    """The harness of a `Composed`."""
+    """The harness of a `Composed` transport."""
 
     transport_type: type[Composed] = Composed
 
@@ -56,7 +56,15 @@ class ComposedHarness(MemoryHarness):
 
 @attrs.frozen
 class PlantedFault:
-    """A planted fault: what is wrong in one sentence, the test that must catch it, and words of that test's failure."""
+    """A planted fault.
+
+    Attributes:
+        name: The class name in snake case.
+        about: One sentence about the fault: the docstring of its class.
+        caught_by: The name of the test that must fail.
+        because: Words that the failure must contain.
+        make: Returns the harness of the faulty transport.
+    """
 
     name: str
     about: str
@@ -66,7 +74,7 @@ class PlantedFault:
 
     @property
     def hangs(self) -> bool:
-        """Whether it is told by a call that does not end."""
+        """Whether its test must fail because a call does not return."""
         return self.because.startswith("is in ")
 
     def harness(self) -> ComposedHarness:
@@ -77,7 +85,13 @@ FAULTS: dict[str, PlantedFault] = {}
 
 
 def fault(caught_by: str, because: str, *, claims: Capabilities | None = None) -> Callable[[Part], Part]:
-    """Register a class as a fault. Its docstring is what is wrong; `claims` what such a transport claims instead."""
+    """Register a class as a fault. Its docstring says what is wrong.
+
+    Args:
+        caught_by: The name of the test that must fail.
+        because: Words that the failure must contain.
+        claims: The capabilities of the faulty transport; None for those of the memory transport.
+    """
 
     def register(part: Part) -> Part:
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", part.__name__).lower()
@@ -91,7 +105,7 @@ def fault(caught_by: str, because: str, *, claims: Capabilities | None = None) -
 
 
 def without(*names: str) -> Capabilities:
-    """Return the claims of the memory transport but for these."""
+    """Return the capabilities of the memory transport without these."""
     return attrs.evolve(MemoryTransport.capabilities, **dict.fromkeys(names, False))
 
 

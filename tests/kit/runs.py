@@ -1,4 +1,4 @@
-"""The kit run in a subprocess, over harnesses of these tests."""
+"""Runs of the kit in a subprocess, over harnesses of these tests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ TESTS_DIRECTORY = Path(__file__).resolve().parent.parent
 
 
 @attrs.frozen
-class Ended:
-    """A run that has ended: its exit code, all that it printed, and the seconds that it took."""
+class FinishedRun:
+    """The exit code, the output and the seconds of a run."""
 
     code: int
     text: str
@@ -25,14 +25,21 @@ class Ended:
 
     @property
     def reported(self) -> int:
-        """How many tests were reported."""
+        """The number of reported tests."""
         return sum(map(int, re.findall(r"(\d+) (?:passed|failed|skipped|errors?)\b", self.text.splitlines()[-1])))
 
 
-def run(arguments: Sequence[str], directory: Path, *, profile: str = "dev", limit: float = 380, **more: str) -> Ended:
-    """Run the kit in a directory, whose modules it can import beside those of these tests.
+def run(
+    arguments: Sequence[str], directory: Path, *, profile: str = "dev", limit: float = 380, **more: str
+) -> FinishedRun:
+    """Run the kit in a directory.
 
-    It is given `limit` seconds, and `more` variables of the environment.
+    Args:
+        arguments: The arguments of pytest.
+        directory: The working directory. Its modules can be imported.
+        profile: The profile of the kit.
+        limit: The time limit of the run, in seconds.
+        more: Additional environment variables.
     """
     environment = {
         **os.environ,
@@ -50,4 +57,4 @@ def run(arguments: Sequence[str], directory: Path, *, profile: str = "dev", limi
         timeout=limit,
         check=False,
     )
-    return Ended(ended.returncode, ended.stdout + ended.stderr, time.monotonic() - started)
+    return FinishedRun(ended.returncode, ended.stdout + ended.stderr, time.monotonic() - started)

@@ -1,4 +1,4 @@
-"""Whatever a harness or a transport does, the kit ends in a failure that names it, the call and the remedy."""
+"""Faulty harnesses and transports: the kit fails and names the transport, the call and the remedy."""
 
 from __future__ import annotations
 
@@ -13,57 +13,62 @@ import pytest
 from kit.bad_runs import USAGE, Case, Runs
 
 pytestmark = pytest.mark.timeout(400)
-"""Seconds: the first test waits for runs of the whole kit, and this machine may be busy."""
+"""Seconds. The first test waits for runs of the whole kit, and the machine may be busy."""
 
 SLOWEST = 120.0
-"""Seconds that a run may take beside three others; what hangs in it has a second each time."""
+"""Seconds that a run may take beside three others. Each hanging test is interrupted after a second."""
 
 
-def given(*arguments: str, told: str = "", only: str = "", limit: str = "30") -> Case:
-    return Case(arguments=arguments, told=told, only=only, limit=limit)
+def given(*arguments: str, expected: str = "", only: str = "", limit: str = "30") -> Case:
+    return Case(arguments=arguments, expected=expected, only=only, limit=limit)
 
 
 FACTORIES = {
     "raises": Case(
-        code="def Bad(): raise ValueError('no tables')", told="the factory of the harness raised ValueError: no tables"
+        code="def Bad(): raise ValueError('no tables')",
+        expected="the factory of the harness raised ValueError: no tables",
     ),
-    "exits": Case(code="def Bad(): raise SystemExit(7)", told="could not be loaded: SystemExit: 7"),
-    "gives a transport": Case(code="Bad = MemoryTransport", told="looks like a transport: name its harness"),
-    "gives nothing": Case(code="def Bad(): return None", told="returned a NoneType, not a harness: it has no name"),
-    "is a number": Case(code="Bad = 7", told="is a int, not a harness"),
-    "has no name": Case(code="def Bad(): return ComposedHarness('')", told="must be a non-empty string, not ''"),
+    "exits": Case(code="def Bad(): raise SystemExit(7)", expected="could not be loaded: SystemExit: 7"),
+    "gives a transport": Case(code="Bad = MemoryTransport", expected="looks like a transport: name its harness"),
+    "gives nothing": Case(code="def Bad(): return None", expected="returned a NoneType, not a harness: it has no name"),
+    "is a number": Case(code="Bad = 7", expected="is a int, not a harness"),
+    "has no name": Case(code="def Bad(): return ComposedHarness('')", expected="must be a non-empty string, not ''"),
     "claims a dict": Case(
         code="Bad = ComposedHarness('bad'); Bad.capabilities = {'delay': True}",
-        told="`capabilities` of a harness must be a Capabilities, not a dict",
+        expected="`capabilities` of a harness must be a Capabilities, not a dict",
     ),
     "claims what raises": Case(
         code="class Bad(Bad):\n    def __init__(self): pass\n    name = property(lambda self: 1 / 0)",
-        told="ZeroDivisionError",
+        expected="ZeroDivisionError",
     ),
-    "fails on import": Case(code="raise RuntimeError('half')", told="could not be loaded: RuntimeError: half"),
-    "is no Python": Case(code="def (", told="could not be loaded: SyntaxError"),
-    "exits on import": Case(code="raise SystemExit('not today')", told="could not be loaded: SystemExit: not today"),
-    "misses a module": Case(code="import no_such_driver", told="no_such_driver"),
+    "fails on import": Case(code="raise RuntimeError('half')", expected="could not be loaded: RuntimeError: half"),
+    "is no Python": Case(code="def (", expected="could not be loaded: SyntaxError"),
+    "exits on import": Case(
+        code="raise SystemExit('not today')", expected="could not be loaded: SystemExit: not today"
+    ),
+    "misses a module": Case(code="import no_such_driver", expected="no_such_driver"),
 }
 
 USES = {
-    "no transport": given(told="give --transport module:factory"),
-    "a missing module": given("--transport=no_such_module:harness", told="no_such_module"),
-    "a missing factory": given("--transport=bad_harness:Nobody", told="has no 'Nobody'"),
-    "half a name": given("--transport=bad_harness:", told="is not of the form module:name"),
-    "an unknown name": given("--transport=oracle", told="is installed for 'oracle' (installed: "),
-    "an unknown scheme": given("--transport=oracle://u:hush-hush@h/db", told="for 'oracle' (installed: "),
-    "an empty name": given("--transport=", told="no harness is installed for ''"),
-    "two of a name": given("--transport=memory", "--transport=memory", told="two harnesses are named memory"),
-    "an unknown profile": given("--transport=memory", "--kit-profile=weekly", told="invalid choice: 'weekly'"),
-    "a limit in words": given("--transport=memory", limit="soon", told="--kit-time-limit: a time limit is a number"),
-    "a negative limit": given("--transport=memory", limit="-1", told="above 0, not '-1'"),
-    "no limit": given("--transport=memory", limit="inf", told="above 0, not 'inf'"),
+    "no transport": given(expected="give --transport module:factory"),
+    "a missing module": given("--transport=no_such_module:harness", expected="no_such_module"),
+    "a missing factory": given("--transport=bad_harness:Nobody", expected="has no 'Nobody'"),
+    "half a name": given("--transport=bad_harness:", expected="is not of the form module:name"),
+    "an unknown name": given("--transport=oracle", expected="is installed for 'oracle' (installed: "),
+    "an unknown scheme": given("--transport=oracle://u:hush-hush@h/db", expected="for 'oracle' (installed: "),
+    "an empty name": given("--transport=", expected="no harness is installed for ''"),
+    "two of a name": given("--transport=memory", "--transport=memory", expected="two harnesses are named memory"),
+    "an unknown profile": given("--transport=memory", "--kit-profile=weekly", expected="invalid choice: 'weekly'"),
+    "a limit in words": given(
+        "--transport=memory", limit="soon", expected="--kit-time-limit: a time limit is a number"
+    ),
+    "a negative limit": given("--transport=memory", limit="-1", expected="above 0, not '-1'"),
+    "no limit": given("--transport=memory", limit="inf", expected="above 0, not 'inf'"),
 }
 
 
-def hook(member: str, told: str, limit: str = "10") -> Case:
-    return Case(code=f"class Bad(Bad):\n    {member}", told=told, limit=limit)
+def hook(member: str, expected: str, limit: str = "10") -> Case:
+    return Case(code=f"class Bad(Bad):\n    {member}", expected=expected, limit=limit)
 
 
 HOOKS = {
@@ -86,9 +91,9 @@ HOOKS = {
 }
 
 
-def hanging(kind: str, name: str, told: str, how: str = "hang", only: str = "") -> Case:
-    case = Case(code=f"Bad.transport_type = planted({kind}, {name!r}, {how})", told=told)
-    return Case(code=case.code, told=told, only=only or case.only)
+def hanging(kind: str, name: str, expected: str, how: str = "hang", only: str = "") -> Case:
+    case = Case(code=f"Bad.transport_type = planted({kind}, {name!r}, {how})", expected=expected)
+    return Case(code=case.code, expected=expected, only=only or case.only)
 
 
 RECEIVES = "bad is in receive(limit=1"
@@ -104,7 +109,7 @@ HANGS = {
                 def __init__(self):
                     self.name, self.capabilities = "bad", MemoryTransport.capabilities
         """,
-        told="bad is in capabilities",
+        expected="bad is in capabilities",
         only="test_transport_and_harness or test_receive_returns_at_most or test_receive_with_limit",
     ),
     "queues": hanging("Composed", "queues", "bad is in queues()"),
@@ -143,7 +148,7 @@ WRONG = {
     "replay": ("MemoryDeadLetters", "[1]"),
     "purge": ("MemoryDeadLetters", "'1'"),
 }
-"""The wrong type that a method returns. Where `capabilities` is one, the harness is none."""
+"""A value of a wrong type for each method. Wrong `capabilities` make the harness itself invalid."""
 
 RAISES = {name: kind for name, (kind, _) in WRONG.items()} | {"wake": "MemorySubscription"}
 PLACES = (
@@ -153,7 +158,7 @@ PLACES = (
 
 
 def each(how: Mapping[str, str]) -> Case:
-    """A harness for each method, in one run."""
+    """Return a run with one faulty harness for each method."""
     lines = [f"{name} = Bad({name!r}); {name}.transport_type = {code}" for name, code in how.items()]
     names = [part for name in how for part in ("--transport", f"bad_harness:{name}")]
     return Case(code="\n".join(lines), arguments=tuple(names), only=PLACES, limit="2")
@@ -178,7 +183,7 @@ OTHERS = {
                         pass
             Bad.transport_type = planted(MemorySubscription, "receive", deaf)
         """,
-        told="the call cannot be interrupted, so the run is aborted",
+        expected="the call cannot be interrupted, so the run is aborted",
         only="test_receive_returns_at_most or test_receive_with_limit",
     ),
 }
@@ -222,7 +227,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_an_invalid_harness_factory_is_a_usage_error(runs: Runs, name: str) -> None:
     """The error names the factory and what is missing, before any test; the exit code is 4."""
     ended = runs[f"factory: {name}"]
-    assert (ended.code, FACTORIES[name].told in ended.text) == (USAGE, True), ended.text[-2000:]
+    assert (ended.code, FACTORIES[name].expected in ended.text) == (USAGE, True), ended.text[-2000:]
     assert "bad_harness" in ended.text
     assert "Traceback" not in ended.text
 
@@ -231,7 +236,7 @@ def test_an_invalid_harness_factory_is_a_usage_error(runs: Runs, name: str) -> N
 def test_invalid_arguments_are_a_usage_error(runs: Runs, name: str) -> None:
     """The error names what is missing and the choices; no run without tests succeeds; the exit code is 4."""
     ended = runs[f"use: {name}"]
-    assert (ended.code, USES[name].told in ended.text) == (USAGE, True), ended.text[-2000:]
+    assert (ended.code, USES[name].expected in ended.text) == (USAGE, True), ended.text[-2000:]
     assert "hush-hush" not in ended.text
 
 
@@ -260,7 +265,7 @@ def test_an_unreachable_server_shows_no_password(runs: Runs) -> None:
 def test_a_failing_hook_is_named(runs: Runs, name: str) -> None:
     """Tests that need the hook fail with its name and the transport's; every test is reported, with a verdict."""
     ended = runs[f"hook: {name}"]
-    assert (ended.code, HOOKS[name].told in ended.text) == (1, True), ended.text[-3000:]
+    assert (ended.code, HOOKS[name].expected in ended.text) == (1, True), ended.text[-3000:]
     assert "bad: NOT conformant" in ended.text
     assert ended.reported >= 20
 
@@ -269,7 +274,7 @@ def test_a_failing_hook_is_named(runs: Runs, name: str) -> None:
 def test_a_hanging_call_is_interrupted_and_named(runs: Runs, name: str) -> None:
     """Each hanging test fails at its time limit and names the call; after three of them the rest is not run."""
     ended = runs[f"hang: {name}"]
-    assert (ended.code, HANGS[name].told in ended.text) == (1, True), ended.text[-3000:]
+    assert (ended.code, HANGS[name].expected in ended.text) == (1, True), ended.text[-3000:]
     assert "not finished after " in ended.text
     assert "bad: NOT conformant" in ended.text
     assert ended.seconds < SLOWEST
@@ -279,7 +284,7 @@ def test_a_hanging_call_is_interrupted_and_named(runs: Runs, name: str) -> None:
 def test_an_uninterruptible_call_aborts_the_run(runs: Runs) -> None:
     """A transport that catches every exception is named, and the process exits."""
     ended = runs["other: deaf"]
-    assert (ended.code, OTHERS["deaf"].told in ended.text) == (1, True), ended.text[-3000:]
+    assert (ended.code, OTHERS["deaf"].expected in ended.text) == (1, True), ended.text[-3000:]
     assert "bad is in receive(limit=" in ended.text
     assert ended.seconds < SLOWEST
 
@@ -297,5 +302,5 @@ def test_a_wrong_return_type_names_the_call(runs: Runs, name: str) -> None:
 def test_a_foreign_error_names_call_and_remedy(runs: Runs, name: str) -> None:
     """The failure has the transport, the call, the driver's error and the remedy."""
     text = runs["other: foreign errors"].text
-    told = rf"\b{name}: (dead\.)?{name}\(.*\).* raised OperationalError: .*; raise an error of "
-    assert re.search(told, text), text[-3000:]
+    expected = rf"\b{name}: (dead\.)?{name}\(.*\).* raised OperationalError: .*; raise an error of "
+    assert re.search(expected, text), text[-3000:]

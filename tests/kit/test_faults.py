@@ -1,4 +1,4 @@
-"""The kit is tested by failing: each planted fault is caught by the test that is named for it, and for its reason."""
+"""The kit itself is tested: each planted fault makes its named test fail, for the expected reason."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from kit.runs import run
 from contract_tests.suite import TESTS
 
 pytestmark = pytest.mark.timeout(400)
-"""Seconds: the first test waits for runs of the whole kit, and this machine may be busy."""
+"""Seconds. The first test waits for runs of the whole kit, and the machine may be busy."""
 
 PROCESSES = 10
-"""A test of a fault mostly waits for what does not come, so many runs of the kit share a processor well."""
+"""Tests of faults mostly wait, so many runs of the kit can share a processor."""
 
 Results: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def run_named(transports: Sequence[str], directory: Path) -> str:
-    """Run over these transports the tests that are named for faults; return what was printed."""
+    """Run the tests named by faults over these transports; return the output."""
     directory.mkdir()
     arguments = ["--tb=short", "-p", "kit.named_alone"]
     for transport in transports:
@@ -35,7 +35,7 @@ def run_named(transports: Sequence[str], directory: Path) -> str:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, str]:
-    """What became of every test of every transport, and all that was printed."""
+    """The outcomes of all tests by transport, and the whole output."""
     directory = tmp_path_factory.mktemp("faults")
     shares = [["memory"], *(list(FAULTS)[n :: PROCESSES - 1] for n in range(PROCESSES - 1))]
     places = [directory / str(n) for n in range(PROCESSES)]

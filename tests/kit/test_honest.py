@@ -1,4 +1,4 @@
-"""Honesty is not punished: the kit passes over transports that claim little, and says why it skipped what it did."""
+"""Transports with few capabilities pass the kit, which reports the reason of each skipped test."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 import pytest
-from kit.runs import Ended, run
+from kit.runs import FinishedRun, run
 
 from unstract_core import Capabilities
 
 pytestmark = pytest.mark.timeout(400)
-"""Seconds: the first test waits for runs of the whole kit, and this machine may be busy."""
+"""Seconds. The first test waits for runs of the whole kit, and the machine may be busy."""
 
 CLAIMS = {field.name for field in attrs.fields(Capabilities)}
 
@@ -24,14 +24,14 @@ SECOND = pytest.mark.slow(
 )
 NAMES = ["bare", pytest.param("brokerlike", marks=SECOND)]
 HAS = {"bare": set[str](), "brokerlike": {"priority", "replies"}}
-"""What each of them claims."""
+"""The capabilities of each transport."""
 
 
 @pytest.fixture(scope="module")
-def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Ended]:
-    """The whole kit over each of them, side by side and on two workers of pytest-xdist each: it mostly waits."""
+def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, FinishedRun]:
+    """Runs of the whole kit over each transport, in parallel, each on two workers of pytest-xdist."""
 
-    def over(name: str) -> Ended:
+    def over(name: str) -> FinishedRun:
         return run(["--tb=short", "-n", "2", "--transport", TRANSPORTS[name]], tmp_path_factory.mktemp(name))
 
     ours = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
@@ -41,17 +41,17 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_transport_with_few_capabilities_is_conformant(ran: Mapping[str, Ended], name: str) -> None:
+def test_a_transport_with_few_capabilities_is_conformant(ran: Mapping[str, FinishedRun], name: str) -> None:
     """Each test passes or is skipped, and the verdict is the same as with all capabilities."""
     assert ran[name].code == 0, ran[name].text[-4000:]
     assert re.search(rf"^{name}: conformant with wire v1, kit 1\.0: \d+ passed, \d+ not claimed$", ran[name].text, re.M)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_report_names_capabilities_of_skipped_tests(ran: Mapping[str, Ended], name: str) -> None:
+def test_the_report_names_capabilities_of_skipped_tests(ran: Mapping[str, FinishedRun], name: str) -> None:
     """Each unclaimed capability is listed with the number of its skipped tests, and no claimed one."""
-    told = set(re.findall(r"^  not run, +\d+: (\w+) is not claimed$", ran[name].text, re.MULTILINE))
+    listed = set(re.findall(r"^  not run, +\d+: (\w+) is not claimed$", ran[name].text, re.MULTILINE))
     missing = CLAIMS - HAS[name] - {"order_across_queues"}
-    assert told >= missing - {"atomic_settle", "inspection", "status", "priority"}
-    assert told <= CLAIMS - HAS[name]
+    assert listed >= missing - {"atomic_settle", "inspection", "status", "priority"}
+    assert listed <= CLAIMS - HAS[name]
     assert f"{name} claims: {', '.join(sorted(HAS[name])) or 'nothing'}" in ran[name].text

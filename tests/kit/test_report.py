@@ -1,4 +1,4 @@
-"""The verdict on a run: given for the whole kit that has ended, and for nothing less."""
+"""The verdict on a run: only a complete run of the whole kit has one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of faults in the documents is what is planted, and the check of it fails by itself."""
+"""The table of faults in the docs matches the planted faults, and its check finds differences."""
 
 from __future__ import annotations
 

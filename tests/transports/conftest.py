@@ -1,8 +1,8 @@
-"""The kit's own limit of a minute for each test is meant for a run of it alone; here much else runs beside it.
+"""A longer time limit for the kit's tests, because other tests run beside them, and a selection for polling transports.
 
-And what is left out: a transport that polls does the same whether it was told to, has found a pooler, or has none
-before it. Where PgBouncer is installed the whole kit is run by the one that was told, through it; the others run the
-tests alone in which connections listen, prepare, wait and are replaced.
+Polling works the same with `listen=false`, behind a detected pooler, and without a pooler. If PgBouncer is installed,
+only the transport with `listen=false` behind it runs the whole kit. The others run only the tests in which connections
+matter.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from pgbouncer import program
 
-POLLING_TOO = ("pgbouncer-found", "postgres-polling")
+OTHER_POLLING = ("pgbouncer-detected", "postgres-polling")
 WHERE_CONNECTIONS_MATTER = {f"contract_tests.test_{name}" for name in ("outages", "replies", "threads", "waking")}
 
 
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="module", autouse=True)
-def patient() -> Iterator[None]:
+def longer_time_limit() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONTRACT_TESTS_TIME_LIMIT", "200")
         yield
@@ -33,6 +33,6 @@ def _is_left_out(item: pytest.Item) -> bool:
     return (
         isinstance(item, pytest.Function)
         and hasattr(item, "callspec")
-        and item.callspec.params.get("harness") in POLLING_TOO[: 1 if program() is None else None]
+        and item.callspec.params.get("harness") in OTHER_POLLING[: 1 if program() is None else None]
         and item.function.__module__ not in WHERE_CONNECTIONS_MATTER
     )

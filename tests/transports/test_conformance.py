@@ -9,7 +9,7 @@ import pytest
 from pgbouncer import PooledHarness, private_pgbouncer
 
 from contract_tests.harness import Harness, load_harness
-from contract_tests.suite import *  # noqa: F403 - the suite is had whole, or not at all
+from contract_tests.suite import *  # noqa: F403 - the suite is imported as a whole
 
 
 def variant(harness: str, otherwise: str) -> Any:
@@ -22,7 +22,7 @@ def variant(harness: str, otherwise: str) -> Any:
 
 
 PRIORITIES, QUORUM = "?x-max-priority=10", "?x-queue-type=quorum"
-"""RabbitMQ's queues without arguments are those of tests/celery_wire."""
+"""Arguments of RabbitMQ's queues. tests/celery_wire tests queues without arguments."""
 
 
 @pytest.fixture(
@@ -32,8 +32,8 @@ PRIORITIES, QUORUM = "?x-max-priority=10", "?x-queue-type=quorum"
         "postgres-embedded",
         variant("postgres-server", "it runs over the embedded server, a newer major version"),
         variant("postgres-polling", "it runs with LISTEN; tests/postgres/test_wake_up.py polls"),
-        variant("pgbouncer-told", "tests/postgres/test_pgbouncer.py runs through PgBouncer"),
-        variant("pgbouncer-found", "tests/postgres/test_pgbouncer.py runs through PgBouncer"),
+        variant("pgbouncer-polling", "tests/postgres/test_pgbouncer.py runs through PgBouncer"),
+        variant("pgbouncer-detected", "tests/postgres/test_pgbouncer.py runs through PgBouncer"),
         "celery-priority",
         variant("celery-quorum", "it runs over RabbitMQ's classic queues, with priorities"),
         variant("celery-memory", "it runs over RabbitMQ, the broker that is used in production"),
@@ -41,11 +41,11 @@ PRIORITIES, QUORUM = "?x-max-priority=10", "?x-queue-type=quorum"
     ],
 )
 def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
-    """Each transport in turn."""
+    """The harness of each transport in turn."""
     if request.param.startswith("pgbouncer-"):
         with (
             private_pgbouncer(request.getfixturevalue("server_url")) as pgbouncer,
-            PooledHarness(pgbouncer, told=request.param == "pgbouncer-told") as pooled,
+            PooledHarness(pgbouncer, polling=request.param == "pgbouncer-polling") as pooled,
         ):
             yield pooled
         return
