@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from chaos.breakpoints import CLAIMED, FINISHED, SETTLED, SETTLING, Breakpoints
 from chaos.journal import Journal
 from chaos.messages import dispatch_of
+from transports.celery.broker import Broker
+from transports.celery.settlement_plan import SettlementPlan
 from unstract_core import Delivery, Message, Reply, Settlement, Subscription, Transport
 from unstract_core.transport import Capabilities
 
@@ -57,6 +60,8 @@ class RecordingTransport:
         self._journal = journal
         self._breakpoints = breakpoints
         self._plant = plant
+        if not inner.capabilities.atomic_settle:
+            self._stop_before_the_acknowledgement()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -70,8 +75,6 @@ class RecordingTransport:
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> Subscription:
         inner = self._inner.subscribe(queues, lease=lease)
-        if not self._inner.capabilities.atomic_settle:
-            self._stop_before_the_acknowledgement(inner)
         if self._plant is not None:
             inner = self._plant(inner, self._inner, self._breakpoints)
         self._journal.write("ready")
@@ -80,14 +83,14 @@ class RecordingTransport:
     def close(self) -> None:
         self._inner.close()
 
-    def _stop_before_the_acknowledgement(self, subscription: Subscription) -> None:
+    def _stop_before_the_acknowledgement(self) -> None:
         """Add a breakpoint between the two steps of a broker's settlement: confirm and acknowledgement."""
-        name = "_acknowledge"
-        acknowledge = getattr(subscription, name)
+        in_requeue_order = Broker.in_requeue_order
 
-        def stopping(plans: Sequence[object], errors: list[object]) -> None:
-            ended = [getattr(plan, "settlement") for plan in plans]  # noqa: B009 - a private type of the transport
-            self._breakpoints.reach(SETTLING, [dispatch_of(one.delivery) for one in ended if one.follow_up is not None])
-            acknowledge(plans, errors)
+        def stopping(broker: Broker, messages: Sequence[Any]) -> Sequence[Any]:
+            settlements = [one.settlement for one in messages if isinstance(one, SettlementPlan)]
+            followed = [dispatch_of(one.delivery) for one in settlements if one.follow_up is not None]
+            self._breakpoints.reach(SETTLING, followed)
+            return in_requeue_order(broker, messages)
 
-        setattr(subscription, name, stopping)
+        setattr(Broker, in_requeue_order.__name__, stopping)  # in this process only
