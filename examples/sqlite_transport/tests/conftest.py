@@ -1,4 +1,4 @@
-"""Fixtures of the tests beside the kit: a file of the test's own, and transports on it."""
+"""Fixtures of the tests beside the kit: a file for each test, and transports on it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def open_transport(path: Path) -> Iterator[Open]:
-    """A factory of transports on the test's file, closed at the end."""
+    """Return a function that opens a transport on the test's file; each is closed at the end."""
     with contextlib.ExitStack() as stack:
 
         def open_(**options: float) -> SqliteTransport:

@@ -1,4 +1,4 @@
-"""The whole conformance kit of unstract-wire, over this transport."""
+"""The whole conformance kit of unstract-wire over this transport."""
 
 from __future__ import annotations
 

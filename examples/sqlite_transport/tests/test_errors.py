@@ -1,4 +1,4 @@
-"""Every error is one of unstract-wire's, with sqlite3's own as its cause; what cannot work is refused at the start."""
+"""Every error is one of unstract-wire's with sqlite3's as its cause; an invalid set-up fails at start."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def locked(path: Path) -> Any:
         yield
 
 
-def test_a_file_that_somebody_keeps_locked_is_away_for_now(open_transport: Open, path: Path) -> None:
-    """Writing waits for `timeout` and raises TransportUnavailable; reading goes on, and afterwards all does."""
+def test_locked_file_is_unavailable(open_transport: Open, path: Path) -> None:
+    """A write waits for `timeout` and raises TransportUnavailable; reads work, and later writes succeed."""
     transport = open_transport(timeout=0.1)
     with locked(path):
         with pytest.raises(TransportUnavailable, match=r"send: .*SQLITE_BUSY.*nothing took effect") as caught:
@@ -50,8 +50,8 @@ def test_a_file_that_somebody_keeps_locked_is_away_for_now(open_transport: Open,
     assert len(transport.send([MESSAGE])) == 1
 
 
-def test_a_settlement_that_could_not_be_written_can_be_made_again(open_transport: Open, path: Path) -> None:
-    """The delivery is still held; nothing of the first try has taken effect."""
+def test_failed_settlement_can_be_repeated(open_transport: Open, path: Path) -> None:
+    """The delivery stays in flight, and the first try has changed nothing."""
     transport = open_transport(timeout=0.1)
     transport.send([MESSAGE])
     subscription = transport.subscribe(["q"], lease=60)
@@ -63,8 +63,8 @@ def test_a_settlement_that_could_not_be_written_can_be_made_again(open_transport
     assert subscription.settle([settlement]) == [True]
 
 
-def test_tables_that_were_dropped_are_not_ready(open_transport: Open, path: Path) -> None:
-    """TransportNotReady names what is missing."""
+def test_dropped_tables_are_not_ready(open_transport: Open, path: Path) -> None:
+    """TransportNotReady names the missing table."""
     transport = open_transport()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("DROP TABLE wire_message")
@@ -72,8 +72,8 @@ def test_tables_that_were_dropped_are_not_ready(open_transport: Open, path: Path
         transport.send([MESSAGE])
 
 
-def test_a_file_or_directory_that_cannot_be_used_is_not_ready(tmp_path: Path) -> None:
-    """At the start, not at the first message."""
+def test_unusable_file_is_not_ready(tmp_path: Path) -> None:
+    """An unusable file or directory raises TransportNotReady at start."""
     text = tmp_path / "text.db"
     text.write_text("no database, but some text that is long enough to be taken for its header" * 20)
     for path in (text, tmp_path / "missing" / "tasks.db", tmp_path):
@@ -82,8 +82,8 @@ def test_a_file_or_directory_that_cannot_be_used_is_not_ready(tmp_path: Path) ->
         assert isinstance(caught.value.__cause__, sqlite3.Error)
 
 
-def test_what_the_table_refuses_is_refused_for_good(open_transport: Open, path: Path) -> None:
-    """TransportRefused, and nothing of the batch is there."""
+def test_row_that_the_table_rejects_is_refused(open_transport: Open, path: Path) -> None:
+    """TransportRefused is raised, and no message of the batch is stored."""
     transport = open_transport()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE UNIQUE INDEX one_each ON wire_message (queue)")
@@ -94,8 +94,8 @@ def test_what_the_table_refuses_is_refused_for_good(open_transport: Open, path: 
         transport.dead.find(queue="\ud800")
 
 
-def test_only_a_disk_that_fails_at_the_commit_leaves_a_fate_unknown() -> None:
-    """Everywhere else SQLite has rolled back."""
+def test_only_a_failing_commit_has_unknown_fate() -> None:
+    """After every other error SQLite has rolled back."""
     for code, committing, unknown in (
         (sqlite3.SQLITE_IOERR_FSYNC, True, True),
         (sqlite3.SQLITE_IOERR_WRITE, False, False),
@@ -113,14 +113,14 @@ def test_only_a_disk_that_fails_at_the_commit_leaves_a_fate_unknown() -> None:
     "url",
     ["sqlite://", "sqlite:///", "sqlite://host/x.db", "sqlite:///:memory:", "sqlite:///x?a=1", "sqlite:///x?timeout=0"],
 )
-def test_a_url_that_cannot_work_is_refused(url: str) -> None:
-    """ConfigurationError, before a file is made."""
+def test_invalid_url_is_rejected(url: str) -> None:
+    """An invalid URL raises ConfigurationError before a file is created."""
     with pytest.raises(ConfigurationError):
         load_transport(url)
 
 
-def test_a_url_is_a_path_from_here_or_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Escaped where it has to be; a later change of directory changes nothing."""
+def test_url_is_a_relative_or_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Escapes in the URL are decoded, and a later change of directory has no effect."""
     monkeypatch.chdir(tmp_path)
     for url in ("sqlite:///a%20b%3F.db?timeout=1&poll_interval=0.5", f"sqlite:///{tmp_path}/a%20b%3F.db"):
         with contextlib.closing(load_transport(url)) as transport:

@@ -1,4 +1,4 @@
-"""Processes that share one file: killed, started at once, and forked."""
+"""Processes that share one file: killed, started together, and forked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def message(*args: int) -> Message:
 
 @contextlib.contextmanager
 def worker(what: str, path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A worker that has begun; killed at the end."""
+    """A running worker process, which is killed at the end."""
     command = [sys.executable, str(WORKER), what, f"sqlite:///{path}", "q"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -39,8 +39,8 @@ def worker(what: str, path: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_the_message_of_a_killed_worker_comes_back_to_another(open_transport: Open, path: Path) -> None:
-    """A worker that dies in the middle of a task loses nothing: its message runs again when its lease is over."""
+def test_message_of_a_killed_worker_is_redelivered(open_transport: Open, path: Path) -> None:
+    """The message of a worker that dies during its task runs again after its lease."""
     transport = open_transport()
     attempts = []
 
@@ -60,8 +60,8 @@ def test_the_message_of_a_killed_worker_comes_back_to_another(open_transport: Op
     assert [(state.ready, state.in_flight) for state in transport.queues(["q"])] == [(0, 0)]
 
 
-def test_workers_that_are_killed_at_any_moment_lose_and_double_no_follow_up(open_transport: Open, path: Path) -> None:
-    """An acknowledgement and its follow-up are one commit, whenever the process that makes it dies."""
+def test_killed_workers_lose_and_double_no_follow_up(open_transport: Open, path: Path) -> None:
+    """An acknowledgement and its follow-up are one commit."""
     transport, number = open_transport(), 400
     transport.send([message(n) for n in range(number)])
     for enough in range(20, 140, 20):
@@ -77,8 +77,8 @@ def test_workers_that_are_killed_at_any_moment_lose_and_double_no_follow_up(open
     assert sorted(one.payload.args for one in after if one.payload) == [[n] for n in range(number)]
 
 
-def test_many_that_make_the_same_file_at_once_all_succeed(open_transport: Open) -> None:
-    """Whoever comes first creates the tables, and nobody fails for it."""
+def test_concurrent_creation_of_one_file_succeeds(open_transport: Open) -> None:
+    """Of several processes that create the same file, each succeeds."""
     together = threading.Barrier(12)
 
     def send() -> str:
@@ -90,8 +90,8 @@ def test_many_that_make_the_same_file_at_once_all_succeed(open_transport: Open) 
         assert len({one.result() for one in sent}) == 12
 
 
-def test_a_forked_child_uses_the_transport_on_connections_of_its_own(open_transport: Open) -> None:
-    """Forking while other threads send harms neither parent nor child: every message of both arrives."""
+def test_forked_child_uses_its_own_connections(open_transport: Open) -> None:
+    """A fork while other threads send loses no message of the parent or the child."""
     transport, children, stop = open_transport(), 10, threading.Event()
     sent: list[str] = []
 
@@ -112,7 +112,7 @@ def test_a_forked_child_uses_the_transport_on_connections_of_its_own(open_transp
 
 
 def forked_sender(send: object) -> int:
-    """Fork; the child sends one message and leaves, with 1 if it could not, and in no case stays."""
+    """Fork; the child sends one message, and exits with 1 if it failed."""
     child = os.fork()
     if child == 0:
         signal.alarm(20)
@@ -125,8 +125,8 @@ def forked_sender(send: object) -> int:
     return child
 
 
-def test_what_was_stored_is_there_after_a_restart(open_transport: Open) -> None:
-    """Messages, those held, their attempts, dead letters: a new transport finds all of it."""
+def test_stored_messages_survive_a_restart(open_transport: Open) -> None:
+    """A new transport finds the messages, those in flight, their attempts, and the dead letters."""
     transport = open_transport()
     transport.send([message(n) for n in range(3)])
     subscription = transport.subscribe(["q"], lease=0.2)
@@ -137,6 +137,6 @@ def test_what_was_stored_is_there_after_a_restart(open_transport: Open) -> None:
     assert [(letter.reason, letter.result, letter.attempts) for letter in transport.dead.find()] == [("r", [1], 1)]
     subscription = transport.subscribe(["q"], lease=60)
     found: list[Delivery] = []
-    while len(found) < 2:  # what was held may have come back already
+    while len(found) < 2:  # messages in flight may be ready again
         found += subscription.receive(limit=5, wait=30)
     assert sorted((one.attempt, one.id == held.id) for one in found) == [(1, False), (2, True)]

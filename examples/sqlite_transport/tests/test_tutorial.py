@@ -1,4 +1,4 @@
-"""The tutorial, docs/writing-a-transport.md, shows this example's own code."""
+"""The tutorial, docs/writing-a-transport.md, shows the code of this example."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ TEXTS = [[line.strip() for line in path.read_text("utf-8").splitlines()] for pat
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_every_block_of_the_tutorial_is_code_of_the_example(block: str) -> None:
-    """Line by line, but for the indentation; `...` stands for what was left out."""
+def test_tutorial_blocks_are_code_of_the_example(block: str) -> None:
+    """Each line is equal except for its indentation; `...` replaces omitted lines."""
     for part in re.split(r"^ *\.\.\.\n", block, flags=re.MULTILINE):
         lines = [line.strip() for line in part.strip().splitlines()]
         assert any(lines == text[n : n + len(lines)] for text in TEXTS for n in range(len(text))), part

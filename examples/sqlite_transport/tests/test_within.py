@@ -1,4 +1,4 @@
-"""`send(within=cursor)` with sqlite3's own ways to begin a transaction."""
+"""`send(within=cursor)` with sqlite3's ways to begin a transaction."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def count(transport: SqliteTransport) -> int:
 
 @pytest.mark.parametrize("commit", [True, False])
 @pytest.mark.parametrize("caller", CALLERS.values(), ids=list(CALLERS))
-def test_messages_share_the_fate_of_the_callers_transaction(
+def test_messages_follow_the_transaction_of_the_caller(
     open_transport: Open, path: Path, caller: Callable[[Path], sqlite3.Connection], commit: bool
 ) -> None:
-    """However it was begun: seen by nobody before the commit, there after it, gone after a rollback."""
+    """A message is visible only after the caller's commit, and is gone after a rollback."""
     transport = open_transport()
     with contextlib.closing(caller(path)) as connection:
         assert len(transport.send(messages("a", "b"), within=connection.cursor())) == 2
@@ -61,8 +61,8 @@ def test_messages_share_the_fate_of_the_callers_transaction(
     assert count(transport) == (2 if commit else 0)
 
 
-def test_rows_that_the_caller_has_not_read_yet_stay_to_be_read(open_transport: Open, path: Path) -> None:
-    """Its cursor is left as it is."""
+def test_unread_rows_of_the_caller_are_kept(open_transport: Open, path: Path) -> None:
+    """The caller's cursor is not changed."""
     transport = open_transport()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         cursor = connection.execute("SELECT 1 UNION SELECT 2")
@@ -70,8 +70,8 @@ def test_rows_that_the_caller_has_not_read_yet_stay_to_be_read(open_transport: O
         assert cursor.fetchall() == [(1,), (2,)]
 
 
-def test_a_refused_batch_leaves_nothing_in_the_callers_transaction(open_transport: Open, path: Path) -> None:
-    """All or none, although the transaction itself goes on."""
+def test_rejected_batch_leaves_nothing_behind(open_transport: Open, path: Path) -> None:
+    """All messages or none are stored, and the caller's transaction continues."""
     transport = open_transport()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(
@@ -84,8 +84,8 @@ def test_a_refused_batch_leaves_nothing_in_the_callers_transaction(open_transpor
     assert count(transport) == 1
 
 
-def test_what_is_in_no_transaction_of_this_file_is_refused(open_transport: Open, path: Path, tmp_path: Path) -> None:
-    """Autocommit, another file, a database in memory, a closed connection, another thread's, or no cursor at all."""
+def test_cursor_without_transaction_of_the_file_is_rejected(open_transport: Open, path: Path, tmp_path: Path) -> None:
+    """Autocommit, another file, a closed connection, another thread's cursor and other objects are rejected."""
     transport = open_transport()
     closed = sqlite3.connect(path).cursor()
     closed.connection.close()
@@ -106,8 +106,8 @@ def test_what_is_in_no_transaction_of_this_file_is_refused(open_transport: Open,
     assert count(transport) == 0
 
 
-def test_a_caller_that_another_writer_holds_up_is_told_so(open_transport: Open, path: Path) -> None:
-    """Nothing was sent, and its transaction may be tried again."""
+def test_blocked_caller_gets_unavailable(open_transport: Open, path: Path) -> None:
+    """Nothing was sent, and the caller's transaction may be tried again."""
     transport = open_transport()
     with (
         contextlib.closing(sqlite3.connect(path, isolation_level="IMMEDIATE")) as writer,

@@ -1,4 +1,4 @@
-"""Workers that the tests start as processes of their own, and kill: `worker.py what url queue`."""
+"""Workers that the tests start as processes and kill: `worker.py what url queue`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from unstract_core import Consumer, Message, Settlement, TaskPayload, Verdict, l
 
 
 def hang(url: str, queue: str) -> None:
-    """Run a task that says that it has begun, and never ends."""
+    """Run a task that reports its start and never ends."""
 
     def task() -> None:
         print("begun", flush=True)
@@ -19,7 +19,7 @@ def hang(url: str, queue: str) -> None:
 
 
 def follow(url: str, queue: str) -> None:
-    """Acknowledge messages, each with a follow-up that carries its argument, until there are none."""
+    """Acknowledge every message with a follow-up that carries its argument, until there are none."""
     subscription = load_transport(url).subscribe([queue], lease=0.5)
     print("begun", flush=True)
     while deliveries := subscription.receive(limit=3, wait=2):

@@ -1,9 +1,9 @@
-"""A transport in one SQLite file: durable, for all threads and processes of one machine, on the standard library alone.
+"""A transport in one SQLite file: durable, for all threads and processes of one machine, without other packages.
 
-Everything that a settlement holds is one transaction. SQLite tells nobody what another process has committed, so
-whoever waits looks again every `poll_interval` seconds; inside one transport it is told at once. Leases and delays are
-measured by the machine's wall clock, the only one that all of its processes share and that survives a restart. Not for
-a file on a network, which SQLite does not lock reliably.
+A settlement is one transaction. SQLite does not notify other processes of a commit, so a waiting process queries the
+file every `poll_interval` seconds; inside one transport, waiting threads are notified at once. Leases and delays use
+the machine's wall clock, which all of its processes share and which survives a restart. Do not use a file on a network
+file system, which SQLite does not lock reliably.
 """
 
 from wire_sqlite.transport import SqliteTransport, from_url

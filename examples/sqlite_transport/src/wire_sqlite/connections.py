@@ -1,7 +1,7 @@
-"""Connections to the file, each lent to one thread at a time and to nobody else meanwhile.
+"""A pool of connections to the file; one thread at a time uses a connection.
 
-A connection on which something failed is closed, which rolls back whatever was open, and never lent again. Threads own
-none, so none is left behind when a thread ends; a waiting thread holds none.
+After an error a connection is closed, which rolls back its transaction. No thread owns a connection, so none is left
+when a thread ends, and a waiting thread has none.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 
 from unstract_core import TransportClosed
 
-_LONGEST_PAUSE = 5.0
-"""Seconds that a fork waits for the calls that are going on."""
+_LONGEST_WAIT = 5.0
+"""The longest wait of a fork for running calls, in seconds."""
 
 _PAUSE = 0.001
-_SQLITES_PATIENCE = 0.01
-"""Seconds that SQLite itself waits for a lock. It looks ever more seldom, and busy writers would never let it in."""
+_BUSY_TIMEOUT = 0.01
+"""SQLite's own wait for a lock, in seconds. It tries at growing intervals, and would starve beside busy writers."""
 
 
 class Connections:
@@ -28,16 +28,16 @@ class Connections:
         self._path = path
         self._idle: list[sqlite3.Connection] = []
         self.closed = False
-        self._start_anew()
+        self._reset()
 
     @contextlib.contextmanager
-    def lent(self) -> Iterator[sqlite3.Connection]:
-        """Lend a connection in autocommit, on which statements of our own begin and commit."""
+    def borrowed(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection in autocommit mode for the block, which begins and commits its own transactions."""
         with self._changed:
             self._changed.wait_for(lambda: not self._forking)
             self.check_open()
             connection = self._idle.pop() if self._idle else None
-            self._lent += 1
+            self._borrowed += 1
         try:
             if connection is None:
                 connection = self._connect()
@@ -48,14 +48,14 @@ class Connections:
                 connection = None
             raise
         finally:
-            self._take_back(connection)
+            self._return(connection)
 
     def check_open(self) -> None:
         if self.closed:
             raise TransportClosed("this SQLite transport was closed")
 
     def close(self) -> None:
-        """Close what is idle at once, and what is lent as soon as it comes back."""
+        """Close each idle connection now, and each borrowed one when it is returned."""
         with self._changed:
             self.closed = True
             self._close_idle()
@@ -63,37 +63,35 @@ class Connections:
     def before_fork(self) -> None:
         with self._changed:
             self._forking += 1
-            self._changed.wait_for(lambda: not self._lent, _LONGEST_PAUSE)
+            self._changed.wait_for(lambda: not self._borrowed, _LONGEST_WAIT)
             self._close_idle()
 
     def after_fork(self, *, in_child: bool) -> None:
         if in_child:
-            self._start_anew()
+            self._reset()
             return
         with self._changed:
             self._forking -= 1
             self._changed.notify_all()
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         self._changed = threading.Condition()
-        self._lent = 0
+        self._borrowed = 0
         self._forking = 0
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self._path, timeout=_SQLITES_PATIENCE, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
         try:
-            # With WAL anything less can lose the last commits. It reads the file, which another may be making just now.
-            patiently(_LONGEST_PAUSE, connection.execute, "PRAGMA synchronous = FULL")
+            # Less than FULL can lose commits with WAL. This reads the file, which another process may be creating.
+            retry_while_busy(_LONGEST_WAIT, connection.execute, "PRAGMA synchronous = FULL")
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _take_back(self, connection: sqlite3.Connection | None) -> None:
+    def _return(self, connection: sqlite3.Connection | None) -> None:
         with self._changed:
-            self._lent -= 1
+            self._borrowed -= 1
             if connection is not None:
                 self._idle.append(connection)
             if self.closed:
@@ -105,8 +103,8 @@ class Connections:
             self._idle.pop().close()
 
 
-def patiently(timeout: float, execute: Callable[[str], sqlite3.Cursor], sql: str) -> sqlite3.Cursor:
-    """Execute what others may keep waiting, for `timeout` seconds, by writing or by making the same file."""
+def retry_while_busy(timeout: float, execute: Callable[[str], sqlite3.Cursor], sql: str) -> sqlite3.Cursor:
+    """Execute a statement, and retry for `timeout` seconds while another connection locks the file."""
     deadline = time.monotonic() + timeout
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The file: made ready once, then read and written in transactions, and watched by whoever waits."""
+"""The file: set up once, then read and written in transactions."""
 
 from __future__ import annotations
 
@@ -9,52 +9,58 @@ from pathlib import Path
 
 from unstract_core import ConfigurationError
 
-from wire_sqlite.bell import Bell
-from wire_sqlite.connections import Connections, patiently
+from wire_sqlite.connections import Connections, retry_while_busy
 from wire_sqlite.errors import mapped
-from wire_sqlite.forks import look_after
+from wire_sqlite.forks import call_around_forks
+from wire_sqlite.notifier import Notifier
 from wire_sqlite.statements import schema, statement
 
-_OLDEST = (3, 37, 0)  # STRICT tables; RETURNING is older
+_OLDEST = (3, 37, 0)  # for STRICT tables and RETURNING
 
 
 class Database:
-    """`timeout` is how many seconds a writer waits for another, `poll_interval` how many lie between two looks."""
+    """A database file.
+
+    Args:
+        path: The file.
+        timeout: The longest wait for another writer, in seconds.
+        poll_interval: The time between two queries of a waiting process, in seconds.
+    """
 
     def __init__(self, path: Path, *, timeout: float, poll_interval: float) -> None:
         if sqlite3.sqlite_version_info < _OLDEST:
             raise ConfigurationError(f"this Python has SQLite {sqlite3.sqlite_version}; 3.37 or newer is needed")
         self.path = path
-        self.bell = Bell()
+        self.notifier = Notifier()
         self._connections = Connections(path)
         self._timeout = timeout
         self._poll_interval = poll_interval
-        look_after(self)
+        call_around_forks(self)
         self._make_ready()
 
     @contextlib.contextmanager
     def reading(self, doing: str) -> Iterator[sqlite3.Connection]:
-        """One state of the file; waits for no writer."""
+        """Run the block in a read transaction, which waits for no writer."""
         with self._transaction(doing, "BEGIN") as connection:
-            self._patiently(connection.execute, statement("is_ready"))
+            self._retry_while_busy(connection.execute, statement("is_ready"))
             yield connection
 
     @contextlib.contextmanager
     def writing(self, doing: str) -> Iterator[sqlite3.Connection]:
-        """One commit, or none if the block raises. The lock is taken at once: what was read stays true."""
+        """Run the block in a write transaction with the lock from its start; it is rolled back if the block raises."""
         with self._transaction(doing, "BEGIN IMMEDIATE") as connection:
             yield connection
 
-    def wait(self, rung: int, seconds: float) -> None:
-        """Wait until the bell has rung since, or it is time to look what other processes did."""
-        self.bell.wait(rung, min(seconds, self._poll_interval))
+    def wait(self, version: int, seconds: float) -> None:
+        """Wait for a change in this process, but at most the poll interval, because other processes do not notify."""
+        self.notifier.wait(version, min(seconds, self._poll_interval))
 
     def check_open(self) -> None:
         self._connections.check_open()
 
     def close(self) -> None:
         self._connections.close()
-        self.bell.ring()
+        self.notifier.notify()
 
     def before_fork(self) -> None:
         self._connections.before_fork()
@@ -62,24 +68,26 @@ class Database:
     def after_fork(self, *, in_child: bool) -> None:
         self._connections.after_fork(in_child=in_child)
         if in_child:
-            self.bell.start_anew()
+            self.notifier.reset()
 
     @contextlib.contextmanager
     def _transaction(self, doing: str, begin: str) -> Iterator[sqlite3.Connection]:
-        with mapped(doing), self._connections.lent() as connection:
-            self._patiently(connection.execute, begin)
+        with mapped(doing), self._connections.borrowed() as connection:
+            self._retry_while_busy(connection.execute, begin)
             yield connection
             with mapped(doing, committing=True):
                 connection.execute("COMMIT")
 
     def _make_ready(self) -> None:
         doing = f"open {self.path}"
-        with mapped(doing), self._connections.lent() as connection:
-            (mode,) = self._patiently(connection.execute, "PRAGMA journal_mode = WAL").fetchone()
+        with mapped(doing), self._connections.borrowed() as connection:
+            (mode,) = self._retry_while_busy(connection.execute, "PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
-                raise ConfigurationError(f"{doing}: SQLite cannot keep a write-ahead log there (its mode is {mode})")
-            if self._patiently(connection.execute, statement("is_ready")).fetchone() == (0,):
-                self._patiently(connection.executescript, schema())
+                raise ConfigurationError(
+                    f"{doing}: SQLite cannot use a write-ahead log there (its mode is {mode}); use a local disk"
+                )
+            if self._retry_while_busy(connection.execute, statement("is_ready")).fetchone() == (0,):
+                self._retry_while_busy(connection.executescript, schema())
 
-    def _patiently(self, execute: Callable[[str], sqlite3.Cursor], sql: str) -> sqlite3.Cursor:
-        return patiently(self._timeout, execute, sql)
+    def _retry_while_busy(self, execute: Callable[[str], sqlite3.Cursor], sql: str) -> sqlite3.Cursor:
+        return retry_while_busy(self._timeout, execute, sql)

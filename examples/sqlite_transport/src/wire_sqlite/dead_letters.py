@@ -1,4 +1,4 @@
-"""`SqliteDeadLetters`: the buried messages, for an operator."""
+"""`SqliteDeadLetters`: the operator's access to dead letters."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class SqliteDeadLetters:
     def find(self, *, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
         with self._database.reading("list dead letters") as connection:
             rows = connection.execute(statement("find_dead"), {"queue": queue, "limit": limit})
-            return [_letter(*row) for row in rows]
+            return [_dead_letter(*row) for row in rows]
 
     def get(self, ids: Sequence[str]) -> Sequence[DeadLetter]:
         with self._database.reading("read dead letters") as connection:
             found = [connection.execute(statement("get_dead"), {"id": id}).fetchone() for id in _numbers(ids)]
-            return [_letter(*row) for row in found if row is not None]
+            return [_dead_letter(*row) for row in found if row is not None]
 
     def replay(self, ids: Sequence[str] | None = None, *, queue: str | None = None) -> Sequence[str]:
         with self._database.writing("replay dead letters") as connection:
@@ -35,20 +35,20 @@ class SqliteDeadLetters:
             for id in replayed:
                 connection.execute(statement("replay_dead"), {"id": id, "now": time.time()})
                 connection.execute(statement("remove_dead"), {"id": id})
-        self._database.bell.ring()
+        self._database.notifier.notify()
         return [str(id) for id in replayed]
 
     def purge(self, *, ids: Sequence[str] | None = None, queue: str | None = None, older_than: float = 0.0) -> int:
         with self._database.writing("purge dead letters") as connection:
-            doomed = _chosen(connection, ids, queue, older_than=older_than)
-            connection.executemany(statement("remove_dead"), [{"id": id} for id in doomed])
-        return len(doomed)
+            purged = _chosen(connection, ids, queue, older_than=older_than)
+            connection.executemany(statement("remove_dead"), [{"id": id} for id in purged])
+        return len(purged)
 
 
 def _chosen(
     connection: sqlite3.Connection, ids: Sequence[str] | None, queue: str | None, *, older_than: float
 ) -> list[int]:
-    """Return the ids of those that are there, the oldest first."""
+    """Return the ids of the existing dead letters, the oldest first."""
     until = time.time() - older_than
     found = [id for (id,) in connection.execute(statement("dead_ids"), {"queue": queue, "until": until})]
     if ids is None:
@@ -58,11 +58,11 @@ def _chosen(
 
 
 def _numbers(ids: Sequence[str]) -> list[int]:
-    """Return the ids that can be rows at all: anything else is simply not there."""
+    """Return the ids that can be row ids; no other id exists."""
     return [int(id) for id in ids if id.isascii() and id.isdigit() and len(id) <= 19 and int(id) < 1 << 63]
 
 
-def _letter(id: int, queue: str, body: str, reason: str, attempts: int, result: str, *rest: Any) -> DeadLetter:
+def _dead_letter(id: int, queue: str, body: str, reason: str, attempts: int, result: str, *rest: Any) -> DeadLetter:
     org_id, priority, *times = rest
     sent, buried = (datetime.datetime.fromtimestamp(time, datetime.UTC) for time in times)
     return DeadLetter(str(id), queue, parsed(body), reason, attempts, parsed(result), org_id, priority, sent, buried)

@@ -1,7 +1,6 @@
-"""The one place where an error of sqlite3 becomes one of unstract-wire's, with sqlite3's own as its cause.
+"""The translation of sqlite3's errors, which become the cause of unstract-wire's.
 
-The code of the error decides. Nothing is committed but by COMMIT, so only there, and only when the disk fails, is it
-unknown what became of a request.
+The error code decides. Only COMMIT commits, so a fate is unknown only if the disk fails during COMMIT.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from unstract_core import ContractError, TransportNotReady, TransportRefused, TransportUnavailable
 
 _REMEDY = "check that the file is a database of this transport, in a directory that can be written to"
-_AWAY = {
+_UNAVAILABLE = {
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
     sqlite3.SQLITE_PROTOCOL,
@@ -34,7 +33,7 @@ _NOT_READY = {
 
 @contextlib.contextmanager
 def mapped(doing: str, *, committing: bool = False) -> Iterator[None]:
-    """Turn every error of sqlite3 inside the block into ours."""
+    """Translate every error of sqlite3 inside the block."""
     try:
         yield
     except sqlite3.Error as exc:
@@ -46,7 +45,7 @@ def mapped(doing: str, *, committing: bool = False) -> Iterator[None]:
 def translated(exc: sqlite3.Error, doing: str, *, committing: bool = False) -> ContractError:
     code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF
     text = f"{doing}: {exc} ({getattr(exc, 'sqlite_errorname', type(exc).__name__)})"
-    if code in _AWAY:
+    if code in _UNAVAILABLE:
         unknown = committing and code == sqlite3.SQLITE_IOERR
         fate = "whether it took effect is unknown" if unknown else "nothing took effect"
         return TransportUnavailable(text, effect=fate, fate_unknown=unknown)

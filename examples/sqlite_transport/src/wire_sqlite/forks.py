@@ -1,7 +1,7 @@
-"""No connection is open while the process forks.
+"""Close every connection before the process forks.
 
-A forked child must not use a connection of its parent, nor even close it; and one that it opens itself shares SQLite's
-book-keeping of locks with those that it inherited. So nothing is inherited: before a fork every file is let go of.
+A forked child must neither use nor close a connection of its parent. A connection of its own would share SQLite's lock
+book-keeping with inherited ones. So no connection is open during a fork.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Protocol
 
 class Forked(Protocol):
     def before_fork(self) -> None:
-        """Let go of everything, and keep others from taking it up again."""
+        """Close every connection, and block new ones."""
 
     def after_fork(self, *, in_child: bool) -> None:
-        """Go on; in the child there is no other thread any more, whatever it held."""
+        """Allow connections again; in the child, no other thread exists."""
 
 
 _all: weakref.WeakSet[Forked] = weakref.WeakSet()
 _paused: list[Forked] = []
 
 
-def look_after(one: Forked) -> None:
-    """Call the methods of `one` around every fork, for as long as it lives."""
+def call_around_forks(one: Forked) -> None:
+    """Call the methods of `one` around every fork, for as long as it exists."""
     _register()
     _all.add(one)
 

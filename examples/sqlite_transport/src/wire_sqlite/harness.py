@@ -1,4 +1,4 @@
-"""What the conformance kit needs to know of this transport: where it is, and how to go behind its back."""
+"""The conformance kit's access to this transport and to its file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wire_sqlite.transport import SqliteTransport, from_url
 
 
 class SqliteHarness(Harness):
-    """Works on the file of a URL, or else on one in a directory of its own, which goes when the run is over."""
+    """Works on the file of a URL, or on a file in a temporary directory that is removed after the run."""
 
     name = "sqlite"
     capabilities = SqliteTransport.capabilities

@@ -1,4 +1,4 @@
-"""Messages as rows: written for the table, and read from it."""
+"""Messages as rows of the table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def written(message: Message) -> Row:
-    """Return a message as the parameters of `send`. Raises PayloadError for whatever the wire refuses."""
+    """Return a message as the parameters of `send`; raises PayloadError if the wire cannot carry it."""
     return {
         "body": json.dumps(write_message(message), ensure_ascii=False),
         "queue": message.queue,
@@ -29,7 +29,7 @@ def written(message: Message) -> Row:
 
 
 def insert(cursor: sqlite3.Cursor, rows: Iterable[Row]) -> list[str]:
-    """Insert rows in the transaction that is open, and return their ids."""
+    """Insert rows in the open transaction, and return their ids."""
     now, ids = time.time(), []
     for row in rows:
         cursor.execute(statement("send"), row | {"now": now})
@@ -38,7 +38,7 @@ def insert(cursor: sqlite3.Cursor, rows: Iterable[Row]) -> list[str]:
 
 
 def delivered(row: Sequence[Any]) -> Delivery:
-    """Return a claimed row as a delivery; one that cannot be read has a problem instead of a payload."""
+    """Return a claimed row as a delivery; an unreadable one has a problem instead of a payload."""
     id, queue, attempt, body, org_id, priority, fence = row
     payload, problem = None, None
     try:
@@ -49,7 +49,7 @@ def delivered(row: Sequence[Any]) -> Delivery:
 
 
 def parsed(text: str) -> JSONValue:
-    """Parse what was stored; what is no JSON for Python stays text."""
+    """Return a stored JSON text as a value; text that is not JSON is returned unchanged."""
     try:
         value: JSONValue = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
--- Every statement that runs in production. Names and values are parameters; nothing is composed.
+-- Every statement. Names and values are parameters; no statement is composed from strings.
 
 -- name: is_ready
--- Whether the file has what schema.sql makes last, and so all of it.
+-- Whether the last object of schema.sql exists, and so all of them.
 SELECT count(*) FROM main.sqlite_schema WHERE name = 'wire_dead_letter_queue';
 
 -- name: send
@@ -9,16 +9,16 @@ INSERT INTO main.wire_message (queue, body, org_id, priority, enqueued_at, state
 VALUES (:queue, :body, :org_id, :priority, :now, iif(:delay > 0, 'delayed', 'ready'), :now + :delay);
 
 -- name: next
--- Whether anything is ready in a queue, and when the next lease or delay ends. Locks nobody out.
+-- Whether a message is ready in a queue, and the end of the next lease or delay. Takes no write lock.
 SELECT EXISTS (SELECT 1 FROM wire_message WHERE queue = :queue AND state = 'ready'),
        (SELECT min(due) FROM wire_message WHERE queue = :queue AND state <> 'ready');
 
--- name: bring_back
--- Leases and delays that are over. The attempt stays, and with it the last holder's right, until somebody claims.
+-- name: requeue_expired
+-- Makes messages with expired leases or delays ready. The attempt stays, so the last holder may settle until a claim.
 UPDATE wire_message SET state = 'ready' WHERE queue = :queue AND state <> 'ready' AND due <= :now;
 
 -- name: first
--- What one queue would give: no more than can be taken, so that a long queue is not read to its end.
+-- The first messages of one queue; the limit avoids reading a long queue to its end.
 SELECT -priority, id FROM wire_message WHERE queue = :queue AND state = 'ready'
 ORDER BY priority DESC, id LIMIT :limit;
 
@@ -30,7 +30,7 @@ UPDATE wire_message SET state = 'held', due = :due, attempt = attempt + 1, fence
 RETURNING id, queue, attempt, body, org_id, priority, fence;
 
 -- name: renew
--- One whose lease is over, but that nobody has claimed, is taken back.
+-- Also renews an expired lease, as long as no other consumer has claimed the message.
 UPDATE wire_message SET state = 'held', due = :due WHERE id = :id AND attempt = :attempt AND fence = :fence;
 
 -- name: retry
@@ -47,7 +47,7 @@ FROM wire_message WHERE id = :id AND attempt = :attempt AND fence = :fence;
 DELETE FROM wire_message WHERE id = :id AND attempt = :attempt AND fence = :fence;
 
 -- name: answer
--- The first reply under a key wins, for as long as it is kept.
+-- The first reply under a key wins until it expires.
 INSERT INTO wire_reply (key, status, result, error, ttl, expires_at)
 VALUES (:key, :status, :result, :error, :ttl, :now + :ttl)
 ON CONFLICT (key) DO UPDATE
@@ -55,8 +55,8 @@ SET status = excluded.status, result = excluded.result, error = excluded.error, 
     expires_at = excluded.expires_at
 WHERE wire_reply.expires_at <= :now;
 
--- name: sweep
--- Expired replies, a few with every settlement that answers: more than it adds, and nobody waits long for it.
+-- name: purge_replies
+-- Removes some expired replies with each settlement that writes a reply: more than it adds, and within a short time.
 DELETE FROM wire_reply WHERE key IN (
     SELECT key FROM wire_reply WHERE expires_at <= :now ORDER BY expires_at LIMIT 100
 );

@@ -1,11 +1,11 @@
--- What a file holds. The names begin with wire_, so that an application can keep its own tables in the same file and
--- send within its own transactions. Times are seconds since 1970.
+-- The tables. Their names begin with wire_, so that an application can have its own tables in the same file, and send
+-- within its own transactions. Times are seconds since 1970.
 
 BEGIN IMMEDIATE;
 
--- A message is `ready`, or `held` under a lease or `delayed` until `due`. (id, attempt) is the fence of a delivery,
--- with `fence`, which is random for each claim: a copy of the file that is put back has the same ids and attempts again.
--- AUTOINCREMENT: an id is never given out twice, for the ids of what follows from a message are derived from it.
+-- A message is `ready`, `held` under a lease until `due`, or `delayed` until `due`. (id, attempt, fence) identifies a
+-- delivery. `fence` is random for each claim, because a restored copy of the file repeats ids and attempts.
+-- AUTOINCREMENT: an id is never used twice, because the ids of follow-ups are derived from it.
 CREATE TABLE IF NOT EXISTS wire_message (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     queue TEXT NOT NULL,
@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS wire_message (
 -- The order in which messages are claimed.
 CREATE INDEX IF NOT EXISTS wire_message_ready ON wire_message (queue, priority DESC, id) WHERE state = 'ready';
 
--- Leases and delays by the time when they end.
+-- Leases and delays by their end.
 CREATE INDEX IF NOT EXISTS wire_message_due ON wire_message (queue, due) WHERE state <> 'ready';
 
 CREATE TABLE IF NOT EXISTS wire_reply (

@@ -1,4 +1,4 @@
-"""The SQL, which stands in files that a DBA can read: one script that makes the tables, and named statements."""
+"""The SQL files: one script that creates the tables, and named statements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def schema() -> str:
 
 @cache
 def statement(name: str) -> str:
-    """Return a statement of queries.sql without its comment: sqlite3 looks at the first word to see what it is."""
+    """Return a statement of queries.sql without its comment, because sqlite3 checks the first word."""
     _, found, rest = _text("queries.sql").partition(f"-- name: {name}\n")
     if not found:
         raise KeyError(name)

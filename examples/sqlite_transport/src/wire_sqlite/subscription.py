@@ -1,4 +1,4 @@
-"""`SqliteSubscription`: the consumer's side. Claims, leases, settlements."""
+"""`SqliteSubscription`: claims, leases and settlements of a consumer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SqliteSubscription:
         deadline = time.monotonic() + wait
         while True:
             self._check_open()
-            rung = self._database.bell.rung
+            version = self._database.notifier.version
             due = self._next() if limit > 0 else math.inf
             if due <= time.time() and (deliveries := self._take(limit)):
                 return deliveries
@@ -42,7 +42,7 @@ class SqliteSubscription:
             if self._woken:
                 self._woken = False
                 return []
-            self._database.wait(rung, min(remaining, due - time.time()))
+            self._database.wait(version, min(remaining, due - time.time()))
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
         self._check_open()
@@ -58,26 +58,26 @@ class SqliteSubscription:
         self._check_open()
         batch = [_Written(settlement) for settlement in settlements]
         held = set(self._held)
-        # Whoever gets next what is given back uncounted has the same attempt: should this fail, it is still not ours.
+        # The next delivery of a released message has the same attempt, so this one must not settle it after a failure.
         self._held -= {_key(one.delivery) for one in settlements if not one.counted}
         with self._database.writing("settle") as connection:
             took_effect = [self._settle(connection, one, held) for one in batch]
             if any(one.reply for one in batch):
-                connection.execute(statement("sweep"), {"now": time.time()})
+                connection.execute(statement("purge_replies"), {"now": time.time()})
         self._held = held
-        self._database.bell.ring()
+        self._database.notifier.notify()
         return took_effect
 
     def wake(self) -> None:
         self._woken = True
-        self._database.bell.ring()
+        self._database.notifier.notify()
 
     def close(self) -> None:
         self._closed = True
-        self._database.bell.ring()
+        self._database.notifier.notify()
 
     def _next(self) -> float:
-        """Return when there is something to take: the past if there is already."""
+        """Return the time of the next claimable message; the past if there is one now."""
         due = math.inf
         with self._database.reading("look for messages") as connection:
             for queue in self._queues:
@@ -90,7 +90,7 @@ class SqliteSubscription:
             now = time.time()
             first: list[tuple[int, int]] = []
             for queue in self._queues:
-                connection.execute(statement("bring_back"), {"queue": queue, "now": now})
+                connection.execute(statement("requeue_expired"), {"queue": queue, "now": now})
                 first += connection.execute(statement("first"), {"queue": queue, "limit": limit})
             first = sorted(first)[:limit]
             claim = {"due": now + self._lease, "fence": secrets.token_hex(8)}
@@ -100,7 +100,7 @@ class SqliteSubscription:
         return deliveries
 
     def _settle(self, connection: sqlite3.Connection, one: _Written, held: set[tuple[str, int, str]]) -> bool:
-        """Do everything that a settlement says, if its delivery is among those `held`, and take it out of them."""
+        """Apply a settlement if its delivery is in `held`, and remove it from there; return whether it took effect."""
         settlement, now = one.settlement, {"now": time.time()}
         fence = _fence(settlement.delivery)
         if _key(settlement.delivery) not in held:
@@ -128,7 +128,7 @@ class SqliteSubscription:
 
 
 class _Written:
-    """A settlement with everything in it written: whatever the wire refuses is refused before anything is changed."""
+    """A settlement with its encoded parts; a part that the wire cannot carry raises before the transaction."""
 
     def __init__(self, settlement: Settlement) -> None:
         check_delay(settlement.delay)

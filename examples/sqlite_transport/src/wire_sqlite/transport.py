@@ -1,4 +1,4 @@
-"""`SqliteTransport`: the producer's side, and the way to everything else."""
+"""`SqliteTransport`: the producer's side, and the factory of subscriptions."""
 
 from __future__ import annotations
 
@@ -25,12 +25,19 @@ _LONGEST = 86400
 
 
 class SqliteTransport:
-    """A queue in one SQLite file, which is made if it is not there.
+    """A queue in one SQLite file, which is created if it does not exist. Thread-safe, also in a forked child.
 
-    `timeout`: seconds that a writer waits for another before it gives up with TransportUnavailable. `poll_interval`:
-    seconds after which a waiting process sees, at the latest, what another one has sent. Thread-safe, and usable in a
-    forked child. Guarantee: what `send` returned from is on disk; a settlement takes effect as a whole, once, or not
-    at all.
+    Guarantee: when `send` returns, its messages are on disk. A settlement takes effect completely and
+    once, or not at all.
+
+    Args:
+        path: The file.
+        timeout: The longest wait for another writer in seconds, before TransportUnavailable; 5 by default.
+        poll_interval: The longest time until a waiting process sees a message of another one, in seconds; 0.05 by
+            default.
+
+    Raises:
+        ConfigurationError: An argument is invalid.
     """
 
     capabilities = Capabilities(
@@ -51,17 +58,22 @@ class SqliteTransport:
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 5.0, poll_interval: float = 0.05) -> None:
         for name, number in {"timeout": timeout, "poll_interval": poll_interval}.items():
             if not 0 < number <= _LONGEST:
-                raise ConfigurationError(f"{name} must be positive, and {_LONGEST} at most; got {number!r}")
+                raise ConfigurationError(f"{name} must be positive and at most {_LONGEST}; got {number!r}")
         if os.fspath(path) in ("", ":memory:"):
-            raise ConfigurationError("the path of a file is needed; for a queue in memory there is memory://")
+            raise ConfigurationError("pass the path of a file; memory:// is a queue in memory")
         self._database = Database(Path(path).absolute(), timeout=timeout, poll_interval=poll_interval)
         self.dead = SqliteDeadLetters(self._database)
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
-        """Enqueue all of `messages` or none, and return their ids.
+        """Enqueue all of `messages` or none.
 
-        `within` is an open sqlite3 cursor of a connection to the same file: the messages commit and vanish with its
-        transaction, which is begun if it is not open yet and the connection is not in autocommit.
+        Args:
+            messages: The messages.
+            within: An open sqlite3 cursor of a connection to the same file, whose transaction the messages join. If no
+                transaction is open, one is begun, unless the connection is in autocommit mode. None by default.
+
+        Returns:
+            The ids of the messages.
         """
         self._database.check_open()
         rows = [written(message) for message in messages]
@@ -72,30 +84,39 @@ class SqliteTransport:
             return []
         with self._database.writing("send") as connection:
             ids = insert(connection.cursor(), rows)
-        self._database.bell.ring()
+        self._database.notifier.notify()
         return ids
 
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
-        """Return the reply under `key`, waiting up to `timeout` seconds for it; None when there is none."""
+        """Return the reply under a key.
+
+        Args:
+            key: The key.
+            timeout: The longest wait in seconds; 0 by default.
+            consume: Whether to clear the reply, so that only one reader gets it; False by default.
+
+        Returns:
+            The reply; None if there is none.
+        """
         normalise(key, path="$.key")
         deadline = time.monotonic() + timeout
         while True:
-            rung = self._database.bell.rung
+            version = self._database.notifier.version
             reply = self._read(key)
             if reply is not None:
                 return self._consume(key) if consume else reply
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return None
-            self._database.wait(rung, remaining)
+            self._database.wait(version, remaining)
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> SqliteSubscription:
-        """Receive from `queues`; see `unstract_core.Transport.subscribe`."""
+        """Return a subscription to `queues`; see `unstract_core.Transport.subscribe`."""
         self._database.check_open()
         return SqliteSubscription(self._database, check_subscription(queues, lease), lease)
 
     def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueState]:
-        """Return the state of each queue of `names`, or of all that hold anything."""
+        """Return the state of each queue of `names`, or of every queue with messages if it is None."""
         with self._database.reading("look at the queues") as connection:
             if names is None:
                 names = [name for (name,) in connection.execute(statement("queue_names"))]
@@ -106,7 +127,7 @@ class SqliteTransport:
             ]
 
     def waiting_tasks(self, queue: str, limit: int = 1000) -> Mapping[str, int]:
-        """Return the names of the tasks of the first `limit` ready messages of `queue`, with their counts."""
+        """Return the task names of the first `limit` ready messages of a queue, with their counts."""
         with self._database.reading("look at what waits") as connection:
             rows = connection.execute(statement("waiting"), {"queue": queue, "limit": limit}).fetchall()
         return Counter(name for (body,) in rows if (name := _task_name(body)))
@@ -116,7 +137,7 @@ class SqliteTransport:
         return self._database.path
 
     def close(self) -> None:
-        """End every waiting call, and every later one, with TransportClosed. Closing twice is allowed."""
+        """Raise TransportClosed in every waiting and every later call. May be called twice."""
         self._database.close()
 
     def _read(self, key: str) -> Reply | None:
@@ -125,7 +146,7 @@ class SqliteTransport:
         return _reply(key, row)
 
     def _consume(self, key: str) -> Reply | None:
-        """Read again and clear in one transaction, so that of several readers one gets it whole."""
+        """Read and clear a reply in one transaction, so that only one of several readers gets it."""
         with self._database.writing("consume a reply") as connection:
             row = connection.execute(statement("reply"), {"key": key, "now": time.time()}).fetchone()
             connection.execute(statement("clear"), {"key": key})
@@ -133,9 +154,13 @@ class SqliteTransport:
 
 
 def from_url(url: str) -> SqliteTransport:
-    """Return a transport for `sqlite:///path/to/tasks.db`; an absolute path has one slash more.
+    """Return a transport for `sqlite:///path/to/tasks.db`; an absolute path has a fourth slash.
 
-    `?timeout=` and `&poll_interval=` set what they are called. Raises ConfigurationError for anything else.
+    Args:
+        url: The URL; its options `timeout` and `poll_interval` are those of SqliteTransport.
+
+    Raises:
+        ConfigurationError: The URL is invalid.
     """
     address, _, query = url.partition("?")
     path = address.partition("://")[2]
@@ -144,11 +169,11 @@ def from_url(url: str) -> SqliteTransport:
     options = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in ("timeout", "poll_interval"):
-            raise ConfigurationError(f"unknown option {name!r} in the SQLite URL; there are timeout and poll_interval")
+            raise ConfigurationError(f"unknown option {name!r} in the SQLite URL; use timeout or poll_interval")
         try:
             options[name] = float(value)
         except ValueError as exc:
-            raise ConfigurationError(f"the URL option {name}={value!r} is no number") from exc
+            raise ConfigurationError(f"the URL option {name}={value!r} is not a number") from exc
     return SqliteTransport(unquote(path[1:]), **options)
 
 
@@ -160,7 +185,7 @@ def _reply(key: str, row: tuple[ReplyStatus, str, str, float] | None) -> Reply |
 
 
 def _task_name(body: str) -> str | None:
-    """Return the task that a stored message names; None where it names none."""
+    """Return the task name of a stored message; None if it has none."""
     try:
         stored = json.loads(body)
     except (ValueError, RecursionError):
