@@ -46,7 +46,7 @@ BROKEN_EVERY = 7
 
 
 @attrs.define
-class Ledger:
+class FlipRecord:
     """The dispatches by task id, with their side and expected outcome, and the callbacks."""
 
     sent: dict[str, tuple[str, bool]] = attrs.field(factory=dict)
@@ -115,7 +115,7 @@ def run(between: int, deadline: float) -> int:
     url = broker_url()
     executor, callback_queue = f"flip_{run_id}", f"flip_callbacks_{run_id}"
     executor_queue = f"celery_executor_{executor}"
-    ledger, flag = Ledger(), Flag()
+    record, flag = FlipRecord(), Flag()
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(ignore_signals)
         scratch = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="wire-flip-")))
@@ -130,28 +130,28 @@ def run(between: int, deadline: float) -> int:
         print(f"on:  {place.description}; our consumers")
         print("off: a Celery app on RabbitMQ, a Celery worker for the executor, our consumer for the callbacks")
         cleanup.callback(ConsumerThread(postgres, celery_tasks(flip_app.app), executor_queue, concurrency=2).stop)
-        cleanup.callback(ConsumerThread(postgres, ledger.tasks("on"), callback_queue, concurrency=2).stop)
-        cleanup.callback(ConsumerThread(broker, ledger.tasks("off"), callback_queue, concurrency=2).stop)
+        cleanup.callback(ConsumerThread(postgres, record.tasks("on"), callback_queue, concurrency=2).stop)
+        cleanup.callback(ConsumerThread(broker, record.tasks("off"), callback_queue, concurrency=2).stop)
         cleanup.enter_context(_celery_worker(scratch, executor_queue))
         executors = RoutingDispatcher(
             gate=flag,
             on=ExecutorDispatcher(Dispatcher(postgres)),
             off=CeleryAppDispatcher(flip_app.app),
         )
-        _produce(executors, flag, ledger, executor, callback_queue, between, deadline)
-        while ledger.open() and time.monotonic() < deadline:
+        _produce(executors, flag, record, executor, callback_queue, between, deadline)
+        while record.open() and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(0.3)  # time for a second callback
-        found = _statuses(executors, ledger)
+        found = _statuses(executors, record)
         left = sum(waiting(url, name) for name in (executor_queue, callback_queue))
         states = [state for state in postgres.queues() if state.ready or state.in_flight or state.delayed or state.dead]
-    return _tell(ledger, flag, found, left + len(states))
+    return _tell(record, flag, found, left + len(states))
 
 
 def _produce(
     executors: RoutingDispatcher,
     flag: Flag,
-    ledger: Ledger,
+    record: FlipRecord,
     executor: str,
     queue: str,
     between: int,
@@ -162,16 +162,18 @@ def _produce(
     while flag.flips < FLIPS + 1 and time.monotonic() < deadline:
         for _ in range(between):
             number += 1
-            _dispatch(executors, flag, ledger, executor, queue, number)
+            _dispatch(executors, flag, record, executor, queue, number)
         flipper = threading.Thread(target=flag.flip)
         flipper.start()
         while flipper.is_alive():  # a flip happens between any two dispatches
             number += 1
-            _dispatch(executors, flag, ledger, executor, queue, number)
+            _dispatch(executors, flag, record, executor, queue, number)
     flag.flips -= 1  # the last flip had no later dispatch
 
 
-def _dispatch(executors: RoutingDispatcher, flag: Flag, ledger: Ledger, executor: str, queue: str, number: int) -> None:
+def _dispatch(
+    executors: RoutingDispatcher, flag: Flag, record: FlipRecord, executor: str, queue: str, number: int
+) -> None:
     broken = number % BROKEN_EVERY == 0
     task_id, document = str(uuid.uuid4()), f"document-{number}"
     context = DocumentContext(
@@ -188,23 +190,23 @@ def _dispatch(executors: RoutingDispatcher, flag: Flag, ledger: Ledger, executor
         on_error=flip_app.app.signature("ide_prompt_error", kwargs=kwargs, queue=queue),
         task_id=task_id,
     )
-    ledger.sent[task_id] = ("on" if flag.answers[context.run_id] else "off", broken)
+    record.sent[task_id] = ("on" if flag.answers[context.run_id] else "off", broken)
 
 
-def _statuses(executors: RoutingDispatcher, ledger: Ledger) -> int:
+def _statuses(executors: RoutingDispatcher, record: FlipRecord) -> int:
     """Return the number of dispatches with a status, independent of the flag; Celery's rpc:// stores none."""
-    replies = [executors.status(task_id) for task_id, (side, _) in ledger.sent.items() if side == "on"]
+    replies = [executors.status(task_id) for task_id, (side, _) in record.sent.items() if side == "on"]
     return sum(reply is not None for reply in replies)
 
 
-def _tell(ledger: Ledger, flag: Flag, found: int, left: int) -> int:
+def _tell(record: FlipRecord, flag: Flag, found: int, left: int) -> int:
     """Print the tally, and return the exit code."""
-    sides = Counter(side for side, _ in ledger.sent.values())
-    kinds = Counter(kind for _, _, kind in ledger.callbacks)
-    wrong = ledger.wrong()
+    sides = Counter(side for side, _ in record.sent.values())
+    kinds = Counter(kind for _, _, kind in record.callbacks)
+    wrong = record.wrong()
     complete = not wrong and flag.flips == FLIPS and found == sides["on"] and not left
-    print(f"{flag.flips} flips, {len(ledger.sent)} dispatched: {sides['on']} on, {sides['off']} off")
-    print(f"{len(ledger.callbacks)} callbacks: {kinds['complete']} complete, {kinds['error']} error")
+    print(f"{flag.flips} flips, {len(record.sent)} dispatched: {sides['on']} on, {sides['off']} off")
+    print(f"{len(record.callbacks)} callbacks: {kinds['complete']} complete, {kinds['error']} error")
     print(f"{found} of {sides['on']} statuses found on PostgreSQL, after the flips; {left} messages left in the queues")
     for line in wrong[:10]:
         print(f"  {line}")

@@ -248,7 +248,7 @@ class Failures(Observer):
         self.dead.append(settlement)
 
 
-def test_task_failed_gets_the_exception_while_it_is_handled() -> None:
+def test_task_failed_gets_the_handled_exception() -> None:
     """The hook gets the exception with its traceback, the end of the task, and the delivery with its payload."""
     failures, transport = Failures(), MemoryTransport()
     raised: list[ValueError] = []

@@ -9,7 +9,7 @@ import sys
 import kombu
 import pytest
 
-from examples.flip_the_flag import Flag, Ledger
+from examples.flip_the_flag import Flag, FlipRecord
 from tools.check_lock import ROOT
 
 
@@ -60,8 +60,8 @@ def test_flip_without_a_broker_is_one_line(rabbitmq_url: str) -> None:
 )
 def test_flip_tally_reports_every_fault(callbacks: list[tuple[str, str, str]], wrong: list[str]) -> None:
     """Lost, doubled, misrouted and changed work is reported in one line each."""
-    ledger = Ledger(sent={"a": ("on", False), "b": ("off", True)}, callbacks=callbacks)
-    assert ledger.wrong() == wrong
+    record = FlipRecord(sent={"a": ("on", False), "b": ("off", True)}, callbacks=callbacks)
+    assert record.wrong() == wrong
 
 
 def test_flag_gate_records_its_answers() -> None:

@@ -105,8 +105,8 @@ def test_bare_wheel_dispatches_and_runs_a_task(bare: Environment) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "extra"), [("postgresql", "postgres"), ("amqp", "celery")])
-def test_a_missing_driver_is_answered_with_the_extra_to_install(bare: Environment, scheme: str, extra: str) -> None:
-    """The error for a URL whose driver is not installed names the extra."""
+def test_missing_driver_names_its_extra(bare: Environment, scheme: str, extra: str) -> None:
+    """The error for a URL without an installed driver names the extra."""
     code = (
         "from unstract_core import ConfigurationError, load_transport\n"
         f"try: load_transport('{scheme}://localhost/x')\n"
@@ -115,8 +115,8 @@ def test_a_missing_driver_is_answered_with_the_extra_to_install(bare: Environmen
     assert f"pip install 'unstract-wire[{extra}]'" in bare.python(code)
 
 
-def test_the_celery_transport_works_where_celery_is_not_installed(full: Environment) -> None:
-    """kombu alone: a task is dispatched and run over Celery's protocol, on kombu's broker inside the process."""
+def test_celery_transport_works_without_celery(full: Environment) -> None:
+    """With only kombu, a task is dispatched and run over Celery's protocol on kombu's broker."""
     code = (
         "import importlib.util\n"
         "from unstract_core import Consumer, Dispatcher, load_transport\n"
@@ -129,7 +129,7 @@ def test_the_celery_transport_works_where_celery_is_not_installed(full: Environm
 
 
 @pytest.mark.parametrize("command", [["unstract-wire"], ["python", "-I", "-m", "unstract_core"]])
-def test_the_command_tells_its_version(full: Environment, command: list[str]) -> None:
+def test_command_prints_its_version(full: Environment, command: list[str]) -> None:
     """The console script and `python -m unstract_core` are the same command."""
     ended = full.run(*command, "--version")
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -137,16 +137,16 @@ def test_the_command_tells_its_version(full: Environment, command: list[str]) ->
 
 
 @pytest.mark.parametrize("command", [["unstract-wire"], ["python", "-I", "-m", "unstract_core"]])
-def test_the_command_without_its_extra_says_what_to_install(bare: Environment, command: list[str]) -> None:
-    """One line on standard error, exit code 2, no traceback."""
+def test_command_without_its_extra_names_the_extra(bare: Environment, command: list[str]) -> None:
+    """The command prints one line on standard error without a traceback, and exits with 2."""
     ended = bare.run(*command, "--version")
     assert ended.returncode == 2
     assert "pip install 'unstract-wire[cli]'" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_each_entry_point_loads_a_factory_of_its_transport(full: Environment) -> None:
-    """The schemes that are registered are those that are there, each a callable of the package that it names."""
+def test_each_entry_point_loads_its_factory(full: Environment) -> None:
+    """Each registered scheme loads a callable of the package that it names."""
     code = (
         "import json\n"
         "from importlib.metadata import entry_points\n"
