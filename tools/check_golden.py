@@ -46,8 +46,8 @@ def history(golden: Path) -> History:
         commits = _git(golden, "rev-list", "--full-history", "HEAD", "--", MANIFEST).split()
         shallow = _git(golden, "rev-parse", "--is-shallow-repository").strip() == "true"
     except (OSError, subprocess.CalledProcessError) as exc:
-        told = (getattr(exc, "stderr", None) or str(exc)).strip().partition("\n")[0]
-        return History({}, f"its history is not at hand ({told})")
+        reason = (getattr(exc, "stderr", None) or str(exc)).strip().partition("\n")[0]
+        return History({}, f"its history is not at hand ({reason})")
     lines: dict[str, str] = {}
     for commit in commits:
         try:

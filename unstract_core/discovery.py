@@ -41,37 +41,39 @@ def load_transport(spec: str) -> Transport:
     return _built(import_object(spec, "transport"), (), spec)
 
 
-def import_object(spec: str, what: str) -> Any:
+def import_object(spec: str, kind: str) -> Any:
     """Import the object "module:name"; the name may contain dots.
 
     Args:
         spec: The module and the name.
-        what: The kind of the object, for the error, such as "transport".
+        kind: The kind of the object, for the error, such as "transport".
 
     Raises:
         ConfigurationError: `spec` has another form, or the module or the name does not exist.
     """
     module_name, _, name = spec.partition(":")
     if not name or not all(map(str.isidentifier, module_name.split("."))):
-        raise ConfigurationError(f"{what} {spec!r} is not of the form module:name")
+        raise ConfigurationError(f"{kind} {spec!r} is not of the form module:name")
     try:
-        found: Any = importlib.import_module(module_name)
+        target: Any = importlib.import_module(module_name)
     except ImportError as exc:
-        raise _missing(exc, f"{what} {spec}") from exc
+        raise _missing(exc, f"{kind} {spec}") from exc
     for part in name.split("."):
-        if not hasattr(found, part):
-            raise ConfigurationError(f"{what} {spec!r}: module {module_name!r} has no {name!r}")
-        found = getattr(found, part)
-    return found
+        if not hasattr(target, part):
+            raise ConfigurationError(f"{kind} {spec!r}: module {module_name!r} has no {name!r}")
+        target = getattr(target, part)
+    return target
 
 
 def _from_url(url: str) -> Transport:
     scheme = url.partition("://")[0].lower()
-    found = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if scheme not in found:
-        raise ConfigurationError(f"no transport for {scheme}:// URLs; installed: {', '.join(sorted(found)) or 'none'}")
+    schemes = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if scheme not in schemes:
+        raise ConfigurationError(
+            f"no transport for {scheme}:// URLs; installed: {', '.join(sorted(schemes)) or 'none'}"
+        )
     try:
-        factory = found[scheme].load()
+        factory = schemes[scheme].load()
     except (ImportError, AttributeError) as exc:
         raise _missing(exc, f"{scheme}://") from exc
     return _built(factory, (url,), f"{scheme}://")

@@ -98,9 +98,9 @@ def keeping_signals() -> Callable[[], None]:
     return undo
 
 
-def reset_in_child(one: ResetInChild) -> None:
+def reset_in_child(resettable: ResetInChild) -> None:
     """Reset an object in each child that is forked from now on, for as long as the object exists."""
-    _to_reset.add(one)
+    _to_reset.add(resettable)
 
 
 def end_child(code: object) -> NoReturn:
@@ -142,8 +142,8 @@ def _in_parent() -> None:
 
 def _in_child() -> None:
     _restore()
-    for one in list(_to_reset):
-        one.reset_in_child()
+    for resettable in list(_to_reset):
+        resettable.reset_in_child()
     _in_parent()
 
 

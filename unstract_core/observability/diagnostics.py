@@ -78,5 +78,5 @@ def kind_of_reason(reason: str) -> str:
     Returns:
         The name of the error type, or a phrase of this package; "other" for any other text.
     """
-    found = _KIND.match(reason)
-    return found[0][:_LONGEST_KIND] if found else "other"
+    match = _KIND.match(reason)
+    return match[0][:_LONGEST_KIND] if match else "other"

@@ -183,9 +183,9 @@ class NewNames:
 
     def are(self, names: Sequence[str]) -> bool:
         """Return whether to log a warning about these names, and remember them if so."""
-        found = hash(tuple(names))
+        digest = hash(tuple(names))
         with contextlib.suppress(KeyError):
-            self._known.move_to_end(found)
+            self._known.move_to_end(digest)
             return False
         now = time.monotonic()
         if now - self._began >= self._seconds:
@@ -193,7 +193,7 @@ class NewNames:
         if self._new >= self._burst:
             return False
         self._new += 1
-        self._known[found] = None
+        self._known[digest] = None
         if len(self._known) > self._most:
             self._known.popitem(last=False)
         return True

@@ -234,27 +234,27 @@ class Metrics(Observer):
         return self._queues(delivery.queue), task if task in self._ran_here or task in self._tasks else OTHER
 
     def _of(self, delivery: Delivery) -> _Series:
-        if delivery.payload is not None and (found := self._series.get((delivery.queue, delivery.payload.task_name))):
-            return found
+        if delivery.payload is not None and (series := self._series.get((delivery.queue, delivery.payload.task_name))):
+            return series
         labels = self._labels(delivery)
-        found = self._series.get(labels)
-        if found is None:
-            found = self._series[labels] = _Series(self, *labels)
-        return found
+        series = self._series.get(labels)
+        if series is None:
+            series = self._series[labels] = _Series(self, *labels)
+        return series
 
     def _addressed(self, message: Message) -> tuple[str, str]:
         return self._queues_sent_to(message.queue), self._tasks_sent(message.payload.task_name)
 
-    def _counter(self, name: str, what: str, *labels: str) -> Counter:
-        return Counter(f"unstract_wire_{name}", what, ["queue", "task", *labels], registry=self._registry)
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"unstract_wire_{name}", text, ["queue", "task", *labels], registry=self._registry)
 
-    def _histogram(self, name: str, what: str, buckets: Sequence[float]) -> Histogram:
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
         return Histogram(
-            f"unstract_wire_{name}", what, ["queue", "task"], registry=self._registry, buckets=tuple(buckets)
+            f"unstract_wire_{name}", text, ["queue", "task"], registry=self._registry, buckets=tuple(buckets)
         )
 
-    def _gauge(self, name: str, what: str, mode: str) -> Gauge:
-        return Gauge(f"unstract_wire_{name}", what, registry=self._registry, multiprocess_mode=mode)  # type: ignore[arg-type]  # a Literal
+    def _gauge(self, name: str, text: str, mode: str) -> Gauge:
+        return Gauge(f"unstract_wire_{name}", text, registry=self._registry, multiprocess_mode=mode)  # type: ignore[arg-type]  # a Literal
 
 
 class QueueCollector:

@@ -215,24 +215,26 @@ class Observers(Observer):
     """
 
     def __init__(self, observers: Sequence[Observer]) -> None:
-        for one in observers:
-            if isinstance(one, type):
-                raise ConfigurationError(f"observers takes an observer, not the class {one.__name__}: call it")
+        for observer in observers:
+            if isinstance(observer, type):
+                raise ConfigurationError(f"observers takes an observer, not the class {observer.__name__}: call it")
         self._all = tuple(observers)
-        self._with = {hook: [(one, hook) for one in self._all if _overrides(one, hook)] for hook in _HOOKS}
+        self._with = {
+            hook: [(observer, hook) for observer in self._all if _overrides(observer, hook)] for hook in _HOOKS
+        }
         for hook, earlier in _RENAMED.items():
-            names = [(one, _name_to_call(one, hook, earlier)) for one in self._all]
-            self._with[hook] = [(one, name) for one, name in names if name is not None]
+            names = [(observer, _name_to_call(observer, hook, earlier)) for observer in self._all]
+            self._with[hook] = [(observer, name) for observer, name in names if name is not None]
         self._reports: LogThrottle[tuple[str, str, str]] = LogThrottle(burst=1, seconds=_BETWEEN_REPORTS)
 
     def __bool__(self) -> bool:
         return bool(self._all)
 
     def sending(self, message: Message) -> AbstractContextManager[Message]:
-        return self._around("sending", lambda one, sent: one.sending(sent), _with_headers, message)
+        return self._around("sending", lambda observer, sent: observer.sending(sent), _with_headers, message)
 
     def running(self, delivery: Delivery) -> AbstractContextManager[dict[str, str] | None]:
-        return self._around("running", lambda one, _: one.running(delivery), _headers, None)
+        return self._around("running", lambda observer, _: observer.running(delivery), _headers, None)
 
     def task_failed(self, delivery: Delivery, end: End, exception: BaseException) -> None:
         self._each("task_failed", delivery, end, exception)
@@ -267,29 +269,29 @@ class Observers(Observer):
         take: Callable[[Any, Value], Value],
         value: Value,
     ) -> AbstractContextManager[Value]:
-        observers = [one for one, _ in self._with[hook]]
-        return _Around(observers, enter, take, value, lambda one, exc: self._report(one, exc, hook))
+        observers = [observer for observer, _ in self._with[hook]]
+        return _Around(observers, enter, take, value, lambda observer, exc: self._report(observer, exc, hook))
 
     def _each(self, hook: str, *arguments: object) -> None:
-        for one, _ in self._with[hook]:
-            self._call(one, hook, arguments)
+        for observer, _ in self._with[hook]:
+            self._call(observer, hook, arguments)
 
     def _each_renamed(self, hook: str, event: object, *earlier: object) -> None:
         """Call a hook by the name that each observer overrides: with the event record, or the earlier arguments."""
-        for one, name in self._with[hook]:
-            self._call(one, name, (event,) if name == hook else earlier)
+        for observer, name in self._with[hook]:
+            self._call(observer, name, (event,) if name == hook else earlier)
 
-    def _call(self, one: Observer, name: str, arguments: tuple[object, ...]) -> None:
+    def _call(self, observer: Observer, name: str, arguments: tuple[object, ...]) -> None:
         try:
-            getattr(one, name)(*arguments)
+            getattr(observer, name)(*arguments)
         except _RAISED_BY_SIGNALS:
             raise
         except BaseException as exc:
-            self._report(one, exc, name)
+            self._report(observer, exc, name)
 
-    def _report(self, one: Observer, exc: BaseException, hook: str) -> None:
+    def _report(self, observer: Observer, exc: BaseException, hook: str) -> None:
         """Log that an observer raised: once a minute for each hook and type of error, with the number of the others."""
-        key = type(one).__name__, hook, type(exc).__name__
+        key = type(observer).__name__, hook, type(exc).__name__
         if (suppressed := self._reports.admit(key)) is None:
             return
         fields = {"observer": key[0], "hook": hook, "error_type": key[2], "traceback": frames(exc)}
@@ -324,52 +326,52 @@ class _Around(AbstractContextManager[Value]):
 
     def __enter__(self) -> Value:
         value = self._value
-        for one in self._observers:
+        for observer in self._observers:
             try:
-                manager = self._enter(one, value)
-                found = manager.__enter__()
-                self._entered.append((one, manager))
-                value = self._take(found, value)
+                manager = self._enter(observer, value)
+                yielded = manager.__enter__()
+                self._entered.append((observer, manager))
+                value = self._take(yielded, value)
             except _RAISED_BY_SIGNALS:
                 raise
             except BaseException as exc:
-                self._report(one, exc)
+                self._report(observer, exc)
         return value
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for one, manager in reversed(self._entered):
+        for observer, manager in reversed(self._entered):
             try:
                 manager.__exit__(kind, exc, trace)
             except _RAISED_BY_SIGNALS:
                 raise
             except BaseException as raised:
                 if raised is not exc:
-                    self._report(one, raised)
+                    self._report(observer, raised)
 
 
-def _overrides(one: Observer, hook: str) -> bool:
+def _overrides(observer: Observer, hook: str) -> bool:
     try:
-        return getattr(getattr(one, hook), "__func__", None) is not getattr(Observer, hook)
+        return getattr(getattr(observer, hook), "__func__", None) is not getattr(Observer, hook)
     except AttributeError:
         return False
     except Exception:  # reported when the hook is called
         return True
 
 
-def _name_to_call(one: Observer, hook: str, earlier: str) -> str | None:
+def _name_to_call(observer: Observer, hook: str, earlier: str) -> str | None:
     """Return which of two names of a hook the more derived class overrides; None if neither is overridden."""
-    names = [name for name in (hook, earlier) if _overrides(one, name)]
-    return min(names, key=lambda name: _distance(one, name), default=None)
+    names = [name for name in (hook, earlier) if _overrides(observer, name)]
+    return min(names, key=lambda name: _distance(observer, name), default=None)
 
 
-def _distance(one: Observer, name: str) -> int:
+def _distance(observer: Observer, name: str) -> int:
     """Return how many classes lie between an observer and the class that overrides a name; -1 for the object itself."""
-    kinds = type(one).__mro__
+    kinds = type(observer).__mro__
     return (
         -1
-        if name in getattr(one, "__dict__", {})
+        if name in getattr(observer, "__dict__", {})
         else next((n for n, kind in enumerate(kinds) if name in vars(kind)), -1)
     )
 
@@ -385,5 +387,5 @@ def _with_headers(observed: object, message: Message) -> Message:
     return attrs.evolve(message, payload=attrs.evolve(message.payload, headers=checked))
 
 
-def _headers(found: object, headers: dict[str, str] | None) -> dict[str, str] | None:
-    return headers if found is None else check_headers(found, "$.headers")
+def _headers(yielded: object, headers: dict[str, str] | None) -> dict[str, str] | None:
+    return headers if yielded is None else check_headers(yielded, "$.headers")

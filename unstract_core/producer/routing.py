@@ -351,9 +351,9 @@ def _failure_of(exc: BaseException) -> _GateFailure:
 
 def _check_gate(gate: object) -> None:
     if isinstance(gate, type) or not callable(gate):
-        what = f"the class {gate.__name__}" if isinstance(gate, type) else f"a {type(gate).__name__}"
+        kind = f"the class {gate.__name__}" if isinstance(gate, type) else f"a {type(gate).__name__}"
         raise ConfigurationError(
-            f"gate must be a function that takes an execution context and returns a bool, not {what}"
+            f"gate must be a function that takes an execution context and returns a bool, not {kind}"
         )
     if inspect.iscoroutinefunction(gate) or inspect.iscoroutinefunction(type(gate).__call__):
         raise ConfigurationError("gate is a coroutine function, which is not awaited; pass a plain function")

@@ -266,8 +266,8 @@ def _choices(part: dict[str, Any]) -> list[Part]:
 def _apart(choices: Sequence[Part]) -> bool:
     """Return whether the types of the alternatives do not overlap."""
     met: set[str] = set()
-    for found in (types_of(_as_object(part)) for part in choices):
-        if met & found:
+    for types in (types_of(_as_object(part)) for part in choices):
+        if met & types:
             return False
-        met |= found
+        met |= types
     return True

@@ -120,15 +120,15 @@ _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _resolves_to_a_schema(ref: Any, document: dict[str, Any]) -> bool:
-    met: set[str] = set()
-    while isinstance(ref, str) and ref not in met:
-        met.add(ref)
-        found = _target(ref, document)
-        if not isinstance(found, dict):
-            return isinstance(found, bool)
-        if "$ref" not in found:
+    visited: set[str] = set()
+    while isinstance(ref, str) and ref not in visited:
+        visited.add(ref)
+        definition = _target(ref, document)
+        if not isinstance(definition, dict):
+            return isinstance(definition, bool)
+        if "$ref" not in definition:
             return True
-        ref = found["$ref"]
+        ref = definition["$ref"]
     return False
 
 
@@ -143,8 +143,8 @@ def _target(ref: str, document: dict[str, Any]) -> Any:
 
 def follow(ref: str, document: dict[str, Any]) -> Part:
     """Return the schema that a reference of a checked document names."""
-    found: Part = _target(ref, document)
-    return found
+    definition: Part = _target(ref, document)
+    return definition
 
 
 def text(part: Any) -> str:
@@ -169,16 +169,16 @@ def in_any_order(part: Any) -> Any:
 
 def reached(part: Any, document: dict[str, Any]) -> dict[str, str]:
     """Return every definition that `part` refers to, directly or not, by its reference."""
-    found: dict[str, str] = {}
+    definitions: dict[str, str] = {}
     waiting = [part]
     while waiting:
         item = waiting.pop()
         if isinstance(item, dict):
             ref = item.get("$ref")
-            if isinstance(ref, str) and ref not in found and (target := _target(ref, document)) is not None:
-                found[ref] = text(target)
+            if isinstance(ref, str) and ref not in definitions and (target := _target(ref, document)) is not None:
+                definitions[ref] = text(target)
                 waiting.append(target)
             waiting += [value for key, value in item.items() if key != "$defs"]
         elif isinstance(item, list):
             waiting += item
-    return found
+    return definitions

@@ -182,13 +182,13 @@ def _integer(accepts: Accepts) -> Schema | None:
 
 def _never_together(kind: type[Any], bare: Any, write: Write, written: Mapping[str, Any]) -> list[tuple[str, str]]:
     optional = {name: _without_none(hint)[0] for name, hint in _hints(kind).items() if name not in written}
-    found = []
+    pairs = []
     for pair in combinations(optional, 2):
         try:
             write(attrs.evolve(bare, **{name: _sample(optional[name], name) for name in pair}))
         except PayloadError:
-            found.append(pair)
-    return found
+            pairs.append(pair)
+    return pairs
 
 
 def _hints(kind: type[Any]) -> dict[str, Any]:

@@ -56,20 +56,20 @@ def types_of(schema: Keywords) -> frozenset[str]:
     """Return the types that a schema allows; "number" includes "integer"."""
     if "type" in schema:
         listed = schema["type"]
-        found = {listed} if isinstance(listed, str) else set(listed)
+        types = {listed} if isinstance(listed, str) else set(listed)
     elif (choice := _choice(schema)) is not None:
-        found = {_type_of(value) for value in choice.values()}
+        types = {_type_of(value) for value in choice.values()}
     else:
-        found = set(TYPES)
-    return frozenset(found | ({"integer"} if "number" in found else set()))
+        types = set(TYPES)
+    return frozenset(types | ({"integer"} if "number" in types else set()))
 
 
 def named(schema: Keywords) -> str:
     """Return the allowed types in words."""
-    found = types_of(schema)
-    if found == set(TYPES):
+    types = types_of(schema)
+    if types == set(TYPES):
         return "of any type"
-    return " or ".join(name for name in TYPES if name in found and not (name == "integer" and "number" in found))
+    return " or ".join(name for name in TYPES if name in types and not (name == "integer" and "number" in types))
 
 
 def value_text(schema: Keywords, keyword: str) -> str:
@@ -79,8 +79,8 @@ def value_text(schema: Keywords, keyword: str) -> str:
 
 def short_text(value: Any) -> str:
     """Return a JSON value as text, cut to fit a line."""
-    found = text(value)
-    return found if len(found) <= _LONGEST else f"{found[:_LONGEST]}..."
+    written = text(value)
+    return written if len(written) <= _LONGEST else f"{written[:_LONGEST]}..."
 
 
 def _differ(old: Keywords, new: Keywords, *keywords: str) -> bool:
