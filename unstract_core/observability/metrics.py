@@ -147,24 +147,24 @@ class Metrics(Observer):
         self.dispatched = self._counter("dispatched", "Messages sent.")
         self.dispatch_failed = self._counter("dispatch_failed", "Messages that could not be sent.", "error")
         self.started = self._counter("started", "Tasks started.")
-        self.ran_total = self._counter("ran", "Tasks that came to an end.", "end")
-        self.failed = self._counter("failed", "Tasks that raised, without those that asked to be run again.", "error")
-        self.rejected_total = self._counter("rejected", "Messages that were not to be run.", "error")
-        self.acknowledged = self._counter("acknowledged", "Messages settled for good, and not buried.")
-        self.retried = self._counter("retried", "Messages settled to be run again.")
-        self.buried = self._counter("buried", "Messages settled to the dead letters.")
-        self.given_back = self._counter("given_back", "Messages handed back before they were started.")
+        self.ran_total = self._counter("ran", "Tasks that ended.", "end")
+        self.failed = self._counter("failed", "Tasks that raised, except for requested retries.", "error")
+        self.rejected_total = self._counter("rejected", "Messages that were rejected without a run.", "error")
+        self.acknowledged = self._counter("acknowledged", "Messages acknowledged.")
+        self.retried = self._counter("retried", "Messages settled as a retry.")
+        self.buried = self._counter("buried", "Messages dead-lettered.")
+        self.given_back = self._counter("given_back", "Messages released before their task was started.")
         self.follow_ups = self._counter("follow_ups", "Continuations sent, by the queue and task of their parent.")
-        self.replies = self._counter("replies", "Answers and statuses written.", "status")
-        self.leases_lost = self._counter("leases_lost", "Leases lost, and with them the work of a task.")
-        self.replaced = self._counter("replaced", "Parts of results that did not fit and were replaced.")
+        self.replies = self._counter("replies", "Replies and statuses written.", "status")
+        self.leases_lost = self._counter("leases_lost", "Leases lost; the result of the task is not written.")
+        self.replaced = self._counter("replaced", "Parts of results that the wire cannot carry, and were replaced.")
         self.run_seconds = self._histogram("run_seconds", "Seconds that tasks ran.", _RUN_BUCKETS)
         self.settle_seconds = self._histogram(
-            "settle_seconds", "Seconds from the end of a task until that was settled.", _SETTLE_BUCKETS
+            "settle_seconds", "Seconds from the end of a task to its settlement.", _SETTLE_BUCKETS
         )
         self.running_now = Gauge(
             "unstract_wire_running",
-            "Tasks that run on a thread now.",
+            "Tasks that are running on a thread.",
             ["queue", "task"],
             registry=self._registry,
             multiprocess_mode="livesum",
@@ -223,9 +223,11 @@ class Metrics(Observer):
     def _first_heartbeat(self) -> tuple[Gauge, Gauge, Gauge]:
         """Define the gauges of a consumer; a process that only dispatches does not have them."""
         self._heartbeat = (
-            self._gauge("held", "Messages held: waiting for a thread, running, or not settled yet.", "livesum"),
-            self._gauge("transport_away", "Consumers whose transport cannot be used for now.", "livesum"),
-            self._gauge("last_turn_timestamp_seconds", "When the consumer was last seen alive (Unix time).", "livemin"),
+            self._gauge("held", "Messages in flight: waiting, running, or not settled.", "livesum"),
+            self._gauge("transport_away", "Consumers whose transport is unavailable.", "livesum"),
+            self._gauge(
+                "last_turn_timestamp_seconds", "Time of the last heartbeat of the consumer (Unix time).", "livemin"
+            ),
         )
         return self._heartbeat
 
@@ -300,11 +302,13 @@ class QueueCollector:
             "unstract_wire_queue_messages", "Messages in a queue: ready, in flight, delayed.", labels=["queue", "state"]
         )
         oldest = GaugeMetricFamily(
-            "unstract_wire_queue_oldest_seconds", "Age of the oldest ready message, 0 if none waits.", labels=["queue"]
+            "unstract_wire_queue_oldest_seconds",
+            "Age of the oldest ready message; 0 if there is none.",
+            labels=["queue"],
         )
-        dead = GaugeMetricFamily("unstract_wire_queue_dead_letters", "Messages buried in a queue.", labels=["queue"])
+        dead = GaugeMetricFamily("unstract_wire_queue_dead_letters", "Dead letters of a queue.", labels=["queue"])
         estimated = GaugeMetricFamily(
-            "unstract_wire_queue_estimated", "1 where a queue is too long to be counted, else 0.", labels=["queue"]
+            "unstract_wire_queue_estimated", "1 if a queue is too long to be counted, else 0.", labels=["queue"]
         )
         for state in _few(states or ()):
             estimated.add_metric([state.queue], float(state.estimated))

@@ -95,9 +95,12 @@ class Turn:
 class Observer:
     """The base class of observers: each hook does nothing, and a subclass overrides those that it needs.
 
-    `sending` is called on the thread that sends. `running`, `task_failed` and `on_task_finished` are called on the
-    task's thread, `rejected` on the task's thread or the I/O thread, and every other hook on the consumer's I/O thread.
-    The I/O thread renews leases, so a hook on it has to return within a few seconds.
+    Each hook is called on one of these threads:
+
+    - `sending`: the thread that sends.
+    - `running`, `task_failed` and `on_task_finished`: the task's thread.
+    - `rejected`: the task's thread or the consumer's I/O thread.
+    - Every other hook: the consumer's I/O thread, which renews leases. A hook has to return within a few seconds.
 
     `on_heartbeat`, `on_task_finished` and `on_lease_lost` were called `turned`, `ran` and `lost`. The earlier names
     keep working: of the two names of a hook, the one that the more derived class overrides is called, once. Where one

@@ -179,25 +179,25 @@ class RoutingDispatcher:
             TransportError: One side cannot be asked, and the other has no status.
             ContractError: Any other error of a side, such as PayloadError for an invalid id.
         """
-        away: list[TransportError] = []
-        unable: list[NotSupported] = []
+        unavailable: list[TransportError] = []
+        unsupported: list[NotSupported] = []
         for side in (self.on, self.off):
             try:
                 reply = side.status(task_id)
             except TransportError as exc:
-                away.append(exc)
+                unavailable.append(exc)
             except NotSupported as exc:
-                unable.append(exc)
+                unsupported.append(exc)
             else:
                 if reply is not None:
                     return reply
-        if away:
-            raise away[0]
-        if len(unable) == 2:
+        if unavailable:
+            raise unavailable[0]
+        if len(unsupported) == 2:
             raise NotSupported(
-                f"neither side stores the status of a task (on: {unable[0]}; off: {unable[1]}): "
+                f"neither side stores the status of a task (on: {unsupported[0]}; off: {unsupported[1]}): "
                 "use a transport that keeps statuses, or a Celery result backend that every process can read"
-            ) from unable[-1]
+            ) from unsupported[-1]
         return None
 
     def _side(self, context: ExecutionContext) -> Side:

@@ -31,9 +31,9 @@ def normalise(value: object, *, lenient: bool = False, path: str = "$", replaced
 
     Args:
         value: The value to convert.
-        lenient: False, the default, raises for any other value. True replaces it and never raises:
-            NaN and Infinity by null, NUL and lone surrogates by U+FFFD, bytes by base64, a part that is too deep or too
-            large by a marked text, and any other object by its `repr`.
+        lenient: False, the default, raises for any other value. True replaces it and never raises.
+            NaN and Infinity become null; NUL and lone surrogates become U+FFFD. Bytes become base64. A part that is too
+            deep or too large becomes a marked text, and any other object its `repr`.
         path: The JSON path of the value in its message.
         replaced: A list to which the lenient mode appends the path of each replacement, up to MAX_REPLACED of them.
             None for no list.
