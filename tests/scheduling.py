@@ -30,7 +30,7 @@ FIRST = (
     *("tests/transports/test_conformance.py celery-priority", "tests/transports/test_conformance.py memory"),
     *("tests/cli/test_payloads.py", "tests/examples/test_demo.py", "tests/postgres/test_connections.py embedded"),
     *("tests/examples/test_flip_the_flag.py", "tests/packaging/test_kit.py", "tests/kit/test_bad_harness.py"),
-    *("tests/postgres/test_plans.py", "tests/postgres/test_pgbouncer.py", "tests/core/test_consumer.py"),
+    *("tests/postgres/test_plans.py", "tests/postgres/test_pgbouncer.py"),
     *("tests/postgres/test_worker_processes.py embedded", "tests/chaos/test_run.py"),
 )
 """The groups that take longest, so that none of them is alone at the end of a run."""

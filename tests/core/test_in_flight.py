@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from consumers import running
 from core.faulty import Faulty, FaultySubscription
+from virtual_clock import VirtualClock
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message
@@ -77,66 +77,71 @@ def test_what_is_given_back_has_not_used_an_attempt() -> None:
     assert attempts == [1] * 8
 
 
-def test_after_a_burst_tasks_of_some_length_are_shared_too() -> None:
-    """A finish every 45 ms keeps no idle worker from what waits behind it."""
-    transport = Faulty()
+def test_idle_workers_share_short_tasks_after_a_burst() -> None:
+    """A worker whose tasks take 45 ms each releases the messages that wait behind them to an idle worker."""
+    clock = VirtualClock()
+    transport = Faulty(MemoryTransport(clock=clock))
     ran = {"a": 0, "b": 0}
 
     def tasks(worker: str) -> dict[str, Callable[..., Any]]:
         def short() -> None:
             ran[worker] += 1
-            time.sleep(0.045)
+            clock.sleep(0.045)
 
         return {"quick": lambda: None, "short": short}
 
     transport.send([message("quick", QUEUE)] * 3000 + [message("short", QUEUE)] * 60)
-    first, second = (Consumer(transport, tasks(worker), [QUEUE]) for worker in "ab")
-    with running(first):
-        wait_until(lambda: ran["a"] > 0, what="the first worker to be at the longer tasks")
-        with running(second):
-            wait_until(lambda: sum(ran.values()) == 60, what="all to be run")
+    first, second = (clock.consumer(transport, tasks(worker), [QUEUE]) for worker in "ab")
+    with clock.running(first):
+        clock.wait_until(lambda: ran["a"] > 0, "the first worker to run short tasks")
+        with clock.running(second):
+            clock.wait_until(lambda: sum(ran.values()) == 60, "all tasks to run")
     assert ran["b"] > 10
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_a_far_transport_gets_batches_as_large_as_a_near_one(concurrency: int) -> None:
-    """Where each call takes longer than a window, no-op tasks come in hundreds, and nothing is released unstarted."""
+    """Where each call takes longer than a window, no-op tasks come in hundreds, and no message is released."""
+    clock = VirtualClock()
     asked: list[int] = []
 
     class FarSubscription(FaultySubscription):
         def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
             asked.append(limit)
-            time.sleep(0.06)
+            clock.sleep(0.06)
             return super().receive(limit=limit, wait=wait)
 
         def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
-            time.sleep(0.06)
+            clock.sleep(0.06)
             return super().settle(settlements)
 
     class Far(Faulty):
         def subscribe(self, queues: Sequence[str], *, lease: float) -> FaultySubscription:
             return FarSubscription(self, self.transport.subscribe(queues, lease=lease))
 
-    transport = Far()
+    transport = Far(MemoryTransport(clock=clock))
     transport.send([message("quick", QUEUE)] * 3000)
-    consumer = Consumer(transport, {"quick": lambda: None}, [QUEUE], concurrency=concurrency)
+    consumer = clock.consumer(transport, {"quick": lambda: None}, [QUEUE], concurrency=concurrency)
     assert consumer.drain(timeout=60) == 3000
     assert consumer.counters["given_back"] == 0
     assert len(asked) < 40
 
 
-def test_what_waits_while_its_lease_is_renewed_is_started_in_its_turn() -> None:
-    """A message behind a task that is longer than its lease is kept, and run at its first attempt."""
-    transport = MemoryTransport()
+def test_a_waiting_message_keeps_its_renewed_lease() -> None:
+    """A message behind a task that is longer than its lease is not released, and starts at its first attempt."""
+    clock = VirtualClock()
+    transport = MemoryTransport(clock=clock)
     transport.send([message("t", QUEUE, 0), message("t", QUEUE, 1)])
-    consumer = Consumer(transport, {"t": lambda n: time.sleep(5) if n == 0 else None}, [QUEUE], prefetch=2, lease=2)
-    assert consumer.drain(timeout=30) == 2
+    tasks = {"t": lambda number: clock.sleep(600) if number == 0 else None}
+    consumer = clock.consumer(transport, tasks, [QUEUE], prefetch=2, lease=60)
+    assert consumer.drain() == 2
     assert (consumer.counters["given_back"], consumer.counters["lost"]) == (0, 0)
 
 
-def test_what_was_lost_while_it_waited_is_not_started() -> None:
-    """When another worker has taken a waiting message, running it here would pay for it twice."""
-    transport = MemoryTransport()
+def test_a_lost_waiting_message_never_starts() -> None:
+    """If another worker has taken a waiting message, this one does not run it a second time."""
+    clock = VirtualClock()
+    transport = MemoryTransport(clock=clock)
     transport.send([message("t", QUEUE, 0), message("t", QUEUE, 1)])
     started: list[int] = []
 
@@ -144,13 +149,13 @@ def test_what_was_lost_while_it_waited_is_not_started() -> None:
         started.append(number)
         for row in transport._store.rows.values():
             row.due = 0.0 if row.id == 2 else row.due
-        thief = transport.subscribe([QUEUE], lease=60)
+        thief = transport.subscribe([QUEUE], lease=600)
         assert [one.payload.args for one in thief.receive(limit=2, wait=0) if one.payload] == [[1]]
-        time.sleep(2.0)
+        clock.sleep(45)
 
-    consumer = Consumer(transport, {"t": task}, [QUEUE], prefetch=2, lease=3)
-    with running(consumer):
-        wait_until(lambda: consumer.counters["settled"] == 1, what="the first to be settled")
+    consumer = clock.consumer(transport, {"t": task}, [QUEUE], prefetch=2, lease=60)
+    with clock.running(consumer):
+        clock.wait_until(lambda: consumer.counters["settled"] == 1, "the first to be settled")
     assert started == [0]
     assert consumer.counters["lost"] == 1
 

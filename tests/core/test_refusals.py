@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 import attrs
 import pytest
-from consumers import running
 from core.faulty import Faulty
+from virtual_clock import VirtualClock
 
-from contract_tests.kit import wait_until
 from contract_tests.messages import message, then
 from transports.memory import MemoryTransport
 from unstract_core import (
@@ -111,11 +109,12 @@ def test_a_settlement_that_is_refused_in_every_form_costs_no_other_message(
         ran.append(number)
         return {"paid": number}
 
-    transport = Faulty(before=refuse)
+    clock = VirtualClock()
+    transport = Faulty(MemoryTransport(clock=clock), before=refuse)
     chained = {"on_success": then("done", "callbacks"), "on_error": then("failed", "callbacks")}
     transport.send([message("t", QUEUE, n, task_id=f"id-{n}", **chained) for n in range(4)])
-    consumer = Consumer(transport, {"t": task}, [QUEUE], lease=0.5, concurrency=concurrency, prefetch=4)
-    assert consumer.drain(timeout=30) == 5
+    consumer = clock.consumer(transport, {"t": task}, [QUEUE], lease=60, concurrency=concurrency, prefetch=4)
+    assert consumer.drain() == 5
     assert sorted(ran) == [0, 1, 1, 2, 3]
     assert ran[-1] == 1
     assert events(caplog) == [("ERROR", "settlement_refused"), ("CRITICAL", "settlement_impossible")]
@@ -140,47 +139,54 @@ def test_a_transport_without_delays_retries_at_once() -> None:
     assert [letter.attempts for letter in transport.dead.find()] == [3]
 
 
-def test_a_settlement_that_always_times_out_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits behind the others, and in the end its sender is told without the part that cannot be written."""
-    monkeypatch.setattr(settler, "PATIENCE", 0.5)
+def test_a_settlement_that_times_out_delays_no_other() -> None:
+    """It waits behind the others; after the settler's patience its sender gets the error without its result."""
+    clock = VirtualClock()
 
     def time_out(settlements: Sequence[Settlement]) -> None:
         if any(one.result == "huge" or (one.reply and one.reply.result == "huge") for one in settlements):
             raise TransportUnavailable("statement timeout; nothing took effect")
 
-    transport = Faulty(before=time_out)
+    transport = Faulty(MemoryTransport(clock=clock), before=time_out)
     transport.send([message("huge", QUEUE, reply_key="k"), *[message("t", QUEUE)] * 5])
-    consumer = Consumer(transport, {"huge": lambda: "huge", "t": lambda: None}, [QUEUE])
-    with running(consumer):
-        wait_until(lambda: consumer.counters["settled"] == 5, what="the others to be settled")
-        reply = transport.reply("k", timeout=30)
+    consumer = clock.consumer(transport, {"huge": lambda: "huge", "t": lambda: None}, [QUEUE])
+    began = clock.monotonic()
+    with clock.running(consumer):
+        clock.wait_until(lambda: consumer.counters["settled"] == 5, "the others to be settled")
+        assert clock.monotonic() - began < 5
+        reply = transport.reply("k", timeout=2 * settler.PATIENCE)
         assert reply is not None
         assert reply.error == "result delivery failed: TransportUnavailable: statement timeout; nothing took effect"
+        assert settler.PATIENCE <= clock.monotonic() - began < settler.PATIENCE + 60
 
 
-def test_dead_letters_that_nothing_takes_hold_up_nobody_else() -> None:
-    """Three messages cannot be buried: they are kept, and the others are run as if they were not there."""
+def test_dead_letters_that_cannot_be_written_delay_no_other() -> None:
+    """Three messages cannot be dead-lettered: they are kept, and the others are run as if they were not there."""
+    clock = VirtualClock()
     refusing = [True]
 
     def refuse(settlements: Sequence[Settlement]) -> None:
         if refusing and any(one.verdict is Verdict.BURY for one in settlements):
             raise TransportNotReady("no queue for dead letters")
 
-    transport = Faulty(before=refuse)
-    transport.send([message("nobody has it", QUEUE)] * 3)
+    transport = Faulty(MemoryTransport(clock=clock), before=refuse)
+    transport.send([message("unknown", QUEUE)] * 3)
     transport.send([message("t", QUEUE)] * 50)
-    consumer = Consumer(transport, {"t": lambda: time.sleep(0.02)}, [QUEUE])
-    with running(consumer):
-        wait_until(lambda: consumer.counters["settled"] == 50, what="the others to be settled")
+    consumer = clock.consumer(transport, {"t": lambda: clock.sleep(0.02)}, [QUEUE])
+    began = clock.monotonic()
+    with clock.running(consumer):
+        clock.wait_until(lambda: consumer.counters["settled"] == 50, "the others to be settled")
         assert consumer.counters["buried"] == 0
+        assert clock.monotonic() - began < 60
         refusing.clear()
-        wait_until(lambda: consumer.counters["buried"] == 3, what="the dead letters to be taken")
+        clock.wait_until(lambda: consumer.counters["buried"] == 3, "the dead letters to be written")
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_settlements_that_fail_alone_do_not_stop_the_others(concurrency: int) -> None:
-    """Ten messages whose settlement is not allowed hold up none of those that can be settled."""
-    transport = Faulty()
+def test_settlements_that_fail_alone_stop_no_others(concurrency: int) -> None:
+    """Ten messages whose settlement is not allowed delay none of those that can be settled."""
+    clock = VirtualClock()
+    transport = Faulty(MemoryTransport(clock=clock))
 
     def deny(settlements: Sequence[Settlement]) -> None:
         if concerned(settlements, "denied"):
@@ -188,8 +194,9 @@ def test_settlements_that_fail_alone_do_not_stop_the_others(concurrency: int) ->
 
     transport.before = deny
     transport.send([message("denied", QUEUE)] * 10 + [message("t", QUEUE)] * 20)
-    consumer = Consumer(transport, {"t": lambda: None, "denied": lambda: None}, [QUEUE], concurrency=concurrency)
-    with running(consumer):
-        wait_until(lambda: consumer.counters["settled"] == 20, timeout=60, what="the others to be settled")
+    tasks = {"t": lambda: None, "denied": lambda: None}
+    consumer = clock.consumer(transport, tasks, [QUEUE], concurrency=concurrency)
+    with clock.running(consumer):
+        clock.wait_until(lambda: consumer.counters["settled"] == 20, "the others to be settled")
         transport.before = lambda settlements: None
-        wait_until(lambda: consumer.counters["settled"] == 30, timeout=60, what="all to be settled")
+        clock.wait_until(lambda: consumer.counters["settled"] == 30, "all to be settled")
