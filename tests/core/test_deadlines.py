@@ -1,18 +1,18 @@
-"""Tasks that are given up when they run for too long, and tasks that are started once, in a consumer over memory."""
+"""Tasks that exceed their deadline, and tasks that never run twice, in a consumer over the memory transport."""
 
 from __future__ import annotations
 
 import datetime
 import threading
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import attrs
-import consumers
 import pytest
 import strategies as some
 from hypothesis import given
 from hypothesis import strategies as st
+from virtual_clock import VirtualClock
 
 from contract_tests.kit import wait_until
 from contract_tests.messages import message, then
@@ -44,7 +44,7 @@ from unstract_core.continuation import (
 )
 from unstract_core.observability.observer import TaskFinished, WorkerHeartbeat
 
-EXCEEDED = "DeadlineExceeded: deadline of 0.5 s exceeded"
+EXCEEDED = "DeadlineExceeded: deadline of 600 s exceeded"
 errors = st.sampled_from(["ValueError: no", "KeyError", "OSError: gone"])
 outcomes: st.SearchStrategy[Outcome] = st.one_of(
     st.builds(Returned, some.json_values),
@@ -64,25 +64,21 @@ once = st.builds(
 )
 
 
-def all_that_follows(settlement: Settlement) -> Iterator[Settlement]:
+def settlement_and_fallbacks(settlement: Settlement) -> Iterator[Settlement]:
     yield settlement
     yield from fallbacks(settlement, "TransportRefused: no")
 
 
 @given(some.deliveries(), outcomes, once)
-def test_what_is_never_rerun_has_no_settlement_that_brings_it_back(
-    delivery: Delivery, outcome: Outcome, policy: RetryPolicy
-) -> None:
-    """Whatever a task did, and whatever of it a transport refuses, no settlement is a RETRY."""
-    verdicts = {one.verdict for one in all_that_follows(settle(delivery, outcome, policy))}
+def test_a_never_rerun_task_is_never_retried(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> None:
+    """For each outcome, and each settlement that a transport refuses, no settlement is a RETRY."""
+    verdicts = {one.verdict for one in settlement_and_fallbacks(settle(delivery, outcome, policy))}
     assert Verdict.RETRY not in verdicts
 
 
 @given(some.deliveries(), once, st.integers(2, 2**31 - 1))
-def test_what_is_never_rerun_is_started_at_its_first_delivery_alone(
-    delivery: Delivery, policy: RetryPolicy, attempt: int
-) -> None:
-    """A later delivery is rejected as lost with its worker, however many attempts there are to be."""
+def test_a_never_rerun_task_starts_at_attempt_one(delivery: Delivery, policy: RetryPolicy, attempt: int) -> None:
+    """A later delivery is rejected with WorkerLost, whatever the policy's max_attempts is."""
     assert delivery.payload is not None
     known = {delivery.payload.task_name}
     assert rejection(attrs.evolve(delivery, attempt=1), known, policy, NOW) is None
@@ -92,26 +88,32 @@ def test_what_is_never_rerun_is_started_at_its_first_delivery_alone(
 
 
 @pytest.fixture
-def transport() -> MemoryTransport:
-    return MemoryTransport()
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture
+def transport(clock: VirtualClock) -> MemoryTransport:
+    return MemoryTransport(clock=clock)
 
 
 @pytest.fixture
 def hung() -> Iterator[threading.Event]:
-    """What tasks wait for that hang; set at the end, so that their threads end."""
+    """An event for which hanging tasks wait. It is set after the test, so that their threads end."""
     event = threading.Event()
     yield event
     event.set()
 
 
-def test_a_task_past_its_deadline_fails_and_its_place_is_taken(
-    transport: MemoryTransport, hung: threading.Event
+def test_an_overdue_task_fails_and_frees_its_place(
+    clock: VirtualClock, transport: MemoryTransport, hung: threading.Event
 ) -> None:
-    """Its sender hears of the deadline while it still runs; with one thread, the next task runs on another one."""
-    consumer = Consumer(transport, {"hang": hung.wait, "t": lambda: "ran"}, ["q"], task_deadline=0.5)
+    """Its sender gets the error while the task still runs; with one thread, the next task runs on another one."""
+    tasks = {"hang": lambda: clock.wait_until(hung.is_set), "t": lambda: "ran"}
+    consumer = clock.consumer(transport, tasks, ["q"], task_deadline=600)
     transport.send([message("hang", "q", reply_key="a"), message("t", "q", reply_key="b")])
-    with consumers.running(consumer):
-        first, second = transport.reply("a", timeout=60), transport.reply("b", timeout=60)
+    with clock.running(consumer):
+        first, second = transport.reply("a", timeout=900), transport.reply("b", timeout=60)
     assert first is not None
     assert second is not None
     assert (first.status, first.error) == ("failed", EXCEEDED)
@@ -120,24 +122,27 @@ def test_a_task_past_its_deadline_fails_and_its_place_is_taken(
     assert transport.queues() == []
 
 
-def test_an_overdue_tasks_callback_gets_the_error(transport: MemoryTransport, hung: threading.Event) -> None:
-    """on_error is sent with the dispatch's id, and the status says what was exceeded."""
+def test_an_overdue_task_sends_its_error_callback(
+    clock: VirtualClock, transport: MemoryTransport, hung: threading.Event
+) -> None:
+    """on_error gets the dispatch's id, and the status names the deadline."""
     got: list[tuple[object, ...]] = []
-    consumer = Consumer(transport, {"hang": hung.wait, "cb": lambda *a: got.append(a)}, ["q"], task_deadline=0.5)
+    tasks = {"hang": lambda: clock.wait_until(hung.is_set), "cb": lambda *args: got.append(args)}
+    consumer = clock.consumer(transport, tasks, ["q"], task_deadline=600)
     transport.send([message("hang", "q", task_id="d-1", on_error=then("cb", "q"))])
-    with consumers.running(consumer):
-        wait_until(lambda: got, what="the callback")
+    with clock.running(consumer):
+        clock.wait_until(lambda: got, "the callback")
     status = transport.reply("d-1")
     assert got == [("d-1",)]
     assert status is not None
     assert status.error == EXCEEDED
 
 
-def test_whoever_is_told_of_an_overdue_task_can_stop_its_worker_before_more_is_started(
-    transport: MemoryTransport, hung: threading.Event
+def test_an_observer_can_stop_an_overdue_worker(
+    clock: VirtualClock, transport: MemoryTransport, hung: threading.Event
 ) -> None:
-    """What waits behind it is given back and not started; it is told as a failure once, when it is given up."""
-    started, told = list[int](), list[tuple[str, str | None]]()
+    """No further task starts: waiting messages are released. The overdue task is reported as failed, once."""
+    started, finished = list[int](), list[tuple[str, str | None]]()
 
     class Owner(Observer):
         def on_heartbeat(self, event: WorkerHeartbeat) -> None:
@@ -145,86 +150,86 @@ def test_whoever_is_told_of_an_overdue_task_can_stop_its_worker_before_more_is_s
                 consumer.stop()
 
         def on_task_finished(self, event: TaskFinished) -> None:
-            told.append((event.end, event.error_type))
+            finished.append((event.end, event.error_type))
 
     def work(number: int) -> None:
         started.append(number)
-        hung.wait(60)
+        clock.wait_until(hung.is_set)
 
     transport.send([message("work", "q", number, on_error=then("none", "elsewhere")) for number in range(3)])
-    consumer = Consumer(transport, {"work": work}, ["q"], task_deadline=0.5, prefetch=2, observers=[Owner()])
+    settings: dict[str, Any] = {"task_deadline": 600, "prefetch": 2, "observers": [Owner()]}
+    consumer = clock.consumer(transport, {"work": work}, ["q"], **settings)
     consumer.run()
     assert started == [0]
-    assert told == [("raised", "DeadlineExceeded")]
+    assert finished == [("raised", "DeadlineExceeded")]
     assert (consumer.counters["settled"], consumer.counters["given_back"]) == (1, 1)
     hung.set()
-    wait_until(lambda: consumer.counters["ran"] == 1, what="the end of its thread")
-    assert told == [("raised", "DeadlineExceeded")]
+    clock.wait_until(lambda: consumer.counters["ran"] == 1, "the end of its thread")
+    assert finished == [("raised", "DeadlineExceeded")]
 
 
-def test_what_an_overdue_task_returns_in_the_end_is_nothing(transport: MemoryTransport) -> None:
-    """The first outcome counts: its late result is written nowhere, and its thread ends."""
-    let_go, started = threading.Event(), threading.Event()
-
+def test_an_overdue_tasks_late_result_is_dropped(clock: VirtualClock, transport: MemoryTransport) -> None:
+    """The first outcome counts: a result after the deadline is not written, and the thread ends."""
+    release = threading.Event()
     hanging: list[threading.Thread] = []
 
     def hang() -> str:
         hanging.append(threading.current_thread())
-        started.set()
-        let_go.wait()
+        clock.wait_until(release.is_set)
         return "late"
 
     before = threading.active_count()
-    consumer = Consumer(transport, {"hang": hang}, ["q"], task_deadline=0.5)
+    consumer = clock.consumer(transport, {"hang": hang}, ["q"], task_deadline=600)
     transport.send([message("hang", "q", reply_key="a")])
-    with consumers.running(consumer):
-        assert started.wait(60)
-        reply = transport.reply("a", timeout=60)
-        let_go.set()
-        wait_until(lambda: consumer.counters["ran"] == 1, what="the task to end after all")
-        wait_until(lambda: not serves(hanging), what="its thread to end")
+    with clock.running(consumer):
+        reply = transport.reply("a", timeout=900)
+        assert len(hanging) == 1
+        release.set()
+        clock.wait_until(lambda: consumer.counters["ran"] == 1, "the task to end after all")
+        clock.wait_until(lambda: not hanging[0].is_alive(), "its thread to end")
     wait_until(lambda: threading.active_count() <= before, what="every thread to end")
     assert reply is not None
     assert transport.reply("a") == reply
     assert (consumer.counters["settled"], consumer.counters["overdue"]) == (1, 1)
 
 
-def serves(threads: Sequence[threading.Thread]) -> bool:
-    return any(thread.is_alive() for thread in threads)
-
-
-def test_a_stopping_consumer_does_not_wait_for_what_is_overdue(
-    transport: MemoryTransport, hung: threading.Event
+def test_a_stopping_consumer_gives_up_overdue_tasks(
+    clock: VirtualClock, transport: MemoryTransport, hung: threading.Event
 ) -> None:
-    """`stop` while a task hangs: the run ends when the deadline has passed, and its sender is told."""
+    """After `stop` while a task hangs, the run ends at the deadline, and the sender gets the error."""
     started = threading.Event()
 
     def hang() -> None:
         started.set()
-        hung.wait()
+        clock.wait_until(hung.is_set)
 
-    consumer = Consumer(transport, {"hang": hang}, ["q"], task_deadline=0.5)
+    consumer = clock.consumer(transport, {"hang": hang}, ["q"], task_deadline=600)
     transport.send([message("hang", "q", reply_key="a")])
-    with consumers.running(consumer, ends=True):
-        assert started.wait(60)
+    with clock.running(consumer, ends=True):
+        clock.wait_until(started.is_set)
         consumer.stop()
-        reply = transport.reply("a", timeout=60)
+        reply = transport.reply("a", timeout=900)
     assert reply is not None
     assert reply.error == EXCEEDED
 
 
-def test_a_task_within_its_deadline_is_left_alone(transport: MemoryTransport) -> None:
-    """A deadline that is not reached changes nothing."""
-    consumer = Consumer(transport, {"t": lambda n: n}, ["q"], concurrency=4, task_deadline=60.0)
-    transport.send([message("t", "q", number, reply_key=f"r{number}") for number in range(50)])
-    assert consumer.drain(timeout=60) == 50
+def test_a_deadline_changes_no_task_within_it(clock: VirtualClock, transport: MemoryTransport) -> None:
+    """Tasks that end in time settle as without a deadline."""
+
+    def task(number: int) -> int:
+        clock.sleep(599)
+        return number
+
+    consumer = clock.consumer(transport, {"t": task}, ["q"], concurrency=4, task_deadline=600)
+    transport.send([message("t", "q", number, reply_key=f"r{number}") for number in range(8)])
+    assert consumer.drain() == 8
     assert consumer.counters["overdue"] == 0
-    assert [getattr(transport.reply(f"r{number}"), "result", None) for number in range(50)] == list(range(50))
+    assert [getattr(transport.reply(f"r{number}"), "result", None) for number in range(8)] == list(range(8))
 
 
 @pytest.mark.parametrize("raised", [ValueError("no"), RetryLater(0)], ids=["raises", "asks"])
-def test_what_is_never_rerun_runs_once(transport: MemoryTransport, raised: Exception) -> None:
-    """A task that raises, or asks for another run, is buried after its first."""
+def test_a_never_rerun_task_runs_once(transport: MemoryTransport, raised: Exception) -> None:
+    """A task that raises, or asks for another run, is dead-lettered after its first run."""
 
     def task() -> NoReturn:
         raise raised
@@ -237,7 +242,7 @@ def test_what_is_never_rerun_runs_once(transport: MemoryTransport, raised: Excep
 
 
 class StopsInTime(MemoryTransport):
-    """Stops a consumer between the moment in which it has taken a message and that in which it would start it."""
+    """Stops a consumer after it has received a message and before it starts its task."""
 
     consumer: Consumer
 
@@ -254,8 +259,8 @@ class StopsInTime(MemoryTransport):
         return Stopping(self._store, queues, lease)
 
 
-def test_what_was_given_back_is_run_later() -> None:
-    """A stop gives back what was not started, uncounted: to the next never-rerun consumer it is new."""
+def test_a_released_never_rerun_message_runs_later() -> None:
+    """A stopping consumer releases unstarted messages without an attempt, so the next never-rerun one runs them."""
     transport = StopsInTime()
     transport.consumer = Consumer(transport, {"t": print}, ["q"], concurrency=2, never_rerun=True)
     transport.send([message("t", "q") for _ in range(3)])
@@ -267,8 +272,8 @@ def test_what_was_given_back_is_run_later() -> None:
     assert transport.queues() == []
 
 
-def test_never_rerun_needs_crashes_to_be_counted() -> None:
-    """NotSupported at the start, and not a second run one day; nor may anything be prefetched."""
+def test_never_rerun_needs_counted_crashes() -> None:
+    """A transport without counts_crashes is refused at the start, and so is any prefetch."""
 
     class Forgetful(MemoryTransport):
         capabilities = attrs.evolve(MemoryTransport.capabilities, counts_crashes=False, fencing=False)
