@@ -1,4 +1,4 @@
-"""An app for children that are replaced: it notes each import, and waits there for as long as the test says."""
+"""An app that notes each import, and waits until as many children import it as the test requires."""
 
 from __future__ import annotations
 

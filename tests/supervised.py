@@ -1,7 +1,7 @@
-"""The worker's command with children, for the tests that kill and stop them; its tasks speak to a test through files.
+"""The worker command for tests that kill and stop its processes, and its tasks, which write files for the test.
 
-`python -m unstract_core worker --app supervised:tasks`: the first argument of each task is a directory of the test's,
-the second a name under which it notes the process that it runs in.
+The first argument of each task is a directory of the test. The second is the name of the file in which the task notes
+the pid of its process.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ others = {"something.else": print}
 
 
 def note(directory: str | Path, name: str) -> None:
+    """Append the pid of this process to a file."""
     with Path(directory, name).open("a") as file:
         file.write(f"{os.getpid()}\n")
 
 
 def noted(directory: str | Path, name: str) -> list[int]:
-    """Return the pids that were noted under a name, one for each time."""
+    """Return the pids in the file of this name, one for each call of `note`."""
     path = Path(directory, name)
     return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -55,8 +56,8 @@ def mark(directory: str, name: str) -> str:
     return name
 
 
-@tasks.register("told")
-def told(first: Any, directory: str, name: str, **_: Any) -> None:
+@tasks.register("callback")
+def callback(first: Any, directory: str, name: str, **_: Any) -> None:
     """A callback."""
     Path(directory, f"{name}.first").write_text(json.dumps(first))
     note(directory, name)
@@ -64,9 +65,9 @@ def told(first: Any, directory: str, name: str, **_: Any) -> None:
 
 @tasks.register("hold")
 def hold(directory: str, name: str) -> str:
-    """Run until the file `<name>.go` is there."""
+    """Run until the file `<name>.go` exists."""
     note(directory, name)
-    wait_until(Path(directory, f"{name}.go").exists, timeout=_LONGEST, what="to be let go")
+    wait_until(Path(directory, f"{name}.go").exists, timeout=_LONGEST, what="the file that ends the task")
     note(directory, f"{name}.done")
     return name
 
@@ -98,7 +99,7 @@ def ask_again(directory: str, name: str) -> NoReturn:
 
 @tasks.register("look_around")
 def look_around(directory: str, name: str) -> None:
-    """Write down what a program sees that a task starts: its environment."""
+    """Write the environment variables of a program that a task starts to a file."""
     out = subprocess.run(["env"], capture_output=True, text=True, check=True).stdout
     Path(directory, f"{name}.env").write_text(out)
     note(directory, name)
@@ -106,7 +107,7 @@ def look_around(directory: str, name: str) -> None:
 
 @tasks.register("start_program")
 def start_program(directory: str, name: str) -> None:
-    """Start a program that hangs, note its pid, and wait for it, or for leave to end this process."""
+    """Start a program that hangs, note its pid, and wait for it, or exit when the file `<name>.go` exists."""
     with subprocess.Popen(["sleep", "600"]) as program:
         Path(directory, name).write_text(f"{program.pid}\n")
         while program.poll() is None:
@@ -117,7 +118,7 @@ def start_program(directory: str, name: str) -> None:
 
 @tasks.register("leave_thread")
 def leave_thread(directory: str, name: str) -> None:
-    """Give up waiting for a call that hangs, on a thread that Python waits for at exit."""
+    """Stop waiting for a hanging call, on a thread that Python waits for at exit."""
     note(directory, name)
     pool = ThreadPoolExecutor()
     with contextlib.suppress(TimeoutError):
@@ -125,7 +126,7 @@ def leave_thread(directory: str, name: str) -> None:
 
 
 class Dying(MemoryTransport):
-    """A transport whose subscriber dies, for as long as the file `die` is there."""
+    """A transport whose subscriber dies while the file `die` exists."""
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
         class Deadly(MemorySubscription):
@@ -142,7 +143,7 @@ def dying() -> Dying:
 
 
 class Away(MemoryTransport):
-    """A transport that is away, for as long as the file `away` is there."""
+    """A transport that is unavailable while the file `away` exists."""
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> MemorySubscription:
         if Path(os.environ[DIRECTORY], "away").exists():
@@ -155,7 +156,7 @@ def away() -> Away:
 
 
 def with_messages(*tasks_and_names: tuple[str, str], **fields: Any) -> MemoryTransport:
-    """A transport with one message for each task, and the name under which it notes its process."""
+    """Return a transport with one message for each pair of a task and its file name."""
     transport = MemoryTransport()
     transport.send([message(task, "q", os.environ[DIRECTORY], name, **fields) for task, name in tasks_and_names])
     return transport
@@ -166,7 +167,7 @@ def holding() -> MemoryTransport:
 
 
 def recycling() -> MemoryTransport:
-    """Beside the task that waits to be let go there is one that is done at once."""
+    """Return a transport with a task that waits and one that ends at once."""
     return with_messages(("hold", "held"), ("mark", "marked"))
 
 
@@ -179,7 +180,7 @@ def hanging() -> MemoryTransport:
 
 
 def starting() -> MemoryTransport:
-    return with_messages(("start_program", "program"), on_error=then("told", "nowhere"))
+    return with_messages(("start_program", "program"), on_error=then("callback", "nowhere"))
 
 
 def looking() -> MemoryTransport:
@@ -188,64 +189,64 @@ def looking() -> MemoryTransport:
 
 @attrs.define
 class Command:
-    """A run of the command: its process, and what it and its children have logged."""
+    """A run of the command: its process, and its log with that of its children."""
 
     process: subprocess.Popen[str]
     log: list[str] = attrs.field(factory=list)
     _reader: threading.Thread | None = None
 
     def events(self, name: str) -> list[dict[str, str]]:
-        """Return the fields of each event of that name so far."""
+        """Return the fields of each event of this name so far."""
         mark = f" wire.{name}"
-        found = [line.partition(mark)[2] for line in list(self.log) if mark + " " in line + " "]
-        return [dict(field.split("=", 1) for field in shlex.split(rest) if "=" in field) for rest in found]
+        matches = [line.partition(mark)[2] for line in list(self.log) if mark + " " in line + " "]
+        return [dict(field.split("=", 1) for field in shlex.split(rest) if "=" in field) for rest in matches]
 
     def event(self, name: str, number: int = 1, **fields: str) -> dict[str, str]:
-        """Wait for so many events of that name, with these fields; return the last of them."""
-        found: list[dict[str, str]] = []
+        """Wait for `number` events of this name with these fields; return the last one."""
+        matches: list[dict[str, str]] = []
 
         def enough() -> bool:
-            found[:] = [one for one in self.events(name) if fields.items() <= one.items()]
-            assert len(found) >= number or self.process.poll() is None or self._reread(), self.log
-            return len(found) >= number
+            matches[:] = [event for event in self.events(name) if fields.items() <= event.items()]
+            assert len(matches) >= number or self.process.poll() is None or self._reread(), self.log
+            return len(matches) >= number
 
         wait_until(enough, timeout=_LONGEST, what=f"{number} {name} in {self.log[-30:]}")
-        return found[number - 1]
+        return matches[number - 1]
 
     def children(self, count: int = 1) -> list[int]:
-        """Wait until so many children have started; return their pids."""
+        """Wait until `count` children have started; return their pids."""
         self.event("child_started", count)
-        return [int(one["pid"]) for one in self.events("child_started")]
+        return [int(event["pid"]) for event in self.events("child_started")]
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
     def ends(self) -> int:
-        """Wait until it has ended, and return its exit code."""
+        """Wait until the command has exited, and return its exit code."""
         code = self.process.wait(_LONGEST)
         self.read_to_the_end()
         return code
 
     def read_to_the_end(self) -> None:
-        """Wait until nobody is left who could write to its log, and close that."""
+        """Wait until no process writes to the log, and close the log."""
         if self._reader is not None and self.process.stderr is not None:
             self._reader.join(_LONGEST)
-            assert not self._reader.is_alive(), "somebody still holds the log of a worker that has ended"
+            assert not self._reader.is_alive(), "a process still has the log of an ended worker open"
             self.process.stderr.close()
 
     def asks(self, path: str) -> tuple[int, str]:
-        """Ask it over HTTP; return the status and the body."""
+        """Send an HTTP request; return the status and the body."""
         return ask(self.event("http_listening")["address"], path)
 
     def healthy(self) -> bool:
         return self.asks("/healthz")[0] == 200
 
     def health(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.asks("/healthz")[1])
-        return found
+        document: dict[str, Any] = json.loads(self.asks("/healthz")[1])
+        return document
 
     def _reread(self) -> bool:
-        """Whether there may be more to read of a process that has ended."""
+        """Whether the log of an ended process may have more lines."""
         return self._reader is not None and self._reader.is_alive()
 
     def read(self) -> None:
@@ -269,9 +270,9 @@ def ask(address: str, path: str, method: str = "GET") -> tuple[int, str]:
 
 
 def lives(pid: int) -> bool:
-    """Whether a process is there and is no zombie."""
-    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
-    return bool(found.strip()) and not found.startswith("Z")
+    """Whether a process exists and is no zombie."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return bool(state.strip()) and not state.startswith("Z")
 
 
 def gone(*pids: int) -> None:
@@ -280,7 +281,7 @@ def gone(*pids: int) -> None:
 
 
 def program(before: str = "") -> list[str]:
-    """The command, after `before`, Python that runs first in its process."""
+    """Return the command; `before` is Python code that runs first in its process."""
     if before:
         return [sys.executable, "-c", f"{before}\nfrom unstract_core.__main__ import main\nmain()"]
     return [sys.executable, "-m", "unstract_core"]
@@ -299,7 +300,7 @@ def signalled_while_finalizing(number):
     one.number = number
     del one
 """
-"""Python for a process that is to get a signal at a moment at which no exception reaches anybody."""
+"""Python code that sends a signal to its own process while an object is finalized, which discards exceptions."""
 
 
 @contextlib.contextmanager
@@ -315,12 +316,24 @@ def worker(
     start: Sequence[str] = (),
     **options: Any,
 ) -> Iterator[Command]:
-    """Start the command, and leave none of its processes behind. `before` is Python that runs in the parent first;
-    `path` is on everybody's import path; `start` is another way to start the command, with `path` alone added to it."""
+    """Start the command, and end all its processes after the block.
+
+    Args:
+        arguments: Further options of the worker.
+        url: The URL of the transport.
+        directory: The current directory, and that of the files of the tasks.
+        app: The tasks.
+        queues: The queues.
+        before: Python code that runs first in the supervisor.
+        path: A further directory on the import path of all processes.
+        more_environment: Further environment variables.
+        start: Another way to start the command; only `path` is then added to its import path.
+        options: Further options of `subprocess.Popen`.
+    """
     named = [option for queue in queues for option in ("--queue", queue)]
-    found = os.pathsep.join(filter(None, [str(path or ""), str(ROOT), str(ROOT / "tests"), *sys.path]))
+    import_path = os.pathsep.join(filter(None, [str(path or ""), str(ROOT), str(ROOT / "tests"), *sys.path]))
     env = os.environ | {
-        "PYTHONPATH": str(path or "") if start else found,
+        "PYTHONPATH": str(path or "") if start else import_path,
         DIRECTORY: str(directory),
         "UNSTRACT_WIRE_URL": url,
         **(more_environment or {}),
@@ -339,7 +352,7 @@ def worker(
     try:
         yield command
     finally:
-        pids = {int(one["pid"]) for one in command.events("child_started")}
+        pids = {int(event["pid"]) for event in command.events("child_started")}
         process.kill()
         process.wait()
         for pid in filter(lives, pids):

@@ -1,4 +1,4 @@
-"""The command, run in this process, as a process of its own, and on a terminal."""
+"""Fixtures that run the command: in this process, as a process of its own, and on a terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(scope="session")
 def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a distribution that brings the URL schemes of the tests, and those of this package."""
+    """A directory with a distribution that provides the URL schemes of the tests and of this package."""
     directory = tmp_path_factory.mktemp("registered")
     info = directory / "schemes_of_the_tests-1.dist-info"
     info.mkdir()
@@ -44,8 +44,8 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_surroundings(registered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of whoever runs the tests reaches the command, and no import of one test reaches the next."""
+def _isolated(registered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Isolate the command from environment variables and the import path outside the tests."""
     for name in ("UNSTRACT_WIRE_URL", "UNSTRACT_WIRE_DEBUG", "COLUMNS", "FORCE_COLOR", "PYTHONUNBUFFERED"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "path", [str(registered), *sys.path])
@@ -54,14 +54,14 @@ def _own_surroundings(registered: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def transport(monkeypatch: pytest.MonkeyPatch) -> shared.Lasting:
-    """The transport that `run` runs on."""
+    """The transport that `run` uses by default."""
     monkeypatch.setattr(shared, "current", shared.Lasting())
     return shared.current
 
 
 @pytest.fixture
 def run(transport: shared.Lasting) -> Run:
-    """Run the command in this process, over `transport` unless told otherwise."""
+    """Run the command in this process, over `transport` by default."""
 
     def invoke(*arguments: str, url: str | None = "cli.shared:transport", **options: Any) -> Result:
         env = {} if url is None else {"UNSTRACT_WIRE_URL": url}
@@ -72,7 +72,7 @@ def run(transport: shared.Lasting) -> Run:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start the command as a process with pipes; what still runs at the end is killed."""
+    """Start the command as a process with pipes. Processes that still run after the test are killed."""
     started: list[subprocess.Popen[str]] = []
 
     def make(*arguments: str, program: Sequence[str] = PROGRAM, **options: Any) -> subprocess.Popen[str]:
@@ -89,7 +89,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 @pytest.fixture
 def on_terminal() -> Callable[..., Ended]:
-    """Run the command on a terminal of `width` columns, type `typed`; `out` is then the screen, without styles."""
+    """Run the command on a terminal of `width` columns and type `typed`; `out` is its output without styles."""
 
     def make(*arguments: str, typed: str = "", width: int = 80, program: Sequence[str] = PROGRAM) -> Ended:
         ours, theirs = pty.openpty()

@@ -1,4 +1,4 @@
-"""How a run of the command ended, and what every error has to look like."""
+"""The exit code and the output of a command, and the form of an error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from click.testing import Result
 
 @attrs.frozen
 class Ended:
-    """What a process left: its exit code, and what it wrote."""
+    """The exit code and the output of a process."""
 
     code: int
     out: str
@@ -16,7 +16,7 @@ class Ended:
 
 
 def the_one_line(result: Result | Ended) -> str:
-    """Return the error that the command ended with; fail unless it is one line, alone, with exit code 2."""
+    """Return the error line of the command. Fails unless it is the only output, and the exit code is 2."""
     ended = result if isinstance(result, Ended) else Ended(result.exit_code, result.stdout, result.stderr)
     assert ended.code == 2
     assert ended.out == ""

@@ -1,4 +1,4 @@
-"""Everything that any logger says, at any level, whatever its handlers would do with it."""
+"""A handler that keeps the records of all loggers at all levels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Self
 
 
 class EveryRecord(logging.Handler):
-    """Stands on the root logger, which lets everything through, until the block ends."""
+    """Keeps each record while the block runs; the root logger passes all levels."""
 
     def __init__(self) -> None:
         super().__init__(1)
@@ -31,5 +31,5 @@ class EveryRecord(logging.Handler):
         self._texts.append(f"{record.name} {fields!r}")
 
     def text(self) -> str:
-        """Return all of it: texts, tracebacks, arguments and extra fields."""
+        """Return all texts, tracebacks, arguments and extra fields."""
         return "\n".join(self._texts)

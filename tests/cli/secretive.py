@@ -1,4 +1,4 @@
-"""Tasks that are given secrets and do with them whatever a task may do."""
+"""Tasks that get secrets and return, raise or retry with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ tasks = Tasks()
 
 
 class Shown:
-    """Fits no JSON: what arrives is its repr."""
+    """A value that JSON cannot store, so its repr is stored."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -47,7 +47,7 @@ def ask_again(secret: str) -> NoReturn:
 
 @tasks.register("hold")
 def hold(secret: str, path: str) -> str:
-    """Say that it runs, and run until a file is there."""
+    """Create a file that shows that it runs, and run until another file exists."""
     Path(f"{path}.runs").touch()
     while not Path(path).exists():
         time.sleep(0.02)
@@ -56,4 +56,4 @@ def hold(secret: str, path: str) -> str:
 
 @tasks.register("note")
 def note(*args: Any, **kwargs: Any) -> None:
-    """Take whatever a callback is given."""
+    """A callback that accepts all arguments."""

@@ -1,7 +1,4 @@
-"""What the tests point the command at: transports that outlive a command, tasks, and things that are wrong.
-
-The command finds them as `cli.shared:name`, in this process and in those that a test starts.
-"""
+"""Transports, tasks and faulty objects for the command, which imports them as `cli.shared:name`."""
 
 from __future__ import annotations
 
@@ -26,14 +23,14 @@ not_a_mapping = [print]
 
 @tasks.register("wait_for_line")
 def wait_for_line() -> str:
-    """Say so on stdout, and run until the test writes a line to stdin."""
+    """Print a line, and run until the test writes a line to standard input."""
     print("running", flush=True)
     return sys.stdin.readline().strip()
 
 
 @tasks.register("wait_in_a_pool")
 def wait_in_a_pool() -> str:
-    """The same, on a thread that Python waits for when it exits."""
+    """Like `wait_for_line`, on a thread that Python waits for at exit."""
     return ThreadPoolExecutor(1).submit(wait_for_line).result()
 
 
@@ -46,14 +43,14 @@ def fail(text: str) -> NoReturn:
 
 
 class Lasting(MemoryTransport):
-    """A memory transport that commands cannot close: each sees what the last one left."""
+    """A memory transport that commands cannot close, so the next command sees the same messages."""
 
     def close(self) -> None:
         pass
 
 
 class Migrating(Lasting):
-    """Has something to migrate, once."""
+    """A transport whose first migration creates something."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +66,7 @@ class Claimless(Lasting):
 
 
 class Explaining(Claimless):
-    """Says what to do instead."""
+    """A transport without capabilities whose error names an alternative."""
 
     def queues(self, names: Sequence[str] | None = None) -> NoReturn:
         raise NotSupported("ask the broker's own tools")
@@ -120,7 +117,7 @@ def not_a_transport() -> object:
 
 
 class Faulty(Lasting):
-    """Has a bug in `queues`, whose text holds a payload."""
+    """A transport with a bug in `queues`, whose error text contains payload content."""
 
     def queues(self, names: Sequence[str] | None = None) -> NoReturn:
         raise RuntimeError("payload content")
@@ -139,7 +136,7 @@ def explaining() -> Explaining:
 
 
 def echoing(url: str) -> NoReturn:
-    """What the scheme echo:// leads to: a driver that repeats the URL in its error, in every form it knows."""
+    """The provider of echo://: a driver that repeats the URL in its error in several forms."""
     seen_urls.append(url)
     logging.getLogger("driver").warning("cannot connect to %s\nwill try again", url)
     password = unquote(urlsplit(url).password or "")
@@ -147,5 +144,5 @@ def echoing(url: str) -> NoReturn:
 
 
 def crashing(url: str) -> NoReturn:
-    """What the scheme crash:// leads to: as echo://, but no error of ours."""
+    """The provider of crash://: like echo://, with an error that is not of this package."""
     raise RuntimeError(f"bad URL {url!r}")

@@ -1,4 +1,4 @@
-"""Whatever goes wrong is told in one line on stderr, with exit code 2 and no traceback."""
+"""Errors of the command: one line on standard error, exit code 2, and no traceback."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ WORKER = ("worker", "--queue", "q", "--app")
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_a_mistake_in_the_arguments_is_one_line_with_the_remedy(
+def test_a_wrong_argument_is_one_error_line(
     run: Callable[..., Any], arguments: tuple[str, ...], said: list[str]
 ) -> None:
-    """A wrong command, option, app or id is told in one line that names it."""
+    """A wrong command, option, app or id is one line that names it."""
     line = the_one_line(run(*arguments))
     for part in said:
         assert part in line
@@ -105,10 +105,8 @@ def test_a_mistake_in_the_arguments_is_one_line_with_the_remedy(
     ],
     ids=str,
 )
-def test_a_transport_that_cannot_work_is_one_line_with_the_remedy(
-    run: Callable[..., Any], url: str | None, said: list[str]
-) -> None:
-    """A URL that is missing, wrong, of no known scheme or of a server that is away is told in one line."""
+def test_an_unusable_transport_is_one_error_line(run: Callable[..., Any], url: str | None, said: list[str]) -> None:
+    """A missing, wrong or unknown URL, or an unreachable server, is one line with the remedy."""
     line = the_one_line(run("queues", url=url))
     for part in said:
         assert part in line
@@ -117,9 +115,7 @@ def test_a_transport_that_cannot_work_is_one_line_with_the_remedy(
 @pytest.mark.parametrize(
     "arguments", [("dead", "list"), ("dead", "show", "1"), ("dead", "replay", "1"), ("dead", "purge", "1", "--yes")]
 )
-def test_dead_letters_of_a_transport_that_keeps_none_are_refused(
-    run: Callable[..., Any], arguments: tuple[str, ...]
-) -> None:
+def test_dead_refuses_transports_without_dead_letters(run: Callable[..., Any], arguments: tuple[str, ...]) -> None:
     """A transport that does not claim dead letters is not asked for them."""
     assert "'dead_letters'" in the_one_line(run(*arguments, url="cli.shared:claimless"))
 
@@ -138,10 +134,10 @@ def test_dead_letters_of_a_transport_that_keeps_none_are_refused(
         ("tasks = {'t': 5}", ["'t' is not callable"]),
     ],
 )
-def test_an_app_that_cannot_be_imported_is_one_line_with_the_place(
+def test_import_errors_of_the_app_name_the_line(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, said: list[str]
 ) -> None:
-    """The line names what is missing or wrong inside the user's module, and where, not our import of it."""
+    """The error names the file and line in the user's module, not the import in this package."""
     (tmp_path / "broken_app.py").write_text(f"'An app.'\n{source}\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "broken_app", raising=False)
@@ -151,22 +147,22 @@ def test_an_app_that_cannot_be_imported_is_one_line_with_the_place(
 
 
 def test_debug_shows_the_traceback_of_a_bug(run: Callable[..., Any]) -> None:
-    """With --debug, on any level or by UNSTRACT_WIRE_DEBUG, the traceback stands before the line; else not its text."""
+    """--debug or UNSTRACT_WIRE_DEBUG prints the traceback before the error line; without it no error text is shown."""
     silent = run("queues", url="cli.shared:faulty")
     assert "payload content" not in silent.stderr
-    for told in (
+    for result in (
         run("--debug", "queues", url="cli.shared:faulty"),
         run("queues", "--debug", url="cli.shared:faulty"),
         CliRunner().invoke(cli.main, ["--url", "cli.shared:faulty", "queues"], env={"UNSTRACT_WIRE_DEBUG": "1"}),
     ):
-        first, *_, last = told.stderr.splitlines()
-        assert (told.exit_code, first) == (2, "Traceback (most recent call last):")
-        assert "RuntimeError: payload content" in told.stderr
+        first, *_, last = result.stderr.splitlines()
+        assert (result.exit_code, first) == (2, "Traceback (most recent call last):")
+        assert "RuntimeError: payload content" in result.stderr
         assert last.startswith("unstract-wire: unexpected RuntimeError (")
 
 
-def test_the_url_furthest_to_the_right_wins(run: Callable[..., Any]) -> None:
-    """--url is taken on every level: the sub-command's before the group's, and that before the variable."""
+def test_the_last_url_option_wins(run: Callable[..., Any]) -> None:
+    """The sub-command's --url wins over the group's, and that over the environment variable."""
     good = "cli.shared:transport"
     assert run("queues", "--url", good, url="wrong://").exit_code == 0
     assert run("--url", good, "queues", url="wrong://").exit_code == 0
@@ -184,7 +180,7 @@ PASSWORDS = st.text(LETTERS, min_size=6)
 
 @given(password=PASSWORDS, scheme=st.sampled_from(["echo", "crash"]), quoted=st.booleans(), debug=st.booleans())
 def test_a_password_is_never_printed(password: str, scheme: str, quoted: bool, debug: bool) -> None:
-    """A driver may repeat the URL, quoted or not, or the password alone: neither line nor traceback shows it."""
+    """A password that a driver repeats appears neither in the error line nor in the traceback."""
 
     def fail(secret: str) -> str:
         arguments = ["queues", "--url", f"{scheme}://user:{secret}@host:1/db", *(["--debug"] if debug else [])]
@@ -201,15 +197,15 @@ def test_a_password_is_never_printed(password: str, scheme: str, quoted: bool, d
     assert "***" in printed
 
 
-def test_what_a_driver_logs_does_not_stand_beside_the_error(start: Callable[..., subprocess.Popen[str]]) -> None:
-    """A command that is no worker prints its one line, and no record of anybody's log."""
+def test_log_records_are_not_printed_beside_an_error(start: Callable[..., subprocess.Popen[str]]) -> None:
+    """A command other than worker prints its error line, and no log record."""
     process = start("queues", "--url", "echo://user:s3cret-word@host/db")
     out, err = process.communicate()
     assert "***" in the_one_line(Ended(process.returncode, out, err))
 
 
-def test_what_a_driver_logs_is_masked_in_the_log_of_a_worker(start: Callable[..., subprocess.Popen[str]]) -> None:
-    """A worker's log has it, as one line, without the password."""
+def test_a_worker_masks_the_log_of_a_driver(start: Callable[..., subprocess.Popen[str]]) -> None:
+    """A driver's record in the log of a worker is one line without the password."""
     process = start(*WORKER, "cli.shared:tasks", "--url", "echo://user:s3cret-word@host/db")
     _, err = process.communicate()
     logged, _ = err.splitlines()
@@ -234,26 +230,26 @@ def test_what_a_driver_logs_is_masked_in_the_log_of_a_worker(start: Callable[...
         "nosuch://user:{}@host/db",
     ],
 )
-def test_a_password_is_masked_wherever_a_url_has_it(run: Callable[..., Any], url: str) -> None:
-    """Also in a query, in a key=value string, beside an unquoted separator, and in a real driver's error text."""
+def test_passwords_are_masked_throughout_a_url(run: Callable[..., Any], url: str) -> None:
+    """A password is masked in a query, in a key=value string, beside an unquoted separator and in a driver's error."""
     assert "s3cret-word" not in the_one_line(run("queues", url=url.format("s3cret-word")))
 
 
-def test_a_url_in_the_wrong_place_is_masked_too(run: Callable[..., Any]) -> None:
-    """Who forgets --url sees a usage error that does not repeat the password."""
+def test_a_url_without_its_option_is_masked(run: Callable[..., Any]) -> None:
+    """A usage error about a URL without --url does not repeat the password."""
     line = the_one_line(run("postgresql://user:s3cret-word@host/db"))
     assert "postgresql://user:***@host/db" in line
     assert "s3cret" not in line
 
 
-def test_a_word_that_is_no_secret_stays_readable(run: Callable[..., Any]) -> None:
-    """Where the password is the user's name, as in many a test database, an error text still names the user."""
+def test_a_user_name_equal_to_the_password_stays(run: Callable[..., Any]) -> None:
+    """An error text still names the user if the password equals the user name."""
     line = the_one_line(run("queues", url="echo://postgres:postgres@host/db"))
     assert "echo://postgres:***@host/db" in line
 
 
-def test_a_reader_that_left_is_no_error(start: Callable[..., subprocess.Popen[str]]) -> None:
-    """When the pipe is closed early (`| head`) the command ends quietly."""
+def test_a_closed_pipe_ends_the_command_quietly(start: Callable[..., subprocess.Popen[str]]) -> None:
+    """If the pipe is closed early, as by `| head`, the command prints no error."""
     process = start("dead", "list", "--limit", "2000", "--url", "cli.shared:crowded")
     assert process.stdout is not None
     assert process.stderr is not None
@@ -264,23 +260,23 @@ def test_a_reader_that_left_is_no_error(start: Callable[..., subprocess.Popen[st
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
-def test_an_output_that_cannot_be_written_is_told(start: Callable[..., subprocess.Popen[str]]) -> None:
-    """A full disk is an error, told once."""
+def test_unwritable_output_is_one_error(start: Callable[..., subprocess.Popen[str]]) -> None:
+    """A full disk is one error line."""
     with open("/dev/full", "w") as full:
         process = start("dead", "list", "--limit", "1", "--json", "--url", "cli.shared:crowded", stdout=full)
         _, err = process.communicate()
     assert "No space left on device" in the_one_line(Ended(process.returncode, "", err))
 
 
-def test_control_characters_do_not_reach_the_terminal(run: Callable[..., Any]) -> None:
-    """What stands in an error text cannot steer the terminal or forge a second line."""
+def test_control_characters_are_escaped_in_errors(run: Callable[..., Any]) -> None:
+    """An error text can neither control the terminal nor forge a second line."""
     line = the_one_line(run("no\x1b[2Jsuch\u202ething"))
     assert line.isprintable()
     assert "\\x1b[2J" in line
 
 
-def test_ctrl_c_ends_quietly_with_130(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interrupted command shows no traceback and exits as a shell expects."""
+def test_ctrl_c_exits_quietly_with_130(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted command prints no traceback and exits with 130."""
 
     def interrupted(names: object = None) -> None:
         raise KeyboardInterrupt
@@ -301,10 +297,8 @@ def test_ctrl_c_ends_quietly_with_130(run: Callable[..., Any], monkeypatch: pyte
     ],
     ids=" ".join,
 )
-def test_a_queue_that_is_not_utf_8_is_one_line_that_names_the_option(
-    run: Callable[..., Any], command: tuple[str, ...]
-) -> None:
-    """Bytes of a command line that are no text are refused before any transport is asked."""
+def test_queue_names_must_be_utf8(run: Callable[..., Any], command: tuple[str, ...]) -> None:
+    """Bytes that are not UTF-8 are refused before the transport is opened, and the error names the option."""
     typed = os.fsdecode(b"invoices-\xff")
     line = the_one_line(run(*command, "--queue", typed))
     assert "'--queue'" in line
@@ -312,14 +306,14 @@ def test_a_queue_that_is_not_utf_8_is_one_line_that_names_the_option(
     assert f"'unstract-wire {' '.join(command).partition(' --')[0]} --help'" in line
 
 
-def test_nothing_is_left_in_the_logging_of_the_process(run: Callable[..., Any]) -> None:
-    """The command configures logging for itself alone, and takes it back."""
+def test_the_command_restores_the_logging_configuration(run: Callable[..., Any]) -> None:
+    """The command removes its handlers and restores the level of the root logger."""
     before = (list(logging.root.handlers), logging.root.level)
     run("queues")
     run(*WORKER, "cli.shared:nothing")
     assert (list(logging.root.handlers), logging.root.level) == before
 
 
-def test_an_argument_of_several_lines_makes_no_error_of_several_lines(run: Callable[..., Any]) -> None:
-    """Whatever is quoted in an error, it stays one line."""
+def test_an_argument_with_line_breaks_is_one_line(run: Callable[..., Any]) -> None:
+    """An error that quotes an argument with line breaks stays one line."""
     assert "'a b'" in the_one_line(run("worker", "--log-level", "a\nb")).replace("\\n", " ")

@@ -1,4 +1,4 @@
-"""Tasks that fork: their children are not workers, and obey the signals that are sent to them."""
+"""Tasks that fork: their child processes are no workers, and signals end them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("options", [("--concurrency", "4"), SUPERVISED], ids=" ".join)
-def test_tasks_that_terminate_a_process_pool_end(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_tasks_can_terminate_a_process_pool(tmp_path: Path, options: tuple[str, ...]) -> None:
     """Children of a pool end at SIGTERM, so `Pool.terminate` returns and each of twelve tasks ends."""
     with worker(*options, url="forking:pools", app="forking:tasks", directory=tmp_path) as command:
         wait_until(lambda: len(noted(tmp_path, "pool")) == POOLS, timeout=60, what="every pool to end")
@@ -47,8 +47,8 @@ def test_tasks_that_terminate_a_process_pool_end(tmp_path: Path, options: tuple[
 
 
 @pytest.mark.parametrize("options", [ALONE, SUPERVISED], ids=" ".join)
-def test_a_forked_child_never_works_for_its_parent(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """However a child is forked and ends, it has plain signal handlers, and each task runs once, in the worker."""
+def test_a_forked_child_never_runs_its_parents_tasks(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """However a child is forked and exits, it has default signal handlers, and each task runs once, in the worker."""
     names = set(tasks) - {"pool", "mark"}
     with worker(*options, url="forking:queued", app="forking:tasks", directory=tmp_path) as command:
         pid = int(command.event("worker_started")["pid"])
@@ -58,7 +58,7 @@ def test_a_forked_child_never_works_for_its_parent(tmp_path: Path, options: tupl
         (stopped,) = command.events("worker_stopped")
         assert (stopped["ran"], stopped["settled"]) == (str(2 * len(names)), str(2 * len(names)))
         ended = command.events("forked_child_ended")
-        assert sorted((one["task"], one["exit"]) for one in ended if one["task"] == "fork.raises") == [
+        assert sorted((event["task"], event["exit"]) for event in ended if event["task"] == "fork.raises") == [
             ("fork.raises", "1")
         ]
         assert "in the child" not in "\n".join(command.log)
@@ -83,8 +83,8 @@ def in_child(function: object) -> int:
     return outcome(pid)
 
 
-def test_a_handler_of_the_application_stays_in_the_child() -> None:
-    """Only handlers of the worker are undone: one that the application has set meanwhile applies in the child too."""
+def test_a_forked_child_keeps_handlers_of_the_application() -> None:
+    """A forked child undoes the handlers of the worker only, not those that the application has set."""
 
     def ours(number: int, frame: object) -> None: ...
     def of_app(number: int, frame: object) -> None: ...
@@ -96,8 +96,8 @@ def test_a_handler_of_the_application_stays_in_the_child() -> None:
     assert signal.getsignal(signal.SIGUSR1) is signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
 
 
-def test_a_consumer_runs_anew_in_a_child_of_its_process() -> None:
-    """A process that is forked beside a running consumer may run that consumer for itself."""
+def test_a_consumer_runs_again_in_a_forked_process() -> None:
+    """A process that is forked beside a running consumer may run that consumer itself."""
     transport = MemoryTransport()
     consumer = Consumer(transport, {"t": print}, ["q"])
     thread = threading.Thread(target=consumer.run)
@@ -110,8 +110,8 @@ def test_a_consumer_runs_anew_in_a_child_of_its_process() -> None:
         thread.join()
 
 
-def test_a_child_that_an_observer_forks_settles_nothing() -> None:
-    """A hook on the I/O thread whose child comes back from it ends that child before the next transport call."""
+def test_a_child_forked_by_an_observer_settles_nothing() -> None:
+    """A child that returns from an observer's hook exits before the next transport call."""
     forked: list[int] = []
 
     class Forking(Observer):

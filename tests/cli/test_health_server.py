@@ -1,4 +1,4 @@
-"""/healthz and /metrics: what is answered to whom, and that nothing of it disturbs the work."""
+"""/healthz and /metrics: their answers, and the limits for slow clients."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def served(
 
 
 def events(caplog: pytest.LogCaptureFixture, name: str) -> list[logging.LogRecord]:
-    return [one for one in caplog.records if getattr(one, "wire.event", "") == name]
+    return [record for record in caplog.records if getattr(record, "wire.event", "") == name]
 
 
 @pytest.mark.parametrize(
@@ -65,20 +65,20 @@ def events(caplog: pytest.LogCaptureFixture, name: str) -> list[logging.LogRecor
         ("a.host:0", "a.host", 0),
     ],
 )
-def test_an_address_is_a_port_or_a_host_and_a_port(typed: str, host: str, port: int) -> None:
-    """Without a host it is the machine's own, alone: nothing is served to a network that nobody asked for."""
+def test_an_address_needs_no_host(typed: str, host: str, port: int) -> None:
+    """Without a host the address is 127.0.0.1."""
     assert Address.of(typed) == Address(host, port)
 
 
 @given(st.text().filter(lambda text: not text.rpartition(":")[2].isdigit()) | st.integers(65536).map(str))
-def test_what_is_no_port_is_refused(typed: str) -> None:
-    """ValueError, which says what is wanted, for whatever does not end in a port."""
+def test_an_address_without_a_valid_port_is_refused(typed: str) -> None:
+    """Text that does not end in a port raises ValueError, which names the expected form."""
     with pytest.raises(ValueError, match="HOST:"):
         Address.of(typed)
 
 
 def test_healthz_is_200_or_503_with_its_reasons(caplog: pytest.LogCaptureFixture) -> None:
-    """JSON either way: the status, the reasons, and the details."""
+    """The JSON document has the status, the reasons and the details."""
     reasons: list[str] = []
     with served(caplog, lambda: Health(reasons, {"children": [1]})) as address:
         status, body = ask(address, "/healthz")
@@ -91,8 +91,8 @@ def test_healthz_is_200_or_503_with_its_reasons(caplog: pytest.LogCaptureFixture
         assert ask(address, "/health")[0] == ask(address, "/livez")[0] == 200
 
 
-def test_nothing_else_is_served(caplog: pytest.LogCaptureFixture) -> None:
-    """GET and HEAD of two paths: other paths are 404, other methods are refused; nobody is told what serves it."""
+def test_the_server_has_no_other_paths_or_methods(caplog: pytest.LogCaptureFixture) -> None:
+    """Other paths are 404, other methods are refused, and the Server header names no software version."""
     with served(caplog) as address:
         assert ask(address, "/metrics") == (200, "one 1\n")
         assert ask(address, "/metrics", "HEAD") == (200, "")
@@ -109,8 +109,8 @@ def test_nothing_else_is_served(caplog: pytest.LogCaptureFixture) -> None:
         assert head.endswith("\n\n")
 
 
-def test_metrics_that_cannot_be_had_say_so(caplog: pytest.LogCaptureFixture) -> None:
-    """501 with the remedy where something is to be installed; 500 without its text where a collector raises."""
+def test_metrics_report_missing_extras_and_errors(caplog: pytest.LogCaptureFixture) -> None:
+    """A missing extra is status 501 with the remedy; an error of a collector is 500 without its text."""
 
     def missing() -> tuple[bytes, str]:
         raise ConfigurationError("pip install something")
@@ -125,8 +125,8 @@ def test_metrics_that_cannot_be_had_say_so(caplog: pytest.LogCaptureFixture) -> 
         assert ask(address, "/metrics") == (500, "the metrics cannot be collected: RuntimeError\n")
 
 
-def test_who_dawdles_keeps_nobody_waiting(caplog: pytest.LogCaptureFixture) -> None:
-    """Connections that send nothing, or a byte now and then, are ended; others are answered meanwhile."""
+def test_slow_clients_are_disconnected(caplog: pytest.LogCaptureFixture) -> None:
+    """Connections that send no whole request are closed, and other requests are answered meanwhile."""
     with served(caplog) as address, contextlib.ExitStack() as stack:
         host, _, port = address.rpartition(":")
         slow = [stack.enter_context(socket.create_connection((host, int(port)), timeout=60)) for _ in range(8)]
@@ -137,8 +137,8 @@ def test_who_dawdles_keeps_nobody_waiting(caplog: pytest.LogCaptureFixture) -> N
             assert connection.recv(1) == b""
 
 
-def test_more_than_can_be_served_at_once_is_turned_away_and_not_for_long(caplog: pytest.LogCaptureFixture) -> None:
-    """A hundred idle connections take no more threads than sixteen, and are gone after some seconds."""
+def test_many_idle_connections_take_few_threads(caplog: pytest.LogCaptureFixture) -> None:
+    """Sixty idle connections take a limited number of threads, and the server answers again after some seconds."""
     with served(caplog) as address, contextlib.ExitStack() as stack:
         host, _, port = address.rpartition(":")
         before = threading.active_count()
@@ -157,7 +157,7 @@ def test_more_than_can_be_served_at_once_is_turned_away_and_not_for_long(caplog:
 
 
 def test_slow_connections_do_not_keep_out_a_probe(caplog: pytest.LogCaptureFixture) -> None:
-    """With more than sixteen idle or dawdling connections open, /healthz answers at once, time after time."""
+    """With more than sixteen slow connections open, /healthz answers at once, each time."""
     with served(caplog) as address, contextlib.ExitStack() as stack:
         host, _, port = address.rpartition(":")
         for number in range(40):
@@ -170,8 +170,8 @@ def test_slow_connections_do_not_keep_out_a_probe(caplog: pytest.LogCaptureFixtu
                 assert time.monotonic() - began < 4
 
 
-def test_scrapes_that_wait_do_not_keep_out_a_probe(caplog: pytest.LogCaptureFixture) -> None:
-    """While the metrics take long, a few requests wait for them, the others get 503, and /healthz answers at once."""
+def test_waiting_scrapes_do_not_keep_out_a_probe(caplog: pytest.LogCaptureFixture) -> None:
+    """While four scrapes wait, further scrapes get 503, and /healthz answers at once."""
     collecting, go_on = threading.Semaphore(0), threading.Event()
 
     def slow() -> tuple[bytes, str]:
@@ -186,10 +186,10 @@ def test_scrapes_that_wait_do_not_keep_out_a_probe(caplog: pytest.LogCaptureFixt
         assert {ask(address, "/metrics")[0] for _ in range(15)} == {503}
         assert ask(address, "/healthz")[0] == 200
         go_on.set()
-        assert {one.result()[0] for one in first} == {200}
+        assert {scrape.result()[0] for scrape in first} == {200}
 
 
-def test_clients_that_read_no_answer_keep_out_no_scrape(caplog: pytest.LogCaptureFixture) -> None:
+def test_clients_that_read_nothing_keep_out_no_scrape(caplog: pytest.LogCaptureFixture) -> None:
     """While twenty clients ask for large metrics and read nothing, /metrics and /healthz answer at once."""
     asked, large = threading.Semaphore(0), b"x" * (16 << 20)
 
@@ -208,8 +208,8 @@ def test_clients_that_read_no_answer_keep_out_no_scrape(caplog: pytest.LogCaptur
         assert time.monotonic() - began < 4
 
 
-def test_a_port_that_is_taken_is_told_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
-    """One WARNING, however often it is tried; it is served as soon as the port is free."""
+def test_a_taken_port_is_logged_once_and_retried(caplog: pytest.LogCaptureFixture) -> None:
+    """A taken port is one WARNING, and the server listens as soon as the port is free."""
     caplog.set_level(logging.INFO)
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = Address("127.0.0.1", other.getsockname()[1])
@@ -225,17 +225,15 @@ def test_a_port_that_is_taken_is_told_once_and_tried_again(caplog: pytest.LogCap
 
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid"])
-def test_an_address_that_cannot_be_had_is_told_as_one_that_is_taken(
-    caplog: pytest.LogCaptureFixture, host: str
-) -> None:
-    """A worker never fails because of it: a WARNING that says why."""
+def test_an_unusable_address_is_a_warning(caplog: pytest.LogCaptureFixture, host: str) -> None:
+    """A worker runs on if the address cannot be used, and the WARNING gives the reason."""
     with serving(Address(host, 1), lambda: WELL, metrics):
         wait_until(lambda: events(caplog, "http_port_taken"), what="the warning")
     assert getattr(events(caplog, "http_port_taken")[0], "wire.error")
 
 
-def test_a_consumer_that_does_not_turn_is_not_well() -> None:
-    """Without a turn in the time that is allowed it says so; one turn makes it well; `away` is told and no reason."""
+def test_a_consumer_without_iterations_is_unhealthy() -> None:
+    """A consumer is unhealthy without an iteration in time, and healthy while the transport is unavailable."""
     watched = ConsumerHealth(silence_limit=0.0)
     assert "the consumer has done nothing for 0 s" in watched.health().reasons
     watched = ConsumerHealth(silence_limit=600.0)
@@ -246,8 +244,8 @@ def test_a_consumer_that_does_not_turn_is_not_well() -> None:
     assert (health.details["consumer"]["held"], health.details["consumer"]["running"]) == (3, 2)
 
 
-def test_a_worker_alone_tells_of_its_consumer(tmp_path: Path) -> None:
-    """/healthz and /metrics of a worker without supervision: its own process answers both."""
+def test_a_worker_without_supervisor_serves_health_and_metrics(tmp_path: Path) -> None:
+    """A worker without a supervisor answers /healthz and /metrics in its own process."""
     with worker(*HTTP, url="supervised:holding", directory=tmp_path) as command:
         wait_until(lambda: noted(tmp_path, "held"), what="the task")
         wait_until(lambda: command.health()["consumer"].get("held") == 1, what="a turn of the loop")
@@ -260,8 +258,8 @@ def test_a_worker_alone_tells_of_its_consumer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--processes", "1")])
-def test_without_the_extra_metrics_say_what_to_install(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """501 with the remedy; /healthz and the work need the standard library alone."""
+def test_metrics_without_the_extra_name_the_package(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Without the extra, /metrics is 501 with the remedy, and /healthz and the tasks work."""
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "sitecustomize.py").write_text("import sys\nsys.modules['prometheus_client'] = None\n")
@@ -275,8 +273,8 @@ def test_without_the_extra_metrics_say_what_to_install(tmp_path: Path, options: 
         assert command.ends() == 0
 
 
-def test_metrics_of_all_children_are_told_together_and_outlive_them(embedded_url: str, tmp_path: Path) -> None:
-    """What every child has counted, those included that were replaced, and the state of their queue."""
+def test_metrics_add_up_the_counts_of_all_children(embedded_url: str, tmp_path: Path) -> None:
+    """/metrics has the counts of all children, replaced ones included, and the state of their queue."""
     with (
         servers.fresh_schema(embedded_url) as schema,
         contextlib.closing(PostgresTransport(embedded_url, schema)) as transport,
@@ -296,10 +294,10 @@ def test_metrics_of_all_children_are_told_together_and_outlive_them(embedded_url
             assert command.ends() == 0
 
 
-def test_without_a_directory_to_write_to_metrics_say_what_to_do_and_work_goes_on(
+def test_metrics_without_a_writable_directory_name_the_remedy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On a file system that is read-only: one WARNING, children count by themselves, and /metrics names the remedy."""
+    """Without a writable directory there is one WARNING, tasks run, and /metrics names the remedy."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with ChildrenMetrics(CliContext(), ["q"]) as children_metrics:
         assert children_metrics.environment == {}

@@ -26,7 +26,7 @@ URL = "cli.test_main_thread:queued"
 
 
 class Threads(MemoryTransport):
-    """Notes the threads on which a subscription is used."""
+    """A transport that notes the threads on which its subscriptions are used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def queued() -> MemoryTransport:
 
 @tasks.register("loop")
 def loop(directory: str, name: str) -> None:
-    """What libraries do that want the main thread."""
+    """Use an event loop, as libraries do that need the main thread."""
     assert threading.current_thread() is threading.main_thread()
     assert asyncio.run(asyncio.sleep(0, 1)) == 1
     asyncio.set_event_loop(asyncio.new_event_loop())
@@ -65,7 +65,7 @@ def loop(directory: str, name: str) -> None:
 
 @tasks.register("handler")
 def handler(directory: str, name: str) -> None:
-    """Set signal handlers, and leave them."""
+    """Set signal handlers, and do not restore them."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     note(directory, name)
@@ -73,7 +73,7 @@ def handler(directory: str, name: str) -> None:
 
 @tasks.register("alone")
 def alone(directory: str, name: str) -> None:
-    """A task that has started nothing has no child to wait for."""
+    """Check that a task without child processes has none to wait for."""
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
     note(directory, name)
@@ -81,7 +81,7 @@ def alone(directory: str, name: str) -> None:
 
 @tasks.register("pipe_closed")
 def pipe_closed(directory: str, name: str) -> None:
-    """Ignore the signal to stop, for as long as the task runs."""
+    """Ignore SIGTERM while the task runs."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     note(directory, name)
     wait_until(Path(directory, "go").exists, timeout=60, what="to be let go")
@@ -98,8 +98,8 @@ def hang(directory: str, name: str) -> None:
     time.sleep(600)
 
 
-def test_tasks_of_a_single_threaded_child_run_on_its_main_thread(tmp_path: Path) -> None:
-    """Event loops and signal handlers work in tasks, and a handler that a task leaves behind does not stay."""
+def test_a_single_threaded_child_uses_its_main_thread(tmp_path: Path) -> None:
+    """Event loops and signal handlers work in tasks, and a handler that a task sets is removed after it."""
     with worker("--processes", "1", url=URL, app=APP, directory=tmp_path) as command:
         wait_until(lambda: noted(tmp_path, "mark"), what="the tasks")
         pids = command.children()
@@ -110,8 +110,8 @@ def test_tasks_of_a_single_threaded_child_run_on_its_main_thread(tmp_path: Path)
         assert command.events("child_killed") == []
 
 
-def test_a_task_that_hangs_on_the_main_thread_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A deadline ends the child although its main thread never comes back, and another takes its place."""
+def test_a_task_hanging_on_the_main_thread_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deadline ends the child although its main thread never returns, and another child takes its place."""
     monkeypatch.setenv("MAIN_THREAD_TASKS", "hang")
     with worker("--task-deadline", "0.5", url=URL, app=APP, directory=tmp_path) as command:
         command.event("task_overdue")
@@ -119,8 +119,8 @@ def test_a_task_that_hangs_on_the_main_thread_is_given_up(tmp_path: Path, monkey
         assert command.events("worker_stopped")[0]["overdue"] == "1"
 
 
-def test_every_call_of_the_transport_is_made_on_one_thread() -> None:
-    """Tasks run on the calling thread, subscriptions are used on one other, and an error of it reaches the caller."""
+def test_all_subscription_calls_are_on_one_thread() -> None:
+    """Tasks run on the calling thread, subscriptions are used on one other thread, and its errors reach the caller."""
     transport, ran = Threads(), []
     transport.send([message("t", "q") for _ in range(20)])
 
@@ -140,10 +140,8 @@ def test_every_call_of_the_transport_is_made_on_one_thread() -> None:
         Consumer(transport, {"t": task}, ["q"], concurrency=2).run_tasks_here(ended=lambda: None)
 
 
-def test_a_task_that_ignores_the_signal_to_stop_does_not_keep_its_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A worker stops after its task although the task has taken over SIGTERM: nothing more is started."""
+def test_a_worker_stops_although_a_task_ignores_sigterm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a task that has replaced the handler of SIGTERM, the worker stops and starts no other task."""
     monkeypatch.setenv("MAIN_THREAD_TASKS", "pipe_closed mark")
     with worker("--processes", "1", url=URL, app=APP, directory=tmp_path) as command:
         wait_until(lambda: noted(tmp_path, "pipe_closed"), what="the task")

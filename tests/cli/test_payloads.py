@@ -1,4 +1,4 @@
-"""Payload content is never logged: not by us, not by a driver, at any level, whatever becomes of a task."""
+"""Payload content is never logged: by this package or a driver, at any level, for any outcome of a task."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from unstract_core import (
 )
 
 MARK = uuid.uuid4().hex[:8]
-"""Stands in every secret, and in nothing else: whatever is printed with it is one."""
+"""Part of every secret and of nothing else, so output with it shows a secret."""
 _NUMBERS = itertools.count(1)
 BOTH = {"task_raised", "task_retry_asked", "message_rejected", "result_made_to_fit"}
 POSTGRESQL = BOTH | {"lease_lost", "settlement_refused", "transport_away", "transport_back"}
 
 
 def secret(where: str) -> str:
-    """Return a new one, which tells where it was planted."""
+    """Return a new secret, which names the place where it is used."""
     return f"{where}-{next(_NUMBERS)}-{MARK}"
 
 
 def leaks(text: str) -> list[str]:
-    """Return the lines that show a secret, in whatever encoding a log may have it."""
+    """Return the lines that show a secret in any encoding."""
     forms = (MARK, MARK.encode().hex(), MARK[::-1])
     return [line for line in text.splitlines() if any(form in line for form in forms)]
 
@@ -61,7 +61,7 @@ def callbacks(queue: str) -> dict[str, Any]:
 
 
 def every_outcome(transport: Transport, queue: str) -> None:
-    """Send what returns, raises, asks to be run again, is unknown, and does not fit: answered, continued, and alone."""
+    """Send messages for every outcome: with a reply, with continuations, and with neither."""
     for task in ("give", "fail", "give_unfit", "ask_again", "unknown"):
         sent = {"args": [secret("args")], "kwargs": {"more": secret("kwargs")} if task in ("give", "fail") else {}}
         for more in (callbacks(queue), {"reply_key": f"key-{uuid.uuid4()}"}, {}):
@@ -71,7 +71,7 @@ def every_outcome(transport: Transport, queue: str) -> None:
 
 @attrs.define
 class Executing:
-    """A context as the product's, with secrets in it."""
+    """An execution context like the product's, with secrets."""
 
     executor_name: str
     run_id = request_id = operation = organization_id = "r"
@@ -81,7 +81,7 @@ class Executing:
 
 
 def produce(transport: Transport, queue: str) -> None:
-    """Dispatch by every door, in ways that are refused as well, with secrets everywhere."""
+    """Dispatch by every method, also with refused arguments, with secrets in all of them."""
     dispatcher = Dispatcher(transport)
     executors = ExecutorDispatcher(dispatcher)
 
@@ -100,7 +100,7 @@ def produce(transport: Transport, queue: str) -> None:
 
 
 class Worker:
-    """The command as a process; everything that it has written is in `output`."""
+    """The command as a process; `output` has all its output."""
 
     def __init__(self, url: str, queue: str, output: Path, *options: str) -> None:
         self.output = output
@@ -149,11 +149,8 @@ def events(text: str) -> set[str]:
     return set(re.findall(r" wire\.(\w+)", text))
 
 
-def test_over_postgresql_nothing_of_a_payload_is_logged(work: Callable[..., Worker], tmp_path: Path) -> None:
-    """Returned, raised, retried, malformed, unknown, refused, lost, during an outage: no process has printed a secret.
-
-    The worker logs at DEBUG; in the producer's process every record of every logger is looked at, psycopg's included.
-    """
+def test_no_payload_content_is_logged_over_postgresql(work: Callable[..., Worker], tmp_path: Path) -> None:
+    """No process logs payload content at any level, for every outcome of a task and during an outage."""
     queue = queue_name()
     with servers.private_server() as server, EveryRecord() as records:
         tables = Tables(server.url, "unstract")
@@ -196,10 +193,10 @@ def test_over_postgresql_nothing_of_a_payload_is_logged(work: Callable[..., Work
         assert "gate_failed" in records.text()
 
 
-def test_over_a_broker_nothing_of_a_payload_is_logged(
+def test_no_payload_content_is_logged_over_a_broker(
     rabbitmq_url: str, work: Callable[..., Worker], tmp_path: Path
 ) -> None:
-    """The same over RabbitMQ, with what kombu and amqp say at DEBUG."""
+    """No process logs payload content over RabbitMQ, with kombu and amqp at DEBUG."""
     queue = queue_name()
     try:
         with EveryRecord() as records, contextlib.closing(load_transport(rabbitmq_url)) as transport:

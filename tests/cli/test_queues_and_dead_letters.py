@@ -1,4 +1,4 @@
-"""What the command shows of queues and dead letters, and what it does to them."""
+"""The commands `migrate`, `queues` and `dead`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def ids(transport: Any, reason: str) -> list[str]:
     return [letter.id for letter in transport.dead.find() if letter.reason == reason]
 
 
-def test_migrate_says_what_it_created(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first run names each thing that was created, the next one says that there was nothing to do."""
+def test_migrate_lists_what_it_creates(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run lists each created object, and the next one reports that nothing was created."""
     monkeypatch.setattr(shared, "current", Migrating())
     assert run("migrate").stdout == "created schema s\ncreated pg_queue_message\n"
     assert run("migrate").stdout == "up to date, nothing was created\n"
@@ -37,7 +37,7 @@ def test_migrate_says_what_it_created(run: Run, monkeypatch: pytest.MonkeyPatch)
 
 
 def fill(transport: Lasting) -> None:
-    """Leave one ready, two in flight, one delayed and one dead in "full", one dead in "other"."""
+    """Put one ready, two in-flight, one delayed and one dead message in "full", and one dead message in "other"."""
     transport.send([message("t", "full"), message("t", "other")])
     bury(transport, "full", "because")
     bury(transport, "other", "because")
@@ -46,8 +46,8 @@ def fill(transport: Lasting) -> None:
     transport.send([message("t", "full", delay=60.0), message("t", "full")])
 
 
-def test_queues_counts_what_stands_in_each(run: Run, transport: Lasting) -> None:
-    """One row a queue, by name: depth is the sum of ready, in flight and delayed; oldest is of the ready ones."""
+def test_queues_counts_the_messages_of_each_queue(run: Run, transport: Lasting) -> None:
+    """Each queue has one row: depth is ready, in flight and delayed together; oldest is of the ready messages."""
     fill(transport)
     heading, *rows = run("queues").stdout.splitlines()
     assert heading.split() == ["QUEUE", "DEPTH", "READY", "IN", "FLIGHT", "DELAYED", "OLDEST", "DEAD"]
@@ -58,7 +58,7 @@ def test_queues_counts_what_stands_in_each(run: Run, transport: Lasting) -> None
 
 
 def test_queues_as_json_have_stable_keys(run: Run, transport: Lasting) -> None:
-    """The document is a list with one object a queue; `oldest_seconds` is null where nothing waits."""
+    """The document is a list with one object for each queue; `oldest_seconds` is null if nothing waits."""
     fill(transport)
     full, other = json.loads(run("queues", "--json").stdout)
     assert 0 <= full.pop("oldest_seconds") < 60
@@ -68,16 +68,16 @@ def test_queues_as_json_have_stable_keys(run: Run, transport: Lasting) -> None:
     assert other["oldest_seconds"] is None
 
 
-def test_only_the_named_queues_are_shown_and_empty_ones_too(run: Run, transport: Lasting) -> None:
-    """--queue restricts the rows, and shows a queue that holds nothing as such."""
+def test_queues_shows_named_queues_also_if_empty(run: Run, transport: Lasting) -> None:
+    """--queue restricts the rows, and also shows an empty queue."""
     fill(transport)
     rows = json.loads(run("queues", "--queue", "other", "--queue", "empty", "--json").stdout)
     assert [(row["queue"], row["depth"], row["dead"]) for row in rows] == [("empty", 0, 0), ("other", 0, 1)]
 
 
 @pytest.mark.parametrize("arguments", [("queues",), ("dead", "list")])
-def test_nothing_to_show_is_said_beside_the_output(run: Run, arguments: tuple[str, ...]) -> None:
-    """A pipe gets no rows, a person a note on stderr, a script an empty list."""
+def test_an_empty_result_is_noted_on_stderr(run: Run, arguments: tuple[str, ...]) -> None:
+    """A pipe gets no rows, standard error gets a note, and --json prints an empty list."""
     ended = run(*arguments)
     assert (ended.exit_code, ended.stdout) == (0, "")
     assert ended.stderr.startswith("no ")
@@ -88,7 +88,7 @@ def test_nothing_to_show_is_said_beside_the_output(run: Run, arguments: tuple[st
     ("seconds", "shown"), [(59.4, "59s"), (60, "1m 00s"), (3599, "59m 59s"), (7300, "2h 01m"), (90000, "1d 01h")]
 )
 def test_an_age_is_shown_in_two_units(run: Run, transport: Lasting, seconds: float, shown: str) -> None:
-    """Seconds, minutes, hours or days, cut and not rounded up."""
+    """An age has its two largest units, rounded down."""
     transport.send([message("t", "q")])
     (row,) = transport._store.rows.values()
     row.enqueued -= seconds
@@ -96,8 +96,8 @@ def test_an_age_is_shown_in_two_units(run: Run, transport: Lasting, seconds: flo
     assert shown in run("queues").stdout
 
 
-def test_dead_list_shows_the_newest_first_without_content(run: Run, transport: Lasting) -> None:
-    """Id, queue, task, attempts, time and reason are listed; the payload is not."""
+def test_dead_list_shows_newest_first_without_content(run: Run, transport: Lasting) -> None:
+    """The list has id, queue, task, attempts, time and reason, and no payload."""
     for reason in ("first", "second"):
         transport.send([message("a.task", "q", "payload content")])
         bury(transport, "q", f"{reason}\nline")
@@ -111,7 +111,7 @@ def test_dead_list_shows_the_newest_first_without_content(run: Run, transport: L
 
 
 def test_dead_list_is_restricted_by_queue_and_limit(run: Run, transport: Lasting) -> None:
-    """--queue selects, --limit cuts, and a list that was cut says so."""
+    """--queue selects, --limit cuts, and a note says that the list may be longer."""
     transport.send([message("t", "a"), message("t", "b"), message("t", "a")])
     bury(transport, "a", "x")
     bury(transport, "b", "x")
@@ -121,7 +121,7 @@ def test_dead_list_is_restricted_by_queue_and_limit(run: Run, transport: Lasting
     assert "--limit" in cut.stderr
 
 
-def test_dead_letters_as_json_have_stable_keys_and_iso_times(run: Run, transport: Lasting) -> None:
+def test_dead_letters_as_json_have_stable_keys(run: Run, transport: Lasting) -> None:
     """`list` and `show` have the same keys and UTC times; `show` adds the message and the result."""
     transport.send([message("t", "q", {"a": "ä\x7f"}, org_id="org", priority=7)])
     bury(transport, "q", "why", result=[1])
@@ -144,8 +144,8 @@ def test_dead_letters_as_json_have_stable_keys_and_iso_times(run: Run, transport
     }
 
 
-def test_dead_show_prints_the_content_for_a_person(run: Run, transport: Lasting) -> None:
-    """The fields, then the message and the result as indented JSON, its letters readable, its control codes escaped."""
+def test_dead_show_prints_readable_content(run: Run, transport: Lasting) -> None:
+    """The message and the result are indented JSON with readable letters and escaped control characters."""
     transport.send([message("t", "q", "Grüße \x9b2J")])
     bury(transport, "q", "why", result={"paid": True})
     shown = run("dead", "show", *ids(transport, "why")).stdout
@@ -155,8 +155,8 @@ def test_dead_show_prints_the_content_for_a_person(run: Run, transport: Lasting)
     assert all(line.isprintable() for line in shown.splitlines())
 
 
-def test_a_letter_that_is_no_object_is_shown_too(run: Run, transport: Lasting) -> None:
-    """What could not be read as a task is listed and shown as it was stored."""
+def test_dead_show_prints_unreadable_messages(run: Run, transport: Lasting) -> None:
+    """A message that is no task is listed and shown as it was stored."""
     transport._store.add(message("t", "q"), "not JSON")
     bury(transport, "q", "unreadable")
     assert json.loads(run("dead", "list", "--json").stdout)[0]["task_name"] is None
@@ -165,7 +165,7 @@ def test_a_letter_that_is_no_object_is_shown_too(run: Run, transport: Lasting) -
 
 
 def test_replay_sends_the_named_letters_again(run: Run, transport: Lasting) -> None:
-    """Named ids go back to their queue and leave the list; the others stay."""
+    """The named dead letters return to their queue and leave the list; the others stay."""
     transport.send([message("t", "a", 1)])
     bury(transport, "a", "x")
     transport.send([message("t", "a", 2)])
@@ -181,8 +181,8 @@ def test_replay_sends_the_named_letters_again(run: Run, transport: Lasting) -> N
     assert json.loads(run("dead", "replay", id, "--json").stdout) == {"replayed": [id]}
 
 
-def test_an_unknown_id_among_others_changes_nothing(run: Run, transport: Lasting) -> None:
-    """replay and purge do all of what they were asked, or nothing."""
+def test_one_unknown_id_changes_nothing(run: Run, transport: Lasting) -> None:
+    """replay and purge change nothing if one of the ids is unknown."""
     transport.send([message("t", "a")])
     bury(transport, "a", "x")
     for command in (("replay",), ("purge", "--yes")):
@@ -190,8 +190,8 @@ def test_an_unknown_id_among_others_changes_nothing(run: Run, transport: Lasting
     assert reasons(transport) == ["x"]
 
 
-def test_replaying_a_whole_queue_leaves_the_others(run: Run, transport: Lasting) -> None:
-    """`replay --queue a --all` touches queue a alone, and sends it in its old order."""
+def test_replay_of_a_queue_leaves_the_others(run: Run, transport: Lasting) -> None:
+    """`replay --queue a --all` sends the dead letters of queue a alone, in their order."""
     transport.send([message("t", "a", 1), message("t", "a", 2), message("t", "b")])
     bury(transport, "a", "x")
     bury(transport, "b", "y")
@@ -213,10 +213,10 @@ def test_replaying_a_whole_queue_leaves_the_others(run: Run, transport: Lasting)
     ],
     ids=lambda value: " ".join(value),
 )
-def test_purge_removes_exactly_what_was_named(
+def test_purge_removes_the_selected_letters_only(
     run: Run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], left: list[str]
 ) -> None:
-    """By queue or all, and among those only what was buried before --older-than seconds ago."""
+    """Purge removes by queue or all, and with --older-than only older dead letters."""
     now = [1000.0]
     transport = Lasting(clock=lambda: now[0])
     monkeypatch.setattr(shared, "current", transport)
@@ -231,7 +231,7 @@ def test_purge_removes_exactly_what_was_named(
 
 
 def test_purge_by_id_removes_that_letter(run: Run, transport: Lasting) -> None:
-    """The others stay."""
+    """Purge by id leaves all other dead letters."""
     transport.send([message("t", "a"), message("t", "b")])
     bury(transport, "a", "x")
     bury(transport, "b", "y")
@@ -240,7 +240,7 @@ def test_purge_by_id_removes_that_letter(run: Run, transport: Lasting) -> None:
 
 
 def test_purge_without_a_terminal_needs_yes(run: Run, transport: Lasting) -> None:
-    """A script that forgot --yes removes nothing, even if its input would have answered."""
+    """Without --yes and without a terminal purge removes nothing, even if its input would confirm."""
     transport.send([message("t", "a")])
     bury(transport, "a", "x")
     assert "--yes" in the_one_line(run("dead", "purge", "--all", input="y\n"))
@@ -251,7 +251,7 @@ def test_purge_without_a_terminal_needs_yes(run: Run, transport: Lasting) -> Non
     ("typed", "code", "said"), [("y\n", 0, "purged 2000"), ("n\n", 1, "nothing was removed"), ("\n", 1, "nothing")]
 )
 def test_purge_asks_on_a_terminal(on_terminal: Callable[..., Ended], typed: str, code: int, said: str) -> None:
-    """It names what would go; only a yes removes it, and a no exits with 1."""
+    """Purge names the dead letters; only a yes removes them, and a no exits with 1."""
     ended = on_terminal("dead", "purge", "--queue", "q", "--url", "cli.shared:crowded", typed=typed)
     assert "Remove every dead letter of queue 'q' for good?" in ended.err
     assert ended.code == code

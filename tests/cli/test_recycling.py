@@ -1,4 +1,4 @@
-"""Children that are replaced at a limit: the next one is ready before the old one leaves."""
+"""Replacement of children at a limit: the next child is ready before the old one ends."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def database_(embedded_url: str) -> Iterator[tuple[str, PostgresTransport]]:
 
 
 class Child:
-    """A process of a supervisor that a test moves: it writes to the real pipes, and ends when the test says so."""
+    """A simulated child process: it writes to the real pipes, and exits when the test calls `end`."""
 
     def __init__(self, pid: int, variable: str) -> None:
         _, reports, _, _, role = variable.split(",", 4)
@@ -69,8 +69,8 @@ class Child:
             os.close(self._reports)
 
 
-class Moved(Supervisor):
-    """A supervisor whose children and clock a test moves."""
+class Simulated(Supervisor):
+    """A supervisor with simulated children and a simulated clock."""
 
     def __init__(self, processes: int = 1) -> None:
         super().__init__(["a command"], {}, processes=processes, grace=25, silence_limit=60)
@@ -78,8 +78,8 @@ class Moved(Supervisor):
         self.all: list[Child] = []
 
     @contextlib.contextmanager
-    def moving(self) -> Iterator[Moved]:
-        """Replace the clock and the start of a process; nothing is signalled, as there are no such processes."""
+    def simulated(self) -> Iterator[Simulated]:
+        """Replace the clock and the start of processes. No process is signalled, as none exists."""
 
         def start(command: Sequence[str], env: Mapping[str, str], **_: Any) -> Child:
             self.all.append(Child(2**30 + len(self.all), env[VARIABLE]))
@@ -101,7 +101,7 @@ class Moved(Supervisor):
                     slot.close()
 
     def step(self, seconds: float = 0.0) -> None:
-        """Let so many seconds pass, and do what the supervisor does in each iteration but wait."""
+        """Advance the clock, and run one iteration of the supervisor without waiting."""
         self.now += seconds
         self._reap()
         self._check_children()
@@ -135,9 +135,9 @@ MOVES = st.lists(
 
 
 @given(st.integers(1, 2), MOVES)
-def test_a_place_has_at_most_two_processes(processes: int, moves: list[tuple[ChildReport | int | str, int]]) -> None:
-    """In every order of reports and ends a place has at most two processes, and one that works when the others end."""
-    with Moved(processes).moving() as supervisor:
+def test_a_slot_has_at_most_two_processes(processes: int, moves: list[tuple[ChildReport | int | str, int]]) -> None:
+    """For every order of reports and exits a slot has at most two processes, and in the end one that works."""
+    with Simulated(processes).simulated() as supervisor:
         for move, index in moves:
             if not supervisor.living:
                 supervisor.step(60)
@@ -160,8 +160,8 @@ def test_a_place_has_at_most_two_processes(processes: int, moves: list[tuple[Chi
         assert working == set(range(1, processes + 1))
 
 
-def deaths(supervisor: Moved, count: int, *reports: ChildReport) -> list[float]:
-    """Let the newest child report and die so many times; return for each the seconds until the next start."""
+def deaths(supervisor: Simulated, count: int, *reports: ChildReport) -> list[float]:
+    """Let the newest child report and die `count` times; return the seconds until each next start."""
     pauses = []
     for _ in range(count):
         supervisor.living[-1].tell(*reports)
@@ -177,10 +177,10 @@ def deaths(supervisor: Moved, count: int, *reports: ChildReport) -> list[float]:
     return pauses
 
 
-def test_a_spare_child_that_crashes_is_backed_off(caplog: pytest.LogCaptureFixture) -> None:
-    """A spare child that dies at import waits ever longer, and its crash loop is reported."""
+def test_a_crashing_spare_child_is_backed_off(caplog: pytest.LogCaptureFixture) -> None:
+    """A spare child that dies at import is restarted after growing pauses, and its crash loop is logged."""
     caplog.set_level("INFO")
-    with Moved().moving() as supervisor:
+    with Simulated().simulated() as supervisor:
         child = supervisor.all[0]
         child.tell(ChildReport.STARTED)
         supervisor.step()
@@ -188,13 +188,13 @@ def test_a_spare_child_that_crashes_is_backed_off(caplog: pytest.LogCaptureFixtu
         child.tell(ChildReport.LIMIT_NEAR)
         supervisor.step()
         supervisor.step()
-        assert [one.role.spare for one in supervisor.living] == [False, True]
+        assert [child.role.spare for child in supervisor.living] == [False, True]
         assert deaths(supervisor, 6) == [1, 2, 4, 8, 16, 32]
         assert all(record["wire.spare"] for record in logged(caplog, "child_died"))
         (looping,) = logged(caplog, "crash_loop")
         assert (looping["wire.deaths"], looping["wire.spare"]) == (5, True)
         assert supervisor.health().reasons == ["the spare of child 1 has died 6 times in a row"]
-        assert [one["deaths"] for one in supervisor.health().details["children"]] == [0, 6]
+        assert [child["deaths"] for child in supervisor.health().details["children"]] == [0, 6]
         supervisor.living[-1].tell(ChildReport.READY)
         supervisor.step()
         assert logged(caplog, "crash_loop_over") == []
@@ -207,9 +207,9 @@ def test_a_spare_child_that_crashes_is_backed_off(caplog: pytest.LogCaptureFixtu
         assert supervisor.health().reasons == []
 
 
-def test_a_crash_loop_of_a_spare_child_stays_when_it_takes_over(caplog: pytest.LogCaptureFixture) -> None:
-    """The place of a child that leaves waits for as long as its spare child would have, and counts its deaths."""
-    with Moved().moving() as supervisor:
+def test_a_spares_crash_loop_survives_its_take_over(caplog: pytest.LogCaptureFixture) -> None:
+    """The slot keeps the pause and the deaths of its spare child."""
+    with Simulated().simulated() as supervisor:
         child = supervisor.all[0]
         child.tell(ChildReport.STARTED, ChildReport.LIMIT_NEAR)
         supervisor.step()
@@ -224,13 +224,13 @@ def test_a_crash_loop_of_a_spare_child_stays_when_it_takes_over(caplog: pytest.L
         assert supervisor.living == []
         assert "child 1 has died 5 times in a row" in supervisor.health().reasons
         supervisor.step(16)
-        assert [one.role.spare for one in supervisor.living] == [False]
+        assert [child.role.spare for child in supervisor.living] == [False]
 
 
 @pytest.mark.parametrize("soon", [False, True])
-def test_a_child_that_leaves_hides_no_crash_loop(caplog: pytest.LogCaptureFixture, soon: bool) -> None:
-    """Neither a child that still leaves nor a spare child that is ready ends the row of deaths of their place."""
-    with Moved().moving() as supervisor:
+def test_an_ending_child_hides_no_crash_loop(caplog: pytest.LogCaptureFixture, soon: bool) -> None:
+    """Neither a child that is ending nor a ready spare child ends the row of deaths of its slot."""
+    with Simulated().simulated() as supervisor:
         old = supervisor.all[0]
         old.tell(ChildReport.STARTED)
         supervisor.step()
@@ -244,7 +244,7 @@ def test_a_child_that_leaves_hides_no_crash_loop(caplog: pytest.LogCaptureFixtur
                 supervisor.step()
                 supervisor.step(32)
                 supervisor.step()
-                assert [one.role.spare for one in supervisor.living] == [bool(number), True]
+                assert [child.role.spare for child in supervisor.living] == [bool(number), True]
                 supervisor.living[-1].tell(ChildReport.READY)
                 supervisor.step()
                 supervisor.living[0].end(1)
@@ -256,7 +256,7 @@ def test_a_child_that_leaves_hides_no_crash_loop(caplog: pytest.LogCaptureFixtur
 
 @contextlib.contextmanager
 def reporting(monkeypatch: pytest.MonkeyPatch, limits: RecycleLimits) -> Iterator[Any]:
-    """Yield what a child reports when it has `ran` so many tasks, and has so many bytes at its peak, at a moment."""
+    """Yield a function that returns the reports of a child, given its tasks, its peak memory and the time."""
     now = SimpleNamespace(moment=0.0, peak=100)
     monkeypatch.setattr(heartbeat, "time", SimpleNamespace(monotonic=lambda: now.moment))
     for module in (heartbeat, recycle_limits):
@@ -280,8 +280,8 @@ def reporting(monkeypatch: pytest.MonkeyPatch, limits: RecycleLimits) -> Iterato
         os.close(end)
 
 
-def test_a_spare_child_is_given_up_when_memory_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A peak that stays below the limit needs a spare child for some minutes, and again only when it has grown."""
+def test_a_spare_child_stops_when_memory_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spare child stops after some minutes below the memory limit, and starts again when the peak has grown."""
     with reporting(monkeypatch, RecycleLimits(max_memory=1100)) as reports:
         assert reports(1, 899, 1) == []
         assert reports(2, 901, 10) == [ChildReport.LIMIT_NEAR]
@@ -289,13 +289,13 @@ def test_a_spare_child_is_given_up_when_memory_stays(monkeypatch: pytest.MonkeyP
         assert reports(4, 901, 310) == [ChildReport.SPARE_UNNEEDED]
         assert [reports(5 + hour, 1050, 3600.0 * (1 + hour)) for hour in range(9)] == [[]] * 9
         assert reports(20, 1070, 40_000) == [ChildReport.LIMIT_NEAR]
-        assert reports(20, 1099, 40_300) == []  # it has come much nearer
+        assert reports(20, 1099, 40_300) == []  # the limit is much nearer
         assert reports(20, 1099, 40_600) == [ChildReport.SPARE_UNNEEDED]
         assert reports(21, 1101, 40_601) == [ChildReport.MAX_MEMORY]
 
 
 def test_a_spare_child_waits_for_the_last_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that has a task left before its limit keeps its spare child, however long the queue is empty."""
+    """A child near its task limit keeps its spare child for as long as the queue is empty."""
     with reporting(monkeypatch, RecycleLimits(max_tasks=100)) as reports:
         assert reports(99, 100, 1) == [ChildReport.LIMIT_NEAR]
         assert reports(99, 100, 100_000) == reports(99, 100, 200_000) == []
@@ -303,10 +303,10 @@ def test_a_spare_child_waits_for_the_last_tasks(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("status", [0, 128 + signal.SIGTERM, -signal.SIGTERM])
-def test_a_spare_child_that_is_not_needed_ends(caplog: pytest.LogCaptureFixture, status: int) -> None:
-    """Its end is no death, whenever it comes; the child that works has another one when it asks again."""
+def test_an_unneeded_spare_child_stops(caplog: pytest.LogCaptureFixture, status: int) -> None:
+    """The exit of an unneeded spare child is no death, and another one starts when it is needed."""
     caplog.set_level("INFO")
-    with Moved().moving() as supervisor:
+    with Simulated().simulated() as supervisor:
         child = supervisor.all[0]
         for asked in range(2):
             child.tell(ChildReport.STARTED, ChildReport.LIMIT_NEAR)
@@ -324,9 +324,9 @@ def test_a_spare_child_that_is_not_needed_ends(caplog: pytest.LogCaptureFixture,
         assert supervisor.health().reasons == []
 
 
-def test_a_child_that_leaves_slowly_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """A long task of a child that leaves is one WARNING, and /healthz is 200 as long as the next child works."""
-    with Moved().moving() as supervisor:
+def test_a_slowly_ending_child_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A long task of an ending child is one WARNING, and /healthz is 200 while the next child works."""
+    with Simulated().simulated() as supervisor:
         supervisor.all[0].tell(ChildReport.STARTED, ChildReport.MAX_TASKS)
         for _ in range(3):
             supervisor.step(40)
@@ -339,17 +339,17 @@ def test_a_child_that_leaves_slowly_is_logged_once(caplog: pytest.LogCaptureFixt
         assert leaving == [None, 80.0]
 
 
-def test_a_task_that_hangs_adds_at_most_one_process(tmp_path: Path) -> None:
-    """Two children that cannot leave get no third; /healthz says so, and the place works again when they end."""
+def test_a_hanging_task_adds_at_most_one_process(tmp_path: Path) -> None:
+    """Two children that cannot end get no third; /healthz says so, and the slot works again when they end."""
     before = "import unstract_core.cli.commands.worker as w; w._MIN_SILENCE = 1.5"
     options = ("--concurrency", "2", "--max-tasks", "1", "--lease", "0.5", *HTTP)
     with worker(*options, url="supervised:recycling", directory=tmp_path, before=before) as command:
         first, second = command.children(2)
 
-        def is_told() -> bool:
+        def is_reported() -> bool:
             return any("child 1 has taken no messages for" in reason for reason in command.health()["reasons"])
 
-        wait_until(is_told, what="the place without a worker to be reported")
+        wait_until(is_reported, what="the place without a worker to be reported")
         assert not command.healthy()
         assert [child["pid"] for child in command.health()["children"]] == [second, first]
         command.event("child_still_leaving", pid=str(first))
@@ -360,21 +360,19 @@ def test_a_task_that_hangs_adds_at_most_one_process(tmp_path: Path) -> None:
 
 
 def spare(command: Command) -> int:
-    """Wait until a child has prepared to follow another, and return its pid."""
-    found: list[int] = []
+    """Wait until a spare child is ready, and return its pid."""
+    pids: list[int] = []
 
     def is_ready() -> bool:
-        found[:] = [child["pid"] for child in command.health()["children"] if child["state"] == "spare"]
-        return bool(found)
+        pids[:] = [child["pid"] for child in command.health()["children"] if child["state"] == "spare"]
+        return bool(pids)
 
     wait_until(is_ready, timeout=60, what="a child to be ready to follow")
-    return found[0]
+    return pids[0]
 
 
-def test_a_child_is_ready_before_the_one_it_follows_leaves(
-    database: tuple[str, PostgresTransport], tmp_path: Path
-) -> None:
-    """The next child has imported the app when the old one reaches its limit, and runs the very next task."""
+def test_a_spare_child_is_ready_before_the_limit(database: tuple[str, PostgresTransport], tmp_path: Path) -> None:
+    """The next child has imported the app when the old one reaches its limit, and runs the next task."""
     url, transport = database
 
     def run(count: int) -> list[int]:
@@ -405,8 +403,8 @@ def test_a_child_is_ready_before_the_one_it_follows_leaves(
         assert command.events("child_killed") == []
 
 
-def test_children_start_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All children import the app at the same time: none waits until another has started."""
+def test_children_start_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All children import the app at the same time."""
     monkeypatch.setenv("RECYCLED_TOGETHER", "3")
     with worker("--processes", "3", url="memory://", app="recycled:tasks", directory=tmp_path) as command:
         assert len(set(command.children(3))) == 3
@@ -415,16 +413,16 @@ def test_children_start_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @given(st.integers(1, 40), st.integers(1, 10_000))
-def test_first_children_reach_their_limits_one_after_another(processes: int, limit: int) -> None:
-    """Each first child has between half of its limit and all of it, and no two the same where there is room."""
+def test_first_children_reach_their_limits_at_different_times(processes: int, limit: int) -> None:
+    """Each first child has between half of its limit and all of it, with different limits if there are enough tasks."""
     limits = [RecycleLimits(max_tasks=limit).for_share(number / processes).max_tasks for number in range(processes)]
     assert limits[0] == limit
-    assert all(one is not None and limit / 2 <= one <= limit for one in limits)
+    assert all(each is not None and limit / 2 <= each <= limit for each in limits)
     assert len(set(limits)) == processes or limit < 2 * processes
 
 
 @given(st.booleans(), st.booleans(), st.booleans(), st.floats(0, 1))
-def test_a_role_reaches_its_child_as_it_is(first: bool, silent: bool, spare: bool, share: float) -> None:
-    """A child reads the role that its parent has written."""
+def test_a_role_survives_its_text_form(first: bool, silent: bool, spare: bool, share: float) -> None:
+    """A child reads the role that its supervisor has written."""
     role = Role(first, silent, spare, share)
     assert Role.of(str(role)) == role

@@ -1,4 +1,4 @@
-"""`unstract-wire schema`: what it prints, and how a comparison ends."""
+"""`unstract-wire schema`: its output, and the exit code of a comparison."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RELEASED = ROOT / "tests" / "releases" / FILE
 
 
 def older(change: Callable[[dict[str, Any]], object]) -> str:
-    """The text of a schema from which today's differs by one change."""
+    """Return a schema from which today's differs by one change."""
     old = copy.deepcopy(SCHEMA)
     change(old)
     return json.dumps(old)
@@ -34,21 +34,21 @@ FINE = older(lambda old: old["properties"].pop("task_id"))
 
 
 @pytest.mark.parametrize("arguments", [(), ("--json",)])
-def test_the_schema_is_printed_as_it_is_packed(run: Callable[..., Any], arguments: tuple[str, ...]) -> None:
-    """One JSON document, to the byte; no transport is needed."""
+def test_schema_prints_the_packaged_file(run: Callable[..., Any], arguments: tuple[str, ...]) -> None:
+    """The output is the packaged schema, byte for byte, and needs no transport."""
     ended = run("schema", *arguments, url=None)
     assert (ended.exit_code, ended.stderr) == (0, "")
     assert ended.stdout == (ROOT / "unstract_core" / "schema" / FILE).read_text()
 
 
 def test_the_schema_of_the_last_release_is_compatible(run: Callable[..., Any]) -> None:
-    """As `make check` asks; what is fine may be told."""
+    """Today's schema breaks nothing of the last release's schema."""
     ended = run("schema", "--check-against", str(RELEASED))
     assert (ended.exit_code, ended.stderr) == (0, "")
 
 
-def test_nothing_has_changed_since_the_schema_itself(start: Callable[..., subprocess.Popen[str]]) -> None:
-    """What one process prints, another one compares."""
+def test_a_schema_has_no_changes_from_itself(start: Callable[..., subprocess.Popen[str]]) -> None:
+    """Another process compares the printed schema, and finds no change."""
     process = start("schema", "--check-against", "-")
     assert process.communicate(json.dumps(SCHEMA)) == ("nothing has changed\n", "")
     assert process.returncode == 0
@@ -63,10 +63,8 @@ def test_nothing_has_changed_since_the_schema_itself(start: Callable[..., subpro
     ],
     ids=["old readers", "new readers", "both"],
 )
-def test_what_breaks_is_told_with_its_side_and_ends_with_1(
-    run: Callable[..., Any], tmp_path: Path, old: str, line: str
-) -> None:
-    """One line each on standard output, nothing on standard error, from a file as from standard input."""
+def test_a_breaking_change_names_its_side(run: Callable[..., Any], tmp_path: Path, old: str, line: str) -> None:
+    """Each breaking change is one line with the side that it breaks, and the exit code is 1."""
     (tmp_path / "old.json").write_text(old)
     ended = run("schema", "--check-against", str(tmp_path / "old.json"))
     assert (ended.exit_code, ended.stderr) == (1, "")
@@ -74,15 +72,15 @@ def test_what_breaks_is_told_with_its_side_and_ends_with_1(
     assert run("schema", "--check-against", "-", input=old).stdout == ended.stdout
 
 
-def test_what_is_fine_is_told_as_fine_and_ends_with_0(run: Callable[..., Any]) -> None:
-    """A new optional key."""
+def test_a_compatible_change_exits_with_0(run: Callable[..., Any]) -> None:
+    """A new optional key is printed as fine, and the exit code is 0."""
     ended = run("schema", "--check-against", "-", input=FINE)
     assert (ended.exit_code, ended.stderr) == (0, "")
     assert ended.stdout == "$.task_id: fine: a new optional key, which old readers ignore\n"
 
 
-def test_json_says_the_same(run: Callable[..., Any]) -> None:
-    """One document: whether it is compatible, and each change."""
+def test_the_json_comparison_lists_the_same_changes(run: Callable[..., Any]) -> None:
+    """The document says whether the schema is compatible, and lists each change."""
     ended = run("schema", "--json", "--check-against", "-", input=BREAKS_OLD)
     assert ended.exit_code == 1
     document = json.loads(ended.stdout)
@@ -109,10 +107,10 @@ def test_json_says_the_same(run: Callable[..., Any]) -> None:
     ],
     ids=range(8),
 )
-def test_what_is_no_schema_is_one_line_with_the_place(
+def test_a_file_that_is_no_schema_is_refused(
     run: Callable[..., Any], tmp_path: Path, old: bytes, said: list[str]
 ) -> None:
-    """With the name of the file, and exit code 2."""
+    """The error is one line with the name of the file, and the exit code is 2."""
     (tmp_path / "old.json").write_bytes(old)
     for name, line in (
         ("old.json", the_one_line(run("schema", "--check-against", str(tmp_path / "old.json")))),
@@ -123,19 +121,19 @@ def test_what_is_no_schema_is_one_line_with_the_place(
 
 
 @pytest.mark.parametrize("name", ["absent.json", "."])
-def test_a_file_that_cannot_be_read_is_one_line(run: Callable[..., Any], tmp_path: Path, name: str) -> None:
-    """Missing, or no file."""
+def test_a_missing_schema_file_is_one_line(run: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    """A missing file or a directory is one line with exit code 2."""
     assert "'--check-against'" in the_one_line(run("schema", "--check-against", str(tmp_path / name)))
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="the system has no file that opens and cannot be read")
-def test_a_file_that_opens_and_cannot_be_read_is_one_line(run: Callable[..., Any]) -> None:
-    """The system's own reason is told."""
+def test_a_read_error_is_one_line(run: Callable[..., Any]) -> None:
+    """The error line has the operating system's reason."""
     assert "/proc/self/mem cannot be read: " in the_one_line(run("schema", "--check-against", "/proc/self/mem"))
 
 
-def test_what_a_schema_says_cannot_steer_a_terminal(start: Callable[..., subprocess.Popen[str]]) -> None:
-    """Control characters in the names of its keys are escaped."""
+def test_control_characters_of_a_schema_are_escaped(start: Callable[..., subprocess.Popen[str]]) -> None:
+    """Control characters in the keys of a schema are escaped."""
     process = start("schema", "--check-against", "-")
     out, _ = process.communicate(older(lambda old: old["properties"].update({"\x1b[2J\n\u202e": True})))
     assert process.returncode == 1

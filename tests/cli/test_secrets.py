@@ -1,4 +1,4 @@
-"""No password in anything that the command prints or logs, whatever it looks like and wherever it stood."""
+"""Passwords are masked in all that the command prints or logs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def encoded(password: str) -> str:
 
 
 def in_quotes(password: str) -> str:
-    """Write a value as libpq's key=value strings want it."""
+    """Return a value in the quotes of libpq's key=value strings."""
     return "'" + password.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
@@ -59,7 +59,7 @@ ECHOES: dict[str, Callable[[str, str], str]] = {
 
 
 def shows(text: str, password: str) -> bool:
-    """Whether a text has the password, in any form that a person could read it in."""
+    """Whether a text has the password in any readable form."""
     return any(form in text for form in {password, encoded(password), repr(password)[1:-1]})
 
 
@@ -73,13 +73,13 @@ def shows(text: str, password: str) -> bool:
 @example("new\nline")
 @example("p@ss:w/o?r#d&x=y%41")
 @example("пароль-密碼")
-def test_whatever_a_password_looks_like_it_is_masked(place: str, echo: str, password: str) -> None:
-    """In a URL's every place, and in every form in which a driver may repeat it: text, line of a log, traceback."""
+def test_each_password_is_masked_in_each_form(place: str, echo: str, password: str) -> None:
+    """A password in any part of a URL is masked in every form: text, log line and traceback."""
     other = "XXXX-other-XXXX"
     url, harmless = PLACES[place](password), PLACES[place](other)
     said = ECHOES[echo](url, password)
     assume(not shows(ECHOES[echo](harmless, other), password))
-    assume(not shows(mask(harmless, harmless), password))  # what stands in the URL anyway, such as its scheme
+    assume(not shows(mask(harmless, harmless), password))  # part of the URL anyway, such as its scheme
     session = CliContext(url=url)
     record = logging.LogRecord("driver", logging.DEBUG, __file__, 1, "%s", (said,), None)
     texts = {
@@ -94,8 +94,8 @@ def test_whatever_a_password_looks_like_it_is_masked(place: str, echo: str, pass
 @settings(max_examples=20)
 @given(PASSWORDS)
 @example("it's s3cret")
-def test_an_error_of_the_library_quotes_no_password(password: str) -> None:
-    """Without the command, too: what a transport raises, its causes, its repr and its log have none of the URL's."""
+def test_library_errors_quote_no_password(password: str) -> None:
+    """A transport's errors, causes, repr and log contain no password of its URL, also without the command."""
     for url in (
         f"postgresql://user:{encoded(password)}@127.0.0.1:1/db?timeout=1",
         f"postgresql://127.0.0.1:1/db?user=u&password={encoded(password)}&timeout=1",
@@ -138,8 +138,8 @@ PIECES = [
 
 @settings(max_examples=500)
 @given(st.lists(st.sampled_from(PIECES) | st.characters(exclude_categories=["Cs"]), max_size=30).map("".join))
-def test_masks_change_what_their_plain_rules_change(text: str) -> None:
-    """The linear masks mask exactly what the two short regular expressions of their definition would mask."""
+def test_masks_match_their_plain_definition(text: str) -> None:
+    """The linear masks mask exactly the text that two short regular expressions define."""
     assert mask(text, "") == KEYWORD_BEFORE.sub(r"\1***", CREDENTIALS_BEFORE.sub(r"\1:***@", text))
 
 
@@ -162,7 +162,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_masks_are_quick_on_any_long_text(piece: str) -> None:
-    """A log line of 100,000 characters, or a URL of 20,000, costs far less than a second, whatever it repeats."""
+    """A log line of 100,000 characters or a URL of 20,000 is masked in far less than a second."""
     url = "postgresql://user:s3cret-password@host/db?sslpassword=an%20other"
     long = piece * (100_000 // len(piece))
     session = CliContext(url=url)
@@ -177,8 +177,8 @@ def test_masks_are_quick_on_any_long_text(piece: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["a", "pwd", "://"])
-def test_masks_take_a_second_at_most_for_a_million_characters(word: str) -> None:
-    """One word of a million characters in a log line does not stop the worker."""
+def test_masks_take_a_second_for_a_million_characters(word: str) -> None:
+    """One word of a million characters in a log line takes at most a second."""
     text = word * (1_000_000 // len(word))
     began = time.process_time()
     assert mask(text, "postgresql://user:s3cret-password@host/db") == text

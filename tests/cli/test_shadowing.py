@@ -1,4 +1,4 @@
-"""Modules in the project's directory that are named as others: the command and its children import the same ones."""
+"""Project modules with the names of other modules: the command and its children import the same ones."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ SCRIPT = str(Path(sys.executable).parent / "unstract-wire")
 
 
 @pytest.mark.parametrize("name", ["queue", "attrs"])
-def test_children_import_what_the_command_imports(tmp_path: Path, name: str) -> None:
-    """A module of the project that hides one of the standard library or a dependency stops no child from starting."""
+def test_children_import_the_same_modules_as_the_command(tmp_path: Path, name: str) -> None:
+    """A project module that hides a standard or required module does not stop children from starting."""
     (tmp_path / f"{name}.py").write_text("raise RuntimeError('this is the module of the project')\n")
     (tmp_path / "project.py").write_text("import helpers\ntasks = {'t': print}\n")
     (tmp_path / "helpers.py").write_text("")
@@ -29,8 +29,8 @@ def test_children_import_what_the_command_imports(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     "start", [[SCRIPT], [sys.executable, "-m", "unstract_core"], [sys.executable, "-P", "-O", "-m", "unstract_core"]]
 )
-def test_children_have_the_import_path_and_options_of_the_command(tmp_path: Path, start: list[str]) -> None:
-    """The same `sys.path` and the same interpreter options, whichever way the command was started."""
+def test_children_have_the_commands_import_path_and_options(tmp_path: Path, start: list[str]) -> None:
+    """Children have the same `sys.path` and interpreter options, for every way to start the command."""
     (tmp_path / "project.py").write_text(
         "import sys\n"
         "with open('seen', 'a') as file:\n"

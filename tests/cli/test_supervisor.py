@@ -1,4 +1,4 @@
-"""A worker with children: who starts again when, who ends whom, and what is told of it."""
+"""A supervised worker: starts, restarts, signals, and the log and health of its children."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ HTTP = ("--http", "127.0.0.1:0")
 
 
 def members(group: int) -> str:
-    """The processes of a process group, for as long as it has any."""
-    found = subprocess.run(["ps", "-e", "-o", "pgid=,pid="], capture_output=True, text=True, check=True).stdout
-    return "\n".join(line for line in found.splitlines() if line.split()[0] == str(group))
+    """Return the processes of a process group; "" if it has none."""
+    listed = subprocess.run(["ps", "-e", "-o", "pgid=,pid="], capture_output=True, text=True, check=True).stdout
+    return "\n".join(line for line in listed.splitlines() if line.split()[0] == str(group))
 
 
 def go(directory: Path, name: str = "held") -> None:
@@ -42,7 +42,7 @@ def go(directory: Path, name: str = "held") -> None:
 
 
 @given(st.lists(st.floats(0, 59.9), max_size=12))
-def test_each_death_doubles_the_pause_from_a_second_to_a_minute(lives: list[float]) -> None:
+def test_each_death_doubles_the_restart_pause(lives: list[float]) -> None:
     """A child that dies young is restarted after 1 s, then 2 s, and so on to 60 s; the fifth death is a crash loop."""
     backoff = Backoff()
     pauses = [backoff.note_death(lived) for lived in lives]
@@ -51,8 +51,8 @@ def test_each_death_doubles_the_pause_from_a_second_to_a_minute(lives: list[floa
 
 
 @given(st.lists(st.floats(0, 1000), min_size=1, max_size=30))
-def test_a_minute_of_life_ends_a_crash_loop_and_five_end_the_backoff(lives: list[float]) -> None:
-    """A death after a minute is the first in a row; one after five minutes is followed by the shortest pause."""
+def test_a_minute_at_work_ends_a_crash_loop(lives: list[float]) -> None:
+    """A minute at work ends the row of deaths, and five minutes reset the pause."""
     backoff, in_a_row, since = Backoff(), 0, 0
     for lived in lives:
         in_a_row = 1 if lived >= 60 else in_a_row + 1
@@ -61,8 +61,8 @@ def test_a_minute_of_life_ends_a_crash_loop_and_five_end_the_backoff(lives: list
         assert (backoff.deaths, backoff.looping) == (in_a_row, in_a_row >= LOOPING)
 
 
-def test_every_place_has_a_child_of_its_own_and_all_leave_together(tmp_path: Path) -> None:
-    """--processes 3 are three processes; on SIGTERM each finishes what it runs, and the exit code is 0."""
+def test_each_slot_has_a_child_and_all_stop(tmp_path: Path) -> None:
+    """--processes 3 starts three processes; on SIGTERM each finishes its task, and the exit code is 0."""
     with worker("--processes", "3", *HTTP, url="supervised:holding", directory=tmp_path) as command:
         pids = command.children(3)
         assert len({*pids, command.process.pid}) == 4
@@ -70,7 +70,7 @@ def test_every_place_has_a_child_of_its_own_and_all_leave_together(tmp_path: Pat
         health = command.health()
         assert health["status"] == "ok"
         shown = [(str(child["slot"]), child["state"], str(child["pid"])) for child in health["children"]]
-        assert shown == sorted((one["slot"], "running", one["pid"]) for one in command.events("child_started"))
+        assert shown == sorted((event["slot"], "running", event["pid"]) for event in command.events("child_started"))
         command.signal(signal.SIGTERM)
         wait_until(lambda: not command.healthy(), what="it to say that it stops")
         assert "the worker stops" in command.health()["reasons"]
@@ -83,11 +83,11 @@ def test_every_place_has_a_child_of_its_own_and_all_leave_together(tmp_path: Pat
         assert command.events("supervisor_stopped")[0]["killed"] == "0"
 
 
-def test_a_child_that_dies_is_replaced_after_a_pause(tmp_path: Path) -> None:
-    """SIGKILL of a child: it is told with how it went and when another comes, and /healthz is 503 until then."""
+def test_a_dead_child_is_replaced_after_a_pause(tmp_path: Path) -> None:
+    """A killed child is logged with its signal and the pause, and /healthz is 503 until another one runs."""
     with worker("--processes", "2", *HTTP, url="memory://", directory=tmp_path) as command:
         command.children(2)
-        (first,) = [int(one["pid"]) for one in command.events("child_started") if one["slot"] == "1"]
+        (first,) = [int(event["pid"]) for event in command.events("child_started") if event["slot"] == "1"]
         assert command.healthy()
         for number, pause in enumerate(("1.0", "2.0"), start=1):
             os.kill(first, signal.SIGKILL)
@@ -98,14 +98,14 @@ def test_a_child_that_dies_is_replaced_after_a_pause(tmp_path: Path) -> None:
             assert status == 503 or len(command.events("child_started")) == 2 + number, body
             first = command.children(2 + number)[-1]
             wait_until(command.healthy, what="it to be well again")
-        slots = [one["slot"] for one in command.events("child_started")]
+        slots = [event["slot"] for event in command.events("child_started")]
         assert (sorted(slots[:2]), slots[2:]) == (["1", "2"], ["1", "1"])
         command.signal(signal.SIGINT)
         assert command.ends() == 0
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "text"),
     [
         pytest.param({"app": "supervised:nothing"}, "has no 'nothing'", id="app"),
         pytest.param({"url": "nosuch://host"}, "no transport for nosuch:// URLs", id="url"),
@@ -115,21 +115,19 @@ def test_a_child_that_dies_is_replaced_after_a_pause(tmp_path: Path) -> None:
         pytest.param({"more": ["--never-rerun", "--prefetch", "9"]}, "leave prefetch out", id="settings"),
     ],
 )
-def test_what_cannot_start_at_all_ends_the_supervisor_with_one_line(
-    tmp_path: Path, arguments: dict[str, Any], told: str
-) -> None:
-    """Exit code 2 and the one line of the first child, not a restart for ever nor a line for each child."""
+def test_a_wrong_start_ends_the_supervisor(tmp_path: Path, arguments: dict[str, Any], text: str) -> None:
+    """If no child can work, the exit code is 2, and the error is printed once."""
     options = {"url": "supervised:hanging", **arguments}
     more = options.pop("more", ())
     with worker("--processes", "3", *more, directory=tmp_path, **options) as command:
         assert command.ends() == 2
     (line,) = [line for line in command.log if " INFO " not in line]
     assert line.startswith("unstract-wire: ")
-    assert told in line
+    assert text in line
 
 
-def test_what_cannot_start_any_more_is_a_crash(tmp_path: Path) -> None:
-    """Once a child has started, one that ends with 2 is restarted as any other: a broken deployment can be mended."""
+def test_a_later_start_error_is_a_crash(tmp_path: Path) -> None:
+    """After one child has started, a child that exits with 2 is restarted, so that a deployment can be fixed."""
     app = tmp_path / "deployed.py"
     app.write_text("tasks = {'t': print}\n")
     with worker("--processes", "1", url="memory://", directory=tmp_path, app="deployed:tasks") as command:
@@ -143,8 +141,8 @@ def test_what_cannot_start_any_more_is_a_crash(tmp_path: Path) -> None:
         assert command.ends() == 0
 
 
-def test_an_outage_is_waited_out_by_a_child_that_replaces_another(tmp_path: Path) -> None:
-    """A transport that is away is no crash loop, once it has worked: the child starts as soon as it is back."""
+def test_a_replacement_child_waits_out_an_outage(tmp_path: Path) -> None:
+    """A child that replaces another one waits for an unavailable transport, without a crash loop."""
     with worker("--processes", "1", *HTTP, url="supervised:away", directory=tmp_path) as command:
         (pid,) = command.children()
         (tmp_path / "away").touch()
@@ -159,21 +157,21 @@ def test_an_outage_is_waited_out_by_a_child_that_replaces_another(tmp_path: Path
         command.event("transport_away", 2)
         command.signal(signal.SIGTERM)
         assert command.ends() == 0
-        assert [one["exit"] for one in command.events("child_died")] == ["SIGKILL"] * 2
+        assert [event["exit"] for event in command.events("child_died")] == ["SIGKILL"] * 2
     with worker("--processes", "1", url="supervised:away", directory=tmp_path) as command:
         assert command.ends() == 2
         assert "no answer" in command.log[-1] or "no answer" in command.log[-2]
 
 
 @pytest.mark.slow(reason="It waits for the pauses between five deaths: half a minute.")
-def test_a_crash_loop_is_told_in_the_log_and_by_healthz(tmp_path: Path) -> None:
-    """The fifth death in a row is one ERROR, and /healthz is 503 although a child may be starting just then."""
+def test_a_crash_loop_is_logged_and_unhealthy(tmp_path: Path) -> None:
+    """The fifth death in a row is one ERROR, and /healthz is 503 although a child may be starting."""
     with worker("--processes", "1", *HTTP, url="supervised:dying", directory=tmp_path) as command:
         command.children()
         (tmp_path / "die").touch()
         looping = command.event("crash_loop")
         assert (looping["slot"], looping["deaths"], looping["exit"]) == ("1", "5", "3")
-        assert [one["restart_in"] for one in command.events("child_died")] == ["1.0", "2.0", "4.0", "8.0", "16.0"]
+        assert [event["restart_in"] for event in command.events("child_died")] == ["1.0", "2.0", "4.0", "8.0", "16.0"]
         assert any(" ERROR " in line and "wire.crash_loop" in line for line in command.log)
         (tmp_path / "die").unlink()
         command.event("child_started", 6)
@@ -184,19 +182,19 @@ def test_a_crash_loop_is_told_in_the_log_and_by_healthz(tmp_path: Path) -> None:
         assert command.ends() == 0
 
 
-def test_what_does_not_end_in_its_grace_is_killed(tmp_path: Path) -> None:
-    """After --grace seconds, which all children share, SIGKILL, a WARNING for each, and exit code 137."""
+def test_children_are_killed_after_the_grace_period(tmp_path: Path) -> None:
+    """After --grace seconds, which all children share, each is killed with a WARNING, and the exit code is 137."""
     with worker("--processes", "2", "--grace", "1", url="supervised:hanging", directory=tmp_path) as command:
         pids = command.children(2)
         wait_until(lambda: len(noted(tmp_path, "hung")) == 2, what="both to hang")
         command.signal(signal.SIGTERM)
         assert command.ends() == 128 + signal.SIGKILL
-        assert sorted(int(one["pid"]) for one in command.events("child_killed")) == sorted(pids)
+        assert sorted(int(event["pid"]) for event in command.events("child_killed")) == sorted(pids)
         assert not any(map(lives, pids))
 
 
-def test_a_supervisor_that_waits_costs_nothing(tmp_path: Path) -> None:
-    """While one child finishes, and the place of another is free, the parent sleeps."""
+def test_a_waiting_supervisor_uses_no_processor_time(tmp_path: Path) -> None:
+    """The supervisor sleeps while one child finishes and another slot is empty."""
     with worker("--processes", "2", url="supervised:holding", directory=tmp_path) as command:
         first, _ = command.children(2)
         wait_until(lambda: len(noted(tmp_path, "held")) == 2, what="both to run")
@@ -212,15 +210,15 @@ def test_a_supervisor_that_waits_costs_nothing(tmp_path: Path) -> None:
 
 
 def processor_seconds(pid: int) -> int:
-    """Return how many whole seconds a process has used a processor."""
+    """Return the whole seconds of processor time that a process has used."""
     used = subprocess.run(["ps", "-o", "time=", "-p", str(pid)], capture_output=True, text=True, check=True).stdout
     minutes, seconds = used.strip().split(":")[-2:]
     return 60 * int(minutes) + int(float(seconds))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_everything_at_once(tmp_path: Path, number: signal.Signals) -> None:
-    """128 + the signal's number, and no child is left, whatever hangs and whatever grace there was."""
+def test_a_second_signal_kills_all_children(tmp_path: Path, number: signal.Signals) -> None:
+    """The exit code is 128 + the signal number, and no child is left, for any grace period."""
     with worker("--processes", "2", "--grace", "600", url="supervised:hanging", directory=tmp_path) as command:
         pids = command.children(2)
         wait_until(lambda: len(noted(tmp_path, "hung")) == 2, what="both to hang")
@@ -231,8 +229,8 @@ def test_a_second_signal_ends_everything_at_once(tmp_path: Path, number: signal.
         assert not any(map(lives, pids))
 
 
-def test_ctrl_c_reaches_the_parent_alone(tmp_path: Path) -> None:
-    """SIGINT to the whole process group, as a terminal sends it: children finish what runs, as at any first signal."""
+def test_ctrl_c_reaches_the_supervisor_alone(tmp_path: Path) -> None:
+    """At SIGINT to the whole process group, as a terminal sends it, children finish their tasks."""
     with worker("--processes", "2", url="supervised:holding", directory=tmp_path, start_new_session=True) as command:
         pids = command.children(2)
         wait_until(lambda: len(noted(tmp_path, "held")) == 2, what="both to run")
@@ -246,8 +244,8 @@ def test_ctrl_c_reaches_the_parent_alone(tmp_path: Path) -> None:
         assert len(command.events("worker_stopped")) == 2
 
 
-def test_children_of_a_killed_parent_finish_what_runs_and_go(tmp_path: Path) -> None:
-    """SIGKILL of the parent leaves no orphan that works for ever, and no task unfinished."""
+def test_children_of_a_killed_supervisor_finish_and_exit(tmp_path: Path) -> None:
+    """After SIGKILL of the supervisor, children finish their running tasks and exit."""
     with worker("--processes", "2", url="supervised:holding", directory=tmp_path) as command:
         pids = command.children(2)
         wait_until(lambda: len(noted(tmp_path, "held")) == 2, what="both to run")
@@ -259,8 +257,8 @@ def test_children_of_a_killed_parent_finish_what_runs_and_go(tmp_path: Path) -> 
         assert sorted(noted(tmp_path, "held.done")) == sorted(pids)
 
 
-def test_a_task_that_hangs_keeps_no_child_of_a_killed_parent(tmp_path: Path) -> None:
-    """Nobody is left to kill it: after the grace it leaves by itself."""
+def test_a_hanging_child_of_a_killed_supervisor_exits(tmp_path: Path) -> None:
+    """A child whose supervisor was killed exits after the grace period, although its task hangs."""
     with worker("--processes", "1", "--grace", "1", url="supervised:hanging", directory=tmp_path) as command:
         (pid,) = command.children()
         wait_until(lambda: noted(tmp_path, "hung"), what="it to hang")
@@ -268,8 +266,8 @@ def test_a_task_that_hangs_keeps_no_child_of_a_killed_parent(tmp_path: Path) -> 
         gone(pid)
 
 
-def test_a_child_that_is_not_heard_of_is_told_and_not_killed(tmp_path: Path) -> None:
-    """SIGSTOP of a child: one ERROR and 503; it comes back, which is told too, and it is the same process."""
+def test_a_silent_child_is_logged_and_not_killed(tmp_path: Path) -> None:
+    """A stopped child is one ERROR and makes /healthz 503; when it continues, that is logged, too."""
     before = "import unstract_core.cli.commands.worker as w; w._MIN_SILENCE = 3.0"
     with worker(
         "--processes", "1", "--lease", "1", *HTTP, url="memory://", directory=tmp_path, before=before
@@ -289,8 +287,8 @@ def test_a_child_that_is_not_heard_of_is_told_and_not_killed(tmp_path: Path) -> 
         assert command.ends() == 0
 
 
-def test_a_signal_during_the_replacement_of_a_child_is_its_first(tmp_path: Path) -> None:
-    """A child that has reached a limit finishes what runs, and does so when it is asked to leave meanwhile."""
+def test_a_signal_during_a_replacement_is_the_first(tmp_path: Path) -> None:
+    """A child that is being replaced finishes its running task when SIGTERM comes."""
     options = ("--processes", "1", "--concurrency", "2", "--max-tasks", "1")
     with worker(*options, url="supervised:recycling", directory=tmp_path) as command:
         (pid,) = command.children()
@@ -305,13 +303,13 @@ def test_a_signal_during_the_replacement_of_a_child_is_its_first(tmp_path: Path)
 
 
 @pytest.mark.parametrize("first", ["parent", "children"])
-def test_who_signals_every_process_cuts_off_no_task(tmp_path: Path, first: str) -> None:
-    """A signal to the parent and to each child, as service managers send it, is one signal to stop."""
+def test_a_signal_to_every_process_counts_once(tmp_path: Path, first: str) -> None:
+    """A signal to the supervisor and to each child, as service managers send it, stops no task early."""
     with worker("--processes", "3", url="supervised:holding", directory=tmp_path) as command:
         pids = command.children(3)
         wait_until(lambda: len(noted(tmp_path, "held")) == 3, what="each to run its task")
-        everybody = [command.process.pid, *pids]
-        for pid in everybody if first == "parent" else reversed(everybody):
+        processes = [command.process.pid, *pids]
+        for pid in processes if first == "parent" else reversed(processes):
             os.kill(pid, signal.SIGTERM)
             time.sleep(0.1)
         command.event("supervisor_stopping")
@@ -321,8 +319,8 @@ def test_who_signals_every_process_cuts_off_no_task(tmp_path: Path, first: str) 
         assert sorted(noted(tmp_path, "held.done")) == sorted(pids)
 
 
-def test_a_child_that_dies_while_all_leave_is_told(tmp_path: Path) -> None:
-    """Its messages wait for their leases: there is a WARNING, and the exit code is 1."""
+def test_a_death_during_the_stop_exits_with_1(tmp_path: Path) -> None:
+    """A child that dies while the worker stops is a WARNING, and the exit code is 1."""
     with worker("--processes", "2", url="supervised:holding", directory=tmp_path) as command:
         pids = command.children(2)
         wait_until(lambda: len(noted(tmp_path, "held")) == 2, what="each to run its task")
@@ -336,8 +334,8 @@ def test_a_child_that_dies_while_all_leave_is_told(tmp_path: Path) -> None:
         assert noted(tmp_path, "held.done") == pids[1:]
 
 
-def test_nothing_holds_up_the_replacement_of_a_child(tmp_path: Path) -> None:
-    """A thread that a task has left behind, and that Python would wait for, has some seconds; then the child goes."""
+def test_a_leftover_thread_delays_no_replacement(tmp_path: Path) -> None:
+    """A thread that a task has left behind delays the exit of a replaced child by some seconds only."""
     with worker("--processes", "1", "--max-tasks", "1", url="supervised:held_up", directory=tmp_path) as command:
         (first,) = command.children()
         assert command.event("exit_held_up")["pid"] == str(first)
@@ -350,19 +348,19 @@ def test_nothing_holds_up_the_replacement_of_a_child(tmp_path: Path) -> None:
 IN_A_LARGE_PROGRAM = """
 import subprocess, sys
 large = bytearray(b"x") * (400 << 20)
-told = "from unstract_core.cli.supervisor.recycle_limits import peak_memory; print(peak_memory() >> 20)"
-subprocess.run([sys.executable, "-c", told], check=True)
+code = "from unstract_core.cli.supervisor.recycle_limits import peak_memory; print(peak_memory() >> 20)"
+subprocess.run([sys.executable, "-c", code], check=True)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not tell the peak of one program alone")
-def test_the_memory_of_who_started_it_is_not_a_childs_own(tmp_path: Path) -> None:
-    """--max-memory is about the child: its parent may have been large."""
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems report no peak memory of one program")
+def test_the_memory_of_the_parent_does_not_count(tmp_path: Path) -> None:
+    """The peak memory of a child does not include that of the process that started it."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", IN_A_LARGE_PROGRAM], check=True, capture_output=True, text=True, env=env
     ).stdout
-    assert 5 < int(told) < 200
+    assert 5 < int(output) < 200
 
 
 WITH_MANY_FILES = """
@@ -376,8 +374,8 @@ files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
 @pytest.mark.parametrize(
     "how", ["killed", "overdue", "abandoned", "abandoned overdue", "exits", "both killed", "both killed, many files"]
 )
-def test_what_a_task_has_started_ends_with_its_child(tmp_path: Path, how: str) -> None:
-    """A child that was lost, left a hanging task behind or was left alone leaves no program of a task at work."""
+def test_programs_of_tasks_end_with_their_child(tmp_path: Path, how: str) -> None:
+    """If a child dies, is overdue or is abandoned, the programs that its tasks have started are killed."""
     options = ["--task-deadline", "2"] if "overdue" in how else []
     options += ["--grace", "1" if how == "abandoned" else "30"] if "abandoned" in how else []
     before = WITH_MANY_FILES if how == "both killed, many files" else ""
@@ -413,8 +411,8 @@ subprocess.run(["sh", "-c", "sleep 1 & echo $! > orphan"], start_new_session=Tru
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to make a process the parent of its orphans")
-def test_orphans_that_fall_to_the_supervisor_do_not_stay(tmp_path: Path) -> None:
-    """As the first process of a container the supervisor lets go of what ends there; its own children it keeps."""
+def test_the_supervisor_reaps_orphans(tmp_path: Path) -> None:
+    """As process 1 of a container the supervisor reaps orphans, and still notices the exits of its children."""
     with worker("--processes", "1", url="memory://", directory=tmp_path, before=ORPHAN) as command:
         (child,) = command.children()
         (orphan,) = noted(tmp_path, "orphan")
@@ -426,8 +424,8 @@ def test_orphans_that_fall_to_the_supervisor_do_not_stay(tmp_path: Path) -> None
         assert command.ends() == 0
 
 
-def test_nothing_of_the_supervision_reaches_what_a_task_starts(tmp_path: Path) -> None:
-    """A task that starts this very command starts a worker, not a child; nor is a URL in the arguments of a child."""
+def test_programs_of_tasks_see_no_supervision(tmp_path: Path) -> None:
+    """A task's program is no child of the supervisor, and the arguments of a child contain no URL."""
     with worker("--processes", "1", url="supervised:looking", directory=tmp_path) as command:
         (pid,) = command.children()
         wait_until(lambda: noted(tmp_path, "looked"), what="the task")
@@ -440,7 +438,7 @@ def test_nothing_of_the_supervision_reaches_what_a_task_starts(tmp_path: Path) -
 
 
 def test_two_supervisors_on_one_port_both_work(tmp_path: Path) -> None:
-    """The second says so in one WARNING, and runs its tasks all the same."""
+    """The second supervisor logs one WARNING, and runs its tasks."""
     with worker("--processes", "1", *HTTP, url="memory://", directory=tmp_path) as first:
         address = first.event("http_listening")["address"]
         first.children()
@@ -455,8 +453,8 @@ def test_two_supervisors_on_one_port_both_work(tmp_path: Path) -> None:
         assert ask(address, "/healthz")[0] == 200
 
 
-def test_without_an_option_that_needs_it_nothing_is_supervised(tmp_path: Path) -> None:
-    """A plain worker is one process; each option that a single process cannot keep makes it the parent of one."""
+def test_only_options_that_need_it_start_a_supervisor(tmp_path: Path) -> None:
+    """A plain worker is one process; options that need a restart start a supervisor with one child."""
     with worker(url="supervised:holding", directory=tmp_path) as plain:
         assert plain.event("worker_started")["pid"] == str(plain.process.pid)
     for option in ("--max-tasks", "--max-memory", "--task-deadline", "--grace"):
@@ -472,8 +470,8 @@ tasks = dict(t=print)
 """
 
 
-def test_a_signal_during_the_import_is_heard_at_any_moment(tmp_path: Path) -> None:
-    """Also while an object is finalized, where an exception goes nowhere: nothing is taken after it."""
+def test_sigterm_during_a_finalizer_stops_the_start(tmp_path: Path) -> None:
+    """SIGTERM while the import finalizes an object, which discards exceptions, still ends the worker."""
     (tmp_path / "dropping.py").write_text(TERMINATED)
     with worker(url="memory://", app="dropping:tasks", directory=tmp_path, path=tmp_path) as command:
         assert command.ends() == 128 + signal.SIGTERM
@@ -481,28 +479,28 @@ def test_a_signal_during_the_import_is_heard_at_any_moment(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("first", [{"ran": 1}, {"ran": 1, "overdue": 1}, {"overdue": 1}], ids=str)
-def test_a_task_that_hangs_is_told_whatever_else_its_child_leaves_for(first: dict[str, int]) -> None:
-    """The parent has to know: it ends what that task has started."""
+def test_an_overdue_task_is_always_reported(first: dict[str, int]) -> None:
+    """The supervisor gets the report of an overdue task also after another report."""
     life, reports = os.pipe(), os.pipe()
     consumer = Consumer(MemoryTransport(), {"t": print}, ["q"])
-    heartbeat = Heartbeat(Parent(life[0], reports[1], first=True), RecycleLimits(max_tasks=1))
-    heartbeat.attach(consumer)
+    observer = Heartbeat(Parent(life[0], reports[1], first=True), RecycleLimits(max_tasks=1))
+    observer.attach(consumer)
     slot = WorkerProcess(1, reports=reports[0])
     os.set_blocking(reports[0], False)
     delivery, turn = Delivery("1", "q", 1, None, ""), Turn(held=0, running=0, away=False)
     for counted in (first, {"ran": 1, "overdue": 1}):
         consumer.counters.update(counted)
-        heartbeat.ran(delivery, "raised", None, 0.0, 0)
-        heartbeat.turned(turn)
-    told = [report for report in slot.read_reports() if report.ends_child]
-    assert told == ([ChildReport.MAX_TASKS] if "overdue" not in first else []) + [ChildReport.OVERDUE]
+        observer.ran(delivery, "raised", None, 0.0, 0)
+        observer.turned(turn)
+    reported = [report for report in slot.read_reports() if report.ends_child]
+    assert reported == ([ChildReport.MAX_TASKS] if "overdue" not in first else []) + [ChildReport.OVERDUE]
     for end in (*life, *reports):
         os.close(end)
 
 
 @pytest.mark.parametrize("left", range(8))
-def test_a_start_without_descriptors_leaves_none_open(left: int) -> None:
-    """However few files the supervisor can open, a start that fails closes what it has opened."""
+def test_a_failed_start_leaves_no_file_open(left: int) -> None:
+    """However few files the supervisor can open, a failed start closes those that it has opened."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     before, taken, slot = os.listdir("/dev/fd"), [], WorkerProcess(1)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, before)) + 20, hard))
@@ -522,8 +520,8 @@ def test_a_start_without_descriptors_leaves_none_open(left: int) -> None:
     assert (slot.process, slot.reports, slot.orders, slot.guard) == (None, -1, -1, -1)
 
 
-def test_a_foreign_byte_among_the_reports_is_passed_over() -> None:
-    """A task that writes into every pipe that it finds does not end the supervisor of all."""
+def test_an_unknown_report_is_ignored() -> None:
+    """A byte that a task writes to the report pipe is ignored."""
     slot = WorkerProcess(1)
     slot.reports, theirs = os.pipe()
     os.set_blocking(slot.reports, False)

@@ -1,4 +1,4 @@
-"""Tables: fitted to a terminal of any width, and whole where nobody looks."""
+"""Tables: fitted to a terminal of any width, and complete in a pipe."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def screen(on_terminal: OnTerminal, *arguments: str, width: int) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [30, 50, 80, 81, 160, 300])
-def test_dead_letters_have_whole_ids_and_names_and_a_reason_at_any_width(on_terminal: OnTerminal, width: int) -> None:
-    """No id, queue, task or time is ever cut; a reason is, to one line of which at least 26 columns are seen."""
+def test_only_reasons_are_cut_at_any_width(on_terminal: OnTerminal, width: int) -> None:
+    """No id, queue, task or time is cut; a reason is cut to one line with at least 26 columns."""
     heading, *lines = screen(on_terminal, "dead", "list", width=width)
     text = "\n".join(lines)
     assert heading.startswith("ID")
@@ -84,8 +84,8 @@ ExtractionError: invoice MF-4471 does not add up: its 3 line items come t…
         ),
     ],
 )
-def test_a_row_that_is_wider_than_the_terminal_goes_on_below(on_terminal: OnTerminal, width: int, shown: str) -> None:
-    """Indented, under headings that do so too; the reason stands beside where 40 columns are left for it."""
+def test_a_wide_row_continues_on_the_next_line(on_terminal: OnTerminal, width: int, shown: str) -> None:
+    """Headings and rows continue indented; the reason stays on the first line if it gets 40 columns."""
     lines = screen(on_terminal, "dead", "list", width=width)
     screenful = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "2026-01-02T03:04:05Z", "\n".join(lines))
     assert screenful == textwrap.dedent(shown).strip()
@@ -93,14 +93,14 @@ def test_a_row_that_is_wider_than_the_terminal_goes_on_below(on_terminal: OnTerm
 
 @pytest.mark.parametrize("width", [40, 80])
 def test_the_figures_of_a_queue_are_never_cut(on_terminal: OnTerminal, width: int) -> None:
-    """A table of numbers goes on below too where it has to: every name and every figure is there."""
+    """A table of figures continues on the next line, with every name and figure."""
     lines = screen(on_terminal, "queues", width=width)
     busy, quiet = ["celery_executor_legacy", "1200", "1200", "0", "0", "0s", "1"], ["ide_callback", *"0000-1"]
     assert " ".join(lines).split()[8:] == busy + quiet
 
 
-def test_a_table_is_whole_where_nobody_looks(run: Callable[..., Any], transport: Lasting) -> None:
-    """In a pipe the same table is aligned too, and nothing is cut."""
+def test_a_table_in_a_pipe_is_complete(run: Callable[..., Any], transport: Lasting) -> None:
+    """A table in a pipe is aligned, and nothing is cut."""
     transport.send([message("t", "q"), message("t", "a-longer-name")])
     bury(transport, "q", "x" * 300)
     bury(transport, "a-longer-name", "y")

@@ -1,4 +1,4 @@
-"""`unstract-wire top`: what it shows once, and how it lives on a terminal."""
+"""`unstract-wire top`: its output without a terminal, and its live view."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _STYLE = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
 
 
 class Screen:
-    """The command on a terminal of its own, as somebody sees it who sits there."""
+    """The command on a terminal of its own."""
 
     def __init__(self, *arguments: str, size: tuple[int, int] = (30, 110), before: str = "") -> None:
         self._ours, theirs = pty.openpty()
@@ -55,7 +55,7 @@ class Screen:
         self._shown = ""
 
     def shows(self, *texts: str, without: str = "\0", timeout: float = 60.0) -> str:
-        """Wait for a picture that holds all of these texts, and not that one; return it."""
+        """Wait for a picture that has all of these texts, and not `without`; return it."""
         deadline = time.monotonic() + timeout
         self._shown = ""
         while time.monotonic() < deadline:
@@ -72,7 +72,7 @@ class Screen:
         self._process.send_signal(number)
 
     def ends(self) -> Ended:
-        """Wait until the command has ended; the last that it wrote to the terminal is its output."""
+        """Wait until the command has ended, and return its last output."""
         deadline = time.monotonic() + 60.0
         while self._process.poll() is None:
             assert time.monotonic() < deadline, self._shown[-3000:]
@@ -113,7 +113,7 @@ def watch() -> Iterator[Callable[..., Screen]]:
 
 
 def many_queues() -> MemoryTransport:
-    """A transport with forty queues, one fuller than the other, and a dead letter."""
+    """A transport with forty queues of different depths, and a dead letter."""
     transport = MemoryTransport()
     transport.send([message("t", "dead")])
     bury(transport, "dead", "Boom: secret-word")
@@ -122,7 +122,7 @@ def many_queues() -> MemoryTransport:
 
 
 class Watched(Lasting):
-    """Tells who is connected."""
+    """A transport that lists its workers."""
 
     sessions = (
         WorkerState("unstract-wire worker h:1", "10.0.0.7", 71, "active", 3.2),
@@ -143,8 +143,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     return transport
 
 
-def test_where_no_terminal_is_it_shows_everything_once(run: Run, watched: Watched) -> None:
-    """Queues, workers and the last failures as columns, with a note on what this role may not see."""
+def test_top_prints_once_without_a_terminal(run: Run, watched: Watched) -> None:
+    """Queues, workers and failures are printed as columns, with a note about hidden sessions."""
     ended = run("top")
     queues, workers, failures = ended.stdout.split("\n\n")
     assert [line.split() for line in queues.splitlines()[1:]] == [
@@ -162,18 +162,16 @@ def test_where_no_terminal_is_it_shows_everything_once(run: Run, watched: Watche
 
 
 @pytest.mark.parametrize("arguments", [("--once",), ("--json",), ("--once", "--json", "--queue", "q")])
-def test_what_a_message_holds_and_what_an_error_says_is_not_shown(
-    run: Run, watched: Watched, arguments: tuple[str, ...]
-) -> None:
-    """It is seen over somebody's shoulder; `dead show` is what shows content."""
+def test_top_shows_no_payload_and_no_error_text(run: Run, watched: Watched, arguments: tuple[str, ...]) -> None:
+    """Message contents and error texts are shown by `dead show` only."""
     ended = run("top", *arguments)
     assert ended.exit_code == 0
     assert "ValueError" in ended.stdout
     assert "secret-word" not in ended.stdout + ended.stderr
 
 
-def test_json_has_stable_keys(run: Run, watched: Watched) -> None:
-    """One document, with or without --once; --queue restricts queues and failures, and not workers."""
+def test_top_as_json_has_stable_keys(run: Run, watched: Watched) -> None:
+    """There is one document, with and without --once; --queue restricts queues and failures, not workers."""
     document = json.loads(run("top", "--once", "--json", "--queue", "q").stdout)
     assert list(document) == ["at", "queues", "workers", "failures"]
     assert [row["queue"] for row in document["queues"]] == ["q"]
@@ -190,8 +188,8 @@ def test_json_has_stable_keys(run: Run, watched: Watched) -> None:
     assert json.loads(run("top", "--json", "--queue", "full").stdout)["failures"] == []
 
 
-def test_the_newest_failures_of_all_named_queues_come_first(run: Run, transport: Lasting) -> None:
-    """Five at most."""
+def test_top_shows_the_newest_five_failures(run: Run, transport: Lasting) -> None:
+    """The newest five failures of all named queues are shown, the newest first."""
     for number in range(4):
         for queue in ("a", "b", "c"):
             transport.send([message("t", queue)])
@@ -206,8 +204,8 @@ def test_the_newest_failures_of_all_named_queues_come_first(run: Run, transport:
     ]
 
 
-def test_a_queue_shows_by_how_much_it_grows(transport: Lasting) -> None:
-    """A second, between two looks; a queue that was empty is counted from nothing."""
+def test_top_shows_the_growth_of_each_queue(transport: Lasting) -> None:
+    """The growth per second is measured between two snapshots, and a new queue starts from 0."""
     transport.send([message("t", "a") for _ in range(10)])
     first = take_snapshot(transport, [], None)
     receive_all(transport, "a")
@@ -219,27 +217,27 @@ def test_a_queue_shows_by_how_much_it_grows(transport: Lasting) -> None:
     assert second.rates == {"a": 0.0, "b": 5 / seconds}
 
 
-def test_what_a_transport_does_not_claim_is_refused_with_the_remedy(run: Run) -> None:
-    """As `queues` refuses it: in the transport's own words, where it has some."""
+def test_top_refuses_transports_without_inspection(run: Run) -> None:
+    """The error has the transport's own remedy, if it gives one, as for `queues`."""
     assert "ask the broker's own tools" in the_one_line(run("top", url="cli.shared:explaining"))
     assert "'inspection'" in the_one_line(run("top", url="cli.shared:claimless"))
 
 
-def test_a_transport_that_does_not_tell_who_works_says_so(run: Run, transport: Lasting) -> None:
-    """Beside the output; null in the document."""
+def test_top_notes_a_missing_list_of_workers(run: Run, transport: Lasting) -> None:
+    """Without a list of workers there is a note on standard error, and null in the document."""
     assert "does not list its workers" in run("top").stderr
     assert json.loads(run("top", "--json").stdout)["workers"] is None
 
 
-def test_tables_that_are_not_there_end_it_with_the_remedy(run: Run, embedded_url: str) -> None:
-    """At start, in one line."""
+def test_top_without_tables_names_the_remedy(run: Run, embedded_url: str) -> None:
+    """Missing tables are one error line with the remedy at the start."""
     with servers.fresh_schema(embedded_url) as schema:
         assert "unstract-wire migrate" in the_one_line(run("top", url=f"{embedded_url}?schema={schema}"))
 
 
 @pytest.mark.parametrize(("keys", "code"), [("q", 0), ("Q", 0), ("xxq", 0), ("\x03", 130)])
-def test_on_a_terminal_it_stays_until_a_key_leaves(watch: Callable[..., Screen], keys: str, code: int) -> None:
-    """q with 0, Ctrl-C with 130; the terminal is as it was before, and no traceback is left on it."""
+def test_top_on_a_terminal_ends_at_a_key(watch: Callable[..., Screen], keys: str, code: int) -> None:
+    """q exits with 0 and Ctrl-C with 130; the terminal is restored, without a traceback."""
     screen = watch("--interval", "0.1", "--url", "cli.shared:product")
     picture = screen.shows("celery_executor_legacy", "1200", "ExtractionError")
     assert "does not add up" not in picture
@@ -251,8 +249,8 @@ def test_on_a_terminal_it_stays_until_a_key_leaves(watch: Callable[..., Screen],
     assert "\x1b[?1049l" in ended.out
 
 
-def test_a_signal_leaves_the_terminal_as_it_was(watch: Callable[..., Screen]) -> None:
-    """SIGTERM ends it with 128 + 15, through every clean-up."""
+def test_a_signal_restores_the_terminal(watch: Callable[..., Screen]) -> None:
+    """SIGTERM ends top with 128 + 15 and restores the terminal."""
     screen = watch("--interval", "0.1", "--url", "cli.shared:product")
     screen.shows("celery_executor_legacy")
     screen.signal(signal.SIGTERM)
@@ -274,16 +272,16 @@ screen._screen = draw
 """
 
 
-def test_a_signal_is_heard_at_any_moment(watch: Callable[..., Screen]) -> None:
-    """Also while an object is finalized, where an exception goes nowhere: nobody presses Ctrl-C in vain."""
+def test_a_signal_during_a_finalizer_ends_top(watch: Callable[..., Screen]) -> None:
+    """Ctrl-C while an object is finalized, which discards exceptions, still ends top."""
     screen = watch("--url", "cli.shared:product", before=INTERRUPTED)
     ended = screen.ends()
     assert (ended.code, ended.err.strip()) == (130, "")
     assert screen.settings == screen.settings_before
 
 
-def test_on_a_small_terminal_the_fullest_queues_are_shown(watch: Callable[..., Screen]) -> None:
-    """What there is no room for is counted; failures keep their place."""
+def test_a_small_terminal_shows_the_fullest_queues(watch: Callable[..., Screen]) -> None:
+    """Queues that do not fit are counted, and failures keep their rows."""
     screen = watch("--interval", "0.1", "--url", "cli.test_top:many_queues", size=(16, 100))
     picture = screen.shows("q-39", "and ", " more", "Boom")
     assert "q-0 " not in picture
@@ -291,8 +289,8 @@ def test_on_a_small_terminal_the_fullest_queues_are_shown(watch: Callable[..., S
     assert screen.ends().code == 0
 
 
-def test_no_figure_is_cut_however_narrow_the_terminal_is(watch: Callable[..., Screen]) -> None:
-    """Names are; ids, times and figures are not."""
+def test_a_narrow_terminal_cuts_names_only(watch: Callable[..., Screen]) -> None:
+    """Ids, times and figures are never cut."""
     screen = watch("--interval", "0.1", "--url", "cli.shared:product", size=(24, 72))
     picture = screen.shows("+0.0", "FAILURE")
     assert all(len(line.rstrip("\r")) <= 72 for line in picture.split("\n"))
@@ -304,8 +302,8 @@ def test_no_figure_is_cut_however_narrow_the_terminal_is(watch: Callable[..., Sc
     assert screen.ends().code == 0
 
 
-def test_an_outage_is_told_and_outlived(watch: Callable[..., Screen]) -> None:
-    """While the database is away the last picture stays, with since when; then it goes on. A key is heard meanwhile."""
+def test_top_survives_an_outage(watch: Callable[..., Screen]) -> None:
+    """During an outage the last snapshot stays, keys work, and the start of the outage is shown."""
     with servers.private_server() as server:
         transport = PostgresTransport(server.url, "s")
         transport.migrate()

@@ -1,4 +1,4 @@
-"""The worker as a process: what it logs, how it stops, and what is left in the database when it did."""
+"""The worker as a process: its log, its stop, and the database afterwards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from unstract_core.cli.render.logs import LogFormatter
 
 @attrs.frozen
 class Callback:
-    """What a Celery signature is to us."""
+    """A stand-in for a Celery signature."""
 
     task: str
     options: dict[str, Any]
@@ -46,7 +46,7 @@ LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (INFO|WARNING|ERR
 
 @attrs.frozen
 class Database:
-    """A schema, as the test sees it and as the command line names it, with a password in the URL."""
+    """A schema with its URL for the command line, which has a password."""
 
     url: str
     transport: PostgresTransport
@@ -59,7 +59,7 @@ def server(embedded_url: str) -> str:
 
 @pytest.fixture
 def bare_url(server: str, embedded_url: str) -> Iterator[str]:
-    """The URL of a schema that was never migrated."""
+    """Return the URL of a schema that was never migrated."""
     with servers.fresh_schema(embedded_url) as schema:
         yield f"{server}?schema={schema}"
 
@@ -83,15 +83,15 @@ def finish(process: subprocess.Popen[str], typed: str = "") -> Ended:
 
 
 def event(log: str, name: str) -> dict[str, str]:
-    """Return the fields of the one event of that name; fail unless every line of the log is a whole record."""
+    """Return the fields of the only event of this name. Fails unless each line of the log is a whole record."""
     lines = log.splitlines()
     assert all(LOG_LINE.fullmatch(line) for line in lines)
     (line,) = [line for line in lines if f" wire.{name} " in line]
     return dict(field.split("=", 1) for field in line.partition(f"wire.{name} ")[2].split(" "))
 
 
-def test_sigterm_lets_the_running_task_finish_and_settles_it(start: Start, database: Database) -> None:
-    """On SIGTERM in mid-task nothing new is begun; the task ends, its outcome is stored, and the exit code is 0."""
+def test_sigterm_lets_the_running_task_finish(start: Start, database: Database) -> None:
+    """On SIGTERM no new task starts; the running task is settled, and the exit code is 0."""
     dispatcher = Dispatcher(database.transport)
     dispatcher.send_with_callback("wait_for_line", queue="q", on_success=NEXT, task_id="first")
     dispatcher.send("wait_for_line", queue="q")
@@ -121,8 +121,8 @@ def test_sigterm_lets_the_running_task_finish_and_settles_it(start: Start, datab
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_leaves_at_once(start: Start, database: Database, number: signal.Signals) -> None:
-    """It exits with 128 + the signal and waits for no thread of a task; the message stays, under its lease."""
+def test_a_second_signal_exits_at_once(start: Start, database: Database, number: signal.Signals) -> None:
+    """The worker exits with 128 + the signal and waits for no thread; the message keeps its lease."""
     database.transport.send([message("wait_in_a_pool", "q")])
     process = start(*WORKER, "--url", database.url)
     assert line_of(process) == "running"
@@ -140,8 +140,8 @@ def test_a_second_signal_leaves_at_once(start: Start, database: Database, number
     assert (state.ready, state.in_flight) == (0, 1)
 
 
-def test_the_first_line_says_what_the_worker_does(start: Start, database: Database) -> None:
-    """Transport with its password masked, queues, tasks and concurrency stand in one line at the start."""
+def test_the_first_log_line_describes_the_worker(start: Start, database: Database) -> None:
+    """`worker_started` has the masked transport, the queues, the tasks and the concurrency."""
     database.transport.send([message("wait_for_line", "b")])
     process = start(
         *("worker", "--app", "cli.shared:plain_tasks", "--queue", "a", "--queue", "b", "--queue", "a"),
@@ -159,7 +159,7 @@ def test_the_first_line_says_what_the_worker_does(start: Start, database: Databa
 
 
 def test_the_log_has_no_payload_content(start: Start, database: Database) -> None:
-    """A task that raises is logged by ids, type and place; neither its arguments nor its error text are."""
+    """A failed task is logged by ids, type and place, without its arguments and error text."""
     Dispatcher(database.transport).send_with_callback("fail", args=["payload content"], queue="q", task_id="t-1")
     Dispatcher(database.transport).send_with_callback("nobody.has.this", queue="q", task_id="t-2")
     process = start(*WORKER, "--max-attempts", "1", "--log-level", "debug", "--url", database.url)
@@ -177,16 +177,16 @@ def test_the_log_has_no_payload_content(start: Start, database: Database) -> Non
     assert "nobody.has.this" in reasons["nobody.has.this"]
 
 
-def test_a_higher_log_level_is_silent_about_what_goes_well(start: Start) -> None:
-    """With --log-level error a worker that had no trouble writes nothing."""
+def test_log_level_error_logs_no_success(start: Start) -> None:
+    """With --log-level error a worker without errors logs nothing."""
     process = start(*WORKER, "--log-level", "ERROR", "--url", "cli.shared:busy")
     assert line_of(process) == "running"
     process.send_signal(signal.SIGTERM)
     assert finish(process, "\n\n") == Ended(0, "", "")
 
 
-def test_sigterm_while_the_app_is_imported_leaves_at_once(start: Start, tmp_path: Path) -> None:
-    """Before anything is held SIGTERM ends the process with 143 and without a word."""
+def test_sigterm_during_the_import_exits_at_once(start: Start, tmp_path: Path) -> None:
+    """Before a message is claimed, SIGTERM ends the process with 143 and without output."""
     (tmp_path / "slow_app.py").write_text("import sys\nprint('importing', flush=True)\nsys.stdin.readline()\n")
     process = start("worker", "--app", "slow_app:tasks", "--queue", "q", "--url", "cli.shared:busy", cwd=tmp_path)
     assert line_of(process) == "importing"
@@ -196,7 +196,7 @@ def test_sigterm_while_the_app_is_imported_leaves_at_once(start: Start, tmp_path
 
 
 def test_an_app_in_the_current_directory_is_found(start: Start, tmp_path: Path) -> None:
-    """The installed command, like `python -m`, imports the app from where it is run; so does module:factory."""
+    """The installed command, like `python -m`, imports the app and module:factory from the current directory."""
     (tmp_path / "here.py").write_text("from cli.shared import busy, tasks\nclass Nested:\n    tasks = dict(tasks)\n")
     command = "import sys; sys.path.pop(0); from unstract_core.__main__ import main; main()"
     arguments = ("worker", "--app", "here:Nested.tasks", "--queue", "q", "--url", "here:busy")
@@ -207,15 +207,15 @@ def test_an_app_in_the_current_directory_is_found(start: Start, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("command", [WORKER, ("queues",), ("dead", "list"), ("dead", "purge", "--all", "--yes")])
-def test_tables_that_are_not_there_are_told_with_the_remedy(
+def test_missing_tables_are_reported_with_the_remedy(
     run: Callable[..., Any], bare_url: str, command: tuple[str, ...]
 ) -> None:
-    """Against a database that was never migrated each command says to run `unstract-wire migrate`."""
+    """Without tables each command says to run `unstract-wire migrate`."""
     assert "unstract-wire migrate" in the_one_line(run(*command, url=bare_url))
 
 
 def test_migrate_prints_sql_and_changes_nothing(run: Callable[..., Any], bare_url: str) -> None:
-    """`--sql` prints the statements; the schema is still missing afterwards."""
+    """`--sql` prints the statements and does not create the schema."""
     printed = run("migrate", "--sql", url=bare_url).stdout
     assert "CREATE TABLE" in printed
     assert "CREATE INDEX pg_queue_message_ready" in printed
@@ -223,17 +223,15 @@ def test_migrate_prints_sql_and_changes_nothing(run: Callable[..., Any], bare_ur
 
 
 def test_migrate_creates_the_tables_once(run: Callable[..., Any], bare_url: str) -> None:
-    """After `migrate` the other commands work, and a second one has nothing to do."""
+    """After `migrate` the other commands work, and a second `migrate` creates nothing."""
     created = json.loads(run("migrate", "--json", url=bare_url).stdout)["created"]
     assert {"pg_queue_message", "pg_task_result", "pg_queue_dead_letter"} <= set(created)
     assert json.loads(run("queues", "--json", url=bare_url).stdout) == []
     assert run("migrate", url=bare_url).stdout == "up to date, nothing was created\n"
 
 
-def test_dead_letters_in_the_database_are_shown_replayed_and_purged(
-    run: Callable[..., Any], database: Database
-) -> None:
-    """The commands do over PostgreSQL what they do over memory."""
+def test_dead_commands_work_over_postgresql(run: Callable[..., Any], database: Database) -> None:
+    """The dead letter commands behave over PostgreSQL as over memory."""
     for queue in ("a", "a", "b"):
         database.transport.send([message("t", queue, {"for": queue})])
         bury(database.transport, queue, f"reason of {queue}", result={"paid": True})
@@ -265,8 +263,8 @@ tasks = dict(t=print)
 
 
 @pytest.mark.parametrize("options", [(), ("--processes", "1")])
-def test_a_stopped_worker_exits_without_the_interpreters_clean_up(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """After `worker_stopped` exit handlers run and open files are written out; nothing else delays the exit."""
+def test_a_stopped_worker_skips_the_interpreter_cleanup(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """After `worker_stopped` exit handlers run and open files are written; nothing else delays the exit."""
     (tmp_path / "behind.py").write_text(LEFT_BEHIND)
     with supervised.worker(*options, url="memory://", app="behind:tasks", directory=tmp_path, path=tmp_path) as command:
         command.event("worker_started")
@@ -282,8 +280,8 @@ def test_a_stopped_worker_exits_without_the_interpreters_clean_up(tmp_path: Path
 @given(st.text(max_size=80), st.booleans())
 @example("failed\n2026-01-01T00:00:00.000Z INFO unstract_core.worker.loop wire.forged", False)
 @example("\x1b[31mred\r\x85\u2028next", True)
-def test_a_traceback_forges_no_line_and_steers_no_terminal(text: str, formatted: bool) -> None:
-    """Each line of a traceback stands behind a mark, printable; the record is left to other handlers as it was."""
+def test_a_traceback_forges_no_log_line(text: str, formatted: bool) -> None:
+    """Each line of a traceback starts with a mark and is printable; other handlers get the record unchanged."""
     try:
         raise ValueError(text)
     except ValueError as exc:

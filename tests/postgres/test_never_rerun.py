@@ -46,7 +46,7 @@ def test_lost_task_is_reported_and_never_rerun(
 
     A replay by an operator runs it.
     """
-    spec = then("told", queue, directory=str(tmp_path), name="told", callback_kwargs={})
+    spec = then("callback", queue, directory=str(tmp_path), name="told", callback_kwargs={})
     with worker(
         *("--processes", "1", "--concurrency", "3", "--lease", "1.5", "--never-rerun"),
         url=url,

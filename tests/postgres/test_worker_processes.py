@@ -147,7 +147,7 @@ def test_killed_child_is_replaced(postgres: PostgresTransport, url: str, queue: 
 
 
 def callback_into(directory: Path, queue: str) -> ContinuationSpec:
-    return then("told", queue, directory=str(directory), name="told")
+    return then("callback", queue, directory=str(directory), name="told")
 
 
 def first(directory: Path) -> object:
@@ -210,7 +210,7 @@ def test_overdue_task_is_reported_alone(postgres: PostgresTransport, url: str, q
     options = ("--task-deadline", "8", "--concurrency", "4", "--lease", "5")
     with supervised.worker(*options, url=url, directory=tmp_path, queues=[queue]) as command:
         command.children()
-        spec = then("told", queue, directory=str(tmp_path), name="told", callback_kwargs={})
+        spec = then("callback", queue, directory=str(tmp_path), name="told", callback_kwargs={})
         postgres.send([message("hang", queue, str(tmp_path), "hung", on_error=spec, task_id="the-dispatch")])
         postgres.send([message("hang", queue, str(tmp_path), "asked", reply_key="the-caller")])
         wait_until(lambda: supervised.noted(tmp_path, "asked"), what="both to hang")
