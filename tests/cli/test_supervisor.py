@@ -293,7 +293,7 @@ def test_a_signal_during_a_replacement_is_the_first(tmp_path: Path) -> None:
     with worker(*options, url="supervised:recycling", directory=tmp_path) as command:
         (pid,) = command.children()
         wait_until(lambda: noted(tmp_path, "held") and noted(tmp_path, "marked"), what="one to be done")
-        time.sleep(0.5)  # in which it begins to leave
+        time.sleep(0.5)  # in which the child begins to end
         command.signal(signal.SIGTERM)
         command.event("supervisor_stopping")
         time.sleep(0.5)  # in which it would leave at once

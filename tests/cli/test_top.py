@@ -311,13 +311,13 @@ def test_top_survives_an_outage(watch: Callable[..., Screen]) -> None:
         screen = watch("--interval", "0.2", "--url", f"{server.url}?schema=s&timeout=1")
         screen.shows("a-queue", "unstract-wire")
         server.stop()
-        picture = screen.shows("away since", "a-queue")
+        picture = screen.shows("unavailable since", "a-queue")
         assert "secret-word" not in picture
         server.start()
         Tables(server.url, "s").execute("UPDATE {messages} SET queue_name = 'b-queue'")
-        screen.shows("b-queue", without="away since")
+        screen.shows("b-queue", without="unavailable since")
         server.stop()
-        screen.shows("away since")
+        screen.shows("unavailable since")
         screen.type("q")
         assert screen.ends().code == 0
         server.start()

@@ -191,7 +191,7 @@ def _description(ids: Sequence[str], queue: str | None, older_than: float | None
     if ids:
         return f"{len(set(ids))} dead letter{'s' if len(set(ids)) > 1 else ''}"
     where = "of ALL queues" if queue is None else f"of queue {queue!r}"
-    return f"every dead letter {where}" + ("" if older_than is None else f" buried more than {age(older_than)} ago")
+    return f"every dead letter {where}" + ("" if older_than is None else f" older than {age(older_than)}")
 
 
 def _confirm(description: str) -> None:

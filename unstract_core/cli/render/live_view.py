@@ -110,7 +110,7 @@ def show(view: LiveView, url: str, interval: float, mask: Callable[[str], str]) 
         thread.start()
         while view.failure is None:
             if received:
-                _leave(received[0])
+                _end_by(received[0])
             live.update(_screen(view, mask(url), interval, mask, console.size), refresh=True)
             if pressed(_KEY_TIMEOUT) in {"q", "Q"}:
                 return
@@ -124,12 +124,12 @@ def _screen(
     from rich.text import Text
 
     snapshot = view.snapshot
-    title = f"{printable(url)}  {utc(snapshot.at, 'seconds')}  every {interval:g} s, q to leave"
+    title = f"{printable(url)}  {utc(snapshot.at, 'seconds')}  every {interval:g} s, q to quit"
     parts: list[RenderableType] = [Text(title, "dim", no_wrap=True, overflow="ellipsis")]
     if (since := view.away_since) is not None:
         problem = printable(mask(view.problem or "no answer"))
-        away = f"away since {utc(since, 'seconds')}: {problem}"
-        parts.append(Text(away, "bold red", no_wrap=True, overflow="ellipsis"))
+        outage = f"unavailable since {utc(since, 'seconds')}: {problem}"
+        parts.append(Text(outage, "bold red", no_wrap=True, overflow="ellipsis"))
     failures = snapshots.failure_rows(snapshot)[: max(1, size.height // 5)]
     workers = snapshots.worker_rows(snapshot)
     room = max(2, size.height - len(parts) - len(failures) - 7)
@@ -218,7 +218,7 @@ def _received(*signals: signal.Signals) -> Iterator[Sequence[int]]:
     def note(number: int, _: object) -> None:
         received.append(number)
         if len(received) > 1:
-            _leave(number)
+            _end_by(number)
 
     before = {number: signal.signal(number, note) for number in signals}
     try:
@@ -228,7 +228,7 @@ def _received(*signals: signal.Signals) -> Iterator[Sequence[int]]:
             signal.signal(number, handler)
 
 
-def _leave(number: int) -> NoReturn:
+def _end_by(number: int) -> NoReturn:
     """End the command by an exception, so that each `finally` restores the terminal."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
