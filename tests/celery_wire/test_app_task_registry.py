@@ -86,7 +86,7 @@ def test_what_is_no_celery_app_is_refused(app: Any) -> None:
 
 def test_an_app_without_tasks_is_refused() -> None:
     """Celery's own do not count."""
-    with pytest.raises(ConfigurationError, match="no tasks. Import"):
+    with pytest.raises(ConfigurationError, match=r"no tasks\. Import"):
         celery_tasks(Celery("empty", set_as_current=False))
 
 
