@@ -65,10 +65,8 @@ def sides(embedded_url: str, rabbitmq_url: str, redis_url: str) -> Iterator[dict
 
 
 @pytest.mark.parametrize(("row", "way"), [trial for trial in TRIALS if not ROWS[trial[0]].lost])
-def test_what_can_be_seen_is_the_same_but_for_the_known_differences(
-    sides: dict[str, Side], row: str, way: Way, tmp_path: Path
-) -> None:
-    """Runs, the caller's answer, callbacks and their arguments, texts, status, queues and dead letters."""
+def test_both_sides_differ_as_listed(sides: dict[str, Side], row: str, way: Way, tmp_path: Path) -> None:
+    """Runs, answers, callbacks, texts, statuses and dead letters are the same on both sides, except as listed."""
     awaited = {name: expected(name, row, way) for name in sides}
     trials = {name: Trial(side, ROWS[row], way, tmp_path / name) for name, side in sides.items()}
     for trial in trials.values():
@@ -85,8 +83,8 @@ def test_what_can_be_seen_is_the_same_but_for_the_known_differences(
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES, ids=range(len(DIFFERENCES)))
-def test_no_difference_is_listed_that_is_none(difference: Difference) -> None:
-    """Each shows, somewhere, what Postgres does not; and no two are about the same thing."""
+def test_every_listed_difference_exists(difference: Difference) -> None:
+    """Each listed difference shows in a scenario, and no two differences are about the same subject."""
     assert difference.shown
     for row, ways in difference.shown.items():
         for way, shown in ways.items():
@@ -215,10 +213,10 @@ class Trial:
 
 @pytest.mark.parametrize("way", ROWS["lease lost"].ways)
 @pytest.mark.parametrize("name", ["Postgres", "RabbitMQ", "Celery"])
-def test_a_claim_that_is_lost_meanwhile_shows_what_is_known(
+def test_a_lost_claim_differs_as_listed(
     sides: dict[str, Side], name: str, way: Way, rabbitmq_url: str, redis_url: str, tmp_path: Path
 ) -> None:
-    """Another worker runs the task while the first one still does: what is told of it then, on each side."""
+    """When another worker runs a task that the first one still runs, each side behaves as listed."""
     awaited = expected(name, "lease lost", way)
     side = sides[name].beside()
     trial = Trial(side, ROWS["lease lost"], way, tmp_path / "trial")
@@ -299,10 +297,8 @@ def one_worker(side: Side, broker: str, backend: str) -> Iterator[Taken]:
 
 @pytest.mark.parametrize("deed", ["succeed", "do_not_succeed", "raise_one"])
 @pytest.mark.parametrize("flow", FLOWS)
-def test_a_call_site_of_the_product_shows_its_user_the_same(
-    sides: dict[str, Side], flow: str, deed: str, tmp_path: Path
-) -> None:
-    """View, dispatch, executor, callback worker, event: exactly one event, with the same fields."""
+def test_a_product_view_shows_the_same_event(sides: dict[str, Side], flow: str, deed: str, tmp_path: Path) -> None:
+    """The product's view, dispatch, executor and callback send one event, with the same fields on both sides."""
     rooms = {name: tmp_path / name for name in sides}
     ids = {name: view(side, flow, deed, rooms[name]) for name, side in sides.items()}
 
@@ -381,10 +377,8 @@ def read_room(room: Path, task_id: str) -> list[Any]:
 
 @pytest.mark.parametrize("deed", ["succeed", "raise_one"])
 @pytest.mark.parametrize("on", [True, False])
-def test_a_status_is_found_after_the_flag_was_flipped(
-    sides: dict[str, Side], on: bool, deed: str, tmp_path: Path
-) -> None:
-    """Work in flight keeps its transport: whichever way the flag points now, both are asked."""
+def test_a_status_is_found_after_a_flag_change(sides: dict[str, Side], on: bool, deed: str, tmp_path: Path) -> None:
+    """Work in flight keeps its transport: the status is found for both positions of the flag."""
     flag = on
     router = RoutingDispatcher(
         gate=lambda context: flag, on=sides["Postgres"].methods, off=sides["Celery"].methods, gate_timeout=None
@@ -405,8 +399,8 @@ def test_a_status_is_found_after_the_flag_was_flipped(
     )
 
 
-def test_a_caller_that_nobody_answers_is_told_so_on_every_side(sides: dict[str, Side], pipe: Pipe) -> None:
-    """`dispatch` returns a failure at its deadline that names the queue and the seconds; it does not raise."""
+def test_an_unanswered_dispatch_fails_at_its_deadline(sides: dict[str, Side], pipe: Pipe) -> None:
+    """`dispatch` returns a failure at its deadline, which names the queue and the seconds, and does not raise."""
     for side in sides.values():
         nobody = queue_name()
         context = DocumentContext(

@@ -35,8 +35,8 @@ def as_message(body: object) -> Message:
 
 
 @given(replies)
-def test_an_answer_is_read_as_it_was_written(reply: Reply) -> None:
-    """What our worker answers is what our caller gets: result, or type and text."""
+def test_an_answer_reads_back_as_written(reply: Reply) -> None:
+    """A caller receives the result, or the type and text, that the worker has answered."""
     kind = reply.error.partition(":")[0]
     written = write_answer(reply, task_id="t", correlation_id="k", reply_to="inbox", error_type=kind)
     assert (written.queue, written.properties["correlation_id"], written.declared) == ("inbox", "k", False)
@@ -45,8 +45,8 @@ def test_an_answer_is_read_as_it_was_written(reply: Reply) -> None:
 
 
 @given(st.sampled_from(BUILTIN), some.texts)
-def test_celery_makes_the_same_exception_of_our_answer(kind: type[Exception], text: str) -> None:
-    """A failure of a builtin type reaches a real client as that type, with the text as its argument."""
+def test_celery_raises_the_answered_exception(kind: type[Exception], text: str) -> None:
+    """A client of Celery gets a failure of a builtin type as that type, with the text as its argument."""
     reply = Reply("k", "failed", error=error_text(kind(text)))
     body = json.loads(
         dumps(write_answer(reply, task_id="t", correlation_id="k", reply_to="i", error_type=kind.__name__).body)
@@ -57,8 +57,8 @@ def test_celery_makes_the_same_exception_of_our_answer(kind: type[Exception], te
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException])
-def test_what_ends_a_process_does_not_end_the_client(kind: type[BaseException]) -> None:
-    """A task that left with SystemExit is an ordinary exception of that name to a real client."""
+def test_an_answered_system_exit_is_harmless(kind: type[BaseException]) -> None:
+    """A SystemExit of a task reaches Celery's client as an ordinary exception of that name."""
     reply = Reply("k", "failed", error=error_text(kind(3)))
     body = json.loads(
         dumps(write_answer(reply, task_id="t", correlation_id="k", reply_to="i", error_type=kind.__name__).body)
@@ -69,8 +69,8 @@ def test_what_ends_a_process_does_not_end_the_client(kind: type[BaseException]) 
 
 
 @given(st.sampled_from(BUILTIN), st.lists(some.texts | some.integers, max_size=3))
-def test_a_failure_of_a_real_worker_is_read_as_its_text(kind: type[Exception], arguments: list[str | int]) -> None:
-    """`Type: message`, as the exception itself would have said it; what it keeps outside its args does not travel."""
+def test_a_real_workers_failure_has_its_text(kind: type[Exception], arguments: list[str | int]) -> None:
+    """A failure of a Celery worker reads as `Type: message`, with the exception's own text of its arguments."""
     exc = kind(*kind(*arguments).args)
     meta = {"exc_type": kind.__name__, "exc_message": list(exc.args), "exc_module": "builtins"}
     found = read_answer(as_message({"status": "FAILURE", "result": meta}), "k")
@@ -79,21 +79,21 @@ def test_a_failure_of_a_real_worker_is_read_as_its_text(kind: type[Exception], a
 
 
 @given(st.sampled_from(["PENDING", "STARTED", "RETRY", "RECEIVED", "nonsense"]), some.json_values)
-def test_only_the_last_word_is_an_answer(status: str, result: object) -> None:
-    """A state on the way there answers nobody."""
+def test_intermediate_states_are_no_answer(status: str, result: object) -> None:
+    """STARTED and RETRY of a task are no answer to its caller."""
     assert read_answer(as_message({"status": status, "result": result}), "k") is None
 
 
 @given(some.json_values | st.just({"status": "SUCCESS"}))
-def test_what_is_no_answer_is_none(body: object) -> None:
-    """Whatever arrives in the reply queue, the one who waits lives on."""
+def test_an_unreadable_answer_is_ignored(body: object) -> None:
+    """An unreadable message in the reply queue is no answer and raises nothing."""
     assert read_answer(as_message(body), "k") is None
     assert read_answer(Message(body=b"\xff", content_type="application/x-python-serialize"), "k") is None
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq", "redis", "memory"])
-def test_an_answer_ends_with_its_time_to_live(request: pytest.FixtureRequest, broker: str) -> None:
-    """An expired reply is no reply: nothing is known of its key any more, as of one that was never asked for."""
+def test_an_answer_expires(request: pytest.FixtureRequest, broker: str) -> None:
+    """After its time to live a reply key is as unknown as one that was never used."""
     url = "celery+memory://answers" if broker == "memory" else request.getfixturevalue(f"{broker}_url")
     with kit_over(url) as kit, kit.open() as transport:
         key = kit.queue()

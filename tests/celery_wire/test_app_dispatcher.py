@@ -127,10 +127,8 @@ contexts = st.builds(
 
 
 @given(contexts, calls())
-def test_the_app_gets_what_the_products_dispatcher_gives_it_and_nothing_more(
-    context: Context, call: tuple[str, dict[str, Any], int]
-) -> None:
-    """One send_task of the caller's own objects, without empty headers and without other options that are None."""
+def test_the_app_gets_one_plain_send_task(context: Context, call: tuple[str, dict[str, Any], int]) -> None:
+    """Each dispatch is one send_task with the caller's own objects, without empty headers and options that are None."""
     method, values, by_position = call
     app = answering(OK)
     positional = list(values.values())[:by_position]
@@ -150,7 +148,7 @@ def test_the_app_gets_what_the_products_dispatcher_gives_it_and_nothing_more(
 
 @pytest.mark.parametrize("method", ["dispatch_async", "dispatch_with_callback"])
 def test_a_dispatch_through_celery_joins_no_transaction(method: str) -> None:
-    """`within` is refused with what to do instead, and nothing is sent; None is the same as leaving it out."""
+    """`within` is refused with an alternative and nothing is sent, and `within=None` has no effect."""
     app = answering(OK)
     with pytest.raises(NotSupported, match=r"cannot join a transaction .*after the commit"):
         getattr(CeleryAppDispatcher(app), method)(Context(), within=object())
@@ -159,8 +157,8 @@ def test_a_dispatch_through_celery_joins_no_transaction(method: str) -> None:
     assert len(app.calls) == 1
 
 
-def test_nothing_of_the_callers_is_changed() -> None:
-    """The caller's dicts and signatures are as they were after a real send."""
+def test_a_dispatch_changes_no_argument() -> None:
+    """The caller's dicts and signatures are unchanged after a send."""
     app = SpyApp()
     ok = signature("done", kwargs={"callback_kwargs": {"a": 1}}, queue="ide_callback", app=app)
     headers = {"x-fairness-key": {"org_id": "acme"}}
@@ -170,8 +168,8 @@ def test_nothing_of_the_callers_is_changed() -> None:
 
 
 @pytest.mark.parametrize("callbacks", [True, False])
-def test_the_message_is_the_one_that_celery_sends_by_itself(callbacks: bool) -> None:
-    """To the byte: body, headers and properties are those of `app.send_task`, called as the product calls it."""
+def test_the_message_equals_celerys_own(callbacks: bool) -> None:
+    """Body, headers and properties equal those of the product's own `app.send_task`, byte for byte."""
     app, context, queue = SpyApp(), Context(executor_name=f"t-{uuid.uuid4()}"), "ide_callback"
     ok, failed = (signature(name, kwargs={"callback_kwargs": {}}, queue=queue, app=app) for name in ("ok", "failed"))
     headers = {"x-fairness-key": {"org_id": "acme", "workload_type": "api", "pipeline_priority": 3}}
@@ -195,7 +193,7 @@ def test_the_message_is_the_one_that_celery_sends_by_itself(callbacks: bool) -> 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_methods_have_the_products_signatures(method: str) -> None:
-    """Same names in the same order with the same defaults, so that either dispatcher takes any call."""
+    """The methods have the product's parameter names, order and defaults."""
     ours, products = (
         [(each.name, each.kind, each.default) for each in inspect.signature(getattr(of, method)).parameters.values()]
         for of in (CeleryAppDispatcher, ExecutorDispatcher)
@@ -204,7 +202,7 @@ def test_the_methods_have_the_products_signatures(method: str) -> None:
 
 
 def test_dispatch_waits_as_the_products_dispatcher_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`get` with the timeout and disable_sync_subtasks=False: from the argument, else the variable, else an hour."""
+    """`dispatch` waits for its timeout: the argument, else the environment variable, else an hour."""
     waited: list[dict[str, Any]] = []
 
     def get(**options: Any) -> Any:
@@ -222,8 +220,8 @@ def test_dispatch_waits_as_the_products_dispatcher_does(monkeypatch: pytest.Monk
 
 
 @given(some.texts.filter(bool))
-def test_the_id_is_celerys(task_id: str) -> None:
-    """dispatch_async returns the id as a str, dispatch_with_callback a handle that has it; nothing is waited for."""
+def test_dispatches_return_celerys_id(task_id: str) -> None:
+    """dispatch_async returns the id as a str and dispatch_with_callback a handle with it, without waiting."""
     dispatcher = CeleryAppDispatcher(SpyApp(result_of(raising(AssertionError("waited")), task_id)))
     assert dispatcher.dispatch_async(Context()) == task_id
     assert dispatcher.dispatch_with_callback(Context()) == DispatchHandle(task_id)
@@ -234,7 +232,7 @@ def test_the_id_is_celerys(task_id: str) -> None:
 
 @given(st.builds(ExecutionResult, success=st.just(True), data=some.json_objects, metadata=some.json_objects))
 def test_dispatch_returns_the_executors_result(result: ExecutionResult) -> None:
-    """What the task returned comes back as an ExecutionResult, and so does a failure that it returned."""
+    """A returned result or failure of the task becomes an ExecutionResult."""
     assert CeleryAppDispatcher(answering(result.to_dict())).dispatch(Context()) == result
     failure = ExecutionResult.failure("no money")
     assert CeleryAppDispatcher(answering(failure.to_dict())).dispatch(Context()) == failure
@@ -260,7 +258,7 @@ FAILURES: dict[str, tuple[BaseException, str]] = {
 @pytest.mark.parametrize("name", FAILURES)
 @pytest.mark.parametrize("where", ["send", "get"])
 def test_dispatch_turns_every_failure_into_a_result(name: str, where: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A failed enqueue and a failed task become a failure with the text "Type: message"; the log has the type."""
+    """A failed enqueue or task becomes a failure with the text "Type: message", and the type is logged."""
     error, text = FAILURES[name]
     app = SpyApp(raising(error) if where == "send" else result_of(raising(error)))
     result = CeleryAppDispatcher(app).dispatch(Context(organization_id="org-1"), 1)
@@ -274,8 +272,8 @@ def test_dispatch_turns_every_failure_into_a_result(name: str, where: str, caplo
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)], ids=repr)
-def test_an_interrupt_of_the_caller_passes(error: BaseException) -> None:
-    """What ends the caller's own process is no failure of the executor."""
+def test_an_interrupt_of_the_caller_is_raised(error: BaseException) -> None:
+    """KeyboardInterrupt and SystemExit of the caller's process are raised, and become no failure of the executor."""
     with pytest.raises(type(error)):
         CeleryAppDispatcher(SpyApp(result_of(raising(error)))).dispatch(Context())
 
@@ -287,8 +285,8 @@ BAD_REPLIES: list[Any] = [
 
 
 @pytest.mark.parametrize("reply", BAD_REPLIES, ids=repr)
-def test_a_malformed_or_empty_reply_is_a_failure_that_says_so(reply: Any) -> None:
-    """A reply that is no execution result fails with a text that names the fault."""
+def test_a_malformed_reply_is_a_failure(reply: Any) -> None:
+    """A reply that is no execution result becomes a failure whose text names the fault."""
     result = CeleryAppDispatcher(answering(reply)).dispatch(Context(), 1)
     assert result.success is False
     assert str(result.error).startswith("MalformedPayload: the executor's reply is not an execution result")
@@ -296,7 +294,7 @@ def test_a_malformed_or_empty_reply_is_a_failure_that_says_so(reply: Any) -> Non
 
 @given(some.anything)
 def test_dispatch_turns_any_reply_into_a_result(reply: Any) -> None:
-    """Whatever the task returned, an ExecutionResult comes back; a success only where the reply says so."""
+    """Any value that a task returns becomes an ExecutionResult, which is a success only if the reply says so."""
     result = CeleryAppDispatcher(answering(reply)).dispatch(Context(), 1)
     assert isinstance(result, ExecutionResult)
     assert not result.success or reply["success"] is True
@@ -311,7 +309,7 @@ class Hostile:
 
 @pytest.mark.parametrize("make", [lambda: None, Hostile, object], ids=["none", "hostile", "object"])
 def test_dispatch_never_raises_for_a_hostile_context(make: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever the context's own code does, a failure with a text comes back, and nothing is sent."""
+    """A context whose own code raises becomes a failure with a text, and nothing is sent."""
     app = answering(OK)
     result = CeleryAppDispatcher(app).dispatch(make())
     assert (result.success, bool(result.error), app.calls) == (False, True, [])
@@ -319,13 +317,13 @@ def test_dispatch_never_raises_for_a_hostile_context(make: Any, caplog: pytest.L
 
 
 @pytest.mark.parametrize("timeout", ["5", -1, object()], ids=["str", "-1", "object"])
-def test_dispatch_turns_a_senseless_timeout_into_a_result(timeout: Any) -> None:
-    """The app gets the timeout as it is; what its result makes of it is a failure like any other."""
+def test_dispatch_turns_a_bad_timeout_into_a_result(timeout: Any) -> None:
+    """The app gets any timeout unchanged, and its error becomes a failure."""
     assert CeleryAppDispatcher(SpyApp()).dispatch(Context(), timeout).success is False
 
 
-def test_a_timeout_says_how_long_and_which_queue() -> None:
-    """Celery's own timeout becomes a failure that an operator can act on."""
+def test_a_timeout_names_its_queue_and_seconds() -> None:
+    """A timeout of Celery becomes a failure that names the queue, the task and the time waited."""
     result = CeleryAppDispatcher(SpyApp()).dispatch(Context(), 0.05)
     assert result.success is False
     for part in ("TimeoutError: The operation timed out.", " of 0.05 s ", "'celery_executor_legacy'", "worker running"):
@@ -333,8 +331,8 @@ def test_a_timeout_says_how_long_and_which_queue() -> None:
 
 
 @pytest.mark.parametrize("error", [TimeoutError("the model"), CeleryTimeout("the model")], ids=["own", "celery"])
-def test_a_tasks_own_timeout_is_not_taken_for_the_dispatchs(error: BaseException) -> None:
-    """A task may raise a timeout of its own: its text stays in front, and the time waited shows whose it is."""
+def test_a_tasks_own_timeout_stays_recognisable(error: BaseException) -> None:
+    """A timeout that the task raised keeps its text, and the time waited shows that the dispatch had time left."""
     result = CeleryAppDispatcher(SpyApp(result_of(raising(error)))).dispatch(Context(), 30)
     assert str(result.error).startswith("TimeoutError: the model (waited 0.0")
     assert "of 30 s" in str(result.error)
@@ -346,8 +344,8 @@ def test_a_tasks_own_timeout_is_not_taken_for_the_dispatchs(error: BaseException
 
 @pytest.mark.parametrize("method", ["dispatch_async", "dispatch_with_callback"])
 @pytest.mark.parametrize("name", FAILURES)
-def test_an_enqueue_failure_is_logged_and_let_out(method: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The caller must not answer 202: the very error reaches it, and one ERROR names method and executor."""
+def test_an_enqueue_failure_is_logged_and_raised(method: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An error of send_task reaches the caller unchanged, and one ERROR names the method and the executor."""
     error = FAILURES[name][0]
     with pytest.raises(type(error)) as caught:
         getattr(CeleryAppDispatcher(SpyApp(raising(error))), method)(Context(organization_id="org-1"))
@@ -370,7 +368,7 @@ def storing() -> SpyApp:
 
 @given(result=some.json_values)
 def test_a_task_that_succeeded_is_completed(storing: SpyApp, result: Any) -> None:
-    """The result as it was stored."""
+    """The status of a task that succeeded is completed, with its result."""
     task_id = str(uuid.uuid4())
     storing.backend.mark_as_done(task_id, result)
     found = CeleryAppDispatcher(storing).status(task_id)
@@ -378,8 +376,8 @@ def test_a_task_that_succeeded_is_completed(storing: SpyApp, result: Any) -> Non
 
 
 @given(some.anything)
-def test_a_result_is_made_to_fit(result: Any) -> None:
-    """What a backend gives that the wire cannot carry, such as kombu's UUIDs and datetimes, is made to fit."""
+def test_a_stored_result_is_normalised(result: Any) -> None:
+    """A result that the wire cannot carry, such as a UUID or a datetime of kombu, is normalised."""
     app = SpyApp()
     app.AsyncResult = lambda task_id: types.SimpleNamespace(state="SUCCESS", result=result)
     found = CeleryAppDispatcher(app).status("t")
@@ -388,8 +386,8 @@ def test_a_result_is_made_to_fit(result: Any) -> None:
     assert some.same(found.result, normalise(result, lenient=True)) or "object at 0x" in repr(found.result)
 
 
-def test_a_task_that_failed_or_was_revoked_has_its_error(storing: SpyApp) -> None:
-    """Failed, with the text "Type: message" of what it raised."""
+def test_a_failed_or_revoked_task_has_its_error(storing: SpyApp) -> None:
+    """The status of a failed or revoked task is failed, with the text "Type: message"."""
     dispatcher = CeleryAppDispatcher(storing)
     storing.backend.mark_as_failure("failed", ValueError("bad"))
     storing.backend.mark_as_revoked("revoked", "terminated")
@@ -398,8 +396,8 @@ def test_a_task_that_failed_or_was_revoked_has_its_error(storing: SpyApp) -> Non
 
 
 @pytest.mark.parametrize("state", ["PENDING", "RECEIVED", "STARTED", "RETRY", "PROGRESS"])
-def test_a_task_that_has_not_ended_has_no_status(storing: SpyApp, state: str) -> None:
-    """None while it waits, runs or is tried again, and for an id that Celery does not know."""
+def test_an_unfinished_task_has_no_status(storing: SpyApp, state: str) -> None:
+    """The status is None while a task waits, runs or is retried, and for an unknown id."""
     task_id = str(uuid.uuid4())
     if state != "PENDING":
         storing.backend.store_result(task_id, ValueError("again") if state == "RETRY" else {}, state)
@@ -407,16 +405,16 @@ def test_a_task_that_has_not_ended_has_no_status(storing: SpyApp, state: str) ->
 
 
 @pytest.mark.parametrize(("backend", "named"), [(None, "disabled"), ("rpc://", "rpc")])
-def test_a_backend_that_cannot_tell_is_not_supported(backend: str | None, named: str) -> None:
-    """Without a backend, or with one that only the sender can read, and once: the remedy is named."""
+def test_an_unreadable_backend_is_not_supported(backend: str | None, named: str) -> None:
+    """No backend, or one that only the sender can read, raises NotSupported with the remedy."""
     app = SpyApp(backend=backend)
     with pytest.raises(NotSupported, match=rf"result backend: {named}.*result_backend"):
         CeleryAppDispatcher(app).status("t")
 
 
 @pytest.mark.parametrize("error", [NotImplementedError("no backend"), AttributeError("get_task_meta")], ids=repr)
-def test_a_backend_that_has_no_such_method_is_not_supported(error: Exception) -> None:
-    """Celery's stand-ins for a backend refuse in either way, and so does an app that has no results at all."""
+def test_a_backend_without_results_is_not_supported(error: Exception) -> None:
+    """Celery's disabled backends and an app without AsyncResult raise NotSupported."""
     app = SpyApp()
     app.AsyncResult = raising(error)
     with pytest.raises(NotSupported, match="result_backend"):
@@ -426,8 +424,8 @@ def test_a_backend_that_has_no_such_method_is_not_supported(error: Exception) ->
         CeleryAppDispatcher(bare).status("t")
 
 
-def test_a_backend_that_is_away_is_unavailable() -> None:
-    """No answer is not the answer None: the error names the task, and the driver's own is its cause."""
+def test_an_unreachable_backend_is_unavailable() -> None:
+    """TransportUnavailable names the task, and the driver's error is its cause."""
     app = SpyApp(backend=f"redis://127.0.0.1:{free_port()}/0")
     with pytest.raises(TransportUnavailable, match="'id-1'") as caught:
         CeleryAppDispatcher(app).status("id-1")
@@ -448,14 +446,14 @@ NO_APPS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("app", NO_APPS.values(), ids=NO_APPS.keys())
-def test_what_is_no_app_is_refused_at_start(app: Any) -> None:
-    """A ConfigurationError when the dispatcher is built, not at the first dispatch."""
+def test_a_value_that_is_no_app_is_refused(app: Any) -> None:
+    """The constructor raises ConfigurationError for an object without send_task."""
     with pytest.raises(ConfigurationError, match=r"send_task.*app object"):
         CeleryAppDispatcher(app)
 
 
-def test_celery_is_never_imported() -> None:
-    """A process that dispatches through an app of another kind never loads celery."""
+def test_the_dispatcher_never_imports_celery() -> None:
+    """A process that dispatches through another kind of app never imports celery."""
     script = (
         "import sys, types; from transports.celery.app_dispatcher import CeleryAppDispatcher as D; "
         "app = types.SimpleNamespace(send_task=lambda *a, **k: types.SimpleNamespace(id='i')); "
@@ -525,8 +523,8 @@ def executor(broker: Any, rabbitmq_url: str, tmp_path_factory: pytest.TempPathFa
         delete_queue(broker, f"celery_executor_{name}")
 
 
-def test_a_real_worker_runs_what_is_dispatched(broker: Any, executor: str) -> None:
-    """Over RabbitMQ: the result comes back, a task that raises fails with its text, and an empty reply says so."""
+def test_a_real_worker_runs_dispatches(broker: Any, executor: str) -> None:
+    """Over RabbitMQ a result returns, a raised error fails with its text, and an empty reply is a failure."""
     dispatcher = CeleryAppDispatcher(broker)
     result = dispatcher.dispatch(context_of(executor, "extract"), timeout=40)
     assert result == ExecutionResult(success=True, data={"ran": "extract"})
@@ -536,8 +534,8 @@ def test_a_real_worker_runs_what_is_dispatched(broker: Any, executor: str) -> No
     assert "MalformedPayload" in str(result.error)
 
 
-def test_a_real_worker_runs_what_a_closed_gate_routes(broker: Any, executor: str) -> None:
-    """With the gate off, and with one that is broken, the product's own path runs the task."""
+def test_a_real_worker_runs_closed_gate_dispatches(broker: Any, executor: str) -> None:
+    """With a closed or a failing gate the product's own path runs the task."""
     off = CeleryAppDispatcher(broker)
     for gate in (lambda context: False, raising(RuntimeError())):
         router = RoutingDispatcher(gate=gate, on=off, off=off)
@@ -545,7 +543,7 @@ def test_a_real_worker_runs_what_a_closed_gate_routes(broker: Any, executor: str
 
 
 def test_a_queue_without_a_worker_is_a_timeout(broker: Any) -> None:
-    """Over RabbitMQ: after the timeout a failure says how long was waited, and for which queue."""
+    """Without a worker a dispatch fails after its timeout, and names the time waited and the queue."""
     name = f"t-{uuid.uuid4()}"
     started = time.monotonic()
     try:

@@ -29,13 +29,13 @@ def broker() -> Celery:
     return app_with_a_broker()
 
 
-def test_a_celery_worker_of_the_same_app_is_as_it_was() -> None:
-    """A process in which `celery_tasks` was called runs a real worker: every handler, signal and retry is the same."""
+def test_celery_tasks_changes_no_celery_worker() -> None:
+    """A Celery worker in a process that called `celery_tasks` has the same handlers, signals and retries."""
     assert real_runs("import celery_wire.observed_tasks") == real_runs()
 
 
-def test_the_apps_other_uses_are_as_they_were(broker: Celery) -> None:
-    """Direct calls, `apply` with its retries, `delay`, and `retry` outside a worker."""
+def test_celery_tasks_changes_no_direct_call(broker: Celery) -> None:
+    """Direct calls, `apply` with retries, `delay`, and `retry` outside a worker work as before."""
 
     @broker.task(name="t", bind=True, shared=False, max_retries=3)
     def fails_twice(task: Any, number: int) -> int:
@@ -78,14 +78,14 @@ NO_APPS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("app", NO_APPS.values(), ids=NO_APPS.keys())
-def test_what_is_no_celery_app_is_refused(app: Any) -> None:
-    """With what it is instead."""
+def test_other_values_than_apps_are_refused(app: Any) -> None:
+    """ConfigurationError names the kind of a value that is no Celery app."""
     with pytest.raises(ConfigurationError, match="takes a Celery app, not"):
         celery_tasks(app)
 
 
 def test_an_app_without_tasks_is_refused() -> None:
-    """Celery's own do not count."""
+    """An app that has only Celery's own tasks raises ConfigurationError."""
     with pytest.raises(ConfigurationError, match=r"no tasks\. Import"):
         celery_tasks(Celery("empty", set_as_current=False))
 
@@ -98,8 +98,8 @@ class Unbindable(Task):
         raise AttributeError("of the product's own")
 
 
-def test_an_error_in_a_task_module_is_told_as_it_is() -> None:
-    """The app is not said to be none because a module of its `include` cannot be imported, or fails."""
+def test_an_error_in_a_task_module_is_raised() -> None:
+    """The error of a module in the app's `include` is raised unchanged."""
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         celery_tasks(Celery("broken", include=["no_such_module"], set_as_current=False))
 
@@ -126,7 +126,7 @@ class Awaiting(Task):
 
 @pytest.mark.parametrize("options", [{}, {"autoretry_for": (OSError,)}])
 def test_an_async_task_is_refused_at_start(options: dict[str, Any]) -> None:
-    """Nobody would await it. One whose class runs it, by a `__call__` of its own, is welcome."""
+    """An async task raises ConfigurationError, unless its class has a `__call__` that runs it."""
     app = Celery("async", set_as_current=False)
     app.task(_later, name="t", shared=False, **options)
     with pytest.raises(ConfigurationError, match="'t' is an async function"):
@@ -138,8 +138,8 @@ def test_an_async_task_is_refused_at_start(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("limit", ["3", [3]])
-def test_a_limit_that_is_no_number_is_refused_at_start(limit: Any) -> None:
-    """And not by the consumer, at the first message."""
+def test_a_bad_retry_limit_is_refused_at_start(limit: Any) -> None:
+    """A `max_retries` that is no number raises ConfigurationError before the first message."""
     with pytest.raises(ConfigurationError, match="max_retries of task 't'"):
         declared(nothing, max_retries=limit)
 
@@ -156,13 +156,13 @@ def test_a_limit_that_is_no_number_is_refused_at_start(limit: Any) -> None:
         ({"retry_kwargs": {"max_retries": None}}, 4),
     ],
 )
-def test_a_task_may_have_as_many_deliveries_as_it_declares(options: dict[str, Any], attempts: int) -> None:
-    """One more than the retries that it may ask for: three, unless it says otherwise."""
+def test_a_task_has_its_declared_deliveries(options: dict[str, Any], attempts: int) -> None:
+    """A task has one delivery more than its declared retries, which are three by default."""
     assert declared(nothing, **options)["t"].asked_attempts == attempts  # type: ignore[attr-defined]
 
 
-def test_limits_that_threads_cannot_keep_are_named_at_start(caplog: pytest.LogCaptureFixture) -> None:
-    """One WARNING with the tasks that declare them; and none for an app without."""
+def test_unenforced_task_limits_are_logged_at_start(caplog: pytest.LogCaptureFixture) -> None:
+    """One WARNING names the tasks with time or rate limits, and there is none for an app without such tasks."""
     app = Celery("limited", set_as_current=False)
     limits: dict[str, Any] = {"a": {"time_limit": 5}, "b": {"soft_time_limit": 5}, "c": {"rate_limit": "1/s"}, "d": {}}
     for name, options in limits.items():
@@ -175,8 +175,8 @@ def test_limits_that_threads_cannot_keep_are_named_at_start(caplog: pytest.LogCa
     assert caplog.records == []
 
 
-def test_limits_of_the_whole_app_are_named_at_start(caplog: pytest.LogCaptureFixture) -> None:
-    """The WARNING names the app's own limits with their values, beside the tasks that have others."""
+def test_unenforced_app_limits_are_logged_at_start(caplog: pytest.LogCaptureFixture) -> None:
+    """The WARNING names the app's own limits with their values, besides the tasks with other limits."""
     app = Celery("limited", set_as_current=False)
     app.conf.update(task_time_limit=3600, task_soft_time_limit=3300)
     app.task(nothing, name="a", shared=False, time_limit=5)
@@ -224,10 +224,8 @@ print([delivery.payload.args for delivery in receive_all(transport, "told")])
 """
 
 
-def test_shared_tasks_of_a_django_project_run_with_fresh_connections(tmp_path: Path) -> None:
-    """Found by `autodiscover_tasks`; database connections are closed around each task, as in Celery's worker, so that
-    one which broke is not kept for ever.
-    """
+def test_django_tasks_run_with_fresh_connections(tmp_path: Path) -> None:
+    """Tasks of `autodiscover_tasks` run, and database connections are closed around each, as in Celery's worker."""
     program = f"import sys; sys.path[:0] = {sys.path!r}\n{DJANGO}"
     command = [sys.executable, "-c", program, str(tmp_path / "shop.sqlite3")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -250,7 +248,7 @@ OWN: dict[str, tuple[Callable[[Any], Any], Any]] = {
 def test_celerys_own_tasks_run(
     rabbitmq_url: str, transport: CeleryTransport, queue: str, pipe: Pipe, what: str
 ) -> None:
-    """What a real client sends as `celery.map`, `celery.backend_cleanup` and the like runs on our Consumer."""
+    """`celery.map`, `celery.backend_cleanup` and others that a Celery client sends run on the Consumer."""
     make, expected = OWN[what]
     with contextlib.closing(celery_app(rabbitmq_url)) as app:
         add = app.task(total, name="add", shared=False)
@@ -261,7 +259,7 @@ def test_celerys_own_tasks_run(
 
 
 def test_chunks_run_as_tasks(rabbitmq_url: str, transport: CeleryTransport, queue: str, pipe: Pipe) -> None:
-    """The chunks that a real client makes run on our Consumer, one message for each."""
+    """Each chunk of a Celery client runs on the Consumer as a message of its own."""
     with contextlib.closing(celery_app(rabbitmq_url)) as app:
         add = app.task(total, name="add", shared=False)
         with running(Consumer(transport, celery_tasks(app), [queue])):

@@ -52,12 +52,10 @@ def away(task: Any) -> None:
     st.sampled_from(["callbacks", "reply", "nothing"]),
     st.integers(1, 7),
 )
-def test_a_task_is_run_and_told_of_as_by_celerys_own_worker(
+def test_a_task_runs_as_in_celerys_worker(
     place: Stage, declaration: str, limit: int, failures: int, awaits: Awaits, max_attempts: int
 ) -> None:
-    """For the same declaration there are as many runs, each with the same handlers and signals, whatever
-    `max_attempts` is; the sender is told once, of the last run. Where nobody waits, `max_attempts` must be 1 for that.
-    """
+    """A task has the runs, handlers and signals of a Celery worker, and its sender gets one answer."""
     name = task_name(declaration, limit)
     if awaits == "nothing":
         max_attempts = 1
@@ -85,13 +83,8 @@ def test_a_task_is_run_and_told_of_as_by_celerys_own_worker(
 
 
 @pytest.mark.parametrize(("backoff", "jitter"), [(True, True), (10, False)])
-def test_the_products_executor_is_tried_four_times_spread_by_its_backoff(
-    on_postgres: Stage, backoff: int, jitter: bool
-) -> None:
-    """Between tries its row stays `claimed`, with `vt` 1, 2 and 4 times its backoff in the future, or less with jitter.
-
-    Only the last error is told, as it was raised: by one callback and by the status.
-    """
+def test_the_products_executor_runs_four_times(on_postgres: Stage, backoff: int, jitter: bool) -> None:
+    """Its row stays claimed between attempts, with growing delays, and only the last error reaches the sender."""
     place, tables, queue = on_postgres, on_postgres.tables, queue_name()
     assert tables is not None
     options = {"max_retries": 3, "retry_backoff": backoff, "retry_jitter": jitter}
@@ -118,8 +111,8 @@ def test_the_products_executor_is_tried_four_times_spread_by_its_backoff(
     assert +consumer.counters == {"ran": 4, "retried": 3, "settled": 1}
 
 
-def test_a_retry_outlives_its_worker_and_is_run_by_another_process(on_postgres: Stage) -> None:
-    """The message waits in the table: a worker of the command line runs it, no earlier, under the same id."""
+def test_a_retry_outlives_its_worker(on_postgres: Stage) -> None:
+    """The message waits in the table, and a worker of the command line runs it when it is due, under the same id."""
     place, tables, queue = on_postgres, on_postgres.tables, queue_name()
     assert tables is not None
     id = place.send("again in a second", queue=queue)
@@ -138,8 +131,8 @@ def test_a_retry_outlives_its_worker_and_is_run_by_another_process(on_postgres: 
     assert place.ended(id, "callbacks", queue).told == ("succeeded", {"id": id, "retries": 1, "pid": worker.pid})
 
 
-def test_a_task_without_a_limit_is_retried_until_it_succeeds(place: Stage) -> None:
-    """`max_retries=None` is no limit, whatever `max_attempts` is."""
+def test_a_task_without_limit_is_retried_until_success(place: Stage) -> None:
+    """`max_retries=None` has no limit, regardless of `max_attempts`."""
 
     def thirteenth(task: Any) -> int:
         if task.request.retries < 12:
@@ -181,12 +174,10 @@ def reject_again(task: Any) -> None:
 
 @pytest.mark.parametrize("run", [retry_with_exc, retry_without_exc, retry_without_throw, reject_again])
 @pytest.mark.parametrize(("max_attempts", "runs"), [(2, 4), (6, 6)])
-def test_what_is_asked_beyond_every_declared_limit_ends_with_the_real_error(
+def test_retries_beyond_the_limit_end_with_the_error(
     place: Stage, run: Callable[..., Any], max_attempts: int, runs: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A limit given at the call, and a requeue, are bounded by `max_retries` of the task or by `max_attempts`, if that
-    is more. The sender is told what the task failed with, not that it asked to be retried; a WARNING says the same.
-    """
+    """A retry beyond `max_retries` and `max_attempts` fails with the task's error, and a WARNING has the same text."""
     caplog.set_level(logging.INFO)
     ended = place.run(declared(run), "t", max_attempts=max_attempts)
     assert ended.ran == runs
@@ -198,8 +189,8 @@ def test_what_is_asked_beyond_every_declared_limit_ends_with_the_real_error(
     ]
 
 
-def test_a_retry_that_the_task_caught_itself_happens_all_the_same(place: Stage) -> None:
-    """Celery has sent it by then, and so it does with us; the callback waits for the run that asks no more."""
+def test_a_caught_retry_still_happens(place: Stage) -> None:
+    """A retry whose exception the task has caught happens, as in Celery, and the callback waits for the last run."""
 
     def careless(task: Any) -> str:
         try:
@@ -214,8 +205,8 @@ def test_a_retry_that_the_task_caught_itself_happens_all_the_same(place: Stage) 
 
 
 @pytest.mark.parametrize("end", [SystemExit(3), Reject("no"), KeyError("k")])
-def test_a_retry_asked_for_without_throw_is_had_however_the_run_ends(place: Stage, end: BaseException) -> None:
-    """It is not the last run, so nobody is told of its end."""
+def test_a_retry_without_throw_always_happens(place: Stage, end: BaseException) -> None:
+    """A retry with `throw=False` happens after a return and after an error, and the sender gets no answer before."""
 
     def ends(task: Any) -> str:
         if not task.request.retries:
@@ -227,8 +218,8 @@ def test_a_retry_asked_for_without_throw_is_had_however_the_run_ends(place: Stag
     assert (ended.ran, ended.told) == (2, ("succeeded", "done"))
 
 
-def test_a_task_that_raised_and_that_nobody_waits_for_is_run_again_as_any_other(place: Stage) -> None:
-    """`max_attempts` deliveries in all, where a task asked for fewer; Celery's worker would let it be."""
+def test_a_raised_task_without_a_caller_is_retried(place: Stage) -> None:
+    """A task without callbacks or caller has `max_attempts` deliveries, which Celery's worker would not give it."""
     ended = place.run(declared(away, **AWAY, max_retries=1), "t", awaits="nothing", max_attempts=3)
     assert (ended.ran, ended.buried) == (3, "ConnectionError: away for the 2th time")
 
@@ -243,10 +234,8 @@ def test_a_task_that_raised_and_that_nobody_waits_for_is_run_again_as_any_other(
     ],
 )
 @pytest.mark.parametrize("awaits", ["nothing", "callbacks", "reply"])
-def test_a_task_without_retries_runs_once_although_it_raised(
-    place: Stage, options: dict[str, Any], awaits: Awaits
-) -> None:
-    """`max_retries=0` means that a task is never run again because it raised, whoever waits and whatever it calls."""
+def test_a_task_without_retries_runs_once(place: Stage, options: dict[str, Any], awaits: Awaits) -> None:
+    """A task with `max_retries=0` is never run again because it raised."""
 
     def asks(task: Any) -> None:
         task.retry(exc=ConnectionError("away for the 0th time"), countdown=0)
@@ -279,26 +268,26 @@ def asking(**how: Any) -> Callable[..., Any]:
 
 
 @given(st.floats(-10, 1e6) | st.integers(-10, 10**6))
-def test_a_countdown_is_the_delay(countdown: float) -> None:
-    """In seconds; one in the past is now."""
+def test_a_retry_waits_for_its_countdown(countdown: float) -> None:
+    """The countdown of a retry is its delay in seconds, and a negative one is 0."""
     assert asked(asking(countdown=countdown)) == pytest.approx(max(0.0, countdown), abs=1e-5)
 
 
-def test_a_delay_that_is_not_given_is_the_tasks_default() -> None:
-    """Three minutes, unless the task says otherwise; and no delay at all where it says None, as with Celery."""
+def test_a_retry_waits_for_the_tasks_default() -> None:
+    """A retry without a countdown waits for the task's default delay, and for no time if that is None."""
     assert asked(asking()) == 180
     assert asked(asking(), default_retry_delay=7) == 7
     assert asked(asking(), default_retry_delay=None) == 0
 
 
-def test_a_delay_longer_than_a_transport_takes_is_its_longest() -> None:
-    """A hundred years are ten."""
+def test_a_retry_delay_is_capped() -> None:
+    """A retry's delay beyond a transport's longest is cut to that."""
     assert asked(asking(countdown=100 * 365 * 86400)) == 10 * 365 * 86400
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/Lima"])
-def test_an_eta_is_read_as_celery_reads_it(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a time zone it is UTC, wherever the worker is; text is ISO 8601; a countdown goes before it."""
+def test_a_retrys_eta_is_read_as_in_celery(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An eta of a retry is a datetime or a text, and UTC without a time zone."""
     monkeypatch.setenv("TZ", zone)
     time.tzset()
     try:
@@ -317,10 +306,10 @@ def test_an_eta_is_read_as_celery_reads_it(zone: str, monkeypatch: pytest.Monkey
     ("how", "text"),
     [({"countdown": "soon"}, "TypeError"), ({"countdown": 1e300}, "OverflowError"), ({"eta": "soon"}, "ValueError")],
 )
-def test_a_delay_that_makes_no_sense_fails_the_task_with_the_reason(
+def test_a_bad_retry_delay_fails_the_task(
     place: Stage, how: dict[str, Any], text: str
 ) -> None:
-    """As with Celery, which rejects the message of a retry that it could not send."""
+    """A retry with a delay that is no number fails the task with that reason."""
     ended = place.run(declared(asking(**how)), "t")
     assert ended.ran == 1
     assert ended.told[1].startswith(text)
@@ -341,10 +330,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("how", REFUSED)
 @pytest.mark.parametrize("catching", [False, True])
-def test_a_retry_of_another_message_is_refused_and_told(place: Stage, how: str, catching: bool) -> None:
-    """A redelivery is the same message: other arguments or options fail the task with NotSupported, at once, even
-    where the task catches what `retry` raises, or is declared to retry whatever it raised.
-    """
+def test_a_retry_of_another_message_is_refused(place: Stage, how: str, catching: bool) -> None:
+    """A retry with other arguments or options fails with NotSupported, which reaches the sender."""
 
     def ask(task: Any, *args: Any, **kwargs: Any) -> str:
         try:
@@ -363,8 +350,8 @@ def test_a_retry_of_another_message_is_refused_and_told(place: Stage, how: str, 
     assert REFUSED[how][1] in text
 
 
-def test_an_argument_changed_in_place_is_another_argument(place: Stage) -> None:
-    """The message has what was sent: what a task counts up in its arguments would never be seen again."""
+def test_a_retry_with_changed_arguments_is_refused(place: Stage) -> None:
+    """A retry with an argument that the task has changed in place is refused: the redelivery would not have it."""
 
     def count(task: Any, context: dict[str, Any]) -> None:
         context["tries"] += 1
@@ -374,8 +361,8 @@ def test_an_argument_changed_in_place_is_another_argument(place: Stage) -> None:
     assert (what, text[:13]) == ("failed", "NotSupported:")
 
 
-def test_a_retry_that_repeats_what_the_message_has_is_had(place: Stage) -> None:
-    """The same arguments, queue and priority, written out, are the same message."""
+def test_a_retry_with_the_same_values_happens(place: Stage) -> None:
+    """A retry that names the same arguments, queue and priority is the same message."""
 
     def repeat(task: Any, context: dict[str, Any], *, page: int) -> Any:
         request = task.request
@@ -393,8 +380,8 @@ def test_a_retry_that_repeats_what_the_message_has_is_had(place: Stage) -> None:
     assert (ended.ran, ended.told) == (2, ("succeeded", [{"a": [1.5, None]}, 2]))
 
 
-def test_what_a_task_did_to_its_arguments_is_undone_in_the_next_run(place: Stage) -> None:
-    """A retry that does not name them has those that were sent."""
+def test_each_run_gets_the_sent_arguments(place: Stage) -> None:
+    """A retry without arguments runs with those that were sent, also if the task has changed them."""
 
     def take(task: Any, context: dict[str, Any]) -> Any:
         document = context.pop("document")

@@ -38,16 +38,16 @@ def broker() -> Celery:
 
 
 @pytest.mark.parametrize("case", SINGLE)
-def test_a_task_finds_around_it_what_celerys_own_worker_gives_it(place: Stage, case: str) -> None:
-    """Its request, its handlers and their arguments, and Celery's signals, in the same order."""
+def test_a_task_has_celerys_request_and_signals(place: Stage, case: str) -> None:
+    """A task has the same request, handlers, arguments and signals as in Celery's worker, in the same order."""
     name, args, kwargs = SINGLE[case]
     ended = place.run(tasks, name, *args, kwargs=kwargs, fairness=FairnessKey(**FAIRNESS))
     assert json.loads(json.dumps(ended.seen)) == real_runs()[case]
 
 
 @pytest.mark.parametrize("awaits", ["callbacks", "reply", "nothing"])
-def test_the_request_has_the_dispatchs_id_on_every_delivery(place: Stage, awaits: Awaits) -> None:
-    """Over a retry, and after a worker that died; `retries` counts the deliveries before this one."""
+def test_every_request_has_the_dispatchs_id(place: Stage, awaits: Awaits) -> None:
+    """The id is the same over a retry and after a killed worker, and `retries` counts the earlier deliveries."""
     seen: list[Any] = []
 
     def look(task: Any) -> None:
@@ -64,8 +64,8 @@ def test_the_request_has_the_dispatchs_id_on_every_delivery(place: Stage, awaits
     assert seen == [(id, id, 1, queue, True), (id, id, 2, queue, True)]
 
 
-def test_the_request_of_a_message_without_an_id_has_one_all_the_same(place: Stage) -> None:
-    """Made of the message's own: the same on every delivery, and another message's is another."""
+def test_a_request_without_an_id_gets_one(place: Stage) -> None:
+    """The id is derived from the message: the same on every delivery, and different for another message."""
     seen: list[str] = []
 
     def look(task: Any) -> None:
@@ -80,8 +80,8 @@ def test_the_request_of_a_message_without_an_id_has_one_all_the_same(place: Stag
     assert first != second
 
 
-def test_the_request_tells_the_messages_priority_and_fairness(place: Stage) -> None:
-    """The priority in `delivery_info`; no headers where there is no fairness."""
+def test_the_request_has_priority_and_fairness(place: Stage) -> None:
+    """The priority is in `delivery_info`, and fairness in the headers if the message has it."""
     seen: list[Any] = []
 
     def look(task: Any) -> None:
@@ -91,8 +91,8 @@ def test_the_request_tells_the_messages_priority_and_fairness(place: Stage) -> N
     assert seen == [(None, 8, None)]
 
 
-def test_the_same_task_on_several_threads_has_a_request_for_each(place: Stage) -> None:
-    """Four runs at once, each of which sees its own id and arguments before and after the others have started."""
+def test_each_thread_has_its_own_request(place: Stage) -> None:
+    """Four runs at the same time each have their own id and arguments throughout."""
     at_once = threading.Barrier(4, timeout=20)
     seen: list[bool] = []
 
@@ -112,8 +112,8 @@ def test_the_same_task_on_several_threads_has_a_request_for_each(place: Stage) -
 @pytest.mark.parametrize(
     "end", [None, ValueError("x"), SystemExit(3), Retry("again"), Ignore(), Reject("no"), KeyboardInterrupt()], ids=repr
 )
-def test_nothing_of_a_run_is_left_on_its_thread(end: BaseException | None) -> None:
-    """However it ended: the next task on the thread finds the stacks empty but for itself, and nothing pending."""
+def test_a_run_leaves_nothing_on_its_thread(end: BaseException | None) -> None:
+    """After each kind of end the next task on the thread has empty stacks and no pending retry."""
     seen: list[Any] = []
 
     def run(task: Any, first: bool) -> None:
@@ -129,8 +129,8 @@ def test_nothing_of_a_run_is_left_on_its_thread(end: BaseException | None) -> No
     assert current_task._get_current_object() is None
 
 
-def test_what_a_handler_raises_changes_nothing(place: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    """A task that failed, or asks for a retry, is told of as if its handlers had not raised; each is a WARNING."""
+def test_a_raising_handler_changes_no_outcome(place: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """The outcome of a task is the same if its handlers raise, and each error is logged as a WARNING."""
 
     class Careless(Task):
         abstract = True
@@ -150,8 +150,8 @@ def test_what_a_handler_raises_changes_nothing(place: Stage, caplog: pytest.LogC
     assert [handler for event, handler in fields if event == "task_handler_raised"] == ["on_retry", "on_failure"]
 
 
-def test_the_loader_is_told_of_every_task(place: Stage) -> None:
-    """`on_task_init` before it and `on_process_cleanup` after it, as a worker's process does."""
+def test_the_loader_is_called_for_each_task(place: Stage) -> None:
+    """`on_task_init` is called before each task and `on_process_cleanup` after it, as in a worker."""
     told: list[Any] = []
     app = Celery("loaded", set_as_current=False)
     app.loader.on_task_init = lambda id, task: told.append((id, task.name))
@@ -165,8 +165,8 @@ def test_the_loader_is_told_of_every_task(place: Stage) -> None:
 
 
 @pytest.mark.parametrize("awaits", ["callbacks", "reply", "nothing"])
-def test_an_ignored_message_is_acknowledged_and_that_is_all(place: Stage, awaits: Awaits) -> None:
-    """No callback, no reply, no status, no dead letter."""
+def test_an_ignored_message_is_only_acknowledged(place: Stage, awaits: Awaits) -> None:
+    """After Ignore there is no callback, reply, status or dead letter."""
     ended = place.run(tasks, "ignored", awaits=awaits)
     assert (ended.ran, ended.callbacks, ended.status, ended.buried) == (1, [], None, None)
 
@@ -175,8 +175,8 @@ def test_an_ignored_message_is_acknowledged_and_that_is_all(place: Stage, awaits
 @pytest.mark.parametrize(
     ("name", "text"), [("rejected", "ValueError: not for me"), ("rejected in words", "Reject: not for me")]
 )
-def test_a_rejected_message_is_buried_and_its_sender_told(place: Stage, name: str, text: str, awaits: Awaits) -> None:
-    """At once: it is never run again, whoever waits for it."""
+def test_a_rejected_message_is_dead_lettered(place: Stage, name: str, text: str, awaits: Awaits) -> None:
+    """After Reject a message is dead-lettered at once, and its sender receives the failure."""
     ended = place.run(tasks, name, awaits=awaits)
     assert (ended.ran, ended.buried) == (1, text)
     assert ended.status is not None
@@ -184,8 +184,8 @@ def test_a_rejected_message_is_buried_and_its_sender_told(place: Stage, name: st
     assert awaits != "callbacks" or ended.told == ("failed", text)
 
 
-def test_wrong_arguments_are_a_failure_that_is_told(place: Stage) -> None:
-    """Nothing checks them when they are sent, as Celery does; the task's own TypeError is told."""
+def test_wrong_arguments_fail_with_type_error(place: Stage) -> None:
+    """Arguments that the task does not take fail with the task's own TypeError, as in Celery."""
     what, text = place.run(tasks, "takes nothing", 1).told
     assert what == "failed"
     assert text.startswith("TypeError: done() takes 1 positional argument but 2 were given")
@@ -196,24 +196,24 @@ def replacing(task: Any, name: str) -> Any:
 
 
 @pytest.mark.parametrize("awaits", ["callbacks", "reply"])
-def test_a_task_that_somebody_waits_for_cannot_be_replaced(place: Stage, awaits: Awaits, broker: Celery) -> None:
-    """Nobody would ever hear of the other's end: the task fails with NotSupported, and nothing is sent."""
+def test_an_awaited_task_cannot_be_replaced(place: Stage, awaits: Awaits, broker: Celery) -> None:
+    """A task with a caller or callbacks that replaces itself fails with NotSupported, and nothing is sent."""
     ended = place.run(declared(replacing, broker), "t", "other", awaits=awaits)
     assert ended.told[0] == "failed"
     assert ended.told[1].startswith("NotSupported: task 't' replaces itself")
     assert sent(broker) == []
 
 
-def test_a_task_that_nobody_waits_for_is_replaced_over_the_apps_broker(place: Stage, broker: Celery) -> None:
-    """The other has its id, as with Celery, and the message is acknowledged."""
+def test_a_task_is_replaced_through_the_apps_broker(place: Stage, broker: Celery) -> None:
+    """A task without a caller is replaced by a task with its id, as in Celery, and its message is acknowledged."""
     ended = place.run(declared(replacing, broker), "t", "other", awaits="nothing")
     assert (ended.ran, ended.status, ended.buried) == (1, None, None)
     ((headers, _),) = sent(broker)
     assert (headers["task"], headers["id"], headers["root_id"]) == ("other", ended.id, ended.id)
 
 
-def test_there_is_no_chord_to_add_to(place: Stage) -> None:
-    """Celery's own ValueError is told."""
+def test_add_to_chord_raises_celerys_error(place: Stage) -> None:
+    """`add_to_chord` outside a chord raises Celery's own ValueError."""
 
     def add(task: Any) -> None:
         task.add_to_chord(task.si())
@@ -235,10 +235,8 @@ def group(other: Any) -> Any:
 
 
 @pytest.mark.parametrize("dispatch", [delay, chain, group])
-def test_what_a_task_dispatches_goes_through_the_apps_broker(
-    place: Stage, broker: Celery, dispatch: Callable[[Any], Any]
-) -> None:
-    """As ever; the running task is its parent and root."""
+def test_a_tasks_dispatches_use_the_apps_broker(place: Stage, broker: Celery, dispatch: Callable[[Any], Any]) -> None:
+    """A task's own dispatches go through the app's broker, with the running task as parent and root."""
     broker.task(nothing, name="other", shared=False, typing=False)
 
     def parent(task: Any) -> str:
@@ -252,7 +250,7 @@ def test_what_a_task_dispatches_goes_through_the_apps_broker(
 
 
 def test_celerys_result_backend_is_not_written(place: Stage) -> None:
-    """But by the task itself."""
+    """The Consumer writes nothing to Celery's result backend."""
     app = Celery("with-results", backend="cache+memory://", set_as_current=False)
 
     def progress(task: Any, write: bool) -> str:
@@ -265,8 +263,8 @@ def test_celerys_result_backend_is_not_written(place: Stage) -> None:
     assert states == ["PROGRESS", "PENDING"]
 
 
-def test_a_task_that_calls_another_calls_it_as_a_function(place: Stage) -> None:
-    """Directly, by `apply`, or out of the registry: the other has no message, and its retry is not ours."""
+def test_a_task_calls_another_as_a_function(place: Stage) -> None:
+    """A task that is called directly, by `apply` or from the registry has no message, and its retry is Celery's."""
     app = Celery("nested", set_as_current=False)
     seen: list[Any] = []
 

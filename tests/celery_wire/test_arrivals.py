@@ -37,8 +37,8 @@ def received(subscription: Subscription) -> Delivery:
     raise AssertionError("the message did not come")
 
 
-def test_a_connection_that_stalls_inside_a_message_is_given_up(through: Make, between: Proxy, queue: str) -> None:
-    """Neither is it waited for without an end, nor at full speed: the heartbeats end it, and the message comes anew."""
+def test_a_connection_stalled_in_a_message_is_closed(through: Make, between: Proxy, queue: str) -> None:
+    """Missing heartbeats end the connection without a busy loop, and the message is redelivered."""
     transport = through(heartbeat=2, confirm_timeout=2)
     transport.send([message("t", queue, "x" * 100_000)])
     with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
@@ -51,8 +51,8 @@ def test_a_connection_that_stalls_inside_a_message_is_given_up(through: Make, be
         assert received(subscription).problem is None
 
 
-def test_a_confirm_that_stalls_halfway_is_given_up(through: Make, between: Proxy, queue: str) -> None:
-    """A batch whose confirms stop in the middle of a frame raises within its deadline; what is in doubt says so."""
+def test_a_stalled_confirm_raises_in_time(through: Make, between: Proxy, queue: str) -> None:
+    """A batch whose confirms stop within a frame raises within its timeout, with an unknown fate."""
     transport = through(confirm_timeout=2)
     transport.send([message("t", queue)])
     between.stall_after(9)
@@ -63,8 +63,8 @@ def test_a_confirm_that_stalls_halfway_is_given_up(through: Make, between: Proxy
     assert getattr(caught.value, "fate_unknown", False)
 
 
-def test_messages_whose_time_has_not_come_hold_up_no_other(make_celery: Make, queue: str) -> None:
-    """However many stand in front, what is behind them is received at once."""
+def test_delayed_messages_block_no_other(make_celery: Make, queue: str) -> None:
+    """Messages behind many delayed ones are received at once."""
     transport = make_celery()
     transport.send([message("later", queue, delay=3600) for _ in range(50)])
     transport.send([message("now", queue)])
@@ -74,7 +74,7 @@ def test_messages_whose_time_has_not_come_hold_up_no_other(make_celery: Make, qu
         assert time.monotonic() - began < 10
 
 
-def test_more_than_a_broker_can_grant_may_be_asked_for(make_celery: Make, queue: str) -> None:
+def test_a_prefetch_is_capped_at_amqps_limit(make_celery: Make, queue: str) -> None:
     """A prefetch beyond AMQP's 65535 is cut to that."""
     transport = make_celery()
     transport.send([message("t", queue)])
@@ -82,8 +82,8 @@ def test_more_than_a_broker_can_grant_may_be_asked_for(make_celery: Make, queue:
         assert len(subscription.receive(limit=70_000, wait=ALIVE)) == 1
 
 
-def test_a_routing_key_that_is_no_text_is_lived_with(make_celery: Make, pipe: Pipe, queue: str) -> None:
-    """An exchange may have sent a message here by any bytes: it is received like any other."""
+def test_a_binary_routing_key_is_received(make_celery: Make, pipe: Pipe, queue: str) -> None:
+    """A message that an exchange routed by bytes that are no UTF-8 is received like any other."""
     channel = pipe._channel
     exchange = f"{queue}.fanout"
     channel.exchange_declare(exchange, "fanout", durable=False, auto_delete=True)
@@ -100,8 +100,8 @@ def test_a_routing_key_that_is_no_text_is_lived_with(make_celery: Make, pipe: Pi
     assert (found.id, found.problem) == ("the-id", None)
 
 
-def test_a_quorum_queue_that_nobody_told_us_of_drops_nothing_that_is_given_back(make_celery: Make, pipe: Pipe) -> None:
-    """It counts what is put back and drops it in the end: from its first count on it is sent anew instead."""
+def test_an_undeclared_quorum_queue_keeps_releases(make_celery: Make, pipe: Pipe) -> None:
+    """A quorum queue of unknown type drops no released message: from its first count on a copy is sent instead."""
     queue = pipe.declare(queue_name(), **{"x-queue-type": "quorum", "x-delivery-limit": 3})
     transport = make_celery(declare=False)
     transport.send([message("t", queue)])
@@ -112,8 +112,8 @@ def test_a_quorum_queue_that_nobody_told_us_of_drops_nothing_that_is_given_back(
         assert received(subscription).payload is not None
 
 
-def test_the_rest_of_a_chain_that_cannot_be_addressed_is_not_told(bench: Bench) -> None:
-    """An address of 300 letters fits into no message: the chain is buried with its reason, and the next one runs."""
+def test_an_unaddressable_chain_is_dead_lettered(bench: Bench) -> None:
+    """A chain with an address of 300 characters is dead-lettered with its reason, and the next message runs."""
     later = {"task": "n", "options": {"task_id": "x", "reply_to": "r" * 300}}
     bench.put(json.dumps([[1], {}, {"chain": [later]}]), {"task": "note", "id": str(uuid.uuid4())})
     bench.the_next_one_runs()
@@ -121,14 +121,14 @@ def test_the_rest_of_a_chain_that_cannot_be_addressed_is_not_told(bench: Bench) 
 
 
 @pytest.mark.parametrize("id", [["a"], {"a": 1}, None, 7])
-def test_any_id_can_be_looked_up(id: object) -> None:
-    """What a foreign message has for an id never breaks the search for messages that come back."""
+def test_any_id_has_a_key(id: object) -> None:
+    """A foreign message with an id of any type never breaks the search for redelivered messages."""
     raw = Raw(headers={"id": id, "retries": "many"}, delivery_info={"redelivered": True})
     arrived = Incoming(raw, "q", QueueConsumer(kombu.Queue("q"), "t", 1, Counter()))
     assert {arrived.key: 1} == {(None, 0): 1}
 
 
-def test_a_message_that_is_too_large_for_the_broker_is_refused_for_good() -> None:
-    """RabbitMQ says so as of a queue with other arguments; to try it again cannot help."""
+def test_a_message_beyond_the_brokers_limit_is_refused() -> None:
+    """RabbitMQ's refusal of a large message is TransportRefused, although its reply code is that of other arguments."""
     said = "PRECONDITION_FAILED - message size 2000123 is larger than configured max size 1000000"
     assert isinstance(translate(PreconditionFailed(said), "send"), TransportRefused)

@@ -63,10 +63,10 @@ def refusal(transport: CeleryTransport, queue: str) -> TransportUnavailable:
     return caught.value
 
 
-def test_an_alarm_longer_than_the_confirm_timeout_doubles_nothing(
+def test_a_long_alarm_doubles_nothing(
     make_celery: Make, alarmed: PrivateBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the broker blocks publishers a worker keeps its connection and results, and settles each once after."""
+    """While the broker blocks publishers a worker keeps its connection and results, and settles each once later."""
     queue, calls, ran, begun = queue_name(), queue_name(), Counter[str](), []
 
     def task(name: str) -> str:
@@ -111,8 +111,8 @@ def test_an_alarm_longer_than_the_confirm_timeout_doubles_nothing(
     pipe._connection.release()
 
 
-def test_a_large_result_waits_for_the_end_of_an_alarm(make_celery: Make, alarmed: PrivateBroker) -> None:
-    """A message larger than every buffer keeps its connection while the broker blocks, and is taken once after it."""
+def test_a_large_result_waits_for_an_alarms_end(make_celery: Make, alarmed: PrivateBroker) -> None:
+    """A result larger than every buffer keeps its connection while the broker blocks, and is sent once afterwards."""
     queue, calls, sent, ran, go = queue_name(), queue_name(), queue_name(), list[int](), threading.Event()
 
     def task() -> str:
@@ -150,7 +150,7 @@ def test_a_large_result_waits_for_the_end_of_an_alarm(make_celery: Make, alarmed
 
 
 def test_a_release_in_an_alarm_is_delivered_once(make_celery: Make, alarmed: PrivateBroker) -> None:
-    """A message of a quorum queue that is given back while the broker blocks comes once, as its first attempt."""
+    """A message of a quorum queue that is released during an alarm is delivered once, as its first attempt."""
     queue, quorum, asked = queue_name(), {"x-queue-type": "quorum"}, 2
     transport = make_celery(alarmed.url, confirm_timeout=CONFIRM, queue_arguments=quorum)
     transport.send([message("t", queue, n) for n in range(asked)])
@@ -171,10 +171,10 @@ def test_a_release_in_an_alarm_is_delivered_once(make_celery: Make, alarmed: Pri
     assert {one.attempt for one in found} == {1}
 
 
-def test_each_alarm_is_logged_when_a_connection_broke_in_one(
+def test_each_alarm_is_logged_after_a_break(
     through: Make, between: Proxy, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The end of an alarm is logged when another connection has published, and so the next alarm is logged as well."""
+    """The end of an alarm is logged when another connection has published, and the next alarm is logged again."""
     transport = through()
     transport.send([message("t", queue)])
     with caplog.at_level(logging.INFO), contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
@@ -191,9 +191,7 @@ def test_each_alarm_is_logged_when_a_connection_broke_in_one(
     ]
 
 
-def test_a_confirm_that_never_comes_after_an_alarm_ends_the_connection(
-    through: Make, between: Proxy, queue: str
-) -> None:
+def test_a_missing_confirm_after_an_alarm_reconnects(through: Make, between: Proxy, queue: str) -> None:
     """A settlement waits for `confirm_timeout` seconds after the alarm, and is then made over a new connection."""
     transport, errors = through(confirm_timeout=CONFIRM), list[str]()
     transport.send([message("t", queue)])
@@ -217,8 +215,8 @@ def test_a_confirm_that_never_comes_after_an_alarm_ends_the_connection(
     assert any("takes messages again and has not confirmed one within 1 s" in error for error in errors)
 
 
-def test_a_sender_keeps_no_doubts_after_an_alarm(through: Make, between: Proxy, queue: str) -> None:
-    """The pooled connection of a sender notes nothing that will never be asked for."""
+def test_a_sender_keeps_no_unconfirmed_tags(through: Make, between: Proxy, queue: str) -> None:
+    """The pooled connection of a sender keeps no tags of confirms that are never asked for."""
     transport: Any = through(confirm_timeout=0.3)
     transport.send([message("t", queue)])
     between.swallow(CONFIRMED)
@@ -229,10 +227,10 @@ def test_a_sender_keeps_no_doubts_after_an_alarm(through: Make, between: Proxy, 
     assert connection._publisher._confirms._unconfirmed == {}
 
 
-def test_a_worker_goes_on_taking_from_the_bounded_queue_that_it_fills(
+def test_a_worker_drains_the_queue_it_fills(
     make_celery: Make, pipe: Pipe, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Callbacks that a full queue refuses wait until the same worker has made room there, and none is dead-lettered."""
+    """Callbacks that a full queue refuses wait until the same worker has made room, and none is dead-lettered."""
     monkeypatch.setattr("unstract_core.worker.settler.PATIENCE", 0.0)
     full, run = pipe.declare(queue_name(), **bounded(1)), list[int]()
     transport = make_celery(queue_arguments={full: bounded(1)})
@@ -244,10 +242,10 @@ def test_a_worker_goes_on_taking_from_the_bounded_queue_that_it_fills(
     assert pipe.left(f"{queue}.dead") == []
 
 
-def test_a_full_queue_that_nobody_shrinks_holds_up_no_other_queue(
+def test_a_full_queue_blocks_no_other_queue(
     make_celery: Make, pipe: Pipe, make_queue: Callable[[], str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only the queue whose callbacks are refused is paused; one WARNING names the full queue, one INFO its room."""
+    """Only the queue whose callbacks are refused is paused, with one WARNING for it and one INFO for the end."""
     full, first, other = pipe.declare(queue_name(), **bounded(1)), make_queue(), make_queue()
     pipe.put(full, b"in the way")
     transport, ran = make_celery(queue_arguments={full: bounded(1)}), Counter[str]()
@@ -265,8 +263,8 @@ def test_a_full_queue_that_nobody_shrinks_holds_up_no_other_queue(
     assert events(caplog, "queue_full", "queue_has_room") == [("WARNING", "queue_full"), ("INFO", "queue_has_room")]
 
 
-def test_a_drain_ends_when_its_time_is_up_although_a_queue_is_full(make_celery: Make, pipe: Pipe, queue: str) -> None:
-    """It raises and names what it could not settle, instead of waiting for room without an end."""
+def test_a_drain_ends_despite_a_full_queue(make_celery: Make, pipe: Pipe, queue: str) -> None:
+    """A drain raises at its timeout and names the deliveries that it could not settle."""
     full = pipe.declare(queue_name(), **bounded(1))
     pipe.put(full, b"in the way")
     transport = make_celery(queue_arguments={full: bounded(1)})
@@ -275,8 +273,8 @@ def test_a_drain_ends_when_its_time_is_up_although_a_queue_is_full(make_celery: 
         Consumer(transport, {"t": lambda: None}, [queue]).drain(timeout=1)
 
 
-def test_two_full_queues_that_continue_into_each_other_go_on(make_celery: Make) -> None:
-    """Each has a worker of its own: what one takes makes room for the other's callbacks, so all are called."""
+def test_two_full_queues_make_progress(make_celery: Make) -> None:
+    """With a worker for each, two full queues whose callbacks go to the other one make progress until all have run."""
     one, other = queue_name(), queue_name()
     options: dict[str, Any] = {"queue_arguments": {name: bounded(5) for name in (one, other)}, "confirm_timeout": 5.0}
     called: list[int] = []

@@ -48,8 +48,8 @@ HEADERS: dict[str, tuple[dict[str, Any] | None, str]] = {
 
 
 @pytest.mark.parametrize("what", HEADERS)
-def test_bad_headers_are_buried_and_told(bench: Bench, what: str) -> None:
-    """Buried with the reason; its errback gets the id that the sender knows it by."""
+def test_bad_headers_are_dead_lettered(bench: Bench, what: str) -> None:
+    """A message with bad headers is dead-lettered with the reason, and its errback gets the sender's id."""
     headers, reason = HEADERS[what]
     known = headers is not None and headers.get("id") == "the-id"
     embed = {"errbacks": [{"task": "failed", "kwargs": {"k": 1}, "options": {"queue": bench.told}}]}
@@ -62,7 +62,7 @@ def test_bad_headers_are_buried_and_told(bench: Bench, what: str) -> None:
 
 @pytest.mark.parametrize("what", HEADERS)
 def test_bad_headers_are_answered(bench: Bench, what: str) -> None:
-    """Where the sender waits for an answer, it is a failure with the reason."""
+    """A sender that waits for an answer gets a failure with the reason."""
     headers, reason = HEADERS[what]
     bench.put("[[], {}, {}]", headers, correlation_id="the-key", reply_to=bench.told)
     bench.the_next_one_runs()
@@ -147,8 +147,8 @@ BODIES: dict[str, tuple[bytes | str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", BODIES)
-def test_a_bad_body_is_buried_and_its_sender_answered(bench: Bench, what: str) -> None:
-    """Buried with the reason, and whoever waits gets a failure with it."""
+def test_a_bad_body_is_dead_lettered_and_answered(bench: Bench, what: str) -> None:
+    """A message with a bad body is dead-lettered with the reason, and a waiting sender gets it as a failure."""
     body, properties, reason = BODIES[what]
     headers = TASK | properties.get("headers", {})
     rest = {name: value for name, value in properties.items() if name != "headers"}
@@ -161,7 +161,7 @@ def test_a_bad_body_is_buried_and_its_sender_answered(bench: Bench, what: str) -
 
 
 def test_a_pickle_is_never_opened(bench: Bench, tmp_path: Path) -> None:
-    """A body that would create a file when unpickled creates none, whatever its message says that it is."""
+    """A body that would create a file when unpickled creates none, under any content type."""
     trap = tmp_path / "opened"
     opens = pickle.dumps(([Opens(str(trap))], {}, {}))
     reply = {"correlation_id": "the-id", "reply_to": bench.told}

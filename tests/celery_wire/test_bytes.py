@@ -187,28 +187,28 @@ def to(queue: str, message: Message) -> Message:
 
 @quickly
 @given(message=messages())
-def test_a_message_is_published_to_the_byte_as_celery_publishes_it(
+def test_a_message_equals_celerys_bytes(
     sender: Celery, publisher: CeleryTransport, plain_queue: str, message: Message
 ) -> None:
-    """Exchange, routing key, flags, property frame, header order and body are those of `app.send_task`."""
+    """Exchange, routing key, flags, properties, header order and body equal those of `app.send_task`."""
     compare(sender, publisher, to(plain_queue, message))
 
 
 @given(value=some.json_values, kwargs=some.json_objects)
-def test_any_value_of_the_domain_is_written_as_celery_writes_it(
+def test_any_value_has_celerys_bytes(
     sender: Celery, publisher: CeleryTransport, plain_queue: str, value: Any, kwargs: dict[str, Any]
 ) -> None:
-    """The body's bytes are equal for every value that the wire carries, and so are the headers that print it."""
+    """The bytes of the body, and the headers that print it, equal Celery's for every value of the wire."""
     payload = TaskPayload(task_name="t", args=[value], kwargs=kwargs, queue=plain_queue)
     compare(sender, publisher, Message(payload, plain_queue))
 
 
 @settings(max_examples=25)
 @given(batch=st.lists(messages(), min_size=1, max_size=5))
-def test_a_batch_is_published_as_its_messages_one_by_one(
+def test_a_batch_has_the_bytes_of_its_messages(
     publisher: CeleryTransport, plain_queue: str, batch: Sequence[Message]
 ) -> None:
-    """That several are sent at once is not seen on the wire."""
+    """A batch has the same frames as its messages sent one by one."""
     still = [attrs.evolve(to(plain_queue, one), delay=0.0) for one in batch]
     known = [
         attrs.evolve(one, payload=attrs.evolve(one.payload, task_id=f"t-{number}")) for number, one in enumerate(still)
@@ -229,10 +229,10 @@ DECLARED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", DECLARED)
-def test_the_first_message_declares_its_queue_as_celery_declares_it(
+def test_the_first_message_declares_as_celery(
     rabbitmq_url: str, pipe: Pipe, make_celery: Callable[..., CeleryTransport], kind: str
 ) -> None:
-    """Exchange, queue with its arguments and binding, in Celery's order; once for a connection."""
+    """The first message of a connection declares exchange, queue, arguments and binding in Celery's order."""
     arguments, conf = DECLARED[kind]
     queue = queue_name()
     with contextlib.closing(celery_app(rabbitmq_url, backend=None, **conf)) as app:
@@ -263,9 +263,7 @@ def ranked(rabbitmq_url: str, pipe: Pipe) -> Iterator[tuple[Celery, CeleryTransp
 
 @settings(max_examples=30)
 @given(message=messages())
-def test_a_queue_that_keeps_priorities_gets_every_priority_as_it_is(
-    ranked: tuple[Celery, CeleryTransport, str], message: Message
-) -> None:
-    """Where x-max-priority is declared, 5 is written too: `send_task(priority=5)`."""
+def test_a_priority_queue_gets_every_priority(ranked: tuple[Celery, CeleryTransport, str], message: Message) -> None:
+    """With x-max-priority every priority is written, the default one too, as by `send_task(priority=5)`."""
     app, transport, queue = ranked
     compare(app, transport, to(queue, message), ranked=True)

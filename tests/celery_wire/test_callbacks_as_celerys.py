@@ -150,18 +150,16 @@ LINKS: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("shape", LINKS)
-def test_links_are_fired_as_a_real_worker_fires_them(product: Celery, queues: Queues, pipe: Pipe, shape: str) -> None:
-    """On success: the result and the stored arguments, kwargs, queue, options, group and lineage are Celery's."""
+def test_links_are_sent_as_by_celery(product: Celery, queues: Queues, pipe: Pipe, shape: str) -> None:
+    """After a success the links have the arguments, kwargs, queue, options, group and lineage of Celery."""
     options = {"link": to(queues, LINKS[shape])}
     real, ours = fired(product, pipe, queues, "double", [{"é": 5}], len(LINKS[shape]), options)
     assert ours == real
 
 
 @pytest.mark.parametrize("shape", LINKS)
-def test_errbacks_are_fired_as_a_real_worker_fires_them(
-    product: Celery, queues: Queues, pipe: Pipe, shape: str
-) -> None:
-    """On failure: the id and the stored arguments, always in a group, even a lone one."""
+def test_errbacks_are_sent_as_by_celery(product: Celery, queues: Queues, pipe: Pipe, shape: str) -> None:
+    """After a failure the errbacks have the id and their arguments, and are always a group, as from a Celery worker."""
     options = {"link_error": to(queues, LINKS[shape])}
     real, ours = fired(product, pipe, queues, "fail", [], len(LINKS[shape]), options)
     assert all(one["headers"]["group"] for one in ours)
@@ -169,10 +167,8 @@ def test_errbacks_are_fired_as_a_real_worker_fires_them(
 
 
 @pytest.mark.parametrize(("task", "option"), [("double", "link"), ("fail", "link_error")])
-def test_a_callbacks_lineage_is_the_one_that_celery_gives_it(
-    product: Celery, queues: Queues, pipe: Pipe, task: str, option: str
-) -> None:
-    """parent_id is the task, root_id the first of its line, and the task's own group is not its callbacks'."""
+def test_a_callback_has_celerys_lineage(product: Celery, queues: Queues, pipe: Pipe, task: str, option: str) -> None:
+    """The parent of a callback is the task, its root is the task's root, and it does not join the task's group."""
     lineage = {"root_id": "the-root", "parent_id": "the-parent", "group_id": "the-group", "group_index": 3}
     options = {option: to(queues, [{"task": "a"}, {"task": "b"}]), **lineage}
     real, ours = fired(product, pipe, queues, task, [1] if task == "double" else [], 2, options)
@@ -193,10 +189,10 @@ link_lists = st.lists(
 
 @settings(max_examples=40)
 @given(links=link_lists, failing=st.booleans(), value=some.json_values)
-def test_any_links_are_fired_as_a_real_worker_fires_them(
+def test_any_links_are_sent_as_by_celery(
     product: Celery, queues: Queues, pipe: Pipe, links: list[dict[str, Any]], failing: bool, value: Any
 ) -> None:
-    """For every result of the domain, and links with any arguments, the messages are equal field by field."""
+    """For every result and every link the messages equal those of a Celery worker, field by field."""
     options = {"link_error" if failing else "link": to(queues, links)}
     task, args = ("fail", []) if failing else ("double", [value])
     real, ours = fired(product, pipe, queues, task, args, len(links), options)
@@ -243,8 +239,8 @@ KNOWN: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]], dict[str, tupl
 
 
 @pytest.mark.parametrize("reason", KNOWN)
-def test_the_known_differences_are_these_and_no_more(product: Celery, queues: Queues, pipe: Pipe, reason: str) -> None:
-    """What the design adds to Celery's callbacks, and nothing beside it."""
+def test_callbacks_differ_only_as_listed(product: Celery, queues: Queues, pipe: Pipe, reason: str) -> None:
+    """Callbacks have the additions of this package's design and no other difference from Celery's."""
     task, options, links, known = KNOWN[reason]
     option = {"link_error" if task == "fail" else "link": to(queues, links)}
     args = [] if task == "fail" else [1]

@@ -49,7 +49,7 @@ def test_a_clients_headers_are_on_the_request(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Texts are on `request.headers` and the request itself; the names of the others are logged, and no value."""
+    """Texts of a client's headers are on the request, and the names of other headers are logged without values."""
     monkeypatch.setattr(client_headers, "_left_out", NewNames())
     seen: list[Any] = []
 
@@ -67,7 +67,7 @@ def test_a_clients_headers_are_on_the_request(
 
 
 def test_a_clients_headers_survive_a_retry(product: Celery, transport: CeleryTransport, queue: str) -> None:
-    """A message that is run again has the headers that its client gave it."""
+    """A retried message has the headers of its client."""
     seen: list[Any] = []
 
     def look(task: Any) -> None:
@@ -83,7 +83,7 @@ def test_a_clients_headers_survive_a_retry(product: Celery, transport: CeleryTra
 
 @given(st.dictionaries(names, values), st.dictionaries(names, values))
 def test_headers_are_carried_within_the_limit(own: dict[str, Any], table: dict[str, Any]) -> None:
-    """The wire's headers are texts within the limit, a trace's context before all others, whatever a client sends."""
+    """The headers on the wire are texts within the limit, with the context of a trace first."""
     message = kombu.Message(body=b"[[], {}, {}]", content_type="application/json", content_encoding="utf-8")
     message.headers = {**own, "task": "t", "id": "the-id", "headers": table}
     payload = read_message(message, "q", default_queue="celery").payload
@@ -153,7 +153,7 @@ def heard() -> Iterator[list[str]]:
 
 
 def test_the_names_of_headers_take_no_memory(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages with ever new headers, that the wire cannot carry, leave nothing large in memory or in the log."""
+    """Messages with ever new header names leave nothing large in memory or in the log."""
     monkeypatch.setattr(client_headers, "_left_out", NewNames())
     message = kombu.Message(body=b"[[], {}, {}]", content_type="application/json", content_encoding="utf-8")
 
@@ -229,8 +229,8 @@ sentry_sdk.flush()
 """
 
 
-def test_sentry_hears_of_a_failed_task() -> None:
-    """Sentry's own integration reports the error and the transaction of a task, in the trace of its sender."""
+def test_sentry_reports_a_failed_task() -> None:
+    """Sentry's integration reports the error and the transaction of a task, in the trace of its sender."""
     done = subprocess.run([sys.executable, "-c", SENTRY], capture_output=True, text=True, timeout=ALIVE, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     trace_id = "0af7651916cd43dd8448eb211c80319c"
@@ -250,7 +250,7 @@ ENDS: list[tuple[Callable[..., Any], str | None, str]] = [
 
 @pytest.mark.parametrize(("run", "error", "state"), ENDS)
 def test_a_wrapped_tracer_sees_each_run(run: Callable[..., Any], error: str | None, state: str) -> None:
-    """It sees id, arguments, headers, error and end of a run; the outcome and Celery's signals stay the same."""
+    """A wrapped tracer sees id, arguments, headers, error and end of a run, and the outcome stays the same."""
     tasks = declared(run)
     with heard() as plainly:
         plain = Stage(MemoryTransport()).run(tasks, "t", "v", headers=OWN)
@@ -268,7 +268,7 @@ def test_a_wrapped_tracer_sees_each_run(run: Callable[..., Any], error: str | No
 
 
 def test_a_wrapped_tracer_sees_a_retry() -> None:
-    """Each run of a task that asks to be run again is seen, with its own number of retries."""
+    """A wrapped tracer sees each run of a retried task, with its number of retries."""
 
     def run(task: Any) -> int:
         if task.request.retries < 2:
@@ -281,8 +281,8 @@ def test_a_wrapped_tracer_sees_a_retry() -> None:
     assert ended.told == ("succeeded", 2)
 
 
-def test_a_tracer_that_raises_costs_no_outcome() -> None:
-    """What instrumentation raises after a task has ended does not change how it ended."""
+def test_a_raising_tracer_changes_no_outcome() -> None:
+    """An error of the instrumentation after a task does not change the task's outcome."""
     build = trace.build_tracer
 
     def build_tracer(*args: Any, **kwargs: Any) -> Callable[..., Any]:
@@ -302,7 +302,7 @@ def test_a_tracer_that_raises_costs_no_outcome() -> None:
     assert ended.told == ("succeeded", {"given": "v"})
 
 
-def test_tasks_in_other_threads_are_traced_as_usual_meanwhile() -> None:
+def test_tasks_in_other_threads_are_traced_normally() -> None:
     """A task that another thread applies while a tracer is built is the current one, and its signals are sent."""
     app = Celery("beside", broker="memory://", set_as_current=False)
     build: Any = trace.build_tracer

@@ -86,8 +86,8 @@ def with_password(url: str, password: str) -> str:
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq", "redis", "memory"])
-def test_letters_are_listed_shown_replayed_and_purged(request: pytest.FixtureRequest, run: Run, broker: str) -> None:
-    """The commands do over a broker what they do over PostgreSQL, in a queue that is named."""
+def test_dead_letter_commands_work_over_a_broker(request: pytest.FixtureRequest, run: Run, broker: str) -> None:
+    """The commands list, show, replay and purge the dead letters of a named queue, as over PostgreSQL."""
     ours = kombus = "memory://command"
     if broker == "memory":
         ours = f"celery+{kombus}"
@@ -115,8 +115,8 @@ def test_letters_are_listed_shown_replayed_and_purged(request: pytest.FixtureReq
 @pytest.mark.parametrize(
     "arguments", [("dead", "list"), ("dead", "purge", "--all", "--yes"), ("dead", "list", "--json")], ids=" ".join
 )
-def test_where_a_queue_has_to_be_named_the_line_says_so(run: Run, arguments: tuple[str, ...]) -> None:
-    """A broker cannot list its queues: --queue NAME is the remedy."""
+def test_a_missing_queue_name_is_one_line(run: Run, arguments: tuple[str, ...]) -> None:
+    """The error says that a broker cannot list its queues, and names --queue NAME as the remedy."""
     assert "name the queue of the dead letters (--queue NAME)" in the_one_line(run(*arguments))
 
 
@@ -129,13 +129,13 @@ def test_where_a_queue_has_to_be_named_the_line_says_so(run: Run, arguments: tup
     ],
     ids=["queues", "a queue", "migrate"],
 )
-def test_what_a_broker_cannot_do_is_one_line_with_what_to_do(run: Run, arguments: tuple[str, ...], said: str) -> None:
-    """In the transport's own words, for it knows what to do instead."""
+def test_an_unsupported_command_is_one_line(run: Run, arguments: tuple[str, ...], said: str) -> None:
+    """An unsupported command prints one line with the transport's own text and the alternative."""
     assert said in the_one_line(run(*arguments))
 
 
-def test_ids_that_are_not_there_are_named_and_nothing_is_done(run: Run, transport: CeleryTransport, queue: str) -> None:
-    """An unknown id, one of another queue or none at all among others: nothing is replayed or purged."""
+def test_unknown_ids_stop_the_command(run: Run, transport: CeleryTransport, queue: str) -> None:
+    """An unknown id, also one of another queue, is printed, and nothing is replayed or purged."""
     (id,) = bury(transport, queue, 1)
     others = [id.replace(queue, "absent"), "17", os.fsdecode(b"\xff/x"), f"{'q' * 300}/x"]
     for other in others:
@@ -146,8 +146,8 @@ def test_ids_that_are_not_there_are_named_and_nothing_is_done(run: Run, transpor
     assert arguments(transport, queue) == [1]
 
 
-def test_what_cannot_be_read_is_listed_and_shown(run: Run, queue: str, pipe: Pipe) -> None:
-    """The reason in the list, the body in the whole; and nothing of it can steer a terminal."""
+def test_unreadable_messages_are_listed_and_shown(run: Run, queue: str, pipe: Pipe) -> None:
+    """The list has the reason and `show` has the body, and no control character reaches the terminal."""
     pipe.declare(f"{queue}.dead")
     text = ("[[], {\x1b[2J", letter_headers(1, {"x-dead-reason": "why\n\x1b[2J"}), JSON)
     put_letters(pipe, queue, text, (b"\x80\x04\xff", letter_headers(2), "application/x-python-serialize"))
@@ -160,8 +160,8 @@ def test_what_cannot_be_read_is_listed_and_shown(run: Run, queue: str, pipe: Pip
     assert rows(run("dead", "show", letter_id(queue, 2), "--json"))["message"]["body"] == "gAT/"
 
 
-def test_purge_heeds_the_age(run: Run, queue: str, pipe: Pipe) -> None:
-    """--older-than counts from the burial."""
+def test_purge_uses_the_age(run: Run, queue: str, pipe: Pipe) -> None:
+    """--older-than counts from the burial of a dead letter."""
     pipe.declare(f"{queue}.dead")
     put_letters(pipe, queue, *numbered(0, 500, 990))  # buried 1000, 500 and 10 seconds ago
     purge = ("dead", "purge", "--queue", queue, "--yes", "--json")
@@ -174,10 +174,10 @@ def test_purge_heeds_the_age(run: Run, queue: str, pipe: Pipe) -> None:
     assert rows(run(*purge)) == {"purged": 2}
 
 
-def test_a_real_client_is_answered_by_a_replay_from_the_command(
+def test_a_replay_answers_a_real_client(
     run: Run, product: Celery, transport: CeleryTransport, queue: str, make_queue: Callable[[], str], pipe: Pipe
 ) -> None:
-    """The replayed task runs, its link is fired, and `AsyncResult.get()` returns."""
+    """The replayed task runs, its link is sent, and `AsyncResult.get()` returns."""
     told = make_queue()
     asked = product.send_task("double", args=[21], queue=queue, link=signature("saved", queue=told))
     asked_too = product.send_task("double", args=[4], queue=queue)
@@ -191,10 +191,8 @@ def test_a_real_client_is_answered_by_a_replay_from_the_command(
     assert (found.headers["task"], found.headers["parent_id"], found.args) == ("saved", asked.id, [42])
 
 
-def test_letters_of_quorum_queues_can_be_listed_by_a_url_that_does_not_say_so(
-    run: Run, rabbitmq_url: str, pipe: Pipe
-) -> None:
-    """A replay, which declares the queue, says what is missing in the URL; with that it works."""
+def test_a_plain_url_lists_quorum_dead_letters(run: Run, rabbitmq_url: str, pipe: Pipe) -> None:
+    """A replay, which declares the queue, names the missing URL option, and works with it."""
     queue = queue_name()
     for name in (queue, f"{queue}.dead"):
         pipe.declare(name, **{"x-queue-type": "quorum"})
@@ -209,10 +207,10 @@ def test_letters_of_quorum_queues_can_be_listed_by_a_url_that_does_not_say_so(
     assert [one.args for one in pipe.take(queue, 2)] == [[0], [1]]
 
 
-def test_a_worker_runs_a_real_clients_tasks_and_finishes_on_sigterm(
+def test_a_worker_finishes_on_sigterm(
     start: Callable[..., subprocess.Popen[str]], rabbitmq_url: str, product: Celery, queue: str, pipe: Pipe
 ) -> None:
-    """What runs is ended and answered, nothing new is begun, the rest stays in the queue, and the exit code is 0."""
+    """Running tasks end and are answered, no new one starts, the rest stays in the queue, and the exit code is 0."""
     first, second = [product.send_task("wait_for_line", queue=queue) for _ in range(2)]
     process = start(*WORKER, "--queue", queue, "--url", rabbitmq_url)
     assert process.stdout is not None
@@ -229,7 +227,7 @@ def test_a_worker_runs_a_real_clients_tasks_and_finishes_on_sigterm(
     assert "ran=1 settled=1" in err
 
 
-def test_a_worker_without_its_broker_ends_with_one_line(
+def test_a_worker_without_broker_prints_one_line(
     start: Callable[..., subprocess.Popen[str]], rabbitmq_url: str
 ) -> None:
     """The exit code is 2, and the line has no password."""
@@ -247,10 +245,8 @@ COMMANDS = [(*WORKER, "--queue", "q"), ("dead", "list", "--queue", "q"), ("dead"
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[:2]))
-def test_a_broker_that_lets_nobody_in_is_one_line_without_the_password(
-    run: Run, rabbitmq_url: str, command: tuple[str, ...]
-) -> None:
-    """A wrong password, and a virtual host that is not there: what to look at, and no secret."""
+def test_denied_access_is_one_line(run: Run, rabbitmq_url: str, command: tuple[str, ...]) -> None:
+    """A wrong password and a missing virtual host print one line with the remedy and without the password."""
     line = the_one_line(run(*command, url=with_password(rabbitmq_url, WRONG)))
     assert "ACCESS_REFUSED" in line
     assert "Check the user, password, virtual host and permissions" in line
@@ -258,10 +254,8 @@ def test_a_broker_that_lets_nobody_in_is_one_line_without_the_password(
     assert "vhost nowhere not found" in the_one_line(run(*command, url=f"{rabbitmq_url.rstrip('/')}/nowhere"))
 
 
-def test_a_queue_with_other_arguments_is_explained_to_who_starts_a_worker(
-    run: Run, rabbitmq_url: str, pipe: Pipe
-) -> None:
-    """One line names the queue, the argument, both values, and how a URL says it."""
+def test_a_worker_explains_other_queue_arguments(run: Run, rabbitmq_url: str, pipe: Pipe) -> None:
+    """One line names the queue, the argument, both values, and the URL option."""
     queue = pipe.declare(queue_name(), **{"x-max-priority": 10})
     line = the_one_line(run(*WORKER, "--queue", queue))
     assert f"declare queue '{queue}': the queue exists with other arguments: x-max-priority is" in line
@@ -279,17 +273,13 @@ def test_a_queue_with_other_arguments_is_explained_to_who_starts_a_worker(
         ("pool_size=none", "pool_size='none'"),
     ],
 )
-def test_an_option_of_the_url_that_makes_no_sense_is_one_line(
-    run: Run, rabbitmq_url: str, query: str, said: str
-) -> None:
+def test_a_bad_url_option_is_one_line(run: Run, rabbitmq_url: str, query: str, said: str) -> None:
     """The line names the option."""
     assert said in the_one_line(run("dead", "list", "--queue", "q", url=f"{rabbitmq_url}?{query}"))
 
 
-def test_a_worker_whose_queue_is_not_there_ends_with_one_line_where_it_declares_nothing(
-    run: Run, rabbitmq_url: str
-) -> None:
-    """With declare=no in the URL the queues must be there: the line names the one that is not."""
+def test_a_missing_undeclared_queue_is_one_line(run: Run, rabbitmq_url: str) -> None:
+    """With declare=no in the URL the line names a queue that does not exist."""
     queue = queue_name()
     line = the_one_line(run(*WORKER, "--queue", queue, url=f"{rabbitmq_url}?declare=no"))
     assert f"no queue '{queue}'" in line

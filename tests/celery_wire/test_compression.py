@@ -67,7 +67,7 @@ def compressed(body: bytes, name: Any) -> kombu.Message:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_compressed_message_runs(bench: Bench, name: str) -> None:
-    """A message runs whichever of kombu's names its compression is given."""
+    """A message runs under each of kombu's names of its compression."""
     body, _ = compression.compress(json.dumps([[name], {}, {}]), name)
     bench.put(body, {"task": "note", "id": "the-id", "compression": name})
     bench.the_next_one_runs()
@@ -75,7 +75,7 @@ def test_a_compressed_message_runs(bench: Bench, name: str) -> None:
 
 
 def test_a_bomb_is_dead_lettered_in_bounded_memory(rabbitmq_url: str, pipe: Pipe, queue: str) -> None:
-    """A body that becomes 2 GiB is dead-lettered as it came, its sender is answered, and the next message runs."""
+    """A body of 2 GiB is dead-lettered compressed, its sender is answered, and the next message runs."""
     bombs = {name: make() for name, make in BOMBS.items()}
     told = pipe.declare(callbacks(queue))
     for name, bomb in bombs.items():
@@ -95,8 +95,8 @@ def test_a_bomb_is_dead_lettered_in_bounded_memory(rabbitmq_url: str, pipe: Pipe
 
 
 @given(st.binary(max_size=2000), st.sampled_from(NAMES), st.integers(0, 3), st.binary(max_size=4))
-def test_a_body_is_read_as_kombu_reads_it(body: bytes, name: str, copies: int, behind: bytes) -> None:
-    """Reading in pieces gives what kombu's decoder gives, and fails where it fails."""
+def test_a_body_reads_as_in_kombu(body: bytes, name: str, copies: int, behind: bytes) -> None:
+    """Reading in pieces has the result of kombu's decoder, and fails where that fails."""
     stored = compression.compress(body, name)[0] * copies + behind
     for cut in (stored, stored[:-1]):
         try:
@@ -112,7 +112,7 @@ def test_a_body_is_read_as_kombu_reads_it(body: bytes, name: str, copies: int, b
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_body_is_decompressed_up_to_the_limit(name: str) -> None:
-    """A body of the largest size is read, and one that is a byte larger is not."""
+    """A body of the largest size is read, and a body that is one byte larger is not."""
     with some.size_limit(3 * 2**20):
         stored, _ = compression.compress(bytes(3 * 2**20), name)
         assert readable_body(compressed(stored, name)) == bytes(3 * 2**20)
@@ -123,20 +123,20 @@ def test_a_body_is_decompressed_up_to_the_limit(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["odd", [None], {"a": 1}, 7, "x" * 1000])
 def test_an_unknown_compression_is_named(name: Any) -> None:
-    """The text names the compression and those that are known here."""
+    """The error names the compression and the known ones."""
     with pytest.raises(NotDecompressed, match=r"not a known compression \(application/x-bz2, ") as caught:
         readable_body(compressed(b"", name))
     assert len(str(caught.value)) < 400
 
 
-def test_streams_without_end_are_refused() -> None:
+def test_too_many_streams_are_refused() -> None:
     """A body of very many empty streams is refused before it costs time."""
     with pytest.raises(NotDecompressed, match="more than 1000 streams"):
         readable_body(compressed(bz2.compress(b"") * 100_000, "bzip2"))
 
 
-def test_an_answer_that_is_a_bomb_fails_its_call(transport: CeleryTransport, pipe: Pipe, queue: str) -> None:
-    """A caller gets a failure at once for an answer beyond the limit, and a compressed answer as it was."""
+def test_an_oversized_answer_fails_its_call(transport: CeleryTransport, pipe: Pipe, queue: str) -> None:
+    """A caller gets a failure for an answer beyond the limit, and a compressed answer like any other."""
     keys = ["bomb", "fine"]
     transport.send([Message(TaskPayload(task_name="t", queue=queue, reply_key=key), queue) for key in keys])
     bomb = bz2.compress(bytes(2 * MAX_SIZE))
@@ -153,7 +153,7 @@ def test_an_answer_that_is_a_bomb_fails_its_call(transport: CeleryTransport, pip
 
 @pytest.mark.parametrize("broker", ["rabbitmq", "redis", "memory"])
 def test_a_returned_message_stays_compressed(broker: str, request: pytest.FixtureRequest, queue: str) -> None:
-    """A message that is released, retried or dead-lettered with its result is as compressed as it came."""
+    """A message that is released, retried or dead-lettered with its result stays compressed."""
     url = "memory://" if broker == "memory" else request.getfixturevalue(f"{broker}_url")
     transport = CeleryTransport(url)
     body, kind = compression.compress(json.dumps([[7], {}, {}]), "bzip2")

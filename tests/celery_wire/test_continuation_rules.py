@@ -40,7 +40,7 @@ def body(queue: str, *, callbacks: list[str], errbacks: list[str]) -> str:
 def test_the_answer_beside_a_link_has_the_result(
     transport: CeleryTransport, pipe: Pipe, queue: str, options: dict[str, Any]
 ) -> None:
-    """A client that waits for a result beside its link gets all of it: options for statuses do not touch an answer."""
+    """A client that waits for a result and has a link gets the whole result, with any option for statuses."""
     told = pipe.declare(f"{queue}-cb")
     pipe.put(pipe.declare(queue), body(told, callbacks=["done"], errbacks=["failed"]), HEADERS, reply_to=told)
     assert consume(transport, queue, **options) == [1]
@@ -60,10 +60,10 @@ def test_the_answer_beside_a_link_has_the_result(
     ],
     ids=["all", "not the second link", "not the second errback"],
 )
-def test_every_link_of_a_message_has_to_be_allowed(
+def test_every_link_must_be_allowed(
     transport: CeleryTransport, pipe: Pipe, queue: str, allowed: list[str], sent: list[str]
 ) -> None:
-    """A message with a link that is not allowed is not run; its errbacks fire where all of them are allowed."""
+    """A message with a forbidden link is not run, and its errbacks are sent only if all of them are allowed."""
     told = pipe.declare(f"{queue}-cb")
     links = body(told, callbacks=["done", "also done"], errbacks=["failed", "also failed"])
     pipe.put(pipe.declare(queue), links, HEADERS)

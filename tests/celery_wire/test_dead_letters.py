@@ -83,8 +83,8 @@ def dead(pipe: Pipe, queue: str) -> str:
     return pipe.declare(f"{queue}.dead")
 
 
-def test_a_letter_is_the_message_with_what_became_of_it(bench: Bench) -> None:
-    """Every header and property that it came with is there, and its reason, attempts, queue, moment and an id."""
+def test_a_dead_letter_has_the_message_and_reason(bench: Bench) -> None:
+    """A dead letter has every header and property of its message, and its reason, attempts, queue, time and id."""
     task_id = str(uuid.uuid4())
     came = {"task": "nobody", "id": task_id, "lang": "py", "retries": 2, "argsrepr": "()", "x-org-id": "acme"}
     bench.put("[[], {}, {}]", came, correlation_id="the-key", priority=7)
@@ -112,8 +112,8 @@ BODIES: dict[str, tuple[bytes, str, str]] = {
 
 
 @pytest.mark.parametrize("what", BODIES)
-def test_the_body_of_a_letter_and_of_its_replay_is_as_it_came(over: Over, letters: CheckedTransport, what: str) -> None:
-    """To the byte, with its content type and encoding, readable or not."""
+def test_a_dead_letter_keeps_the_body(over: Over, letters: CheckedTransport, what: str) -> None:
+    """The body of a dead letter and of its replay equals the message's, with content type and encoding."""
     queue = over.kit.queue()
     body, content_type, encoding = BODIES[what]
     with to_publish(over.url) as connection:
@@ -152,18 +152,18 @@ def _as_bytes(found: Any) -> bytes:
     ],
     ids=["not JSON", "a pickle", "a chain", "a value outside the domain"],
 )
-def test_a_letter_that_is_no_task_is_shown_as_far_as_it_can_be_read(
+def test_an_unreadable_dead_letter_is_shown(
     transport: CeleryTransport, queue: str, dead: str, pipe: Pipe, body: bytes | str, content_type: str, shown: Any
 ) -> None:
-    """Its arguments where there are such, else the body itself: text as it is, other bytes in base64."""
+    """A dead letter shows its arguments if they are readable, else its body: text unchanged, other bytes in base64."""
     put_letters(pipe, queue, (body, letter_headers(), content_type))
     (letter,) = transport.dead.find(queue=queue)
     assert isinstance(letter.message, dict)
     assert letter.message == {"queue": queue, "task_id": "task-0", "task_name": "t", "fairness": None, **shown}
 
 
-def test_a_letter_keeps_the_result_of_a_task_that_ran(letters: CheckedTransport, over: Over) -> None:
-    """In the body's third part, beside the callbacks, and `find` and `get` tell it."""
+def test_a_dead_letter_keeps_the_result(letters: CheckedTransport, over: Over) -> None:
+    """The result of a task that ran is in the body's third part, and `find` and `get` return it."""
     queue = over.kit.queue()
     letters.send([message("t", queue, 1, on_success=then("saved", "elsewhere"))])
     bury_next(letters, queue, 1, reason="result delivery failed", result={"paid": [5, None]})
@@ -176,8 +176,8 @@ def test_a_letter_keeps_the_result_of_a_task_that_ran(letters: CheckedTransport,
     assert embed["callbacks"][0]["task"] == "saved"
 
 
-def test_a_result_does_not_outlive_its_letter(transport: CeleryTransport, queue: str, pipe: Pipe) -> None:
-    """A replay is the message as it was sent: when it is buried again, there is no result of the time before."""
+def test_a_replay_has_no_old_result(transport: CeleryTransport, queue: str, pipe: Pipe) -> None:
+    """A replay is the message as it was sent, so that its next dead letter has no earlier result."""
     transport.send([message("t", queue, 1)])
     before = pipe.one(queue)
     pipe.put(queue, before.body, before.headers)
@@ -189,8 +189,8 @@ def test_a_result_does_not_outlive_its_letter(transport: CeleryTransport, queue:
     assert pipe.buried(queue).json == before.json
 
 
-def test_letters_of_one_task_have_ids_of_their_own(transport: CeleryTransport, queue: str) -> None:
-    """What was sent twice under one task_id can be told apart, and so can a letter and its replay's."""
+def test_dead_letters_of_one_task_have_own_ids(transport: CeleryTransport, queue: str) -> None:
+    """Dead letters of messages with the same task id have different ids, also after a replay."""
     for n in range(2):
         transport.send([message("t", queue, n, task_id="the-same")])
         bury_next(transport, queue, 1)
@@ -203,10 +203,8 @@ def test_letters_of_one_task_have_ids_of_their_own(transport: CeleryTransport, q
     assert transport.dead.get([first.id]) == []
 
 
-def test_letters_that_others_put_there_are_letters_too(
-    transport: CeleryTransport, queue: str, dead: str, pipe: Pipe
-) -> None:
-    """Without headers of ours, twice the same, or with nonsense in them: each is shown, replayed and purged alone."""
+def test_foreign_messages_are_dead_letters(transport: CeleryTransport, queue: str, dead: str, pipe: Pipe) -> None:
+    """Messages of other programs, without headers, doubled or malformed, are shown, replayed and purged one by one."""
     odd = {"x-dead-at": datetime.datetime(2026, 1, 2), "x-dead-reason": 7, "x-dead-attempts": "many"}
     put_letters(
         pipe,
@@ -232,8 +230,8 @@ def test_letters_that_others_put_there_are_letters_too(
     assert transport.dead.find(queue=queue) == []
 
 
-def test_headers_of_any_kind_are_kept(transport: CeleryTransport, queue: str, dead: str, pipe: Pipe) -> None:
-    """Bytes, nested tables, moments, decimals: buried, listed and replayed they are what they were."""
+def test_dead_letters_keep_any_header(transport: CeleryTransport, queue: str, dead: str, pipe: Pipe) -> None:
+    """Bytes, nested tables, times and decimals in headers survive burial, listing and replay."""
     headers = {
         "task": "t",
         "id": "the-id",
@@ -252,10 +250,8 @@ def test_headers_of_any_kind_are_kept(transport: CeleryTransport, queue: str, de
     assert pipe.one(queue).headers == headers
 
 
-def test_a_compression_that_is_unknown_here_is_kept_for_who_knows_it(
-    transport: CeleryTransport, queue: str, pipe: Pipe
-) -> None:
-    """A dead letter and its replay are compressed as the message was, whether that can be read here or not."""
+def test_an_unknown_compression_is_kept(transport: CeleryTransport, queue: str, pipe: Pipe) -> None:
+    """A dead letter and its replay keep the compression of the message, even an unknown one."""
     pipe.put(queue, b"not for us", {"task": "t", "id": "the-id", "compression": "application/x-odd"})
     known = {"task": "t", "id": "readable", "compression": "application/x-gzip"}
     pipe.put(queue, zlib.compress(b"[[1], {}, {}]"), known)
@@ -271,10 +267,8 @@ def test_a_compression_that_is_unknown_here_is_kept_for_who_knows_it(
     assert (zlib.decompress(compressed.body), compressed.headers) == (b"[[1], {}, {}]", known)
 
 
-def test_headers_that_fill_a_frame_leave_room_for_the_reason(
-    transport: CeleryTransport, queue: str, pipe: Pipe
-) -> None:
-    """The largest is left out, and the letter, with its reason, is buried, shown and replayed."""
+def test_large_headers_leave_room_for_the_reason(transport: CeleryTransport, queue: str, pipe: Pipe) -> None:
+    """The largest header is left out, and the dead letter has its reason and can be shown and replayed."""
     headers = {"task": "t", "id": "the-id", "argsrepr": "x" * 60_000, "kwargsrepr": "ä" * 35_000}
     pipe.put(queue, "[[1], {}, {}]", headers)
     bury_next(transport, queue, 1, reason="ä" * 4000)
@@ -286,8 +280,8 @@ def test_headers_that_fill_a_frame_leave_room_for_the_reason(
     assert {"task": "t", "id": "the-id"}.items() <= found.headers.items()
 
 
-def test_looking_leaves_every_letter_in_its_place(over: Over, letters: CheckedTransport) -> None:
-    """However often they are looked at, all are still there, in the order of their burial, for whoever takes them."""
+def test_reading_keeps_the_order_of_dead_letters(over: Over, letters: CheckedTransport) -> None:
+    """After any number of reads all dead letters are in their queue, in the order of their burial."""
     queue = over.kit.queue()
     ids = bury(letters, queue, *range(5))
     for _ in range(3):
@@ -298,8 +292,8 @@ def test_looking_leaves_every_letter_in_its_place(over: Over, letters: CheckedTr
     assert [found.decode()[0] for found in over.standing(f"{queue}.dead")] == [[n] for n in range(5)]
 
 
-def test_the_newest_are_found_first_and_no_more_than_asked_for(letters: CheckedTransport, over: Over) -> None:
-    """Within a queue, up to the limit; a queue is named, and one that is not there has none."""
+def test_the_newest_dead_letters_come_first(letters: CheckedTransport, over: Over) -> None:
+    """`find` returns up to `limit` dead letters of a named queue, and none for a missing queue."""
     queue, other = over.kit.queue(), over.kit.queue()
     ids = bury(letters, queue, *range(4))
     bury(letters, other, 9)
@@ -311,8 +305,8 @@ def test_the_newest_are_found_first_and_no_more_than_asked_for(letters: CheckedT
 NOTHING = ["", "/", "x", "absent/x", "/x", "absent/", f"{'q' * 300}/x", "a\nb/x", "a\0b/x", "\udcff/x", "a/b/c", "//"]
 
 
-def test_ids_of_nothing_are_of_nothing(transport: CeleryTransport, queue: str, pipe: Pipe) -> None:
-    """Whatever is asked for that is not there is not there: no error, no letter touched, and no queue made for it."""
+def test_unknown_ids_change_nothing(transport: CeleryTransport, queue: str, pipe: Pipe) -> None:
+    """An unknown id raises no error, touches no dead letter, and creates no queue."""
     (id,) = bury(transport, queue, 1)
     nothing = [*NOTHING, f"{queue}/", f"{queue}/x", queue, f"{id}x"]
     assert transport.dead.get(nothing) == []
@@ -331,8 +325,8 @@ def _fresh_channel(pipe: Pipe) -> Any:
     return pipe._connection.channel()
 
 
-def test_an_id_is_of_its_own_queue_alone(letters: CheckedTransport, over: Over) -> None:
-    """Together with another queue's name it is of nothing."""
+def test_an_id_belongs_to_its_queue(letters: CheckedTransport, over: Over) -> None:
+    """An id together with another queue's name matches no dead letter."""
     queue, other = over.kit.queue(), over.kit.queue()
     (id,) = bury(letters, queue, 1)
     bury(letters, other, 9)
@@ -342,8 +336,8 @@ def test_an_id_is_of_its_own_queue_alone(letters: CheckedTransport, over: Over) 
     assert (arguments(letters, queue), arguments(letters, other)) == ([1], [9])
 
 
-def test_two_who_look_at_once_neither_lose_nor_double_a_letter(over: Over, letters: CheckedTransport) -> None:
-    """Each sees some of them, none twice; afterwards all are there."""
+def test_concurrent_reads_lose_nothing(over: Over, letters: CheckedTransport) -> None:
+    """Each of two readers sees some dead letters, none of them twice, and afterwards all are in the queue."""
     queue = over.kit.queue()
     ids = bury(letters, queue, *range(20))
     seen: list[list[str]] = []
@@ -368,8 +362,8 @@ def test_two_who_look_at_once_neither_lose_nor_double_a_letter(over: Over, lette
     assert len(over.standing(f"{queue}.dead")) == 20
 
 
-def test_two_who_replay_at_once_replay_each_letter_once(over: Over, letters: CheckedTransport) -> None:
-    """What one has taken out the other does not see, and what is replayed is gone for both."""
+def test_concurrent_replays_replay_once(over: Over, letters: CheckedTransport) -> None:
+    """Two replays at the same time replay each dead letter once."""
     queue = over.kit.queue()
     ids = bury(letters, queue, *range(20))
     replayed: list[str] = []
@@ -388,8 +382,8 @@ def test_two_who_replay_at_once_replay_each_letter_once(over: Over, letters: Che
     assert over.standing(f"{queue}.dead") == []
 
 
-def test_a_quorum_queue_does_not_give_up_a_letter_that_is_looked_at(make_celery: MakeCelery, pipe: Pipe) -> None:
-    """It drops what is put back too often, from RabbitMQ 4 on after 20 times: looking does not use that up."""
+def test_reads_keep_dead_letters_of_quorum_queues(make_celery: MakeCelery, pipe: Pipe) -> None:
+    """Reads do not use up the requeues after which a quorum queue of RabbitMQ 4 drops a message."""
     queue = pipe.declare(queue_name())
     pipe.declare(f"{queue}.dead", **QUORUM_QUEUES, **{"x-delivery-limit": 2})
     strangers = letter_headers(2000, {"x-death": [{"count": 1, "reason": "rejected"}], "odd": b"\xff"})
@@ -406,8 +400,8 @@ def test_a_quorum_queue_does_not_give_up_a_letter_that_is_looked_at(make_celery:
     assert pipe.left(f"{queue}.dead") == []
 
 
-def test_a_quorum_queue_forgets_no_removal_and_doubles_no_letter(make_celery: MakeCelery, pipe: Pipe) -> None:
-    """It takes a few acknowledgements at once, and mixes what is put back: many are looked at, purged and replayed."""
+def test_a_quorum_queue_loses_no_removal(make_celery: MakeCelery, pipe: Pipe) -> None:
+    """After reads, purges and replays of many dead letters of a quorum queue none is lost or doubled."""
     queue = pipe.declare(queue_name(), **QUORUM_QUEUES)
     dead = pipe.declare(f"{queue}.dead", **QUORUM_QUEUES)
     put_letters(pipe, queue, *numbered(*range(200)))
@@ -423,10 +417,10 @@ def test_a_quorum_queue_forgets_no_removal_and_doubles_no_letter(make_celery: Ma
     assert (pipe.left(queue), pipe.left(dead)) == ([], [])
 
 
-def test_a_look_that_is_interrupted_leaves_every_letter(
+def test_an_interrupt_keeps_every_dead_letter(
     over: Over, letters: CheckedTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C while they are out puts them back, whatever was meant to become of them."""
+    """Ctrl-C while the dead letters are out returns them to their queue."""
     queue = over.kit.queue()
     ids = bury(letters, queue, *range(3))
 
@@ -442,10 +436,10 @@ def test_a_look_that_is_interrupted_leaves_every_letter(
     assert [found.decode()[0] for found in over.standing(f"{queue}.dead")] == [[n] for n in range(3)]
 
 
-def test_a_look_that_is_cut_short_leaves_every_letter(
+def test_a_lost_connection_keeps_every_dead_letter(
     through: MakeCelery, between: Proxy, transport: CeleryTransport, queue: str
 ) -> None:
-    """When the connection breaks while the letters are out, the broker has them back."""
+    """When the connection breaks while the dead letters are out, the broker has them again."""
     ids = bury(transport, queue, 1, 2)
     looking = through()
     assert len(looking.dead.find(queue=queue)) == 2
@@ -457,10 +451,8 @@ def test_a_look_that_is_cut_short_leaves_every_letter(
     assert [letter.id for letter in looking.dead.find(queue=queue)] == ids[::-1]
 
 
-def test_a_replay_is_the_message_as_it_was_sent(
-    product: Celery, transport: CeleryTransport, queue: str, pipe: Pipe
-) -> None:
-    """Body, headers, id, links, correlation_id and reply_to are those of the first; its tries and times are not."""
+def test_a_replay_equals_the_sent_message(product: Celery, transport: CeleryTransport, queue: str, pipe: Pipe) -> None:
+    """Body, headers, id, links, correlation_id and reply_to equal the first message's; attempts and times do not."""
     links = {"link": signature("saved", kwargs={"k": 1}, queue="a"), "link_error": signature("failed", queue="b")}
     sent = product.send_task(
         "t", args=[1], kwargs={"x": "ä"}, queue=queue, retries=3, headers={"x-fairness-key": {"org_id": "o"}}, **links
@@ -479,8 +471,8 @@ def test_a_replay_is_the_message_as_it_was_sent(
     assert after.properties == before.properties
 
 
-def test_a_replay_is_delivered_at_attempt_one_whatever_its_times_were(letters: CheckedTransport, over: Over) -> None:
-    """It neither waits for the eta of the first nor has it expired, and its tries are counted anew."""
+def test_a_replay_is_due_at_attempt_one(letters: CheckedTransport, over: Over) -> None:
+    """A replay waits for no eta, has not expired, and begins with attempt 1."""
     queue = over.kit.queue()
     letters.send([message("t", queue, 1, task_id="the-id")])
     headers = {"retries": 4, "eta": "2020-01-01T00:00:00", "expires": "2020-01-01T00:00:00"}
@@ -495,10 +487,10 @@ def test_a_replay_is_delivered_at_attempt_one_whatever_its_times_were(letters: C
     assert (delivery.id, delivery.attempt, delivery.problem) == ("the-id", 1, None)
 
 
-def test_a_replay_runs_fires_its_callbacks_and_answers_a_real_client(
+def test_a_replay_answers_a_waiting_client(
     product: Celery, transport: CeleryTransport, queue: str, make_queue: Callable[[], str], pipe: Pipe
 ) -> None:
-    """Whoever still waits for the result of a buried task gets it when the task is replayed."""
+    """The task of a replay runs, its callbacks are sent, and a waiting Celery client gets the result."""
     told = make_queue()
     asked = product.send_task("double", args=[21], queue=queue)
     product.send_task("double", args=[4], queue=queue, link=signature("saved", kwargs={"k": 1}, queue=told))
@@ -515,8 +507,8 @@ def test_a_replay_runs_fires_its_callbacks_and_answers_a_real_client(
     assert transport.dead.find(queue=queue) == []
 
 
-def test_a_replay_answers_the_caller_that_waits_for_a_reply(transport: CeleryTransport, queue: str) -> None:
-    """Ours too: the reply comes under the key of the first."""
+def test_a_replay_answers_a_waiting_caller(transport: CeleryTransport, queue: str) -> None:
+    """The reply of a replay arrives under the key of the first message."""
     transport.send([message("double", queue, 21, reply_key="the-key")])
     bury_next(transport, queue, 1)
     assert len(transport.dead.replay(queue=queue)) == 1
@@ -526,8 +518,8 @@ def test_a_replay_answers_the_caller_that_waits_for_a_reply(transport: CeleryTra
     assert reply.result == 42
 
 
-def test_several_are_replayed_in_the_order_of_their_burial(letters: CheckedTransport, over: Over) -> None:
-    """Whatever order their ids are given in, each once, behind what waits already."""
+def test_replays_keep_the_order_of_burial(letters: CheckedTransport, over: Over) -> None:
+    """Dead letters are replayed once each, in the order of burial, behind the messages that wait."""
     queue = over.kit.queue()
     ids = bury(letters, queue, *range(6))
     letters.send([message("t", queue, "waiting")])
@@ -539,8 +531,8 @@ def test_several_are_replayed_in_the_order_of_their_burial(letters: CheckedTrans
 
 
 @pytest.mark.parametrize("why", ["is full", "was deleted", "is there with other arguments"])
-def test_a_letter_stays_where_its_queue_cannot_take_it(make_celery: MakeCelery, pipe: Pipe, why: str) -> None:
-    """A replay that the broker refuses raises, says why and for which message, and the letter keeps its place."""
+def test_a_refused_replay_keeps_the_dead_letter(make_celery: MakeCelery, pipe: Pipe, why: str) -> None:
+    """A replay that the broker refuses raises with the reason and the message, and the dead letter keeps its place."""
     queue = queue_name()
     dead = pipe.declare(f"{queue}.dead")
     if why == "is full":
@@ -558,10 +550,8 @@ def test_a_letter_stays_where_its_queue_cannot_take_it(make_celery: MakeCelery, 
     assert [one.args for one in pipe.left(dead)] == [[0], [1], [2]]
 
 
-def test_a_queue_that_was_deleted_is_there_again_for_a_replay(
-    transport: CeleryTransport, queue: str, pipe: Pipe
-) -> None:
-    """Where the transport declares its queues it does so anew, once it has heard of it, and every letter gets there."""
+def test_a_replay_declares_a_deleted_queue(transport: CeleryTransport, queue: str, pipe: Pipe) -> None:
+    """A transport that declares its queues declares a deleted one again, and every replay arrives."""
     bury(transport, queue, 1, 2)
     pipe._channel.queue_delete(queue)
     with pytest.raises(TransportNotReady, match="no such queue is there"):
@@ -570,10 +560,10 @@ def test_a_queue_that_was_deleted_is_there_again_for_a_replay(
     assert [one.args for one in pipe.take(queue, 2)] == [[1], [2]]
 
 
-def test_a_crash_between_confirm_and_removal_may_double_and_never_lose(
+def test_a_crash_in_a_replay_loses_nothing(
     through: MakeCelery, between: Proxy, transport: CeleryTransport, queue: str, pipe: Pipe
 ) -> None:
-    """The new message is there and so is its letter: a second replay makes two of one task, with one id."""
+    """After a crash between confirm and removal both messages exist, and a second replay has the same task id."""
     bury(transport, queue, "before", "the-marker", "after")
     replaying = through()
     replaying.dead.find(queue=queue)
@@ -590,10 +580,8 @@ def test_a_crash_between_confirm_and_removal_may_double_and_never_lose(
     assert pipe.left(queue) == []
 
 
-def test_purge_removes_exactly_what_its_filters_name(
-    transport: CeleryTransport, queue: str, dead: str, pipe: Pipe
-) -> None:
-    """By id, by queue, by age, and by all of them together."""
+def test_purge_removes_exactly_the_filtered(transport: CeleryTransport, queue: str, dead: str, pipe: Pipe) -> None:
+    """`purge` filters by id, by queue, by age, and by all of them together."""
     now = datetime.datetime.now(datetime.UTC)
     letters: list[Put] = [(json.dumps([["undated"], {}, {}]), None, JSON)]
     for n, age in enumerate((7200, 3600, 1800, 0, -60)):  # the last by a clock that is ahead
@@ -620,10 +608,10 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("why", UNFIT)
-def test_what_cannot_be_buried_is_kept_and_asked_for_again_at_leisure(
+def test_a_failed_burial_is_retried_with_pauses(
     make_celery: MakeCelery, pipe: Pipe, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
-    """Where the queue for letters is not there, is full or is another: told once, tried with pauses, and not lost."""
+    """A message whose dead letter queue is missing or full is kept, logged once, and retried with pauses."""
     queue = pipe.declare(queue_name())
     if why == "is full":
         pipe.declare(f"{queue}.dead", **{"x-max-length": 0, "x-overflow": "reject-publish"})
@@ -653,8 +641,8 @@ def test_what_cannot_be_buried_is_kept_and_asked_for_again_at_leisure(
     assert pipe.left(queue) == []
 
 
-def test_the_letters_of_quorum_queues_are_kept_in_quorum_queues(make_celery: MakeCelery, pipe: Pipe) -> None:
-    """`<queue>.dead` is declared with the type that was asked for, and with nothing else of its queue's."""
+def test_dead_letters_use_the_same_queue_type(make_celery: MakeCelery, pipe: Pipe) -> None:
+    """`<queue>.dead` is declared with the queue type of its queue, and with no other argument of it."""
     queue = queue_name()
     transport = make_celery(queue_arguments={**QUORUM_QUEUES, "x-max-length": 100})
     assert len(bury(transport, queue, 1)) == 1

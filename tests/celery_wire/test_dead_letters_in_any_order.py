@@ -55,10 +55,8 @@ strangers = st.tuples(
 
 @settings(max_examples=25, phases=UNSHRUNK)
 @given(batch=st.lists(strangers, min_size=1, max_size=4))
-def test_whatever_stands_among_the_letters_is_a_letter(
-    transport_for_all: CeleryTransport, pipe: Pipe, batch: list[Put]
-) -> None:
-    """Any message that somebody put there has an id of its own, is shown, removed and replayed, and hides no other."""
+def test_any_message_is_a_dead_letter(transport_for_all: CeleryTransport, pipe: Pipe, batch: list[Put]) -> None:
+    """Any message in a dead letter queue has its own id, is shown, removed and replayed, and hides no other."""
     transport, queue = transport_for_all, pipe.declare(queue_name())
     pipe.declare(f"{queue}.dead")
     try:
@@ -151,15 +149,15 @@ def _number(wire: Any) -> int:
 
 @settings(max_examples=100)
 @given(steps=steps)
-def test_every_message_is_in_its_queue_or_a_letter(steps: list[tuple[str, Any]]) -> None:
-    """Exactly once, the letters in order, whatever was sent, buried, looked at, replayed and purged before."""
+def test_every_message_exists_once(steps: list[tuple[str, Any]]) -> None:
+    """After any sends, burials, reads, replays and purges each message exists once, with the dead letters in order."""
     with kit_over("celery+memory://model") as kit, kit.open() as transport:
         check_against_the_model(kit, transport, "memory://model", steps)
 
 
 @pytest.mark.parametrize("query", ["", "?x-queue-type=quorum"], ids=["classic", "quorum"])
-def test_every_message_is_in_its_queue_or_a_letter_on_rabbitmq_too(rabbitmq_url: str, query: str) -> None:
-    """The same on the real broker, in fewer examples."""
+def test_every_message_exists_once_on_rabbitmq(rabbitmq_url: str, query: str) -> None:
+    """The same holds on RabbitMQ, with fewer examples."""
 
     @settings(max_examples=8, phases=UNSHRUNK)
     @given(steps=steps)

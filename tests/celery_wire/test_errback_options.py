@@ -58,10 +58,8 @@ def dropped(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_an_errback_is_fired_without_a_foreign_option(
-    bench: Bench, caplog: pytest.LogCaptureFixture, name: str
-) -> None:
-    """The failed task's errback is sent once, and the log names the option and not its value."""
+def test_an_errback_loses_an_unsupported_option(bench: Bench, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    """The errback of a failed task is sent once, and the log names the dropped option without its value."""
     embed = {"errbacks": [errback(bench.told, **{name: OPTIONS[name]})]}
     bench.put(json.dumps([[], {}, embed]), {"task": "odd", "id": "the-id"})
     told = bench.pipe.one(bench.told)
@@ -71,8 +69,8 @@ def test_an_errback_is_fired_without_a_foreign_option(
     assert bench.reason().startswith("UnknownTask")
 
 
-def test_a_task_runs_whatever_its_errback_asks_for(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """A task with such an errback is run, and nothing is dropped where it succeeds."""
+def test_any_errback_option_lets_the_task_run(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A task whose errback has an unsupported option runs, and a success drops nothing."""
     caplog.set_level(logging.WARNING)
     embed = {"errbacks": [errback(bench.told, **OPTIONS), group(signature("a"), signature("b"))]}
     bench.put(json.dumps([["with an errback"], {}, embed]), {"task": "note", "id": "the-id"})
@@ -91,8 +89,8 @@ CANVASES: dict[str, tuple[Any, list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("what", CANVASES)
-def test_a_canvas_as_an_errback_is_fired(bench: Bench, caplog: pytest.LogCaptureFixture, what: str) -> None:
-    """Of a chain the first task is sent, of a group all, of a chord its header; the log names the rest."""
+def test_a_canvas_errback_is_sent(bench: Bench, caplog: pytest.LogCaptureFixture, what: str) -> None:
+    """The first task of a chain, all of a group and a chord's header are sent, and the log names the rest."""
     make, tasks, left_out = CANVASES[what]
     canvas = make(signature("a", queue=bench.told), signature("b", queue=bench.told))
     body = kombu.serialization.dumps([[], {}, {"errbacks": [canvas]}], "json")[2]
@@ -104,8 +102,8 @@ def test_a_canvas_as_an_errback_is_fired(bench: Bench, caplog: pytest.LogCapture
     bench.reason()
 
 
-def test_an_errback_is_fired_with_values_that_were_made_to_fit(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """A value of an errback that is outside the domain does not keep the errback from being sent."""
+def test_an_errback_has_normalised_values(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """An errback with values that the wire cannot carry is sent with normalised ones."""
     link = {"task": "failed", "args": ["a\0b"], "kwargs": {"x": [1, float("nan")]}, "options": {"queue": bench.told}}
     bench.put(json.dumps([[], {}, {"errbacks": [link]}]), {"task": "odd", "id": "the-id"})
     told = bench.pipe.one(bench.told)
@@ -116,7 +114,7 @@ def test_an_errback_is_fired_with_values_that_were_made_to_fit(bench: Bench, cap
 
 @given(st.dictionaries(st.sampled_from([*OPTIONS, "link", "link_error"]), json_values, max_size=6), st.booleans())
 def test_any_option_leaves_the_errback(options: dict[str, Any], is_list: bool) -> None:
-    """Whatever options an errback has, the message is read and the errback is there, with its queue."""
+    """An errback with any options is read, with its queue."""
     link = {"task": "failed", "options": {**options, "queue": "q"}}
     body = json.dumps([[], {}, {"errbacks": [link, link] if is_list else [link]}]).encode()
     message = kombu.Message(body=body, content_type="application/json", content_encoding="utf-8")

@@ -55,8 +55,8 @@ EXCHANGES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", EXCHANGES)
-def test_another_exchange_is_named_as_such(rabbitmq_url: str, there: Any, queue_of_none: str, what: str) -> None:
-    """The text speaks of the exchange, and does not advise to delete the queue."""
+def test_a_different_exchange_is_named(rabbitmq_url: str, there: Any, queue_of_none: str, what: str) -> None:
+    """The error names the exchange, and does not advise to delete the queue."""
     properties, said = EXCHANGES[what]
     kombu.Exchange(queue_of_none, channel=there, **properties).declare()
     error = refusal(rabbitmq_url, queue_of_none)
@@ -80,8 +80,8 @@ QUEUES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", QUEUES)
-def test_another_queue_is_named_as_such(rabbitmq_url: str, there: Any, queue_of_none: str, what: str) -> None:
-    """The text says in what the queue differs, and advises what is possible for that property."""
+def test_a_different_queue_is_named(rabbitmq_url: str, there: Any, queue_of_none: str, what: str) -> None:
+    """The error names the difference of the queue, and a remedy for that property."""
     properties, options, said = QUEUES[what]
     kombu.Queue(queue_of_none, channel=there, **properties).declare()
     error = refusal(rabbitmq_url, queue_of_none, **options)
@@ -98,8 +98,8 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", INVALID)
-def test_a_queue_that_cannot_be_is_explained(rabbitmq_url: str, queue_of_none: str, what: str) -> None:
-    """The text names what the broker refuses, and the setting that is to be corrected."""
+def test_an_impossible_queue_is_explained(rabbitmq_url: str, queue_of_none: str, what: str) -> None:
+    """The error names the broker's refusal and the setting to correct."""
     options, said = INVALID[what]
     error = refusal(rabbitmq_url, queue_of_none, **options)
     assert isinstance(error, TransportNotReady)
@@ -108,12 +108,12 @@ def test_a_queue_that_cannot_be_is_explained(rabbitmq_url: str, queue_of_none: s
 
 
 def test_a_reserved_name_is_explained(rabbitmq_url: str) -> None:
-    """A queue whose name begins with amq. is no matter of permissions."""
+    """The error of a queue with the prefix amq. names the prefix and not the permissions."""
     error = refusal(rabbitmq_url, "amq.odd")
     assert str(error).endswith("Choose a name that does not begin with 'amq.'")
 
 
-def test_a_queue_that_is_looked_for_is_explained(rabbitmq_url: str, queue_of_none: str) -> None:
+def test_a_missing_queue_is_explained(rabbitmq_url: str, queue_of_none: str) -> None:
     """A subscriber that declares nothing is advised to declare the queue."""
     said = r"no queue .*\. Declare the queue, or set declare=True"
     with contextlib.closing(CeleryTransport(rabbitmq_url, declare=False)) as found:
@@ -131,8 +131,8 @@ ADDRESSES: dict[str, tuple[Callable[[str], str], str]] = {
 
 
 @pytest.mark.parametrize("what", ADDRESSES)
-def test_a_broker_that_is_not_reached_was_not_lost(rabbitmq_url: str, what: str) -> None:
-    """The text does not speak of a lost connection where there was none."""
+def test_an_unreachable_broker_is_no_lost_connection(rabbitmq_url: str, what: str) -> None:
+    """The error of a failed connect does not mention a lost connection."""
     address, said = ADDRESSES[what]
     error = refusal(address(rabbitmq_url), "q")
     assert isinstance(error, TransportUnavailable)
@@ -141,8 +141,8 @@ def test_a_broker_that_is_not_reached_was_not_lost(rabbitmq_url: str, what: str)
 
 
 @pytest.mark.parametrize("user", [":{pw}@", "me:{pw}@", ""], ids=["password", "user", "none"])
-def test_a_password_that_redis_refuses_is_named(user: str) -> None:
-    """A missing or wrong password, or an unknown user, reads as what it is, and is quoted nowhere."""
+def test_a_refused_redis_password_is_named(user: str) -> None:
+    """A missing or wrong password and an unknown user have their own errors, without the password."""
     with brokers.private_redis("--requirepass", "right") as server:
         error = refusal(server.url.replace("127", user.format(pw=SECRET) + "127"), "q")
     assert isinstance(error, TransportNotReady)
@@ -151,8 +151,8 @@ def test_a_password_that_redis_refuses_is_named(user: str) -> None:
     assert SECRET not in str(error)
 
 
-def test_what_redis_refuses_is_no_lost_connection() -> None:
-    """A full memory and a database that is not there are told with Redis's own words."""
+def test_a_refusal_of_redis_keeps_its_text() -> None:
+    """A full memory and a missing database are reported with the text of Redis."""
     with brokers.private_redis("--maxmemory", "1", "--databases", "2") as server:
         assert "Redis refused for now: command not allowed when used memory" in str(refusal(server.url, "q"))
         other = server.url.removesuffix("/0")
@@ -178,8 +178,8 @@ joints = st.sampled_from([";", "?heartbeat=1;", "?heartbeat=x&", "@", "#", "?", 
 
 
 @given(st.lists(st.tuples(parts, joints), min_size=1, max_size=3).map(lambda found: "".join(a + b for a, b in found)))
-def test_no_text_quotes_a_password(url: str) -> None:
-    """Whatever is wrong with an address of one or several URLs, the error quotes none of their passwords."""
+def test_no_error_quotes_a_password(url: str) -> None:
+    """No error about a malformed URL quotes a password of one of its addresses."""
     problem = ""
     try:
         from_url(url).close()
@@ -190,14 +190,14 @@ def test_no_text_quotes_a_password(url: str) -> None:
 
 @pytest.mark.parametrize("url", URLS)
 def test_no_known_mistake_quotes_a_password(url: str) -> None:
-    """The same, for mistakes that are known, each of which is refused when the transport is made."""
+    """Known mistakes in a URL are refused by the constructor without the password."""
     with pytest.raises(ConfigurationError) as caught:
         from_url(url)
     assert SECRET not in str(caught.value)
 
 
-def test_a_redis_url_without_its_driver_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """kombu knows the scheme without redis-py, and fails later on an attribute of None."""
+def test_a_missing_redis_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without redis-py the error names the package to install."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'kombu\[redis\]'"):
         CeleryTransport("redis://127.0.0.1:6379/0").subscribe(["q"], lease=60)

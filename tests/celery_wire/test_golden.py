@@ -48,8 +48,8 @@ ADDRESS = read(FILES[0]).properties["reply_to"]
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 
 
-def test_every_version_sent_every_shape() -> None:
-    """From Celery 5.3 to 5.7, the same messages."""
+def test_every_version_has_every_shape() -> None:
+    """The corpus has the same messages from each version of Celery."""
     assert [version.rpartition(".")[0] for version in CAPTURED] == RELEASES
     shapes = {version: {path.stem for path in FILES if path.parent.name == version} for version in CAPTURED}
     assert shapes == dict.fromkeys(CAPTURED, shapes[NEWEST])
@@ -57,16 +57,16 @@ def test_every_version_sent_every_shape() -> None:
 
 
 @every_file
-def test_a_message_is_read_as_it_was_when_it_was_captured(path: Path) -> None:
-    """The payload or the problem, and the delivery's other facts, to the exact value."""
+def test_a_captured_message_reads_the_same(path: Path) -> None:
+    """Each captured message still gives the same payload or problem, and the same properties of the delivery."""
     golden = read(path)
     assert some.same(reading(golden), golden.expected)
     assert golden.text() == path.read_text(encoding="utf-8")
 
 
 @every_file
-def test_what_is_read_is_written_and_read_again_as_the_same_value(path: Path) -> None:
-    """On our wire, and on Celery's as we write it: what has been read once is in normal form."""
+def test_a_read_message_is_in_normal_form(path: Path) -> None:
+    """A message that was read is written and read again as the same value, on both wires."""
     wire = read(path).expected.get("payload")
     if wire is None:
         return
@@ -206,16 +206,16 @@ def _later(golden: Golden) -> list[str]:
 
 @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
 @pytest.mark.parametrize("version", CAPTURED)
-def test_a_consumer_runs_what_that_version_sent(version: str, fails: bool) -> None:
-    """Headers, properties and body as they are, over kombu's broker in the process; the unreadable stop nobody."""
+def test_a_consumer_runs_each_versions_messages(version: str, fails: bool) -> None:
+    """Over kombu's broker in the process a consumer runs the captured messages unchanged."""
     goldens = [read(path) for path in FILES if path.parent.name == version]
     names = {name: name for name in (QUEUE, f"{QUEUE}.dead", ADDRESS, *QUEUES)}
     check(goldens, play("memory://golden", goldens, names, fails=fails), fails=fails)
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
-def test_a_consumer_runs_what_the_newest_version_sent_over_rabbitmq(rabbitmq_url: str, fails: bool) -> None:
-    """As they are, but for the queues of their callbacks and answers, which on a shared broker are the test's own."""
+def test_a_consumer_runs_newest_messages_over_rabbitmq(rabbitmq_url: str, fails: bool) -> None:
+    """Over RabbitMQ a consumer runs the newest captured messages, with queues of the test for their outcomes."""
     goldens = [read(path) for path in FILES if path.parent.name == NEWEST]
     queue = f"golden-{uuid.uuid4()}"
     names = {name: f"{queue}-{name}" for name in (ADDRESS, *QUEUES)} | {QUEUE: queue, f"{QUEUE}.dead": f"{queue}.dead"}
@@ -227,8 +227,8 @@ def test_a_consumer_runs_what_the_newest_version_sent_over_rabbitmq(rabbitmq_url
 
 
 @pytest.mark.parametrize("shape", ["protocol-1", "plain"])
-def test_a_message_whose_connection_broke_is_taken_back_whatever_its_shape(rabbitmq_url: str, shape: str) -> None:
-    """Also one whose headers do not name it: it is buried once, and not delivered to anybody again."""
+def test_any_message_survives_a_broken_connection(rabbitmq_url: str, shape: str) -> None:
+    """A message of any shape is dead-lettered once after its connection broke, and not delivered again."""
     golden = read(CORPUS / NEWEST / f"{shape}.json")
     with kit_over(rabbitmq_url) as kit, kit.open() as transport, kombu.Connection(rabbitmq_url) as connection:
         queue, channel = kit.queue(), connection.default_channel
@@ -247,8 +247,8 @@ def test_a_message_whose_connection_broke_is_taken_back_whatever_its_shape(rabbi
         assert letters.get(no_ack=True) is None
 
 
-def test_a_golden_message_is_only_ever_added(tmp_path: Path) -> None:
-    """The same content again is no change; any other is refused, and the file stays as it is."""
+def test_golden_messages_are_only_added(tmp_path: Path) -> None:
+    """The same content again is no change, and other content is refused without touching the file."""
     golden, path = read(FILES[0]), tmp_path / "new" / "one.json"
     assert add(path, golden)
     before = path.read_bytes()

@@ -45,8 +45,8 @@ RUNS: dict[str, tuple[bytes | str, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("what", RUNS)
-def test_what_celery_tolerates_is_tolerated(bench: Bench, what: str) -> None:
-    """It is run, and answered."""
+def test_messages_that_celery_tolerates_run(bench: Bench, what: str) -> None:
+    """Odd messages that Celery accepts are run and answered."""
     body, headers, properties = RUNS[what]
     before = len(bench.ran)
     bench.put(body, TASK | headers, correlation_id="the-id", reply_to=bench.told, **properties)
@@ -55,7 +55,7 @@ def test_what_celery_tolerates_is_tolerated(bench: Bench, what: str) -> None:
 
 
 def test_a_message_of_ten_megabytes_is_run(bench: Bench) -> None:
-    """Large ones arrive whole, and so does the next."""
+    """A message of ten megabytes and the next one are run."""
     text = "x" * 10_000_000
     bench.put(json.dumps([[text], {}, {}]), TASK, correlation_id="the-id", reply_to=bench.told)
     assert bench.pipe.one(bench.told).json["status"] == "SUCCESS"
@@ -63,8 +63,8 @@ def test_a_message_of_ten_megabytes_is_run(bench: Bench) -> None:
     bench.the_next_one_runs()
 
 
-def test_a_bad_message_of_ten_megabytes_is_buried_whole(bench: Bench) -> None:
-    """What is buried is the message as it came."""
+def test_a_large_bad_message_is_dead_lettered_whole(bench: Bench) -> None:
+    """The dead letter of a bad message of ten megabytes has its whole body."""
     body = "x" * 10_000_000
     bench.put(body, TASK)
     bench.the_next_one_runs()
@@ -72,8 +72,8 @@ def test_a_bad_message_of_ten_megabytes_is_buried_whole(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("what", ["a queue of the broker's own", "a queue with other arguments"])
-def test_a_callback_that_cannot_be_sent_is_told_and_holds_up_nobody(bench: Bench, what: str) -> None:
-    """Its errback hears that the delivery failed, the dead letter keeps the result, and others are run meanwhile."""
+def test_an_unsendable_callback_fails_the_dispatch(bench: Bench, what: str) -> None:
+    """Its errback gets the failure, the dead letter has the result, and other messages run meanwhile."""
     target = "amq.odd"
     if what == "a queue with other arguments":
         target = bench.pipe.declare(queue_name(), **{"x-max-priority": 3})
@@ -119,8 +119,8 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("what", UNREADABLE)
 @pytest.mark.parametrize("body", [b"[[1], {}, {}]", b""], ids=["with a body", "without"])
-def test_properties_that_no_client_can_read_are_buried(bench: Bench, what: str, body: bytes) -> None:
-    """py-amqp cannot read them, and would lose its connection over them for ever: the message is buried instead."""
+def test_unreadable_properties_are_dead_lettered(bench: Bench, what: str, body: bytes) -> None:
+    """A message with properties that py-amqp cannot read is dead-lettered instead of breaking connections."""
     bench.pipe.put_frame(bench.queue, body, UNREADABLE[what])
     bench.the_next_one_runs()
     assert "the message's properties and headers cannot be read" in bench.reason()
@@ -137,8 +137,8 @@ READABLE = {
 
 
 @pytest.mark.parametrize("what", READABLE)
-def test_headers_of_any_kind_are_lived_with(bench: Bench, what: str) -> None:
-    """A good message is run and a bad one buried, whatever stands in headers that nobody asks for."""
+def test_unused_headers_of_any_kind_are_accepted(bench: Bench, what: str) -> None:
+    """A good message runs and a bad one is dead-lettered, with any values in unused headers."""
     before = len(bench.ran)
     bench.pipe.put_frame(bench.queue, b"[[1], {}, {}]", READABLE[what])
     bench.pipe.put_frame(bench.queue, b"[[1], {}", READABLE[what])
@@ -179,10 +179,10 @@ properties = st.fixed_dictionaries(
 
 @settings(max_examples=100)
 @given(batch=st.lists(st.tuples(bodies, headers, properties), min_size=1, max_size=5))
-def test_no_message_kills_the_consumer_or_costs_another_one(
+def test_no_message_stops_the_consumer(
     at_work: Bench, batch: list[tuple[bytes | str, dict[str, Any], dict[str, Any]]]
 ) -> None:
-    """Whatever stands in a queue, what comes after it is run."""
+    """After any message the next one is run."""
     for body, found, more in batch:
         at_work.put(body, found, **more)
     at_work.the_next_one_runs()
@@ -192,8 +192,8 @@ def test_no_message_kills_the_consumer_or_costs_another_one(
 @settings(max_examples=50)
 @example(batch=[(b"", {"compression": [None]})])
 @given(batch=st.lists(st.tuples(bodies, headers), min_size=1, max_size=5))
-def test_nor_does_any_over_kombus_broker_in_the_process(batch: list[tuple[bytes | str, dict[str, Any]]]) -> None:
-    """memory:// too: the good message behind the bad ones is run, and the bad ones are dead letters."""
+def test_no_message_stops_a_memory_consumer(batch: list[tuple[bytes | str, dict[str, Any]]]) -> None:
+    """Over memory:// the good message behind bad ones is run, and the bad ones are dead-lettered."""
     queue, ran = queue_name(), list[Any]()
     tasks = Tasks()
     tasks.register("note")(lambda *args, **kwargs: ran.extend(args))

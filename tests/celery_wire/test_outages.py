@@ -93,10 +93,8 @@ def pipe_to(url: str) -> Iterator[Pipe]:
 # Connections.
 
 
-def test_connections_live_on_although_every_thread_is_busy_for_longer_than_their_heartbeats(
-    through: Make, between: Proxy, queue: str
-) -> None:
-    """Of a busy consumer, an idle one and a blocked caller: not one is made anew, and the task is run once."""
+def test_busy_connections_outlive_their_heartbeats(through: Make, between: Proxy, queue: str) -> None:
+    """Connections of busy and idle consumers and of a blocked caller live on, and the task runs once."""
     heartbeat, other, ran = 2.0, queue_name(), []
 
     def task(seconds: float) -> str:
@@ -114,10 +112,10 @@ def test_connections_live_on_although_every_thread_is_busy_for_longer_than_their
 
 
 @pytest.mark.parametrize("while_", ["idle", "settling"])
-def test_a_connection_that_has_fallen_silent_is_replaced(
+def test_a_silent_connection_is_replaced(
     through: Make, between: Proxy, make_celery: Make, pipe: Pipe, queue: str, while_: str
 ) -> None:
-    """Nothing comes any more and nothing ends it: missed heartbeats do, also where a confirm is waited for."""
+    """Missing heartbeats end a silent connection, also during a wait for a confirm."""
 
     def task(value: str) -> str:
         if while_ == "settling" and value == "second" and not silenced:
@@ -138,10 +136,10 @@ def test_a_connection_that_has_fallen_silent_is_replaced(
             assert elapsed() < 20  # and a confirm would be waited for for 30 seconds
 
 
-def test_a_confirm_that_never_comes_is_given_up_although_heartbeats_do(
+def test_a_missing_confirm_times_out_despite_heartbeats(
     through: Make, between: Proxy, make_celery: Make, pipe: Pipe, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A broker that lives and does not answer, as with too little memory: the settlement is made over another one."""
+    """A settlement that a live broker does not confirm is made over another connection."""
 
     def task(value: str) -> str:
         if not ran:
@@ -159,10 +157,10 @@ def test_a_confirm_that_never_comes_is_given_up_although_heartbeats_do(
     assert "the broker did not answer in time" in caplog.text
 
 
-def test_a_task_whose_message_comes_back_to_its_consumer_is_not_run_again(
+def test_a_redelivered_running_task_runs_once(
     through: Make, between: Proxy, make_celery: Make, pipe: Pipe, queue: str
 ) -> None:
-    """The connection breaks while it runs: its outcome is settled over the next one, once."""
+    """The outcome of a task whose connection broke is settled over the next connection, once."""
     task = Held()
     with running(Consumer(through(), {"t": task}, [queue], concurrency=2)):
         sent(make_celery(), queue, "first", "second")
@@ -176,10 +174,8 @@ def test_a_task_whose_message_comes_back_to_its_consumer_is_not_run_again(
     assert pipe.left(callbacks(queue)) == []
 
 
-def test_a_message_that_comes_back_late_reaches_its_consumer(
-    through: Make, between: Proxy, make_celery: Make, pipe: Pipe, queue: str
-) -> None:
-    """A settlement in doubt, a lease that cannot be renewed, and then the message again: it is settled all the same."""
+def test_a_late_redelivery_is_settled(through: Make, between: Proxy, make_celery: Make, pipe: Pipe, queue: str) -> None:
+    """A message whose settlement is in doubt and whose lease is lost is settled after its redelivery."""
 
     def task(value: str) -> str:
         if value == "id" and not ran:
@@ -203,10 +199,10 @@ def test_a_message_that_comes_back_late_reaches_its_consumer(
     assert pipe.count(queue) == 0
 
 
-def test_a_forgotten_delivery_adopts_no_message(
+def test_a_forgotten_delivery_gets_no_redelivery(
     through: Make, between: Proxy, transport: CeleryTransport, queue: str
 ) -> None:
-    """One that its consumer has not asked for during a lease may be forgotten: its message is a delivery of its own."""
+    """The message of a delivery that was not renewed for a lease becomes a new delivery."""
     transport.send([message("t", queue, task_id="id")])
     with contextlib.closing(through(confirm_timeout=0.5).subscribe([queue], lease=0.2)) as subscription:
         (first,) = subscription.receive(limit=1, wait=ALIVE)
@@ -221,10 +217,10 @@ def test_a_forgotten_delivery_adopts_no_message(
 
 
 @pytest.mark.parametrize("lost", ["callback", "confirm", "acknowledgement"])
-def test_a_settlement_that_is_cut_short_may_double_a_callback_and_never_loses_it(
+def test_an_interrupted_settlement_loses_no_callback(
     through: Make, between: Proxy, make_celery: Make, pipe: Pipe, queue: str, lost: str
 ) -> None:
-    """On its way, before its confirm or before the acknowledgement: every copy has the same id, and all is settled."""
+    """A cut before the send, the confirm or the acknowledgement may double a callback, always under one id."""
 
     def task(value: str) -> str:
         if value == "id" and not cut:
@@ -250,10 +246,10 @@ ACTIONS = st.one_of(
 
 @given(actions=st.lists(ACTIONS, min_size=5, max_size=20))
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_is_cut_and_when_every_message_is_followed_up(
+def test_any_cuts_lose_no_callback(
     through: Make, between: Proxy, transport: CeleryTransport, pipe: Pipe, actions: list[tuple[str, int]]
 ) -> None:
-    """Sends, cuts, and what two workers do, in any order: no callback is missing, and all of one task have one id."""
+    """After sends, cuts and work of two workers in any order each message has its callback, under one id."""
     queue, ids = queue_name(), list[str]()
     workers = [Worker(through().subscribe([queue], lease=60), callbacks(queue)) for _ in range(2)]
     for action, worker in actions:
@@ -300,10 +296,8 @@ class Worker:
 # What comes before the acknowledgement.
 
 
-def test_a_message_is_not_acknowledged_before_its_callback_is_confirmed(
-    make_celery: Make, pipe: Pipe, queue: str
-) -> None:
-    """A callback that is refused keeps it ours, and it is the queue's again when the connection ends."""
+def test_a_callback_is_confirmed_before_the_acknowledgement(make_celery: Make, pipe: Pipe, queue: str) -> None:
+    """A message whose callback is refused stays with its connection, and returns to its queue afterwards."""
     full = pipe.declare(callbacks(queue), **ONE)
     pipe.put(full, b"in the way")
     transport = make_celery(queue_arguments={full: ONE})
@@ -318,10 +312,8 @@ def test_a_message_is_not_acknowledged_before_its_callback_is_confirmed(
     wait_until(lambda: pipe.count(queue) == 1, timeout=ALIVE, what="the message to be back")
 
 
-def test_a_callback_that_is_refused_is_tried_again_until_there_is_room(
-    make_celery: Make, pipe: Pipe, queue: str
-) -> None:
-    """The task is not run again for it, and other messages go on being run meanwhile."""
+def test_a_refused_callback_is_retried(make_celery: Make, pipe: Pipe, queue: str) -> None:
+    """A refused callback is retried until there is room, without another run, while other messages run."""
     full = pipe.declare(callbacks(queue), **ONE)
     pipe.put(full, b"in the way")
     task = Held()
@@ -339,10 +331,8 @@ def test_a_callback_that_is_refused_is_tried_again_until_there_is_room(
 
 
 @pytest.mark.parametrize("arguments", [{}, QUORUM], ids=["classic", "quorum"])
-def test_what_was_settled_before_a_subscription_is_closed_does_not_come_again(
-    make_celery: Make, pipe: Pipe, arguments: dict[str, Any]
-) -> None:
-    """RabbitMQ takes acknowledgements in by and by, and forgets those that it has not when the connection ends."""
+def test_settled_messages_survive_a_close(make_celery: Make, pipe: Pipe, arguments: dict[str, Any]) -> None:
+    """Messages that were settled before a close are not redelivered."""
     queue, transport = pipe.declare(queue_name(), **arguments), make_celery(queue_arguments=arguments)
     transport.send([message("t", queue)] * 500)
     held: list[tuple[CelerySubscription, list[Delivery]]] = []
@@ -367,10 +357,10 @@ def test_what_was_settled_before_a_subscription_is_closed_does_not_come_again(
 
 
 @pytest.mark.parametrize("arguments", [{}, QUORUM], ids=["classic", "quorum"])
-def test_a_queue_that_is_deleted_under_its_consumer_is_declared_anew(
+def test_a_deleted_queue_is_declared_again(
     make_celery: Make, pipe: Pipe, arguments: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A WARNING says so; what was running is settled, and later messages are run."""
+    """A WARNING is logged, running tasks are settled, and later messages are run."""
     queue, task = pipe.declare(queue_name(), **arguments), Held()
     transport = make_celery(queue_arguments={queue: arguments})
     with running(Consumer(transport, {"t": task}, [queue])):
@@ -387,10 +377,8 @@ def test_a_queue_that_is_deleted_under_its_consumer_is_declared_anew(
     assert caplog.messages.count(told) == 1
 
 
-def test_a_deleted_queue_that_is_not_ours_to_declare_is_found_again_and_others_go_on(
-    make_celery: Make, pipe: Pipe, queue: str
-) -> None:
-    """declare=False: its messages are run when somebody has made it again, and those of other queues all the while."""
+def test_a_deleted_undeclared_queue_is_found_again(make_celery: Make, pipe: Pipe, queue: str) -> None:
+    """With declare=False messages run when the queue exists again, and other queues go on meanwhile."""
     gone, task = pipe.declare(queue_name()), Held()
     task.go.set()
     transport = make_celery(declare=False)
@@ -413,8 +401,8 @@ def test_a_deleted_queue_that_is_not_ours_to_declare_is_found_again_and_others_g
 # Brokers that go away.
 
 
-def test_a_consumer_of_a_broker_that_is_not_there_does_not_start(make_celery: Make, pauses: list[float]) -> None:
-    """TransportUnavailable at once: what cannot work now is told at the start, and not waited for."""
+def test_a_consumer_without_broker_does_not_start(make_celery: Make, pauses: list[float]) -> None:
+    """A consumer raises TransportUnavailable at its start if the broker cannot be reached."""
     consumer = Consumer(make_celery("amqp://guest:guest@127.0.0.1:1//"), {"t": print}, ["q"])
     with timed() as elapsed, pytest.raises(TransportUnavailable, match="nothing was done"):
         consumer.run()
@@ -422,10 +410,8 @@ def test_a_consumer_of_a_broker_that_is_not_there_does_not_start(make_celery: Ma
     assert not pauses
 
 
-def test_an_idle_consumer_stops_although_the_broker_is_away(
-    through: Make, between: Proxy, pipe: Pipe, queue: str
-) -> None:
-    """It holds nothing that would have to be settled: `run` returns."""
+def test_an_idle_consumer_stops_without_broker(through: Make, between: Proxy, pipe: Pipe, queue: str) -> None:
+    """`run` returns if nothing is left to settle."""
     consumer = Consumer(through(), {"t": print}, [queue])
     with ThreadPoolExecutor() as pool:
         run = pool.submit(consumer.run)
@@ -437,10 +423,10 @@ def test_an_idle_consumer_stops_although_the_broker_is_away(
         run.result(timeout=ALIVE)
 
 
-def test_a_consumer_that_is_stopped_while_the_broker_is_away_settles_when_it_is_back(
+def test_a_stopped_consumer_settles_after_an_outage(
     through: Make, between: Proxy, make_celery: Make, pipe: Pipe, queue: str
 ) -> None:
-    """What was run is not thrown away: `run` stays until it is settled, and returns then."""
+    """`run` returns when the broker is back and the finished tasks are settled."""
     task = Held()
     consumer = Consumer(through(), {"t": task}, [queue])
     with ThreadPoolExecutor() as pool:
@@ -459,10 +445,8 @@ def test_a_consumer_that_is_stopped_while_the_broker_is_away_settles_when_it_is_
     assert task.ran == ["id"]
 
 
-def test_a_task_that_the_broker_finds_too_long_goes_on_and_so_does_its_consumer(
-    make_celery: Make, private: PrivateBroker
-) -> None:
-    """RabbitMQ takes its message back and closes the channel: it is not run beside itself, and later ones are run."""
+def test_a_task_beyond_the_brokers_timeout_runs_once(make_celery: Make, private: PrivateBroker) -> None:
+    """When RabbitMQ closes the channel of a long task, the task is not run twice, and later ones are run."""
     queue, task = queue_name(), Held()
     transport = make_celery(private.url)
     with running(Consumer(transport, {"t": task}, [queue], concurrency=2)), pipe_to(private.url) as pipe:
@@ -476,10 +460,8 @@ def test_a_task_that_the_broker_finds_too_long_goes_on_and_so_does_its_consumer(
     assert sorted(task.ran) == ["later", "long"]
 
 
-def test_a_consumer_outlives_a_broker_that_was_frozen_for_longer_than_its_heartbeats(
-    make_celery: Make, private: PrivateBroker
-) -> None:
-    """With a task running, one waiting, and an outcome to settle: every callback comes when the broker goes on."""
+def test_a_consumer_outlives_a_frozen_broker(make_celery: Make, private: PrivateBroker) -> None:
+    """After a freeze longer than the heartbeats every running, waiting and finished task has its callback."""
     queue, task = queue_name(), Held()
     transport = make_celery(private.url, heartbeat=1.0, connect_timeout=1.0, confirm_timeout=1.0)
     sender = make_celery(private.url)
@@ -496,10 +478,8 @@ def test_a_consumer_outlives_a_broker_that_was_frozen_for_longer_than_its_heartb
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
-def test_consumer_caller_and_sender_heal_after_the_broker_was_started_again(
-    make_celery: Make, private: PrivateBroker, end: str
-) -> None:
-    """In order or killed, with tasks running and messages waiting: every callback comes, the caller gets its answer."""
+def test_all_connections_recover_after_a_restart(make_celery: Make, private: PrivateBroker, end: str) -> None:
+    """After an orderly stop or a kill every callback arrives, and the caller gets its answer."""
     queue, answered = queue_name(), queue_name()
     transport, task = make_celery(private.url, connect_timeout=2.0), Held()
     consumer = Consumer(transport, {"t": task}, [queue, answered], concurrency=3)

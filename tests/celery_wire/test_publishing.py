@@ -60,8 +60,8 @@ def frozen(broker: PrivateBroker) -> Iterator[None]:
 # Queues that are not there, or not as they should be.
 
 
-def test_a_message_that_no_queue_takes_is_not_ready_and_says_which(make_celery: Make, pipe: Pipe) -> None:
-    """TransportNotReady names the message and the queue; nothing was sent, and it works when the queue is there."""
+def test_an_unroutable_message_is_not_ready(make_celery: Make, pipe: Pipe) -> None:
+    """TransportNotReady names the message and the queue, and a send works when the queue exists."""
     transport, queue = make_celery(declare=False), queue_name()
     with timed() as elapsed, pytest.raises(TransportNotReady, match=f"message an-id to queue '{queue}'"):
         transport.send([message("t", queue, task_id="an-id")])
@@ -72,8 +72,8 @@ def test_a_message_that_no_queue_takes_is_not_ready_and_says_which(make_celery: 
     assert pipe.one(queue).headers["id"] == "an-id"
 
 
-def test_a_queue_that_was_deleted_is_missed_once_and_declared_anew(transport: CeleryTransport, pipe: Pipe) -> None:
-    """Whoever deletes a queue costs its senders one refused message; later ones arrive."""
+def test_a_deleted_queue_costs_one_message(transport: CeleryTransport, pipe: Pipe) -> None:
+    """After a deleted queue one message is refused, and later ones arrive."""
     queue = queue_name()
     transport.send([message("t", queue)])
     pipe.delete(queue)
@@ -94,7 +94,7 @@ INEQUIVALENT: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("theirs", INEQUIVALENT)
 def test_a_queue_with_other_arguments_is_explained(make_celery: Make, pipe: Pipe, theirs: str) -> None:
-    """Sending and subscribing raise TransportNotReady with the argument and both values; other queues go on."""
+    """Sending and subscribing raise TransportNotReady with the argument and both values, and other queues work."""
     there, asked, told = INEQUIVALENT[theirs]
     queue, other = pipe.declare(queue_name(), **there), pipe.declare(queue_name())
     transport = make_celery(queue_arguments={**asked, other: {}})
@@ -111,8 +111,8 @@ def test_a_queue_with_other_arguments_is_explained(make_celery: Make, pipe: Pipe
 # What the broker refuses.
 
 
-def test_a_message_that_the_broker_refuses_was_not_sent(make_celery: Make, pipe: Pipe) -> None:
-    """A queue that is full nacks: that is told, with the message and the queue, and the fate is known."""
+def test_a_refused_message_was_not_sent(make_celery: Make, pipe: Pipe) -> None:
+    """The error of a full queue names the message and the queue, and its fate is known."""
     queue = pipe.declare(queue_name(), **FULL)
     transport = make_celery(queue_arguments={queue: FULL})
     for _ in range(2):
@@ -123,10 +123,8 @@ def test_a_message_that_the_broker_refuses_was_not_sent(make_celery: Make, pipe:
 
 
 @pytest.mark.parametrize("refused", ["full", "absent"])
-def test_a_batch_of_which_some_were_refused_says_that_others_were_sent(
-    make_celery: Make, pipe: Pipe, refused: str
-) -> None:
-    """The error tells how many; its fate is unknown, because sending the whole batch again doubles those."""
+def test_a_partly_refused_batch_counts_sent_messages(make_celery: Make, pipe: Pipe, refused: str) -> None:
+    """The error has the number of sent messages, and its fate is unknown, because a second send would double them."""
     good, bad = pipe.declare(queue_name()), queue_name()
     if refused == "full":
         pipe.declare(bad, **FULL)
@@ -137,10 +135,8 @@ def test_a_batch_of_which_some_were_refused_says_that_others_were_sent(
     assert [one.args for one in pipe.take(good, 2)] == [[1], [3]]
 
 
-def test_a_batch_of_which_one_is_in_doubt_says_so_although_others_were_refused(
-    through: Make, between: Proxy, pipe: Pipe, queue: str
-) -> None:
-    """Many that found no queue and one whose confirm was lost: that it may have arrived is what has to be told."""
+def test_a_partly_refused_batch_reports_doubt(through: Make, between: Proxy, pipe: Pipe, queue: str) -> None:
+    """A batch with refused messages and one lost confirm raises an error with an unknown fate."""
     transport = used(through, declare=False)
     between.lose_the_answer_to(b"in-doubt")
     with pytest.raises(TransportUnavailable, match="in-doubt to queue") as caught:
@@ -149,8 +145,8 @@ def test_a_batch_of_which_one_is_in_doubt_says_so_although_others_were_refused(
     assert pipe.one(queue).headers["id"] == "in-doubt"
 
 
-def test_two_messages_under_one_task_id_are_told_apart(make_celery: Make, pipe: Pipe) -> None:
-    """That one of them found no queue says nothing about the other."""
+def test_messages_of_one_task_id_are_independent(make_celery: Make, pipe: Pipe) -> None:
+    """A missing queue for one of two messages with the same id does not affect the other."""
     good, absent = pipe.declare(queue_name()), queue_name()
     transport = make_celery(declare=False)
     with pytest.raises(TransportUnavailable, match="1 of the 2 messages were sent") as caught:
@@ -159,8 +155,8 @@ def test_two_messages_under_one_task_id_are_told_apart(make_celery: Make, pipe: 
     assert pipe.one(good).headers["id"] == "same"
 
 
-def test_a_batch_with_a_queue_that_cannot_be_declared_sends_none(make_celery: Make, pipe: Pipe) -> None:
-    """Queues are declared first: where one cannot be, nothing of the batch is sent, and the fate is known."""
+def test_an_undeclarable_queue_stops_the_batch(make_celery: Make, pipe: Pipe) -> None:
+    """If one queue cannot be declared no message of the batch is sent, and the fate is known."""
     good, other = pipe.declare(queue_name()), pipe.declare(queue_name(), **{"x-max-priority": 3})
     transport = make_celery()
     with pytest.raises(TransportNotReady, match=f"'{other}'"):
@@ -173,8 +169,8 @@ def test_a_batch_with_a_queue_that_cannot_be_declared_sends_none(make_celery: Ma
 # Brokers that do not answer.
 
 
-def test_a_frozen_broker_is_given_up_in_time_and_the_fate_is_unknown(make_celery: Make, private: PrivateBroker) -> None:
-    """TransportUnavailable within confirm_timeout; when the broker is thawed the same transport sends again."""
+def test_a_frozen_broker_times_out(make_celery: Make, private: PrivateBroker) -> None:
+    """A send raises TransportUnavailable within confirm_timeout, and the transport works again after the freeze."""
     transport, queue = used(make_celery, url=private.url, confirm_timeout=3), queue_name()
     transport.send([message("t", queue)])
     with frozen(private), timed() as elapsed:
@@ -185,8 +181,8 @@ def test_a_frozen_broker_is_given_up_in_time_and_the_fate_is_unknown(make_celery
     transport.send([message("t", queue)])
 
 
-def test_after_a_failure_no_more_of_a_batch_is_handed_over(make_celery: Make, private: PrivateBroker) -> None:
-    """It is published in parts: the fate of the part that failed is unknown, and of later ones it is known."""
+def test_a_failure_stops_the_rest_of_a_batch(make_celery: Make, private: PrivateBroker) -> None:
+    """The fate of the part that failed is unknown, and the fate of the later parts is known."""
     transport, queue = used(make_celery, url=private.url, confirm_timeout=3), queue_name()
     transport.send([message("t", queue)])
     batch = [task_message(message("t", queue)) for _ in range(1200)]
@@ -197,10 +193,8 @@ def test_after_a_failure_no_more_of_a_batch_is_handed_over(make_celery: Make, pr
     assert all(isinstance(one, TransportUnavailable) for one in outcomes)
 
 
-def test_callers_share_one_connection_to_a_frozen_broker_in_bounded_time(
-    make_celery: Make, private: PrivateBroker
-) -> None:
-    """A pool of one: whoever waits for it waits no longer than for a confirm, and a connect to a dead end."""
+def test_callers_of_one_connection_wait_bounded_time(make_celery: Make, private: PrivateBroker) -> None:
+    """With a pool of one each caller waits no longer than for one confirm and one connect."""
     transport = used(make_celery, url=private.url, confirm_timeout=1.5, connect_timeout=1.5, pool_size=1)
     queue = queue_name()
     transport.send([message("t", queue)])
@@ -215,8 +209,8 @@ def test_callers_share_one_connection_to_a_frozen_broker_in_bounded_time(
     transport.send([message("t", queue)])
 
 
-def test_closing_a_transport_of_a_frozen_broker_takes_a_moment(make_celery: Make, private: PrivateBroker) -> None:
-    """It says goodbye and does not wait as long as for a confirm until that is answered."""
+def test_closing_with_a_frozen_broker_is_quick(make_celery: Make, private: PrivateBroker) -> None:
+    """`close` waits a moment for the broker, and not for the whole confirm timeout."""
     transport = used(make_celery, url=private.url)
     subscription = transport.subscribe([queue_name()], lease=5)
     with frozen(private), timed() as elapsed:
@@ -240,10 +234,8 @@ def dumb() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_server_that_never_answers_is_given_up_within_the_connect_timeout(
-    make_celery: Make, dumb: str, use: str
-) -> None:
-    """TransportUnavailable, and nothing was done."""
+def test_a_silent_server_times_out_at_connect(make_celery: Make, dumb: str, use: str) -> None:
+    """A server that never answers raises TransportUnavailable within connect_timeout, and nothing was done."""
     transport = make_celery(dumb, connect_timeout=0.5)
     with timed() as elapsed, pytest.raises(TransportUnavailable, match="did not answer in time") as caught:
         USES[use](transport)
@@ -252,8 +244,8 @@ def test_a_server_that_never_answers_is_given_up_within_the_connect_timeout(
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_broker_that_is_not_there_is_told_at_once(make_celery: Make, pauses: list[float], use: str) -> None:
-    """TransportUnavailable without a wait: nobody listens there, and nothing was done."""
+def test_a_refused_connection_raises_at_once(make_celery: Make, pauses: list[float], use: str) -> None:
+    """TransportUnavailable is raised without a wait, and nothing was done."""
     transport = make_celery("amqp://guest:guest@127.0.0.1:1//")
     with timed() as elapsed, pytest.raises(TransportUnavailable, match="nothing was done") as caught:
         USES[use](transport)
@@ -262,10 +254,8 @@ def test_a_broker_that_is_not_there_is_told_at_once(make_celery: Make, pauses: l
     assert not caught.value.fate_unknown
 
 
-def test_of_several_urls_one_that_answers_is_enough(
-    make_celery: Make, pauses: list[float], rabbitmq_url: str, pipe: Pipe
-) -> None:
-    """kombu's way of naming the nodes of a cluster, with semicolons: each is tried once, and without a pause."""
+def test_one_of_several_urls_is_enough(make_celery: Make, pauses: list[float], rabbitmq_url: str, pipe: Pipe) -> None:
+    """Each of several URLs is tried once, without a pause, until one answers."""
     queue = pipe.declare(queue_name())
     transport = make_celery(f"amqp://guest:guest@127.0.0.1:1//;amqp://127.0.0.1:2//;{rabbitmq_url}")
     with timed() as elapsed:
@@ -280,7 +270,7 @@ STRANGERS = {"wrong password": "amqp://guest:s3cret@{}//", "no such vhost": "amq
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("stranger", STRANGERS)
-def test_who_is_not_let_in_is_told_at_once_and_without_the_password(
+def test_denied_access_raises_without_the_password(
     make_celery: Make,
     private: PrivateBroker,
     pauses: list[float],
@@ -288,7 +278,7 @@ def test_who_is_not_let_in_is_told_at_once_and_without_the_password(
     use: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """TransportNotReady with what to check; neither the error, nor its causes, nor a log record holds the password."""
+    """TransportNotReady names the settings to check, and no error, cause or log record has the password."""
     caplog.set_level(logging.DEBUG)
     transport = make_celery(STRANGERS[stranger].format(f"127.0.0.1:{private.port}"))
     with timed() as elapsed, pytest.raises(TransportNotReady, match="user, password, virtual host") as caught:
@@ -307,10 +297,10 @@ def test_who_is_not_let_in_is_told_at_once_and_without_the_password(
 
 
 @pytest.mark.parametrize("arrives", [True, False])
-def test_a_send_whose_confirm_is_lost_says_that_its_fate_is_unknown(
+def test_a_lost_confirm_has_an_unknown_fate(
     through: Make, between: Proxy, pipe: Pipe, queue: str, arrives: bool
 ) -> None:
-    """It is not tried again, because it may have arrived; the next send works, over a new connection."""
+    """A send whose confirm is lost is not repeated, and the next one works over a new connection."""
     transport = used(through)
     transport.send([message("t", queue, "before")])
     (between.lose_the_answer_to if arrives else between.lose)(b"in-doubt")
@@ -323,10 +313,8 @@ def test_a_send_whose_confirm_is_lost_says_that_its_fate_is_unknown(
     assert found == [["before"], *([[]] if arrives else []), ["after"]]
 
 
-def test_a_batch_that_is_cut_off_says_that_its_fate_is_unknown(
-    through: Make, between: Proxy, pipe: Pipe, queue: str
-) -> None:
-    """Whatever was confirmed before: some of it is there and some is not."""
+def test_an_interrupted_batch_has_an_unknown_fate(through: Make, between: Proxy, pipe: Pipe, queue: str) -> None:
+    """A batch that is cut off has an unknown fate, with any number of earlier confirms."""
     transport = through()
     transport.send([message("t", queue)])
     between.lose(b"in-doubt")
@@ -336,10 +324,8 @@ def test_a_batch_that_is_cut_off_says_that_its_fate_is_unknown(
     assert len(pipe.left(queue)) <= 401
 
 
-def test_idle_connections_that_were_ended_are_replaced_without_an_error(
-    through: Make, between: Proxy, pipe: Pipe, queue: str
-) -> None:
-    """By the broker, a firewall, a restart: each is found out before it is used, and every message arrives once."""
+def test_ended_idle_connections_are_replaced(through: Make, between: Proxy, pipe: Pipe, queue: str) -> None:
+    """An idle connection that the broker has ended is detected before its use, and every message arrives once."""
     transport = through()
     for n in range(4):
         transport.send([message("t", queue, n)])
@@ -353,8 +339,8 @@ def test_idle_connections_that_were_ended_are_replaced_without_an_error(
 # Many threads, and processes.
 
 
-def test_what_many_threads_send_arrives_once(make_celery: Make, pipe: Pipe, queue: str) -> None:
-    """More threads than connections, each with its own messages: none is missing, and none is there twice."""
+def test_messages_of_many_threads_arrive_once(make_celery: Make, pipe: Pipe, queue: str) -> None:
+    """With more threads than connections each message arrives exactly once."""
     transport = make_celery(pool_size=3)
 
     def send(thread: int) -> None:
@@ -392,8 +378,8 @@ def in_child(function: Callable[[], object]) -> None:
         child.join()
 
 
-def test_a_child_sends_and_its_parent_keeps_its_connections(make_celery: Make, pipe: Pipe, queue: str) -> None:
-    """A transport that was used before a fork works in the child, which may close it, and goes on in the parent."""
+def test_a_forked_child_keeps_the_parents_connections(make_celery: Make, pipe: Pipe, queue: str) -> None:
+    """A transport works in a forked child, which may close it, and goes on in the parent."""
     transport = make_celery()
     answering = make_celery()
     with running(Consumer(answering, {"echo": lambda value: value}, [queue])):
@@ -419,10 +405,8 @@ def test_a_child_sends_and_its_parent_keeps_its_connections(make_celery: Make, p
 # Answers.
 
 
-def test_an_answer_that_came_while_the_connection_was_away_is_found_afterwards(
-    through: Make, between: Proxy, make_celery: Make, queue: str
-) -> None:
-    """Its queue is kept by the broker: a blocked caller gets it as soon as the connection is back."""
+def test_an_answer_during_an_outage_is_found(through: Make, between: Proxy, make_celery: Make, queue: str) -> None:
+    """A blocked caller gets an answer that arrived during an outage when the connection is back."""
     caller = through()
     caller.send([message("t", queue, reply_key="k")])
     between.away = True
@@ -435,10 +419,8 @@ def test_an_answer_that_came_while_the_connection_was_away_is_found_afterwards(
     assert answer.result == "paid"
 
 
-def test_a_call_works_as_soon_as_the_broker_is_back(
-    through: Make, between: Proxy, make_celery: Make, queue: str
-) -> None:
-    """What the listener for answers found out a moment ago is not held against a caller: it is looked at again."""
+def test_a_call_works_right_after_an_outage(through: Make, between: Proxy, make_celery: Make, queue: str) -> None:
+    """A call after an outage connects at once, and ignores the earlier error of the listener."""
     caller = through()
     call = Dispatcher(caller).call
     with running(Consumer(make_celery(), {"t": lambda: "paid"}, [queue])):

@@ -70,14 +70,14 @@ def served(rabbitmq_url: str, pipe: Pipe) -> Iterator[str]:
 @settings(max_examples=30)
 @given(args=some.json_arrays, kwargs=some.json_objects)
 def test_a_real_client_gets_the_result(product: Celery, served: str, args: list[Any], kwargs: dict[str, Any]) -> None:
-    """`send_task(...).get()` returns what our task returned, for every value of the domain."""
+    """`send_task(...).get()` returns the result of our task, for every value of the wire."""
     found = product.send_task("echo", args=args, kwargs=kwargs, queue=served).get(timeout=ALIVE)
     assert some.same(found, {"args": args, "kwargs": kwargs})
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_a_real_client_gets_the_failure_as_an_exception_of_its_class(product: Celery, served: str, name: str) -> None:
-    """A builtin is raised as itself, and a class of ours as one of the same name; the text is its argument."""
+def test_a_real_client_gets_the_exceptions_class(product: Celery, served: str, name: str) -> None:
+    """A builtin exception is raised as itself, another one under the same name, with the text as its argument."""
     expected = ERRORS[name]()
     result = product.send_task("fail", args=[name], queue=served)
     with pytest.raises(Exception, match=f"^{re.escape(str(expected))}$") as caught:
@@ -86,10 +86,8 @@ def test_a_real_client_gets_the_failure_as_an_exception_of_its_class(product: Ce
     assert (type(caught.value) is type(expected)) == (name != "ProductError")
 
 
-def test_a_task_that_is_not_registered_is_celerys_not_registered(
-    product: Celery, served: str, queue: str, pipe: Pipe
-) -> None:
-    """NotRegistered from `get`, as of a real worker; and the errback is sent, which a real worker does not."""
+def test_an_unknown_task_raises_not_registered(product: Celery, served: str, queue: str, pipe: Pipe) -> None:
+    """`get` raises NotRegistered, as with a Celery worker, and the errback is sent, which Celery omits."""
     errback = signature("e", queue=queue)
     result = product.send_task("no_such_task", queue=served, link_error=errback)
     with pytest.raises(NotRegistered, match="no_such_task"):
@@ -98,18 +96,18 @@ def test_a_task_that_is_not_registered_is_celerys_not_registered(
     assert pipe.buried(served, result.id).headers["x-dead-reason"].startswith("UnknownTask: no task 'no_such_task'")
 
 
-def test_a_client_that_ignores_the_result_is_not_answered(product: Celery, served: str, pipe: Pipe) -> None:
-    """With ignore_result a failure is retried and buried as one that nobody waits for."""
+def test_an_ignored_result_is_not_answered(product: Celery, served: str, pipe: Pipe) -> None:
+    """With ignore_result a failure is retried and dead-lettered like a task without a caller."""
     sent = product.send_task("fail", queue=served, ignore_result=True, retries=4)
     dead = pipe.buried(served, sent.id)
     assert (dead.headers["x-dead-reason"], dead.headers["x-dead-attempts"]) == ("ValueError: bad", 5)
 
 
 @pytest.mark.parametrize("links", [{}, {"link": "saved", "link_error": "failed"}], ids=["alone", "with callbacks"])
-def test_an_expired_task_is_not_run_and_is_revoked(
+def test_an_expired_task_is_revoked(
     product: Celery, served: str, queue: str, pipe: Pipe, links: dict[str, str]
 ) -> None:
-    """TaskRevokedError from `get`, as of a real worker; its errback is sent, which a real worker does not."""
+    """`get` raises TaskRevokedError, as with a Celery worker, and the errback is sent, which Celery omits."""
     signatures = {name: signature(task, queue=queue) for name, task in links.items()}
     # as a header alone: with expires= RabbitMQ would drop it before anyone sees it
     result = product.send_task("echo", queue=served, headers={"expires": PAST}, **signatures)
@@ -122,10 +120,10 @@ def test_an_expired_task_is_not_run_and_is_revoked(
     assert "Expired: the message expired at 2020" in pipe.buried(served, result.id).headers["x-dead-reason"]
 
 
-def test_a_task_that_expires_while_it_waits_behind_others_is_not_run(
+def test_a_task_that_expires_here_is_not_run(
     product: Celery, make_celery: Callable[..., CeleryTransport], queue: str, make_queue: Callable[[], str], pipe: Pipe
 ) -> None:
-    """It was in time when it was received, and its thread was free too late: told as expired, and never started."""
+    """A task that expires while it waits for a thread fails as expired, and is not started."""
     ran: list[str] = []
     tasks = Tasks()
 
@@ -149,8 +147,8 @@ def test_a_task_that_expires_while_it_waits_behind_others_is_not_run(
 
 
 @pytest.mark.parametrize(("header", "in_time"), [("eta", True), ("expires", False)])
-def test_a_moment_without_a_zone_is_utc(bench: Bench, header: str, in_time: bool) -> None:
-    """As Celery reads it: an eta that has just come is no reason to wait, and what has just expired is not run."""
+def test_a_time_without_zone_is_utc(bench: Bench, header: str, in_time: bool) -> None:
+    """An eta or an expiry without a time zone counts as UTC, as in Celery."""
     moment = in_seconds(-1).removesuffix("+00:00")
     bench.put(json.dumps([[header], {}, {}]), {"task": "note", "id": str(uuid.uuid4()), header: moment})
     bench.the_next_one_runs()
@@ -158,10 +156,10 @@ def test_a_moment_without_a_zone_is_utc(bench: Bench, header: str, in_time: bool
 
 
 @pytest.mark.parametrize(("sent", "received"), [(0, 5), (1, 1), (10, 10), (11, 10), (255, 10)])
-def test_a_priority_is_one_of_ten(
+def test_a_priority_is_capped_at_ten(
     make_celery: Callable[..., CeleryTransport], queue: str, pipe: Pipe, sent: int, received: int
 ) -> None:
-    """Brokers know 255 of them; what is beyond ours is the highest, and none is the middle."""
+    """A priority beyond ten is the highest one, and a missing one is the middle."""
     pipe.put(queue, "[[], {}, {}]", {"task": "t", "id": "i"}, priority=sent)
     with contextlib.closing(make_celery().subscribe([queue], lease=60)) as subscription:
         (delivery,) = subscription.receive(limit=1, wait=ALIVE)
@@ -172,43 +170,43 @@ def in_seconds(seconds: float) -> str:
     return (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)).isoformat()
 
 
-def test_a_task_that_has_not_expired_is_run(product: Celery, served: str) -> None:
-    """`expires` in the future changes nothing."""
+def test_an_unexpired_task_runs(product: Celery, served: str) -> None:
+    """A task whose `expires` is in the future runs."""
     assert product.send_task("attempt", queue=served, expires=60).get(timeout=ALIVE)["attempt"] == 1
 
 
-def test_a_countdown_is_honoured(product: Celery, served: str) -> None:
-    """A task with an eta is not run before it, and is run then."""
+def test_a_task_waits_for_its_eta(product: Celery, served: str) -> None:
+    """A task with an eta is run at that time, and not before it."""
     started = time.time()
     result = product.send_task("attempt", queue=served, countdown=1.5)
     assert product.send_task("echo", queue=served).get(timeout=ALIVE)  # others are run meanwhile
     assert result.get(timeout=ALIVE)["at"] - started >= 1.5
 
 
-def test_an_eta_in_another_zone_is_honoured(product: Celery, served: str) -> None:
-    """The moment counts, wherever its clock hangs."""
+def test_an_eta_of_another_zone_counts(product: Celery, served: str) -> None:
+    """An eta in another time zone means the same moment."""
     zone = datetime.timezone(datetime.timedelta(hours=-7))
     started = time.time()
     eta = datetime.datetime.fromtimestamp(started + 1, zone)
     assert product.send_task("attempt", queue=served, eta=eta).get(timeout=ALIVE)["at"] >= started + 1
 
 
-def test_retries_before_this_delivery_count(product: Celery, served: str) -> None:
-    """A message with `retries` behind it is delivered as the attempt after them, under its own id."""
+def test_earlier_retries_count(product: Celery, served: str) -> None:
+    """A message with `retries` is delivered with the attempt after them, under its own id."""
     result = product.send_task("attempt", queue=served, retries=3)
     found = result.get(timeout=ALIVE)
     assert (found["attempt"], found["id"]) == (4, result.id)
 
 
-def test_a_task_that_asks_to_be_run_again_answers_in_the_end(product: Celery, served: str) -> None:
-    """The copy that is published for the next attempt has the id, and the address, of the first."""
+def test_a_retried_task_answers_its_client(product: Celery, served: str) -> None:
+    """The message of the next attempt has the id and the reply queue of the first."""
     result = product.send_task("attempt", args=[3], queue=served)
     found = result.get(timeout=ALIVE)
     assert (found["attempt"], found["id"]) == (3, result.id)
 
 
-def test_too_many_retries_are_refused(product: Celery, served: str, pipe: Pipe) -> None:
-    """A message that was tried too often is buried, and its sender told."""
+def test_too_many_retries_fail(product: Celery, served: str, pipe: Pipe) -> None:
+    """A message with too many retries is dead-lettered, and its sender gets the failure."""
     result = product.send_task("attempt", queue=served, retries=99)
     with pytest.raises(Exception, match="delivered 100 times and never settled") as caught:
         result.get(timeout=ALIVE)
@@ -217,14 +215,14 @@ def test_too_many_retries_are_refused(product: Celery, served: str, pipe: Pipe) 
 
 
 def test_a_compressed_message_is_read(product: Celery, served: str) -> None:
-    """A client may compress: `compression="zlib"` is undone by kombu."""
+    """A message that a client sends with `compression="zlib"` runs."""
     value = "x" * 10_000
     found = product.send_task("echo", args=[value], queue=served, compression="zlib").get(timeout=ALIVE)
     assert found["args"] == [value]
 
 
-def test_a_protocol_1_client_is_told_what_to_change(rabbitmq_url: str, served: str, queue: str, pipe: Pipe) -> None:
-    """Celery's older messages are refused with the remedy, and their errbacks sent."""
+def test_a_protocol_1_message_is_refused(rabbitmq_url: str, served: str, queue: str, pipe: Pipe) -> None:
+    """A message of Celery's protocol 1 is refused with the remedy, and its errbacks are sent."""
     with contextlib.closing(celery_app(rabbitmq_url, task_protocol=1)) as old:
         result = old.send_task("echo", queue=served, link_error=signature("e", queue=queue))
         with pytest.raises(Exception, match="protocol version 1; set task_protocol = 2"):
@@ -245,10 +243,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_honoured_is_refused_aloud(
-    product: Celery, served: str, queue: str, pipe: Pipe, what: str
-) -> None:
-    """It is not run: buried with the reason, and the client's `get` raises it. Its errback, where legible, is sent."""
+def test_unsupported_options_are_refused(product: Celery, served: str, queue: str, pipe: Pipe, what: str) -> None:
+    """The message is dead-lettered with the reason, its client's `get` raises, and its errback is sent."""
     options, reason = REFUSED[what]
     result = product.send_task("echo", queue=served, link_error=signature("e", queue=queue), **options)
     with pytest.raises(Exception, match=re.escape(reason)) as caught:
@@ -261,7 +257,7 @@ def test_what_cannot_be_honoured_is_refused_aloud(
 
 
 def test_every_task_of_a_refused_chain_fails(product: Celery, served: str, pipe: Pipe) -> None:
-    """Who waits for the end of a chain that is refused at its start hears of it, as of one that failed."""
+    """A client that waits for the last task of a refused chain gets the failure."""
     steps = [product.signature("echo", args=[n], immutable=True, queue=served) for n in range(3)]
     last = chain(*steps).apply_async()
     for result in (last, last.parent, last.parent.parent):
@@ -270,10 +266,8 @@ def test_every_task_of_a_refused_chain_fails(product: Celery, served: str, pipe:
     assert "part of a chain" in pipe.buried(served, last.parent.parent.id).headers["x-dead-reason"]
 
 
-def test_time_limits_are_accepted_where_the_operator_says_so(
-    rabbitmq_url: str, product: Celery, pipe: Pipe, queue: str
-) -> None:
-    """`ignore_time_limits=True` runs the task, and nothing enforces its limits."""
+def test_ignored_time_limits_let_a_task_run(rabbitmq_url: str, product: Celery, pipe: Pipe, queue: str) -> None:
+    """`ignore_time_limits=True` runs a task with time limits, and does not enforce them."""
     transport = CeleryTransport(rabbitmq_url, ignore_time_limits=True)
     with contextlib.closing(transport), running(Consumer(transport, tasks, [queue])):
         assert product.send_task("echo", queue=queue, time_limit=9).get(timeout=ALIVE)

@@ -47,10 +47,10 @@ def make(server: PrivateRedis) -> Iterator[Callable[..., CeleryTransport]]:
 
 
 @pytest.mark.parametrize(("options", "longest"), [({}, 600), ({"visibility_timeout": 60}, 24)])
-def test_a_message_is_parked_for_less_than_half_its_visibility(
+def test_a_delay_stays_below_half_the_visibility(
     make: Callable[..., CeleryTransport], options: dict[str, Any], longest: float
 ) -> None:
-    """A consumer holds a delayed message for ten minutes, or for less than half of a shorter `visibility_timeout`."""
+    """A consumer keeps a delayed message for ten minutes, or for less than half of a shorter `visibility_timeout`."""
     settings: BrokerSettings = make(transport_options=options)._settings
     assert settings.longest_local_delay == longest
 
@@ -59,8 +59,8 @@ SPELLINGS = ["redis://h", "REDIS://h", "rediss://h", "redis+socket:///r.sock", "
 
 
 @pytest.mark.parametrize("url", SPELLINGS)
-def test_every_spelling_of_a_redis_url_has_the_limits_of_redis(url: str) -> None:
-    """Delays and waits are limited for each URL that kombu takes for Redis."""
+def test_every_redis_scheme_has_redis_limits(url: str) -> None:
+    """Delays and waits are limited for each scheme that kombu has for Redis."""
     options = {"visibility_timeout": 60}
     with contextlib.closing(CeleryTransport(url, confirm_timeout=7.0, transport_options=options)) as transport:
         assert transport._settings.longest_local_delay == 24
@@ -86,8 +86,8 @@ def test_a_delay_beyond_the_visibility_timeout_runs_once(make: Callable[..., Cel
     assert ran[0] >= due
 
 
-def test_a_silent_server_ends_every_wait(server: PrivateRedis, make: Callable[..., CeleryTransport]) -> None:
-    """Sending, calling, subscribing and looking raise TransportUnavailable when Redis does not answer in time."""
+def test_a_silent_redis_ends_every_wait(server: PrivateRedis, make: Callable[..., CeleryTransport]) -> None:
+    """Sending, calling, subscribing and reading dead letters raise TransportUnavailable if Redis does not answer."""
     limits = {"confirm_timeout": SILENCE, "connect_timeout": SILENCE}
     used, fresh = make(**limits), make(**limits)
     Dispatcher(used).send("t", queue="silent")
@@ -125,7 +125,7 @@ def test_a_silent_server_ends_every_wait(server: PrivateRedis, make: Callable[..
 def test_a_worker_goes_on_when_redis_answers_again(
     server: PrivateRedis, make: Callable[..., CeleryTransport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker whose acknowledgements were not answered takes messages again when Redis is back."""
+    """A worker whose acknowledgements failed receives messages again when Redis is back."""
     transport = make(confirm_timeout=SILENCE, connect_timeout=SILENCE)
     acknowledge = Incoming.ack
     asked: list[Incoming] = []
@@ -149,8 +149,8 @@ def test_a_worker_goes_on_when_redis_answers_again(
         assert dispatcher.call("t", args=[2], queue="recovers", timeout=ALIVE) == 2
 
 
-def test_an_answer_that_is_not_read_expires(make: Callable[..., CeleryTransport], client: Any) -> None:
-    """The list of answers that a caller has left behind has a time to live."""
+def test_an_unread_answer_expires(make: Callable[..., CeleryTransport], client: Any) -> None:
+    """The list of answers of a caller that has ended has a time to live."""
     caller, worker = make(), make()
     caller.send([Message(TaskPayload(task_name="t", queue="asked", reply_key="k"), "asked")])
     address = caller._reply_queue.address
@@ -174,10 +174,8 @@ def drained(transport: CeleryTransport, queue: str, number: int) -> list[Any]:
     return found
 
 
-def test_messages_are_first_in_first_out_whatever_their_priority(
-    make: Callable[..., CeleryTransport], client: Any
-) -> None:
-    """Messages come in the order of their sending, continuations and retries included."""
+def test_redis_delivers_in_order_of_sending(make: Callable[..., CeleryTransport], client: Any) -> None:
+    """Messages, callbacks and retries arrive in the order of sending, with any priority."""
     transport = make()
     ranks = [*range(1, 11)] * 2
     random.Random(7).shuffle(ranks)
@@ -188,10 +186,8 @@ def test_messages_are_first_in_first_out_whatever_their_priority(
 
 @pytest.mark.parametrize("limit", [1, 3, 5])
 @pytest.mark.parametrize("way", ["settled", "closed", "both"])
-def test_released_messages_come_next_whatever_their_priority(
-    make: Callable[..., CeleryTransport], client: Any, way: str, limit: int
-) -> None:
-    """Messages that are released keep their order, and come before those that were sent after them."""
+def test_released_messages_come_next(make: Callable[..., CeleryTransport], client: Any, way: str, limit: int) -> None:
+    """Released messages keep their order and precede those that were sent later, with any priority."""
     transport = make()
     for number, rank in enumerate([9, 3, 10, 1, 7, 5]):
         transport.send([message("t", "released", number, priority=rank)])
@@ -207,8 +203,8 @@ def test_released_messages_come_next_whatever_their_priority(
     assert drained(transport, "released", 9) == list(range(9))
 
 
-def test_dead_letters_keep_their_order_when_looked_at(make: Callable[..., CeleryTransport], client: Any) -> None:
-    """A look at dead letters leaves them in their queue as they were, whatever their priority."""
+def test_reads_keep_the_order_of_dead_letters(make: Callable[..., CeleryTransport], client: Any) -> None:
+    """Reading dead letters leaves them in their order, with any priority."""
     transport = make()
     for number, rank in enumerate([9, 1, 5, 10]):
         transport.send([message("t", "looked.dead", number, priority=rank)])

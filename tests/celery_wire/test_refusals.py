@@ -38,7 +38,7 @@ def raised(kind: str, said: str) -> Exception:
     return ValueError(said) if kind == "ValueError" else getattr(exceptions, kind)(said)
 
 
-def test_docs_table_equals_the_table_of_the_code() -> None:
+def test_the_documented_table_equals_the_code() -> None:
     """docs/errors.md lists the same answers, causes and meanings, in the same order."""
     _, _, section = PAGE.read_text().partition("\n## RabbitMQ and Redis\n")
     rows = re.findall(r"^\| (`.+?) \| (.+?) \| (.+?) \|", section.partition("\n#")[0], re.M)
@@ -48,8 +48,8 @@ def test_docs_table_equals_the_table_of_the_code() -> None:
 
 
 @pytest.mark.parametrize(("key", "answer"), KEYS, ids=[key for key, _ in KEYS])
-def test_every_answer_becomes_the_error_of_its_row(key: str, answer: ErrorRule) -> None:
-    """The error has the meaning of its row, says what to do, and has a known fate unless the row is in doubt."""
+def test_every_answer_has_its_rows_error(key: str, answer: ErrorRule) -> None:
+    """The error has the meaning of its row and a remedy, and its fate is known unless the row is in doubt."""
     kind, _, words = key.partition(" ")
     assert issubclass(answer.kind, KINDS[answer.meaning])
     if (kind.isdigit() and kind != "312") or kind.endswith("Error"):
@@ -60,8 +60,8 @@ def test_every_answer_becomes_the_error_of_its_row(key: str, answer: ErrorRule) 
         assert answer.advice in str(error)
 
 
-def test_every_reply_code_that_is_not_listed_is_in_doubt() -> None:
-    """A reply code without a row is no refusal: the connection counts as lost."""
+def test_an_unlisted_reply_code_is_in_doubt() -> None:
+    """A reply code without a row counts as a lost connection."""
     listed = {key.partition(" ")[0] for key, _ in KEYS}
     for code, kind in amqp.exceptions.ERROR_MAP.items():
         if str(code) not in listed:
@@ -92,8 +92,8 @@ REFUSED: dict[str, tuple[Callable[[Any], object], str, type[TransportError], str
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_a_refusal_of_redis_has_the_meaning_of_its_row(server: brokers.PrivateRedis, what: str) -> None:
-    """The error of a send that a real Redis refuses says so and what to do, and nothing is in doubt."""
+def test_a_refusal_of_redis_has_its_rows_meaning(server: brokers.PrivateRedis, what: str) -> None:
+    """The error of a send that Redis refuses has the refusal and the remedy, and its fate is known."""
     prepare, user, kind, said = REFUSED[what]
     with contextlib.closing(redis.Redis(port=server.port)) as client:
         prepare(client)

@@ -59,15 +59,15 @@ def _outermost(value: Any) -> Iterator[Any]:
 
 @given(value=values, limit=limits, depth=levels)
 @example(value=REQUEST, limit=1024, depth=3)
-def test_every_text_is_celerys(value: Any, limit: int, depth: int) -> None:
-    """Whatever the value, the limit and the levels, the text is Celery's to the character."""
+def test_every_text_equals_celerys(value: Any, limit: int, depth: int) -> None:
+    """For every value, limit and number of levels the text equals Celery's."""
     for found in _outermost(value):
         assert saferepr(found, limit, depth) == celerys(found, maxlen=limit, maxlevels=depth)
 
 
 @given(args=some.json_arrays, kwargs=some.json_objects)
-def test_the_headers_of_a_task_are_celerys(args: list[Any], kwargs: dict[str, Any]) -> None:
-    """Without a limit or levels given, the texts are those that Celery puts into a message by default."""
+def test_the_default_text_equals_celerys(args: list[Any], kwargs: dict[str, Any]) -> None:
+    """With the default limit and levels the text equals the one in Celery's messages."""
     for found in (args, tuple(args), kwargs):
         assert saferepr(found) == celerys(found, 1024, maxlevels=3)
 
@@ -75,8 +75,8 @@ def test_the_headers_of_a_task_are_celerys(args: list[Any], kwargs: dict[str, An
 @given(value=some.json_values | values, depth=levels)
 @example(value=REQUEST, depth=0)
 @example(value=(REQUEST, (), {}, [], ((1,),)), depth=3)
-def test_a_text_is_cut_as_celery_cuts_it_at_every_limit(value: Any, depth: int) -> None:
-    """Each limit that falls into the text, and those right beyond its end, cut it where Celery does."""
+def test_every_limit_cuts_as_celery(value: Any, depth: int) -> None:
+    """Each limit within the text, and just beyond its end, cuts it where Celery does."""
     whole = len(celerys(value, maxlen=300, maxlevels=depth))
     for limit in range(whole + 4):
         assert saferepr(value, limit, depth) == celerys(value, maxlen=limit, maxlevels=depth)
@@ -84,21 +84,21 @@ def test_a_text_is_cut_as_celery_cuts_it_at_every_limit(value: Any, depth: int) 
 
 @given(value=depths, limit=limits, depth=st.integers(-1, 70))
 @example(value=some.nest(64, kind=dict), limit=4000, depth=0)
-def test_the_deepest_value_is_written_as_celery_writes_it(value: Any, limit: int, depth: int) -> None:
-    """Down to the 64 containers inside each other that may travel, at any number of levels."""
+def test_the_deepest_value_equals_celerys(value: Any, limit: int, depth: int) -> None:
+    """A value of 64 nested containers has Celery's text at any number of levels."""
     assert saferepr(value, limit, depth) == celerys(value, maxlen=limit, maxlevels=depth)
 
 
 @given(texts=st.lists(awkward_texts | long_texts, max_size=6), limit=limits)
-def test_texts_are_quoted_and_cut_as_celery_does_it(texts: list[str], limit: int) -> None:
-    """As keys and as values: quotes, backslashes, newlines, spaces and what lies beyond the BMP."""
+def test_strings_are_quoted_and_cut_as_celery(texts: list[str], limit: int) -> None:
+    """Keys and values with quotes, backslashes, newlines, spaces and characters beyond the BMP have Celery's text."""
     found = ({text: text for text in texts}, *texts)
     assert saferepr(found, limit) == celerys(found, maxlen=limit)
 
 
 @given(item=some.scalars, times=st.integers(0, 3000), limit=limits)
-def test_wide_containers_break_off_where_celerys_do(item: Any, times: int, limit: int) -> None:
-    """However many members there are: those that do not fit are left out together."""
+def test_wide_containers_break_off_as_celery(item: Any, times: int, limit: int) -> None:
+    """Members that do not fit are left out where Celery leaves them out."""
     for found in ([item] * times, {f"k{n}": [item] for n in range(times)}):
         assert saferepr(found, limit) == celerys(found, maxlen=limit)
 
@@ -127,12 +127,12 @@ NAMED = {
 
 @pytest.mark.parametrize(("value", "limit", "depth", "text"), NAMED.values(), ids=NAMED)
 def test_a_known_value_has_its_known_text(value: Any, limit: int, depth: int, text: str) -> None:
-    """The rules one by one; each is Celery's."""
+    """Each rule of the text has an example with Celery's result."""
     assert saferepr(value, limit, depth) == text == celerys(value, maxlen=limit, maxlevels=depth)
 
 
 def test_nothing_is_read_beyond_the_limit() -> None:
-    """A wide dict is left alone where the text breaks off."""
+    """The members of a wide dict behind the limit are not read."""
 
     class Watched(dict[str, int]):
         def items(self) -> Any:
@@ -144,7 +144,7 @@ def test_nothing_is_read_beyond_the_limit() -> None:
 
 
 def test_depth_is_not_limited_by_the_stack() -> None:
-    """Containers deeper than Python may recurse are written while there is room."""
+    """Containers deeper than Python's recursion limit are written while there is room."""
     depth = 3 * sys.getrecursionlimit()
     assert saferepr(some.nest(depth), 10 * depth, 0) == "[" * depth + "None" + "]" * depth
     assert saferepr(some.nest(depth), depth // 2, 0) == "[" * (depth // 2) + ", ..." + "]" * (depth // 2)

@@ -51,10 +51,10 @@ class Gate:
     [(SHORT, None), (SHORT, 1), ({**SHORT, **QUORUM}, None), (None, None)],
     ids=["classic", "classic-one", "quorum", "auto-delete"],
 )
-def test_an_expiring_queue_outlives_a_task_longer_than_its_expiry(
+def test_an_expiring_queue_outlives_a_long_task(
     make_celery: Make, pipe: Pipe, arguments: dict[str, Any] | None, prefetch: int | None
 ) -> None:
-    """Of two queues in one subscription neither is deleted while the only thread is busy, and every message is run."""
+    """Neither of two queues with `x-expires` is deleted while the only thread is busy, and every message runs."""
     names, task = [queue_name(), queue_name()], Gate("long")
     if arguments is None:
         for name in names:
@@ -72,10 +72,8 @@ def test_an_expiring_queue_outlives_a_task_longer_than_its_expiry(
 
 
 @KINDS
-def test_a_single_active_consumer_stays_active_while_it_is_busy(
-    make_celery: Make, pipe: Pipe, kind: dict[str, Any]
-) -> None:
-    """Whether its arguments are known or not, the other worker of such a queue gets nothing before the first leaves."""
+def test_a_busy_single_active_consumer_stays_active(make_celery: Make, pipe: Pipe, kind: dict[str, Any]) -> None:
+    """The other worker of such a queue gets nothing before the first one leaves, with known and unknown arguments."""
     arguments = {"x-single-active-consumer": True, **kind}
     queue, first, second = pipe.declare(queue_name(), **arguments), Gate("long"), Gate()
     known, unknown = make_celery(queue_arguments=arguments), make_celery(declare=False)
@@ -97,8 +95,8 @@ def test_a_single_active_consumer_stays_active_while_it_is_busy(
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
-def test_delays_hold_up_no_message_of_a_single_active_consumer(make_celery: Make, pipe: Pipe, known: bool) -> None:
-    """Its only consumer has no grant left for them, so those that wait longest are sent again."""
+def test_delays_block_no_single_active_consumer(make_celery: Make, pipe: Pipe, known: bool) -> None:
+    """The delayed messages that are due last are sent again, so that others can be received."""
     arguments = {"x-single-active-consumer": True}
     queue, task = pipe.declare(queue_name(), **arguments), Gate()
     transport = make_celery(queue_arguments=arguments if known else {}, declare=known)
@@ -109,10 +107,8 @@ def test_delays_hold_up_no_message_of_a_single_active_consumer(make_celery: Make
 
 
 @KINDS
-def test_what_waits_behind_a_long_task_goes_to_an_idle_worker(
-    make_celery: Make, pipe: Pipe, kind: dict[str, Any]
-) -> None:
-    """Of several queues too, and whether the other worker was there before or comes later."""
+def test_messages_behind_a_long_task_move_on(make_celery: Make, pipe: Pipe, kind: dict[str, Any]) -> None:
+    """Messages behind a long task go to an idle worker, which was there before or comes later."""
     names, busy, idle = [pipe.declare(queue_name(), **kind) for _ in range(3)], Gate("long"), Gate()
     transport = make_celery(queue_arguments=kind)
     transport.send([message("t", names[0], n) for n in range(50)])
@@ -131,10 +127,8 @@ def test_what_waits_behind_a_long_task_goes_to_an_idle_worker(
 
 
 @KINDS
-def test_a_subscription_that_wants_nothing_stays_a_consumer(
-    make_celery: Make, pipe: Pipe, kind: dict[str, Any]
-) -> None:
-    """With limit=0 from the first call on; its messages are another's, and come to it when it wants them."""
+def test_a_subscription_without_demand_stays_a_consumer(make_celery: Make, pipe: Pipe, kind: dict[str, Any]) -> None:
+    """With limit=0 messages go to another consumer, and arrive as soon as the limit is higher."""
     arguments = {**SHORT, **kind}
     queue, transport = queue_name(), make_celery(queue_arguments=arguments)
     with (
@@ -163,10 +157,10 @@ STEPS = st.lists(st.tuples(st.sampled_from([0, 1]), st.integers(0, 7), st.boolea
 @pytest.mark.parametrize("kind", [{}, QUORUM], ids=["classic", "quorum"])
 @given(steps=STEPS)
 @settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_message_is_lost_or_doubled_whatever_is_wanted_and_when(
+def test_any_demand_receives_each_message_once(
     make_celery: Make, pipe: Pipe, kind: dict[str, Any], steps: list[tuple[int, int, bool]]
 ) -> None:
-    """Two subscriptions of two queues that want any number of messages in any order receive each exactly once."""
+    """Two subscriptions with any demands in any order receive each message exactly once."""
     names = [pipe.declare(queue_name(), **kind) for _ in range(2)]
     transport = make_celery(queue_arguments=kind)
     transport.send([message("t", names[n % 2], n) for n in range(40)])
@@ -192,8 +186,8 @@ def test_no_message_is_lost_or_doubled_whatever_is_wanted_and_when(
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["alone", "mixed"])
-def test_delayed_messages_of_a_quorum_queue_open_few_consumers(make_celery: Make, pipe: Pipe, mixed: bool) -> None:
-    """However many wait here for their time, also where every second message can be run at once."""
+def test_delayed_messages_open_few_consumers(make_celery: Make, pipe: Pipe, mixed: bool) -> None:
+    """Many delayed messages of a quorum queue open few consumers, also if every second message is due."""
     queue = pipe.declare(queue_name(), **QUORUM)
     transport, task = make_celery(queue_arguments=QUORUM), Gate()
     for number in range(150):
@@ -206,14 +200,14 @@ def test_delayed_messages_of_a_quorum_queue_open_few_consumers(make_celery: Make
 
 
 @KINDS
-def test_too_many_delayed_messages_keep_out_none_that_is_due(
+def test_too_many_delayed_messages_block_no_other(
     make_celery: Make,
     pipe: Pipe,
     kind: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """When no more may wait here those that are due last are sent again, with a WARNING, and none of them is lost."""
+    """Beyond the limit the messages that are due last are sent again, with one WARNING, and none is lost."""
     monkeypatch.setattr(delayed_messages, "_MAX_DELAYED", 30)
     monkeypatch.setattr(delayed_messages, "_RESEND_BATCH", 10)
     queue, task = pipe.declare(queue_name(), **kind), Gate()
@@ -230,8 +224,8 @@ def test_too_many_delayed_messages_keep_out_none_that_is_due(
     assert sorted(bodies) == sorted(f"later-{n}" for n in range(100))
 
 
-def test_what_was_acknowledged_before_a_close_is_not_delivered_again(make_celery: Make, pipe: Pipe) -> None:
-    """A quorum queue takes acknowledgements in small numbers: a worker that stops waits until it has all of them."""
+def test_acknowledged_messages_survive_a_close(make_celery: Make, pipe: Pipe) -> None:
+    """A worker that stops waits until a quorum queue has processed all acknowledgements."""
     queue = pipe.declare(queue_name(), **QUORUM)
     transport = make_celery(queue_arguments=QUORUM)
     transport.send([message("t", queue, number) for number in range(400)])

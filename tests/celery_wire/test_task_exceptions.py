@@ -19,21 +19,21 @@ PLAIN = Delivery("1", "q", 1, TaskPayload(task_name="t", queue="q"), {})
 
 
 @pytest.mark.parametrize("exc", [ValueError("x"), KeyboardInterrupt(), celery.exceptions.TaskError("x")], ids=repr)
-def test_other_exceptions_ask_for_nothing(exc: BaseException) -> None:
-    """Only Retry, Reject and Ignore have a meaning of their own."""
+def test_other_exceptions_have_no_outcome(exc: BaseException) -> None:
+    """Only Retry, Reject and Ignore have an outcome of their own."""
     assert outcome_of(exc) is None
 
 
-def test_celerys_retry_asks_for_another_run() -> None:
-    """A task declared for Celery that raises Celery's Retry is run again, after the countdown that it names."""
+def test_celerys_retry_is_a_retry() -> None:
+    """A task that raises Celery's Retry is run again after the countdown of the exception."""
     found = outcome_of(celery.exceptions.Retry("again", exc=ConnectionError("away"), when=7))
     assert found == RetryAsked("ConnectionError", "away", delay=7)
 
 
 @pytest.mark.parametrize("zone", [None, datetime.UTC, datetime.timezone(datetime.timedelta(hours=-5))], ids=str)
 @pytest.mark.parametrize("seconds", [600, -600])
-def test_celerys_retry_may_name_a_moment(seconds: int, zone: datetime.tzinfo | None) -> None:
-    """A Retry with an ETA is run again then, or at once when it has passed."""
+def test_celerys_retry_may_have_an_eta(seconds: int, zone: datetime.tzinfo | None) -> None:
+    """A Retry with an ETA is run again at that time, or at once if that has passed."""
     moment = datetime.datetime.now(zone) + datetime.timedelta(seconds=seconds)
     found = outcome_of(celery.exceptions.Retry(when=moment))
     assert isinstance(found, RetryAsked)
@@ -42,8 +42,8 @@ def test_celerys_retry_may_name_a_moment(seconds: int, zone: datetime.tzinfo | N
 
 
 @given(st.none() | st.floats() | st.integers() | st.booleans() | st.text() | st.datetimes())
-def test_celerys_retry_with_any_delay_can_be_settled(when: Any) -> None:
-    """A Retry is understood or treated as one without a delay; never an error, never a delay out of range."""
+def test_any_celery_retry_can_be_settled(when: Any) -> None:
+    """A Retry with any delay becomes a valid delay or none, and never an error."""
     found = outcome_of(celery.exceptions.Retry(when=when))
     assert found is not None
     check_delay(settle(PLAIN, found, RetryPolicy()).delay)
@@ -61,7 +61,7 @@ def test_celerys_retry_with_any_delay_can_be_settled(when: Any) -> None:
     ],
 )
 def test_celerys_reject_reports_its_reason(reason: Any, error: str, requeue: bool) -> None:
-    """The error that it names, or its text; with `requeue` it asks to be run again."""
+    """Reject has the error or the text of its reason, and with `requeue` asks for another run."""
     error = error.format(requeue=requeue)
     found = outcome_of(celery.exceptions.Reject(reason, requeue=requeue))
     assert isinstance(found, RetryAsked if requeue else Rejected)
@@ -69,7 +69,7 @@ def test_celerys_reject_reports_its_reason(reason: Any, error: str, requeue: boo
 
 
 def test_celerys_ignore_has_no_consequence() -> None:
-    """The message is acknowledged, and that is all."""
+    """The message of a task that raises Ignore is only acknowledged."""
     found = outcome_of(celery.exceptions.Ignore("whatever"))
     assert found is not None
     assert settle(PLAIN, found, RetryPolicy()) == Settlement(PLAIN, Verdict.ACK)

@@ -88,20 +88,20 @@ def works(transport: CeleryTransport, queue: str) -> None:
         assert Dispatcher(transport).call("add", args=[1, 2], queue=queue, timeout=30) == 3
 
 
-def test_the_options_of_the_url_reach_the_driver(encrypted: Encrypted) -> None:
-    """With the authority in the URL everything works over TLS; the certificate's name is held to the URL's."""
+def test_tls_options_of_a_url_reach_the_driver(encrypted: Encrypted) -> None:
+    """With the authority in the URL everything works over TLS, and the certificate must have the URL's name."""
     works(from_url(encrypted.url(encrypted.made.authority)), queue_name())
     works(from_url(encrypted.url(encrypted.made.authority, ssl_cert_reqs="required")), queue_name())
 
 
-def test_the_options_of_the_constructor_reach_the_driver(encrypted: Encrypted) -> None:
-    """The same in code."""
+def test_tls_options_of_the_constructor_reach_the_driver(encrypted: Encrypted) -> None:
+    """The options of the constructor have the same effect as those of the URL."""
     ca = str(encrypted.made.authority)
     works(CeleryTransport(encrypted.url(), ssl={"ca_certs": ca, "cert_reqs": ssl.CERT_REQUIRED}), queue_name())
 
 
-def test_a_broker_that_nobody_trusted_has_signed_is_refused(encrypted: Encrypted) -> None:
-    """By another authority, and by the system's where none is named: each act says that the certificate is why."""
+def test_an_untrusted_certificate_is_refused(encrypted: Encrypted) -> None:
+    """A certificate of another authority is refused by every operation, with that reason."""
     for url in (encrypted.url(encrypted.made.stranger), encrypted.url()):
         with contextlib.closing(from_url(url)) as transport:
             with pytest.raises(TransportUnavailable, match=r"(?i)certificate.verify.failed"):
@@ -111,15 +111,15 @@ def test_a_broker_that_nobody_trusted_has_signed_is_refused(encrypted: Encrypted
 
 
 @pytest.mark.parametrize("options", ["", "?ssl_cert_reqs=required"])
-def test_the_case_of_a_scheme_does_not_change_what_is_checked(options: str) -> None:
-    """A certificate is held to the name in the URL, whether the scheme is written small or large."""
+def test_an_upper_case_scheme_is_checked(options: str) -> None:
+    """The certificate must have the URL's name for any case of the scheme."""
     for scheme in ("amqps", "AMQPS"):
         with contextlib.closing(from_url(f"{scheme}://h//{options}")) as transport:
             assert transport._settings.ssl["server_hostname"] is None
 
 
-def test_a_name_that_the_certificate_does_not_have_is_refused(encrypted: Encrypted) -> None:
-    """A certificate that is valid for another host is another host's."""
+def test_a_certificate_of_another_host_is_refused(encrypted: Encrypted) -> None:
+    """A certificate that is valid for another host is refused."""
     url = encrypted.url(encrypted.made.authority, ssl_server_hostname="broker.example.com")
     with (
         contextlib.closing(from_url(url)) as transport,
@@ -132,8 +132,8 @@ def test_a_name_that_the_certificate_does_not_have_is_refused(encrypted: Encrypt
     works(from_url(encrypted.url(encrypted.made.authority, host="127.0.0.2", ssl_cert_reqs="none")), queue_name())
 
 
-def test_who_says_so_believes_everybody(encrypted: Encrypted) -> None:
-    """ssl_cert_reqs=none: encrypted, and nothing is checked."""
+def test_disabled_checks_accept_any_certificate(encrypted: Encrypted) -> None:
+    """With ssl_cert_reqs=none the connection is encrypted, and no certificate is checked."""
     works(from_url(encrypted.url(ssl_cert_reqs="none")), queue_name())
 
 
@@ -145,14 +145,14 @@ def test_who_says_so_believes_everybody(encrypted: Encrypted) -> None:
         ("amqp://h//?ssl_ca_certs=x", "ssl_ca_certs needs amqps://"),
     ],
 )
-def test_an_option_that_would_have_no_effect_is_refused(url: str, said: str) -> None:
-    """Nobody sends in the clear, or unchecked, because an option was misspelt."""
+def test_an_ineffective_tls_option_is_refused(url: str, said: str) -> None:
+    """A misspelt TLS option, or one without amqps://, raises ConfigurationError."""
     with pytest.raises(ConfigurationError, match=said):
         from_url(url)
 
 
-def test_the_command_hands_them_on(encrypted: Encrypted) -> None:
-    """`unstract-wire` with the right authority works; with a wrong one it says so in one line."""
+def test_the_command_uses_tls_options(encrypted: Encrypted) -> None:
+    """`unstract-wire` works with the right authority, and prints one line with a wrong one."""
     for authority, code in ((encrypted.made.authority, 0), (encrypted.made.stranger, 2)):
         command = [sys.executable, "-m", "unstract_core", "dead", "list", "--queue", "q", "--json"]
         ended = subprocess.run([*command, "--url", encrypted.url(authority)], capture_output=True, text=True)

@@ -60,14 +60,14 @@ def runs(exporter: InMemorySpanExporter, number: int) -> list[ReadableSpan]:
     return found()
 
 
-def test_a_trace_that_a_real_client_began_is_continued_to_the_callback(
+def test_a_clients_trace_reaches_the_callback(
     product: Celery,
     transport: CeleryTransport,
     tracing: Tracing,
     exporter: InMemorySpanExporter,
     make_queue: Callable[[], str],
 ) -> None:
-    """`apply_async(headers={"traceparent": ...})`: our run is below the client's span, its link's run below ours."""
+    """The run is below the client's span, and the run of its link below that."""
     queue, told = make_queue(), make_queue()
     headers = {"traceparent": PARENT, "tracestate": "vendor=1", "baggage": "tenant=acme"}
     with at_work(transport, tracing, queue, told):
@@ -83,10 +83,10 @@ def test_a_trace_that_a_real_client_began_is_continued_to_the_callback(
     assert second.context.trace_state.get("vendor") == "1"
 
 
-def test_ours_is_continued_too(
+def test_a_dispatchers_trace_reaches_the_callback(
     transport: CeleryTransport, tracing: Tracing, exporter: InMemorySpanExporter, queue: str
 ) -> None:
-    """From our Dispatcher to our Consumer, over a broker as over a database."""
+    """A trace of the Dispatcher continues in the Consumer, over a broker as over a database."""
     with at_work(transport, tracing, queue):
         Dispatcher(transport, observers=[tracing]).send("give", queue=queue)
         (run,) = runs(exporter, 1)
@@ -95,10 +95,10 @@ def test_ours_is_continued_too(
     assert (run.parent.span_id, run.parent.trace_id) == (send.context.span_id, send.context.trace_id)
 
 
-def test_a_real_worker_sees_our_trace_in_its_request(
+def test_a_real_worker_sees_the_trace(
     rabbitmq_url: str, transport: CeleryTransport, tracing: Tracing, exporter: InMemorySpanExporter, pipe: Pipe
 ) -> None:
-    """`traceparent` and `baggage` stand in the task's `request.headers`, where Celery's instrumentation looks."""
+    """`traceparent` and `baggage` are in the task's `request.headers`, where Celery's instrumentation reads them."""
     queue = queue_name()
     token = attach(baggage.set_baggage("tenant", "acme"))
     try:

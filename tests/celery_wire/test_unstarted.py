@@ -32,8 +32,8 @@ def waiting(inside: Any, number: int) -> bool:
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
-def test_a_delayed_message_counts_no_attempt_when_workers_stop(make_celery: Make, pipe: Pipe, known: bool) -> None:
-    """On a quorum queue it outlives orderly stops, with never_rerun too, and arrives as its first attempt."""
+def test_a_delay_counts_no_attempt_at_a_stop(make_celery: Make, pipe: Pipe, known: bool) -> None:
+    """A delayed message of a quorum queue is delivered as its first attempt after several orderly stops."""
     queue = pipe.declare(queue_name(), **QUORUM)
     transport = make_celery(queue_arguments=QUORUM if known else {}, declare=known)
     ends = time.monotonic() + 2
@@ -51,10 +51,8 @@ def test_a_delayed_message_counts_no_attempt_when_workers_stop(make_celery: Make
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
-def test_what_a_worker_had_prefetched_counts_no_attempt_when_it_stops(
-    make_celery: Make, pipe: Pipe, known: bool
-) -> None:
-    """On a quorum queue, by stop() while a task runs and others wait behind it."""
+def test_prefetched_messages_count_no_attempt(make_celery: Make, pipe: Pipe, known: bool) -> None:
+    """A stop during a task counts no attempt for the prefetched messages of a quorum queue."""
     queue, started = pipe.declare(queue_name(), **QUORUM), list[Any]()
     transport = make_celery(queue_arguments=QUORUM if known else {}, declare=known)
     transport.send([message("t", queue, n) for n in range(20)])
@@ -72,8 +70,8 @@ def test_what_a_worker_had_prefetched_counts_no_attempt_when_it_stops(
         assert {one.attempt for one in received(subscription, 17)} == {1}
 
 
-def test_a_release_counts_no_attempt_on_a_queue_of_unknown_type(make_celery: Make, pipe: Pipe) -> None:
-    """A message of a quorum queue that is given back again and again stays at its first attempt."""
+def test_an_unknown_queue_type_counts_no_release(make_celery: Make, pipe: Pipe) -> None:
+    """A message of an undeclared quorum queue stays at its first attempt after several releases."""
     queue = pipe.declare(queue_name(), **QUORUM)
     transport = make_celery(declare=False)
     transport.send([message("t", queue)])
@@ -86,8 +84,8 @@ def test_a_release_counts_no_attempt_on_a_queue_of_unknown_type(make_celery: Mak
     assert attempts == [1, 1, 1, 1]
 
 
-def test_a_bad_message_stays_bad_when_it_is_given_back(make_celery: Make, pipe: Pipe) -> None:
-    """A message of a quorum queue whose eta is no moment is not run without it after a release."""
+def test_a_released_bad_message_stays_bad(make_celery: Make, pipe: Pipe) -> None:
+    """A message of a quorum queue with an unreadable eta is not run without it after a release."""
     queue = pipe.declare(queue_name(), **QUORUM)
     pipe.put(queue, "[[], {}, {}]", {"task": "t", "id": "bad", "eta": "soon"})
     transport, problems = make_celery(queue_arguments=QUORUM), list[str | None]()
@@ -99,10 +97,10 @@ def test_a_bad_message_stays_bad_when_it_is_given_back(make_celery: Make, pipe: 
     assert problems == 2 * ["the header 'eta' is no ISO 8601 moment"]
 
 
-def test_the_memory_of_unstarted_messages_forgets_the_oldest(
+def test_unstarted_messages_are_forgotten_in_order(
     make_celery: Make, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Messages that never come back do not fill it up, and an entry lasts for an hour."""
+    """The memory of unstarted messages keeps a limited number of them, for an hour."""
     monkeypatch.setattr("transports.celery.message_reader._MAX_UNSTARTED", 3)
     with contextlib.closing(make_celery().subscribe([queue], lease=60)) as found:
         subscription: Any = found
@@ -114,8 +112,8 @@ def test_the_memory_of_unstarted_messages_forgets_the_oldest(
         assert [key for key, _ in subscription._reader._unstarted] == ["m5"]
 
 
-def test_a_consumer_counts_only_messages_that_still_wait(make_celery: Make, queue: str) -> None:
-    """Delayed messages whose time has come are no reason to ask the broker for more than is wanted."""
+def test_a_consumer_counts_only_waiting_messages(make_celery: Make, queue: str) -> None:
+    """Delayed messages that are due do not raise the demand on the broker."""
     transport = make_celery()
     transport.send([message("t", queue, delay=0.5), message("t", queue, delay=0.5)])
     with contextlib.closing(transport.subscribe([queue], lease=60)) as found:
@@ -132,8 +130,8 @@ def test_a_consumer_counts_only_messages_that_still_wait(make_celery: Make, queu
         subscription.settle([Settlement(delivery, Verdict.ACK) for delivery in deliveries])
 
 
-def test_a_release_keeps_its_place_in_a_queue_of_a_named_classic_type(make_celery: Make, pipe: Pipe) -> None:
-    """A classic queue that is declared elsewhere gives out first what was given back, where its type is named."""
+def test_a_classic_queue_keeps_released_messages_first(make_celery: Make, pipe: Pipe) -> None:
+    """A classic queue that is declared elsewhere delivers released messages first if its type is given."""
     queue = pipe.declare(queue_name())
     transport = make_celery(declare=False, queue_arguments={"x-queue-type": "classic"})
     transport.send([message("t", queue, n) for n in range(3)])
@@ -145,8 +143,8 @@ def test_a_release_keeps_its_place_in_a_queue_of_a_named_classic_type(make_celer
         assert [one.payload.args[0] for one in found if one.payload] == [0, 1, 2]
 
 
-def test_what_waited_when_a_connection_broke_counts_no_attempt(through: Make, between: Proxy, pipe: Pipe) -> None:
-    """A quorum queue counts its delivery; the worker that gets it again knows that it was never started."""
+def test_a_broken_connection_counts_no_delayed_attempt(through: Make, between: Proxy, pipe: Pipe) -> None:
+    """A delayed message of a quorum queue is delivered as its first attempt after broken connections."""
     queue = pipe.declare(queue_name(), **QUORUM)
     transport = through(queue_arguments=QUORUM)
     ends, cuts = time.monotonic() + 1, 0
@@ -161,8 +159,8 @@ def test_what_waited_when_a_connection_broke_counts_no_attempt(through: Make, be
         assert [one.attempt for one in received(subscription, 3)] == [1, 1, 1]
 
 
-def test_a_message_that_was_started_still_counts_its_attempts(through: Make, between: Proxy, pipe: Pipe) -> None:
-    """On a quorum queue a delivery that was given out and lost counts, so that a killer of workers is given up."""
+def test_a_started_message_counts_its_attempts(through: Make, between: Proxy, pipe: Pipe) -> None:
+    """A delivery of a quorum queue that was started and lost counts as an attempt."""
     queue = pipe.declare(queue_name(), **QUORUM)
     transport = through(queue_arguments=QUORUM)
     transport.send([message("t", queue)])
