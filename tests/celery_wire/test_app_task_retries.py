@@ -306,9 +306,7 @@ def test_a_retrys_eta_is_read_as_in_celery(zone: str, monkeypatch: pytest.Monkey
     ("how", "text"),
     [({"countdown": "soon"}, "TypeError"), ({"countdown": 1e300}, "OverflowError"), ({"eta": "soon"}, "ValueError")],
 )
-def test_a_bad_retry_delay_fails_the_task(
-    place: Stage, how: dict[str, Any], text: str
-) -> None:
+def test_a_bad_retry_delay_fails_the_task(place: Stage, how: dict[str, Any], text: str) -> None:
     """A retry with a delay that is no number fails the task with that reason."""
     ended = place.run(declared(asking(**how)), "t")
     assert ended.ran == 1
