@@ -541,7 +541,7 @@ def test_a_refused_replay_keeps_the_dead_letter(make_celery: MakeCelery, pipe: P
         pipe.declare(queue, **{"x-max-priority": 3})
     put_letters(pipe, queue, *numbered(0, 1, 2))
     transport = make_celery(declare=why == "is there with other arguments")
-    said = {"is full": "nacked", "was deleted": "no such queue is there", "is there with other arguments": "3"}[why]
+    said = {"is full": "nacked", "was deleted": "no such queue exists", "is there with other arguments": "3"}[why]
     kind = TransportUnavailable if why == "is full" else TransportNotReady
     for _ in range(2):
         with pytest.raises(kind, match=f"replay dead letters: .*{queue}.*{said}"):
@@ -554,7 +554,7 @@ def test_a_replay_declares_a_deleted_queue(transport: CeleryTransport, queue: st
     """A transport that declares its queues declares a deleted one again, and every replay arrives."""
     bury(transport, queue, 1, 2)
     pipe._channel.queue_delete(queue)
-    with pytest.raises(TransportNotReady, match="no such queue is there"):
+    with pytest.raises(TransportNotReady, match="no such queue exists"):
         transport.dead.replay(queue=queue)
     assert len(transport.dead.replay(queue=queue)) == 2
     assert [one.args for one in pipe.take(queue, 2)] == [[1], [2]]
@@ -601,7 +601,7 @@ def test_purge_removes_exactly_the_filtered(transport: CeleryTransport, queue: s
 
 
 UNFIT = {
-    "is not there": "no such queue is there",
+    "is not there": "no such queue exists",
     "is full": "nacked",
     "has other arguments": "the queue exists with other arguments",
 }

@@ -70,7 +70,7 @@ QUEUES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "durable": ({"durable": False}, {}, "durable is 'false' there.*declare=False to use the queue as it is"),
     "auto_delete": ({"auto_delete": True}, {}, "auto_delete is 'true' there.*declare=False to use the queue as it is"),
     "exclusive": ({"exclusive": True}, {}, "is exclusive to another connection. Use a queue of another name"),
-    "argument": ({"queue_arguments": {"x-max-priority": 3}}, {}, r"Pass queue_arguments= .*\?x-max-priority=3"),
+    "argument": ({"queue_arguments": {"x-max-priority": 3}}, {}, r"pass queue_arguments= .*\?x-max-priority=3"),
     "other argument": (
         {"queue_arguments": {"x-max-priority": 3}},
         {"queue_arguments": {"x-max-priority": 10}},
@@ -93,7 +93,7 @@ def test_a_different_queue_is_named(rabbitmq_url: str, there: Any, queue_of_none
 INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "value": ({"queue_arguments": {"x-max-priority": 1000}}, "invalid arg 'x-max-priority'.*Correct queue_arguments"),
     "type": ({"queue_arguments": {"x-queue-type": "odd"}}, "invalid arg 'x-queue-type'.*Correct queue_arguments"),
-    "no queue": ({"declare": False}, "no such queue is there: declare it, or set declare=True"),
+    "no queue": ({"declare": False}, "no such queue exists; declare it, or set declare=True"),
 }
 
 

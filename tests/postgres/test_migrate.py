@@ -329,7 +329,7 @@ def test_invalid_index_is_not_accepted(postgres: PostgresTransport, tables: Tabl
     postgres.send([message("t", "q")] * 2)
     with pytest.raises(psycopg.errors.UniqueViolation):
         tables.execute("CREATE UNIQUE INDEX CONCURRENTLY failed ON {messages} (queue_name)")
-    with pytest.raises(TransportNotReady, match=r"the index failed .* is not valid.*drop it"):
+    with pytest.raises(TransportNotReady, match=r"the index failed .* is not valid.*drop the index"):
         postgres.migrate()
     tables.execute("DROP INDEX {schema}.failed")
     assert postgres.migrate() == ["pg_queue_message_ready"]

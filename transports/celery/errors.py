@@ -228,7 +228,8 @@ def translate(exc: Exception, doing: str, *, fate_unknown: bool = False) -> Tran
     """
     said = _said(exc)
     if isinstance(exc, amqp.PreconditionFailed) and (found := _INEQUIVALENT.search(said)):
-        return TransportNotReady(f"{doing}: {_inequivalent(found)}")
+        problem, remedy = _inequivalent(found)
+        return TransportNotReady(f"{doing}: {problem}", remedy=remedy)
     if isinstance(exc, ImportError):
         return ConfigurationError(f"{doing}: {exc}; install the driver, such as pip install 'kombu[redis]'")
     if isinstance(exc, kombu.exceptions.EncodeError):
@@ -243,26 +244,27 @@ def translate(exc: Exception, doing: str, *, fate_unknown: bool = False) -> Tran
     )
 
 
-def _inequivalent(found: re.Match[str]) -> str:
+def _inequivalent(found: re.Match[str]) -> tuple[str, str]:
     """Return how an existing queue or exchange differs from the one to declare, and the remedy."""
     ours, theirs = (_TYPED.sub(r"\1", found[whose]) for whose in ("ours", "theirs"))
     name, difference = found["name"], f"{found['name']} is {theirs} there, and {ours} was asked for"
     if found["kind"] == "exchange":
         return (
             f"an exchange of the queue's name exists with other properties: {difference}. Celery declares a direct, "
-            "durable exchange for each queue. Use a queue of another name, delete the exchange if nothing needs it, or "
-            "declare the queue yourself and set declare=False"
+            "durable exchange for each queue",
+            "use a queue of another name, delete the exchange if nothing needs it, or declare the queue yourself and "
+            "set declare=False",
         )
     if not name.startswith("x-"):
         return (
-            f"the queue exists with other properties: {difference}. Use a queue of another name, or set declare=False "
-            "to use the queue as it is"
+            f"the queue exists with other properties: {difference}",
+            "use a queue of another name, or set declare=False to use the queue as it is",
         )
     written = theirs.strip("'")
     in_a_url = f" (in a URL ?{name}={written})" if theirs != "none" else ""
     return (
-        f"the queue exists with other arguments: {difference}. Pass queue_arguments= as the queue has them{in_a_url}, "
-        "or delete the queue, with the messages in it"
+        f"the queue exists with other arguments: {difference}",
+        f"pass queue_arguments= as the queue has them{in_a_url}, or delete the queue, with the messages in it",
     )
 
 

@@ -228,7 +228,7 @@ class Publisher:
             remedy = (
                 "the next message declares it again" if self._settings.declare else "declare it, or set declare=True"
             )
-            return True, Unroutable(f"{place} could not be routed ({reason}); no such queue is there: {remedy}")
+            return True, Unroutable(f"{place} could not be routed ({reason}); no such queue exists", remedy=remedy)
         if self._confirms.is_nacked(number):
             nacked = Nacked(f"{place} was refused by the broker (nacked), as by a queue that is full; it was not sent")
             nacked.__cause__ = MessageNacked()

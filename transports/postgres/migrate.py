@@ -217,8 +217,9 @@ def _create_missing(connection: Connection, schema: str, create_tables: bool | N
             missing = _missing(connection, _TABLE, (schema, name))
             if missing and not create_tables and name != "pg_queue_dead_letter":
                 raise TransportNotReady(
-                    f"migrate: there is no table {name} in schema {schema}, where Django keeps its migrations; nothing "
-                    "was done. If one of these creates it, run them first; if none does, run this with --create-tables"
+                    f"migrate: there is no table {name} in schema {schema}, where Django keeps its migrations",
+                    effect="nothing was done",
+                    remedy="If a Django migration creates the table, run it first; else run this with --create-tables",
                 )
         else:
             table = next(table for table in _TABLES if name.startswith(table))
@@ -237,8 +238,9 @@ def _indexes(connection: Connection, schema: str) -> set[tuple[str, str]]:
     rows = connection.execute(_INDEXES, (schema, list(_TABLES))).fetchall()
     if invalid := [name for _, name, _, valid in rows if not valid]:
         raise TransportNotReady(
-            f"migrate: the index {invalid[0]} in schema {schema} is not valid, as a failed CREATE INDEX CONCURRENTLY "
-            "leaves it: drop it, and run this again"
+            f"migrate: the index {invalid[0]} in schema {schema} is not valid; a failed CREATE INDEX "
+            "CONCURRENTLY leaves such an index",
+            remedy="drop the index, and run this again",
         )
     return {(table, index_shape(definition)) for table, _, definition, _ in rows}
 

@@ -23,7 +23,7 @@ import attrs
 from unstract_core.errors import ContractError
 from unstract_core.forking import reset_in_child
 from unstract_core.observability.log_events import emit
-from unstract_core.observability.observer import Observer, Turn
+from unstract_core.observability.observer import Observer, WorkerHeartbeat
 
 logger = logging.getLogger("unstract_wire.http")
 
@@ -90,17 +90,17 @@ class ConsumerHealth(Observer):
     def __init__(self, silence_limit: float) -> None:
         self._silence_limit = silence_limit
         self._iterated_at = time.monotonic()
-        self._turn: Turn | None = None
+        self._heartbeat: WorkerHeartbeat | None = None
 
-    def turned(self, turn: Turn) -> None:
-        self._iterated_at, self._turn = time.monotonic(), turn
+    def on_heartbeat(self, event: WorkerHeartbeat) -> None:
+        self._iterated_at, self._heartbeat = time.monotonic(), event
 
     def health(self) -> Health:
-        silent_for, turn = time.monotonic() - self._iterated_at, self._turn
+        silent_for, last = time.monotonic() - self._iterated_at, self._heartbeat
         reasons = [f"the consumer has done nothing for {silent_for:.0f} s"] if silent_for >= self._silence_limit else []
-        consumer = {"state": "starting" if turn is None else "running", "turned": round(silent_for, 1)}
-        if turn is not None:
-            consumer |= {"held": turn.held, "running": turn.running, "away": turn.away}
+        consumer = {"state": "starting" if last is None else "running", "turned": round(silent_for, 1)}
+        if last is not None:
+            consumer |= {"held": last.in_flight, "running": last.running, "away": last.unavailable}
         return Health(reasons, {"consumer": consumer})
 
 

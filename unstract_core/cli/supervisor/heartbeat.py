@@ -7,8 +7,7 @@ import time
 from unstract_core.cli.supervisor.child import Parent
 from unstract_core.cli.supervisor.protocol import ChildReport
 from unstract_core.cli.supervisor.recycle_limits import RecycleLimits, peak_memory
-from unstract_core.observability.observer import End, Observer, Turn
-from unstract_core.transport import Delivery
+from unstract_core.observability.observer import Observer, TaskFinished, WorkerHeartbeat
 from unstract_core.worker.consumer import Consumer
 
 _INTERVAL = 1.0
@@ -39,7 +38,7 @@ class Heartbeat(Observer):
         self._consumer = consumer
         self._parent.on_stop(consumer.stop)
 
-    def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
+    def on_task_finished(self, event: TaskFinished) -> None:
         limits = self._limits
         self._started_at = self._started_at or time.monotonic()
         if self._count("overdue"):
@@ -52,13 +51,13 @@ class Heartbeat(Observer):
             self._note_limit_near()
             self._parent.report(ChildReport.LIMIT_NEAR)
 
-    def turned(self, turn: Turn) -> None:
+    def on_heartbeat(self, event: WorkerHeartbeat) -> None:
         self._started_at = self._started_at or time.monotonic()
         if self._count("overdue"):
             self._stop(ChildReport.OVERDUE)
         if (now := time.monotonic()) - self._reported_at >= _INTERVAL:
             self._reported_at = now
-            self._parent.report(ChildReport.UNAVAILABLE if turn.away else ChildReport.ALIVE)
+            self._parent.report(ChildReport.UNAVAILABLE if event.unavailable else ChildReport.ALIVE)
             self._withdraw_spare()
 
     def _is_limit_near(self) -> bool:
