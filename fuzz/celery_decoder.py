@@ -26,17 +26,9 @@ with atheris.instrument_imports(include=["unstract_core", "transports"]):
     from transports.celery.settlement_messages import settlement_messages
     from unstract_core import Delivery, from_wire, to_wire
     from unstract_core.codec import salvage
-    from unstract_core.continuation import (
-        Outcome,
-        Raised,
-        Rejected,
-        RetryAsked,
-        RetryPolicy,
-        Returned,
-        rejection,
-        settle,
-    )
+    from unstract_core.continuation import rejection, settle
     from unstract_core.errors import PayloadError
+    from unstract_core.outcomes import Outcome, Raised, Rejected, RetryAsked, RetryPolicy, Returned
 
 from fuzz.drawn import Drawn
 from fuzz.findings import keep

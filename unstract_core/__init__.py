@@ -5,7 +5,6 @@ Producers use `Dispatcher` or `ExecutorDispatcher`. Workers use `Tasks` and `Con
 """
 
 from unstract_core.codec import from_wire, to_wire
-from unstract_core.continuation import RetryLater
 from unstract_core.discovery import load_transport
 from unstract_core.errors import (
     ConfigurationError,
@@ -32,6 +31,7 @@ from unstract_core.errors import (
     WorkerLost,
 )
 from unstract_core.observability.observer import Observer
+from unstract_core.outcomes import RetryLater
 from unstract_core.payload import ContinuationSpec, FairnessKey, TaskPayload
 from unstract_core.producer.dispatch import Dispatcher, DispatchHandle
 from unstract_core.producer.executor import ExecutionContext, ExecutionResult, ExecutorDispatcher

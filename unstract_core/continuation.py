@@ -11,19 +11,15 @@ a settlement out, and the consumer only brings outcomes. Two rules explain the o
 from __future__ import annotations
 
 import datetime
-import hashlib
 import uuid
 from collections.abc import Container, Iterator
-from typing import Literal, TypeAlias, cast
+from typing import cast
 
 import attrs
 
 from unstract_core.codec import Salvage, check_headers, check_name, salvage, value_to_json
 from unstract_core.errors import (
-    ConfigurationError,
     ContinuationNotAllowed,
-    ContractError,
-    DeadlineExceeded,
     Expired,
     MalformedPayload,
     PayloadError,
@@ -31,186 +27,22 @@ from unstract_core.errors import (
     UnknownTask,
     WorkerLost,
 )
+from unstract_core.outcomes import Ignored, Outcome, Raised, Rejected, RetryAsked, RetryPolicy, Returned
 from unstract_core.payload import ContinuationSpec, FairnessKey, TaskPayload
 from unstract_core.transport import (
-    LONGEST_DELAY,
     REPLY_TTL,
     STATUS_TTL,
     Delivery,
     Message,
     Reply,
-    ReplyStatus,
     Settlement,
     Verdict,
 )
-from unstract_core.values import cut, error_parts, error_text, normalise, normalise_members
+from unstract_core.values import cut, error_text, normalise_members
 from unstract_core.values.limits import JSONValue
 
 CONTINUATION_IDS = uuid.UUID("5b0f1f0e-54f9-5a52-9a34-6a2f0c1e7c55")
 """The namespace of continuation ids: uuid5 of "<dispatch id>/on_success" or "/on_error" in it."""
-
-
-StatusPayload: TypeAlias = Literal["none", "result"]
-
-
-class RetryLater(Exception):
-    """Raised by a task that wants to be run again, `delay` seconds from now (the policy's backoff when None).
-
-    It counts as an attempt; when the attempts are used up it is a failure like any other, with the text of the
-    exception that it was raised from, if there is one. Raises ConfigurationError for a delay that makes no sense.
-    """
-
-    delay: float | None = None
-
-    def __init__(self, delay: float | None = None) -> None:
-        if delay is not None and fit_delay(delay) != delay:
-            raise ConfigurationError(f"RetryLater(delay=...) takes seconds from 0 to {LONGEST_DELAY:g}, not {delay!r}")
-        super().__init__(delay)
-        self.delay = delay
-
-    def __str__(self) -> str:
-        return "asked to be run again" + ("" if self.delay is None else f" in {self.delay:g} s")
-
-
-@attrs.frozen
-class RetryPolicy:
-    """How often a task may be delivered, how long to wait before it is run again, and what its end may lead to.
-
-    `asked_attempts` counts instead of `max_attempts`, where it is more, for a task that asks to be run again. Without
-    `retry_raised` a task is never run again because it raised, as Celery's `max_retries=0` says. With `never_rerun` a
-    task is started once, whatever happens: it is not retried, and a message that a worker took and never settled is
-    given up. Waits are in seconds.
-
-    Attributes:
-        status_payload: What the status of a success keeps: "result", or "none" (status and error only). None (default):
-            "none" where on_success carries the result, "result" where nothing else does.
-        returned_failure: The status of a task that returned `"success": false`: "completed" (default) or "failed".
-        allowed_continuations: The (queue, task) pairs that a continuation may name; a task of None stands for every
-            task of the queue. None (default) allows all.
-    """
-
-    max_attempts: int = 5
-    backoff: float = 1.0
-    backoff_max: float = 300.0
-    asked_attempts: int = 0
-    never_rerun: bool = False
-    retry_raised: bool = True
-    status_payload: StatusPayload | None = None
-    returned_failure: ReplyStatus = "completed"
-    allowed_continuations: frozenset[tuple[str, str | None]] | None = None
-
-    def of(self, task: object) -> RetryPolicy:
-        """Return the policy for a task that may carry `asked_attempts` and `retry_raised`, as those of Celery do."""
-        asked, again = getattr(task, "asked_attempts", None), getattr(task, "retry_raised", None)
-        policy = attrs.evolve(self, asked_attempts=asked) if isinstance(asked, int) else self
-        return attrs.evolve(policy, retry_raised=again) if isinstance(again, bool) else policy
-
-    def allows(self, queue: str, task_name: str) -> bool:
-        allowed = self.allowed_continuations
-        return allowed is None or (queue, None) in allowed or (queue, task_name) in allowed
-
-    @property
-    def most_attempts(self) -> int:
-        return 1 if self.never_rerun else max(self.max_attempts, self.asked_attempts)
-
-    def delay(self, delivery: Delivery) -> float:
-        """Double the wait with each attempt, less up to a quarter: spread, yet the same for the same delivery."""
-        longest = min(self.backoff * 2.0 ** min(delivery.attempt - 1, 32), self.backoff_max)
-        seed = hashlib.blake2b(f"{delivery.queue}/{delivery.id}/{delivery.attempt}".encode(), digest_size=4).digest()
-        return longest * (1 - int.from_bytes(seed) / 2**32 / 4)
-
-
-@attrs.frozen
-class Returned:
-    """The task returned. `replaced` lists the paths at which its result had to be made to fit."""
-
-    result: JSONValue
-    replaced: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, value: object) -> Returned:
-        replaced: list[str] = []
-        result = normalise(value, lenient=True, replaced=replaced)
-        return cls(result, tuple(replaced))
-
-
-@attrs.frozen
-class _Failure:
-    """Why a delivery failed, as data.
-
-    Attributes:
-        error_type: The name of the error's type.
-        message: The error's own text; "" if it has none.
-    """
-
-    error_type: str
-    message: str = ""
-
-    @property
-    def error(self) -> str:
-        """The text for the sender: `Type: message`, inside the value domain and at most `ERROR_LIMIT` characters."""
-        return cut(f"{self.error_type}: {self.message}" if self.message else self.error_type)
-
-
-@attrs.frozen
-class Raised(_Failure):
-    """The task raised an error."""
-
-
-@attrs.frozen
-class RetryAsked(_Failure):
-    """The task asked to be run again.
-
-    Attributes:
-        delay: Seconds until then; None (default) for the policy's backoff.
-    """
-
-    delay: float | None = None
-
-
-@attrs.frozen
-class Rejected(_Failure):
-    """The message is never run again: malformed, unknown, expired, delivered too often, or rejected by its task."""
-
-    @classmethod
-    def because(cls, error: ContractError) -> Rejected:
-        """Return the rejection for an error of this package."""
-        return cls(*error_parts(error))
-
-
-@attrs.frozen
-class Ignored:
-    """The task asked for no consequence: no reply, no continuation, no retry."""
-
-
-Outcome: TypeAlias = Returned | Raised | RetryAsked | Rejected | Ignored
-
-
-def outcome_of(exc: BaseException, task: object = None) -> Raised | RetryAsked | Rejected | Ignored:
-    """Return the outcome of a task that raised.
-
-    Args:
-        exc: The exception.
-        task: The task. A task of another framework may have a method `outcome_of(exc)`: it returns the outcome that
-            the framework's own exception asks for, and None for every other exception.
-    """
-    if isinstance(exc, RetryLater):
-        return RetryAsked(*error_parts(exc if exc.__cause__ is None else exc.__cause__), delay=fit_delay(exc.delay))
-    of_the_framework = getattr(task, "outcome_of", None)
-    found = of_the_framework(exc) if callable(of_the_framework) else None
-    return found if isinstance(found, RetryAsked | Rejected | Ignored) else Raised(*error_parts(exc))
-
-
-def fit_delay(seconds: object) -> float | None:
-    """Return a delay that a transport takes, the nearest one where it is out of range; None for no number."""
-    if not isinstance(seconds, int | float) or seconds != seconds:
-        return None
-    return min(max(0.0, seconds), LONGEST_DELAY)
-
-
-def overdue(deadline: float) -> DeadlineExceeded:
-    """Return the error of a task that ran for longer than `deadline` seconds."""
-    return DeadlineExceeded(f"deadline of {deadline:g} s exceeded")
 
 
 def settle(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settlement:

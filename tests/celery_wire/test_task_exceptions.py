@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from transports.celery.task_exceptions import outcome_of
 from unstract_core import Delivery, Settlement, TaskPayload, Verdict
-from unstract_core.continuation import Rejected, RetryAsked, RetryPolicy, settle
+from unstract_core.continuation import settle
+from unstract_core.outcomes import Rejected, RetryAsked, RetryPolicy
 from unstract_core.transport import check_delay
 
 PLAIN = Delivery("1", "q", 1, TaskPayload(task_name="t", queue="q"), {})

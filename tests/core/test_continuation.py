@@ -33,18 +33,8 @@ from unstract_core import (
     to_wire,
 )
 from unstract_core.codec import to_json, value_to_json
-from unstract_core.continuation import (
-    Outcome,
-    Raised,
-    Rejected,
-    RetryAsked,
-    RetryPolicy,
-    Returned,
-    fallbacks,
-    outcome_of,
-    rejection,
-    settle,
-)
+from unstract_core.continuation import fallbacks, rejection, settle
+from unstract_core.outcomes import Outcome, Raised, Rejected, RetryAsked, RetryPolicy, Returned, outcome_of
 from unstract_core.transport import REPLY_TTL, STATUS_TTL, check_delay, write_message
 
 errors = st.sampled_from(["ValueError: no", "KeyError", "OSError: gone"]) | some.texts.filter(bool)

@@ -28,7 +28,9 @@ from unstract_core import (
     Settlement,
     Verdict,
 )
-from unstract_core.continuation import (
+from unstract_core.continuation import fallbacks, rejection, settle
+from unstract_core.observability.observer import TaskFinished, WorkerHeartbeat
+from unstract_core.outcomes import (
     Ignored,
     Outcome,
     Raised,
@@ -36,13 +38,9 @@ from unstract_core.continuation import (
     RetryAsked,
     RetryPolicy,
     Returned,
-    fallbacks,
     outcome_of,
     overdue,
-    rejection,
-    settle,
 )
-from unstract_core.observability.observer import TaskFinished, WorkerHeartbeat
 
 EXCEEDED = "DeadlineExceeded: deadline of 600 s exceeded"
 errors = st.sampled_from(["ValueError: no", "KeyError", "OSError: gone"])

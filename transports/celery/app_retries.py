@@ -19,8 +19,8 @@ from typing import Any, Self
 import attrs
 
 from transports.celery.task_exceptions import is_retry
-from unstract_core.continuation import RetryLater
 from unstract_core.errors import NotSupported
+from unstract_core.outcomes import RetryLater
 from unstract_core.transport import LONGEST_DELAY, Delivery
 
 

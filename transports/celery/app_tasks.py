@@ -23,9 +23,10 @@ import attrs
 from transports.celery import task_exceptions
 from transports.celery.app_retries import TaskRun, intercept, running
 from transports.celery.app_tracers import is_instrumented, run_instrumented
-from unstract_core.continuation import CONTINUATION_IDS, Ignored, Rejected, RetryAsked
+from unstract_core.continuation import CONTINUATION_IDS
 from unstract_core.errors import ConfigurationError
 from unstract_core.observability.log_events import emit
+from unstract_core.outcomes import Ignored, Rejected, RetryAsked
 from unstract_core.producer.executor import FAIRNESS_HEADER
 from unstract_core.transport import Delivery
 from unstract_core.values import type_name

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 
-from unstract_core.continuation import Ignored, Rejected, RetryAsked, fit_delay
+from unstract_core.outcomes import Ignored, Rejected, RetryAsked, fit_delay
 from unstract_core.values import error_parts
 
 _MODULE = "celery.exceptions"

@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from unstract_core.clock import SYSTEM_CLOCK, Clock
-from unstract_core.continuation import RetryPolicy, StatusPayload
 from unstract_core.errors import ConfigurationError, NotSupported, TransportError, TransportUnavailable
 from unstract_core.forking import Stopped, handling, keeping_signals, reset_in_child
 from unstract_core.observability.observer import Observer, Observers
+from unstract_core.outcomes import RetryPolicy, StatusPayload
 from unstract_core.transport import LONGEST_DELAY, Inspection, ReplyStatus, Transport
 from unstract_core.worker.loop import LONGEST_WAIT, Loop, LoopConfig
 from unstract_core.worker.registry import runnable

@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 import attrs
 
 from unstract_core.clock import Clock
-from unstract_core.continuation import RetryPolicy, rejection, settle
+from unstract_core.continuation import rejection, settle
 from unstract_core.errors import ContractError, TransportClosed, TransportError
 from unstract_core.observability.log_events import LogThrottle, emit
 from unstract_core.observability.observer import Observers, Turn
+from unstract_core.outcomes import RetryPolicy
 from unstract_core.transport import Delivery, Subscription
 from unstract_core.values import error_text
 from unstract_core.worker.in_flight import InFlight

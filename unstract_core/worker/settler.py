@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 import attrs
 
 from unstract_core.clock import SYSTEM_CLOCK, Clock
-from unstract_core.continuation import RetryPolicy, fallbacks
+from unstract_core.continuation import fallbacks
 from unstract_core.errors import (
     NoRoom,
     QueueFull,
@@ -29,6 +29,7 @@ from unstract_core.errors import (
 )
 from unstract_core.observability.log_events import emit
 from unstract_core.observability.observer import Observers
+from unstract_core.outcomes import RetryPolicy
 from unstract_core.transport import Settlement, Subscription, Verdict
 from unstract_core.values import error_text
 from unstract_core.worker.in_flight import Entry, InFlight, State

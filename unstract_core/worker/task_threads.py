@@ -16,7 +16,11 @@ from types import TracebackType
 from typing import Any, cast
 
 from unstract_core.clock import Clock
-from unstract_core.continuation import (
+from unstract_core.continuation import expiry, settle, with_headers
+from unstract_core.forking import end_child
+from unstract_core.observability.log_events import emit, frames, stack_of
+from unstract_core.observability.observer import End, Observers
+from unstract_core.outcomes import (
     Ignored,
     Outcome,
     Raised,
@@ -24,15 +28,9 @@ from unstract_core.continuation import (
     RetryAsked,
     RetryPolicy,
     Returned,
-    expiry,
     outcome_of,
     overdue,
-    settle,
-    with_headers,
 )
-from unstract_core.forking import end_child
-from unstract_core.observability.log_events import emit, frames, stack_of
-from unstract_core.observability.observer import End, Observers
 from unstract_core.payload import TaskPayload
 from unstract_core.transport import Delivery, Settlement
 from unstract_core.values import error_parts, error_text, type_name

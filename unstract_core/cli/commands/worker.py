@@ -24,8 +24,8 @@ from unstract_core.cli.run_consumer import run, sigterm_raises
 from unstract_core.cli.supervisor.child import Parent
 from unstract_core.cli.supervisor.heartbeat import Heartbeat
 from unstract_core.cli.supervisor.recycle_limits import MEGABYTE, RecycleLimits
-from unstract_core.continuation import StatusPayload
 from unstract_core.errors import ConfigurationError, NotSupported
+from unstract_core.outcomes import StatusPayload
 from unstract_core.transport import Inspection, ReplyStatus, Transport
 from unstract_core.worker.consumer import Consumer
 
