@@ -127,7 +127,7 @@ def test_marking_example_marks_failed_executions(
         ("hooks:Nothing", "has no 'Nothing'"),
         ("hooks", "module:name"),
         ("hooks:number", "is a int"),
-        ("hooks:stranger", "is no unstract_core.Observer"),
+        ("hooks:stranger", "is not an unstract_core.Observer"),
         ("hooks:broken", "KeyError: 'SENTRY_DSN' ("),
         ("hooks:picky", "picky"),
     ],
