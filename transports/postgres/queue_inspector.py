@@ -39,7 +39,7 @@ class QueueInspector:
         """Return the names of the tasks of the first `limit` ready messages, with their counts."""
         parameters = {"queue": queue, "limit": limit}
         return dict(
-            self._pool.execute("look at what waits", self._statements["waiting_tasks"], parameters, idempotent=True)
+            self._pool.execute("list waiting tasks", self._statements["waiting_tasks"], parameters, idempotent=True)
         )
 
     def workers(self) -> Sequence[WorkerState]:

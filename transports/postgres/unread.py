@@ -190,7 +190,7 @@ class UnreadMessages:
         delivery = group[0]
         try:
             rows = self._listener.execute(
-                "read who sent a message", self._statements["digest"], fence_columns([delivery])
+                "read the sender of a message", self._statements["digest"], fence_columns([delivery])
             )
         except TransportError as exc:
             if not may_be_the_content(exc):
