@@ -501,7 +501,7 @@ def test_delay_ends_on_time_among_many_claimed_rows(
     subscription.close()
 
 
-def test_retry_is_on_time_although_its_id_is_old() -> None:
+def test_retry_is_on_time_despite_old_id() -> None:
     """The subscription knows when its own retries are due, and finds them without a scan of all claimed rows."""
     clock = ShiftedClock()
     planner = ExpiryPlanner(["q"], clock=clock)
