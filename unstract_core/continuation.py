@@ -1,11 +1,11 @@
-"""What follows from the end of a task: (delivery, outcome) -> Settlement, and nothing else.
+"""The rules: (delivery, outcome) -> settlement, as pure functions without I/O.
 
-Every rule about answers, continuations, retries and burials stands here, once, without I/O; a transport only carries
-a settlement out, and the consumer only brings outcomes. Two rules explain the others:
+Every rule about replies, continuations, retries and dead letters is here, once. The consumer brings the outcome of a
+task, and a transport carries the settlement out. Two principles explain the rules:
 
-- A task that somebody waits for (`reply_key`, `on_success`, `on_error`) has cost money by the time it raised. It is
-  never run again because it raised; its sender hears the real error instead.
-- Whatever ends a message tells its sender: a message that cannot be read, or that nobody can run, too.
+- A task is awaited if its message has a `reply_key`, `on_success` or `on_error`. An awaited task that raises has
+  already cost money, so it is not retried: its sender gets the real error instead.
+- Every failure reaches the sender, also that of an unreadable message or an unknown task.
 """
 
 from __future__ import annotations
@@ -42,17 +42,22 @@ from unstract_core.values import cut, error_text, normalise_members
 from unstract_core.values.limits import JSONValue
 
 CONTINUATION_IDS = uuid.UUID("5b0f1f0e-54f9-5a52-9a34-6a2f0c1e7c55")
-"""The namespace of continuation ids: uuid5 of "<dispatch id>/on_success" or "/on_error" in it."""
+"""The namespace of continuation ids: the id is uuid5 of "<dispatch id>/on_success" or "<dispatch id>/on_error"."""
 
 
 def settle(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settlement:
-    """Return what is to be done about a delivery that ended with `outcome`. Pure, and never raises.
+    """Return the settlement of a delivery. Pure, and never raises.
 
-    Should a rule ever fail on a message, the message is buried with its result and the reason.
+    If a rule fails on a message, the message is dead-lettered with its result and the reason.
+
+    Args:
+        delivery: The delivery.
+        outcome: The outcome of its task, or the reason why the task did not run.
+        policy: The policy of the task.
     """
     try:
         return _by_rule(delivery, outcome, policy)
-    except Exception as exc:  # whatever a message holds, it must have an end
+    except Exception as exc:  # an error in a rule must not lose the message
         result = outcome.result if isinstance(outcome, Returned) else None
         reason = cut(f"no rule could be applied: {error_text(exc)}")
         return Settlement(delivery, Verdict.BURY, reason=reason, result=result, outcome="failure")
@@ -65,12 +70,12 @@ def _by_rule(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settl
         case Ignored():
             return Settlement(delivery, Verdict.ACK)
         case RetryAsked(delay=delay) if delivery.attempt < policy.most_attempts:
-            return _again(delivery, outcome.error, policy.delay(delivery) if delay is None else delay)
+            return _retried(delivery, outcome.error, policy.delay(delivery) if delay is None else delay)
         case Raised() | RetryAsked():
             if _awaited(_sender(delivery)):
                 return _failed(delivery, outcome.error, outcome.error_type, Verdict.ACK, policy)
             if delivery.attempt < policy.max_attempts and policy.retry_raised and not policy.never_rerun:
-                return _again(delivery, outcome.error, policy.delay(delivery))
+                return _retried(delivery, outcome.error, policy.delay(delivery))
             return _failed(delivery, outcome.error, outcome.error_type, Verdict.BURY, policy)
         case Rejected():
             return _failed(delivery, outcome.error, outcome.error_type, Verdict.BURY, policy)
@@ -79,8 +84,17 @@ def _by_rule(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settl
 def rejection(
     delivery: Delivery, known: Container[str], policy: RetryPolicy, now: datetime.datetime
 ) -> Rejected | None:
-    """Say why a delivery must not be run: unreadable, delivered too often, not among `known` task names, with a
-    continuation that the policy does not allow, too late."""
+    """Return why a delivery must not run; None if its task may start.
+
+    A delivery is rejected if it is unreadable, was delivered too often, has expired, names an unknown task, or names a
+    continuation that the policy does not allow.
+
+    Args:
+        delivery: The delivery.
+        known: The names of the tasks that this worker can run.
+        policy: The policy of the task.
+        now: The time, with a time zone.
+    """
     if delivery.payload is None:
         return Rejected.because(MalformedPayload(delivery.problem or "unreadable"))
     if policy.never_rerun and delivery.attempt > 1:
@@ -98,7 +112,7 @@ def rejection(
 
 
 def _not_allowed(delivery: Delivery, policy: RetryPolicy) -> str | None:
-    """Say which continuation of a readable message this worker may not send, before the task costs anything."""
+    """Return the error text for the first continuation that this worker may not send; None if it may send all."""
     if policy.allowed_continuations is None:
         return None
     payload = cast(TaskPayload, delivery.payload)
@@ -126,7 +140,7 @@ def expiry(delivery: Delivery, now: datetime.datetime) -> Rejected | None:
 
 
 def with_headers(settlement: Settlement, headers: dict[str, str]) -> Settlement:
-    """Return a settlement whose continuation carries these headers instead of its parent's."""
+    """Return a settlement whose continuation carries `headers` instead of the headers of the delivery."""
     follow_up = settlement.follow_up
     if follow_up is None:
         return settlement
@@ -136,29 +150,37 @@ def with_headers(settlement: Settlement, headers: dict[str, str]) -> Settlement:
 
 
 def fallbacks(settlement: Settlement, refusal: str, policy: RetryPolicy | None = None) -> Iterator[Settlement]:
-    """Yield what to try, in order, when a transport refuses a settlement for good.
+    """Yield the settlements to try, in this order, after a transport refused one for good.
 
-    A retry is tried without its delay. Then the message is buried and its sender told: by its callback and its status
-    or reply, or by one of them, because the other may be what was refused; each time with the result, and then without
-    it, which may be what was refused. At last it is buried with its result alone, and then without. So a result that
-    was paid for ends in the dead letters, or else its sender hears that it is lost.
+    1. A retry without its delay.
+    2. A dead letter whose sender gets the error: by callback and reply together, by the callback alone, by the reply
+       alone. The transport may have refused one of the two.
+    3. A dead letter alone.
+
+    Each dead letter is tried with the task's result first, and then without it. So the result of a task that ran is
+    kept in the dead letters, unless the transport refuses the result itself; then its sender gets the error.
+
+    Args:
+        settlement: The refused settlement.
+        refusal: The error text of the refusal.
+        policy: The policy of the task. None (default): the default policy.
     """
     if settlement.verdict is Verdict.RETRY and settlement.delay:
         yield attrs.evolve(settlement, delay=0.0)
     delivery = settlement.delivery
-    what = f"{settlement.reason} (settling it failed" if settlement.reason else "result delivery failed"
-    error = cut(f"{what}: {refusal}" + (")" if settlement.reason else ""))
-    told = _failed(delivery, error, settlement.error_type, Verdict.BURY, policy or RetryPolicy())
+    failure = f"{settlement.reason} (settling it failed" if settlement.reason else "result delivery failed"
+    error = cut(f"{failure}: {refusal}" + (")" if settlement.reason else ""))
+    complete = _failed(delivery, error, settlement.error_type, Verdict.BURY, policy or RetryPolicy())
     result = _result_of(settlement)
-    telling = [told]
-    if told.follow_up is not None and told.reply is not None:
-        telling += [attrs.evolve(told, reply=None), attrs.evolve(told, follow_up=None)]
-    if told.follow_up is not None or told.reply is not None:
-        telling.append(attrs.evolve(told, follow_up=None, reply=None))
-    for one in telling:
+    dead_letters = [complete]
+    if complete.follow_up is not None and complete.reply is not None:
+        dead_letters += [attrs.evolve(complete, reply=None), attrs.evolve(complete, follow_up=None)]
+    if complete.follow_up is not None or complete.reply is not None:
+        dead_letters.append(attrs.evolve(complete, follow_up=None, reply=None))
+    for dead_letter in dead_letters:
         if result is not None:
-            yield attrs.evolve(one, result=result)
-        yield one
+            yield attrs.evolve(dead_letter, result=result)
+        yield dead_letter
 
 
 def _result_of(settlement: Settlement) -> JSONValue:
@@ -185,7 +207,11 @@ def _succeeded(delivery: Delivery, result: JSONValue, policy: RetryPolicy) -> Se
 
 
 def _status(key: str, result: JSONValue, policy: RetryPolicy, *, carried: bool) -> Reply:
-    """Return the status of a task that returned; `carried` says that on_success carries its result."""
+    """Return the status of a task that returned.
+
+    Args:
+        carried: Whether on_success carries the result.
+    """
     if policy.returned_failure == "failed" and (error := _returned_failure(result)) is not None:
         return Reply(key, "failed", error=error, ttl=STATUS_TTL)
     kept = policy.status_payload or ("none" if carried else "result")
@@ -193,7 +219,7 @@ def _status(key: str, result: JSONValue, policy: RetryPolicy, *, carried: bool) 
 
 
 def _returned_failure(result: JSONValue) -> str | None:
-    """Return the error text of a result that says `"success": false`; None of any other."""
+    """Return the error text of a result with `"success": false`; None for every other result."""
     if not isinstance(result, dict) or result.get("success") is not False:
         return None
     error = result.get("error")
@@ -210,20 +236,20 @@ def _failed(delivery: Delivery, error: str, error_type: str, verdict: Verdict, p
     elif sender.task_id is not None or sender.on_error is not None:
         reply = Reply(_dispatch_id(delivery, sender), "failed", error=error, ttl=STATUS_TTL)
     follow_up = None
-    if sender.on_error is not None and _may_tell(delivery, sender.on_error, policy):
-        told = attrs.evolve(sender.on_error, kwargs=with_error(sender.on_error.kwargs, error))
-        follow_up = _follow_up(delivery, sender, told, "on_error", _dispatch_id(delivery, sender))
+    if sender.on_error is not None and _may_call(delivery, sender.on_error, policy):
+        on_error = attrs.evolve(sender.on_error, kwargs=with_error(sender.on_error.kwargs, error))
+        follow_up = _follow_up(delivery, sender, on_error, "on_error", _dispatch_id(delivery, sender))
     return Settlement(
         delivery, verdict, follow_up=follow_up, reply=reply, reason=error, outcome="failure", error_type=error_type
     )
 
 
-def _may_tell(delivery: Delivery, on_error: ContinuationSpec, policy: RetryPolicy) -> bool:
+def _may_call(delivery: Delivery, on_error: ContinuationSpec, policy: RetryPolicy) -> bool:
     further = [(queue, task_name) for kind, queue, task_name in delivery.further_continuations if kind == "on_error"]
     return all(policy.allows(*named) for named in [(on_error.queue, on_error.task_name), *further])
 
 
-def _again(delivery: Delivery, error: str, delay: float) -> Settlement:
+def _retried(delivery: Delivery, error: str, delay: float) -> Settlement:
     return Settlement(delivery, Verdict.RETRY, delay=delay, reason=error)
 
 
@@ -236,12 +262,15 @@ def _awaited(sender: TaskPayload | Salvage) -> bool:
 
 
 def _dispatch_id(delivery: Delivery, sender: TaskPayload | Salvage) -> str:
-    """Return the id under which the sender knows its dispatch; what no text may hold is mended in a foreign one."""
+    """Return the dispatch id. A foreign writer's id may hold characters that no text may; `cut` replaces them."""
     return cut(sender.task_id or delivery.id)
 
 
 def with_error(kwargs: dict[str, JSONValue], error: str) -> dict[str, JSONValue]:
-    """Put the error text where the product's callbacks look: `callback_kwargs["error"]`, if there is room for it."""
+    """Return `kwargs` with the error text as `callback_kwargs["error"]`, where the product's callbacks read it.
+
+    They are unchanged if they have no mapping `callback_kwargs`, or if it has an error already.
+    """
     wanted = kwargs.get("callback_kwargs")
     if isinstance(wanted, dict) and wanted.get("error") is None:
         return {**kwargs, "callback_kwargs": {**wanted, "error": error}}
@@ -276,7 +305,7 @@ def _fit_headers(headers: dict[str, str] | None) -> dict[str, str] | None:
 
 
 def _fit_owner(org_id: str | None) -> str | None:
-    """Leave out what only a foreign writer sends and the wire would refuse: its sender must be told all the same."""
+    """Return None for an id of a foreign writer that the wire refuses, so that the sender still gets its callback."""
     try:
         if org_id:
             check_name(org_id, "$.org_id")

@@ -16,10 +16,16 @@ StatusPayload: TypeAlias = Literal["none", "result"]
 
 
 class RetryLater(Exception):
-    """Raised by a task that wants to be run again, `delay` seconds from now (the policy's backoff when None).
+    """A task raises it to run again later. The run counts as an attempt.
 
-    It counts as an attempt; when the attempts are used up it is a failure like any other, with the text of the
-    exception that it was raised from, if there is one. Raises ConfigurationError for a delay that makes no sense.
+    After the last attempt it is a failure like any other. The error text is then that of the exception that it was
+    raised from (`raise RetryLater(60) from exc`), or its own.
+
+    Args:
+        delay: Seconds until the next run, from 0 to `LONGEST_DELAY`. None (default): the consumer's back-off.
+
+    Raises:
+        ConfigurationError: The delay is no such number.
     """
 
     delay: float | None = None
@@ -36,19 +42,22 @@ class RetryLater(Exception):
 
 @attrs.frozen
 class RetryPolicy:
-    """How often a task may be delivered, how long to wait before it is run again, and what its end may lead to.
-
-    `asked_attempts` counts instead of `max_attempts`, where it is more, for a task that asks to be run again. Without
-    `retry_raised` a task is never run again because it raised, as Celery's `max_retries=0` says. With `never_rerun` a
-    task is started once, whatever happens: it is not retried, and a message that a worker took and never settled is
-    given up. Waits are in seconds.
+    """How often a message is delivered, how long a retry waits, and which consequences its task may have.
 
     Attributes:
-        status_payload: What the status of a success keeps: "result", or "none" (status and error only). None (default):
-            "none" where on_success carries the result, "result" where nothing else does.
+        max_attempts: How many deliveries a message may have. Default: 5.
+        backoff: Seconds before the first retry; each further retry waits twice as long. Default: 1.
+        backoff_max: The longest wait before a retry, in seconds. Default: 300.
+        asked_attempts: How many deliveries a task may have that asks for a retry; the larger of this number and
+            `max_attempts` counts. Default: 0.
+        never_rerun: Whether a task starts at most once. Its message is not retried, and a later delivery is rejected
+            because its first worker was lost. Default: False.
+        retry_raised: Whether a task that raised may run again. Default: True; False is Celery's `max_retries=0`.
+        status_payload: The content of a success's status: "result", or "none" (status and error only). None (default):
+            "none" if on_success carries the result, else "result".
         returned_failure: The status of a task that returned `"success": false`: "completed" (default) or "failed".
         allowed_continuations: The (queue, task) pairs that a continuation may name; a task of None stands for every
-            task of the queue. None (default) allows all.
+            task of the queue. None (default): all.
     """
 
     max_attempts: int = 5
@@ -62,21 +71,27 @@ class RetryPolicy:
     allowed_continuations: frozenset[tuple[str, str | None]] | None = None
 
     def of(self, task: object) -> RetryPolicy:
-        """Return the policy for a task that may carry `asked_attempts` and `retry_raised`, as those of Celery do."""
+        """Return the policy of a task: with its own `asked_attempts` and `retry_raised`, if it has these attributes."""
         asked, again = getattr(task, "asked_attempts", None), getattr(task, "retry_raised", None)
         policy = attrs.evolve(self, asked_attempts=asked) if isinstance(asked, int) else self
         return attrs.evolve(policy, retry_raised=again) if isinstance(again, bool) else policy
 
     def allows(self, queue: str, task_name: str) -> bool:
+        """Whether a continuation may send this task to this queue."""
         allowed = self.allowed_continuations
         return allowed is None or (queue, None) in allowed or (queue, task_name) in allowed
 
     @property
     def most_attempts(self) -> int:
+        """After how many deliveries a message is rejected."""
         return 1 if self.never_rerun else max(self.max_attempts, self.asked_attempts)
 
     def delay(self, delivery: Delivery) -> float:
-        """Double the wait with each attempt, less up to a quarter: spread, yet the same for the same delivery."""
+        """Return the seconds before a delivery is retried.
+
+        The wait doubles with each attempt, up to `backoff_max`. Up to a quarter of it is left out, so that
+        messages that failed together do not return together. The same delivery always gets the same wait.
+        """
         longest = min(self.backoff * 2.0 ** min(delivery.attempt - 1, 32), self.backoff_max)
         seed = hashlib.blake2b(f"{delivery.queue}/{delivery.id}/{delivery.attempt}".encode(), digest_size=4).digest()
         return longest * (1 - int.from_bytes(seed) / 2**32 / 4)
@@ -84,13 +99,19 @@ class RetryPolicy:
 
 @attrs.frozen
 class Returned:
-    """The task returned. `replaced` lists the paths at which its result had to be made to fit."""
+    """The task returned.
+
+    Attributes:
+        result: Its result, inside the value domain.
+        replaced: The JSON paths at which a value outside of the domain was replaced.
+    """
 
     result: JSONValue
     replaced: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, value: object) -> Returned:
+        """Return the outcome of a task that returned any Python value."""
         replaced: list[str] = []
         result = normalise(value, lenient=True, replaced=replaced)
         return cls(result, tuple(replaced))
@@ -98,7 +119,7 @@ class Returned:
 
 @attrs.frozen
 class _Failure:
-    """Why a delivery failed, as data.
+    """The error of a delivery that failed, as data.
 
     Attributes:
         error_type: The name of the error's type.
@@ -110,7 +131,7 @@ class _Failure:
 
     @property
     def error(self) -> str:
-        """The text for the sender: `Type: message`, inside the value domain and at most `ERROR_LIMIT` characters."""
+        """The text for the sender: `Type: message`, inside the value domain, at most `ERROR_LIMIT` characters."""
         return cut(f"{self.error_type}: {self.message}" if self.message else self.error_type)
 
 
@@ -132,7 +153,7 @@ class RetryAsked(_Failure):
 
 @attrs.frozen
 class Rejected(_Failure):
-    """The message is never run again: malformed, unknown, expired, delivered too often, or rejected by its task."""
+    """The message must not run: it is unreadable, unknown, expired, delivered too often, or rejected by its task."""
 
     @classmethod
     def because(cls, error: ContractError) -> Rejected:
@@ -164,7 +185,7 @@ def outcome_of(exc: BaseException, task: object = None) -> Raised | RetryAsked |
 
 
 def fit_delay(seconds: object) -> float | None:
-    """Return a delay that a transport takes, the nearest one where it is out of range; None for no number."""
+    """Return the nearest delay, in seconds, that a transport accepts; None if `seconds` is not a number."""
     if not isinstance(seconds, int | float) or seconds != seconds:
         return None
     return min(max(0.0, seconds), LONGEST_DELAY)
