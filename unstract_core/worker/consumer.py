@@ -1,13 +1,16 @@
-"""The consumer: receive, run, settle.
+"""The consumer: it receives messages, runs their tasks and settles them.
 
-Every call of the transport is made on the one thread that calls `run` or `drain` (loop.py); tasks run on `concurrency`
-worker threads (runner.py), and a finished one wakes that thread. `run_tasks_here` turns that round: its caller runs the
-tasks, and another thread calls the transport. So outcomes that pile up while it is busy are settled
-in one batch, and a lone one at once, without timers. One renewal serves everything that is held.
+    I/O thread                              task threads (`concurrency` of them)
+    receive --> in_flight --> submit -----> run the task, choose the settlement
+    settle <--- in_flight <--- finish <---- (outcomes.py, continuation.py)
 
-What follows from an outcome is decided in continuation.py; when a transport is merely away, what is finished is kept
-and settled when it is back; when it refuses a settlement for good, the fallbacks defined there are tried in order
-(ending.py).
+The thread that calls `run` or `drain` is the I/O thread: it alone calls the transport (loop.py). Tasks run on task
+threads (task_threads.py), and a finished task wakes the I/O thread. So a single finished task is settled at once, and
+tasks that finish while the I/O thread is busy are settled in one batch. `run_tasks_here` exchanges the roles: its
+caller runs the tasks, and another thread calls the transport.
+
+While a transport is unavailable, finished tasks stay in flight and are settled later. If a transport refuses a
+settlement for good, the fallbacks of continuation.py are tried in order (settler.py).
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from unstract_core.errors import ConfigurationError, NotSupported, TransportErro
 from unstract_core.forking import Stopped, handling, keeping_signals, reset_in_child
 from unstract_core.observability.observer import Observer, Observers
 from unstract_core.outcomes import RetryPolicy, StatusPayload
-from unstract_core.transport import LONGEST_DELAY, Inspection, ReplyStatus, Transport
+from unstract_core.transport import Inspection, ReplyStatus, Transport
+from unstract_core.worker.checks import allowed_continuations, check_choice, check_count, check_seconds
 from unstract_core.worker.loop import LONGEST_WAIT, Loop, LoopConfig
 from unstract_core.worker.registry import runnable
 from unstract_core.worker.task_threads import CallingThread
@@ -55,9 +59,9 @@ class Consumer:
         observers: Observers of sends, runs and settlements. Default: none.
         log_errors: Whether the log has the message of an exception, which may quote the payload. Default: False; the
             log has the type and the traceback's places in either case.
-        status_payload: What the status of a success keeps for a day: "result", or "none" (status and error only).
-            None (default): "none" if on_success carries the result, else "result". The answer to a blocking call
-            always has its result, and so has the answer of a transport without statuses.
+        status_payload: The content of a success's status, which is kept for a day: "result", or "none" (status and
+            error only). None (default): "none" if on_success carries the result, else "result". The answer to a
+            blocking call always has its result, and so has the answer of a transport without statuses.
         returned_failure: The status of a task that returned `"success": false`: "completed" (default), or "failed" with
             the text under its key `error`. Its on_success is sent in both cases.
         allow_continuations: The callbacks that messages may ask for, each as ("queue", "task"), as ("queue", None) for
@@ -101,29 +105,31 @@ class Consumer:
             raise ConfigurationError("queues must be a list of one or more non-empty names")
         if not isinstance(tasks, Mapping):
             raise ConfigurationError(f"tasks must be a mapping of names to functions, not a {type(tasks).__name__}")
-        _check_count("concurrency", concurrency)
-        _check_count("max_attempts", max_attempts)
-        _check_seconds("lease", lease)
-        _check_seconds("backoff", backoff, zero=True)
-        _check_seconds("backoff_max", backoff_max, zero=True)
+        check_count("concurrency", concurrency)
+        check_count("max_attempts", max_attempts)
+        check_seconds("lease", lease)
+        check_seconds("backoff", backoff, zero=True)
+        check_seconds("backoff_max", backoff_max, zero=True)
         if prefetch is not None:
-            _check_count("prefetch", prefetch)
+            check_count("prefetch", prefetch)
             if never_rerun and prefetch != concurrency:
-                raise ConfigurationError("with never_rerun nothing is prefetched: leave prefetch out")
+                raise ConfigurationError("never_rerun allows no prefetch: leave prefetch out")
             if prefetch < concurrency:
-                raise ConfigurationError("prefetch counts running messages too: it must be at least the concurrency")
+                raise ConfigurationError("prefetch counts running messages: it must be at least the concurrency")
         if task_deadline is not None:
-            _check_seconds("task_deadline", task_deadline)
-        _check_choice("status_payload", status_payload, (None, "none", "result"))
-        _check_choice("returned_failure", returned_failure, ("completed", "failed"))
+            check_seconds("task_deadline", task_deadline)
+        check_choice("status_payload", status_payload, (None, "none", "result"))
+        check_choice("returned_failure", returned_failure, ("completed", "failed"))
         if never_rerun and not transport.capabilities.counts_crashes:
             raise NotSupported(
-                "never_rerun needs a transport that counts the deliveries which nobody settled (counts_crashes): "
-                "PostgreSQL, or RabbitMQ with quorum queues"
+                "never_rerun needs a transport that counts unsettled deliveries (counts_crashes); "
+                "use PostgreSQL, or RabbitMQ with quorum queues"
             )
         self.tasks = {name: runnable(name, task) for name, task in tasks.items()}
         if not self.tasks:
-            raise ConfigurationError("no tasks are registered; a consumer without tasks would bury every message")
+            raise ConfigurationError(
+                "no tasks are registered: a consumer without tasks would dead-letter every message"
+            )
         self.transport = transport
         self.queues = list(dict.fromkeys(queues))
         self.concurrency = concurrency
@@ -136,7 +142,7 @@ class Consumer:
             never_rerun=never_rerun,
             status_payload=status_payload if keeps_statuses else "result",
             returned_failure=returned_failure if keeps_statuses else "completed",
-            allowed_continuations=_allowed(allow_continuations),
+            allowed_continuations=allowed_continuations(allow_continuations),
         )
         self.prefetch = concurrency if never_rerun else prefetch
         self.task_deadline = math.inf if task_deadline is None else task_deadline
@@ -149,29 +155,39 @@ class Consumer:
         reset_in_child(self)
 
     def run(self, *, leave_at_second_signal: bool = True) -> None:
-        """Work until `stop` is called or, on the main thread, SIGTERM or SIGINT comes.
+        """Run tasks until `stop` is called or, on the main thread, the process gets SIGTERM or SIGINT.
 
-        Then nothing more is received or started, what runs is finished and settled, what has not been started is given
-        back. A second signal leaves at once with SystemExit, unless somebody else ends what takes too long; the leases
-        bring the rest back. While the transport is away, what is finished cannot be settled: then `run` stays until it
-        is back, or until the second signal. Raises what `subscribe` raises, and TransportClosed; later outages are
-        waited out.
+        The run then stops: it receives no message and starts no task, releases the messages that have not started, and
+        finishes and settles the running tasks. While the transport is unavailable they cannot be settled, so `run`
+        returns only when it is available again.
+
+        Args:
+            leave_at_second_signal: Whether a second signal raises SystemExit at once; leases then bring the unsettled
+                messages back. Default: True. False is for a process that another one kills if it takes too long.
+
+        Raises:
+            TransportError: `subscribe` failed. Later outages are waited out.
+            TransportClosed: The transport was closed during the run.
+            ConfigurationError: This consumer runs already.
         """
         with _signals(self, leave_at_second=leave_at_second_signal), self._loop() as loop:
             while not loop.ended:
                 loop.poll_once(LONGEST_WAIT)
 
     def run_tasks_here(self, *, ended: Callable[[], None]) -> None:
-        """Work as `run` does, but run the tasks on the calling thread, and call the transport on another one.
+        """Run as `run` does, but with the tasks on the calling thread and the transport on another one.
 
-        For the main thread of a process of its own: `signal.signal`, `asyncio.get_event_loop` and libraries that want
-        the main thread work in tasks. A second signal means nothing. After each task its signal handlers and timers
-        are undone: they would stop another one.
-        Raises what `run` raises, and ConfigurationError for a `concurrency` above 1.
+        It is for the main thread of a process of its own. Tasks may then use `signal.signal`, `asyncio.get_event_loop`
+        and libraries that need the main thread. After each task its signal handlers and timers are removed, because
+        they would disturb the next task. A second signal has no effect.
 
         Args:
-            ended: Called on the other thread when the run has ended, by stopping or by an exception; the calling thread
-                may be in a task that hangs, and then never returns.
+            ended: Called on the other thread when the run has ended, by stopping or by an exception. The calling thread
+                may still be in a task that hangs; then this method never returns.
+
+        Raises:
+            ConfigurationError: `concurrency` is above 1, or this consumer runs already.
+            TransportError: As `run` does.
         """
         if self.concurrency != 1:
             raise ConfigurationError(
@@ -199,11 +215,21 @@ class Consumer:
             raise failures[0]
 
     def drain(self, *, timeout: float | None = None) -> int:
-        """Work until the queues are empty or `timeout` seconds have passed; return how many times a task was run.
+        """Run tasks until the queues are empty.
 
-        Empty means that nothing is ready, delayed or held by anyone, where the transport can tell (`inspection`). When
-        the time is up nothing more is started, and what is running is finished and settled. Raises
-        TransportUnavailable if that cannot be settled then; their leases bring those messages back.
+        A queue is empty if no message is ready, delayed or in flight at any consumer. A transport without `inspection`
+        cannot report that; then it is enough that no message comes for a moment.
+
+        Args:
+            timeout: Seconds after which no further task starts; running tasks are finished and settled. None (default):
+                no limit.
+
+        Returns:
+            How many times a task was run.
+
+        Raises:
+            TransportUnavailable: The time is up, and finished tasks could not be settled. Leases bring their messages
+                back.
         """
         deadline = math.inf if timeout is None else self._clock.monotonic() + timeout
         look = 0.0 if self.transport.capabilities.inspection else _DRAIN_PAUSE
@@ -226,7 +252,7 @@ class Consumer:
         return self.counters["ran"] - before
 
     def stop(self) -> None:
-        """Make `run` or `drain` finish what runs, settle it and return. For any thread, and for signal handlers."""
+        """Make `run` or `drain` finish and settle the running tasks, and return. For any thread and signal handler."""
         self._stopping = True
         if (loop := self._running) is not None:
             loop.wake()
@@ -237,13 +263,13 @@ class Consumer:
         return self._stopping
 
     def reset_in_child(self) -> None:
-        """Forget the run of the process that this one was forked from; called right after the fork."""
+        """Forget the run of the parent process; called right after a fork."""
         self._running = None
         self._stopping = False
 
     def _drained(self, waited: float) -> bool:
         if not self.transport.capabilities.inspection:
-            return waited > _DRAIN_PAUSE / 2  # else a finished task has cut it short, and nothing is known
+            return waited > _DRAIN_PAUSE / 2  # a shorter wait was ended by a finished task
         try:
             states = cast(Inspection, self.transport).queues(self.queues)
         except TransportError:
@@ -283,7 +309,7 @@ class Consumer:
 
 @contextlib.contextmanager
 def _signals(consumer: Consumer, *, leave_at_second: bool) -> Iterator[Callable[[], None]]:
-    """Stop at signals; yield a function that undoes what a task has set for them. On other threads it does nothing."""
+    """Stop the consumer at signals, on the main thread; yield a function that removes a task's signal handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
@@ -299,39 +325,3 @@ def _signals(consumer: Consumer, *, leave_at_second: bool) -> Iterator[Callable[
 
     with handling((signal.SIGTERM, signal.SIGINT), handle) as install:
         yield install
-
-
-def _allowed(listed: Iterable[object] | None) -> frozenset[tuple[str, str | None]] | None:
-    if listed is None:
-        return None
-    if isinstance(listed, str) or not isinstance(listed, Iterable):
-        raise ConfigurationError(f'allow_continuations must be a list such as ["queue:task"], not {listed!r}')
-    return frozenset(map(_allowed_one, listed))
-
-
-def _allowed_one(entry: object) -> tuple[str, str | None]:
-    queue, task_name = (None, None) if not isinstance(entry, tuple) or len(entry) != 2 else entry
-    if isinstance(entry, str):
-        queue, colon, name = entry.partition(":")
-        task_name = name if colon else None
-    if isinstance(queue, str) and queue and (task_name is None or (isinstance(task_name, str) and task_name)):
-        return queue, task_name
-    raise ConfigurationError(
-        f'allow_continuations: {entry!r} lacks a queue or a task; write "queue", "queue:task" or ("queue", "task")'
-    )
-
-
-def _check_choice(name: str, choice: object, known: Sequence[str | None]) -> None:
-    if choice not in known:
-        raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, known))}, not {choice!r}")
-
-
-def _check_count(name: str, count: object) -> None:
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ConfigurationError(f"{name} must be a whole number of at least 1, not {count!r}")
-
-
-def _check_seconds(name: str, seconds: object, *, zero: bool = False) -> None:
-    if not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST_DELAY or (seconds == 0 and not zero):
-        kind = "number of seconds, not negative" if zero else "positive number of seconds"
-        raise ConfigurationError(f"{name} must be a {kind}, {LONGEST_DELAY:g} at most; got {seconds!r}")

@@ -1,4 +1,4 @@
-"""The delivery that the calling thread is running a task for."""
+"""`current_delivery`: the delivery whose task the calling thread runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def current_delivery() -> Delivery | None:
 
 @contextlib.contextmanager
 def delivering(delivery: Delivery) -> Iterator[None]:
-    """Make `delivery` the current one, inside the block."""
+    """Make a delivery the current one inside the block."""
     token = _current.set(delivery)
     try:
         yield

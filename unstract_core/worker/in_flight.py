@@ -165,8 +165,8 @@ class InFlight:
 
     def release(self, entry: Entry, reason: str) -> None:
         """Finish a delivery whose task never started: another worker gets it, and the attempt does not count."""
-        reason = f"given back: {reason}"
-        self.finish(entry, Settlement(entry.delivery, Verdict.RETRY, reason=reason, counted=False))
+        settlement = Settlement(entry.delivery, Verdict.RETRY, reason=f"released: {reason}", counted=False)
+        self.finish(entry, settlement)
 
     @property
     def finished(self) -> int:

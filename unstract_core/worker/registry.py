@@ -1,4 +1,4 @@
-"""The tasks that a worker has, by name."""
+"""The tasks of a worker, by name."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ class Tasks(Mapping[str, Callable[..., Any]]):
         self._tasks: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str) -> Callable[[Task], Task]:
-        """Return a decorator that registers a function under `name` and leaves it as it is.
+        """Return a decorator that registers a function and returns it unchanged.
 
-        Raises ConfigurationError for an empty name, one taken by another function, or an `async def`.
+        Args:
+            name: The task name, as messages have it.
+
+        Raises:
+            ConfigurationError: The name is empty, another function has it, or the function is an `async def`.
         """
         if not isinstance(name, str) or not name:
             raise ConfigurationError('tasks are registered by name: @tasks.register("my_task")')
@@ -50,7 +54,7 @@ def runnable(name: str, task: Any) -> Callable[..., Any]:
     """Return `task` if a worker thread can call it; raise ConfigurationError if it cannot."""
     if not callable(task):
         raise ConfigurationError(f"task {name!r} is not callable")
-    if _is_async(task) or _is_async(getattr(type(task), "__call__", None)):  # noqa: B004 - it is looked at, not called
+    if _is_async(task) or _is_async(getattr(type(task), "__call__", None)):  # noqa: B004 - inspected, not called
         raise ConfigurationError(f"task {name!r} is an async function; tasks run on threads: wrap it in asyncio.run")
     return task  # type: ignore[no-any-return]  # callable() narrows Any to Callable[..., object]
 
