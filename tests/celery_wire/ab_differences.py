@@ -16,7 +16,7 @@ def without_the_text(row: Row, seen: Seen) -> tuple[Fired, ...]:
 
 
 def as_it_was(name: str) -> dict[str, Any]:
-    """A row in which the executor's result holds a value as it was, and whoever gets it."""
+    """Return the difference of a row whose executor's result has a value unchanged."""
     return {
         f"a result with {name}": {
             "a reply": {"caller": valued(comparable(VALUES[name]))},
@@ -28,19 +28,19 @@ def as_it_was(name: str) -> dict[str, Any]:
 ENCODE = "EncodeError: TypeError('Object of type set is not JSON serializable')"
 LOST = "WorkerLostError: Worker exited prematurely: exitcode 3."
 NOT_REGISTERED = "NotRegistered: 'nobody_has_it'"
-_TOLD: tuple[Way, ...] = ("callbacks", "on_success alone", "on_error alone", "neither")
+_NOT_A_REPLY: tuple[Way, ...] = ("callbacks", "on_success alone", "on_error alone", "neither")
 
 SYSTEM_EXIT = "A task that leaves with SystemExit ends its process, and its sender gets a lost worker."
 REJECTED = "The error of a task that rejects itself has the arguments of its Reject; elsewhere its reason."
 UNREGISTERED = "A task that the worker does not know fires no errback; the result backend says NotRegistered."
 REJECT = "Reject: ('not for me', False)"
 Shown = Mapping[str, Any]
-"""What is seen instead, by the field of Seen."""
+"""The different values, by the field of Seen."""
 
 
 @attrs.frozen
 class Difference:
-    """Where a side shows something else than Postgres, by row and way, and why; docs/celery.md has the reason."""
+    """A difference of a side from Postgres, by row and way; docs/celery.md has the reason."""
 
     side: str
     reason: str
@@ -48,15 +48,15 @@ class Difference:
 
     @classmethod
     def of(cls, side: str, reason: str, rows: Iterable[str], ways: Iterable[Way], **shown: Any) -> Difference:
-        """One that looks alike in several rows and ways, where Postgres shows something else at all."""
-        found: dict[str, dict[Way, Shown]] = {}
+        """Return a difference with the same values in several rows and ways, as far as Postgres has others."""
+        shown_by_row: dict[str, dict[Way, Shown]] = {}
         for row, way in TRIALS:
             if row in rows and way in ways:
                 seen = ROWS[row].expected(way)
                 values = {field: value(ROWS[row], seen) if callable(value) else value for field, value in shown.items()}
                 if different := {field: value for field, value in values.items() if getattr(seen, field) != value}:
-                    found.setdefault(row, {})[way] = different
-        return cls(side, reason, found)
+                    shown_by_row.setdefault(row, {})[way] = different
+        return cls(side, reason, shown_by_row)
 
 
 _FAILED = [name for name, row in ROWS.items() if row.error]
@@ -67,7 +67,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "RabbitMQ",
         "A broker keeps no status: `status` raises NotSupported.",
         ROWS,
-        _TOLD,
+        _NOT_A_REPLY,
         status="not kept",
     ),
     Difference(
@@ -117,7 +117,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "Celery",
         SYSTEM_EXIT,
         ["left with SystemExit"],
-        _TOLD,
+        _NOT_A_REPLY,
         status=("failed", LOST),
     ),
     Difference.of("Celery", SYSTEM_EXIT, ["left with SystemExit"], ["a reply"], caller=failure(LOST)),
@@ -125,7 +125,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "Celery",
         REJECTED,
         ["rejected itself"],
-        _TOLD,
+        _NOT_A_REPLY,
         status=("failed", REJECT),
     ),
     Difference.of("Celery", REJECTED, ["rejected itself"], ["a reply"], caller=failure(REJECT)),
@@ -145,11 +145,11 @@ DIFFERENCES: tuple[Difference, ...] = (
         WAYS,
         callbacks=(),
     ),
-    Difference.of("Celery", UNREGISTERED, ["unknown task"], _TOLD, status=("failed", NOT_REGISTERED)),
+    Difference.of("Celery", UNREGISTERED, ["unknown task"], _NOT_A_REPLY, status=("failed", NOT_REGISTERED)),
     Difference.of("Celery", UNREGISTERED, ["unknown task"], ["a reply"], caller=NOT_REGISTERED),
     Difference(
         "Celery",
-        "Deliveries are not counted: a message that was delivered too often is run once more.",
+        "Deliveries are not counted: a message with too many deliveries is run again.",
         {
             "too many attempts": {
                 "a reply": {"runs": 1, "caller": ""},

@@ -136,7 +136,7 @@ def push(task_id: str, about: dict[str, Any], status: str, **fields: Any) -> Non
 
 
 def complete(result_dict: dict[str, Any], callback_kwargs: dict[str, Any] | None = None) -> None:
-    """What every success callback of the product does: the executor's own failure comes here too."""
+    """Push the event of a result, which may be the executor's own failure."""
     about = callback_kwargs or {}
     if result_dict["success"]:
         push(about["executor_task_id"], about, "completed", result=result_dict["data"])
@@ -145,7 +145,7 @@ def complete(result_dict: dict[str, Any], callback_kwargs: dict[str, Any] | None
 
 
 def fail(failed_task_id: str, callback_kwargs: dict[str, Any] | None = None) -> None:
-    """What every error callback does: the text it was given, else the one that the result backend has."""
+    """Push the event of an error, with the given text or else that of the result backend."""
     about = callback_kwargs or {}
     text = about.get("error")
     if text is None:

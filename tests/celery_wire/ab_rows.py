@@ -1,6 +1,6 @@
-"""The rows of the design's table, and what can be seen of each: what Postgres shows, and every side but for a reason.
+"""The rows of the design's table, and the visible result of each, which is the same on every side.
 
-`ab_differences.py` has those reasons.
+`ab_differences.py` has the exceptions and their reasons.
 """
 
 from __future__ import annotations
@@ -26,44 +26,43 @@ WAYS: tuple[Way, ...] = ("a reply", "callbacks", "on_success alone", "on_error a
 
 @attrs.frozen
 class Seen:
-    """What can be seen of a dispatch when it has ended.
-
-    `runs` of the task, what the `caller` of `dispatch` got (of another method: nothing), the `callbacks` that were
-    fired, the `status` under its id, how many messages are left `waiting`, and why what was `buried` was.
-    """
+    """The visible result of a dispatch that has ended."""
 
     runs: int = 1
+    #: The return value of `dispatch`; None for another method.
     caller: Any = None
     callbacks: tuple[Fired, ...] = ()
     status: Any = None
+    #: How many messages are left in the queue.
     waiting: int = 0
+    #: The reasons of the dead letters.
     buried: tuple[str, ...] = ()
 
 
 @attrs.frozen
 class Row:
-    """A task's end: what the task does (or what is put into the queue), and what follows by the design.
+    """An end of a task, and its consequences by the design."""
 
-    `result` or `error` is how it ended; `again` says that it is run again where nobody awaits its end. A row that is
-    `silent` tells nobody.
-    """
-
+    #: The behaviour of the task.
     deed: str = "succeed"
     value: str | None = None
+    #: The message that is put into the queue instead of a dispatch; None for a dispatch.
     injected: Injected | None = None
     result: Any = None
     error: str | None = None
     runs: int = 1
+    #: Whether the task is run again if it has no caller and no callbacks.
     again: bool = False
     buried: bool = False
+    #: Whether the sender gets no outcome.
     silent: bool = False
     for_an_organisation: bool = False
+    #: Whether its claim is lost while it runs, in a test of its own.
     lost: bool = False
-    """Whether its claim is lost while it runs: a test of its own plays that."""
     ways: tuple[Way, ...] = WAYS
 
     def expected(self, way: Way) -> Seen:
-        """Return what the design promises, which is what is seen on Postgres."""
+        """Return the promise of the design, which Postgres shows."""
         runs = MAX_ATTEMPTS if self.again and way == "neither" else self.runs
         if self.silent:
             return Seen(runs, caller=LATE if way == "a reply" else None)

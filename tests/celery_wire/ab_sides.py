@@ -1,7 +1,7 @@
-"""Three ways for one dispatch, behind one face: what a test does to each, and what it can see of it from outside.
+"""Three sides for one dispatch with one interface: the actions of a test, and the results that it can see.
 
-On every side the executor's code is the same Celery app (ab_product.py), the call is one of the product's three
-methods, and the callbacks' queue is looked into by the test itself unless callback workers are at work.
+On every side the executor is the same Celery app (ab_product.py), and the call is one of the product's three methods.
+The test reads the callbacks' queue itself unless callback workers run.
 """
 
 from __future__ import annotations
@@ -72,19 +72,19 @@ class Side(Protocol):
     def methods(self) -> Methods: ...
 
     def beside(self) -> Self:
-        """The same side, with an executor that no worker serves yet."""
+        """Return the same side with an executor that no worker serves yet."""
 
     def fired(self, queue: str) -> list[Fired]:
-        """Take the callbacks' messages that stand in a queue now."""
+        """Take the callbacks' messages that are in a queue now."""
 
-    def inject(self, what: Injected, args: list[Any], id: str, links: Mapping[str, Any], *, answer: bool) -> None:
+    def inject(self, injected: Injected, args: list[Any], id: str, links: Mapping[str, Any], *, answer: bool) -> None:
         """Put a message into the executor's queue; `links` are on_success and on_error, each a wire continuation."""
 
     def answer(self, id: str) -> str | None:
-        """Return the text of the failure that whoever waits for an injected message has been told."""
+        """Return the error text in the answer to an injected message."""
 
     def waiting(self) -> int:
-        """How many messages stand in the executor's queue."""
+        """Return how many messages are in the executor's queue."""
 
     def buried(self) -> list[str]:
         """Take the executor's dead letters, and return why each was buried."""
@@ -142,10 +142,16 @@ class OnPostgres(_Ours):
             if one is not None
         ]
 
-    def inject(self, what: Injected, args: list[Any], id: str, links: Mapping[str, Any], *, answer: bool) -> None:
+    def inject(self, injected: Injected, args: list[Any], id: str, links: Mapping[str, Any], *, answer: bool) -> None:
         known = {"reply_key": id} if answer else {"task_id": id}
-        wire = {"task_name": what.task, "args": args, "kwargs": what.kwargs, "queue": self.queue, "fairness": None}
-        self.tables.inject(self.queue, json.dumps({**wire, **known, **links}), read_ct=what.delivered)
+        wire = {
+            "task_name": injected.task,
+            "args": args,
+            "kwargs": injected.kwargs,
+            "queue": self.queue,
+            "fairness": None,
+        }
+        self.tables.inject(self.queue, json.dumps({**wire, **known, **links}), read_ct=injected.delivered)
 
     def waiting(self) -> int:
         return self.tables.count(self.queue)
@@ -153,25 +159,25 @@ class OnPostgres(_Ours):
 
 @attrs.define(slots=False)
 class _OnRabbitMQ(_Executor):
-    """What the two sides on RabbitMQ have in common."""
+    """The common part of the two sides on RabbitMQ."""
 
     pipe: Pipe
 
     def fired(self, queue: str) -> list[Fired]:
-        found = []
+        callbacks = []
         for raw in self.pipe.left(queue):
             args, kwargs, _ = loads(raw.body, "application/json", "utf-8", accept=["application/json"])
             fairness = raw.headers.get("x-fairness-key")
-            found.append(Fired(raw.headers["task"], args, kwargs, fairness, raw.headers["id"]))
-        return found
+            callbacks.append(Fired(raw.headers["task"], args, kwargs, fairness, raw.headers["id"]))
+        return callbacks
 
-    def inject(self, what: Injected, args: list[Any], id: str, links: Mapping[str, Any], *, answer: bool) -> None:
+    def inject(self, injected: Injected, args: list[Any], id: str, links: Mapping[str, Any], *, answer: bool) -> None:
         embed = {
             theirs: [_signature(links[ours])] if ours in links else None
             for theirs, ours in (("callbacks", "on_success"), ("errbacks", "on_error"))
         }
-        body = [args, what.kwargs, {**embed, "chain": None, "chord": None}]
-        headers = {"lang": "py", "task": what.task, "id": id, "retries": what.delivered}
+        body = [args, injected.kwargs, {**embed, "chain": None, "chord": None}]
+        headers = {"lang": "py", "task": injected.task, "id": id, "retries": injected.delivered}
         address = {"correlation_id": id, "reply_to": self.address(id) if answer else ""}
         self.pipe.put(self.queue, json.dumps(body), headers, **address)
 

@@ -1,4 +1,4 @@
-"""What the tests of `celery_tasks` share: a stage on which our Consumer runs tasks, and what came of it."""
+"""Support of the tests of `celery_tasks`: a stage on which a Consumer runs tasks, and the outcome of a run."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from unstract_core import Consumer, Reply, TaskPayload
 Awaits: TypeAlias = Literal["callbacks", "reply", "nothing"]
 
 
-def told(queue: str) -> str:
-    """Return the queue of the callbacks of what is dispatched to `queue`."""
-    return f"{queue}.told"
+def callback_queue(queue: str) -> str:
+    """Return the queue for the callbacks of dispatches to `queue`."""
+    return f"{queue}.callbacks"
 
 
 def declared(run: Callable[..., Any], app: Celery | None = None, **options: Any) -> dict[str, Callable[..., Any]]:
-    """Return our registry of an app, one of its own unless given, with `run` as its bound task `t`."""
+    """Return the registry of an app, a new one by default, with `run` as its bound task `t`."""
     app = app or Celery("declared", broker="memory://", set_as_current=False)
     app.task(run, name="t", bind=True, shared=False, **options)
     return dict(celery_tasks(app))
@@ -48,19 +48,19 @@ def app_with_a_broker() -> Celery:
 
 
 def sent(app: Celery) -> list[tuple[dict[str, Any], Any]]:
-    """Take what stands in the app's default queue: headers and body of each message."""
-    found = []
+    """Take the messages out of the app's default queue: headers and body of each."""
+    messages = []
     with app.connection_for_read() as connection, connection.SimpleQueue(app.conf.task_default_queue) as queue:
         while queue.qsize():
             message = queue.get(block=False)
             message.ack()
-            found.append((message.headers, message.payload))
-    return found
+            messages.append((message.headers, message.payload))
+    return messages
 
 
 @attrs.frozen
 class Ended:
-    """What came of one message: what its task noted, what was sent on, its status, and the reason it was buried."""
+    """The outcome of one message: its task's notes, its callbacks, its status, and the reason of its dead letter."""
 
     id: str
     awaits: Awaits
@@ -71,8 +71,8 @@ class Ended:
     ran: int
 
     @property
-    def told(self) -> tuple[str, Any]:
-        """What the sender was told, which must be told once: "succeeded" and the result, or "failed" and the text."""
+    def reported(self) -> tuple[str, Any]:
+        """The one outcome that the sender got: "succeeded" and the result, or "failed" and the text."""
         if self.awaits != "callbacks":
             assert self.status is not None
             assert self.callbacks == []
@@ -87,20 +87,20 @@ class Ended:
 
 @attrs.frozen
 class Stage:
-    """A transport for the tests of a module, each of which uses queues of its own; `tables` where it has any."""
+    """A transport for the tests of a module, each with its own queues; `tables` are those of PostgreSQL."""
 
     transport: Any
     tables: Tables | None = None
 
     def send(self, name: str, *args: Any, queue: str, awaits: Awaits = "callbacks", **options: Any) -> str:
-        """Send a dispatch and return its id; its callbacks go to the queue `told(queue)`."""
+        """Send a dispatch and return its id; its callbacks go to the queue `callback_queue(queue)`."""
         id = str(uuid.uuid4())
         about: dict[str, Any] = {"callback_kwargs": {"n": 1}}
         match awaits:
             case "callbacks":
                 options |= {
-                    "on_success": then("succeeded", told(queue)),
-                    "on_error": then("failed", told(queue), **about),
+                    "on_success": then("succeeded", callback_queue(queue)),
+                    "on_error": then("failed", callback_queue(queue), **about),
                 }
                 options["task_id"] = id
             case "reply":
@@ -122,7 +122,7 @@ class Stage:
         max_attempts: int = 5,
         **options: Any,
     ) -> Ended:
-        """Send a dispatch, run it to its end, and look at what came of it."""
+        """Send a dispatch, run it to its end, and return the outcome."""
         queue = queue_name()
         id = self.send(name, *args, queue=queue, awaits=awaits, **options)
         ran = self.consumer(tasks, queue, max_attempts=max_attempts).drain(timeout=20)
@@ -131,7 +131,11 @@ class Stage:
         return self.ended(id, awaits, queue, ran)
 
     def ended(self, id: str, awaits: Awaits, queue: str, ran: int = 0) -> Ended:
-        callbacks = [one.payload for one in receive_all(self.transport, told(queue)) if one.payload is not None]
+        callbacks = [
+            delivery.payload
+            for delivery in receive_all(self.transport, callback_queue(queue))
+            if delivery.payload is not None
+        ]
         letters = self.transport.dead.find(queue=queue)
         reason = letters[0].reason if letters else None
         return Ended(id, awaits, SEEN[id], callbacks, self.transport.reply(id), reason, ran)

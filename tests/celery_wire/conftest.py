@@ -37,7 +37,7 @@ def no_queue_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def pipe(rabbitmq_url: str) -> Iterator[Pipe]:
-    """The tests' own way to the broker."""
+    """A connection of the tests to the broker."""
     pipe = Pipe(rabbitmq_url)
     yield pipe
     pipe.close()
@@ -45,19 +45,19 @@ def pipe(rabbitmq_url: str) -> Iterator[Pipe]:
 
 @pytest.fixture
 def queue(pipe: Pipe) -> str:
-    """A queue of the test's own, which is there."""
+    """An existing queue of the test."""
     return pipe.declare(queue_name())
 
 
 @pytest.fixture
 def make_queue(pipe: Pipe) -> Callable[[], str]:
-    """A factory of queues that are there."""
+    """A factory of existing queues."""
     return lambda: pipe.declare(queue_name())
 
 
 @pytest.fixture
 def make_celery(rabbitmq_url: str) -> Iterator[Callable[..., CeleryTransport]]:
-    """A factory of transports, on the machine's RabbitMQ unless told otherwise; closes what it made."""
+    """A factory of transports, on the machine's RabbitMQ by default; closes them."""
     made: list[CeleryTransport] = []
 
     def make(url: str = rabbitmq_url, **options: Any) -> CeleryTransport:
@@ -113,31 +113,31 @@ def private(started_broker: PrivateBroker) -> Iterator[PrivateBroker]:
 
 @pytest.fixture
 def transport(make_celery: Callable[..., CeleryTransport]) -> CeleryTransport:
-    """A transport as it is without options."""
+    """A transport without options."""
     return make_celery()
 
 
 @pytest.fixture(scope="module")
 def at_work(rabbitmq_url: str, pipe: Pipe) -> Iterator[Bench]:
     """A consumer of ours, for the tests of one module."""
-    found = Bench(pipe, pipe.declare(queue_name()), "", [])
+    bench = Bench(pipe, pipe.declare(queue_name()), "", [])
     tasks = Tasks()
 
     @tasks.register("note")
     def note(*args: Any, **kwargs: Any) -> str:
-        found.ran.extend(args)
+        bench.ran.extend(args)
         return "noted"
 
     transport = CeleryTransport(rabbitmq_url)
-    with contextlib.closing(transport), running(Consumer(transport, tasks, [found.queue])):
-        yield found
+    with contextlib.closing(transport), running(Consumer(transport, tasks, [bench.queue])):
+        yield bench
 
 
 @pytest.fixture
 def bench(at_work: Bench, pipe: Pipe, queue: str) -> Bench:
-    """That consumer, with a queue of the test's own for what it tells, and no dead letters of a test before."""
+    """That consumer, with a queue of the test for its outcomes, and no dead letters of an earlier test."""
     pipe.left(f"{at_work.queue}.dead")
-    return attrs.evolve(at_work, told=queue)
+    return attrs.evolve(at_work, outcome_queue=queue)
 
 
 @pytest.fixture(scope="session")
@@ -167,7 +167,7 @@ def mute_queue(rabbitmq_url: str) -> Iterator[str]:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that kombu would have made before another try."""
-    found: list[float] = []
-    monkeypatch.setattr("kombu.utils.functional.sleep", found.append)
-    return found
+    """The pauses of kombu before another attempt, which are recorded and not made."""
+    recorded: list[float] = []
+    monkeypatch.setattr("kombu.utils.functional.sleep", recorded.append)
+    return recorded

@@ -1,4 +1,4 @@
-"""What the tests of a broker's dead letters share: ways to have some, and a look behind the transport."""
+"""Support of the tests of a broker's dead letters: making some, and reading queues without the transport."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def kit_over(url: str) -> Iterator[Kit]:
 
 
 def bury(transport: AnyTransport, queue: str, *args: Any, reason: str = "r", result: JSONValue = None) -> list[str]:
-    """Send a task for each argument and bury them, one after the other; returns the ids of the letters, in order."""
+    """Send a task for each argument and bury them in order; return the ids of the dead letters in that order."""
     transport.send([message("t", queue, arg) for arg in args])
     bury_next(transport, queue, len(args), reason=reason, result=result)
     return [letter.id for letter in reversed(transport.dead.find(queue=queue, limit=len(args)))]
@@ -48,7 +48,7 @@ def bury(transport: AnyTransport, queue: str, *args: Any, reason: str = "r", res
 def bury_next(
     transport: AnyTransport, queue: str, number: int, *, reason: str = "r", result: JSONValue = None
 ) -> list[Delivery]:
-    """Bury the next messages of a queue, which must be there or come; returns them."""
+    """Bury the next messages of a queue, which must arrive in time; return them."""
     buried: list[Delivery] = []
     with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
         while len(buried) < number:
@@ -65,7 +65,7 @@ def arguments(transport: AnyTransport, queue: str) -> list[Any]:
 
 
 def standing(url: str, queue: str) -> list[Any]:
-    """Take out whatever stands in a queue, by kombu alone; nothing where there is no such queue."""
+    """Take all messages out of a queue through kombu; none if it does not exist."""
     with kombu.Connection(url) as connection, contextlib.suppress(NotFound):
         get = kombu.Queue(queue).bind(connection.channel()).get
         return list(iter(lambda: get(no_ack=True), None))
@@ -78,14 +78,14 @@ def to_publish(url: str) -> kombu.Connection:
 
 
 def put_letters(pipe: Pipe, queue: str, *letters: Put) -> None:
-    """Put messages into the queue of the dead letters of `queue`, and wait until they are there."""
+    """Put messages into the dead letter queue of `queue`, and wait until they have arrived."""
     for body, headers, content_type in letters:
         pipe.put(f"{queue}.dead", body, headers, content_type=content_type)
     wait_until(lambda: pipe.count(f"{queue}.dead") >= len(letters), timeout=ALIVE, what="the letters to come")
 
 
 def numbered(*numbers: int) -> Iterator[Put]:
-    """Yield a letter for each number: its argument, and its moment in the order of their burial."""
+    """Yield a dead letter for each number, which is its argument and its place in the order of burial."""
     for number in numbers:
         yield json.dumps([[number], {}, {}]), letter_headers(number), JSON
 
@@ -96,7 +96,7 @@ def letter_id(queue: str, number: int) -> str:
 
 
 def letter_headers(number: int = 0, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the headers of a letter whose task is `t`, buried some seconds ago, the smaller its number the earlier."""
+    """Return the headers of a dead letter of the task `t`; a smaller number means an earlier burial."""
     buried_at = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=1000 - number)
     return {
         "task": "t",

@@ -33,14 +33,14 @@ app = Celery("observed", broker="memory://observed", set_as_current=False)
 app.conf.update(task_default_queue=QUEUE, broker_transport_options={"polling_interval": 0.02})
 
 SEEN: defaultdict[str, list[Any]] = defaultdict(list)
-"""What was noted, by task id."""
+"""The notes by task id."""
 
 
-def note(task_id: str, what: str, *details: Any) -> None:
-    SEEN[task_id].append([what, *details])
+def note(task_id: str, event: str, *details: Any) -> None:
+    SEEN[task_id].append([event, *details])
 
 
-def told(exc: object) -> str:
+def text_of(exc: object) -> str:
     return f"{type(exc).__name__}: {exc}"
 
 
@@ -56,13 +56,13 @@ class Observed(Task):
         note(task_id, "on_success", retval, args, kwargs)
 
     def on_retry(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        note(task_id, "on_retry", told(exc), args, kwargs, einfo.type.__name__)
+        note(task_id, "on_retry", text_of(exc), args, kwargs, einfo.type.__name__)
 
     def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        note(task_id, "on_failure", told(exc), args, kwargs, einfo.type.__name__)
+        note(task_id, "on_failure", text_of(exc), args, kwargs, einfo.type.__name__)
 
     def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        note(task_id, "after_return", status, told(retval), args, kwargs, einfo)
+        note(task_id, "after_return", status, text_of(retval), args, kwargs, einfo)
 
 
 class Calling(Observed):
@@ -98,7 +98,7 @@ class Unready(Observed):
 
 
 def _printed(field: Any) -> Any:
-    return told(field) if isinstance(field, BaseException) else getattr(field, "name", type(field).__name__)
+    return text_of(field) if isinstance(field, BaseException) else getattr(field, "name", type(field).__name__)
 
 
 def _heard(signal: str) -> Callable[..., None]:
@@ -305,5 +305,5 @@ def real_runs(first: str = "") -> dict[str, list[Any]]:
         [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=240, check=False
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    found: dict[str, list[Any]] = json.loads(ended.stdout.splitlines()[-1])
-    return found
+    report: dict[str, list[Any]] = json.loads(ended.stdout.splitlines()[-1])
+    return report

@@ -1,4 +1,4 @@
-"""What the tests of Celery's wire share: a look behind the transport, real Celery apps, and real workers."""
+"""Support of the tests of Celery's wire: the messages on the broker, Celery apps, and Celery workers."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from unstract_core.producer.executor import QUEUE_PREFIX
 
 HERE = Path(__file__).parent
 ALIVE = 60.0
-"""Seconds after which something that ought to happen has not: the machine may be busy."""
+"""The time in seconds after which an expected event is missing, on a busy machine too."""
 AT_ONCE = 4.5
-"""Seconds within which something is told, also on a busy machine, that no connect_timeout has ended."""
+"""The time in seconds for an error that no connect_timeout has ended, on a busy machine too."""
 
 
 @attrs.frozen
 class Raw:
-    """A message as it stands on the broker: nothing is read of it but the bytes."""
+    """The bytes, headers and properties of a message on the broker."""
 
     body: bytes
     headers: dict[str, Any]
@@ -57,18 +57,18 @@ class Raw:
 
 
 def received(subscription: Any, limit: int = 1) -> list[Delivery]:
-    """Receive so many messages, over as many connections as that takes."""
-    found: list[Delivery] = []
+    """Receive so many messages, over any number of connections."""
+    deliveries: list[Delivery] = []
     deadline = time.monotonic() + ALIVE
-    while len(found) < limit:
-        assert time.monotonic() < deadline, f"only {len(found)} of {limit} messages came"
+    while len(deliveries) < limit:
+        assert time.monotonic() < deadline, f"only {len(deliveries)} of {limit} messages came"
         with contextlib.suppress(TransportUnavailable):
-            found += subscription.receive(limit=limit - len(found), wait=0.2)
-    return found
+            deliveries += subscription.receive(limit=limit - len(deliveries), wait=0.2)
+    return deliveries
 
 
 class Pipe:
-    """A connection of the test's own: it puts bytes into queues and takes them out, and no transport knows of it."""
+    """A connection of the test, which puts bytes into queues and takes them out without a transport."""
 
     def __init__(self, url: str) -> None:
         self._connection = kombu.Connection(url)
@@ -93,7 +93,7 @@ class Pipe:
         content_encoding: str | None = "utf-8",
         **properties: Any,
     ) -> None:
-        """Publish bytes with these headers and properties, whatever they are."""
+        """Publish any bytes with these headers and properties."""
         message = self._channel.prepare_message(
             body.encode() if isinstance(body, str) else body,
             content_type=content_type,
@@ -105,54 +105,54 @@ class Pipe:
         self._channel.basic_publish(message, exchange="", routing_key=queue)
 
     def put_frame(self, queue: str, body: bytes, properties: bytes) -> None:
-        """Publish with this property frame, flags and all, which no client may be able to read."""
+        """Publish with this property frame, which a client may not be able to read."""
         message = amqp.Message(body)
         message._serialize_properties = lambda: properties
         self._channel.basic_publish(message, exchange="", routing_key=queue)
 
     def take(self, queue: str, number: int = 1, *, timeout: float = ALIVE) -> list[Raw]:
         """Take `number` messages out; fails when they have not come within `timeout` seconds."""
-        found: list[Raw] = []
+        messages: list[Raw] = []
         deadline = time.monotonic() + timeout
-        while len(found) < number:
+        while len(messages) < number:
             if (message := self._get(queue)) is not None:
-                found.append(message)
+                messages.append(message)
             elif time.monotonic() > deadline:
-                raise AssertionError(f"not within {timeout} s: message {len(found) + 1} of {number} in {queue}")
+                raise AssertionError(f"not within {timeout} s: message {len(messages) + 1} of {number} in {queue}")
             else:
                 time.sleep(0.02)
-        return found
+        return messages
 
     def one(self, queue: str, *, timeout: float = ALIVE) -> Raw:
-        (found,) = self.take(queue, timeout=timeout)
-        return found
+        (message,) = self.take(queue, timeout=timeout)
+        return message
 
     def left(self, queue: str) -> list[Raw]:
-        """Take out whatever stands in a queue now; nothing where there is no such queue."""
+        """Take all messages out of a queue; none if it does not exist."""
         return list(iter(lambda: self._get(queue), None))
 
     def buried(self, queue: str, task_id: str | None = None) -> Raw:
         """Take out the next dead letter of a queue, or the next of this task."""
         while True:
-            found = self.one(f"{queue}.dead")
-            if task_id in (None, found.headers.get("id"), found.properties.get("correlation_id")):
-                return found
+            letter = self.one(f"{queue}.dead")
+            if task_id in (None, letter.headers.get("id"), letter.properties.get("correlation_id")):
+                return letter
 
     def _get(self, queue: str) -> Raw | None:
         try:
             message = self._channel.basic_get(queue, no_ack=True)
-        except NotFound:  # which closes the channel, and py-amqp opens it anew
+        except NotFound:  # it closes the channel, and py-amqp opens it again
             return None
         return None if message is None else _raw(message)
 
     def consumers(self, queue: str) -> int:
-        found: int = self._channel.queue_declare(queue, passive=True).consumer_count
-        return found
+        number: int = self._channel.queue_declare(queue, passive=True).consumer_count
+        return number
 
     def count(self, queue: str) -> int:
-        """Return how many messages wait in a queue; those that a consumer holds are not among them."""
-        found: int = self._channel.queue_declare(queue, passive=True).message_count
-        return found
+        """Return how many messages of a queue are ready."""
+        number: int = self._channel.queue_declare(queue, passive=True).message_count
+        return number
 
     def close(self) -> None:
         for queue in self._made:
@@ -175,14 +175,16 @@ def _raw(message: Any) -> Raw:
 
 @attrs.frozen
 class Bench:
-    """A consumer of ours at work, and the ways in and out.
+    """A running Consumer with one task, `note`, and its queues.
 
-    Its one task is `note`; what that got stands in `ran`. `told` is a queue for callbacks and answers.
+    Attributes:
+        outcome_queue: The queue for callbacks and answers.
+        ran: The arguments of the task's runs.
     """
 
     pipe: Pipe
     queue: str
-    told: str
+    outcome_queue: str
     ran: list[Any]
 
     def put(self, body: bytes | str, headers: dict[str, Any] | None, **properties: Any) -> None:
@@ -195,10 +197,10 @@ class Bench:
         wait_until(lambda: mark in self.ran, timeout=ALIVE, what="the next message to be run")
 
     def reason(self) -> str:
-        """Take out the one dead letter there is, and return why it was buried."""
-        found = self.pipe.buried(self.queue)
+        """Take out the only dead letter, and return its reason."""
+        letter = self.pipe.buried(self.queue)
         assert self.pipe.left(f"{self.queue}.dead") == []
-        return str(found.headers["x-dead-reason"])
+        return str(letter.headers["x-dead-reason"])
 
 
 def celery_app(url: str, *, backend: str | None = "rpc://", **conf: Any) -> Celery:
@@ -209,7 +211,7 @@ def celery_app(url: str, *, backend: str | None = "rpc://", **conf: Any) -> Cele
 
 
 def callbacks(queue: str) -> str:
-    """Return where the callbacks go of what was sent to a queue."""
+    """Return the queue for the callbacks of messages to a queue."""
     return f"{queue}-cb"
 
 
@@ -221,11 +223,11 @@ def delete_queues(url: str, names: Iterable[str]) -> None:
                 for queue in (one, f"{one}.dead"):
                     channel.queue_delete(queue, nowait=True)
                     channel.exchange_delete(queue, nowait=True)
-        channel.basic_qos(0, 0, False)  # whose answer tells that all of it is done
+        channel.basic_qos(0, 0, False)  # the broker answers when all of it is done
 
 
 def default_queue(queue: str) -> str:
-    """Return where the real worker of a queue sends what names no queue."""
+    """Return the queue to which the Celery worker of a queue sends messages that name none."""
     return f"{queue}.default"
 
 

@@ -1,8 +1,8 @@
-"""The same dispatch on Postgres and our consumer, on RabbitMQ and our consumer, and on RabbitMQ and a Celery worker.
+"""The same dispatch on Postgres with a Consumer, on RabbitMQ with a Consumer, and on RabbitMQ with a Celery worker.
 
-Every row of the design's table is made by each of the product's three methods (ab_rows.py), and the product's call
-sites are played from the view to the event. What can be seen from outside is equal on all sides, or stands, with its
-reason, in a closed list (ab_differences.py).
+Each of the product's three methods makes every row of the design's table (ab_rows.py), and the product's call sites run
+from the view to the event. The visible results are equal on all sides, or are in a closed list with their reasons
+(ab_differences.py).
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ QUIET = 0.2
 def sides(embedded_url: str, rabbitmq_url: str, redis_url: str) -> Iterator[dict[str, Side]]:
     with fresh_schema(embedded_url) as schema, contextlib.closing(PostgresTransport(embedded_url, schema)) as transport:
         transport.migrate()
-        with three_sides(transport, Tables(embedded_url, schema), rabbitmq_url, redis_url) as found:
-            yield found
+        with three_sides(transport, Tables(embedded_url, schema), rabbitmq_url, redis_url) as sides:
+            yield sides
 
 
 @pytest.mark.parametrize(("row", "way"), [trial for trial in TRIALS if not ROWS[trial[0]].lost])
@@ -104,7 +104,7 @@ class Trial:
     scratch: Path
     id: str = attrs.field(factory=fresh_id)
     queue: str = attrs.field(factory=queue_name)
-    told: Any = None
+    answer: Any = None
     fired: list[Fired] = attrs.field(factory=list)
     dead: list[str] = attrs.field(factory=list)
 
@@ -120,7 +120,7 @@ class Trial:
             context = self.context().to_dict()
             self.side.inject(row.injected, [context], self.id, links, answer=way == "a reply")
         elif way == "a reply":
-            self.told = self.called(timeout=0.8 if row.silent else ALIVE)
+            self.answer = self.called(timeout=0.8 if row.silent else ALIVE)
         elif way == "neither":
             self.id = self.side.methods.dispatch_async(self.context())
         else:
@@ -162,7 +162,7 @@ class Trial:
 
     @property
     def word(self) -> Path:
-        """What lets a task end that waits for it."""
+        """The file whose existence ends a waiting task."""
         return self.scratch / "word"
 
     def count_runs(self) -> int:
@@ -172,11 +172,11 @@ class Trial:
         self.fired += self.side.fired(self.queue)
         self.dead += self.side.buried()
         if self.row.injected is not None and self.way == "a reply":
-            self.told = self.side.answer(self.id)
+            self.answer = self.side.answer(self.id)
         return self.masked(
             Seen(
                 runs=self.count_runs(),
-                caller=self.told,
+                caller=self.answer,
                 callbacks=tuple(self.fired),
                 status=None if self.way == "a reply" else self.status(),
                 waiting=self.side.waiting(),
@@ -227,7 +227,9 @@ def test_a_lost_claim_differs_as_listed(
             trial.word.touch()
             wait_until(lambda: trial.look().waiting == 0, timeout=ALIVE, what="one of them to settle")
             if way != "neither":
-                wait_until(lambda: trial.look().callbacks or trial.told, timeout=ALIVE, what="its end to be told")
+                wait_until(
+                    lambda: trial.look().callbacks or trial.answer, timeout=ALIVE, what="its outcome to be reported"
+                )
         deadline = time.monotonic() + ALIVE
         while trial.look() != awaited and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -307,18 +309,18 @@ def test_a_product_view_shows_the_same_event(sides: dict[str, Side], flow: str, 
 
     wait_until(lambda: all(events().values()), timeout=ALIVE, what="an event in every room")
     time.sleep(QUIET)
-    found = events()
-    known = found["Postgres"][0].get("error")
+    shown = events()
+    known = shown["Postgres"][0].get("error")
     if deed == "raise_one":  # known: a callback of Celery's asks the result backend, which has no type
         assert known == "ValueError: it does not add up"
-        found["Celery"] = [{**event, "error": f"ValueError: {event['error']}"} for event in found["Celery"]]
-    assert {len(found[name]) for name in found} == {1}
-    assert found["RabbitMQ"] == found["Postgres"]
-    assert found["Celery"] == found["Postgres"]
+        shown["Celery"] = [{**event, "error": f"ValueError: {event['error']}"} for event in shown["Celery"]]
+    assert {len(shown[name]) for name in shown} == {1}
+    assert shown["RabbitMQ"] == shown["Postgres"]
+    assert shown["Celery"] == shown["Postgres"]
 
 
 def view(side: Side, flow: str, deed: str, room: Path) -> str:
-    """What a view of the product does before it answers 202; the same dict serves both signatures."""
+    """Dispatch as a view of the product does before it answers 202; both signatures share one dict."""
     operation, on_success, on_error = FLOWS[flow]
     context = DocumentContext(
         executor_name=side.executor,
@@ -365,7 +367,7 @@ MORE: dict[str, dict[str, Any]] = {
         "dispatch_time": 1767323045.25,
     },
 }
-"""What a call site's callbacks get beside what they all get."""
+"""The kwargs of a call site's callbacks besides the common ones."""
 
 
 def read_room(room: Path, task_id: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""How a Celery transport is addressed and set up: what is taken, and what is refused before the first message."""
+"""URLs and settings of a Celery transport: accepted ones, and those that are refused before the first message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers as Celery's result backends write them, there and back; and how long they are kept."""
+"""Answers in the format of Celery's result backends, in both directions, and their time to live."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_an_answer_reads_back_as_written(reply: Reply) -> None:
     kind = reply.error.partition(":")[0]
     written = write_answer(reply, task_id="t", correlation_id="k", reply_to="inbox", error_type=kind)
     assert (written.queue, written.properties["correlation_id"], written.declared) == ("inbox", "k", False)
-    found = read_answer(as_message(written.body), "k")
-    assert found == Reply("k", reply.status, result=reply.result, error=reply.error)
+    answer = read_answer(as_message(written.body), "k")
+    assert answer == Reply("k", reply.status, result=reply.result, error=reply.error)
 
 
 @given(st.sampled_from(BUILTIN), some.texts)
@@ -51,9 +51,9 @@ def test_celery_raises_the_answered_exception(kind: type[Exception], text: str) 
     body = json.loads(
         dumps(write_answer(reply, task_id="t", correlation_id="k", reply_to="i", error_type=kind.__name__).body)
     )
-    found = Backend.exception_to_python(Backend.__new__(Backend), body["result"])
-    assert type(found) is getattr(builtins, kind.__name__)
-    assert str(found) == str(kind(text))
+    exception = Backend.exception_to_python(Backend.__new__(Backend), body["result"])
+    assert type(exception) is getattr(builtins, kind.__name__)
+    assert str(exception) == str(kind(text))
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException])
@@ -63,9 +63,9 @@ def test_an_answered_system_exit_is_harmless(kind: type[BaseException]) -> None:
     body = json.loads(
         dumps(write_answer(reply, task_id="t", correlation_id="k", reply_to="i", error_type=kind.__name__).body)
     )
-    found = Backend.exception_to_python(Backend.__new__(Backend), body["result"])
-    assert isinstance(found, Exception)
-    assert (type(found).__name__, str(found)) == (kind.__name__, "3")
+    exception = Backend.exception_to_python(Backend.__new__(Backend), body["result"])
+    assert isinstance(exception, Exception)
+    assert (type(exception).__name__, str(exception)) == (kind.__name__, "3")
 
 
 @given(st.sampled_from(BUILTIN), st.lists(some.texts | some.integers, max_size=3))
@@ -73,9 +73,9 @@ def test_a_real_workers_failure_has_its_text(kind: type[Exception], arguments: l
     """A failure of a Celery worker reads as `Type: message`, with the exception's own text of its arguments."""
     exc = kind(*kind(*arguments).args)
     meta = {"exc_type": kind.__name__, "exc_message": list(exc.args), "exc_module": "builtins"}
-    found = read_answer(as_message({"status": "FAILURE", "result": meta}), "k")
-    assert found is not None
-    assert found.error == error_text(exc)
+    answer = read_answer(as_message({"status": "FAILURE", "result": meta}), "k")
+    assert answer is not None
+    assert answer.error == error_text(exc)
 
 
 @given(st.sampled_from(["PENDING", "STARTED", "RETRY", "RECEIVED", "nonsense"]), some.json_values)

@@ -1,4 +1,4 @@
-"""CeleryAppDispatcher: what reaches the app is what the product's own dispatcher gives it, and no failure is lost."""
+"""CeleryAppDispatcher sends the same as the product's own dispatcher, and loses no failure."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class SpyApp(Celery):  # type: ignore[misc]  # celery has no types
 
 
 def result_of(get: Callable[..., Any], id: Any = "id-1") -> Callable[[], Any]:
-    """What `send_task` returns: a result whose `get` is this."""
+    """Return a stand-in for `send_task`, whose result has this `get`."""
     return lambda: types.SimpleNamespace(id=id, get=get)
 
 
@@ -91,10 +91,10 @@ def raising(error: BaseException) -> Callable[..., NoReturn]:
 OK = {"success": True, "data": {"total": "118.40"}, "metadata": {}, "error": None}
 
 
-# What reaches the app.
+# The calls of the app.
 
 OPTIONS = {"headers": "headers", "on_success": "link", "on_error": "link_error", "task_id": "task_id"}
-"""The caller's names for what the app gets, and the app's own."""
+"""The caller's names of the options, and the app's."""
 
 
 @st.composite
@@ -371,8 +371,8 @@ def test_a_task_that_succeeded_is_completed(storing: SpyApp, result: Any) -> Non
     """The status of a task that succeeded is completed, with its result."""
     task_id = str(uuid.uuid4())
     storing.backend.mark_as_done(task_id, result)
-    found = CeleryAppDispatcher(storing).status(task_id)
-    assert found == Reply(task_id, "completed", result=result)
+    reply = CeleryAppDispatcher(storing).status(task_id)
+    assert reply == Reply(task_id, "completed", result=result)
 
 
 @given(some.anything)
@@ -380,10 +380,10 @@ def test_a_stored_result_is_normalised(result: Any) -> None:
     """A result that the wire cannot carry, such as a UUID or a datetime of kombu, is normalised."""
     app = SpyApp()
     app.AsyncResult = lambda task_id: types.SimpleNamespace(state="SUCCESS", result=result)
-    found = CeleryAppDispatcher(app).status("t")
-    assert found is not None
-    assert some.outside(found.result) is None
-    assert some.same(found.result, normalise(result, lenient=True)) or "object at 0x" in repr(found.result)
+    reply = CeleryAppDispatcher(app).status("t")
+    assert reply is not None
+    assert some.outside(reply.result) is None
+    assert some.same(reply.result, normalise(result, lenient=True)) or "object at 0x" in repr(reply.result)
 
 
 def test_a_failed_or_revoked_task_has_its_error(storing: SpyApp) -> None:
@@ -433,7 +433,7 @@ def test_an_unreachable_backend_is_unavailable() -> None:
     assert caught.value.fate_unknown is False
 
 
-# What cannot work is refused at start.
+# Unusable apps are refused at start.
 
 
 NO_APPS: dict[str, Any] = {

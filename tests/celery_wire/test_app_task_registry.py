@@ -1,4 +1,4 @@
-"""What `celery_tasks` takes and refuses, and that the app goes on as it did."""
+"""`celery_tasks`: the apps that it accepts and refuses, without a change to the app."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_celery_tasks_changes_no_direct_call(broker: Celery) -> None:
     assert uses() == before
 
 
-# What it takes.
+# Accepted and refused apps.
 
 
 class Impostor:
@@ -218,9 +218,9 @@ from transports.celery import celery_tasks
 from transports.memory import MemoryTransport
 from unstract_core import Consumer
 transport = MemoryTransport()
-transport.send([message("look", "q", on_success=then("done", "told")) for _ in range(2)])
+transport.send([message("look", "q", on_success=then("done", "callbacks")) for _ in range(2)])
 Consumer(transport, celery_tasks(current_app), ["q"]).drain(timeout=10)
-print([delivery.payload.args for delivery in receive_all(transport, "told")])
+print([delivery.payload.args for delivery in receive_all(transport, "callbacks")])
 """
 
 
@@ -244,12 +244,12 @@ OWN: dict[str, tuple[Callable[[Any], Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("what", OWN)
+@pytest.mark.parametrize("case", OWN)
 def test_celerys_own_tasks_run(
-    rabbitmq_url: str, transport: CeleryTransport, queue: str, pipe: Pipe, what: str
+    rabbitmq_url: str, transport: CeleryTransport, queue: str, pipe: Pipe, case: str
 ) -> None:
     """`celery.map`, `celery.backend_cleanup` and others that a Celery client sends run on the Consumer."""
-    make, expected = OWN[what]
+    make, expected = OWN[case]
     with contextlib.closing(celery_app(rabbitmq_url)) as app:
         add = app.task(total, name="add", shared=False)
         with running(Consumer(transport, celery_tasks(app), [queue])):
@@ -264,6 +264,6 @@ def test_chunks_run_as_tasks(rabbitmq_url: str, transport: CeleryTransport, queu
         add = app.task(total, name="add", shared=False)
         with running(Consumer(transport, celery_tasks(app), [queue])):
             result = add.chunks([[[1, 2]], [[3]], [[4, 5]]], 2).apply_async(queue=queue)
-            found = [one.get(timeout=ALIVE) for one in result.parent or result]
-        assert found == [[3, 3], [9]]
+            results = [one.get(timeout=ALIVE) for one in result.parent or result]
+        assert results == [[3, 3], [9]]
         pipe.delete(app.thread_oid)

@@ -1,4 +1,4 @@
-"""Retries that a Celery task asks for happen: as messages that wait, as often as with Celery's own worker."""
+"""Retries of a Celery task are waiting messages, and happen as often as with Celery's own worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from celery.exceptions import Reject
-from celery_wire.app_task_support import Awaits, Stage, declared, stage, told
+from celery_wire.app_task_support import Awaits, Stage, callback_queue, declared, stage
 from celery_wire.observed_app import AWAY, DECLARATIONS, FAILURES, LIMITS, real_runs, task_name
 from celery_wire.observed_tasks import tasks
 from hypothesis import given
@@ -31,14 +31,14 @@ from unstract_core.worker.context import delivering
 
 @pytest.fixture(scope="module", params=["memory", "postgres"])
 def place(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    with stage(request) as found:
-        yield found
+    with stage(request) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module", params=["postgres"])
 def on_postgres(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    with stage(request) as found:
-        yield found
+    with stage(request) as opened:
+        yield opened
 
 
 def away(task: Any) -> None:
@@ -67,12 +67,12 @@ def test_a_task_runs_as_in_celerys_worker(
     id = f"{name}, {failures}"
     expected = shown(real_runs()[id], id)
     assert shown(ended.seen, ended.id) == expected
-    assert ended.ran == sum(what == "run" for what, *_ in expected)
-    status, returned = [details[:2] for what, *details in expected if what == "after_return"][-1]
+    assert ended.ran == sum(event == "run" for event, *_ in expected)
+    status, returned = [details[:2] for event, *details in expected if event == "after_return"][-1]
     if awaits != "nothing":
         assert ended.buried is None
-        what, text = ended.told
-        assert (what, shown(text, ended.id)) == (
+        kind, text = ended.reported
+        assert (kind, shown(text, ended.id)) == (
             ("succeeded", failures) if status == "SUCCESS" else ("failed", returned)
         )
     elif status == "SUCCESS":
@@ -92,7 +92,7 @@ def test_the_products_executor_runs_four_times(on_postgres: Stage, backoff: int,
     id = place.send("t", queue=queue)
     consumer = place.consumer(executor, queue)
     row = "SELECT state, read_ct, extract(epoch FROM vt - now()) FROM {messages} WHERE queue_name = %s"
-    found = []
+    attempts_seen = []
     while tables.count(queue):
         wait_until(lambda: consumer.drain(timeout=0.2), what="the task to be run")
         for state, attempts, wait in tables.rows(row, queue):
@@ -100,13 +100,13 @@ def test_the_products_executor_runs_four_times(on_postgres: Stage, backoff: int,
                 continue  # its wait was over, and the drain ended between the claim and the run
             longest = backoff * 2 ** (attempts - 1)
             assert (state, wait <= longest, jitter or wait > longest - 8) == ("claimed", True, True)
-            assert tables.count(told(queue)) == 0
-            found.append(attempts)
+            assert tables.count(callback_queue(queue)) == 0
+            attempts_seen.append(attempts)
         tables.execute("UPDATE {messages} SET vt = now() WHERE queue_name = %s AND state = 'claimed'", queue)
-    assert jitter or found == [1, 2, 3]
+    assert jitter or attempts_seen == [1, 2, 3]
     ended = place.ended(id, "callbacks", queue)
-    assert ended.told == ("failed", "ConnectionError: away for the 3th time")
-    assert (ended.status and ended.status.error, ended.buried) == (ended.told[1], None)
+    assert ended.reported == ("failed", "ConnectionError: away for the 3th time")
+    assert (ended.status and ended.status.error, ended.buried) == (ended.reported[1], None)
     del consumer.counters["given_back"]  # a drain may end between the claim and the run
     assert +consumer.counters == {"ran": 4, "retried": 3, "settled": 1}
 
@@ -123,12 +123,12 @@ def test_a_retry_outlives_its_worker(on_postgres: Stage) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with subprocess.Popen([*command, "--queue", queue, "--url", url], env=environment) as worker:
         try:
-            wait_until(lambda: tables.count(told(queue)) == 1, timeout=60, what="the callback")
+            wait_until(lambda: tables.count(callback_queue(queue)) == 1, timeout=60, what="the callback")
             assert time.monotonic() - started >= 1
         finally:
             worker.send_signal(signal.SIGTERM)
     assert worker.returncode == 0
-    assert place.ended(id, "callbacks", queue).told == ("succeeded", {"id": id, "retries": 1, "pid": worker.pid})
+    assert place.ended(id, "callbacks", queue).reported == ("succeeded", {"id": id, "retries": 1, "pid": worker.pid})
 
 
 def test_a_task_without_limit_is_retried_until_success(place: Stage) -> None:
@@ -140,7 +140,7 @@ def test_a_task_without_limit_is_retried_until_success(place: Stage) -> None:
         return int(task.request.retries)
 
     ended = place.run(declared(thirteenth, **AWAY, max_retries=None), "t", max_attempts=2)
-    assert ended.told == ("succeeded", 12)
+    assert ended.reported == ("succeeded", 12)
 
 
 def retry_with_exc(task: Any) -> None:
@@ -181,7 +181,7 @@ def test_retries_beyond_the_limit_end_with_the_error(
     caplog.set_level(logging.INFO)
     ended = place.run(declared(run), "t", max_attempts=max_attempts)
     assert ended.ran == runs
-    assert ended.told == ("failed", f"ConnectionError: away for the {runs - 1}th time")
+    assert ended.reported == ("failed", f"ConnectionError: away for the {runs - 1}th time")
     logged = [vars(record).get("wire.event") for record in caplog.records]
     assert [event for event in logged if event in ("task_retry_asked", "task_raised")] == [
         *["task_retry_asked"] * (runs - 1),
@@ -201,7 +201,7 @@ def test_a_caught_retry_still_happens(place: Stage) -> None:
         return "done"
 
     ended = place.run(declared(careless), "t")
-    assert (ended.ran, ended.told) == (2, ("succeeded", "done"))
+    assert (ended.ran, ended.reported) == (2, ("succeeded", "done"))
 
 
 @pytest.mark.parametrize("end", [SystemExit(3), Reject("no"), KeyError("k")])
@@ -215,7 +215,7 @@ def test_a_retry_without_throw_always_happens(place: Stage, end: BaseException) 
         return "done"
 
     ended = place.run(declared(ends), "t")
-    assert (ended.ran, ended.told) == (2, ("succeeded", "done"))
+    assert (ended.ran, ended.reported) == (2, ("succeeded", "done"))
 
 
 def test_a_raised_task_without_a_caller_is_retried(place: Stage) -> None:
@@ -248,7 +248,7 @@ def test_a_task_without_retries_runs_once(place: Stage, options: dict[str, Any],
         if awaits == "nothing":
             assert ended.buried == "ConnectionError: away for the 0th time"
         else:
-            assert ended.told == ("failed", "ConnectionError: away for the 0th time")
+            assert ended.reported == ("failed", "ConnectionError: away for the 0th time")
 
 
 def asked(run: Callable[..., Any], **options: Any) -> float | None:
@@ -310,8 +310,8 @@ def test_a_bad_retry_delay_fails_the_task(place: Stage, how: dict[str, Any], tex
     """A retry with a delay that is no number fails the task with that reason."""
     ended = place.run(declared(asking(**how)), "t")
     assert ended.ran == 1
-    assert ended.told[1].startswith(text)
-    assert ended.buried == ended.told[1]
+    assert ended.reported[1].startswith(text)
+    assert ended.buried == ended.reported[1]
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -342,8 +342,8 @@ def test_a_retry_of_another_message_is_refused(place: Stage, how: str, catching:
     ended = place.run(
         declared(ask, autoretry_for=(Exception,), default_retry_delay=0), "t", "d-1", {"page": 1}, kwargs={"page": 2}
     )
-    what, text = ended.told
-    assert (ended.ran, what) == (1, "failed")
+    kind, text = ended.reported
+    assert (ended.ran, kind) == (1, "failed")
     assert text.startswith("NotSupported: task 't' asks for a retry with ")
     assert REFUSED[how][1] in text
 
@@ -355,8 +355,8 @@ def test_a_retry_with_changed_arguments_is_refused(place: Stage) -> None:
         context["tries"] += 1
         raise task.retry(args=[context], countdown=0)
 
-    what, text = place.run(declared(count), "t", {"tries": 0}).told
-    assert (what, text[:13]) == ("failed", "NotSupported:")
+    kind, text = place.run(declared(count), "t", {"tries": 0}).reported
+    assert (kind, text[:13]) == ("failed", "NotSupported:")
 
 
 def test_a_retry_with_the_same_values_happens(place: Stage) -> None:
@@ -375,7 +375,7 @@ def test_a_retry_with_the_same_values_happens(place: Stage) -> None:
         )
 
     ended = place.run(declared(repeat), "t", {"a": [1.5, None]}, kwargs={"page": 2})
-    assert (ended.ran, ended.told) == (2, ("succeeded", [{"a": [1.5, None]}, 2]))
+    assert (ended.ran, ended.reported) == (2, ("succeeded", [{"a": [1.5, None]}, 2]))
 
 
 def test_each_run_gets_the_sent_arguments(place: Stage) -> None:
@@ -387,4 +387,4 @@ def test_each_run_gets_the_sent_arguments(place: Stage) -> None:
             return document
         raise ConnectionError
 
-    assert place.run(declared(take, **AWAY), "t", {"document": "d-1"}).told == ("succeeded", "d-1")
+    assert place.run(declared(take, **AWAY), "t", {"document": "d-1"}).reported == ("succeeded", "d-1")

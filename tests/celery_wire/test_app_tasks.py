@@ -1,4 +1,4 @@
-"""The tasks of a Celery app as our Consumer's registry: what a task finds around itself, and what its app is then."""
+"""The tasks of a Celery app in a Consumer: their request, handlers and signals, and their dispatches."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from unstract_core import FairnessKey
 
 @pytest.fixture(scope="module", params=["memory", "postgres"])
 def place(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    with stage(request) as found:
-        yield found
+    with stage(request) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -145,23 +145,23 @@ def test_a_raising_handler_changes_no_outcome(place: Stage, caplog: pytest.LogCa
         raise ConnectionError("away")
 
     ended = place.run(declared(away, base=Careless, **{**AWAY, "max_retries": 1}), "t")
-    assert (ended.ran, ended.told) == (2, ("failed", "ConnectionError: away"))
+    assert (ended.ran, ended.reported) == (2, ("failed", "ConnectionError: away"))
     fields = [(vars(record)["wire.event"], vars(record).get("wire.handler")) for record in caplog.records]
     assert [handler for event, handler in fields if event == "task_handler_raised"] == ["on_retry", "on_failure"]
 
 
 def test_the_loader_is_called_for_each_task(place: Stage) -> None:
     """`on_task_init` is called before each task and `on_process_cleanup` after it, as in a worker."""
-    told: list[Any] = []
+    calls: list[Any] = []
     app = Celery("loaded", set_as_current=False)
-    app.loader.on_task_init = lambda id, task: told.append((id, task.name))
-    app.loader.on_process_cleanup = lambda: told.append("cleanup")
+    app.loader.on_task_init = lambda id, task: calls.append((id, task.name))
+    app.loader.on_process_cleanup = lambda: calls.append("cleanup")
     app.task(nothing, name="t", shared=False)
     ended = place.run(celery_tasks(app), "t")
-    assert told == [(ended.id, "t"), "cleanup"]
+    assert calls == [(ended.id, "t"), "cleanup"]
 
 
-# What a task may ask for besides a retry.
+# Other requests of a task than a retry.
 
 
 @pytest.mark.parametrize("awaits", ["callbacks", "reply", "nothing"])
@@ -181,13 +181,13 @@ def test_a_rejected_message_is_dead_lettered(place: Stage, name: str, text: str,
     assert (ended.ran, ended.buried) == (1, text)
     assert ended.status is not None
     assert (ended.status.status, ended.status.error) == ("failed", text)
-    assert awaits != "callbacks" or ended.told == ("failed", text)
+    assert awaits != "callbacks" or ended.reported == ("failed", text)
 
 
 def test_wrong_arguments_fail_with_type_error(place: Stage) -> None:
     """Arguments that the task does not take fail with the task's own TypeError, as in Celery."""
-    what, text = place.run(tasks, "takes nothing", 1).told
-    assert what == "failed"
+    kind, text = place.run(tasks, "takes nothing", 1).reported
+    assert kind == "failed"
     assert text.startswith("TypeError: done() takes 1 positional argument but 2 were given")
 
 
@@ -199,8 +199,8 @@ def replacing(task: Any, name: str) -> Any:
 def test_an_awaited_task_cannot_be_replaced(place: Stage, awaits: Awaits, broker: Celery) -> None:
     """A task with a caller or callbacks that replaces itself fails with NotSupported, and nothing is sent."""
     ended = place.run(declared(replacing, broker), "t", "other", awaits=awaits)
-    assert ended.told[0] == "failed"
-    assert ended.told[1].startswith("NotSupported: task 't' replaces itself")
+    assert ended.reported[0] == "failed"
+    assert ended.reported[1].startswith("NotSupported: task 't' replaces itself")
     assert sent(broker) == []
 
 
@@ -219,7 +219,7 @@ def test_add_to_chord_raises_celerys_error(place: Stage) -> None:
         task.add_to_chord(task.si())
 
     ended = place.run(declared(add), "t")
-    assert ended.told == ("failed", "ValueError: Current task is not member of any chord")
+    assert ended.reported == ("failed", "ValueError: Current task is not member of any chord")
 
 
 def delay(other: Any) -> Any:
@@ -244,7 +244,7 @@ def test_a_tasks_dispatches_use_the_apps_broker(place: Stage, broker: Celery, di
 
     ended = place.run(declared(parent, broker), "t")
     ((headers, body),) = sent(broker)
-    assert (headers["task"], headers["id"], body[0]) == ("other", ended.told[1], [1])
+    assert (headers["task"], headers["id"], body[0]) == ("other", ended.reported[1], [1])
     assert (headers["parent_id"], headers["root_id"]) == (ended.id, ended.id)
     assert len(body[2]["chain"] or []) == (dispatch is chain)
 
@@ -258,8 +258,8 @@ def test_celerys_result_backend_is_not_written(place: Stage) -> None:
             task.update_state(state="PROGRESS", meta={"page": 1})
         return "done"
 
-    found = declared(progress, app)
-    states = [app.AsyncResult(place.run(found, "t", write).id).state for write in (True, False)]
+    tasks = declared(progress, app)
+    states = [app.AsyncResult(place.run(tasks, "t", write).id).state for write in (True, False)]
     assert states == ["PROGRESS", "PENDING"]
 
 
@@ -278,12 +278,12 @@ def test_a_task_calls_another_as_a_function(place: Stage) -> None:
     def outer(task: Any) -> Any:
         with pytest.raises(KeyError):
             inner(True)
-        result = [inner(False), inner.apply(args=[True]).get(), found["inner"](False)]
+        result = [inner(False), inner.apply(args=[True]).get(), tasks["inner"](False)]
         assert task.request.id == current_task.request.id
         return result
 
-    found = declared(outer, app)
-    ended = place.run(found, "t")
-    assert (ended.ran, ended.told) == (1, ("succeeded", ["inner"] * 3))
+    tasks = declared(outer, app)
+    ended = place.run(tasks, "t")
+    assert (ended.ran, ended.reported) == (1, ("succeeded", ["inner"] * 3))
     direct, eager = (True, False, 0), [(False, True, retries) for retries in range(3)]
     assert seen == [direct, direct, *eager, direct]

@@ -1,4 +1,4 @@
-"""What arrives at a subscription and is odd: torn, early, misaddressed, or given back once too often."""
+"""Unusual messages at a subscription: interrupted, early, misaddressed, or released too often."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def test_a_binary_routing_key_is_received(make_celery: Make, pipe: Pipe, queue: 
     )
     channel.basic_publish(odd, exchange=exchange, routing_key=b"\xff\xfe")
     with contextlib.closing(make_celery().subscribe([queue], lease=60)) as subscription:
-        found = received(subscription)
-    assert (found.id, found.problem) == ("the-id", None)
+        delivery = received(subscription)
+    assert (delivery.id, delivery.problem) == ("the-id", None)
 
 
 def test_an_undeclared_quorum_queue_keeps_releases(make_celery: Make, pipe: Pipe) -> None:

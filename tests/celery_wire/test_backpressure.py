@@ -1,4 +1,4 @@
-"""Brokers and queues that take no messages for a while: work waits for them, and none of it is lost or done twice."""
+"""Brokers and queues that take no messages for a while: no work is lost or done twice."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def bounded(size: int) -> dict[str, Any]:
 
 def events(caplog: pytest.LogCaptureFixture, *names: str) -> list[tuple[str, str]]:
     """Return the level and the name of each of these events that was logged."""
-    logged = [(one.levelname, vars(one).get("wire.event")) for one in caplog.records]
+    logged = [(record.levelname, vars(record).get("wire.event")) for record in caplog.records]
     return [(level, name) for level, name in logged if name in names and name is not None]
 
 
@@ -102,7 +102,7 @@ def test_a_long_alarm_doubles_nothing(
     assert "nothing was done" in str(second)
     assert not second.fate_unknown
     assert Counter({name: ran[name] for name in names}) == Counter(names)
-    assert Counter(one.args[0] for one in pipe.left(calls)) == Counter(names)
+    assert Counter(message.args[0] for message in pipe.left(calls)) == Counter(names)
     assert events(caplog, "broker_blocked", "broker_unblocked") == [
         ("WARNING", "broker_blocked"),
         ("INFO", "broker_unblocked"),
@@ -143,8 +143,8 @@ def test_a_large_result_waits_for_an_alarms_end(make_celery: Make, alarmed: Priv
         assert link._live[0] is connection
     assert caught.value.fate_unknown
     sender.send([message("t", sent, "small")])  # over the connection that has the rest of the large one
-    assert [len(one.args[0]) for one in pipe.left(calls)] == [_LARGE]
-    assert [len(one.args[0]) for one in pipe.take(sent, 2)] == [_LARGE, len("small")]
+    assert [len(message.args[0]) for message in pipe.left(calls)] == [_LARGE]
+    assert [len(message.args[0]) for message in pipe.take(sent, 2)] == [_LARGE, len("small")]
     assert ran == [1]
     pipe._connection.release()
 
@@ -163,12 +163,12 @@ def test_a_release_in_an_alarm_is_delivered_once(make_celery: Make, alarmed: Pri
             with pytest.raises(TransportUnavailable, match="low on memory"):
                 subscription.settle([Settlement(delivery, Verdict.RETRY, counted=False)])
         alarmed.alarm(on=False)
-        found: list[Delivery] = []
+        deliveries: list[Delivery] = []
         ends = time.monotonic() + 2
-        while len(found) < asked or time.monotonic() < ends:
-            found += subscription.receive(limit=5, wait=0.1)
-    assert Counter(one.payload.args[0] for one in found if one.payload) == Counter(range(asked))
-    assert {one.attempt for one in found} == {1}
+        while len(deliveries) < asked or time.monotonic() < ends:
+            deliveries += subscription.receive(limit=5, wait=0.1)
+    assert Counter(delivery.payload.args[0] for delivery in deliveries if delivery.payload) == Counter(range(asked))
+    assert {delivery.attempt for delivery in deliveries} == {1}
 
 
 def test_each_alarm_is_logged_after_a_break(

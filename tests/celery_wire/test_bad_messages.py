@@ -1,4 +1,4 @@
-"""Bad input: whatever a message is, the consumer lives, the next message is run, and who can be told is told."""
+"""Bad input: the consumer goes on, the next message is run, and a sender that can be reached gets the failure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TASK = {"task": "note", "id": "the-id"}
 
 
 class Opens:
-    """What would create a file, were it unpickled."""
+    """A value whose unpickling creates a file."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -38,7 +38,7 @@ HEADERS: dict[str, tuple[dict[str, Any] | None, str]] = {
     "an id that is too long": (TASK | {"id": "x" * 1000}, "no header 'id'"),
     "an id with NUL": (TASK | {"id": "a\0b"}, "no header 'id'"),
     "a task that is a table": (TASK | {"task": {}}, "no header 'task'"),
-    "a task that nobody knows": (TASK | {"task": "odd"}, "UnknownTask: no task 'odd'"),
+    "an unknown task": (TASK | {"task": "odd"}, "UnknownTask: no task 'odd'"),
     "an eta that is no moment": (TASK | {"eta": "soon"}, "the header 'eta' is no ISO 8601 moment"),
     "an eta that is a number": (TASK | {"eta": 7}, "the header 'eta' is no ISO 8601 moment"),
     "an expires that is no moment": (TASK | {"expires": []}, "the header 'expires' is no ISO 8601 moment"),
@@ -47,30 +47,30 @@ HEADERS: dict[str, tuple[dict[str, Any] | None, str]] = {
 }
 
 
-@pytest.mark.parametrize("what", HEADERS)
-def test_bad_headers_are_dead_lettered(bench: Bench, what: str) -> None:
+@pytest.mark.parametrize("case", HEADERS)
+def test_bad_headers_are_dead_lettered(bench: Bench, case: str) -> None:
     """A message with bad headers is dead-lettered with the reason, and its errback gets the sender's id."""
-    headers, reason = HEADERS[what]
+    headers, reason = HEADERS[case]
     known = headers is not None and headers.get("id") == "the-id"
-    embed = {"errbacks": [{"task": "failed", "kwargs": {"k": 1}, "options": {"queue": bench.told}}]}
+    embed = {"errbacks": [{"task": "failed", "kwargs": {"k": 1}, "options": {"queue": bench.outcome_queue}}]}
     bench.put(json.dumps([[], {}, embed]), headers, correlation_id="the-correlation-id")
     bench.the_next_one_runs()
     assert reason in bench.reason()
-    told = bench.pipe.one(bench.told)
-    assert (told.args, told.kwargs) == (["the-id" if known else "the-correlation-id"], {"k": 1})
+    outcome = bench.pipe.one(bench.outcome_queue)
+    assert (outcome.args, outcome.kwargs) == (["the-id" if known else "the-correlation-id"], {"k": 1})
 
 
-@pytest.mark.parametrize("what", HEADERS)
-def test_bad_headers_are_answered(bench: Bench, what: str) -> None:
+@pytest.mark.parametrize("case", HEADERS)
+def test_bad_headers_are_answered(bench: Bench, case: str) -> None:
     """A sender that waits for an answer gets a failure with the reason."""
-    headers, reason = HEADERS[what]
-    bench.put("[[], {}, {}]", headers, correlation_id="the-key", reply_to=bench.told)
+    headers, reason = HEADERS[case]
+    bench.put("[[], {}, {}]", headers, correlation_id="the-key", reply_to=bench.outcome_queue)
     bench.the_next_one_runs()
     assert reason in bench.reason()
-    told = bench.pipe.one(bench.told)
-    assert told.properties["correlation_id"] == "the-key"
-    assert told.json["status"] == "FAILURE"
-    failure = told.json["result"]
+    outcome = bench.pipe.one(bench.outcome_queue)
+    assert outcome.properties["correlation_id"] == "the-key"
+    assert outcome.json["status"] == "FAILURE"
+    failure = outcome.json["result"]
     assert reason.removeprefix("UnknownTask: ") in f"{failure['exc_type']}: {failure['exc_message'][0]}"
 
 
@@ -132,7 +132,7 @@ BODIES: dict[str, tuple[bytes | str, dict[str, Any], str]] = {
         {},
         "$.callbacks[0].options.countdown",
     ),
-    "an envelope that nobody knows": ('[[{"__type__": "x", "__value__": 1}], {}, {}]', {}, "not JSON that can be read"),
+    "an unknown envelope": ('[[{"__type__": "x", "__value__": 1}], {}, {}]', {}, "not JSON that can be read"),
     "NaN": ("[[NaN], {}, {}]", {}, "$.args[0]"),
     "Infinity": ('[[], {"x": -Infinity}, {}]', {}, "$.kwargs.x"),
     "an int beyond 64 bits": (f"[[{2**70}], {{}}, {{}}]", {}, "$.args[0]"),
@@ -146,32 +146,34 @@ BODIES: dict[str, tuple[bytes | str, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", BODIES)
-def test_a_bad_body_is_dead_lettered_and_answered(bench: Bench, what: str) -> None:
+@pytest.mark.parametrize("case", BODIES)
+def test_a_bad_body_is_dead_lettered_and_answered(bench: Bench, case: str) -> None:
     """A message with a bad body is dead-lettered with the reason, and a waiting sender gets it as a failure."""
-    body, properties, reason = BODIES[what]
+    body, properties, reason = BODIES[case]
     headers = TASK | properties.get("headers", {})
     rest = {name: value for name, value in properties.items() if name != "headers"}
-    bench.put(body, headers, correlation_id="the-id", reply_to=bench.told, **rest)
+    bench.put(body, headers, correlation_id="the-id", reply_to=bench.outcome_queue, **rest)
     bench.the_next_one_runs()
     assert reason in bench.reason()
-    told = bench.pipe.one(bench.told)
-    assert (told.properties["correlation_id"], told.json["status"]) == ("the-id", "FAILURE")
-    assert reason in told.json["result"]["exc_message"][0]
+    outcome = bench.pipe.one(bench.outcome_queue)
+    assert (outcome.properties["correlation_id"], outcome.json["status"]) == ("the-id", "FAILURE")
+    assert reason in outcome.json["result"]["exc_message"][0]
 
 
 def test_a_pickle_is_never_opened(bench: Bench, tmp_path: Path) -> None:
     """A body that would create a file when unpickled creates none, under any content type."""
     trap = tmp_path / "opened"
     opens = pickle.dumps(([Opens(str(trap))], {}, {}))
-    reply = {"correlation_id": "the-id", "reply_to": bench.told}
+    reply = {"correlation_id": "the-id", "reply_to": bench.outcome_queue}
     for content_type in (PICKLE, "application/json", None, "pickle", "application/data"):
         bench.put(opens, TASK, content_type=content_type, content_encoding="binary", **reply)
         wrapped = json.dumps([[base64.b64encode(opens).decode()], {}, {}])
         bench.put(wrapped, TASK, content_type=content_type, content_encoding="base64", **reply)
     bench.the_next_one_runs()
     assert not trap.exists()
-    told = bench.pipe.take(bench.told, 10)
-    assert "nothing is ever unpickled" in told[0].json["result"]["exc_message"][0]
-    assert [one.json["status"] for one in told].count("FAILURE") == 9  # the base64 text in JSON is just a text
+    outcome = bench.pipe.take(bench.outcome_queue, 10)
+    assert "nothing is ever unpickled" in outcome[0].json["result"]["exc_message"][0]
+    assert [message.json["status"] for message in outcome].count(
+        "FAILURE"
+    ) == 9  # the base64 text in JSON is just a text
     bench.pipe.take(f"{bench.queue}.dead", 9)

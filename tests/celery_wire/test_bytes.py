@@ -1,4 +1,4 @@
-"""Out: what is sent is what Celery's `app.send_task` sends for the same call, to the byte, seen where it leaves."""
+"""Outgoing messages equal those of Celery's `app.send_task` for the same call, byte for byte."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ quickly = settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow
 
 @attrs.frozen
 class Published:
-    """What one `basic_publish` put on the wire, `origin` and `reply_to` masked."""
+    """The arguments of one `basic_publish`, with `origin` and `reply_to` masked."""
 
     exchange: str
     routing_key: str
@@ -44,7 +44,7 @@ class Published:
 
 @attrs.define
 class Spied:
-    """What was called on any channel, in order."""
+    """The calls on all channels, in order."""
 
     declared: list[tuple[str, dict[str, Any]]] = attrs.field(factory=list)
     published: list[Published] = attrs.field(factory=list)
@@ -52,7 +52,7 @@ class Spied:
 
 @contextlib.contextmanager
 def spying() -> Iterator[Spied]:
-    """Note what leaves through py-amqp's channels; all of it leaves all the same."""
+    """Record the calls on py-amqp's channels, and make them."""
     spied = Spied()
 
     def noting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,11 +62,11 @@ def spying() -> Iterator[Spied]:
         def call(channel: Any, *args: Any, **kwargs: Any) -> Any:
             bound = parameters.bind(channel, *args, **kwargs)
             bound.apply_defaults()
-            found = bound.arguments
+            arguments = bound.arguments
             if name == "basic_publish":
-                spied.published.append(masked(found))
+                spied.published.append(masked(arguments))
             else:
-                plain = {key: value for key, value in found.items() if key not in ("self", "argsig")}
+                plain = {key: value for key, value in arguments.items() if key not in ("self", "argsig")}
                 spied.declared.append((name, plain))
             return original(channel, *args, **kwargs)
 

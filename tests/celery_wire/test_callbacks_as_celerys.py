@@ -1,8 +1,7 @@
-"""In: the callbacks of a real client's task are published as a real worker publishes them, field by field.
+"""The callbacks of a Celery client's task equal those of a Celery worker, field by field.
 
-Each call is made twice: to the queue of a real prefork worker and to that of our Consumer. What the two send to the
-callbacks' queue is compared raw; only ids and origins are masked, and each for what it refers to. The known
-differences stand in `KNOWN`, with their reasons.
+Each call is made twice: to the queue of a Celery prefork worker and to that of a Consumer. The raw messages in the
+callbacks' queue are compared; only ids and origins are masked. `KNOWN` has the known differences with their reasons.
 """
 
 from __future__ import annotations
@@ -58,27 +57,27 @@ class Queues:
 @pytest.fixture(scope="module")
 def queues(rabbitmq_url: str, worker_queue: str, pipe: Pipe) -> Iterator[Queues]:
     """A real worker and our Consumer, with the same default queue."""
-    found = Queues(worker_queue, pipe.declare(queue_name()), pipe.declare(queue_name()))
-    transport = CeleryTransport(rabbitmq_url, default_queue=found.default)
-    with contextlib.closing(transport), running(Consumer(transport, tasks, [found.ours])):
-        yield found
+    queues = Queues(worker_queue, pipe.declare(queue_name()), pipe.declare(queue_name()))
+    transport = CeleryTransport(rabbitmq_url, default_queue=queues.default)
+    with contextlib.closing(transport), running(Consumer(transport, tasks, [queues.ours])):
+        yield queues
 
 
 def fired(
     app: Celery, pipe: Pipe, queues: Queues, task: str, args: list[Any], number: int, options: dict[str, Any]
 ) -> list[list[dict[str, Any]]]:
     """Make a call twice, and return what the real worker and what ours have published then, masked."""
-    found = []
+    published = []
     for queue in (queues.real, queues.ours):
         sent = app.send_task(task, args=args, queue=queue, **copy.deepcopy(options))
         links = [*options.get("link", []), *options.get("link_error", [])]
         source = queues.callbacks if all(link.options.get("queue") for link in links) else queues.default
         raw = pipe.take(source, number)
-        groups = {one.headers["group"] for one in raw}
+        groups = {message.headers["group"] for message in raw}
         assert len(groups) == 1  # of one group, or of none
-        found.append(sorted((masked(one, sent.id) for one in raw), key=lambda one: json.dumps(one["headers"])))
+        published.append(sorted((masked(one, sent.id) for one in raw), key=lambda one: json.dumps(one["headers"])))
     assert pipe.left(queues.callbacks) == []
-    return found
+    return published
 
 
 def masked(raw: Raw, sent: str) -> dict[str, Any]:
@@ -110,11 +109,11 @@ def differences(real: Any, ours: Any, path: str = "") -> dict[str, tuple[Any, An
         return {}
     if not isinstance(real, dict) or not isinstance(ours, dict):
         return {path: (real, ours)}
-    found: dict[str, tuple[Any, Any]] = {}
+    differing: dict[str, tuple[Any, Any]] = {}
     for name in (*real, *(ours.keys() - real.keys())):
         where = f"{path}.{name}" if path else name
-        found.update(differences(real.get(name, "absent"), ours.get(name, "absent"), where))
-    return found
+        differing.update(differences(real.get(name, "absent"), ours.get(name, "absent"), where))
+    return differing
 
 
 def to(queues: Queues, links: list[dict[str, Any]]) -> list[Any]:
@@ -207,7 +206,7 @@ KNOWN: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]], dict[str, tupl
         {"properties.priority": (0, 7)},
     ),
     "an errback too": ("fail", {"priority": 7}, [{"task": "ok"}], {"properties.priority": (0, 7)}),
-    "a continuation is for whom its parent was": (
+    "a continuation keeps the fairness of its parent": (
         "double",
         {"headers": {"x-fairness-key": FAIRNESS}},
         [{"task": "ok"}],
@@ -245,6 +244,6 @@ def test_callbacks_differ_only_as_listed(product: Celery, queues: Queues, pipe: 
     option = {"link_error" if task == "fail" else "link": to(queues, links)}
     args = [] if task == "fail" else [1]
     ((real,), (ours,)) = fired(product, pipe, queues, task, args, 1, {**option, **options})
-    found = differences(real, ours)
-    found.pop("order", None)  # where a header is more
-    assert found == known
+    differing = differences(real, ours)
+    differing.pop("order", None)  # where a header is more
+    assert differing == known

@@ -1,4 +1,4 @@
-"""A client's own headers, and instrumentation: both reach the tasks of an app that our Consumer runs."""
+"""A client's own headers and instrumentation reach the tasks of an app in a Consumer."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_clients_headers_are_on_the_request(
         product.send_task("t", queue=queue, headers={**OWN, **others, "headers": {"nested": "n", "tenant": "other"}})
         wait_until(lambda: seen, timeout=ALIVE, what="the task to run")
     assert seen == [({**OWN, "nested": "n"}, "acme", TRACEPARENT, 0)]
-    (record,) = [one for one in caplog.records if getattr(one, "wire.event", "") == "message_headers_left_out"]
+    (record,) = [record for record in caplog.records if getattr(record, "wire.event", "") == "message_headers_left_out"]
     assert getattr(record, "wire.names") == "a-number, a-table"
     assert "4711" not in caplog.text
 
@@ -88,14 +88,14 @@ def test_headers_are_carried_within_the_limit(own: dict[str, Any], table: dict[s
     message.headers = {**own, "task": "t", "id": "the-id", "headers": table}
     payload = read_message(message, "q", default_queue="celery").payload
     assert payload is not None
-    found = payload.headers or {}
-    assert sum(len(name.encode()) + len(value.encode()) for name, value in found.items()) <= MAX_HEADERS_BYTES
-    assert not found.keys() & {"retries", "x-death", "task", "id", "", "a\0b"}
+    carried = payload.headers or {}
+    assert sum(len(name.encode()) + len(value.encode()) for name, value in carried.items()) <= MAX_HEADERS_BYTES
+    assert not carried.keys() & {"retries", "x-death", "task", "id", "", "a\0b"}
     known = {**table, **{name: value for name, value in own.items() if value is not None}}
-    assert all(value == known[name] for name, value in found.items())
+    assert all(value == known[name] for name, value in carried.items())
     for name in ("traceparent", "tenant"):
         if isinstance(known.get(name), str) and len(known[name]) < 30:
-            assert name in found or (name == "tenant" and len(str(known)) > MAX_HEADERS_BYTES)
+            assert name in carried or (name == "tenant" and len(str(known)) > MAX_HEADERS_BYTES)
 
 
 @contextlib.contextmanager
@@ -139,17 +139,17 @@ def wrapped() -> Iterator[list[Any]]:
 @contextlib.contextmanager
 def heard() -> Iterator[list[str]]:
     """Yield the names of Celery's signals, as they are sent."""
-    found: list[str] = []
+    signals_sent: list[str] = []
 
     def hear(signal: Any, sender: Any, **_: Any) -> None:
         assert isinstance(sender, Task)
-        found.append(signal.name)
+        signals_sent.append(signal.name)
 
     with contextlib.ExitStack() as stack:
         for signal in (signals.task_prerun, signals.task_postrun, signals.task_success, signals.task_failure):
             signal.connect(hear)
             stack.callback(signal.disconnect, hear)
-        yield found
+        yield signals_sent
 
 
 def test_the_names_of_headers_take_no_memory(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,8 +164,8 @@ def test_the_names_of_headers_take_no_memory(caplog: pytest.LogCaptureFixture, m
             assert read_message(message, "q", default_queue="celery").payload is not None
 
     read(0, 2)
-    sizes = [len(getattr(one, "wire.names")) for one in caplog.records]
-    assert [getattr(one, "wire.count") for one in caplog.records] == [100] * len(sizes)
+    sizes = [len(getattr(record, "wire.names")) for record in caplog.records]
+    assert [getattr(record, "wire.count") for record in caplog.records] == [100] * len(sizes)
     assert max(sizes) <= 20 * 102
     with caplog.at_level(logging.ERROR):
         tracemalloc.start()
@@ -202,9 +202,9 @@ from sentry_sdk.transport import Transport
 class Printing(Transport):
     def capture_envelope(self, envelope):
         for item in envelope.items:
-            found = item.payload.json
-            errors = [one["type"] for one in found.get("exception", {}).get("values", [])]
-            print(json.dumps([item.type, found["transaction"], found["contexts"]["trace"]["trace_id"], errors]))
+            event = item.payload.json
+            errors = [one["type"] for one in event.get("exception", {}).get("values", [])]
+            print(json.dumps([item.type, event["transaction"], event["contexts"]["trace"]["trace_id"], errors]))
 
 options = dict(default_integrations=False, integrations=[CeleryIntegration()], traces_sample_rate=1.0)
 sentry_sdk.init("http://key@127.0.0.1:9/1", transport=Printing, **options)
@@ -255,16 +255,16 @@ def test_a_wrapped_tracer_sees_each_run(run: Callable[..., Any], error: str | No
     with heard() as plainly:
         plain = Stage(MemoryTransport()).run(tasks, "t", "v", headers=OWN)
     with wrapped() as seen, heard() as instrumented:
-        found = Stage(MemoryTransport()).run(tasks, "t", "v", headers=OWN)
+        traced = Stage(MemoryTransport()).run(tasks, "t", "v", headers=OWN)
     began, *middle, ended = seen
-    assert began == ("began", "t", found.id, ["v"], {}, OWN)
+    assert began == ("began", "t", traced.id, ["v"], {}, OWN)
     assert [one[:3] for one in middle] == ([("raised", "t", error)] if error else [])
     assert ended == ("ended", state)
     assert instrumented == plainly
     assert [
-        (one.buried, one.ran, len(one.callbacks), one.status and one.status.error) for one in (found, plain)
-    ] == 2 * [(found.buried, 1, len(plain.callbacks), plain.status and plain.status.error)]
-    assert [one.kwargs for one in found.callbacks] == [one.kwargs for one in plain.callbacks]
+        (one.buried, one.ran, len(one.callbacks), one.status and one.status.error) for one in (traced, plain)
+    ] == 2 * [(traced.buried, 1, len(plain.callbacks), plain.status and plain.status.error)]
+    assert [one.kwargs for one in traced.callbacks] == [one.kwargs for one in plain.callbacks]
 
 
 def test_a_wrapped_tracer_sees_a_retry() -> None:
@@ -278,7 +278,7 @@ def test_a_wrapped_tracer_sees_a_retry() -> None:
     with wrapped() as seen:
         ended = Stage(MemoryTransport()).run(declared(run), "t")
     assert [state for kind, state, *_ in seen if kind == "ended"] == ["RETRY", "RETRY", "SUCCESS"]
-    assert ended.told == ("succeeded", 2)
+    assert ended.reported == ("succeeded", 2)
 
 
 def test_a_raising_tracer_changes_no_outcome() -> None:
@@ -299,7 +299,7 @@ def test_a_raising_tracer_changes_no_outcome() -> None:
         ended = Stage(MemoryTransport()).run(declared(give), "t", "v")
     finally:
         trace.build_tracer = build
-    assert ended.told == ("succeeded", {"given": "v"})
+    assert ended.reported == ("succeeded", {"given": "v"})
 
 
 def test_tasks_in_other_threads_are_traced_normally() -> None:
@@ -329,9 +329,9 @@ def test_tasks_in_other_threads_are_traced_normally() -> None:
                     pool.submit(task.apply).result(ALIVE)
         return build(*args, **kwargs)
 
-    found = (signals.task_prerun, signals.task_success, signals.task_postrun, signals.task_retry)
+    used = (signals.task_prerun, signals.task_success, signals.task_postrun, signals.task_retry)
     with contextlib.ExitStack() as stack:
-        for signal in found:
+        for signal in used:
             signal.connect(note)
             stack.callback(signal.disconnect, note)
         plain = [task.apply().state for task in (inner, again)]

@@ -1,4 +1,4 @@
-"""The `unstract-wire` command over a broker: its worker, dead letters, and what it cannot do, told in one line."""
+"""The `unstract-wire` command over a broker: worker, dead letters, and one line for unsupported operations."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the command in this process, over RabbitMQ unless told otherwise."""
+    """Run the command in this process, over RabbitMQ by default."""
     for name in ("UNSTRACT_WIRE_URL", "UNSTRACT_WIRE_DEBUG"):
         monkeypatch.delenv(name, raising=False)
 
@@ -109,7 +109,7 @@ def test_dead_letter_commands_work_over_a_broker(request: pytest.FixtureRequest,
         assert rows(run("dead", "purge", second, "--yes", "--json", url=ours)) == {"purged": 1}
         assert run("dead", "list", "--queue", queue, url=ours).stderr == "no dead letters\n"
         assert rows(run("dead", "replay", "--queue", queue, "--all", "--json", url=ours)) == {"replayed": []}
-        assert [found.decode()[0] for found in standing(kombus, queue)] == [[{"n": 0}], [{"n": 2}]]
+        assert [letter.decode()[0] for letter in standing(kombus, queue)] == [[{"n": 0}], [{"n": 2}]]
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,8 @@ def test_a_replay_answers_a_real_client(
     run: Run, product: Celery, transport: CeleryTransport, queue: str, make_queue: Callable[[], str], pipe: Pipe
 ) -> None:
     """The replayed task runs, its link is sent, and `AsyncResult.get()` returns."""
-    told = make_queue()
-    asked = product.send_task("double", args=[21], queue=queue, link=signature("saved", queue=told))
+    callback_queue = make_queue()
+    asked = product.send_task("double", args=[21], queue=queue, link=signature("saved", queue=callback_queue))
     asked_too = product.send_task("double", args=[4], queue=queue)
     bury_next(transport, queue, 2)
     tasks = Tasks()
@@ -187,8 +187,8 @@ def test_a_replay_answers_a_real_client(
     with running(Consumer(transport, tasks, [queue])):
         assert len(rows(run("dead", "replay", "--queue", queue, "--all", "--json"))["replayed"]) == 2
         assert asked_too.get(timeout=ALIVE) == 8
-        found = pipe.one(told)
-    assert (found.headers["task"], found.headers["parent_id"], found.args) == ("saved", asked.id, [42])
+        callback = pipe.one(callback_queue)
+    assert (callback.headers["task"], callback.headers["parent_id"], callback.args) == ("saved", asked.id, [42])
 
 
 def test_a_plain_url_lists_quorum_dead_letters(run: Run, rabbitmq_url: str, pipe: Pipe) -> None:
@@ -204,7 +204,7 @@ def test_a_plain_url_lists_quorum_dead_letters(run: Run, rabbitmq_url: str, pipe
     assert f"declare queue '{queue}': the queue exists with other arguments: x-queue-type is" in said
     assert "?x-queue-type=quorum" in said
     assert run(*replay, url=f"{rabbitmq_url}?x-queue-type=quorum").stdout.startswith("replayed 2\n")
-    assert [one.args for one in pipe.take(queue, 2)] == [[0], [1]]
+    assert [message.args for message in pipe.take(queue, 2)] == [[0], [1]]
 
 
 def test_a_worker_finishes_on_sigterm(

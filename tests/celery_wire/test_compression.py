@@ -1,4 +1,4 @@
-"""Compressed messages: every compression of kombu is read, and none can take more memory than the limit."""
+"""Compressed messages: every compression of kombu is read, within the memory limit."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 
 def compressed(body: bytes, name: Any) -> kombu.Message:
     """Return a message whose body stays as it is, as our channels hand it out."""
-    found: kombu.Message = as_sent(kombu.Message)(body=body, headers={"compression": name})
-    return found
+    message: kombu.Message = as_sent(kombu.Message)(body=body, headers={"compression": name})
+    return message
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,14 +77,18 @@ def test_a_compressed_message_runs(bench: Bench, name: str) -> None:
 def test_a_bomb_is_dead_lettered_in_bounded_memory(rabbitmq_url: str, pipe: Pipe, queue: str) -> None:
     """A body of 2 GiB is dead-lettered compressed, its sender is answered, and the next message runs."""
     bombs = {name: make() for name, make in BOMBS.items()}
-    told = pipe.declare(callbacks(queue))
+    answer_queue = pipe.declare(callbacks(queue))
     for name, bomb in bombs.items():
-        pipe.put(queue, bomb, {"task": "note", "id": name, "compression": name}, correlation_id=name, reply_to=told)
-    pipe.put(queue, "[[], {}, {}]", {"task": "note", "id": "good"}, correlation_id="good", reply_to=told)
+        pipe.put(
+            queue, bomb, {"task": "note", "id": name, "compression": name}, correlation_id=name, reply_to=answer_queue
+        )
+    pipe.put(queue, "[[], {}, {}]", {"task": "note", "id": "good"}, correlation_id="good", reply_to=answer_queue)
     child = [sys.executable, "-c", textwrap.dedent(CHILD), rabbitmq_url, queue]
     done = subprocess.run(child, capture_output=True, text=True, timeout=2 * ALIVE, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    answers = {one.properties["correlation_id"]: one.json for one in pipe.take(told, len(bombs) + 1)}
+    answers = {
+        message.properties["correlation_id"]: message.json for message in pipe.take(answer_queue, len(bombs) + 1)
+    }
     assert answers.pop("good")["status"] == "SUCCESS"
     for name, bomb in bombs.items():
         letter = pipe.buried(queue, name)
@@ -104,10 +108,10 @@ def test_a_body_reads_as_in_kombu(body: bytes, name: str, copies: int, behind: b
         except Exception:
             expected = None
         try:
-            found: bytes | None = readable_body(compressed(cut, name))
+            decompressed: bytes | None = readable_body(compressed(cut, name))
         except NotDecompressed:
-            found = None
-        assert found == expected or (not cut and found is None)
+            decompressed = None
+        assert decompressed == expected or (not cut and decompressed is None)
 
 
 @pytest.mark.parametrize("name", NAMES)

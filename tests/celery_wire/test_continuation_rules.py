@@ -1,4 +1,4 @@
-"""What a worker's options say of results and callbacks, over a broker: an answer is whole, and every link counts."""
+"""A worker's options for results and callbacks over a broker."""
 
 from __future__ import annotations
 
@@ -41,12 +41,17 @@ def test_the_answer_beside_a_link_has_the_result(
     transport: CeleryTransport, pipe: Pipe, queue: str, options: dict[str, Any]
 ) -> None:
     """A client that waits for a result and has a link gets the whole result, with any option for statuses."""
-    told = pipe.declare(f"{queue}-cb")
-    pipe.put(pipe.declare(queue), body(told, callbacks=["done"], errbacks=["failed"]), HEADERS, reply_to=told)
+    outcome_queue = pipe.declare(f"{queue}-cb")
+    pipe.put(
+        pipe.declare(queue),
+        body(outcome_queue, callbacks=["done"], errbacks=["failed"]),
+        HEADERS,
+        reply_to=outcome_queue,
+    )
     assert consume(transport, queue, **options) == [1]
-    found = pipe.take(told, 2)
-    (answer,) = [one.json for one in found if isinstance(one.json, dict)]
-    (callback,) = [one for one in found if not isinstance(one.json, dict)]
+    messages = pipe.take(outcome_queue, 2)
+    (answer,) = [message.json for message in messages if isinstance(message.json, dict)]
+    (callback,) = [message for message in messages if not isinstance(message.json, dict)]
     assert (answer["status"], answer["result"]) == ("SUCCESS", FAILURE)
     assert (callback.headers["task"], callback.args) == ("done", [FAILURE])
 
@@ -64,12 +69,12 @@ def test_every_link_must_be_allowed(
     transport: CeleryTransport, pipe: Pipe, queue: str, allowed: list[str], sent: list[str]
 ) -> None:
     """A message with a forbidden link is not run, and its errbacks are sent only if all of them are allowed."""
-    told = pipe.declare(f"{queue}-cb")
-    links = body(told, callbacks=["done", "also done"], errbacks=["failed", "also failed"])
+    outcome_queue = pipe.declare(f"{queue}-cb")
+    links = body(outcome_queue, callbacks=["done", "also done"], errbacks=["failed", "also failed"])
     pipe.put(pipe.declare(queue), links, HEADERS)
-    ran = consume(transport, queue, allow_continuations=[f"{told}:{task}" for task in allowed])
-    assert sorted(one.headers["task"] for one in pipe.take(told, len(sent))) == sent
-    assert pipe.left(told) == []
+    ran = consume(transport, queue, allow_continuations=[f"{outcome_queue}:{task}" for task in allowed])
+    assert sorted(message.headers["task"] for message in pipe.take(outcome_queue, len(sent))) == sent
+    assert pipe.left(outcome_queue) == []
     assert ran == ([1] if "done" in sent else [])
     if not ran:
         assert "ContinuationNotAllowed" in pipe.buried(queue).headers["x-dead-reason"]

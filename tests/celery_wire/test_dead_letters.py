@@ -1,4 +1,4 @@
-"""Dead letters on a broker: what a letter holds, and what an operator does with it, without losing or doubling any."""
+"""Dead letters on a broker: their content, and operations on them that lose and double nothing."""
 
 from __future__ import annotations
 
@@ -88,16 +88,16 @@ def test_a_dead_letter_has_the_message_and_reason(bench: Bench) -> None:
     task_id = str(uuid.uuid4())
     came = {"task": "nobody", "id": task_id, "lang": "py", "retries": 2, "argsrepr": "()", "x-org-id": "acme"}
     bench.put("[[], {}, {}]", came, correlation_id="the-key", priority=7)
-    found = bench.pipe.buried(bench.queue)
-    told = {name: found.headers.pop(name) for name in list(found.headers) if name.startswith("x-dead-")}
-    assert found.headers == came
-    assert {"correlation_id": "the-key", "priority": 7, "delivery_mode": 2}.items() <= found.properties.items()
-    assert told["x-dead-reason"].startswith("UnknownTask: no task 'nobody'")
-    assert (told["x-dead-attempts"], told["x-dead-queue"]) == (3, bench.queue)
-    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(told["x-dead-at"])
+    letter = bench.pipe.buried(bench.queue)
+    burial = {name: letter.headers.pop(name) for name in list(letter.headers) if name.startswith("x-dead-")}
+    assert letter.headers == came
+    assert {"correlation_id": "the-key", "priority": 7, "delivery_mode": 2}.items() <= letter.properties.items()
+    assert burial["x-dead-reason"].startswith("UnknownTask: no task 'nobody'")
+    assert (burial["x-dead-attempts"], burial["x-dead-queue"]) == (3, bench.queue)
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(burial["x-dead-at"])
     assert datetime.timedelta() <= age < datetime.timedelta(minutes=1)
-    assert uuid.UUID(told["x-dead-id"]).version == 4
-    assert len(told) == 5
+    assert uuid.UUID(burial["x-dead-id"]).version == 4
+    assert len(burial) == 5
 
 
 BODIES: dict[str, tuple[bytes, str, str]] = {
@@ -111,11 +111,11 @@ BODIES: dict[str, tuple[bytes, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("what", BODIES)
-def test_a_dead_letter_keeps_the_body(over: Over, letters: CheckedTransport, what: str) -> None:
+@pytest.mark.parametrize("case", BODIES)
+def test_a_dead_letter_keeps_the_body(over: Over, letters: CheckedTransport, case: str) -> None:
     """The body of a dead letter and of its replay equals the message's, with content type and encoding."""
     queue = over.kit.queue()
-    body, content_type, encoding = BODIES[what]
+    body, content_type, encoding = BODIES[case]
     with to_publish(over.url) as connection:
         channel = connection.channel()
         letters.unchecked._settings.queue(queue).bind(channel).declare()
@@ -133,13 +133,13 @@ def test_a_dead_letter_keeps_the_body(over: Over, letters: CheckedTransport, wha
     _, replayed = letters.dead.find(queue=queue)[::-1]
     letters.dead.replay([replayed.id])
     for name, task_id in ((f"{queue}.dead", "kept"), (queue, "replayed")):
-        (found,) = over.standing(name)
-        assert found.headers["id"] == task_id
-        assert (_as_bytes(found), found.content_type, found.content_encoding) == (body, content_type, encoding)
+        (raw,) = over.standing(name)
+        assert raw.headers["id"] == task_id
+        assert (_as_bytes(raw), raw.content_type, raw.content_encoding) == (body, content_type, encoding)
 
 
-def _as_bytes(found: Any) -> bytes:
-    return found.body.encode() if isinstance(found.body, str) else bytes(found.body)
+def _as_bytes(raw: Any) -> bytes:
+    return raw.body.encode() if isinstance(raw.body, str) else bytes(raw.body)
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ def test_a_dead_letter_keeps_the_result(letters: CheckedTransport, over: Over) -
     (letter,) = letters.dead.find(queue=queue)
     assert (letter.result, letter.reason) == ({"paid": [5, None]}, "result delivery failed")
     assert letters.dead.get([letter.id]) == [letter]
-    (found,) = over.standing(f"{queue}.dead")
-    args, kwargs, embed = found.decode()
+    (raw,) = over.standing(f"{queue}.dead")
+    args, kwargs, embed = raw.decode()
     assert (args, kwargs, embed["x-dead-result"]) == ([1], {}, {"paid": [5, None]})
     assert embed["callbacks"][0]["task"] == "saved"
 
@@ -216,14 +216,14 @@ def test_foreign_messages_are_dead_letters(transport: CeleryTransport, queue: st
         ("[[4], {}, {}]", letter_headers(0, {"x-dead-id": {}, "x-dead-at": "0001-01-01T00:00:00+14:00"}), JSON),
         ("[[5], {}, {}]", letter_headers(0, odd), JSON),
     )
-    found = transport.dead.find(queue=queue)
-    assert len({letter.id for letter in found}) == 6
-    for letter in found:
+    letters = transport.dead.find(queue=queue)
+    assert len({letter.id for letter in letters}) == 6
+    for letter in letters:
         (same,) = transport.dead.get([letter.id])
         assert (same.id, same.message) == (letter.id, letter.message)
-    ids = {json.dumps(letter.message, sort_keys=True): letter.id for letter in found}
+    ids = {json.dumps(letter.message, sort_keys=True): letter.id for letter in letters}
     assert len(ids) == 5
-    first, *rest = [letter.id for letter in found]
+    first, *rest = [letter.id for letter in letters]
     assert transport.dead.replay([first]) == [first]
     assert transport.dead.purge(ids=rest[:1]) == 1
     assert transport.dead.purge(queue=queue) == 4
@@ -262,8 +262,8 @@ def test_an_unknown_compression_is_kept(transport: CeleryTransport, queue: str, 
         "not for us",
     ]
     assert len(transport.dead.replay(queue=queue)) == 2
-    found, compressed = pipe.take(queue, 2)
-    assert (found.body, found.headers["compression"]) == (b"not for us", "application/x-odd")
+    replayed, compressed = pipe.take(queue, 2)
+    assert (replayed.body, replayed.headers["compression"]) == (b"not for us", "application/x-odd")
     assert (zlib.decompress(compressed.body), compressed.headers) == (b"[[1], {}, {}]", known)
 
 
@@ -275,9 +275,9 @@ def test_large_headers_leave_room_for_the_reason(transport: CeleryTransport, que
     (letter,) = transport.dead.find(queue=queue)
     assert (letter.reason, letter.task_name) == ("ä" * 4000, "t")
     transport.dead.replay([letter.id])
-    found = pipe.one(queue)
-    assert found.args == [1]
-    assert {"task": "t", "id": "the-id"}.items() <= found.headers.items()
+    raw = pipe.one(queue)
+    assert raw.args == [1]
+    assert {"task": "t", "id": "the-id"}.items() <= raw.headers.items()
 
 
 def test_reading_keeps_the_order_of_dead_letters(over: Over, letters: CheckedTransport) -> None:
@@ -289,7 +289,7 @@ def test_reading_keeps_the_order_of_dead_letters(over: Over, letters: CheckedTra
         assert [letter.id for letter in letters.dead.get([ids[3], ids[1]])] == [ids[1], ids[3]]
         assert letters.dead.replay(["nothing", f"{queue}/nothing"]) == []
         assert letters.dead.purge(queue=queue, older_than=3600) == 0
-    assert [found.decode()[0] for found in over.standing(f"{queue}.dead")] == [[n] for n in range(5)]
+    assert [raw.decode()[0] for raw in over.standing(f"{queue}.dead")] == [[n] for n in range(5)]
 
 
 def test_the_newest_dead_letters_come_first(letters: CheckedTransport, over: Over) -> None:
@@ -355,9 +355,9 @@ def test_concurrent_reads_lose_nothing(over: Over, letters: CheckedTransport) ->
         for thread in threads:
             thread.join(ALIVE)
     assert len(seen) == 24
-    for found in seen:
-        assert set(found) <= set(ids)
-        assert len(set(found)) == len(found)
+    for some_ids in seen:
+        assert set(some_ids) <= set(ids)
+        assert len(set(some_ids)) == len(some_ids)
     assert sorted(letter.id for letter in letters.dead.find(queue=queue)) == sorted(ids)
     assert len(over.standing(f"{queue}.dead")) == 20
 
@@ -378,7 +378,7 @@ def test_concurrent_replays_replay_once(over: Over, letters: CheckedTransport) -
             thread.join(ALIVE)
     replayed += letters.dead.replay(queue=queue)
     assert sorted(replayed) == sorted(ids)
-    assert sorted(found.decode()[0][0] for found in over.standing(queue)) == list(range(20))
+    assert sorted(raw.decode()[0][0] for raw in over.standing(queue)) == list(range(20))
     assert over.standing(f"{queue}.dead") == []
 
 
@@ -393,10 +393,10 @@ def test_reads_keep_dead_letters_of_quorum_queues(make_celery: MakeCelery, pipe:
     ids = [letter.id for letter in transport.dead.find(queue=queue)]
     for _ in range(6):
         assert [letter.id for letter in transport.dead.find(queue=queue)] == ids
-    *ours, found = pipe.take(f"{queue}.dead", 4)
-    assert [one.args for one in ours] == [[0], [1], [2]]
-    del found.headers["x-delivery-count"]
-    assert (found.body, found.headers) == (b"[[], {", strangers)
+    *ours, stranger = pipe.take(f"{queue}.dead", 4)
+    assert [message.args for message in ours] == [[0], [1], [2]]
+    del stranger.headers["x-delivery-count"]
+    assert (stranger.body, stranger.headers) == (b"[[], {", strangers)
     assert pipe.left(f"{queue}.dead") == []
 
 
@@ -409,11 +409,11 @@ def test_a_quorum_queue_loses_no_removal(make_celery: MakeCelery, pipe: Pipe) ->
     for _ in range(4):
         assert arguments(transport, queue) == list(range(200))
     wait_until(lambda: pipe.count(dead) == 200, what="the letters to be back")
-    assert [one.args[0] for one in pipe.take(dead, 3)] == [0, 1, 2]
+    assert [message.args[0] for message in pipe.take(dead, 3)] == [0, 1, 2]
     assert transport.dead.purge(ids=[letter_id(queue, n) for n in range(3, 143)]) == 140
     assert arguments(transport, queue) == list(range(143, 200))
     assert len(transport.dead.replay(queue=queue)) == 57
-    assert [one.args[0] for one in pipe.take(queue, 57)] == list(range(143, 200))
+    assert [message.args[0] for message in pipe.take(queue, 57)] == list(range(143, 200))
     assert (pipe.left(queue), pipe.left(dead)) == ([], [])
 
 
@@ -433,7 +433,7 @@ def test_an_interrupt_keeps_every_dead_letter(
             with pytest.raises(KeyboardInterrupt):
                 letters.dead.replay(queue=queue)
         assert [letter.id for letter in letters.dead.find(queue=queue)] == ids[::-1]
-    assert [found.decode()[0] for found in over.standing(f"{queue}.dead")] == [[n] for n in range(3)]
+    assert [raw.decode()[0] for raw in over.standing(f"{queue}.dead")] == [[n] for n in range(3)]
 
 
 def test_a_lost_connection_keeps_every_dead_letter(
@@ -476,10 +476,10 @@ def test_a_replay_is_due_at_attempt_one(letters: CheckedTransport, over: Over) -
     queue = over.kit.queue()
     letters.send([message("t", queue, 1, task_id="the-id")])
     headers = {"retries": 4, "eta": "2020-01-01T00:00:00", "expires": "2020-01-01T00:00:00"}
-    (found,) = over.standing(queue)
+    (raw,) = over.standing(queue)
     with to_publish(over.url) as connection:
         producer = kombu.Producer(connection.channel(), serializer="json")
-        producer.publish(found.decode(), exchange="", routing_key=queue, headers=found.headers | headers)
+        producer.publish(raw.decode(), exchange="", routing_key=queue, headers=raw.headers | headers)
     bury_next(letters, queue, 1)
     assert len(letters.dead.replay(queue=queue)) == 1
     with contextlib.closing(letters.subscribe([queue], lease=60)) as subscription:
@@ -491,10 +491,10 @@ def test_a_replay_answers_a_waiting_client(
     product: Celery, transport: CeleryTransport, queue: str, make_queue: Callable[[], str], pipe: Pipe
 ) -> None:
     """The task of a replay runs, its callbacks are sent, and a waiting Celery client gets the result."""
-    told = make_queue()
+    callback_queue = make_queue()
     asked = product.send_task("double", args=[21], queue=queue)
-    product.send_task("double", args=[4], queue=queue, link=signature("saved", kwargs={"k": 1}, queue=told))
-    product.send_task("fail", queue=queue, link_error=signature("failed", queue=told), task_id="failing")
+    product.send_task("double", args=[4], queue=queue, link=signature("saved", kwargs={"k": 1}, queue=callback_queue))
+    product.send_task("fail", queue=queue, link_error=signature("failed", queue=callback_queue), task_id="failing")
     bury_next(transport, queue, 3)
     tasks = Tasks()
     tasks.register("double")(lambda n: 2 * n)
@@ -502,7 +502,7 @@ def test_a_replay_answers_a_waiting_client(
     with running(Consumer(transport, tasks, [queue])):
         assert len(transport.dead.replay(queue=queue)) == 3
         assert asked.get(timeout=ALIVE) == 42
-        saved, failed = sorted(pipe.take(told, 2), key=lambda one: str(one.headers["task"]), reverse=True)
+        saved, failed = sorted(pipe.take(callback_queue, 2), key=lambda one: str(one.headers["task"]), reverse=True)
     assert (saved.args, saved.kwargs, failed.args) == ([8], {"k": 1}, ["failing"])
     assert transport.dead.find(queue=queue) == []
 
@@ -526,7 +526,7 @@ def test_replays_keep_the_order_of_burial(letters: CheckedTransport, over: Over)
     chosen = [ids[4], ids[0], f"{queue}/nothing", ids[2], ids[0]]
     assert letters.dead.replay(chosen) == [ids[0], ids[2], ids[4]]
     assert letters.dead.replay(chosen) == []
-    assert [found.decode()[0][0] for found in over.standing(queue)] == ["waiting", 0, 2, 4]
+    assert [raw.decode()[0][0] for raw in over.standing(queue)] == ["waiting", 0, 2, 4]
     assert arguments(letters, queue) == [1, 3, 5]
 
 
@@ -547,7 +547,7 @@ def test_a_refused_replay_keeps_the_dead_letter(make_celery: MakeCelery, pipe: P
         with pytest.raises(kind, match=f"replay dead letters: .*{queue}.*{said}"):
             transport.dead.replay(queue=queue)
         assert [letter.id for letter in transport.dead.find(queue=queue)] == [letter_id(queue, n) for n in (2, 1, 0)]
-    assert [one.args for one in pipe.left(dead)] == [[0], [1], [2]]
+    assert [message.args for message in pipe.left(dead)] == [[0], [1], [2]]
 
 
 def test_a_replay_declares_a_deleted_queue(transport: CeleryTransport, queue: str, pipe: Pipe) -> None:
@@ -557,7 +557,7 @@ def test_a_replay_declares_a_deleted_queue(transport: CeleryTransport, queue: st
     with pytest.raises(TransportNotReady, match="no such queue exists"):
         transport.dead.replay(queue=queue)
     assert len(transport.dead.replay(queue=queue)) == 2
-    assert [one.args for one in pipe.take(queue, 2)] == [[1], [2]]
+    assert [message.args for message in pipe.take(queue, 2)] == [[1], [2]]
 
 
 def test_a_crash_in_a_replay_loses_nothing(
@@ -574,9 +574,9 @@ def test_a_crash_in_a_replay_loses_nothing(
     wait_until(lambda: len(transport.dead.find(queue=queue)) == 2, what="the letters to be back")
     assert arguments(transport, queue) == ["the-marker", "after"]
     assert len(replaying.dead.replay(queue=queue)) == 2
-    found = pipe.take(queue, 4)
-    assert [one.args for one in found] == [["before"], ["the-marker"], ["the-marker"], ["after"]]
-    assert found[1].headers["id"] == found[2].headers["id"]
+    messages = pipe.take(queue, 4)
+    assert [message.args for message in messages] == [["before"], ["the-marker"], ["the-marker"], ["after"]]
+    assert messages[1].headers["id"] == messages[2].headers["id"]
     assert pipe.left(queue) == []
 
 

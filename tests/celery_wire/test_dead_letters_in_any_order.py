@@ -1,4 +1,4 @@
-"""Dead letters under any order of operations, and among whatever else somebody has put there."""
+"""Dead letters under any order of operations, among foreign messages."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ steps = st.lists(
 
 @attrs.define
 class Model:
-    """What ought to stand where, the letters in order; the messages are numbered."""
+    """The expected content of both queues, with numbered messages and the dead letters in order."""
 
     queue: list[int] = attrs.field(factory=list)
     dead: list[int] = attrs.field(factory=list)
@@ -112,8 +112,8 @@ def check_against_the_model(kit: Kit, transport: CheckedTransport, url: str, ste
             buried = [_number(held.raw) for held in bury_next(transport, queue, min(number, len(model.queue)))]
             model.queue, model.dead = [n for n in model.queue if n not in buried], model.dead + buried
         elif step == "find":
-            found = transport.dead.find(queue=queue, limit=number)
-            assert [_number(letter.message) for letter in found] == model.dead[::-1][:number]
+            letters = transport.dead.find(queue=queue, limit=number)
+            assert [_number(letter.message) for letter in letters] == model.dead[::-1][:number]
         elif step == "replay all":
             assert list(transport.dead.replay(queue=queue)) == [ids[n] for n in model.dead]
             model.queue, model.dead = model.queue + model.dead, []
@@ -134,13 +134,13 @@ def check_against_the_model(kit: Kit, transport: CheckedTransport, url: str, ste
     left: list[int] = []
 
     def all_are_there() -> bool:
-        """What had come to a subscription too goes back when that is closed, a moment later."""
-        left.extend(found.decode()[0][0] for found in standing(url, queue))
+        """Whether all messages are back, some of them a moment after their subscription was closed."""
+        left.extend(raw.decode()[0][0] for raw in standing(url, queue))
         return len(left) >= len(model.queue)
 
     wait_until(all_are_there, what="the messages to be back in their queue")
     assert sorted(left) == sorted(model.queue)
-    assert [found.decode()[0][0] for found in standing(url, f"{queue}.dead")] == model.dead
+    assert [raw.decode()[0][0] for raw in standing(url, f"{queue}.dead")] == model.dead
 
 
 def _number(wire: Any) -> int:

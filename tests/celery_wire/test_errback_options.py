@@ -1,4 +1,4 @@
-"""Errbacks with options that cannot be honoured: they are fired without them."""
+"""Errbacks with unsupported options are sent without these options."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ def errback(queue: str, task: str = "failed", **options: Any) -> dict[str, Any]:
 
 
 def dropped(caplog: pytest.LogCaptureFixture) -> list[str]:
-    records = [one for one in caplog.records if getattr(one, "wire.event", "") == "errback_options_dropped"]
-    return [getattr(one, "wire.dropped") for one in records]
+    records = [record for record in caplog.records if getattr(record, "wire.event", "") == "errback_options_dropped"]
+    return [getattr(record, "wire.dropped") for record in records]
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_errback_loses_an_unsupported_option(bench: Bench, caplog: pytest.LogCaptureFixture, name: str) -> None:
     """The errback of a failed task is sent once, and the log names the dropped option without its value."""
-    embed = {"errbacks": [errback(bench.told, **{name: OPTIONS[name]})]}
+    embed = {"errbacks": [errback(bench.outcome_queue, **{name: OPTIONS[name]})]}
     bench.put(json.dumps([[], {}, embed]), {"task": "odd", "id": "the-id"})
-    told = bench.pipe.one(bench.told)
-    assert (told.headers["task"], told.args) == ("failed", ["the-id"])
+    sent = bench.pipe.one(bench.outcome_queue)
+    assert (sent.headers["task"], sent.args) == ("failed", ["the-id"])
     assert dropped(caplog) == [f"$.errbacks[0].options.{name}"]
     assert "secret" not in caplog.text
     assert bench.reason().startswith("UnknownTask")
@@ -72,12 +72,12 @@ def test_an_errback_loses_an_unsupported_option(bench: Bench, caplog: pytest.Log
 def test_any_errback_option_lets_the_task_run(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """A task whose errback has an unsupported option runs, and a success drops nothing."""
     caplog.set_level(logging.WARNING)
-    embed = {"errbacks": [errback(bench.told, **OPTIONS), group(signature("a"), signature("b"))]}
+    embed = {"errbacks": [errback(bench.outcome_queue, **OPTIONS), group(signature("a"), signature("b"))]}
     bench.put(json.dumps([["with an errback"], {}, embed]), {"task": "note", "id": "the-id"})
     wait_until(lambda: "with an errback" in bench.ran, timeout=ALIVE, what="the task to run")
     bench.the_next_one_runs()
     assert dropped(caplog) == []
-    assert bench.pipe.left(bench.told) == []
+    assert bench.pipe.left(bench.outcome_queue) == []
 
 
 CANVASES: dict[str, tuple[Any, list[str], list[str]]] = {
@@ -88,26 +88,31 @@ CANVASES: dict[str, tuple[Any, list[str], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("what", CANVASES)
-def test_a_canvas_errback_is_sent(bench: Bench, caplog: pytest.LogCaptureFixture, what: str) -> None:
+@pytest.mark.parametrize("case", CANVASES)
+def test_a_canvas_errback_is_sent(bench: Bench, caplog: pytest.LogCaptureFixture, case: str) -> None:
     """The first task of a chain, all of a group and a chord's header are sent, and the log names the rest."""
-    make, tasks, left_out = CANVASES[what]
-    canvas = make(signature("a", queue=bench.told), signature("b", queue=bench.told))
+    make, tasks, left_out = CANVASES[case]
+    canvas = make(signature("a", queue=bench.outcome_queue), signature("b", queue=bench.outcome_queue))
     body = kombu.serialization.dumps([[], {}, {"errbacks": [canvas]}], "json")[2]
     bench.put(body, {"task": "odd", "id": "the-id"})
-    assert [(one.headers["task"], one.args) for one in bench.pipe.take(bench.told, len(tasks))] == [
-        (task, ["the-id"]) for task in tasks
-    ]
+    assert [
+        (message.headers["task"], message.args) for message in bench.pipe.take(bench.outcome_queue, len(tasks))
+    ] == [(task, ["the-id"]) for task in tasks]
     assert ", ".join(dropped(caplog)) == ", ".join(left_out)
     bench.reason()
 
 
 def test_an_errback_has_normalised_values(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """An errback with values that the wire cannot carry is sent with normalised ones."""
-    link = {"task": "failed", "args": ["a\0b"], "kwargs": {"x": [1, float("nan")]}, "options": {"queue": bench.told}}
+    link = {
+        "task": "failed",
+        "args": ["a\0b"],
+        "kwargs": {"x": [1, float("nan")]},
+        "options": {"queue": bench.outcome_queue},
+    }
     bench.put(json.dumps([[], {}, {"errbacks": [link]}]), {"task": "odd", "id": "the-id"})
-    told = bench.pipe.one(bench.told)
-    assert (told.args[0], told.kwargs) == ("the-id", {"x": [1, None]})
+    sent = bench.pipe.one(bench.outcome_queue)
+    assert (sent.args[0], sent.kwargs) == ("the-id", {"x": [1, None]})
     assert dropped(caplog) == ["$.errbacks[0].args[0], $.errbacks[0].kwargs.x[1]"]
     bench.reason()
 

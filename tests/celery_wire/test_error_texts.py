@@ -1,4 +1,4 @@
-"""Error texts: each cause is made to happen, and the text says what is wrong and gives advice that helps."""
+"""Error texts: for each cause the text names the problem and a remedy that works."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ QUICK: dict[str, Any] = {"connect_timeout": 2.0, "confirm_timeout": 5.0}
 
 def refusal(url: str, queue: str, **options: Any) -> ContractError:
     """Return what sending a message to a queue raises."""
-    with pytest.raises(ContractError) as caught, contextlib.closing(CeleryTransport(url, **QUICK, **options)) as found:
-        Dispatcher(found).send("t", queue=queue)
+    with (
+        pytest.raises(ContractError) as caught,
+        contextlib.closing(CeleryTransport(url, **QUICK, **options)) as transport,
+    ):
+        Dispatcher(transport).send("t", queue=queue)
     return caught.value
 
 
 @pytest.fixture
 def there(rabbitmq_url: str, queue_of_none: str) -> Any:
-    """A channel on which a test declares what stands in the way; it is deleted afterwards."""
+    """A channel on which a test declares conflicting queues and exchanges, which are deleted afterwards."""
     with kombu.Connection(rabbitmq_url) as connection:
         yield connection.channel()
         for delete in ("exchange_delete", "queue_delete"):
@@ -54,10 +57,10 @@ EXCHANGES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", EXCHANGES)
-def test_a_different_exchange_is_named(rabbitmq_url: str, there: Any, queue_of_none: str, what: str) -> None:
+@pytest.mark.parametrize("case", EXCHANGES)
+def test_a_different_exchange_is_named(rabbitmq_url: str, there: Any, queue_of_none: str, case: str) -> None:
     """The error names the exchange, and does not advise to delete the queue."""
-    properties, said = EXCHANGES[what]
+    properties, said = EXCHANGES[case]
     kombu.Exchange(queue_of_none, channel=there, **properties).declare()
     error = refusal(rabbitmq_url, queue_of_none)
     assert isinstance(error, TransportNotReady)
@@ -79,10 +82,10 @@ QUEUES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", QUEUES)
-def test_a_different_queue_is_named(rabbitmq_url: str, there: Any, queue_of_none: str, what: str) -> None:
+@pytest.mark.parametrize("case", QUEUES)
+def test_a_different_queue_is_named(rabbitmq_url: str, there: Any, queue_of_none: str, case: str) -> None:
     """The error names the difference of the queue, and a remedy for that property."""
-    properties, options, said = QUEUES[what]
+    properties, options, said = QUEUES[case]
     kombu.Queue(queue_of_none, channel=there, **properties).declare()
     error = refusal(rabbitmq_url, queue_of_none, **options)
     assert isinstance(error, TransportNotReady)
@@ -97,10 +100,10 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", INVALID)
-def test_an_impossible_queue_is_explained(rabbitmq_url: str, queue_of_none: str, what: str) -> None:
+@pytest.mark.parametrize("case", INVALID)
+def test_an_impossible_queue_is_explained(rabbitmq_url: str, queue_of_none: str, case: str) -> None:
     """The error names the broker's refusal and the setting to correct."""
-    options, said = INVALID[what]
+    options, said = INVALID[case]
     error = refusal(rabbitmq_url, queue_of_none, **options)
     assert isinstance(error, TransportNotReady)
     assert re.search(said, str(error))
@@ -116,9 +119,9 @@ def test_a_reserved_name_is_explained(rabbitmq_url: str) -> None:
 def test_a_missing_queue_is_explained(rabbitmq_url: str, queue_of_none: str) -> None:
     """A subscriber that declares nothing is advised to declare the queue."""
     said = r"no queue .*\. Declare the queue, or set declare=True"
-    with contextlib.closing(CeleryTransport(rabbitmq_url, declare=False)) as found:
+    with contextlib.closing(CeleryTransport(rabbitmq_url, declare=False)) as transport:
         with pytest.raises(TransportNotReady) as caught:
-            found.subscribe([queue_of_none], lease=10)
+            transport.subscribe([queue_of_none], lease=10)
         assert re.search(said, str(caught.value))
 
 
@@ -130,10 +133,10 @@ ADDRESSES: dict[str, tuple[Callable[[str], str], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", ADDRESSES)
-def test_an_unreachable_broker_is_no_lost_connection(rabbitmq_url: str, what: str) -> None:
+@pytest.mark.parametrize("case", ADDRESSES)
+def test_an_unreachable_broker_is_no_lost_connection(rabbitmq_url: str, case: str) -> None:
     """The error of a failed connect does not mention a lost connection."""
-    address, said = ADDRESSES[what]
+    address, said = ADDRESSES[case]
     error = refusal(address(rabbitmq_url), "q")
     assert isinstance(error, TransportUnavailable)
     assert said in str(error)
@@ -177,7 +180,7 @@ parts = st.sampled_from(["amqp://a:pw@h//", f"amqp://b:{SECRET}@h//", f"redis://
 joints = st.sampled_from([";", "?heartbeat=1;", "?heartbeat=x&", "@", "#", "?", ":", "/", "?ssl_cert_reqs=", "[", " "])
 
 
-@given(st.lists(st.tuples(parts, joints), min_size=1, max_size=3).map(lambda found: "".join(a + b for a, b in found)))
+@given(st.lists(st.tuples(parts, joints), min_size=1, max_size=3).map(lambda pairs: "".join(a + b for a, b in pairs)))
 def test_no_error_quotes_a_password(url: str) -> None:
     """No error about a malformed URL quotes a password of one of its addresses."""
     problem = ""

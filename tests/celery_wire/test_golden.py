@@ -1,4 +1,4 @@
-"""The golden messages of real Celery clients: each is read as it was when it was captured, and run, for ever."""
+"""The golden messages of Celery clients are read as when they were captured, and run."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _arrived(outgoing: Outgoing) -> kombu.Message:
 
 @attrs.frozen
 class Seen:
-    """What became of messages: the tasks that ran, by id, and what came to each queue."""
+    """The outcome of messages: the tasks that ran, by id, and the messages in each queue."""
 
     ran: dict[str, tuple[str, list[Any], dict[str, Any]]]
     came: dict[str, list[kombu.Message]]
@@ -144,24 +144,26 @@ def _publish(channel: Any, golden: Golden, names: Mapping[str, str]) -> None:
 
 
 def check(goldens: list[Golden], seen: Seen, *, fails: bool) -> None:
-    """What was to be run has run, with its arguments; what follows went where it belongs; the others are buried."""
+    """Check that each good message ran with its arguments and sent its follow-ups, and the others are dead letters."""
     buried = [golden for golden in goldens if is_refused(golden)]
     ran = {golden.expected["delivery"]["id"]: golden.expected["payload"] for golden in goldens if golden not in buried}
     assert seen.ran.keys() == ran.keys()
-    for id, one in ran.items():  # in whatever order: what was given back unstarted may have been run last
+    for id, one in ran.items():  # in any order, because a released message may have run last
         assert some.same(list(seen.ran[id]), [one["task_name"], one["args"], one["kwargs"]]), id
-    sent = {mine: sorted(map(_told, found)) for mine, found in seen.came.items() if mine in QUEUES}
+    sent = {mine: sorted(map(_outcome, messages)) for mine, messages in seen.came.items() if mine in QUEUES}
     expected: dict[str, list[str]] = {mine: [] for mine in QUEUES}
     for golden in goldens:
-        for queue, *told in _follow_ups(golden, failed=fails or golden in buried):
-            expected[queue].append(json.dumps(told, sort_keys=True))
-    assert sent == {mine: sorted(told) for mine, told in expected.items()}
-    letters = {one.properties["correlation_id"]: one for one in seen.came[f"{QUEUE}.dead"]}
+        for queue, *outcome in _follow_ups(golden, failed=fails or golden in buried):
+            expected[queue].append(json.dumps(outcome, sort_keys=True))
+    assert sent == {mine: sorted(outcome) for mine, outcome in expected.items()}
+    letters = {message.properties["correlation_id"]: message for message in seen.came[f"{QUEUE}.dead"]}
     assert letters.keys() == {golden.properties["correlation_id"] for golden in buried}
     for golden in buried:
         letter = letters[golden.properties["correlation_id"]]
         assert golden.expected.get("problem", "expired") in letter.headers["x-dead-reason"]
-    answered = {one.properties["correlation_id"]: json.loads(one.body)["status"] for one in seen.came[ADDRESS]}
+    answered = {
+        message.properties["correlation_id"]: json.loads(message.body)["status"] for message in seen.came[ADDRESS]
+    }
     awaited = [golden for golden in goldens if golden.headers.get("ignore_result") is not True]
     for golden in awaited:
         status = answered.pop(golden.properties["correlation_id"])
@@ -175,7 +177,7 @@ def is_refused(golden: Golden) -> bool:
     return "problem" in golden.expected or (expires is not None and expires < "2021")
 
 
-def _told(message: kombu.Message) -> str:
+def _outcome(message: kombu.Message) -> str:
     args, kwargs, _ = json.loads(message.body)
     if "callback_kwargs" in kwargs:
         kwargs["callback_kwargs"].pop("error", None)
@@ -183,7 +185,7 @@ def _told(message: kombu.Message) -> str:
 
 
 def _follow_ups(golden: Golden, *, failed: bool) -> Iterator[tuple[Any, ...]]:
-    """What Celery's signatures in the message ask for: where to, and the parent's id, the task and its arguments."""
+    """Yield the queue, parent, task and arguments of each signature in a message."""
     id = golden.expected["delivery"]["id"]
     for link in _embed(golden).get("errbacks" if failed else "callbacks") or ():
         first = [] if link["immutable"] else [id if failed else "the result"]
@@ -200,7 +202,7 @@ def _embed(golden: Golden) -> Any:
 
 
 def _later(golden: Golden) -> list[str]:
-    """Return the later tasks of a refused chain, whose senders are told too."""
+    """Return the later tasks of a refused chain, whose senders also get the failure."""
     return [link["options"]["task_id"] for link in _embed(golden).get("chain") or () if "task_id" in link["options"]]
 
 

@@ -1,4 +1,4 @@
-"""Odd input: what is run all the same, what no client can read, and callbacks that cannot be sent."""
+"""Odd input: messages that run, properties that no client can read, and callbacks that cannot be sent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RUNS: dict[str, tuple[bytes | str, dict[str, Any], dict[str, Any]]] = {
     "the lineage is odd": ("[[1], {}, {}]", {"root_id": 7, "parent_id": [], "group": {}, "group_index": "x"}, {}),
     "the owner is odd": ("[[1], {}, {}]", {"x-org-id": {"a": 1}}, {}),
     "the fairness is odd": ("[[1], {}, {}]", {"x-fairness-key": "acme"}, {}),
-    "headers are there that nobody knows": ("[[1], {}, {}]", {"lang": 7, "x-odd": [1, {"a": None}], "stamps": 1}, {}),
+    "unknown headers": ("[[1], {}, {}]", {"lang": 7, "x-odd": [1, {"a": None}], "stamps": 1}, {}),
     "the priority is beyond all": ("[[1], {}, {}]", {}, {"priority": 255}),
     "the charset is unknown": ("[[1], {}, {}]", {}, {"content_encoding": "klingon"}),
     "the body is compressed": (zlib.compress(b"[[1], {}, {}]"), {"compression": "application/x-gzip"}, {}),
@@ -44,21 +44,21 @@ RUNS: dict[str, tuple[bytes | str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("what", RUNS)
-def test_messages_that_celery_tolerates_run(bench: Bench, what: str) -> None:
+@pytest.mark.parametrize("case", RUNS)
+def test_messages_that_celery_tolerates_run(bench: Bench, case: str) -> None:
     """Odd messages that Celery accepts are run and answered."""
-    body, headers, properties = RUNS[what]
+    body, headers, properties = RUNS[case]
     before = len(bench.ran)
-    bench.put(body, TASK | headers, correlation_id="the-id", reply_to=bench.told, **properties)
-    assert bench.pipe.one(bench.told).json["status"] == "SUCCESS"
+    bench.put(body, TASK | headers, correlation_id="the-id", reply_to=bench.outcome_queue, **properties)
+    assert bench.pipe.one(bench.outcome_queue).json["status"] == "SUCCESS"
     assert len(bench.ran) == before + 1
 
 
 def test_a_message_of_ten_megabytes_is_run(bench: Bench) -> None:
     """A message of ten megabytes and the next one are run."""
     text = "x" * 10_000_000
-    bench.put(json.dumps([[text], {}, {}]), TASK, correlation_id="the-id", reply_to=bench.told)
-    assert bench.pipe.one(bench.told).json["status"] == "SUCCESS"
+    bench.put(json.dumps([[text], {}, {}]), TASK, correlation_id="the-id", reply_to=bench.outcome_queue)
+    assert bench.pipe.one(bench.outcome_queue).json["status"] == "SUCCESS"
     assert bench.ran.pop() == text
     bench.the_next_one_runs()
 
@@ -71,21 +71,23 @@ def test_a_large_bad_message_is_dead_lettered_whole(bench: Bench) -> None:
     assert bench.pipe.buried(bench.queue).body == body.encode()
 
 
-@pytest.mark.parametrize("what", ["a queue of the broker's own", "a queue with other arguments"])
-def test_an_unsendable_callback_fails_the_dispatch(bench: Bench, what: str) -> None:
+@pytest.mark.parametrize("case", ["a queue of the broker's own", "a queue with other arguments"])
+def test_an_unsendable_callback_fails_the_dispatch(bench: Bench, case: str) -> None:
     """Its errback gets the failure, the dead letter has the result, and other messages run meanwhile."""
     target = "amq.odd"
-    if what == "a queue with other arguments":
+    if case == "a queue with other arguments":
         target = bench.pipe.declare(queue_name(), **{"x-max-priority": 3})
-    told = {"task": "failed", "kwargs": {"callback_kwargs": {}}, "options": {"queue": bench.told}}
-    embed = {"callbacks": [{"task": "t", "options": {"queue": target}}], "errbacks": [told]}
+    errback = {"task": "failed", "kwargs": {"callback_kwargs": {}}, "options": {"queue": bench.outcome_queue}}
+    embed = {"callbacks": [{"task": "t", "options": {"queue": target}}], "errbacks": [errback]}
     for _ in range(5):
         bench.put(json.dumps([[1], {}, embed]), TASK)
     bench.the_next_one_runs()
-    for found in bench.pipe.take(bench.told, 5):
-        assert found.args == ["the-id"]
-        assert found.kwargs["callback_kwargs"]["error"].startswith("result delivery failed: TransportRefused: settle")
-    assert all(one.embed["x-dead-result"] == "noted" for one in bench.pipe.take(f"{bench.queue}.dead", 5))
+    for callback in bench.pipe.take(bench.outcome_queue, 5):
+        assert callback.args == ["the-id"]
+        assert callback.kwargs["callback_kwargs"]["error"].startswith(
+            "result delivery failed: TransportRefused: settle"
+        )
+    assert all(message.embed["x-dead-result"] == "noted" for message in bench.pipe.take(f"{bench.queue}.dead", 5))
 
 
 def text(value: bytes) -> bytes:
@@ -97,7 +99,7 @@ def long_text(value: bytes) -> bytes:
 
 
 def frame(more: dict[bytes, bytes] | None = None, *, correlation_id: bytes = b"the-id") -> bytes:
-    """Return the properties of a good message, with more headers, as they stand in their frame."""
+    """Return the properties of a good message, with more headers, in the format of their frame."""
     headers = {b"task": long_text(b"note"), b"id": long_text(b"the-id"), **(more or {})}
     table = b"".join(text(name) + value for name, value in headers.items())
     flags = struct.pack(">H", 0x8000 | 0x4000 | 0x2000 | 0x0400)
@@ -117,11 +119,11 @@ UNREADABLE = {
 }
 
 
-@pytest.mark.parametrize("what", UNREADABLE)
+@pytest.mark.parametrize("case", UNREADABLE)
 @pytest.mark.parametrize("body", [b"[[1], {}, {}]", b""], ids=["with a body", "without"])
-def test_unreadable_properties_are_dead_lettered(bench: Bench, what: str, body: bytes) -> None:
+def test_unreadable_properties_are_dead_lettered(bench: Bench, case: str, body: bytes) -> None:
     """A message with properties that py-amqp cannot read is dead-lettered instead of breaking connections."""
-    bench.pipe.put_frame(bench.queue, body, UNREADABLE[what])
+    bench.pipe.put_frame(bench.queue, body, UNREADABLE[case])
     bench.the_next_one_runs()
     assert "the message's properties and headers cannot be read" in bench.reason()
 
@@ -136,12 +138,12 @@ READABLE = {
 }
 
 
-@pytest.mark.parametrize("what", READABLE)
-def test_unused_headers_of_any_kind_are_accepted(bench: Bench, what: str) -> None:
+@pytest.mark.parametrize("case", READABLE)
+def test_unused_headers_of_any_kind_are_accepted(bench: Bench, case: str) -> None:
     """A good message runs and a bad one is dead-lettered, with any values in unused headers."""
     before = len(bench.ran)
-    bench.pipe.put_frame(bench.queue, b"[[1], {}, {}]", READABLE[what])
-    bench.pipe.put_frame(bench.queue, b"[[1], {}", READABLE[what])
+    bench.pipe.put_frame(bench.queue, b"[[1], {}, {}]", READABLE[case])
+    bench.pipe.put_frame(bench.queue, b"[[1], {}", READABLE[case])
     bench.the_next_one_runs()
     assert len(bench.ran) == before + 2
     assert "not JSON that can be read" in bench.reason()
@@ -183,8 +185,8 @@ def test_no_message_stops_the_consumer(
     at_work: Bench, batch: list[tuple[bytes | str, dict[str, Any], dict[str, Any]]]
 ) -> None:
     """After any message the next one is run."""
-    for body, found, more in batch:
-        at_work.put(body, found, **more)
+    for body, headers, more in batch:
+        at_work.put(body, headers, **more)
     at_work.the_next_one_runs()
     at_work.ran.clear()
 
@@ -201,8 +203,8 @@ def test_no_message_stops_a_memory_consumer(batch: list[tuple[bytes | str, dict[
     with contextlib.closing(transport), kombu.Connection("memory://odd-messages") as connection:
         kombu.Queue(queue, kombu.Exchange(queue), queue).bind(connection.default_channel).declare()
         producer = kombu.Producer(connection.default_channel)
-        for body, found in batch:
-            producer.publish(body, exchange="", routing_key=queue, headers=found, content_type="application/json")
+        for body, headers in batch:
+            producer.publish(body, exchange="", routing_key=queue, headers=headers, content_type="application/json")
         producer.publish([["good"], {}, {}], exchange="", routing_key=queue, headers=TASK)
         Consumer(transport, tasks, [queue]).drain(timeout=5)
     assert "good" in ran

@@ -1,4 +1,4 @@
-"""What a consumer outlives: brokers that stop, die and freeze, connections that break, queues that are deleted."""
+"""A consumer outlives brokers that stop, die and freeze, broken connections, and deleted queues."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ pytestmark = pytest.mark.usefixtures("tidy")
 Make: TypeAlias = Callable[..., CeleryTransport]
 
 ACK = b"\x00\x3c\x00\x50"
-"""basic.ack, as it stands in AMQP's frames."""
+"""The method basic.ack in AMQP's frames."""
 ONE = {"x-max-length": 1, "x-overflow": "reject-publish"}
 """The arguments of a queue that takes one message and refuses the next."""
 QUORUM = {"x-queue-type": "quorum"}
 
 
 class Held:
-    """A task that ends when it is told to. `ran` are the arguments of its runs."""
+    """A task that ends when `go` is set. `ran` has the arguments of its runs."""
 
     def __init__(self) -> None:
         self.ran: list[Any] = []
@@ -66,7 +66,7 @@ def sent(transport: CeleryTransport, queue: str, *ids: str) -> None:
 
 def arrived(pipe: Pipe, queue: str, number: int, meanwhile: Callable[[], None] = lambda: None) -> Counter[str]:
     """Wait until the callbacks of that many tasks are there; returns how many each task has, by its id."""
-    found: dict[str, set[str]] = {}
+    ids_by_task: dict[str, set[str]] = {}
     count: Counter[str] = Counter()
     deadline = time.monotonic() + ALIVE
     while len(count) < number:
@@ -74,9 +74,9 @@ def arrived(pipe: Pipe, queue: str, number: int, meanwhile: Callable[[], None] =
         meanwhile()
         for one in pipe.left(callbacks(queue)):
             count[one.args[0]] += 1
-            found.setdefault(one.args[0], set()).add(one.headers["id"])
+            ids_by_task.setdefault(one.args[0], set()).add(one.headers["id"])
         time.sleep(0.02)
-    assert all(len(ids) == 1 for ids in found.values()), "the callbacks of one task have different ids"
+    assert all(len(ids) == 1 for ids in ids_by_task.values()), "the callbacks of one task have different ids"
     return count
 
 
@@ -212,7 +212,7 @@ def test_a_forgotten_delivery_gets_no_redelivery(
         while not second and time.monotonic() < deadline:
             with contextlib.suppress(TransportUnavailable):
                 second += subscription.receive(limit=1, wait=1)
-        assert [one.payload for one in second] == [first.payload]
+        assert [delivery.payload for delivery in second] == [first.payload]
         assert second[0].id != first.id
 
 
@@ -293,7 +293,7 @@ class Worker:
             self.held.clear()
 
 
-# What comes before the acknowledgement.
+# The steps before the acknowledgement.
 
 
 def test_a_callback_is_confirmed_before_the_acknowledgement(make_celery: Make, pipe: Pipe, queue: str) -> None:
@@ -367,14 +367,14 @@ def test_a_deleted_queue_is_declared_again(
         sent(transport, queue, "running")
         task.wait_for(1)
         pipe.delete(queue)
-        told = f"wire.queue_deleted queue={queue}"
-        wait_until(lambda: told in caplog.messages, timeout=ALIVE, what="the warning")
+        logged = f"wire.queue_deleted queue={queue}"
+        wait_until(lambda: logged in caplog.messages, timeout=ALIVE, what="the warning")
         task.go.set()
         assert arrived(pipe, queue, 1) == {"running": 1}
         wait_until(lambda: pipe.consumers(pipe.declare(queue, **arguments)), timeout=ALIVE, what="a consumer")
         sent(make_celery(queue_arguments={queue: arguments}), queue, "later")
         assert arrived(pipe, queue, 1) == {"later": 1}
-    assert caplog.messages.count(told) == 1
+    assert caplog.messages.count(logged) == 1
 
 
 def test_a_deleted_undeclared_queue_is_found_again(make_celery: Make, pipe: Pipe, queue: str) -> None:

@@ -1,4 +1,4 @@
-"""What a send promises: it is confirmed in time or raises, and what it raises says whether the message was sent."""
+"""A send is confirmed in time or raises, and the error says whether the message was sent."""
 
 from __future__ import annotations
 
@@ -95,20 +95,20 @@ INEQUIVALENT: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 @pytest.mark.parametrize("theirs", INEQUIVALENT)
 def test_a_queue_with_other_arguments_is_explained(make_celery: Make, pipe: Pipe, theirs: str) -> None:
     """Sending and subscribing raise TransportNotReady with the argument and both values, and other queues work."""
-    there, asked, told = INEQUIVALENT[theirs]
+    there, asked, text = INEQUIVALENT[theirs]
     queue, other = pipe.declare(queue_name(), **there), pipe.declare(queue_name())
     transport = make_celery(queue_arguments={**asked, other: {}})
     for _ in range(2):
-        with pytest.raises(TransportNotReady, match=told):
+        with pytest.raises(TransportNotReady, match=text):
             transport.send([message("t", queue)])
-    with pytest.raises(TransportNotReady, match=told):
+    with pytest.raises(TransportNotReady, match=text):
         transport.subscribe([other, queue], lease=5)
     transport.send([message("t", other, "fine")])
     assert pipe.one(other).args == ["fine"]
     assert pipe.left(queue) == []
 
 
-# What the broker refuses.
+# Refusals of the broker.
 
 
 def test_a_refused_message_was_not_sent(make_celery: Make, pipe: Pipe) -> None:
@@ -132,7 +132,7 @@ def test_a_partly_refused_batch_counts_sent_messages(make_celery: Make, pipe: Pi
     with pytest.raises(TransportUnavailable, match=f"'{bad}'.*2 of the 3 messages were sent") as caught:
         transport.send([message("t", good, 1), message("t", bad, 2), message("t", good, 3)])
     assert caught.value.fate_unknown
-    assert [one.args for one in pipe.take(good, 2)] == [[1], [3]]
+    assert [message.args for message in pipe.take(good, 2)] == [[1], [3]]
 
 
 def test_a_partly_refused_batch_reports_doubt(through: Make, between: Proxy, pipe: Pipe, queue: str) -> None:
@@ -309,8 +309,8 @@ def test_a_lost_confirm_has_an_unknown_fate(
     assert between.has_lost
     assert caught.value.fate_unknown
     transport.send([message("t", queue, "after")])
-    found = [one.args for one in pipe.take(queue, 3 if arrives else 2)]
-    assert found == [["before"], *([[]] if arrives else []), ["after"]]
+    arrived = [message.args for message in pipe.take(queue, 3 if arrives else 2)]
+    assert arrived == [["before"], *([[]] if arrives else []), ["after"]]
 
 
 def test_an_interrupted_batch_has_an_unknown_fate(through: Make, between: Proxy, pipe: Pipe, queue: str) -> None:
@@ -331,7 +331,7 @@ def test_ended_idle_connections_are_replaced(through: Make, between: Proxy, pipe
         transport.send([message("t", queue, n)])
         between.cut()
         time.sleep(0.05)
-    assert [one.args for one in pipe.take(queue, 4)] == [[0], [1], [2], [3]]
+    assert [message.args for message in pipe.take(queue, 4)] == [[0], [1], [2], [3]]
     assert between.connections == 4
     assert pipe.left(queue) == []
 
@@ -349,8 +349,8 @@ def test_messages_of_many_threads_arrive_once(make_celery: Make, pipe: Pipe, que
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(send, range(8)))
-    found = Counter(tuple(one.args) for one in pipe.take(queue, 160))
-    assert found == Counter((thread, n) for thread in range(8) for n in range(20))
+    counts = Counter(tuple(message.args) for message in pipe.take(queue, 160))
+    assert counts == Counter((thread, n) for thread in range(8) for n in range(20))
     assert pipe.left(queue) == []
     assert len(transport._publishers._idle) <= 3
 

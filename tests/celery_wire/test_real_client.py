@@ -1,4 +1,4 @@
-"""In: our Consumer runs what a real Celery client sent, answers its AsyncResult, and refuses aloud what it cannot."""
+"""A Consumer runs the tasks of a Celery client, answers its AsyncResult, and refuses unsupported options."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def served(rabbitmq_url: str, pipe: Pipe) -> Iterator[str]:
 @given(args=some.json_arrays, kwargs=some.json_objects)
 def test_a_real_client_gets_the_result(product: Celery, served: str, args: list[Any], kwargs: dict[str, Any]) -> None:
     """`send_task(...).get()` returns the result of our task, for every value of the wire."""
-    found = product.send_task("echo", args=args, kwargs=kwargs, queue=served).get(timeout=ALIVE)
-    assert some.same(found, {"args": args, "kwargs": kwargs})
+    echoed = product.send_task("echo", args=args, kwargs=kwargs, queue=served).get(timeout=ALIVE)
+    assert some.same(echoed, {"args": args, "kwargs": kwargs})
 
 
 @pytest.mark.parametrize("name", ERRORS)
@@ -115,8 +115,8 @@ def test_an_expired_task_is_revoked(
         result.get(timeout=ALIVE)
     assert result.state == "REVOKED"
     if links:
-        found = pipe.one(queue)
-        assert (found.headers["task"], found.args) == ("failed", [result.id])
+        errback = pipe.one(queue)
+        assert (errback.headers["task"], errback.args) == ("failed", [result.id])
     assert "Expired: the message expired at 2020" in pipe.buried(served, result.id).headers["x-dead-reason"]
 
 
@@ -133,15 +133,19 @@ def test_a_task_that_expires_here_is_not_run(
         time.sleep(seconds)
         return name
 
-    told = make_queue()
+    errback_queue = make_queue()
     product.send_task("take", args=["long", 2.0], queue=queue)
     late = product.send_task(
-        "take", args=["late", 0], queue=queue, headers={"expires": in_seconds(1)}, link_error=signature("e", queue=told)
+        "take",
+        args=["late", 0],
+        queue=queue,
+        headers={"expires": in_seconds(1)},
+        link_error=signature("e", queue=errback_queue),
     )
     last = product.send_task("take", args=["last", 0], queue=queue)
     with running(Consumer(make_celery(), tasks, [queue], prefetch=5)):
         assert last.get(timeout=ALIVE) == "last"
-        assert pipe.one(told).args == [late.id]
+        assert pipe.one(errback_queue).args == [late.id]
     assert ran == ["long", "last"]
     assert "expired" in pipe.buried(queue, late.id).headers["x-dead-reason"]
 
@@ -194,15 +198,15 @@ def test_an_eta_of_another_zone_counts(product: Celery, served: str) -> None:
 def test_earlier_retries_count(product: Celery, served: str) -> None:
     """A message with `retries` is delivered with the attempt after them, under its own id."""
     result = product.send_task("attempt", queue=served, retries=3)
-    found = result.get(timeout=ALIVE)
-    assert (found["attempt"], found["id"]) == (4, result.id)
+    answer = result.get(timeout=ALIVE)
+    assert (answer["attempt"], answer["id"]) == (4, result.id)
 
 
 def test_a_retried_task_answers_its_client(product: Celery, served: str) -> None:
     """The message of the next attempt has the id and the reply queue of the first."""
     result = product.send_task("attempt", args=[3], queue=served)
-    found = result.get(timeout=ALIVE)
-    assert (found["attempt"], found["id"]) == (3, result.id)
+    answer = result.get(timeout=ALIVE)
+    assert (answer["attempt"], answer["id"]) == (3, result.id)
 
 
 def test_too_many_retries_fail(product: Celery, served: str, pipe: Pipe) -> None:
@@ -217,8 +221,8 @@ def test_too_many_retries_fail(product: Celery, served: str, pipe: Pipe) -> None
 def test_a_compressed_message_is_read(product: Celery, served: str) -> None:
     """A message that a client sends with `compression="zlib"` runs."""
     value = "x" * 10_000
-    found = product.send_task("echo", args=[value], queue=served, compression="zlib").get(timeout=ALIVE)
-    assert found["args"] == [value]
+    answer = product.send_task("echo", args=[value], queue=served, compression="zlib").get(timeout=ALIVE)
+    assert answer["args"] == [value]
 
 
 def test_a_protocol_1_message_is_refused(rabbitmq_url: str, served: str, queue: str, pipe: Pipe) -> None:
@@ -242,17 +246,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_unsupported_options_are_refused(product: Celery, served: str, queue: str, pipe: Pipe, what: str) -> None:
+@pytest.mark.parametrize("case", REFUSED)
+def test_unsupported_options_are_refused(product: Celery, served: str, queue: str, pipe: Pipe, case: str) -> None:
     """The message is dead-lettered with the reason, its client's `get` raises, and its errback is sent."""
-    options, reason = REFUSED[what]
+    options, reason = REFUSED[case]
     result = product.send_task("echo", queue=served, link_error=signature("e", queue=queue), **options)
     with pytest.raises(Exception, match=re.escape(reason)) as caught:
         result.get(timeout=ALIVE)
     assert type(caught.value).__name__ == "MalformedPayload"
     dead = pipe.buried(served, result.id)
     assert reason in dead.headers["x-dead-reason"]
-    if what != "pickle":  # where the errbacks are in the pickle too
+    if case != "pickle":  # where the errbacks are in the pickle too
         assert pipe.one(queue).args == [result.id]
 
 

@@ -1,4 +1,4 @@
-"""Out: a real Celery prefork worker runs what we send, fires its callbacks, and answers our blocked callers."""
+"""A Celery prefork worker runs the tasks of this package, sends their callbacks, and answers blocked callers."""
 
 from __future__ import annotations
 
@@ -31,9 +31,13 @@ def test_a_result_is_on_successs_first_argument(
     ok = signature("saved", kwargs={"document": "d-1"}, queue=queue)
     err = signature("failed", kwargs={"document": "d-1"}, queue=queue)
     handle = dispatcher.send_with_callback("double", args=[{"é": 1}], queue=worker_queue, on_success=ok, on_error=err)
-    found = pipe.one(queue)
-    assert (found.args, found.kwargs, found.headers["task"]) == ([[{"é": 1}, {"é": 1}]], {"document": "d-1"}, "saved")
-    assert (found.headers["parent_id"], found.headers["root_id"]) == (handle.id, handle.id)
+    callback = pipe.one(queue)
+    assert (callback.args, callback.kwargs, callback.headers["task"]) == (
+        [[{"é": 1}, {"é": 1}]],
+        {"document": "d-1"},
+        "saved",
+    )
+    assert (callback.headers["parent_id"], callback.headers["root_id"]) == (handle.id, handle.id)
     assert pipe.left(queue) == []
 
 
@@ -43,11 +47,11 @@ def test_a_failed_id_is_the_first_argument(dispatcher: Dispatcher, worker_queue:
     err = signature("failed", kwargs={"callback_kwargs": {"run_id": "r"}}, queue=queue)
     task_id = str(uuid.uuid4())
     handle = dispatcher.send_with_callback("fail", queue=worker_queue, on_success=ok, on_error=err, task_id=task_id)
-    found = pipe.one(queue)
+    callback = pipe.one(queue)
     assert handle.id == task_id
-    assert (found.headers["task"], found.args) == ("failed", [task_id])
-    assert found.kwargs == {"callback_kwargs": {"run_id": "r"}}  # Celery tells nobody the error's text
-    assert found.headers["parent_id"] == task_id
+    assert (callback.headers["task"], callback.args) == ("failed", [task_id])
+    assert callback.kwargs == {"callback_kwargs": {"run_id": "r"}}  # Celery does not send the error's text
+    assert callback.headers["parent_id"] == task_id
     assert pipe.left(queue) == []
 
 
@@ -57,8 +61,8 @@ def test_a_known_errback_of_one_argument_is_sent(
 ) -> None:
     """Celery sends an errback with one argument, or a bound one, to the queue that it names."""
     handle = dispatcher.send_with_callback("fail", queue=worker_queue, on_error=signature(errback, queue=queue))
-    found = pipe.one(queue)
-    assert (found.headers["task"], found.args, found.kwargs) == (errback, [handle.id], {})
+    callback = pipe.one(queue)
+    assert (callback.headers["task"], callback.args, callback.kwargs) == (errback, [handle.id], {})
 
 
 def test_a_known_errback_of_three_arguments_runs_inline(
@@ -89,8 +93,8 @@ def test_a_real_task_gets_the_sent_values(
     dispatcher: Dispatcher, worker_queue: str, args: list[Any], kwargs: dict[str, Any]
 ) -> None:
     """Every value of the wire reaches a task of a Celery worker, and returns in its answer, unchanged."""
-    found = dispatcher.call("echo", args=args, kwargs=kwargs, queue=worker_queue, timeout=ALIVE)
-    assert some.same(found, {"args": args, "kwargs": kwargs})
+    echoed = dispatcher.call("echo", args=args, kwargs=kwargs, queue=worker_queue, timeout=ALIVE)
+    assert some.same(echoed, {"args": args, "kwargs": kwargs})
 
 
 RESULTS = {
@@ -185,14 +189,14 @@ def test_a_worker_without_backend_sends_callbacks(
 def test_a_delayed_task_runs_on_time(dispatcher: Dispatcher, worker_queue: str) -> None:
     """A delay is Celery's eta: the task runs at that time, and not before it."""
     started = time.time()
-    found: Any = dispatcher.call("who", queue=worker_queue, timeout=ALIVE, delay=1.5)
-    assert found["at"] - started >= 1.5
+    request: Any = dispatcher.call("who", queue=worker_queue, timeout=ALIVE, delay=1.5)
+    assert request["at"] - started >= 1.5
 
 
 def test_a_real_task_has_ids_and_fairness(dispatcher: Dispatcher, worker_queue: str) -> None:
     """request.id is the dispatch's, root_id the task's own, and fairness is in the product's header."""
     fairness = FairnessKey(org_id="acme", workload_type="api", pipeline_priority=7)
-    found: Any = dispatcher.call("who", queue=worker_queue, timeout=ALIVE, fairness=fairness)
-    assert found["id"] == found["root_id"] == found["correlation_id"]
-    assert found["retries"] == 0
-    assert found["fairness"] == {"org_id": "acme", "workload_type": "api", "pipeline_priority": 7}
+    request: Any = dispatcher.call("who", queue=worker_queue, timeout=ALIVE, fairness=fairness)
+    assert request["id"] == request["root_id"] == request["correlation_id"]
+    assert request["retries"] == 0
+    assert request["fairness"] == {"org_id": "acme", "workload_type": "api", "pipeline_priority": 7}

@@ -1,4 +1,4 @@
-"""Redis as a broker: delays, a server that is silent, answers that nobody reads, and the order of messages."""
+"""Redis as a broker: delays, a silent server, unread answers, and the order of messages."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ SILENCE = 1.0
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PrivateRedis]:
-    with brokers.private_redis() as found:
-        yield found
+    with brokers.private_redis() as server:
+        yield server
 
 
 @pytest.fixture
 def client(server: PrivateRedis) -> Iterator[Any]:
-    with contextlib.closing(redis.Redis(port=server.port)) as found:
-        found.flushall()
-        yield found
+    with contextlib.closing(redis.Redis(port=server.port)) as client:
+        client.flushall()
+        yield client
 
 
 @pytest.fixture
@@ -164,14 +164,14 @@ def test_an_unread_answer_expires(make: Callable[..., CeleryTransport], client: 
 
 def drained(transport: CeleryTransport, queue: str, number: int) -> list[Any]:
     """Return the first arguments of so many messages, in the order in which they come."""
-    found: list[Any] = []
+    values: list[Any] = []
     with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
-        while len(found) < number:
+        while len(values) < number:
             for held in subscription.receive(limit=1, wait=ALIVE):
                 assert held.payload is not None
-                found.append(held.payload.args[0])
+                values.append(held.payload.args[0])
                 subscription.settle([Settlement(held, Verdict.ACK)])
-    return found
+    return values
 
 
 def test_redis_delivers_in_order_of_sending(make: Callable[..., CeleryTransport], client: Any) -> None:

@@ -1,4 +1,4 @@
-"""The table of what RabbitMQ and Redis answer: each answer is unavailable, not ready or refused on purpose."""
+"""The table of the answers of RabbitMQ and Redis: each answer is unavailable, not ready or refused."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def test_an_unlisted_reply_code_is_in_doubt() -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[brokers.PrivateRedis]:
-    with brokers.private_redis("--rename-command", "LPUSH", "") as found:
-        yield found
+    with brokers.private_redis("--rename-command", "LPUSH", "") as server:
+        yield server
 
 
 REFUSED: dict[str, tuple[Callable[[Any], object], str, type[TransportError], str]] = {
@@ -91,10 +91,10 @@ REFUSED: dict[str, tuple[Callable[[Any], object], str, type[TransportError], str
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_a_refusal_of_redis_has_its_rows_meaning(server: brokers.PrivateRedis, what: str) -> None:
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refusal_of_redis_has_its_rows_meaning(server: brokers.PrivateRedis, case: str) -> None:
     """The error of a send that Redis refuses has the refusal and the remedy, and its fate is known."""
-    prepare, user, kind, said = REFUSED[what]
+    prepare, user, kind, said = REFUSED[case]
     with contextlib.closing(redis.Redis(port=server.port)) as client:
         prepare(client)
         with (

@@ -1,4 +1,4 @@
-"""The text in `argsrepr` and `kwargsrepr`: to the character what Celery writes, for everything that may travel."""
+"""The texts in `argsrepr` and `kwargsrepr` equal Celery's, for every value of the wire."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 values = st.recursive(leaves, _containers, max_leaves=12)
-"""What may travel, and tuples: long texts, wide and deep containers, the same object again and again."""
+"""Values of the wire and tuples: long texts, wide and deep containers, repeated objects."""
 
 depths = st.builds(some.nest, st.integers(0, 64), leaves, st.sampled_from([list, dict]))
 limits = st.integers(-1, 150) | st.integers(0, 4000) | st.just(1024)
@@ -61,15 +61,15 @@ def _outermost(value: Any) -> Iterator[Any]:
 @example(value=REQUEST, limit=1024, depth=3)
 def test_every_text_equals_celerys(value: Any, limit: int, depth: int) -> None:
     """For every value, limit and number of levels the text equals Celery's."""
-    for found in _outermost(value):
-        assert saferepr(found, limit, depth) == celerys(found, maxlen=limit, maxlevels=depth)
+    for part in _outermost(value):
+        assert saferepr(part, limit, depth) == celerys(part, maxlen=limit, maxlevels=depth)
 
 
 @given(args=some.json_arrays, kwargs=some.json_objects)
 def test_the_default_text_equals_celerys(args: list[Any], kwargs: dict[str, Any]) -> None:
     """With the default limit and levels the text equals the one in Celery's messages."""
-    for found in (args, tuple(args), kwargs):
-        assert saferepr(found) == celerys(found, 1024, maxlevels=3)
+    for container in (args, tuple(args), kwargs):
+        assert saferepr(container) == celerys(container, 1024, maxlevels=3)
 
 
 @given(value=some.json_values | values, depth=levels)
@@ -92,15 +92,15 @@ def test_the_deepest_value_equals_celerys(value: Any, limit: int, depth: int) ->
 @given(texts=st.lists(awkward_texts | long_texts, max_size=6), limit=limits)
 def test_strings_are_quoted_and_cut_as_celery(texts: list[str], limit: int) -> None:
     """Keys and values with quotes, backslashes, newlines, spaces and characters beyond the BMP have Celery's text."""
-    found = ({text: text for text in texts}, *texts)
-    assert saferepr(found, limit) == celerys(found, maxlen=limit)
+    container = ({text: text for text in texts}, *texts)
+    assert saferepr(container, limit) == celerys(container, maxlen=limit)
 
 
 @given(item=some.scalars, times=st.integers(0, 3000), limit=limits)
 def test_wide_containers_break_off_as_celery(item: Any, times: int, limit: int) -> None:
     """Members that do not fit are left out where Celery leaves them out."""
-    for found in ([item] * times, {f"k{n}": [item] for n in range(times)}):
-        assert saferepr(found, limit) == celerys(found, maxlen=limit)
+    for container in ([item] * times, {f"k{n}": [item] for n in range(times)}):
+        assert saferepr(container, limit) == celerys(container, maxlen=limit)
 
 
 NAMED = {

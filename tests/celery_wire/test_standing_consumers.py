@@ -1,4 +1,4 @@
-"""A subscription stays a consumer of its queues while it is busy, and holds up no message for that."""
+"""A busy subscription stays a consumer of its queues, and blocks no message."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS = pytest.mark.parametrize("kind", [{}, QUORUM], ids=["classic", "quorum"])
 
 
 class Gate:
-    """A task that runs at once, but for the arguments that it is told to wait at."""
+    """A task that returns at once, except for the arguments given to the constructor, for which it waits."""
 
     def __init__(self, *waiting: Any) -> None:
         self.ran: list[Any] = []
@@ -138,17 +138,19 @@ def test_a_subscription_without_demand_stays_a_consumer(make_celery: Make, pipe:
         assert list(idle.receive(limit=0, wait=2 * SHORT["x-expires"] / 1000)) == []
         assert pipe.consumers(queue) == 1
         transport.send([message("t", queue, n) for n in range(5)])
-        found: list[Any] = []
+        numbers: list[Any] = []
         deadline = time.monotonic() + ALIVE
-        while len(found) < 5 and time.monotonic() < deadline:
+        while len(numbers) < 5 and time.monotonic() < deadline:
             assert list(idle.receive(limit=0, wait=0.05)) == []
             taken = other.receive(limit=2, wait=0.05)
             other.settle([Settlement(one, Verdict.ACK) for one in taken])
-            found += [one.payload.args[0] for one in taken if one.payload is not None]
-        assert sorted(found) == list(range(5))
+            numbers += [delivery.payload.args[0] for delivery in taken if delivery.payload is not None]
+        assert sorted(numbers) == list(range(5))
         other.close()
         transport.send([message("t", queue, "mine")])
-        assert [one.payload.args for one in idle.receive(limit=1, wait=ALIVE) if one.payload] == [["mine"]]
+        assert [delivery.payload.args for delivery in idle.receive(limit=1, wait=ALIVE) if delivery.payload] == [
+            ["mine"]
+        ]
 
 
 STEPS = st.lists(st.tuples(st.sampled_from([0, 1]), st.integers(0, 7), st.booleans()), min_size=3, max_size=12)
@@ -165,23 +167,23 @@ def test_any_demand_receives_each_message_once(
     transport = make_celery(queue_arguments=kind)
     transport.send([message("t", names[n % 2], n) for n in range(40)])
     both = [transport.subscribe(names, lease=60) for _ in range(2)]
-    found: list[Any] = []
+    numbers: list[Any] = []
 
     def receive(number: int, limit: int, pause: bool) -> None:
         taken = both[number].receive(limit=limit, wait=0.06 if pause else 0)
         assert len(taken) <= limit
-        found.extend(one.payload.args[0] for one in taken if one.payload is not None)
+        numbers.extend(delivery.payload.args[0] for delivery in taken if delivery.payload is not None)
         assert all(both[number].settle([Settlement(one, Verdict.ACK) for one in taken]))
 
     for step in steps:
         receive(*step)
     deadline = time.monotonic() + ALIVE
-    while len(found) < 40 and time.monotonic() < deadline:
+    while len(numbers) < 40 and time.monotonic() < deadline:
         receive(0, 9, True)
         receive(1, 0, False)
     for one in both:
         one.close()
-    assert sorted(found) == list(range(40))
+    assert sorted(numbers) == list(range(40))
     assert [pipe.count(name) for name in names] == [0, 0]
 
 
@@ -217,10 +219,10 @@ def test_too_many_delayed_messages_block_no_other(
     consumer = Consumer(transport, {"t": task}, [queue])
     with running(consumer):
         task.wait_for("now")
-        warnings = [one for one in caplog.records if vars(one).get("wire.event") == "too_many_delayed"]
-        assert [one.levelname for one in warnings] == ["WARNING"]
+        warnings = [record for record in caplog.records if vars(record).get("wire.event") == "too_many_delayed"]
+        assert [record.levelname for record in warnings] == ["WARNING"]
     assert task.ran == ["now"]
-    bodies = [one.args[0] for one in pipe.take(queue, 100)]
+    bodies = [message.args[0] for message in pipe.take(queue, 100)]
     assert sorted(bodies) == sorted(f"later-{n}" for n in range(100))
 
 

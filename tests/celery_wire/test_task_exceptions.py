@@ -27,8 +27,8 @@ def test_other_exceptions_have_no_outcome(exc: BaseException) -> None:
 
 def test_celerys_retry_is_a_retry() -> None:
     """A task that raises Celery's Retry is run again after the countdown of the exception."""
-    found = outcome_of(celery.exceptions.Retry("again", exc=ConnectionError("away"), when=7))
-    assert found == RetryAsked("ConnectionError", "away", delay=7)
+    outcome = outcome_of(celery.exceptions.Retry("again", exc=ConnectionError("away"), when=7))
+    assert outcome == RetryAsked("ConnectionError", "away", delay=7)
 
 
 @pytest.mark.parametrize("zone", [None, datetime.UTC, datetime.timezone(datetime.timedelta(hours=-5))], ids=str)
@@ -36,18 +36,18 @@ def test_celerys_retry_is_a_retry() -> None:
 def test_celerys_retry_may_have_an_eta(seconds: int, zone: datetime.tzinfo | None) -> None:
     """A Retry with an ETA is run again at that time, or at once if that has passed."""
     moment = datetime.datetime.now(zone) + datetime.timedelta(seconds=seconds)
-    found = outcome_of(celery.exceptions.Retry(when=moment))
-    assert isinstance(found, RetryAsked)
-    assert found.delay is not None
-    assert max(0, seconds - 60) <= found.delay <= max(0, seconds)
+    outcome = outcome_of(celery.exceptions.Retry(when=moment))
+    assert isinstance(outcome, RetryAsked)
+    assert outcome.delay is not None
+    assert max(0, seconds - 60) <= outcome.delay <= max(0, seconds)
 
 
 @given(st.none() | st.floats() | st.integers() | st.booleans() | st.text() | st.datetimes())
 def test_any_celery_retry_can_be_settled(when: Any) -> None:
     """A Retry with any delay becomes a valid delay or none, and never an error."""
-    found = outcome_of(celery.exceptions.Retry(when=when))
-    assert found is not None
-    check_delay(settle(PLAIN, found, RetryPolicy()).delay)
+    outcome = outcome_of(celery.exceptions.Retry(when=when))
+    assert outcome is not None
+    check_delay(settle(PLAIN, outcome, RetryPolicy()).delay)
 
 
 @pytest.mark.parametrize("requeue", [False, True])
@@ -64,13 +64,13 @@ def test_any_celery_retry_can_be_settled(when: Any) -> None:
 def test_celerys_reject_reports_its_reason(reason: Any, error: str, requeue: bool) -> None:
     """Reject has the error or the text of its reason, and with `requeue` asks for another run."""
     error = error.format(requeue=requeue)
-    found = outcome_of(celery.exceptions.Reject(reason, requeue=requeue))
-    assert isinstance(found, RetryAsked if requeue else Rejected)
-    assert found.error == error
+    outcome = outcome_of(celery.exceptions.Reject(reason, requeue=requeue))
+    assert isinstance(outcome, RetryAsked if requeue else Rejected)
+    assert outcome.error == error
 
 
 def test_celerys_ignore_has_no_consequence() -> None:
     """The message of a task that raises Ignore is only acknowledged."""
-    found = outcome_of(celery.exceptions.Ignore("whatever"))
-    assert found is not None
-    assert settle(PLAIN, found, RetryPolicy()) == Settlement(PLAIN, Verdict.ACK)
+    outcome = outcome_of(celery.exceptions.Ignore("whatever"))
+    assert outcome is not None
+    assert settle(PLAIN, outcome, RetryPolicy()) == Settlement(PLAIN, Verdict.ACK)

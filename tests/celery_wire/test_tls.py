@@ -1,4 +1,4 @@
-"""TLS to a broker: the options of an amqps:// URL reach the driver, and whoever answers has to be who the URL says."""
+"""TLS to a broker: the options of an amqps:// URL reach the driver, and the certificate must have the URL's name."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def encrypted() -> Iterator[Encrypted]:
         (directory / "tls").mkdir()
         made = make_certificates(directory / "tls")
         broker = brokers.PrivateBroker(directory)
-        found = Encrypted(servers.free_port(), made)
+        encrypted = Encrypted(servers.free_port(), made)
         with (directory / "rabbitmq.conf").open("a") as configuration:
-            configuration.write(LISTENER.format(port=found.port, made=made))
+            configuration.write(LISTENER.format(port=encrypted.port, made=made))
         try:
             broker.start()
-            wait_until(found.listens, what="it to speak TLS too: those listeners open after the other one")
-            yield found
+            wait_until(encrypted.listens, what="it to speak TLS too: those listeners open after the other one")
+            yield encrypted
         finally:
             broker.remove()
     finally:

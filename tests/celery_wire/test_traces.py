@@ -1,4 +1,4 @@
-"""Traces over Celery's wire: what a real client began is continued, and a real worker sees what we began."""
+"""Traces over Celery's wire: a client's trace continues here, and a Celery worker sees the trace of a dispatch."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def at_work(transport: CeleryTransport, tracing: Tracing, *queues: str) -> Itera
 def runs(exporter: InMemorySpanExporter, number: int) -> list[ReadableSpan]:
     """Wait until so many tasks have been run, and return their spans."""
 
-    def found() -> list[ReadableSpan]:
+    def spans() -> list[ReadableSpan]:
         return [span for span in exporter.get_finished_spans() if span.name == "run give"]
 
-    wait_until(lambda: len(found()) >= number, timeout=ALIVE, what="the runs")
-    return found()
+    wait_until(lambda: len(spans()) >= number, timeout=ALIVE, what="the runs")
+    return spans()
 
 
 def test_a_clients_trace_reaches_the_callback(
@@ -68,10 +68,10 @@ def test_a_clients_trace_reaches_the_callback(
     make_queue: Callable[[], str],
 ) -> None:
     """The run is below the client's span, and the run of its link below that."""
-    queue, told = make_queue(), make_queue()
+    queue, callback_queue = make_queue(), make_queue()
     headers = {"traceparent": PARENT, "tracestate": "vendor=1", "baggage": "tenant=acme"}
-    with at_work(transport, tracing, queue, told):
-        task = product.signature("give", queue=queue, link=signature("give", queue=told))
+    with at_work(transport, tracing, queue, callback_queue):
+        task = product.signature("give", queue=queue, link=signature("give", queue=callback_queue))
         result = task.apply_async(headers=headers)
         assert result.get(timeout=ALIVE) == "acme"
         first, second = runs(exporter, 2)
@@ -104,10 +104,10 @@ def test_a_real_worker_sees_the_trace(
     try:
         with real_worker(rabbitmq_url, [queue], app="traced_app"):
             dispatcher = Dispatcher(transport, observers=[tracing])
-            found = dispatcher.call("trace", queue=queue, timeout=ALIVE)
+            seen = dispatcher.call("trace", queue=queue, timeout=ALIVE)
     finally:
         detach(token)
     (send,) = exporter.get_finished_spans()
-    assert isinstance(found, dict)
-    assert str(found.pop("traceparent")).startswith(f"00-{send.context.trace_id:032x}-{send.context.span_id:016x}-")
-    assert found == {"tracestate": None, "baggage": "tenant=acme"}
+    assert isinstance(seen, dict)
+    assert str(seen.pop("traceparent")).startswith(f"00-{send.context.trace_id:032x}-{send.context.span_id:016x}-")
+    assert seen == {"tracestate": None, "baggage": "tenant=acme"}

@@ -1,4 +1,4 @@
-"""A message that was never started counts no attempt, however often it was delivered."""
+"""A message that was never started counts no attempt, after any number of deliveries."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_delay_counts_no_attempt_at_a_stop(make_celery: Make, pipe: Pipe, know
         assert (consumer.counters["ran"], consumer.counters["buried"]) == (0, 0)
         stops += 1
     with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
-        assert [one.attempt for one in received(subscription, 2)] == [1, 1]
+        assert [delivery.attempt for delivery in received(subscription, 2)] == [1, 1]
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
@@ -67,7 +67,7 @@ def test_prefetched_messages_count_no_attempt(make_celery: Make, pipe: Pipe, kno
         running_now[0].run()
         assert len(started) == expected
     with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
-        assert {one.attempt for one in received(subscription, 17)} == {1}
+        assert {delivery.attempt for delivery in received(subscription, 17)} == {1}
 
 
 def test_an_unknown_queue_type_counts_no_release(make_celery: Make, pipe: Pipe) -> None:
@@ -102,8 +102,8 @@ def test_unstarted_messages_are_forgotten_in_order(
 ) -> None:
     """The memory of unstarted messages keeps a limited number of them, for an hour."""
     monkeypatch.setattr("transports.celery.message_reader._MAX_UNSTARTED", 3)
-    with contextlib.closing(make_celery().subscribe([queue], lease=60)) as found:
-        subscription: Any = found
+    with contextlib.closing(make_celery().subscribe([queue], lease=60)) as opened:
+        subscription: Any = opened
         for number in range(5):
             subscription._reader.note_unstarted((f"m{number}", 0))
         assert [key for key, _ in subscription._reader._unstarted] == ["m2", "m3", "m4"]
@@ -116,8 +116,8 @@ def test_a_consumer_counts_only_waiting_messages(make_celery: Make, queue: str) 
     """Delayed messages that are due do not raise the demand on the broker."""
     transport = make_celery()
     transport.send([message("t", queue, delay=0.5), message("t", queue, delay=0.5)])
-    with contextlib.closing(transport.subscribe([queue], lease=60)) as found:
-        subscription: Any = found
+    with contextlib.closing(transport.subscribe([queue], lease=60)) as opened:
+        subscription: Any = opened
         deliveries: list[Delivery] = []
         most = 0
         while len(deliveries) < 2:
@@ -139,8 +139,8 @@ def test_a_classic_queue_keeps_released_messages_first(make_celery: Make, pipe: 
         (first,) = received(subscription)
         assert subscription.settle([Settlement(first, Verdict.RETRY, counted=False)]) == [True]
     with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
-        found = received(subscription, 3)
-        assert [one.payload.args[0] for one in found if one.payload] == [0, 1, 2]
+        deliveries = received(subscription, 3)
+        assert [delivery.payload.args[0] for delivery in deliveries if delivery.payload] == [0, 1, 2]
 
 
 def test_a_broken_connection_counts_no_delayed_attempt(through: Make, between: Proxy, pipe: Pipe) -> None:
@@ -156,7 +156,7 @@ def test_a_broken_connection_counts_no_delayed_attempt(through: Make, between: P
                     assert not subscription.receive(limit=3, wait=0.1)
             between.cut()
             cuts += 1
-        assert [one.attempt for one in received(subscription, 3)] == [1, 1, 1]
+        assert [delivery.attempt for delivery in received(subscription, 3)] == [1, 1, 1]
 
 
 def test_a_started_message_counts_its_attempts(through: Make, between: Proxy, pipe: Pipe) -> None:

@@ -1,4 +1,4 @@
-"""The app of a real Celery worker that tells what it sees of a trace, where Celery's users look for it."""
+"""The app of a Celery worker whose task returns the context of a trace in its request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The app of the real Celery worker that the tests run: its tasks, and what they tell of how they were called."""
+"""The app of the Celery worker in the tests: tasks that return how they were called."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ def fail(name: str = "one argument") -> None:
 
 @app.task(name="who", bind=True)
 def who(self: Any) -> dict[str, Any]:
-    found = self.request
+    request = self.request
     return {
-        "id": found.id,
-        "correlation_id": found.correlation_id,
-        "retries": found.retries,
-        "root_id": found.root_id,
-        "fairness": (found.headers or {}).get("x-fairness-key"),
+        "id": request.id,
+        "correlation_id": request.correlation_id,
+        "retries": request.retries,
+        "root_id": request.root_id,
+        "fairness": (request.headers or {}).get("x-fairness-key"),
         "at": time.time(),
     }
 
