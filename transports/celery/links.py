@@ -112,9 +112,9 @@ def linked_task(
 
 def _check_link(link: Any, path: str) -> None:
     if not isinstance(link, dict) or not name_of(link.get("task")):
-        raise MessageProblem(f"a link must name its task @ {path}")
+        raise MessageProblem(f"a link without a task @ {path}")
     if kind := link.get("subtask_type"):
-        raise MessageProblem(f"a link cannot be a {kind}; link single tasks @ {path}")
+        raise MessageProblem(f"a link that is a {kind} is not fired here; link single tasks @ {path}")
     for name, expected, kind in (("args", "array", list), ("kwargs", "object", dict), ("options", "object", dict)):
         if link.get(name) is not None and not isinstance(link[name], kind):
             raise MessageProblem(f"expected an {expected}, got {json_type(link[name])} @ {path}.{name}")
