@@ -56,17 +56,18 @@ class CallMonitor:
             raise violations[0]
 
     @contextlib.contextmanager
-    def call(self, what: str) -> Iterator[None]:
+    def call(self, name: str) -> Iterator[None]:
+        """Record a running call of this thread. An error outside unstract_core.errors is a violation."""
         thread = threading.get_ident()
         outer = self.running.get(thread)
-        self.running[thread] = what
+        self.running[thread] = name
         try:
             yield
         except (ContractError, AssertionError):
             raise
         except Exception as exc:
             raise self._violation(
-                f"{what} raised {type(exc).__name__}: {exc}" + ("" if "harness" in what else _REMEDY)
+                f"{name} raised {type(exc).__name__}: {exc}" + ("" if "harness" in name else _REMEDY)
             ) from exc
         finally:
             if outer is None:
@@ -74,11 +75,22 @@ class CallMonitor:
             else:
                 self.running[thread] = outer
 
-    def check(self, found: object, fine: object, what: str, promised: str) -> None:
-        if not fine:
-            shown = repr(found)
+    def check(self, returned: object, valid: object, call: str, promised: str) -> None:
+        """Check a returned value.
+
+        Args:
+            returned: The value, for the error text.
+            valid: Whether the value is valid.
+            call: The call that returned it.
+            promised: The value that the protocol requires.
+
+        Raises:
+            ProtocolViolation: The value is not valid.
+        """
+        if not valid:
+            shown = repr(returned)
             shown = shown if len(shown) <= 300 else shown[:300] + "..."
-            raise self._violation(f"{what} returned {shown}, where the protocol requires {promised}")
+            raise self._violation(f"{call} returned {shown}, where the protocol requires {promised}")
 
     def _violation(self, problem: str) -> ProtocolViolation:
         """Record a violation for `raise_violation`, and return it."""
@@ -87,6 +99,8 @@ class CallMonitor:
 
 
 class CheckedTransport:
+    """A transport whose calls are checked. `unchecked` is the transport itself."""
+
     def __init__(self, transport: Any, calls: CallMonitor) -> None:
         self.unchecked = transport
         self._calls = calls
@@ -94,34 +108,34 @@ class CheckedTransport:
     @property
     def capabilities(self) -> Capabilities:
         with self._calls.call("capabilities"):
-            found = self.unchecked.capabilities
-        self._calls.check(found, isinstance(found, Capabilities), "capabilities", "a Capabilities")
-        return found  # type: ignore[no-any-return]
+            returned = self.unchecked.capabilities
+        self._calls.check(returned, isinstance(returned, Capabilities), "capabilities", "a Capabilities")
+        return returned  # type: ignore[no-any-return]
 
     def send(self, messages: Sequence[Message], *, within: object | None = None) -> Sequence[str]:
-        what = f"send() of {len(messages)}"
-        with self._calls.call(what):
-            found = self.unchecked.send(messages) if within is None else self.unchecked.send(messages, within=within)
-        fine = _many(found, str) and len(found) == len(messages) == len(set(found))
-        self._calls.check(found, fine, what, "one distinct id (str) for each message")
+        call = f"send() of {len(messages)}"
+        with self._calls.call(call):
+            returned = self.unchecked.send(messages) if within is None else self.unchecked.send(messages, within=within)
+        valid = _many(returned, str) and len(returned) == len(messages) == len(set(returned))
+        self._calls.check(returned, valid, call, "one distinct id (str) for each message")
         self._calls.unsettled.update(one.queue for one in messages)
-        return found  # type: ignore[no-any-return]
+        return returned  # type: ignore[no-any-return]
 
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
-        what = f"reply(timeout={timeout}, consume={consume})"
-        with self._calls.call(what):
-            found = self.unchecked.reply(key, timeout=timeout, consume=consume)
-        fine = found is None or (isinstance(found, Reply) and found.key == key)
-        self._calls.check(found, fine, what, "the Reply under that key, or None")
-        return found  # type: ignore[no-any-return]
+        call = f"reply(timeout={timeout}, consume={consume})"
+        with self._calls.call(call):
+            returned = self.unchecked.reply(key, timeout=timeout, consume=consume)
+        valid = returned is None or (isinstance(returned, Reply) and returned.key == key)
+        self._calls.check(returned, valid, call, "the Reply under that key, or None")
+        return returned  # type: ignore[no-any-return]
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> CheckedSubscription:
-        what = f"subscribe(lease={lease})"
-        with self._calls.call(what):
-            found = self.unchecked.subscribe(queues, lease=lease)
-        missing = [name for name in ("receive", "renew", "settle", "wake", "close") if not hasattr(found, name)]
-        self._calls.check(found, not missing, what, f"a Subscription (it has no {', '.join(missing)})")
-        return CheckedSubscription(found, self._calls, queues)
+        call = f"subscribe(lease={lease})"
+        with self._calls.call(call):
+            returned = self.unchecked.subscribe(queues, lease=lease)
+        missing = [name for name in ("receive", "renew", "settle", "wake", "close") if not hasattr(returned, name)]
+        self._calls.check(returned, not missing, call, f"a Subscription (it has no {', '.join(missing)})")
+        return CheckedSubscription(returned, self._calls, queues)
 
     def close(self) -> None:
         with self._calls.call("close()"):
@@ -129,16 +143,16 @@ class CheckedTransport:
 
     def queues(self, names: Sequence[str] | None = None) -> Sequence[QueueState]:
         with self._calls.call("queues()"):
-            found = self.unchecked.queues(names)
-        self._calls.check(found, _many(found, QueueState), "queues()", "a sequence of QueueState")
-        return found  # type: ignore[no-any-return]
+            returned = self.unchecked.queues(names)
+        self._calls.check(returned, _many(returned, QueueState), "queues()", "a sequence of QueueState")
+        return returned  # type: ignore[no-any-return]
 
     def waiting_tasks(self, queue: str, limit: int = 1000) -> Mapping[str, int]:
         with self._calls.call("waiting_tasks()"):
-            found = self.unchecked.waiting_tasks(queue, limit)
-        fine = isinstance(found, Mapping) and all(map(_counts, found.items()))
-        self._calls.check(found, fine, "waiting_tasks()", "a mapping of task names (str) to their counts (int)")
-        return found  # type: ignore[no-any-return]
+            returned = self.unchecked.waiting_tasks(queue, limit)
+        valid = isinstance(returned, Mapping) and all(map(_counts, returned.items()))
+        self._calls.check(returned, valid, "waiting_tasks()", "a mapping of task names (str) to their counts (int)")
+        return returned  # type: ignore[no-any-return]
 
     @property
     def dead(self) -> CheckedDeadLetters:
@@ -146,28 +160,32 @@ class CheckedTransport:
 
 
 class CheckedSubscription:
+    """A subscription whose calls are checked. `unchecked` is the subscription itself."""
+
     def __init__(self, subscription: Any, calls: CallMonitor, queues: Sequence[str]) -> None:
         self.unchecked = subscription
         self._calls = calls
         self._queues = set(queues)
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
-        what = f"receive(limit={limit}, wait={wait:g})"
-        with self._calls.call(what):
-            found = self.unchecked.receive(limit=limit, wait=wait)
-        fine = _many(found, Delivery) and len(found) <= limit and all(map(self._is_whole, found))
-        self._calls.check(found, fine, what, "up to `limit` deliveries of its queues, each with a payload or a problem")
-        return found  # type: ignore[no-any-return]
+        call = f"receive(limit={limit}, wait={wait:g})"
+        with self._calls.call(call):
+            returned = self.unchecked.receive(limit=limit, wait=wait)
+        valid = _many(returned, Delivery) and len(returned) <= limit and all(map(self._is_whole, returned))
+        self._calls.check(
+            returned, valid, call, "up to `limit` deliveries of its queues, each with a payload or a problem"
+        )
+        return returned  # type: ignore[no-any-return]
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
-        return self._answers(f"renew() of {len(deliveries)}", self.unchecked.renew, deliveries)
+        return self._results(f"renew() of {len(deliveries)}", self.unchecked.renew, deliveries)
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
-        answers = self._answers(f"settle() of {len(settlements)}", self.unchecked.settle, settlements)
-        effective = [one for one, answer in zip(settlements, answers, strict=True) if answer]
+        results = self._results(f"settle() of {len(settlements)}", self.unchecked.settle, settlements)
+        effective = [one for one, result in zip(settlements, results, strict=True) if result]
         self._calls.unsettled.subtract(one.delivery.queue for one in effective if one.verdict is not Verdict.RETRY)
         self._calls.unsettled.update(one.follow_up.queue for one in effective if one.follow_up is not None)
-        return answers
+        return results
 
     def wake(self) -> None:
         with self._calls.call("wake()"):
@@ -177,11 +195,13 @@ class CheckedSubscription:
         with self._calls.call("close() of a subscription"):
             self.unchecked.close()
 
-    def _answers(self, what: str, call: Callable[[Any], Any], given: Sequence[Any]) -> Sequence[bool]:
-        with self._calls.call(what):
-            found = call(given)
-        self._calls.check(found, _many(found, bool) and len(found) == len(given), what, "one bool for each of them")
-        return found  # type: ignore[no-any-return]
+    def _results(self, call: str, method: Callable[[Any], Any], given: Sequence[Any]) -> Sequence[bool]:
+        with self._calls.call(call):
+            returned = method(given)
+        self._calls.check(
+            returned, _many(returned, bool) and len(returned) == len(given), call, "one bool for each of them"
+        )
+        return returned  # type: ignore[no-any-return]
 
     def _is_whole(self, delivery: Delivery) -> bool:
         named = isinstance(delivery.id, str) and delivery.queue in self._queues
@@ -190,37 +210,43 @@ class CheckedSubscription:
 
 
 class CheckedDeadLetters:
+    """Dead letters whose calls are checked."""
+
     def __init__(self, dead: Any, calls: CallMonitor) -> None:
         self._dead = dead
         self._calls = calls
 
     def find(self, **options: Any) -> Sequence[DeadLetter]:
-        found: Sequence[DeadLetter] = self._called("find", DeadLetter, **options)
-        return found
+        returned: Sequence[DeadLetter] = self._called("find", DeadLetter, **options)
+        return returned
 
     def get(self, ids: Sequence[str]) -> Sequence[DeadLetter]:
-        found: Sequence[DeadLetter] = self._called("get", DeadLetter, ids)
-        return found
+        returned: Sequence[DeadLetter] = self._called("get", DeadLetter, ids)
+        return returned
 
     def replay(self, ids: Sequence[str] | None = None, *, queue: str | None = None) -> Sequence[str]:
-        found: Sequence[str] = self._called("replay", str, ids, queue=queue)
-        return found
+        returned: Sequence[str] = self._called("replay", str, ids, queue=queue)
+        return returned
 
     def purge(self, **options: Any) -> int:
         with self._calls.call("dead.purge()"):
-            found = self._dead.purge(**options)
-        self._calls.check(found, type(found) is int, "dead.purge()", "the number of removed letters (int)")
-        return found  # type: ignore[no-any-return]
+            returned = self._dead.purge(**options)
+        self._calls.check(returned, type(returned) is int, "dead.purge()", "the number of removed letters (int)")
+        return returned  # type: ignore[no-any-return]
 
     def _called(self, name: str, kind: type, *args: Any, **options: Any) -> Any:
         with self._calls.call(f"dead.{name}()"):
-            found = getattr(self._dead, name)(*args, **options)
-        self._calls.check(found, _many(found, kind), f"dead.{name}()", f"a sequence of {kind.__name__}")
-        return found
+            returned = getattr(self._dead, name)(*args, **options)
+        self._calls.check(returned, _many(returned, kind), f"dead.{name}()", f"a sequence of {kind.__name__}")
+        return returned
 
 
-def _many(found: object, kind: type) -> bool:
-    return isinstance(found, Sequence) and not isinstance(found, str) and all(isinstance(one, kind) for one in found)
+def _many(returned: object, kind: type) -> bool:
+    return (
+        isinstance(returned, Sequence)
+        and not isinstance(returned, str)
+        and all(isinstance(one, kind) for one in returned)
+    )
 
 
 def _counts(entry: tuple[object, object]) -> bool:

@@ -28,12 +28,12 @@ def test_visible_reply_implies_follow_up_and_acknowledgement(
         settlement = make_settlement(
             kit.take_one(holder), Verdict.ACK, follow_up=message("f", elsewhere), reply=Reply(key, "completed")
         )
-        follower, heir = subscribe(elsewhere), subscribe(queue)
+        follower, successor = subscribe(elsewhere), subscribe(queue)
         settling = start(partial(holder.settle, [settlement]))
         assert transport.reply(key, timeout=20) is not None
         assert len(follower.receive(limit=5, wait=0)) == 1
         kit.expire(transport, queue)
-        assert not heir.receive(limit=5, wait=0)
+        assert not successor.receive(limit=5, wait=0)
         assert settling(20) == [True]
 
 

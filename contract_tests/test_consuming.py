@@ -205,7 +205,7 @@ def test_an_unknown_task_answers_its_caller(scenario: Scenario) -> None:
 @pytest.mark.parametrize(("how", "callback"), [("return", "ok"), ("raise", "err")])
 def test_a_row_without_queue_runs_and_continues(scenario: Scenario, how: str, callback: str) -> None:
     """A row with null for queue, kwargs and callback kwargs is run, and its callback goes to the callback's queue."""
-    told = {
+    continuations = {
         key: {"task_name": name, "kwargs": None, "queue": scenario.callbacks}
         for key, name in (("on_success", "ok"), ("on_error", "err"))
     }
@@ -215,7 +215,7 @@ def test_a_row_without_queue_runs_and_continues(scenario: Scenario, how: str, ca
         "kwargs": None,
         "queue": None,
         "task_id": f"r{scenario.queue}",
-        **told,
+        **continuations,
     }
     scenario.kit.inject(scenario.transport, scenario.queue, json.dumps(row))
     scenario.kit.drain(Consumer(scenario.transport, tasks, [scenario.queue]))
@@ -228,8 +228,15 @@ def test_a_row_without_queue_runs_and_continues(scenario: Scenario, how: str, ca
 def test_a_malformed_message_notifies_sender_and_is_buried(scenario: Scenario) -> None:
     """An unreadable message is dead-lettered; its on_error and status get the error if they can still be read."""
     queue = scenario.queue
-    told = {"task_name": "err", "kwargs": {}, "queue": scenario.callbacks}
-    broken = {"task_name": "behave", "args": 7, "kwargs": {}, "queue": queue, "task_id": f"m{queue}", "on_error": told}
+    callback = {"task_name": "err", "kwargs": {}, "queue": scenario.callbacks}
+    broken = {
+        "task_name": "behave",
+        "args": 7,
+        "kwargs": {},
+        "queue": queue,
+        "task_id": f"m{queue}",
+        "on_error": callback,
+    }
     scenario.kit.inject(scenario.transport, queue, json.dumps(broken))
     scenario.kit.inject(scenario.transport, queue, "[1, 2]")
     scenario.send("return", 1, **scenario.callbacks_to())

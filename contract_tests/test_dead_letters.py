@@ -194,8 +194,8 @@ def test_a_replayed_message_keeps_every_field(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """Replay keeps the task id, the continuations and keys that this version does not know."""
-    told = {"task_name": "f", "kwargs": {"x": 1}, "queue": kit.queue()}
-    kit.inject(transport, queue, newer(queue, 1, on_success=told, task_id=queue, new=[1]))
+    callback = {"task_name": "f", "kwargs": {"x": 1}, "queue": kit.queue()}
+    kit.inject(transport, queue, newer(queue, 1, on_success=callback, task_id=queue, new=[1]))
     buried = kit.bury(transport, queue)
     assert len(transport.dead.replay(queue=queue)) == 1
     again = kit.take_one(subscribe(queue))

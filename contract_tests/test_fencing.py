@@ -19,7 +19,7 @@ class LostLease(NamedTuple):
 
     late: CheckedSubscription
     old: Delivery
-    heir: CheckedSubscription
+    successor: CheckedSubscription
     new: Delivery
 
 
@@ -28,12 +28,12 @@ def lose_lease(
 ) -> LostLease:
     """Let a lease expire, and claim the message again for `lease` seconds."""
     transport.send([message("t", queue)])
-    late, heir = subscribe(queue), subscribe(queue, lease=lease)
+    late, successor = subscribe(queue), subscribe(queue, lease=lease)
     old = kit.take_one(late)
     kit.expire(transport, queue)
-    (new,) = heir.receive(limit=1, wait=10)
+    (new,) = successor.receive(limit=1, wait=10)
     assert (old.id, old.attempt, new.attempt) == (new.id, 1, 2)
-    return LostLease(late, old, heir, new)
+    return LostLease(late, old, successor, new)
 
 
 @requires("fencing")
@@ -42,13 +42,13 @@ def test_a_late_settlement_changes_nothing(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict
 ) -> None:
     """A settlement after a lost lease returns False; the new holder keeps the message and settles it."""
-    late, old, heir, new = lose_lease(kit, transport, queue, subscribe)
+    late, old, successor, new = lose_lease(kit, transport, queue, subscribe)
     assert list(late.settle([make_settlement(old, verdict, reason="late")])) == [False]
     assert kit.nothing(subscribe(queue))
     if kit.capabilities.dead_letters:
         assert not transport.dead.find(queue=queue)
-    assert list(heir.renew([new])) == [True]
-    assert list(heir.settle([make_settlement(new, Verdict.ACK)])) == [True]
+    assert list(successor.renew([new])) == [True]
+    assert list(successor.settle([make_settlement(new, Verdict.ACK)])) == [True]
     assert not kit.remaining(transport, queue)
 
 
@@ -70,11 +70,13 @@ def test_a_late_settlement_writes_no_reply(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe, verdict: Verdict
 ) -> None:
     """A settlement after a lost lease writes no reply: it would win over the new holder's reply."""
-    late, old, heir, new = lose_lease(kit, transport, queue, subscribe)
+    late, old, successor, new = lose_lease(kit, transport, queue, subscribe)
     kit.ask(transport, key := kit.queue())
     assert list(late.settle([make_settlement(old, verdict, reply=Reply(key, "failed", error="late"))])) == [False]
     assert transport.reply(key) is None
-    assert list(heir.settle([make_settlement(new, Verdict.ACK, reply=Reply(key, "completed", result=1))])) == [True]
+    assert list(successor.settle([make_settlement(new, Verdict.ACK, reply=Reply(key, "completed", result=1))])) == [
+        True
+    ]
     assert kit.answered(transport, key).result == 1
 
 
@@ -83,9 +85,9 @@ def test_a_late_renewal_changes_nothing(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """A renewal after a lost lease returns False, and the new holder keeps the message."""
-    late, old, heir, new = lose_lease(kit, transport, queue, subscribe)
+    late, old, successor, new = lose_lease(kit, transport, queue, subscribe)
     assert list(late.renew([old])) == [False]
-    assert list(heir.settle([make_settlement(new, Verdict.ACK)])) == [True]
+    assert list(successor.settle([make_settlement(new, Verdict.ACK)])) == [True]
 
 
 @requires("fencing")
@@ -93,8 +95,8 @@ def test_a_late_renewal_extends_no_other_lease(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """The new holder's lease expires on time, however often the earlier holder renews."""
-    late, old, heir, _ = lose_lease(kit, transport, queue, subscribe, lease=0.6)
-    heir.close()
+    late, old, successor, _ = lose_lease(kit, transport, queue, subscribe, lease=0.6)
+    successor.close()
     third = subscribe(queue)
     with timed() as elapsed:
         while not (found := third.receive(limit=1, wait=0.1)):
@@ -108,8 +110,8 @@ def test_an_earlier_holder_cannot_settle_after_its_successor(
     kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe
 ) -> None:
     """After the new holder has settled, the earlier holder can neither settle nor renew."""
-    late, old, heir, new = lose_lease(kit, transport, queue, subscribe)
-    assert list(heir.settle([make_settlement(new, Verdict.ACK)])) == [True]
+    late, old, successor, new = lose_lease(kit, transport, queue, subscribe)
+    assert list(successor.settle([make_settlement(new, Verdict.ACK)])) == [True]
     elsewhere = kit.queue()
     assert list(late.settle([make_settlement(old, Verdict.ACK, follow_up=message("f", elsewhere))])) == [False]
     assert list(late.renew([old])) == [False]
@@ -122,10 +124,10 @@ def test_a_batch_settles_only_deliveries_still_held(
 ) -> None:
     """In one batch, lost deliveries have no effect and the others take full effect."""
     transport.send([message("t", queue, n) for n in range(4)])
-    late, heir = subscribe(queue), subscribe(queue)
+    late, successor = subscribe(queue), subscribe(queue)
     held = kit.take(late, 4)
     kit.expire(transport, queue)
-    taken = {delivery.id for delivery in heir.receive(limit=2, wait=10)}
+    taken = {delivery.id for delivery in successor.receive(limit=2, wait=10)}
     elsewhere = kit.queue()
     settlements = [make_settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, one.id)) for one in held]
     assert list(late.settle(settlements)) == [one.id not in taken for one in held]
@@ -155,13 +157,13 @@ def test_a_delivery_of_another_subscription_cannot_be_settled(
 ) -> None:
     """After an uncounted release, the earlier subscription cannot settle the same attempt of the new holder."""
     transport.send([message("t", queue)])
-    early, heir = subscribe(queue), subscribe(queue)
+    early, successor = subscribe(queue), subscribe(queue)
     old = kit.take_one(early)
     assert list(early.settle([make_settlement(old, Verdict.RETRY, counted=False)])) == [True]
-    new = kit.take_one(heir)
+    new = kit.take_one(successor)
     assert (new.id, new.attempt) == (old.id, old.attempt)
     assert list(early.settle([make_settlement(old, Verdict.ACK)])) == [False]
-    assert list(heir.settle([make_settlement(new, Verdict.ACK)])) == [True]
+    assert list(successor.settle([make_settlement(new, Verdict.ACK)])) == [True]
 
 
 @requires("fencing")
@@ -176,15 +178,15 @@ def test_an_old_fence_rejects_a_reused_id(
     old = kit.take_one(holder)
     (new_id,) = transport.send([message("t", queue, "new")])
     kit.reissue(transport, new_id, old_id)
-    heir, elsewhere = holder if same_holder else subscribe(queue), kit.queue()
-    new = kit.take_one(heir)
+    successor, elsewhere = holder if same_holder else subscribe(queue), kit.queue()
+    new = kit.take_one(successor)
     assert (new.id, new.attempt, first(new)) == (old.id, old.attempt, "new")
     assert list(holder.renew([old])) == [False]
     late = make_settlement(old, verdict, reason="late", follow_up=message("f", elsewhere))
     assert list(holder.settle([late])) == [False]
-    assert list(heir.renew([new])) == [True]
+    assert list(successor.renew([new])) == [True]
     both = [make_settlement(one, Verdict.ACK, follow_up=message("f", elsewhere, first(one))) for one in (old, new)]
-    assert list(heir.settle(both)) == [False, True]
+    assert list(successor.settle(both)) == [False, True]
     assert list(map(first, kit.take(subscribe(elsewhere), 1, limit=5))) == ["new"]
     assert not kit.remaining(transport, queue)
 
@@ -226,9 +228,9 @@ def test_renew_extends_only_deliveries_still_held(
 ) -> None:
     """One lost delivery in a renewal does not stop the renewal of the others."""
     transport.send([message("t", queue, n) for n in range(3)])
-    holder, heir = subscribe(queue), subscribe(queue)
+    holder, successor = subscribe(queue), subscribe(queue)
     held = kit.take(holder, 3)
     kit.expire(transport, queue)
-    (taken,) = heir.receive(limit=1, wait=10)
+    (taken,) = successor.receive(limit=1, wait=10)
     assert list(holder.renew(held)) == [one.id != taken.id for one in held]
     assert kit.nothing(subscribe(queue))

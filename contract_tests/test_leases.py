@@ -21,10 +21,10 @@ def lease_of(kit: Kit) -> float:
 def test_a_lease_ends_by_itself(kit: Kit, transport: CheckedTransport, queue: str, subscribe: Subscribe) -> None:
     """A message whose holder stays silent is delivered again after its lease, and not before."""
     transport.send([message("t", queue)])
-    holder, heir = subscribe(queue, lease=0.4), subscribe(queue)
+    holder, successor = subscribe(queue, lease=0.4), subscribe(queue)
     with timed() as elapsed:
         kit.take_one(holder)
-        (delivery,) = heir.receive(limit=1, wait=LONG)
+        (delivery,) = successor.receive(limit=1, wait=LONG)
         assert 0.35 < elapsed() < 5
     assert delivery.attempt == 2
 

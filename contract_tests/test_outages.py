@@ -48,11 +48,11 @@ def test_messages_in_flight_survive_a_cut(
     kit.sever(transport)
     holder.close()
     kit.expire(transport, queue)
-    heir = retry_outages(lambda: subscribe(queue))
+    successor = retry_outages(lambda: subscribe(queue))
     found: list[object] = []
     until = time.monotonic() + RECOVERY
     while not found and time.monotonic() < until:
-        found = [first(one) for one in retry_outages(lambda: heir.receive(limit=5, wait=0.5))]
+        found = [first(one) for one in retry_outages(lambda: successor.receive(limit=5, wait=0.5))]
     assert found == [1]
 
 

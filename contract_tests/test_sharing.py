@@ -55,14 +55,14 @@ def test_the_fence_holds_between_transports(kit: Kit) -> None:
     with two(kit) as (one, other):
         queue = kit.queue()
         one.send([message("t", queue)])
-        late, heir = one.subscribe([queue], lease=60), other.subscribe([queue], lease=60)
+        late, successor = one.subscribe([queue], lease=60), other.subscribe([queue], lease=60)
         old = kit.take_one(late)
         kit.expire(one, queue)
-        new = kit.take_one(heir)
+        new = kit.take_one(successor)
         assert list(late.settle([make_settlement(old, Verdict.ACK)])) == [False]
-        assert list(heir.settle([make_settlement(new, Verdict.ACK)])) == [True]
+        assert list(successor.settle([make_settlement(new, Verdict.ACK)])) == [True]
         late.close()
-        heir.close()
+        successor.close()
 
 
 @requires("status")
