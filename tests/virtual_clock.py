@@ -42,7 +42,7 @@ class _Wait:
     Attributes:
         until: The moment of its end; infinite if only `is_over` or a notification ends it.
         is_over: Whether it ends now, for another reason than the time.
-        condition: What it waits for; None in a sleep.
+        condition: The condition that it waits for; None in a sleep.
         notified: Whether the condition was notified. Its thread may not have noticed.
     """
 

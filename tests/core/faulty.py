@@ -60,7 +60,7 @@ class FaultySubscription:
     held: int = 0
 
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
-        if limit:  # without room nothing is asked of the transport
+        if limit:  # with 0 the call only waits
             self.faults.check()
         deliveries = self.subscription.receive(limit=limit, wait=wait)
         self.held += len(deliveries)

@@ -1,7 +1,4 @@
-"""A transport for the tests of dispatch: it records its calls and returns prepared replies.
-
-It is not a queue: nothing can be received from it.
-"""
+"""A transport for the tests of dispatch: it records each call and gives prepared answers. Nothing can be received."""
 
 from __future__ import annotations
 

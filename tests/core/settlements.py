@@ -62,8 +62,8 @@ def continuation_id(delivery: Delivery, kind: str) -> str:
     return str(uuid.uuid5(uuid.UUID("5b0f1f0e-54f9-5a52-9a34-6a2f0c1e7c55"), f"{parent_of(delivery)}/{kind}"))
 
 
-def told(kwargs: dict[str, Any], error: str) -> dict[str, Any]:
-    """The kwargs of an on_error callback, with the error text where the product's callbacks look for it."""
+def with_error(kwargs: dict[str, Any], error: str) -> dict[str, Any]:
+    """Return the kwargs of an on_error callback, with the error text where the product's callbacks read it."""
     mapping = kwargs.get("callback_kwargs")
     if type(mapping) is not dict or mapping.get("error", None) is not None:
         return kwargs
@@ -78,7 +78,7 @@ def follow_up(delivery: Delivery, kind: str, first: Any, *, error: str | None = 
     sent = TaskPayload(
         task_name=spec.task_name,
         args=[first],
-        kwargs=spec.kwargs if error is None else told(spec.kwargs, error),
+        kwargs=spec.kwargs if error is None else with_error(spec.kwargs, error),
         queue=spec.queue,
         fairness=payload.fairness,
         task_id=continuation_id(delivery, kind),
@@ -89,13 +89,13 @@ def follow_up(delivery: Delivery, kind: str, first: Any, *, error: str | None = 
 
 def status(delivery: Delivery, **outcome: Any) -> Reply | None:
     payload = payload_of(delivery)
-    told = payload.on_error is not None and outcome["status"] == "failed"
-    key = payload.task_id or (delivery.id if told else None)
+    has_callback = payload.on_error is not None and outcome["status"] == "failed"
+    key = payload.task_id or (delivery.id if has_callback else None)
     return Reply(key, ttl=STATUS_TTL, **outcome) if key is not None else None
 
 
 def failed(delivery: Delivery, error: str, verdict: Verdict, error_type: str | None = None) -> Settlement:
-    """What the table says of a failure that its sender hears of."""
+    """Return the settlement of a failure that reaches its sender."""
     payload = payload_of(delivery)
     kind = error if error_type is None else error_type
     if payload.reply_key is not None:

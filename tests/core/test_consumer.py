@@ -1,4 +1,4 @@
-"""The consumer in the midst of faults: of tasks, of logging, of a transport that refuses, hangs or goes away."""
+"""A consumer whose tasks, log handlers or settings fail."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def concerned(settlements: Sequence[Settlement], task_name: str) -> bool:
 
 
 def events(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    """The level and the name of each event that was logged."""
+    """Return the level and the name of each logged event."""
     return [(record.levelname, vars(record)["wire.event"]) for record in caplog.records]
 
 
-# What a task or a log handler does.
+# Tasks and log handlers that fail.
 
 
-def test_a_retry_of_a_users_own_kind_costs_no_thread() -> None:
-    """A subclass of RetryLater that never called its parent asks to be run again, and the thread lives on."""
+def test_a_users_retry_exception_costs_no_thread() -> None:
+    """A subclass of RetryLater that does not call its parent asks for a retry, and the thread lives on."""
 
     class NotYet(RetryLater):
         def __init__(self, document: str) -> None:
@@ -59,8 +59,8 @@ def test_a_retry_of_a_users_own_kind_costs_no_thread() -> None:
     assert Consumer(transport, {"t": task}, [QUEUE], backoff=0).drain(timeout=30) == 6
 
 
-def test_a_request_without_attempts_left_is_logged_as_a_failure(caplog: pytest.LogCaptureFixture) -> None:
-    """As long as it is granted it is an INFO; the last one is what `task_raised` is."""
+def test_the_last_retry_request_is_logged_as_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """A granted request for a retry is an INFO; a request after the last attempt is a `task_raised`."""
 
     def task() -> None:
         raise RetryLater(0)
@@ -73,8 +73,8 @@ def test_a_request_without_attempts_left_is_logged_as_a_failure(caplog: pytest.L
     assert events(caplog) == [granted, granted, ("WARNING", "task_raised")]
 
 
-def test_a_log_handler_that_raises_costs_no_thread() -> None:
-    """A filter of somebody's that raises keeps no message from its end."""
+def test_a_raising_log_handler_costs_no_thread() -> None:
+    """A log filter that raises keeps no message from its settlement."""
 
     class Broken(logging.Filter):
         def filter(self, record: logging.LogRecord) -> bool:
@@ -103,8 +103,8 @@ class NamelessError(Exception, metaclass=Nameless):
     """Its type cannot be named."""
 
 
-def test_an_exception_whose_type_has_no_name_still_tells_its_text() -> None:
-    """The real error arrives, and the run is counted."""
+def test_a_nameless_exception_keeps_its_text() -> None:
+    """The sender gets the real error text, and the run is counted."""
 
     def task() -> None:
         raise NamelessError("the real reason")
@@ -115,19 +115,19 @@ def test_an_exception_whose_type_has_no_name_still_tells_its_text() -> None:
     assert (transport.reply("k") or Reply("", "failed")).error == "Exception: the real reason"
 
 
-TOLD = {"task_name": "told", "queue": "callbacks"}
-UNFIT_ROWS: dict[str, dict[str, Any]] = {
-    "returns": {"task_name": "t", "on_success": TOLD},
-    "raises": {"task_name": "bad", "on_error": TOLD},
-    "malformed": {"task_name": "t", "kwargs": 5, "on_error": TOLD},
+CALLBACK = {"task_name": "callback", "queue": "callbacks"}
+INVALID_ID_ROWS: dict[str, dict[str, Any]] = {
+    "returns": {"task_name": "t", "on_success": CALLBACK},
+    "raises": {"task_name": "bad", "on_error": CALLBACK},
+    "malformed": {"task_name": "t", "kwargs": 5, "on_error": CALLBACK},
 }
 
 
-@pytest.mark.parametrize("row", UNFIT_ROWS)
-def test_a_foreign_id_that_no_text_may_be_costs_no_thread(row: str) -> None:
-    """A lone surrogate in a task_id, which a broker can carry: its callback is sent all the same, others are run."""
+@pytest.mark.parametrize("row", INVALID_ID_ROWS)
+def test_an_invalid_foreign_id_costs_no_thread(row: str) -> None:
+    """With a lone surrogate in the task_id, the callback is sent and other messages run."""
     transport = MemoryTransport()
-    transport._store.add(message("t", QUEUE), json.dumps({**UNFIT_ROWS[row], "queue": QUEUE, "task_id": "\ud800"}))
+    transport._store.add(message("t", QUEUE), json.dumps({**INVALID_ID_ROWS[row], "queue": QUEUE, "task_id": "\ud800"}))
     transport.send([message("t", QUEUE)] * 3)
     consumer = Consumer(transport, {"t": lambda: 1, "bad": lambda: 1 / 0}, [QUEUE], concurrency=2)
     assert consumer.drain(timeout=30) >= 3
@@ -136,7 +136,7 @@ def test_a_foreign_id_that_no_text_may_be_costs_no_thread(row: str) -> None:
 
 # Settings.
 
-SENSELESS: dict[str, dict[str, Any]] = {
+INVALID: dict[str, dict[str, Any]] = {
     "concurrency a float": {"concurrency": 1.5},
     "concurrency a str": {"concurrency": "2"},
     "concurrency 0": {"concurrency": 0},
@@ -169,16 +169,16 @@ SENSELESS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SENSELESS)
-def test_settings_that_cannot_work_are_refused_at_once(name: str) -> None:
-    """Misconfiguration fails at start, with the name of the setting, not at the first message."""
-    settings: dict[str, Any] = {"tasks": {"t": print}, "queues": [QUEUE], **SENSELESS[name]}
+@pytest.mark.parametrize("name", INVALID)
+def test_a_consumer_refuses_settings_that_cannot_work(name: str) -> None:
+    """Misconfiguration fails at the start with the name of the setting, not at the first message."""
+    settings: dict[str, Any] = {"tasks": {"t": print}, "queues": [QUEUE], **INVALID[name]}
     with pytest.raises(ConfigurationError, match=name.split()[0]):
         Consumer(MemoryTransport(), settings.pop("tasks"), settings.pop("queues"), **settings)
 
 
-def test_an_endless_call_is_answered() -> None:
-    """`call(timeout=inf)` waits for as long as it takes; nothing is sent that cannot be waited for."""
+def test_a_call_without_limit_is_answered() -> None:
+    """`call(timeout=inf)` waits until the answer comes."""
     transport = MemoryTransport()
     with running(Consumer(transport, {"t": lambda: 7}, [QUEUE])):
         assert Dispatcher(transport).call("t", queue=QUEUE, timeout=float("inf")) == 7
@@ -218,7 +218,7 @@ def test_deliveries_of_a_repeated_id_stay_apart() -> None:
     "allowed", [["cb:done"], ["cb"], [("cb", "done")], [("cb", None)], ["other", "cb:done"], {"cb": None}]
 )
 def test_an_allowed_continuation_is_sent(allowed: Any) -> None:
-    """A callback whose queue, or queue and task, is in the list is sent as without a list."""
+    """A callback is sent if the list has its queue, or its queue and task."""
     transport = MemoryTransport()
     transport.send([message("t", QUEUE, on_success=then("done", "cb"))])
     Consumer(transport, {"t": lambda: 1}, [QUEUE], allow_continuations=allowed).drain(timeout=10)
@@ -226,8 +226,8 @@ def test_an_allowed_continuation_is_sent(allowed: Any) -> None:
 
 
 @pytest.mark.parametrize("allowed", [[], ["cb:another"], ["another"], [("done", "cb")]])
-def test_a_task_whose_callback_is_not_allowed_does_not_run(allowed: Any) -> None:
-    """The task costs nothing; its status is failed, its dead letter has the reason, and no callback is sent."""
+def test_a_task_with_a_forbidden_callback_never_runs(allowed: Any) -> None:
+    """Its status is failed, its dead letter has the reason, and no callback is sent."""
     transport, ran = MemoryTransport(), []
     transport.send([message("t", QUEUE, task_id="i", on_success=then("done", "cb"), on_error=then("failed", "cb"))])
     Consumer(transport, {"t": lambda: ran.append(1)}, [QUEUE], allow_continuations=allowed).drain(timeout=10)

@@ -43,8 +43,8 @@ from unstract_core.transport import REPLY_TTL, STATUS_TTL, write_message
 
 
 @given(some.deliveries("reply"), some.json_values, policies)
-def test_a_return_answers_a_blocked_caller(delivery: Delivery, result: Any, policy: RetryPolicy) -> None:
-    """returned, reply_key: the reply is completed with the result, kept for an hour; acknowledged."""
+def test_a_return_answers_a_blocking_call(delivery: Delivery, result: Any, policy: RetryPolicy) -> None:
+    """With reply_key: the reply is completed with the result, kept for an hour; the message is acknowledged."""
     reply = Reply(payload_of(delivery).reply_key or "", "completed", result=result, ttl=3600.0)
     assert settle(delivery, Returned(result), policy) == Settlement(
         delivery, Verdict.ACK, reply=reply, outcome="success"
@@ -53,10 +53,8 @@ def test_a_return_answers_a_blocked_caller(delivery: Delivery, result: Any, poli
 
 @pytest.mark.parametrize("awaits", ["both", "on_success"])
 @given(st.data(), some.json_values, policies)
-def test_a_return_is_continued_with_on_success(
-    awaits: str, data: st.DataObject, result: Any, policy: RetryPolicy
-) -> None:
-    """returned, on_success: it gets the result first and its own kwargs unchanged; status completed; acknowledged."""
+def test_a_return_sends_on_success(awaits: str, data: st.DataObject, result: Any, policy: RetryPolicy) -> None:
+    """on_success gets the result first and its own kwargs unchanged; status completed; acknowledged."""
     delivery = data.draw(some.deliveries(awaits))
     assert settle(delivery, Returned(result), policy) == Settlement(
         delivery,
@@ -68,8 +66,8 @@ def test_a_return_is_continued_with_on_success(
 
 
 @given(some.deliveries("on_error"), some.json_values, policies)
-def test_a_return_without_on_success_chains_nothing(delivery: Delivery, result: Any, policy: RetryPolicy) -> None:
-    """returned, only on_error: nothing is chained and nothing re-run; status completed; acknowledged."""
+def test_a_return_without_on_success_sends_nothing(delivery: Delivery, result: Any, policy: RetryPolicy) -> None:
+    """With on_error alone: no callback and no retry; status completed; acknowledged."""
     expected = Settlement(
         delivery, Verdict.ACK, reply=status(delivery, status="completed", result=result), outcome="success"
     )
@@ -77,8 +75,8 @@ def test_a_return_without_on_success_chains_nothing(delivery: Delivery, result: 
 
 
 @given(some.deliveries("nothing"), some.json_values, policies)
-def test_a_return_that_nobody_awaits_is_acknowledged(delivery: Delivery, result: Any, policy: RetryPolicy) -> None:
-    """returned, neither: acknowledged, without a trace."""
+def test_an_unawaited_return_is_acknowledged(delivery: Delivery, result: Any, policy: RetryPolicy) -> None:
+    """Without callbacks and reply_key the message is acknowledged, and nothing is written."""
     assert settle(delivery, Returned(result), policy) == Settlement(delivery, Verdict.ACK, outcome="success")
 
 
@@ -101,7 +99,7 @@ def test_on_success_receives_a_returned_failure(
     st.sampled_from([None, "none", "result"]),
     st.sampled_from(["completed", "failed"]),
 )
-def test_a_status_keeps_a_result_where_the_policy_says(
+def test_the_policy_decides_the_content_of_a_status(
     delivery: Delivery, result: Any, kept: Any, returned_failure: Any
 ) -> None:
     """Status, error and result of a status follow the policy; reply and on_success always get the whole result."""
@@ -135,10 +133,10 @@ further = st.lists(st.tuples(st.sampled_from(["on_success", "on_error"]), some.n
 
 
 @given(some.deliveries(attempts=st.just(1)), further, st.data())
-def test_a_continuation_outside_of_the_list_is_never_sent(
+def test_a_forbidden_continuation_is_never_sent(
     delivery: Delivery, further: tuple[tuple[str, str, str], ...], data: st.DataObject
 ) -> None:
-    """A message that names one is rejected before it runs, and no settlement or fallback of it sends one."""
+    """A message that names one is rejected before it runs, and no settlement or fallback sends it."""
     payload = payload_of(delivery)
     delivery = attrs.evolve(delivery, further_continuations=further)
     named = [(spec.queue, spec.task_name) for spec in (payload.on_success, payload.on_error) if spec is not None]
@@ -146,9 +144,9 @@ def test_a_continuation_outside_of_the_list_is_never_sent(
     choices = [*everything, *((queue, None) for queue, _ in everything), ("another", None)]
     allowed = frozenset(data.draw(st.lists(st.sampled_from(choices))))
     policy = RetryPolicy(allowed_continuations=allowed)
-    fine = all((queue, None) in allowed or (queue, name) in allowed for queue, name in everything)
+    all_allowed = all((queue, None) in allowed or (queue, name) in allowed for queue, name in everything)
     rejected = rejection(delivery, {payload.task_name}, policy, NOW)
-    assert (rejected is None) == fine
+    assert (rejected is None) == all_allowed
     if rejected is None:
         return
     assert rejected.error.startswith("ContinuationNotAllowed: on_")
@@ -158,15 +156,15 @@ def test_a_continuation_outside_of_the_list_is_never_sent(
     if payload.reply_key or payload.task_id:
         assert settlement.reply is not None
         assert (settlement.reply.status, settlement.reply.error) == ("failed", rejected.error)
-    telling = [("on_error", *named[-1])] if payload.on_error else []
-    told = [*telling, *(one for one in further if one[0] == "on_error")]
-    may_tell = bool(telling) and all((queue, None) in allowed or (queue, name) in allowed for _, queue, name in told)
+    own = [("on_error", *named[-1])] if payload.on_error else []
+    callbacks = [*own, *(one for one in further if one[0] == "on_error")]
+    may_call = bool(own) and all((queue, None) in allowed or (queue, name) in allowed for _, queue, name in callbacks)
     for one in (settlement, *fallbacks(settlement, "refused", policy)):
-        assert one.follow_up is None or (may_tell and one.follow_up.payload.task_name == named[-1][1])
-    assert (settlement.follow_up is not None) == may_tell
+        assert one.follow_up is None or (may_call and one.follow_up.payload.task_name == named[-1][1])
+    assert (settlement.follow_up is not None) == may_call
 
 
-def test_a_refused_continuation_is_named_with_the_remedy() -> None:
+def test_the_error_names_the_forbidden_continuation() -> None:
     """The error names the callback, its task, its queue and the option that allows it."""
     spec = ContinuationSpec(task_name="wipe", queue="admin")
     delivery = Delivery("1", "q", 1, TaskPayload(task_name="t", queue="q", on_success=spec), {})
@@ -179,8 +177,8 @@ def test_a_refused_continuation_is_named_with_the_remedy() -> None:
 
 
 @given(some.names, some.names)
-def test_an_unreadable_message_tells_only_an_allowed_callback(queue: str, task_name: str) -> None:
-    """The on_error that is found in a message that cannot be read is sent where the list allows it."""
+def test_an_unreadable_message_calls_only_allowed_callbacks(queue: str, task_name: str) -> None:
+    """The on_error found in an unreadable message is sent only if the list allows it."""
     raw = {"task_name": 7, "task_id": "i", "on_error": {"task_name": task_name, "kwargs": {}, "queue": queue}}
     delivery = Delivery("1", "q", 1, None, raw, problem="unreadable")
     for allowed, sent in ((frozenset({(queue, None)}), True), (frozenset({("no" + queue, None)}), False)):
@@ -197,17 +195,17 @@ def test_an_unreadable_message_tells_only_an_allowed_callback(queue: str, task_n
 
 @pytest.mark.parametrize("awaits", AWAITED)
 @given(st.data(), errors, policies)
-def test_a_raise_tells_whoever_awaits_it_and_is_never_re_run(
+def test_an_awaited_raise_reaches_its_sender_without_retry(
     awaits: str, data: st.DataObject, error: str, policy: RetryPolicy
 ) -> None:
-    """raised: the reply failed, or on_error with the dispatch id first and status failed; acknowledged at once."""
+    """The reply is failed, or on_error gets the dispatch id first and the status is failed; acknowledged at once."""
     delivery = data.draw(some.deliveries(awaits))
     assert settle(delivery, Raised(error), policy) == failed(delivery, error, Verdict.ACK)
 
 
 @given(some.deliveries("on_success"), errors, policies)
-def test_a_raise_without_on_error_chains_nothing(delivery: Delivery, error: str, policy: RetryPolicy) -> None:
-    """raised, only on_success: nothing is chained; status failed; acknowledged."""
+def test_a_raise_without_on_error_sends_nothing(delivery: Delivery, error: str, policy: RetryPolicy) -> None:
+    """With on_success alone: no callback; status failed; acknowledged."""
     settlement = settle(delivery, Raised(error), policy)
     assert settlement.follow_up is None
     assert settlement.verdict is Verdict.ACK
@@ -215,10 +213,8 @@ def test_a_raise_without_on_error_chains_nothing(delivery: Delivery, error: str,
 
 
 @given(some.deliveries("nothing"), errors, policies)
-def test_a_raise_that_nobody_awaits_is_retried_and_in_the_end_buried(
-    delivery: Delivery, error: str, policy: RetryPolicy
-) -> None:
-    """raised, neither: again with backoff below max_attempts; at it buried, and failed under its task_id."""
+def test_an_unawaited_raise_is_retried_then_dead_lettered(delivery: Delivery, error: str, policy: RetryPolicy) -> None:
+    """Retried with back-off below max_attempts; then dead-lettered, and failed under its task_id."""
     settlement = settle(delivery, Raised(error), policy)
     if delivery.attempt < policy.max_attempts:
         assert settlement == Settlement(delivery, Verdict.RETRY, delay=policy.delay(delivery), reason=error)
@@ -232,10 +228,10 @@ def test_a_raise_that_nobody_awaits_is_retried_and_in_the_end_buried(
 
 @pytest.mark.parametrize("awaits", some.AWAITS)
 @given(st.data(), errors, policies)
-def test_a_rejected_message_tells_its_sender_and_is_buried(
+def test_a_rejected_message_reaches_its_sender(
     awaits: str, data: st.DataObject, error: str, policy: RetryPolicy
 ) -> None:
-    """rejected: the reply failed, or on_error with the reason and status failed; buried with the reason."""
+    """The reply is failed, or on_error gets the reason and the status is failed; dead-lettered with the reason."""
     delivery = data.draw(some.deliveries(awaits))
     assert settle(delivery, Rejected(error), policy) == failed(delivery, error, Verdict.BURY)
 
@@ -249,10 +245,10 @@ RAW_FORMS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("awaits", some.AWAITS)
 @given(data=st.data(), form=st.sampled_from(list(RAW_FORMS)), error=errors, policy=policies)
-def test_an_unreadable_message_tells_its_sender_too(
+def test_an_unreadable_message_reaches_its_sender(
     awaits: str, data: st.DataObject, form: str, error: str, policy: RetryPolicy
 ) -> None:
-    """malformed: what can still be found of its sender hears of it, as if the message could be read; buried."""
+    """The addresses that can still be read get the error as for a readable message; dead-lettered."""
     readable = data.draw(some.deliveries(awaits))
     wire = {
         **to_wire(payload_of(readable)),
@@ -266,10 +262,8 @@ def test_an_unreadable_message_tells_its_sender_too(
 
 
 @given(some.deliveries("both", task_id=False), errors, policies)
-def test_a_dispatch_without_an_id_leaves_its_error_under_the_id_that_its_callback_gets(
-    delivery: Delivery, error: str, policy: RetryPolicy
-) -> None:
-    """A foreign message with on_error and no task_id: the real error stands under the id that on_error is given."""
+def test_a_dispatch_without_id_uses_the_message_id(delivery: Delivery, error: str, policy: RetryPolicy) -> None:
+    """For a foreign message without task_id, the status is kept under the id that on_error gets."""
     raised = settle(delivery, Raised(error), policy)
     assert raised.follow_up is not None
     assert raised.reply is not None
@@ -278,10 +272,10 @@ def test_a_dispatch_without_an_id_leaves_its_error_under_the_id_that_its_callbac
 
 @pytest.mark.parametrize("org_id", ["\x00", "\ud800", "x" * 256], ids=["NUL", "surrogate", "long"])
 @given(some.deliveries("both"), outcomes, policies)
-def test_an_unfit_organisation_does_not_keep_the_sender_from_being_told(
+def test_an_invalid_organisation_does_not_stop_callbacks(
     org_id: str, delivery: Delivery, outcome: Outcome, policy: RetryPolicy
 ) -> None:
-    """What a foreign writer put into fairness or org_id that no writer of ours may send is left out, and no more."""
+    """A foreign org_id that the wire refuses is left out, and the rest of the callback is sent."""
     payload = attrs.evolve(payload_of(delivery), fairness=FairnessKey(org_id=org_id, pipeline_priority=7))
     delivery = attrs.evolve(delivery, payload=payload, org_id=org_id)
     settlement = settle(delivery, outcome, policy)
@@ -293,10 +287,10 @@ def test_an_unfit_organisation_does_not_keep_the_sender_from_being_told(
 
 
 @given(some.deliveries("on_error"), some.names, errors, policies)
-def test_an_unreadable_message_with_two_addresses_tells_both(
+def test_an_unreadable_message_reaches_both_addresses(
     readable: Delivery, key: str, error: str, policy: RetryPolicy
 ) -> None:
-    """malformed because it has reply_key and on_error: the caller gets its reply and on_error runs."""
+    """If it has reply_key and on_error, the caller gets its reply and on_error runs."""
     raw = {**to_wire(payload_of(readable)), "reply_key": key}
     delivery = attrs.evolve(readable, payload=None, raw=raw, problem="two addresses")
     settlement = settle(delivery, Rejected(error), policy)
@@ -306,8 +300,8 @@ def test_an_unreadable_message_with_two_addresses_tells_both(
 
 
 @given(st.text() | st.binary() | some.json_arrays | some.scalars, errors, policies)
-def test_rubbish_is_buried(raw: Any, error: str, policy: RetryPolicy) -> None:
-    """malformed beyond recognition: buried with its reason, and nobody is told because nobody is known."""
+def test_an_unrecognisable_message_is_dead_lettered(raw: Any, error: str, policy: RetryPolicy) -> None:
+    """It has no sender to notify, and its dead letter has the reason."""
     delivery = Delivery("1", "q", 1, None, raw, "not JSON")
     assert settle(delivery, Rejected(error), policy) == Settlement(
         delivery, Verdict.BURY, reason=error, outcome="failure", error_type=error
@@ -315,8 +309,8 @@ def test_rubbish_is_buried(raw: Any, error: str, policy: RetryPolicy) -> None:
 
 
 @given(some.deliveries(), policies)
-def test_what_can_be_run_is_not_rejected(delivery: Delivery, policy: RetryPolicy) -> None:
-    """A readable message of a known task is run up to its last attempt, and rejected after it with the reason."""
+def test_a_message_is_rejected_only_after_max_attempts(delivery: Delivery, policy: RetryPolicy) -> None:
+    """A readable message of a known task runs up to its last attempt, and is rejected after it with the reason."""
     rejected = rejection(delivery, {payload_of(delivery).task_name}, policy, NOW)
     if delivery.attempt <= policy.max_attempts:
         assert rejected is None

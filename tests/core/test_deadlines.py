@@ -76,7 +76,7 @@ def test_a_never_rerun_task_is_never_retried(delivery: Delivery, outcome: Outcom
 
 @given(some.deliveries(), once, st.integers(2, 2**31 - 1))
 def test_a_never_rerun_task_starts_at_attempt_one(delivery: Delivery, policy: RetryPolicy, attempt: int) -> None:
-    """A later delivery is rejected with WorkerLost, whatever the policy's max_attempts is."""
+    """A later delivery is rejected with WorkerLost, for every max_attempts."""
     assert delivery.payload is not None
     known = {delivery.payload.task_name}
     assert rejection(attrs.evolve(delivery, attempt=1), known, policy, NOW) is None

@@ -35,26 +35,26 @@ from unstract_core.transport import write_message
     kept=st.sampled_from([None, "none", "result"]),
     returned_failure=st.sampled_from(["completed", "failed"]),
 )
-def test_the_fallbacks_find_a_result_that_no_status_keeps(
+def test_fallbacks_find_a_result_without_status(
     awaits: str, data: st.DataObject, result: Any, kept: Any, returned_failure: Any
 ) -> None:
-    """When a settlement is refused, its dead letter has the result, wherever the result was to be stored."""
+    """When a settlement is refused, its dead letter has the result, wherever it was to be stored."""
     policy = RetryPolicy(status_payload=kept, returned_failure=returned_failure)
     delivery = data.draw(some.deliveries(awaits, task_id=True))
     first, *_ = fallbacks(settle(delivery, Returned(result), policy), "refused", policy)
     assert some.same(first.result, result)
 
 
-def tellings(found: list[Settlement]) -> list[tuple[bool, bool, bool]]:
-    """For each fallback: whether it sends the callback, answers or leaves a status, and keeps a result."""
+def parts_of(found: list[Settlement]) -> list[tuple[bool, bool, bool]]:
+    """Return for each fallback whether it has a callback, a reply or status, and a result."""
     return [(each.follow_up is not None, each.reply is not None, each.result is not None) for each in found]
 
 
 @given(some.deliveries(), outcomes, policies, errors)
-def test_every_fallback_buries_and_the_last_asks_for_nothing_else(
+def test_every_fallback_is_a_dead_letter(
     delivery: Delivery, outcome: Outcome, policy: RetryPolicy, refusal: str
 ) -> None:
-    """Each fallback ends the same delivery in the dead letters with its reason; the last carries nothing refusable."""
+    """Each has the reason; the last one has nothing else that a transport could refuse."""
     refused = settle(delivery, outcome, policy)
     found = list(fallbacks(refused, refusal))
     if refused.verdict is Verdict.RETRY and refused.delay:
@@ -67,17 +67,17 @@ def test_every_fallback_buries_and_the_last_asks_for_nothing_else(
 
 @pytest.mark.parametrize("awaits", ["reply", "both", "on_success"])
 @given(data=st.data(), result=some.json_values, policy=policies, refusal=errors)
-def test_a_paid_result_is_kept_unless_it_is_the_result_that_is_refused(
+def test_fallbacks_try_the_result_first(
     awaits: str, data: st.DataObject, result: Any, policy: RetryPolicy, refusal: str
 ) -> None:
-    """Each way of telling the sender is tried with the result first; buried alone it is kept as well."""
+    """Each fallback is tried with the result before it is tried without; a dead letter alone keeps the result too."""
     delivery = data.draw(some.deliveries(awaits))
     found = list(fallbacks(settle(delivery, Returned(result), policy), refusal))
     assert all(each.result is None or some.same(each.result, result) for each in found)
-    told = tellings(found)
+    parts = parts_of(found)
     if result is not None:
-        assert told[::2] == [(*telling[:2], True) for telling in told[1::2]]
-        assert told[-2:] == [(False, False, True), (False, False, False)]
+        assert parts[::2] == [(*each[:2], True) for each in parts[1::2]]
+        assert parts[-2:] == [(False, False, True), (False, False, False)]
 
 
 @given(
@@ -86,35 +86,35 @@ def test_a_paid_result_is_kept_unless_it_is_the_result_that_is_refused(
     policies,
     errors,
 )
-def test_whatever_is_refused_the_rest_of_the_word_to_a_sender_is_said(
+def test_a_refused_part_leaves_the_others_in_fallbacks(
     delivery: Delivery, result: Any, policy: RetryPolicy, refusal: str
 ) -> None:
-    """A callback, a status or a result that is refused costs none of the other two."""
-    told = tellings(list(fallbacks(settle(delivery, Returned(result), policy), refusal)))
+    """If a callback, a status or a result is refused, a fallback has the other two."""
+    parts = parts_of(list(fallbacks(settle(delivery, Returned(result), policy), refusal)))
 
-    def said_without(refused: int) -> tuple[bool, bool, bool]:
-        return next(telling for telling in told if not telling[refused])
+    def first_without(refused: int) -> tuple[bool, bool, bool]:
+        return next(each for each in parts if not each[refused])
 
-    assert said_without(0) == (False, True, True)
-    assert said_without(1) == (True, False, True)
-    assert said_without(2) == (True, True, False)
+    assert first_without(0) == (False, True, True)
+    assert first_without(1) == (True, False, True)
+    assert first_without(2) == (True, True, False)
 
 
 @given(some.deliveries("on_error", task_id=True), some.json_values, policies, errors)
-def test_a_result_without_on_success_is_kept_by_the_fallbacks_too(
+def test_fallbacks_keep_a_result_without_on_success(
     delivery: Delivery, result: Any, policy: RetryPolicy, refusal: str
 ) -> None:
-    """The result of a dispatch with on_error alone, which is its status, ends in the dead letter as well."""
+    """The result of a dispatch with on_error alone is kept in the dead letter as well."""
     first, *_ = fallbacks(settle(delivery, Returned(result), policy), refusal)
     assert some.same(first.result, result)
 
 
 @pytest.mark.parametrize("awaits", AWAITED)
 @given(data=st.data(), result=some.json_values, policy=policies, refusal=errors)
-def test_the_first_fallback_tells_the_sender_that_the_delivery_failed(
+def test_the_first_fallback_notifies_the_sender(
     awaits: str, data: st.DataObject, result: Any, policy: RetryPolicy, refusal: str
 ) -> None:
-    """on_error, or the blocked caller, hears "result delivery failed: ..." with the reason of the refusal."""
+    """on_error, or the blocking call, gets "result delivery failed: ..." with the reason of the refusal."""
     delivery = data.draw(some.deliveries(awaits))
     first, *_ = fallbacks(settle(delivery, Returned(result), policy), refusal)
     expected = failed(delivery, f"result delivery failed: {refusal}", Verdict.BURY, "")
@@ -122,8 +122,10 @@ def test_the_first_fallback_tells_the_sender_that_the_delivery_failed(
 
 
 @given(some.deliveries(), errors, policies, errors)
-def test_a_failure_has_no_result_to_bury(delivery: Delivery, error: str, policy: RetryPolicy, refusal: str) -> None:
-    """A task that raised or was rejected has no result, and its dead letter shows none."""
+def test_a_failure_has_no_result_in_fallbacks(
+    delivery: Delivery, error: str, policy: RetryPolicy, refusal: str
+) -> None:
+    """A task that raised or was rejected has no result, and so has its dead letter."""
     for outcome in (Raised(error), Rejected(error), RetryAsked(error)):
         assert {each.result for each in fallbacks(settle(delivery, outcome, policy), refusal)} == {None}
 
@@ -132,14 +134,14 @@ def test_a_failure_has_no_result_to_bury(delivery: Delivery, error: str, policy:
 def test_the_real_error_survives_a_refused_settlement(
     delivery: Delivery, error: str, policy: RetryPolicy, refusal: str
 ) -> None:
-    """When telling of a failure is refused, the dead letter still says why the task failed, beside why telling did."""
+    """If the settlement of a failure is refused, the dead letter has the reason of both failures."""
     for outcome in (Raised(error), Rejected(error)):
         assert all(error in each.reason for each in fallbacks(settle(delivery, outcome, policy), refusal))
 
 
 @given(some.deliveries("both"), st.sampled_from(["x", "\x00", "\ud800"]), st.integers(1, 9000))
-def test_the_text_of_a_refusal_is_made_to_fit(delivery: Delivery, character: str, count: int) -> None:
-    """Even a driver's strange or endless text can be written."""
+def test_the_text_of_a_refusal_can_be_written(delivery: Delivery, character: str, count: int) -> None:
+    """A strange or endless error text of a driver is cut to a valid one."""
     first, *_ = fallbacks(settle(delivery, Returned(1), RetryPolicy()), character * count)
     assert first.follow_up is not None
     write_message(first.follow_up)

@@ -31,8 +31,8 @@ from unstract_core.transport import check_delay, write_message
 
 
 @given(some.deliveries(), outcomes, policies)
-def test_settling_is_pure(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> None:
-    """The same inputs give the same settlement, and nothing of them is changed."""
+def test_settle_is_pure(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> None:
+    """The same arguments give the same settlement, and none of them is changed."""
     before = copy.deepcopy((delivery, outcome, policy))
     first = settle(delivery, outcome, policy)
     assert settle(delivery, outcome, policy) == first
@@ -42,7 +42,7 @@ def test_settling_is_pure(delivery: Delivery, outcome: Outcome, policy: RetryPol
 
 @given(some.deliveries(), outcomes, policies)
 def test_every_settlement_can_be_written(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> None:
-    """Whatever follows from a message that could be read is accepted by the strict writer."""
+    """The strict writer accepts every settlement of a readable message."""
     settlement = settle(delivery, outcome, policy)
     check_delay(settlement.delay)
     if settlement.follow_up is not None:
@@ -52,8 +52,8 @@ def test_every_settlement_can_be_written(delivery: Delivery, outcome: Outcome, p
 
 
 @pytest.mark.parametrize("kind", ["text", "list", "nested"])
-def test_a_result_as_large_as_results_may_be_can_be_handed_on(kind: str) -> None:
-    """What lenient normalisation lets through is not refused when it becomes an argument or a reply."""
+def test_the_largest_result_can_be_passed_on(kind: str) -> None:
+    """A result that lenient normalisation accepts is accepted as an argument and in a reply."""
     spec = ContinuationSpec(task_name="c", queue="q")
     payload = TaskPayload(task_name="t", queue="q", on_success=spec, task_id="id")
     for size in range(99_900, 100_100, 7):
@@ -67,8 +67,8 @@ def test_a_result_as_large_as_results_may_be_can_be_handed_on(kind: str) -> None
 
 
 @given(some.deliveries("both"), some.anything, policies)
-def test_any_return_value_reaches_its_callback(delivery: Delivery, value: Any, policy: RetryPolicy) -> None:
-    """Whatever a task returns, the callback's message can be written: a strange value never loses the callback."""
+def test_every_return_value_reaches_its_callback(delivery: Delivery, value: Any, policy: RetryPolicy) -> None:
+    """A strange return value never loses the callback: its message can be written."""
     settlement = settle(delivery, Returned.of(value), policy)
     assert settlement.follow_up is not None
     assert some.outside(settlement.follow_up.payload.args[0]) is None
@@ -76,8 +76,8 @@ def test_any_return_value_reaches_its_callback(delivery: Delivery, value: Any, p
 
 
 @given(some.anything)
-def test_a_returned_value_is_made_to_fit_and_its_losses_are_listed(value: Any) -> None:
-    """Returned.of keeps the paths of what was replaced, for the one warning."""
+def test_a_returned_value_lists_its_replaced_paths(value: Any) -> None:
+    """Returned.of lists the paths of replaced values, for the warning in the log."""
     returned = Returned.of(value)
     assert some.outside(returned.result) is None
     assert all(path.startswith("$") for path in returned.replaced)
@@ -85,8 +85,8 @@ def test_a_returned_value_is_made_to_fit_and_its_losses_are_listed(value: Any) -
 
 @pytest.mark.parametrize("depth", [1, 62, 63, 64])
 @pytest.mark.parametrize("outcome", [Returned(1), Raised("E: x")], ids=["returned", "raised"])
-def test_the_kwargs_of_a_continuation_arrive_as_they_were_sent(depth: int, outcome: Outcome) -> None:
-    """kwargs that the wire carried once are carried on unchanged, up to its greatest depth."""
+def test_continuation_kwargs_arrive_unchanged(depth: int, outcome: Outcome) -> None:
+    """kwargs that the wire carried once are sent on unchanged, up to the greatest depth."""
     spec = ContinuationSpec(task_name="c", kwargs={"x": some.nest(depth, "leaf"), "y": 1}, queue="q")
     payload = TaskPayload(task_name="t", queue="q", on_success=spec, on_error=spec, task_id="id")
     settlement = settle(Delivery("1", "q", 1, payload, to_wire(payload)), outcome, RetryPolicy())
@@ -98,34 +98,36 @@ def test_the_kwargs_of_a_continuation_arrive_as_they_were_sent(depth: int, outco
 
 
 @given(some.json_objects.filter(lambda found: found.get("error") is None), errors)
-def test_the_error_is_put_where_the_products_callbacks_look(wanted: dict[str, Any], error: str) -> None:
-    """A callback_kwargs mapping without an error, or with null, gets the text; all else in it stays."""
+def test_callback_kwargs_get_the_error_text(wanted: dict[str, Any], error: str) -> None:
+    """A callback_kwargs mapping without an error, or with null, gets the text; the rest of it stays."""
     for mapping in (wanted, {**wanted, "error": None}):
-        assert _told_kwargs({"callback_kwargs": mapping}, error) == {"callback_kwargs": {**wanted, "error": error}}
+        assert _kwargs_of_on_error({"callback_kwargs": mapping}, error) == {
+            "callback_kwargs": {**wanted, "error": error}
+        }
 
 
 @given(some.json_objects, some.json_values.filter(lambda value: value is not None), errors)
-def test_an_error_that_is_there_already_stays(wanted: dict[str, Any], present: Any, error: str) -> None:
-    """What the sender put into callback_kwargs["error"] is not overwritten, not even an empty one."""
+def test_an_existing_error_in_callback_kwargs_stays(wanted: dict[str, Any], present: Any, error: str) -> None:
+    """An error that the sender has set is not overwritten, not even an empty one."""
     kwargs = {"callback_kwargs": {**wanted, "error": present}}
-    assert some.same(_told_kwargs(kwargs, error), kwargs)
+    assert some.same(_kwargs_of_on_error(kwargs, error), kwargs)
 
 
 @given(some.json_objects.filter(lambda found: not isinstance(found.get("callback_kwargs"), dict)), errors)
-def test_a_callback_that_takes_only_the_id_gets_nothing_it_did_not_ask_for(kwargs: dict[str, Any], error: str) -> None:
-    """Without a callback_kwargs mapping the kwargs stay exactly as they are."""
-    assert some.same(_told_kwargs(kwargs, error), kwargs)
+def test_kwargs_without_callback_kwargs_stay(kwargs: dict[str, Any], error: str) -> None:
+    """Without a callback_kwargs mapping the kwargs are unchanged."""
+    assert some.same(_kwargs_of_on_error(kwargs, error), kwargs)
 
 
 @given(some.scalars | some.json_arrays, errors)
-def test_callback_kwargs_that_are_no_mapping_are_left_alone(value: Any, error: str) -> None:
-    """callback_kwargs of another type are the callback's own business."""
-    assert some.same(_told_kwargs({"callback_kwargs": value}, error), {"callback_kwargs": value})
+def test_callback_kwargs_of_another_type_stay(value: Any, error: str) -> None:
+    """callback_kwargs that are not a mapping are unchanged."""
+    assert some.same(_kwargs_of_on_error({"callback_kwargs": value}, error), {"callback_kwargs": value})
 
 
 @given(some.deliveries("both"), some.json_values, policies)
-def test_a_success_puts_no_error_anywhere(delivery: Delivery, result: Any, policy: RetryPolicy) -> None:
-    """on_success gets its kwargs as they are."""
+def test_on_success_gets_its_kwargs_unchanged(delivery: Delivery, result: Any, policy: RetryPolicy) -> None:
+    """A success adds no error to the kwargs."""
     settlement = settle(delivery, Returned(result), policy)
     spec = payload_of(delivery).on_success
     assert settlement.follow_up is not None
@@ -136,8 +138,8 @@ def test_a_success_puts_no_error_anywhere(delivery: Delivery, result: Any, polic
 # The ids of continuations.
 
 
-def test_the_id_of_a_continuation_is_a_fixed_function_of_its_parents() -> None:
-    """Workers of different releases may settle the same message: the derivation never changes."""
+def test_continuation_ids_never_change_between_releases() -> None:
+    """Workers of different releases may settle the same message, so the derivation is fixed."""
     spec = ContinuationSpec(task_name="c", queue="q")
     payload = TaskPayload(task_name="t", queue="q", on_success=spec, on_error=spec, task_id="dispatch-1")
     ids = _ids(Delivery("1", "q", 1, payload, {}))
@@ -145,20 +147,20 @@ def test_the_id_of_a_continuation_is_a_fixed_function_of_its_parents() -> None:
 
 
 @given(some.deliveries("both"), st.integers(1, 9), st.integers(1, 9))
-def test_the_id_of_a_continuation_is_the_same_on_every_attempt(delivery: Delivery, one: int, other: int) -> None:
-    """A redelivery continues under the same ids, so that a doubled callback can be recognised."""
+def test_continuation_ids_are_equal_on_every_attempt(delivery: Delivery, one: int, other: int) -> None:
+    """A redelivery sends callbacks under the same ids, so that a doubled one can be recognised."""
     assert _ids(attrs.evolve(delivery, attempt=one)) == _ids(attrs.evolve(delivery, attempt=other))
 
 
 @given(st.lists(some.deliveries("both"), min_size=2, max_size=4, unique_by=parent_of))
-def test_the_ids_of_continuations_differ_between_kinds_and_parents(found: list[Delivery]) -> None:
+def test_continuation_ids_differ_between_kinds_and_parents(found: list[Delivery]) -> None:
     """on_success and on_error of one dispatch, and those of different dispatches, never share an id."""
     ids = [each for delivery in found for each in _ids(delivery)]
     assert len(set(ids)) == 2 * len(found)
     assert not set(ids) & {payload_of(delivery).task_id for delivery in found}
 
 
-def _told_kwargs(kwargs: dict[str, Any], error: str) -> dict[str, Any]:
+def _kwargs_of_on_error(kwargs: dict[str, Any], error: str) -> dict[str, Any]:
     spec = ContinuationSpec(task_name="e", kwargs=kwargs, queue="c")
     payload = TaskPayload(task_name="t", queue="q", on_error=spec)
     settlement = settle(Delivery("1", "q", 1, payload, {}), Raised(error), RetryPolicy())

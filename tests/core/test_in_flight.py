@@ -25,8 +25,8 @@ from unstract_core import (
 QUEUE = "q"
 
 
-def test_after_a_burst_long_tasks_are_shared_with_idle_workers() -> None:
-    """However fast the tasks before were: of long ones a worker keeps one for each thread, and gives back the rest."""
+def test_idle_workers_share_long_tasks_after_a_burst() -> None:
+    """After a burst of quick tasks a worker keeps one long task for each thread, and releases the others."""
     transport = Faulty()
     started: dict[str, int] = {"a": 0, "b": 0}
     finish = threading.Event()
@@ -49,8 +49,8 @@ def test_after_a_burst_long_tasks_are_shared_with_idle_workers() -> None:
             wait_until(lambda: not any(state.in_flight or state.ready for state in transport.queues([QUEUE])))
 
 
-def test_what_is_given_back_has_not_used_an_attempt() -> None:
-    """A message behind a long task may be given back by any number of stopping workers; it is still at attempt 1."""
+def test_a_released_message_keeps_its_attempt() -> None:
+    """A message that eight stopping workers have released is still at attempt 1."""
     transport = MemoryTransport()
     attempts: list[int] = []
     for _ in range(8):
@@ -100,7 +100,7 @@ def test_idle_workers_share_short_tasks_after_a_burst() -> None:
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_a_far_transport_gets_batches_as_large_as_a_near_one(concurrency: int) -> None:
+def test_a_slow_transport_gets_large_batches(concurrency: int) -> None:
     """Where each call takes longer than a window, no-op tasks come in hundreds, and no message is released."""
     clock = VirtualClock()
     asked: list[int] = []
@@ -160,8 +160,8 @@ def test_a_lost_waiting_message_never_starts() -> None:
     assert consumer.counters["lost"] == 1
 
 
-def test_what_a_stopping_worker_gives_back_is_counted_as_that() -> None:
-    """given_back is no retry: no task was run."""
+def test_released_messages_are_counted_as_given_back() -> None:
+    """A stopping worker counts unstarted messages in given_back, not in retried."""
     transport = MemoryTransport()
     transport.send([message("t", QUEUE, number) for number in range(5)])
     started, stopped = threading.Event(), threading.Event()
@@ -183,8 +183,8 @@ def test_what_a_stopping_worker_gives_back_is_counted_as_that() -> None:
     }
 
 
-def test_a_consumer_that_runs_is_not_run_a_second_time() -> None:
-    """The second call is refused; the first goes on and can be stopped."""
+def test_a_running_consumer_refuses_a_second_run() -> None:
+    """The second call raises; the first run continues and can be stopped."""
     consumer = Consumer(MemoryTransport(), {"t": print}, [QUEUE])
     with running(consumer), pytest.raises(ConfigurationError, match="runs already"):
         consumer.drain(timeout=1)

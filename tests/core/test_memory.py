@@ -1,4 +1,4 @@
-"""What the memory transport does beyond what the kit asks of every transport."""
+"""Guarantees of the memory transport beyond those of the kit."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from contract_tests.messages import message
 from transports.memory import MemoryTransport
 
 
-def test_a_queue_is_as_old_as_its_longest_wait() -> None:
-    """A message has waited since it could be taken: its delay is no part of that."""
+def test_a_delay_does_not_age_a_queue() -> None:
+    """The age of a queue counts from the moment at which its oldest message was ready."""
     now = 0.0
     transport = MemoryTransport(clock=lambda: now)
     transport.send([message("t", "q", delay=100.0), message("t", "r")])

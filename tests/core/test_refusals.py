@@ -31,7 +31,7 @@ def concerned(settlements: Sequence[Settlement], task_name: str) -> bool:
 
 
 def events(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    """The level and the name of each event that was logged."""
+    """Return the level and the name of each logged event."""
     return [(record.levelname, vars(record)["wire.event"]) for record in caplog.records]
 
 
@@ -55,12 +55,12 @@ def _carries_a_result(one: Settlement) -> bool:
     return one.verdict is Verdict.ACK and one.delivery.payload is not None and one.delivery.payload.args == [7]
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_is_refused_costs_only_itself(what: str) -> None:
-    """Of callback, status and kept result each arrives unless it is what the transport refuses; no other is touched."""
-    condition, (called, answered, kept) = REFUSED[what]
+@pytest.mark.parametrize("part", REFUSED)
+def test_a_refused_part_costs_no_other_part(part: str) -> None:
+    """Callback, status and kept result arrive unless the transport refuses them; other messages are unaffected."""
+    condition, (called, answered, kept) = REFUSED[part]
     transport = Faulty(before=refused_when(condition))
-    spec = then("told", "callbacks")
+    spec = then("callback", "callbacks")
     transport.send([message("t", QUEUE, 7, task_id="id", on_success=spec, on_error=spec), message("plain", QUEUE)])
     consumer = Consumer(transport, {"t": lambda n: n, "plain": lambda: None}, [QUEUE])
     assert consumer.drain(timeout=30) == 2
@@ -75,8 +75,8 @@ def test_what_is_refused_costs_only_itself(what: str) -> None:
 
 
 @pytest.mark.parametrize("error", [UnicodeEncodeError("latin-1", "\u20ac", 0, 1, "no"), TypeError("odd"), KeyError()])
-def test_an_error_that_nobody_foresaw_ends_neither_the_consumer_nor_another_message(error: Exception) -> None:
-    """A driver's own error out of `settle` refuses this message: it is buried with its result, and the rest goes on."""
+def test_an_unexpected_settle_error_costs_one_message(error: Exception) -> None:
+    """A driver error from `settle` dead-letters the message with its result, and the others run."""
 
     def fail(settlements: Sequence[Settlement]) -> None:
         if concerned(settlements, "paid") and any(one.verdict is Verdict.ACK for one in settlements):
@@ -92,10 +92,8 @@ def test_an_error_that_nobody_foresaw_ends_neither_the_consumer_nor_another_mess
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
-def test_a_settlement_that_is_refused_in_every_form_costs_no_other_message(
-    concurrency: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    """One CRITICAL says that nothing could be written; the next messages are run, and this one after its lease."""
+def test_a_wholly_refused_settlement_costs_no_other(concurrency: int, caplog: pytest.LogCaptureFixture) -> None:
+    """One CRITICAL says that nothing could be written; other messages run, and this one returns after its lease."""
     tried: list[Settlement] = []
     ran: list[int] = []
 
@@ -125,7 +123,7 @@ def test_a_settlement_that_is_refused_in_every_form_costs_no_other_message(
 
 
 def test_a_transport_without_delays_retries_at_once() -> None:
-    """Where a delay is not supported a retry is made without it, rather than not at all."""
+    """Where a transport has no delay, a retry is made without it."""
 
     def no_delay(settlements: Sequence[Settlement]) -> None:
         if any(one.delay for one in settlements):
@@ -160,7 +158,7 @@ def test_a_settlement_that_times_out_delays_no_other() -> None:
         assert settler.PATIENCE <= clock.monotonic() - began < settler.PATIENCE + 60
 
 
-def test_dead_letters_that_cannot_be_written_delay_no_other() -> None:
+def test_unwritable_dead_letters_delay_no_other() -> None:
     """Three messages cannot be dead-lettered: they are kept, and the others are run as if they were not there."""
     clock = VirtualClock()
     refusing = [True]

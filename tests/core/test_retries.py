@@ -30,10 +30,10 @@ from unstract_core.transport import check_delay
 
 @pytest.mark.parametrize("awaits", some.AWAITS)
 @given(st.data(), st.none() | st.floats(0, 1e6), errors, policies)
-def test_a_task_that_asks_is_run_again_within_bounds(
+def test_a_retry_request_is_granted_within_max_attempts(
     awaits: str, data: st.DataObject, delay: float | None, error: str, policy: RetryPolicy
 ) -> None:
-    """asked to retry: again after its delay or the backoff, whoever awaits it; with the attempts used up, as raised."""
+    """An awaited task too runs again after its delay or the back-off; after the last attempt it counts as raised."""
     delivery = data.draw(some.deliveries(awaits))
     settlement = settle(delivery, RetryAsked(error, delay=delay), policy)
     if delivery.attempt < policy.max_attempts:
@@ -43,8 +43,8 @@ def test_a_task_that_asks_is_run_again_within_bounds(
         assert settlement == settle(delivery, Raised(error), policy)
 
 
-def test_retry_later_becomes_a_request_with_the_text_of_its_cause() -> None:
-    """RetryLater is a request; the exception that it was raised from gives the text."""
+def test_retry_later_has_the_text_of_its_cause() -> None:
+    """RetryLater asks for a retry; the exception that it was raised from gives the error text."""
     asked = outcome_of(RetryLater(delay=2))
     assert isinstance(asked, RetryAsked)
     assert (asked.delay, asked.error.partition(":")[0]) == (2, "RetryLater")
@@ -53,8 +53,8 @@ def test_retry_later_becomes_a_request_with_the_text_of_its_cause() -> None:
     assert outcome_of(request) == RetryAsked("ConnectionError", "away")
 
 
-def test_a_request_of_a_users_own_kind_is_one_too() -> None:
-    """A subclass of RetryLater that never called its parent asks all the same; a senseless delay is made to fit."""
+def test_a_subclass_of_retry_later_asks_for_retry() -> None:
+    """It need not call its parent, and an invalid delay is replaced by the nearest valid one."""
 
     class NotYet(RetryLater):
         def __init__(self, document: str) -> None:
@@ -69,8 +69,8 @@ def test_a_request_of_a_users_own_kind_is_one_too() -> None:
         assert found.delay == understood
 
 
-def test_a_request_whose_cause_is_hostile_is_one_too() -> None:
-    """The cause of a request is looked at for its text alone."""
+def test_a_hostile_cause_does_not_stop_a_retry() -> None:
+    """Only the text of the cause is read."""
 
     class Hostile(Exception):
         def __bool__(self) -> bool:
@@ -82,15 +82,15 @@ def test_a_request_whose_cause_is_hostile_is_one_too() -> None:
 
 
 @pytest.mark.parametrize("delay", [-1, -0.001, float("nan"), float("inf"), -float("inf"), "5"])
-def test_a_delay_that_makes_no_sense_is_refused_where_it_is_written(delay: Any) -> None:
-    """RetryLater refuses a delay that is negative, not finite or no number."""
+def test_retry_later_refuses_an_invalid_delay(delay: Any) -> None:
+    """A delay that is negative, not finite or not a number raises ConfigurationError."""
     with pytest.raises(ConfigurationError):
         RetryLater(delay)
 
 
 @given(some.deliveries(attempts=st.just(1)), st.floats(0, allow_infinity=False) | st.integers(0, 10**30))
-def test_any_delay_that_retry_later_takes_can_be_settled(delivery: Delivery, delay: float) -> None:
-    """A delay that was accepted from a task is one that a transport accepts: the retry is not lost to it."""
+def test_every_delay_of_retry_later_can_be_settled(delivery: Delivery, delay: float) -> None:
+    """A transport accepts each delay that RetryLater accepts, so no retry is lost."""
     try:
         outcome = outcome_of(RetryLater(delay))
     except ConfigurationError:
@@ -99,10 +99,8 @@ def test_any_delay_that_retry_later_takes_can_be_settled(delivery: Delivery, del
 
 
 @given(some.deliveries(), errors, policies)
-def test_a_task_without_retries_is_never_run_again_because_it_raised(
-    delivery: Delivery, error: str, policy: RetryPolicy
-) -> None:
-    """Without `retry_raised` a failure ends its message, and the sender hears of it as of a last attempt."""
+def test_a_task_without_retries_never_runs_again(delivery: Delivery, error: str, policy: RetryPolicy) -> None:
+    """Without `retry_raised` a raise is settled like a raise in the last attempt."""
     settlement = settle(delivery, Raised(error), attrs.evolve(policy, retry_raised=False))
     assert settlement.verdict is not Verdict.RETRY
     assert settlement == settle(delivery, Raised(error), attrs.evolve(policy, max_attempts=1))
@@ -110,7 +108,7 @@ def test_a_task_without_retries_is_never_run_again_because_it_raised(
 
 @given(some.deliveries(attempts=st.integers(1, 2000)), policies)
 def test_the_backoff_is_bounded_and_determined(delivery: Delivery, policy: RetryPolicy) -> None:
-    """The wait lies between three quarters and the whole of the doubled backoff, capped, and is always the same."""
+    """The wait is three quarters to all of the doubled and capped back-off, and is always the same."""
     longest = min(policy.backoff * 2.0 ** min(delivery.attempt - 1, 1000), policy.backoff_max)
     if delivery.attempt <= 33:
         assert 0.75 * longest <= policy.delay(delivery) <= longest
@@ -119,7 +117,7 @@ def test_the_backoff_is_bounded_and_determined(delivery: Delivery, policy: Retry
     check_delay(policy.delay(delivery))
 
 
-def test_the_backoff_doubles_with_each_attempt_up_to_its_maximum() -> None:
+def test_the_backoff_doubles_up_to_its_maximum() -> None:
     """1, 2, 4, ... seconds, less up to a quarter each, until 300."""
     policy = RetryPolicy(backoff=1.0, backoff_max=300.0)
     for attempt in range(1, 60):
@@ -128,7 +126,7 @@ def test_the_backoff_doubles_with_each_attempt_up_to_its_maximum() -> None:
 
 
 def test_the_backoff_spreads_messages_that_failed_together() -> None:
-    """A hundred messages that failed at one time do not come back at one time."""
+    """A hundred messages that failed at one moment return at different moments."""
     waits = {RetryPolicy().delay(_plain(id=str(number))) for number in range(100)}
     assert len(waits) > 90
     assert max(waits) - min(waits) > 0.1

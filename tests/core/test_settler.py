@@ -128,7 +128,7 @@ def test_a_settlement_that_fails_alone_delays_no_other() -> None:
     assert [len(batch) for batch in case.script.asked] == [1] * 6
 
 
-def test_attempts_of_a_settlement_without_permission_grow_apart() -> None:
+def test_attempts_without_permission_grow_apart() -> None:
     """Each attempt costs the others a pause, so the pauses between attempts become longer, up to two seconds."""
     case = Case(Script(failing(TransportNotReady("no such queue"), lambda batch: batch[0].delivery.id == "0")))
     case.finish(0)
@@ -164,7 +164,7 @@ def test_a_settlement_waits_for_an_operator() -> None:
     assert (case.counters["refused"], case.left) == (0, [entry])
 
 
-def test_a_settlement_that_alone_lacks_permission_counts_as_refused() -> None:
+def test_a_settlement_that_alone_fails_counts_as_refused() -> None:
     """While others are settled, the settlement itself is at fault, and its sender gets the error."""
     case = Case(Script(failing(TransportNotReady("policy"), lambda batch: batch[0].verdict is Verdict.ACK)))
     case.finish(0)
@@ -174,7 +174,7 @@ def test_a_settlement_that_alone_lacks_permission_counts_as_refused() -> None:
     assert (case.counters["refused"], case.counters["buried"], case.left) == (1, 1, [])
 
 
-def test_a_settlement_that_fails_in_every_form_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_settlement_failing_in_every_form_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     """If no fallback can be written either, the settler starts again with the original settlement."""
     case = Case(Script(failing(TransportUnavailable("lock timeout"))))
     entry = case.finish(0, result={"paid": 1})
@@ -191,7 +191,7 @@ def test_a_settlement_that_fails_in_every_form_is_kept(caplog: pytest.LogCapture
 @pytest.mark.parametrize(
     "error", [TransportRefused("no"), TransportUnavailable("in doubt", fate_unknown=True), ValueError("odd")], ids=repr
 )
-def test_a_release_that_may_have_taken_effect_is_not_repeated(error: Exception) -> None:
+def test_a_release_in_doubt_is_not_repeated(error: Exception) -> None:
     """The next holder of the message may have the same attempt. A refused release is not repeated either."""
     case = Case(Script(failing(error)))
     case.finish(0, verdict=Verdict.RETRY, counted=False)
@@ -201,7 +201,7 @@ def test_a_release_that_may_have_taken_effect_is_not_repeated(error: Exception) 
     assert len(case.script.asked) == 1
 
 
-def test_a_release_without_effect_is_repeated_for_ten_seconds(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_release_is_repeated_for_ten_seconds(caplog: pytest.LogCaptureFixture) -> None:
     """Over a short outage a message that never started keeps its attempt; after a long one its lease ends."""
     away = [True]
     case = Case(Script(failing(TransportUnavailable("away"), lambda batch: away[0])))
@@ -294,7 +294,7 @@ def test_a_result_without_room_is_never_refused(failure: NoRoom) -> None:
 
 @given(full=st.sets(st.integers(0, 19)))
 def test_a_full_queue_delays_no_other_settlement(full: set[int]) -> None:
-    """The settlements of a batch whose queue has room take effect at once, whichever they are."""
+    """The settlements of a batch whose queues have room take effect at once."""
 
     def act(batch: Sequence[Settlement]) -> None:
         if any(int(one.delivery.id) in full for one in batch):
@@ -317,7 +317,7 @@ def test_a_dropped_release_blocks_nothing() -> None:
     assert (case.left, case.settler.no_room, case.settler.failing) == ([], None, 0)
 
 
-def test_a_lost_lease_leaves_a_finished_delivery_to_its_settlement(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_finished_delivery_is_settled_despite_its_lease(caplog: pytest.LogCaptureFixture) -> None:
     """It is settled nevertheless, and no lease_lost is logged for a settlement that took effect."""
     case = Case(Script())
     entry = case.finish(0)
@@ -329,7 +329,7 @@ def test_a_lost_lease_leaves_a_finished_delivery_to_its_settlement(caplog: pytes
 
 
 @given(st.lists(st.sampled_from(["ok", "lost", "refused", "unavailable", "doubt", "full", "not ready"]), max_size=12))
-def test_each_delivery_ends_once_whatever_the_transport_answers(answers: list[str]) -> None:
+def test_each_delivery_ends_once_for_every_answer(answers: list[str]) -> None:
     """A delivery is counted as settled, buried or lost at most once, and is in flight exactly until then."""
     errors = {
         "refused": TransportRefused("no"),

@@ -59,7 +59,7 @@ def test_a_lease_is_renewed_every_third_of_it(lease: float, length: float) -> No
 
 @settings(max_examples=25)
 @given(attempts=st.integers(1, 14), backoff=st.floats(0, 600), longest=st.floats(0, DAY))
-def test_a_failing_task_waits_the_backoff_before_each_attempt(attempts: int, backoff: float, longest: float) -> None:
+def test_each_attempt_waits_for_the_backoff(attempts: int, backoff: float, longest: float) -> None:
     """Each of its attempts starts exactly when the policy's delay after the one before has passed."""
     clock = VirtualClock()
     transport = MemoryTransport(clock=clock)
@@ -141,7 +141,7 @@ def test_time_stands_still_while_a_thread_works() -> None:
     assert (clock.monotonic(), consumer.counters["overdue"], consumer.counters["lost"]) == (began, 0, 0)
 
 
-def test_a_thread_returns_at_the_first_moment_of_its_condition() -> None:
+def test_a_wait_ends_at_its_first_moment() -> None:
     """However fast the time of the consumers passes, a test sees the moment at which its condition became true."""
     clock = VirtualClock()
     transport = MemoryTransport(clock=clock)
