@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
-from typing import Literal, TypeAlias
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Literal, TypeAlias, cast
 
 import attrs
 
@@ -167,21 +171,35 @@ class Ignored:
 
 
 Outcome: TypeAlias = Returned | Raised | RetryAsked | Rejected | Ignored
+ExceptionReader: TypeAlias = Callable[[BaseException], RetryAsked | Rejected | Ignored | None]
 
 
-def outcome_of(exc: BaseException, task: object = None) -> Raised | RetryAsked | Rejected | Ignored:
+def outcome_of(exc: BaseException) -> Raised | RetryAsked | Rejected | Ignored:
     """Return the outcome of a task that raised.
 
-    Args:
-        exc: The exception.
-        task: The task. A task of another framework may have a method `outcome_of(exc)`: it returns the outcome that
-            the framework's own exception asks for, and None for every other exception.
+    An exception of another framework may ask for an outcome, as Celery's Ignore does. Its reader is the entry point of
+    the group `unstract_core.exceptions` with the name of the framework's package. The reader returns None for an
+    exception that asks for nothing.
     """
     if isinstance(exc, RetryLater):
         return RetryAsked(*error_parts(exc if exc.__cause__ is None else exc.__cause__), delay=fit_delay(exc.delay))
-    of_the_framework = getattr(task, "outcome_of", None)
-    found = of_the_framework(exc) if callable(of_the_framework) else None
-    return found if isinstance(found, RetryAsked | Rejected | Ignored) else Raised(*error_parts(exc))
+    for package in dict.fromkeys(_package(kind) for kind in type(exc).__mro__):
+        if (read := _exception_reader(package)) is not None and (outcome := read(exc)) is not None:
+            return outcome
+    return Raised(*error_parts(exc))
+
+
+def _package(kind: type) -> str:
+    module = getattr(kind, "__module__", None)
+    return module.partition(".")[0] if isinstance(module, str) else ""
+
+
+@functools.cache
+def _exception_reader(package: str) -> ExceptionReader | None:
+    for entry in entry_points(group="unstract_core.exceptions", name=package):
+        with contextlib.suppress(ImportError, AttributeError):  # without its driver a transport reads nothing
+            return cast(ExceptionReader, entry.load())
+    return None
 
 
 def fit_delay(seconds: object) -> float | None:

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract_tests.messages import message
 from transports.celery.task_exceptions import outcome_of
-from unstract_core import Delivery, Settlement, TaskPayload, Verdict
+from transports.memory import MemoryTransport
+from unstract_core import Consumer, Delivery, Settlement, TaskPayload, Verdict
 from unstract_core.continuation import settle
 from unstract_core.outcomes import Rejected, RetryAsked, RetryPolicy
 from unstract_core.transport import check_delay
@@ -74,3 +76,31 @@ def test_celerys_ignore_has_no_consequence() -> None:
     outcome = outcome_of(celery.exceptions.Ignore("whatever"))
     assert outcome is not None
     assert settle(PLAIN, outcome, RetryPolicy()) == Settlement(PLAIN, Verdict.ACK)
+
+
+class Skipped(celery.exceptions.Ignore):  # type: ignore[misc]  # celery has no types
+    """An application's own kind of Ignore."""
+
+
+@pytest.mark.parametrize(
+    ("exc", "counters"),
+    [
+        (celery.exceptions.Ignore(), {"ran": 1, "settled": 1}),
+        (Skipped(), {"ran": 1, "settled": 1}),
+        (celery.exceptions.Reject("no", requeue=False), {"ran": 1, "buried": 1}),
+        (celery.exceptions.Retry("again", when=0), {"ran": 3, "retried": 2, "buried": 1}),
+        (ValueError("x"), {"ran": 3, "retried": 2, "buried": 1}),
+    ],
+    ids=repr,
+)
+def test_plain_function_may_raise_celerys_exceptions(exc: Exception, counters: dict[str, int]) -> None:
+    """Celery's exceptions have their meaning in any task, over a transport that does not know Celery."""
+
+    def task() -> None:
+        raise exc
+
+    transport = MemoryTransport()
+    transport.send([message("t", "q")])
+    consumer = Consumer(transport, {"t": task}, ["q"], max_attempts=3, backoff=0)
+    consumer.drain(timeout=30)
+    assert +consumer.counters == counters

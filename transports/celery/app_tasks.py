@@ -20,13 +20,11 @@ from typing import Any
 
 import attrs
 
-from transports.celery import task_exceptions
 from transports.celery.app_retries import TaskRun, intercept, running
 from transports.celery.app_tracers import is_instrumented, run_instrumented
 from unstract_core.continuation import CONTINUATION_IDS
 from unstract_core.errors import ConfigurationError
 from unstract_core.observability.log_events import emit
-from unstract_core.outcomes import Ignored, Rejected, RetryAsked
 from unstract_core.producer.executor import FAIRNESS_HEADER
 from unstract_core.transport import Delivery
 from unstract_core.values import type_name
@@ -108,10 +106,6 @@ class CeleryTask:
 
     def __repr__(self) -> str:
         return f"<CeleryTask {self.task.name}>"
-
-    def outcome_of(self, exc: BaseException) -> RetryAsked | Rejected | Ignored | None:
-        """Return the outcome that Celery's Retry, Reject and Ignore ask for; None for every other exception."""
-        return task_exceptions.outcome_of(exc)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         delivery = current_delivery()

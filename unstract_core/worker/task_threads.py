@@ -268,7 +268,7 @@ class TaskThreads:
         try:
             outcome: Outcome = Returned.of(self._call(delivery))
         except BaseException as exc:  # a task may call sys.exit; its thread has other tasks to run
-            outcome = outcome_of(exc, self._task_of(delivery))
+            outcome = outcome_of(exc)
             error_type = type_name(exc)
             self._log_raised(delivery, exc, outcome, self._clock.monotonic() - started)
             if self._observers and self._in_flight.is_running(entry):
