@@ -4,6 +4,7 @@ Producers use `Dispatcher` or `ExecutorDispatcher`. Workers use `Tasks` and `Con
 `Transport`. Importing this package imports attrs and cattrs, but no database or broker driver.
 """
 
+from unstract_core.clock import Clock
 from unstract_core.codec import from_wire, to_wire
 from unstract_core.discovery import load_transport
 from unstract_core.errors import (
@@ -30,7 +31,7 @@ from unstract_core.errors import (
     UnknownTask,
     WorkerLost,
 )
-from unstract_core.observability.observer import Observer
+from unstract_core.observability.observer import LeaseLostEvent, Observer, TaskFinished, WorkerHeartbeat
 from unstract_core.outcomes import RetryLater
 from unstract_core.payload import ContinuationSpec, FairnessKey, TaskPayload
 from unstract_core.producer.dispatch import Dispatcher, DispatchHandle
@@ -53,6 +54,7 @@ from unstract_core.transport import (
     Verdict,
 )
 from unstract_core.values import normalise
+from unstract_core.values.limits import JSONValue
 from unstract_core.worker.consumer import Consumer
 from unstract_core.worker.context import current_delivery
 from unstract_core.worker.registry import Tasks
@@ -62,6 +64,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CallbackSignature",
     "Capabilities",
+    "Clock",
     "ConfigurationError",
     "Consumer",
     "ContinuationNotAllowed",
@@ -81,6 +84,8 @@ __all__ = [
     "Gate",
     "GateFailed",
     "Inspection",
+    "JSONValue",
+    "LeaseLostEvent",
     "MalformedPayload",
     "Message",
     "NoRoom",
@@ -98,6 +103,7 @@ __all__ = [
     "SignatureError",
     "Subscription",
     "TaskFailed",
+    "TaskFinished",
     "TaskPayload",
     "Tasks",
     "TooManyAttempts",
@@ -109,6 +115,7 @@ __all__ = [
     "TransportUnavailable",
     "UnknownTask",
     "Verdict",
+    "WorkerHeartbeat",
     "WorkerLost",
     "current_delivery",
     "from_wire",

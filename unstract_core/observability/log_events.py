@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Generic, TypeVar
@@ -110,11 +110,13 @@ class LogThrottle(Generic[Kind]):
     Args:
         burst: Events of a kind that are logged in one interval.
         seconds: Length of the interval, from its first event.
+        monotonic: Returns the time in seconds. None (default): the clock of the machine.
     """
 
-    def __init__(self, *, burst: int, seconds: float) -> None:
+    def __init__(self, *, burst: int, seconds: float, monotonic: Callable[[], float] | None = None) -> None:
         self._burst = burst
         self._seconds = seconds
+        self._monotonic = monotonic or time.monotonic
         self._kinds: dict[Kind, tuple[float, int, int]] = {}
 
     def admit(self, kind: Kind, now: float | None = None) -> int | None:
@@ -124,7 +126,7 @@ class LogThrottle(Generic[Kind]):
             kind: The kind of the event.
             now: The monotonic time in seconds; None reads the clock.
         """
-        now = time.monotonic() if now is None else now
+        now = self._monotonic() if now is None else now
         began, logged, suppressed = self._kinds.get(kind, (now, 0, 0))
         if now - began >= self._seconds:
             began, logged = now, 0
@@ -134,7 +136,7 @@ class LogThrottle(Generic[Kind]):
 
     def passes(self, kind: Kind) -> bool:
         """Count an event, and return whether it is to be logged; False until `due` has returned an earlier count."""
-        now = time.monotonic()
+        now = self._monotonic()
         began, logged, suppressed = self._kinds.get(kind, (now, 0, 0))
         if suppressed and now - began >= self._seconds:
             self._kinds[kind] = (began, logged, suppressed + 1)
@@ -149,7 +151,7 @@ class LogThrottle(Generic[Kind]):
         Args:
             at_once: True returns every count now, because there will be no other call. False by default.
         """
-        now, counts = time.monotonic(), []
+        now, counts = self._monotonic(), []
         for kind, (began, _, suppressed) in list(self._kinds.items()):
             if suppressed and (at_once or now - began >= self._seconds):
                 counts.append((kind, suppressed, round(now - began, 1)))

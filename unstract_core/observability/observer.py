@@ -242,10 +242,9 @@ class Observers(Observer):
     def task_failed(self, delivery: Delivery, end: End, exception: BaseException) -> None:
         self._each("task_failed", delivery, end, exception)
 
-    def ran(self, delivery: Delivery, end: End, error_type: str | None, seconds: float, replaced: int) -> None:
-        if self._with["on_task_finished"]:
-            event = TaskFinished(delivery, end, error_type, seconds, replaced)
-            self._each_renamed("on_task_finished", event, delivery, end, error_type, seconds, replaced)
+    def on_task_finished(self, event: TaskFinished) -> None:
+        earlier = (event.delivery, event.end, event.error_type, event.seconds, event.replaced)
+        self._each_renamed("on_task_finished", event, *earlier)
 
     def rejected(self, delivery: Delivery, error_type: str) -> None:
         self._each("rejected", delivery, error_type)
@@ -256,14 +255,11 @@ class Observers(Observer):
     def dead_lettered(self, settlement: Settlement) -> None:
         self._each("dead_lettered", settlement)
 
-    def lost(self, delivery: Delivery) -> None:
-        if self._with["on_lease_lost"]:
-            self._each_renamed("on_lease_lost", LeaseLostEvent(delivery), delivery)
+    def on_lease_lost(self, event: LeaseLostEvent) -> None:
+        self._each_renamed("on_lease_lost", event, event.delivery)
 
-    def turned(self, turn: Turn) -> None:
-        if self._with["on_heartbeat"]:
-            event = WorkerHeartbeat(turn.held, turn.running, turn.away)
-            self._each_renamed("on_heartbeat", event, turn)
+    def on_heartbeat(self, event: WorkerHeartbeat) -> None:
+        self._each_renamed("on_heartbeat", event, Turn(event.in_flight, event.running, event.unavailable))
 
     def _around(
         self,

@@ -57,7 +57,7 @@ class Start(NamedTuple):
 
 @attrs.define(eq=False)
 class Entry:
-    """One delivery in flight.
+    """One delivery in flight. Only `InFlight` changes it.
 
     Attributes:
         delivery: The delivery.
@@ -65,7 +65,7 @@ class Entry:
         state: How far it is.
         settlement: Its settlement; None until its outcome is known.
         finished_at: When its outcome was known, on the consumer's clock.
-        lease_lost: Whether the loss of its lease was logged.
+        lease_lost: Whether its lease is known to be lost.
     """
 
     delivery: Delivery
@@ -189,4 +189,34 @@ class InFlight:
     @property
     def unfinished(self) -> int:
         """How many deliveries wait for a thread or run."""
-        return len(self._entries) - len(self._to_settle) - len(self._finished)
+        return sum(entry.state in (State.WAITING, State.RUNNING) for entry in self)
+
+    def fail(self, entry: Entry, *, uncertain: bool, alone: bool) -> None:
+        """Record that settling a delivery failed. For the I/O thread.
+
+        Args:
+            entry: The delivery.
+            uncertain: Whether the settlement may have taken effect.
+            alone: Whether it was tried alone, so that the next attempt waits.
+        """
+        if uncertain:
+            entry.state = State.UNCERTAIN
+        elif alone and entry.state is State.DONE:
+            entry.state = State.RETRYING
+
+    def replace_settlement(self, entry: Entry, settlement: Settlement) -> None:
+        """Settle a delivery in another way, because a transport refused the first one. For the I/O thread."""
+        entry.settlement = settlement
+
+    # Leases.
+
+    def renew(self, entry: Entry, startable_until: float) -> None:
+        """Record that the lease of a delivery was renewed. For the I/O thread."""
+        entry.startable_until = startable_until
+
+    def lose(self, entry: Entry) -> bool:
+        """Record that a lease is lost, so that the task does not start; return False if that was known."""
+        if entry.lease_lost:
+            return False
+        entry.lease_lost, entry.startable_until = True, 0.0
+        return True

@@ -19,7 +19,7 @@ from unstract_core.clock import Clock
 from unstract_core.continuation import rejection, settle
 from unstract_core.errors import ContractError, TransportClosed, TransportError
 from unstract_core.observability.log_events import LogThrottle, emit
-from unstract_core.observability.observer import Observers, Turn
+from unstract_core.observability.observer import Observers, WorkerHeartbeat
 from unstract_core.outcomes import RetryPolicy
 from unstract_core.transport import Delivery, Subscription
 from unstract_core.values import error_text
@@ -133,7 +133,9 @@ class Loop:
         self._resume_at = -math.inf
         self._pause = 0.0
         self._logged_away = False
-        self._rejections: LogThrottle[tuple[str, str]] = LogThrottle(burst=_REJECTIONS, seconds=_BETWEEN_REJECTIONS)
+        self._rejections: LogThrottle[tuple[str, str]] = LogThrottle(
+            burst=_REJECTIONS, seconds=_BETWEEN_REJECTIONS, monotonic=config.clock.monotonic
+        )
 
     @property
     def in_flight(self) -> int:
@@ -201,7 +203,8 @@ class Loop:
 
     def _observe(self, *, away: bool) -> None:
         if self._config.observers:
-            self._config.observers.turned(Turn(len(self._in_flight), self._in_flight.running, away))
+            heartbeat = WorkerHeartbeat(len(self._in_flight), self._in_flight.running, away)
+            self._config.observers.on_heartbeat(heartbeat)
 
     def _try(self, step: Callable[[], Result]) -> Result | None:
         try:
@@ -250,7 +253,7 @@ class Loop:
             self._settler.answers += 1
             for entry, still_ours in zip(entries, kept, strict=True):
                 if still_ours:
-                    entry.startable_until = now + self._config.lease * _MARGIN
+                    self._in_flight.renew(entry, now + self._config.lease * _MARGIN)
                 else:
                     self._settler.lease_lost(entry)
         self._renew_at = now + self._config.lease / 3

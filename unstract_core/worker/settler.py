@@ -28,7 +28,7 @@ from unstract_core.errors import (
     TransportUnavailable,
 )
 from unstract_core.observability.log_events import emit
-from unstract_core.observability.observer import Observers
+from unstract_core.observability.observer import LeaseLostEvent, Observers
 from unstract_core.outcomes import RetryPolicy
 from unstract_core.transport import Settlement, Subscription, Verdict
 from unstract_core.values import error_text
@@ -148,12 +148,10 @@ class Settler:
             self._record_lost(entry)
 
     def _record_lost(self, entry: Entry) -> None:
-        if not entry.lease_lost:
-            entry.lease_lost = True
-            entry.startable_until = 0.0
+        if self._in_flight.lose(entry):
             self._counters["lost"] += 1
             emit(logger, logging.WARNING, "lease_lost", **ids(entry.delivery))
-            self._observers.lost(entry.delivery)
+            self._observers.on_lease_lost(LeaseLostEvent(entry.delivery))
 
     def _next_batch(self) -> list[Entry]:
         """Return the deliveries to settle together. Releases come first and alone, so that no refusal costs their
@@ -222,8 +220,7 @@ class Settler:
         unknown = bool(getattr(failure, "fate_unknown", False))
         for entry in batch:
             release = not entry.settlement_due.counted
-            if unknown or release:
-                entry.state = State.UNCERTAIN
+            self._in_flight.fail(entry, uncertain=unknown or release, alone=len(batch) == 1)
             if release:
                 retries = self._retries_of(entry)
                 retries.failing_since = min(retries.failing_since, now)
@@ -236,8 +233,6 @@ class Settler:
 
     def _on_failed_alone(self, entry: Entry, failure: TransportError, now: float) -> None:
         retries = self._retries_of(entry)
-        if entry.state is State.DONE:
-            entry.state = State.RETRYING
         if retries.answers != self.answers:
             retries.answers = self.answers
             retries.failures += 1
@@ -277,9 +272,10 @@ class Settler:
         following = next(retries.fallbacks, None)
         retries.failures = 0
         if following is not None:
-            entry.settlement = following
+            self._in_flight.replace_settlement(entry, following)
         elif isinstance(refusal, TransportUnavailable):
-            entry.settlement, retries.fallbacks, retries.failing_since = retries.original, None, math.inf
+            self._in_flight.replace_settlement(entry, retries.original)
+            retries.fallbacks, retries.failing_since = None, math.inf
         else:
             emit(logger, logging.CRITICAL, "settlement_impossible", **ids(entry.delivery))
             self._remove(entry)

@@ -19,7 +19,7 @@ from unstract_core.clock import Clock
 from unstract_core.continuation import expiry, settle, with_headers
 from unstract_core.forking import end_child
 from unstract_core.observability.log_events import emit, frames, stack_of
-from unstract_core.observability.observer import End, Observers
+from unstract_core.observability.observer import End, Observers, TaskFinished
 from unstract_core.outcomes import (
     Ignored,
     Outcome,
@@ -171,7 +171,7 @@ class TaskThreads:
             emit(logger, logging.ERROR, "task_overdue", **ids(delivery), **fields)
             late = overdue(self._deadline)
             self._observers.task_failed(delivery, "raised", late)
-            self._observers.ran(delivery, "raised", type_name(late), seconds, 0)
+            self._observers.on_task_finished(TaskFinished(delivery, "raised", type_name(late), seconds, 0))
             self._in_flight.finish(entry, settle(delivery, outcome_of(late), self._policy_of(delivery)))
         return given_up
 
@@ -283,7 +283,8 @@ class TaskThreads:
             paths = ", ".join(_ODD_KEY.sub('["*"]', path) for path in replaced)
             emit(logger, logging.WARNING, "result_made_to_fit", **ids(delivery), count=len(replaced), paths=paths)
         if self._observers and self._in_flight.is_running(entry):  # else observers have its end already
-            self._observers.ran(delivery, self._end(delivery, outcome), error_type, seconds, len(replaced))
+            end = self._end(delivery, outcome)
+            self._observers.on_task_finished(TaskFinished(delivery, end, error_type, seconds, len(replaced)))
         return outcome
 
     def _thread(self, number: int) -> threading.Thread:
