@@ -22,7 +22,7 @@ def _problems(lock: str, needs: list[Need] | None = None) -> list[str]:
     return problems(lock, NEEDS if needs is None else needs, INSTALLED, "3.13")
 
 
-def test_a_lock_of_exactly_what_is_needed_has_no_problems() -> None:
+def test_an_exact_lock_has_no_problems() -> None:
     """Followed through extras and what they need in turn."""
     assert _problems(GOOD) == []
 
@@ -47,12 +47,12 @@ def test_a_pin_that_nothing_needs_is_found() -> None:
     assert _problems(GOOD + "bystander==7.0\n") == ["bystander is pinned, and nothing needs it"]
 
 
-def test_a_pin_that_only_another_python_needs_is_not_superfluous() -> None:
+def test_a_pin_for_another_python_is_needed() -> None:
     """One lock serves every supported Python."""
     assert _problems(GOOD + "old-only==1.0\n") == []
 
 
-def test_a_requirement_that_the_pin_does_not_meet_is_found() -> None:
+def test_a_pin_outside_its_requirement_is_reported() -> None:
     """A raised bound in pyproject.toml asks for a new lock."""
     problem = "top==2.0 is pinned, but dependencies needs top>=2.1"
     assert _problems(GOOD, [Need(Requirement("top>=2.1"), "dependencies")]) == [problem]
@@ -83,12 +83,12 @@ def test_a_requirement_that_is_not_installed_is_found() -> None:
         "leaf==2.1; python_version > '3'",
     ],
 )
-def test_a_line_that_is_no_exact_pin_is_found(line: str) -> None:
+def test_an_inexact_pin_is_reported(line: str) -> None:
     """No ranges, no hashes, no places to download from."""
     assert [f"line 6 is not an exact pin `name==version`: {line}"] == _problems(f"{GOOD}{line}\n")
 
 
-def test_a_second_pin_of_the_same_name_is_found() -> None:
+def test_a_second_pin_of_a_name_is_reported() -> None:
     """Also where it is spelled differently."""
     assert _problems(f"{GOOD}TOP==2.0\n") == ["line 6 pins TOP a second time"]
 

@@ -27,7 +27,7 @@ def _make(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=directory, env=own, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_a_python_that_is_too_old_is_named_with_the_remedy(directory: Path) -> None:
+def test_an_old_python_is_an_error_with_remedy(directory: Path) -> None:
     """Its version, the version that is needed, and how to name another one; no environment is begun."""
     old = directory / "python3"
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2" && exit 0\nexit 1\n')
@@ -39,7 +39,7 @@ def test_a_python_that_is_too_old_is_named_with_the_remedy(directory: Path) -> N
     assert not (directory / ".venv").exists()
 
 
-def test_a_python_that_is_not_there_is_named_with_the_remedy(directory: Path) -> None:
+def test_a_missing_python_is_an_error_with_remedy(directory: Path) -> None:
     """The same for an interpreter that cannot be found."""
     ended = _make(directory, "demo", "PYTHON=python3-of-another-machine")
     assert ended.returncode != 0
