@@ -177,19 +177,19 @@ ODD_HEADERS: tuple[Any, ...] = (7, "x", [], {"x": 1}, {"x": None}, {"x": "y", "z
 TOLERATED = (
     Tolerated(
         "`args`, `kwargs` or `fairness` absent",
-        "rows of earlier writers; they are empty, empty and null",
+        "rows of earlier writers; read as empty, empty and null",
         _supply,
         tuple(without(wire_of(), key) for key in ("args", "kwargs", "fairness")),
     ),
     Tolerated(
-        "`queue` absent, null, empty or no string",
-        "rows of the product; the queue is the one in which the message was found",
+        "`queue` absent, null, empty or not a string",
+        "rows of the product; read as the queue in which the message was found",
         _supply_queue,
         (without(wire_of(), "queue"), *(wire_of(queue=odd) for odd in every(None, "", 7, False, [], {"name": "q"}))),
     ),
     Tolerated(
         '`args` or `kwargs` null, or another empty value (`false`, `0`, `""`, `[]`, `{}`)',
-        "rows of the product; they are empty",
+        "rows of the product; read as empty",
         _supply_empty,
         (
             *(wire_of(args=empty) for empty in every(None, False, 0, 0.0, "", {})),
@@ -198,7 +198,7 @@ TOLERATED = (
     ),
     Tolerated(
         "a continuation whose `kwargs` are absent, null or empty",
-        "the same",
+        "rows of the product; read as empty",
         _supply_kwargs,
         (
             *(wire_of(**{key: without(continuation(), "kwargs")}) for key in CONTINUATIONS),
@@ -207,13 +207,13 @@ TOLERATED = (
     ),
     Tolerated(
         "a fairness object without some of its keys",
-        "rows of earlier writers; each has its default",
+        "rows of earlier writers; each missing key has its default",
         _supply_fairness,
         tuple(wire_of(fairness=without(fairness(), key)) for key in fairness()),
     ),
     Tolerated(
-        "`fairness` that is no object, or has a member that makes no sense",
-        "no task depends on it; it counts as null, the member as absent; a number as `org_id` is its text",
+        "`fairness` that is not an object, or has a member with a wrong value",
+        "no task depends on it; read as null, the member as absent, and a number as `org_id` as its text",
         _fit_fairness,
         (
             *(wire_of(fairness=odd) for odd in every(7, "org", [], True, False, "")),
@@ -227,7 +227,7 @@ TOLERATED = (
     ),
     Tolerated(
         "`reply_key`, `on_success`, `on_error` or `task_id` null or empty, or `headers` null",
-        "rows of the product; the key counts as absent",
+        "rows of the product; read as absent",
         _drop_empty,
         (
             *(wire_of(**{key: None}) for key in OPTIONAL),
@@ -235,8 +235,8 @@ TOLERATED = (
         ),
     ),
     Tolerated(
-        "`reply_key` or `task_id` that is no string",
-        "the same; the key is its JSON, as of a number its text",
+        "`reply_key` or `task_id` that is not a string",
+        'rows of the product; read as its JSON text, for example 7 as `"7"`',
         _write_addresses,
         tuple(
             wire_of(**{key: odd}) for key in ("reply_key", "task_id") for odd in every(7, 1.5, True, ["x"], {"x": 1})
@@ -244,25 +244,25 @@ TOLERATED = (
     ),
     Tolerated(
         "a number as the `queue` of a continuation",
-        "the same; it is its text",
+        "rows of the product; read as its text",
         _write_queues,
         tuple(wire_of(**{key: continuation(queue=odd)}) for key in CONTINUATIONS for odd in every(7, 1.5)),
     ),
     Tolerated(
-        "`headers` that are no object of strings",
-        "no task depends on them; they count as absent",
+        "`headers` that are not an object of strings",
+        "no task depends on them; read as absent",
         _drop_odd_headers,
         tuple(wire_of(headers=odd) for odd in ODD_HEADERS),
     ),
     Tolerated(
         "NUL, a lone surrogate, or an empty or longer name in `headers`",
-        "what has arrived has been carried; a continuation goes on without them",
+        "a transport has already carried it; a continuation is sent without such headers",
         _fit_headers,
         tuple(wire_of(headers=odd) for odd in ({"": "x"}, {"x" * 256: "x"}, {"x": "\0"}, {"\ud800": "x"})),
     ),
     Tolerated(
         "a value outside the domain in `args` or `kwargs`",
-        "it is the task's to judge; to walk through every value would make each delivery slower",
+        "the task checks its arguments; a check of every value would make each delivery slower",
         _empty_values,
         (
             wire_of(args=[2**63]),
@@ -277,7 +277,7 @@ TOLERATED = (
     ),
     Tolerated(
         "a name of more than 255 bytes",
-        "what has arrived has been carried",
+        "a transport has already carried it",
         _shorten_names,
         (
             *(wire_of(**{key: "x" * 256}) for key in ("task_name", "queue", "reply_key", "task_id")),
@@ -286,7 +286,7 @@ TOLERATED = (
     ),
     Tolerated(
         "NUL or a lone surrogate in a name or in `org_id`",
-        "the same",
+        "a transport has already carried it",
         _clean_names,
         (
             *(wire_of(**{key: "a\0"}) for key in ("task_name", "queue", "reply_key", "task_id")),
@@ -303,7 +303,7 @@ UNSAID = (
         (wire_of(queue="é" * 128), wire_of(on_error=continuation(task_name="😀" * 64))),
     ),
     Unsaid(
-        "at most 64 arrays and objects stand inside each other",
+        "at most 64 arrays and objects are nested",
         "writers",
         (wire_of(args=[some.nest(65)]), wire_of(kwargs={"x": some.nest(65, kind=dict)})),
     ),

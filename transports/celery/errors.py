@@ -116,18 +116,18 @@ ERROR_RULES = (
         "the queue is missing, is exclusive to another connection, or has other arguments",
         kind=TransportNotReady,
     ),
-    ErrorRule(("312",), _NOT_READY, "there is no queue of that name; the message is returned", kind=Unroutable),
+    ErrorRule(("312",), _NOT_READY, "there is no queue of that name; the broker returns the message", kind=Unroutable),
     ErrorRule(("basic.nack",), _UNAVAILABLE, "the queue is full (`x-overflow=reject-publish`)", kind=Nacked),
     ErrorRule(
         ("connection.blocked",),
         _UNAVAILABLE,
-        "memory or disk space of the broker is low, and the message was not handed over",
+        "memory or disk space of the broker is low, and the message was not sent",
         kind=Blocked,
     ),
     ErrorRule(
         ("connection.blocked unconfirmed",),
         _IN_DOUBT,
-        "memory or disk space of the broker is low, and the message was handed over before the broker said so",
+        "memory or disk space of the broker is low, and the message was sent before the broker reported it",
         kind=InDoubt,
     ),
     ErrorRule(
@@ -176,7 +176,7 @@ ERROR_RULES = (
         "any other refusal of Redis: memory is full, a replica is read-only",
         says="Redis refused for now",
     ),
-    ErrorRule(("other",), _IN_DOUBT, "any other answer, a lost connection, silence"),
+    ErrorRule(("other",), _IN_DOUBT, "any other answer, a lost connection, no answer"),
 )
 _ANY_OTHER = ERROR_RULES[-1]
 _BY_KIND: dict[str, list[tuple[str, ErrorRule]]] = {}

@@ -52,7 +52,7 @@ SQLSTATES = (
     SqlstateMeaning(
         ("0A000 plancache.c", "26000", "42P05"),
         _UNAVAILABLE,
-        "a prepared statement is outdated, lost or another's",
+        "a prepared statement is outdated or missing, or its name is in use",
         "Behind PgBouncer in transaction mode: listen=false",
         PreparedStatementLost,
     ),
@@ -149,7 +149,7 @@ SQLSTATES = (
         "the server does not support or understand the statement; a trigger or function failed",
     ),
     SqlstateMeaning(
-        ("00", "01", "02", "03"), _REFUSED, "no error of the server's: a trigger raised it under this code"
+        ("00", "01", "02", "03"), _REFUSED, "not an error of the server: a trigger raised it under this code"
     ),
 )
 """The meanings of the errors of PostgreSQL 15 to 18 and of PgBouncer. Any other code comes from a trigger."""
