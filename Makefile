@@ -14,7 +14,7 @@ DOCS_LOCK := requirements-docs.lock
 VERSIONS := 3.11 3.12 3.13
 
 # tests/conftest.py chooses the number of processes, tests/scheduling.py the tests that share one. Compiled test files
-# are kept, whatever the environment says: without them each process takes seconds more.
+# are kept even if PYTHONDONTWRITEBYTECODE is set: without them each process takes seconds more.
 export PYTHONDONTWRITEBYTECODE :=
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(PARALLEL)
@@ -27,27 +27,27 @@ FAST := tests/core tests/examples/test_extraction.py tests/examples/test_product
 .PHONY: help demo flip test test-fast test-all coverage matrix kit fuzz chaos soak memory check check-lint check-types check-imports check-lock check-schema check-golden check-faults bench lock schema golden faults docs clean
 
 help:
-	@echo "make demo    documents through PostgreSQL (ARGS='--transport celery': RabbitMQ): dispatched, executed, continued, saved"
-	@echo "make flip    one flag, flipped under load between Celery and PostgreSQL, and a tally (needs RabbitMQ)"
-	@echo "make test    the tests, without those that are marked slow; ARGS='-k codec' is handed to pytest"
+	@echo "make demo    send documents through PostgreSQL (ARGS='--transport celery': RabbitMQ), with tasks and callbacks"
+	@echo "make flip    switch a flag under load between Celery and PostgreSQL, and count the tasks (needs RabbitMQ)"
+	@echo "make test    the tests, without those that are marked slow; ARGS='-k codec' is passed to pytest"
 	@echo "make test-fast  the tests that need no server"
 	@echo "make test-all   every test, with more random examples, and the chaos run"
-	@echo "make coverage   make test, and the lines and branches that it runs, also in subprocesses"
-	@echo "make matrix     make test-fast on each of Python $(VERSIONS) that is found, each in a $(VENV)-VERSION of its own"
+	@echo "make coverage   make test, and measure the lines and branches that it runs, also in subprocesses"
+	@echo "make matrix     make test-fast on each installed Python of $(VERSIONS), in separate environments $(VENV)-VERSION"
 	@echo "make check   linter, formatter, types, import contracts, lock, the wire's schema, golden files, table of faults"
 	@echo "make bench   the benchmarks"
 	@echo "make kit     the conformance kit; ARGS='--transport memory', or a URL, or module:factory of your harness"
-	@echo "make fuzz    the readers of the wire, fuzzed for four minutes; ARGS=600 for so many seconds"
-	@echo "make chaos   workers, connections and servers killed while work goes on, and a ledger; ARGS='--seed 7'"
+	@echo "make fuzz    fuzz the readers of the wire for four minutes; ARGS=600 sets the number of seconds"
+	@echo "make chaos   kill workers, connections and servers under load, and check that no message is lost; ARGS='--seed 7'"
 	@echo "make soak    the same for half an hour; ARGS='--seconds 7200' for longer"
-	@echo "make memory  whether the memory of a worker is flat over 200,000 tasks"
+	@echo "make memory  check that the memory of a worker is constant over 200,000 tasks"
 	@echo "make schema  write the JSON Schema of the wire from the types"
 	@echo "make lock    resolve the newest versions and write $(LOCK)"
-	@echo "make golden  list new files of contract_tests/golden in its manifest; what is listed is never changed"
-	@echo "make faults  write the table of the faults that the conformance kit catches into docs/conformance.md"
+	@echo "make golden  add new files of contract_tests/golden to its manifest; listed files are never changed"
+	@echo "make faults  write the table of planted faults into docs/conformance.md"
 	@echo "make docs    build the site with the API reference into site/; fails on a broken link"
-	@echo "make clean   remove $(VENV), caches, and what the demo saved"
-	@echo "PYTHON=python3.12 chooses the interpreter for a new $(VENV); 'make clean' first where there is one."
+	@echo "make clean   remove $(VENV), caches, and the files that the demo saved"
+	@echo "PYTHON=python3.12 chooses the interpreter of a new $(VENV); run 'make clean' first if $(VENV) exists."
 
 demo: $(READY)
 	@$(BIN)/python -m examples $(ARGS)
@@ -70,7 +70,7 @@ coverage: $(READY)
 	@failed=0; COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/python -m coverage run -m pytest $(PARALLEL) $(ARGS) || failed=1; \
 		$(BIN)/python -m coverage combine -q && $(BIN)/python -m coverage report && exit $$failed
 
-# `python3.12` may be a shim of pyenv that starts nothing, so each candidate is tried.
+# `python3.12` may be a shim of pyenv that does not start Python, so each candidate is tried.
 matrix:
 	@tested=""; for version in $(VERSIONS); do \
 		for python in python$$version $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python 2>/dev/null); do \
@@ -93,7 +93,7 @@ bench: $(READY)
 kit: $(READY)
 	@$(BIN)/python -m contract_tests $(ARGS)
 
-# Not in the lock, nor in dev: not every Python that is supported has it.
+# atheris is neither in the lock nor in dev, because it does not support every Python that this package supports.
 fuzz: $(READY)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install -qq --group fuzz || { \
 		echo "atheris cannot be installed for $$($(BIN)/python --version), so nothing was fuzzed." >&2; exit 1; }
