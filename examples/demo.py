@@ -1,4 +1,4 @@
-"""The whole path of a document through a queue: dispatched, executed, continued, saved.
+"""Send documents through a queue: dispatch, task, callback, saved output.
 
 `make demo` runs this on an embedded PostgreSQL; UNSTRACT_WIRE_URL=postgresql://... uses a new schema on your server.
 The demo starts an executor worker and a callback worker as two processes. It dispatches every document as the product's

@@ -1,4 +1,4 @@
-"""The place of a demo: all differences between the transports are in this class."""
+"""The environment of a demo: all differences between the transports are in this class."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Extract the fields of invoices, receipts and letters by rules.
 
-The rules replace the model that a product would call at the same place. Every field is read from the text. `extract`
-raises ExtractionError for a document that contradicts itself; the error text is meant for the document's sender.
+The rules replace the model that a product would call. Every field is read from the text. `extract` raises
+ExtractionError for a document that contradicts itself; the error text is for the document's sender.
 """
 
 from __future__ import annotations
