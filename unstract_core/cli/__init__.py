@@ -36,7 +36,7 @@ def main() -> None:
 
     \b
     Exit codes:
-      0        done
+      0        success
       1        an incompatible schema change, a declined purge, an error found by doctor, a dead child, or a closed pipe
       2        an error, described in one line on standard error
       130      interrupted by Ctrl-C
