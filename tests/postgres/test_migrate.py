@@ -99,7 +99,8 @@ def test_blocked_migration_names_the_lock_holder(postgres: PostgresTransport, ta
         text = str(raised.value)
         assert f"pg_queue_message is held by session {holder.info.backend_pid} " in text
         assert "idle in transaction" in text
-        assert "nothing was done" in text
+        assert raised.value.effect == "nothing was done"
+        assert raised.value.remedy.endswith("End what holds it, and run this again")
         assert len(postgres.send([message("t", "q")])) == 1
     assert postgres.migrate() == ["pg_queue_message_claimed"]
 

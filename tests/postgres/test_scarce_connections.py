@@ -181,8 +181,12 @@ def test_statement_above_one_gigabyte_is_refused(postgres: PostgresTransport) ->
     made = postgres._connector.connect()
     parameters: dict[str, Any] = {"texts": ["x" * 2**26] * 16}
     with contextlib.closing(made):
-        with pytest.raises(TransportRefused, match="nothing was sent"):
+        with pytest.raises(TransportRefused, match="nothing was sent") as caught:
             run(made, "send", Statement(b"SELECT %(texts)b::text[]"), parameters)
+        assert (caught.value.effect, caught.value.remedy) == (
+            "nothing was sent",
+            "Send fewer or smaller messages at once",
+        )
         assert made.usable
 
 

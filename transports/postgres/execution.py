@@ -66,7 +66,8 @@ def run(
     if durable and commits.unreplicated:
         raise TransportUnavailable(
             f"{operation}: the statement took effect and was not replicated in time, because the synchronous standby "
-            "did not answer; a failover may lose it, so its fate is unknown",
+            "did not answer",
+            effect="a failover may lose it, so its fate is unknown",
             fate_unknown=True,
         )
     return rows
@@ -85,8 +86,9 @@ def check_size(operation: str, parameters: Parameters) -> int:
     size = sum(map(len, texts))
     if 4 * size > LARGEST_STATEMENT and (octets := sum(len(text.encode()) for text in texts)) > LARGEST_STATEMENT:
         raise TransportRefused(
-            f"{operation}: {octets} bytes are more than PostgreSQL takes in one statement (1 GiB); nothing was sent. "
-            "Send fewer or smaller messages at once"
+            f"{operation}: {octets} bytes are more than PostgreSQL takes in one statement (1 GiB)",
+            effect="nothing was sent",
+            remedy="Send fewer or smaller messages at once",
         )
     return size
 

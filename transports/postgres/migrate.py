@@ -110,7 +110,9 @@ def migrate(
                     return created
             except _TAKEN as exc:
                 obstacle = exc.diag.message_primary or type(exc).__name__
-    raise TransportRefused(f"migrate: {obstacle}; nothing was done. Is the name taken by something else?")
+    raise TransportRefused(
+        f"migrate: {obstacle}", effect="nothing was done", remedy="Is the name taken by something else?"
+    )
 
 
 def migration_sql(statements: Statements, *, create_tables: bool | None = None) -> str:
@@ -166,8 +168,9 @@ def _naming_lock_holders(connection: Connection, schema: str, seconds: float) ->
         rows = connection.execute(_HOLDERS.encode(), (schema, list(_TABLES))).fetchall()
         holders = "; ".join(_holder(*row) for row in rows) or "the session that held it has ended it"
         raise TransportUnavailable(
-            f"migrate: a lock on a table in schema {schema} was not free within {seconds:g} s; nothing was done. "
-            f"{holders}. End what holds it, and run this again"
+            f"migrate: a lock on a table in schema {schema} was not free within {seconds:g} s",
+            effect="nothing was done",
+            remedy=f"{holders}. End what holds it, and run this again",
         ) from exc
 
 

@@ -148,7 +148,7 @@ class Pool:
             return self._permits.get(timeout=seconds)
         except Empty:
             raise TransportUnavailable(
-                f"{operation}: all {self._size} connections were in use for {seconds:g} s; nothing was done"
+                f"{operation}: all {self._size} connections were in use for {seconds:g} s", effect="nothing was done"
             ) from None
 
     def _return(self, connection: Connection) -> None:

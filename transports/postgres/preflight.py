@@ -89,7 +89,9 @@ def _plan(execute: Execute, statements: Statements) -> None:
             execute(f"plan the statement {name}", statements[name].explained(), parameters)
         except TransportRefused as exc:
             remedy = "compare the tables with transports/postgres/sql/schema.sql"
-            raise TransportNotReady(str(exc), remedy=remedy) from exc
+            if exc.remedy:
+                remedy = f"{exc.remedy}; {remedy}"
+            raise TransportNotReady(exc.problem, effect=exc.effect, remedy=remedy) from exc
 
 
 def _lacking(execute: Execute, schema: str) -> str:
