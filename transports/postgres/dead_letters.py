@@ -10,7 +10,7 @@ from transports.postgres.content_errors import QUERY_CANCELED, cause_of, may_be_
 from transports.postgres.errors import NotifyQueueFull
 from transports.postgres.notifier import Channels
 from transports.postgres.pool import Pool
-from transports.postgres.rows import dead_letter_in
+from transports.postgres.rows import RemovedRow, dead_letter_in, first_column_in, removed_rows_in
 from transports.postgres.statements import Statements
 from transports.postgres.unread import TOO_LARGE
 from unstract_core.errors import TransportError, TransportUnavailable
@@ -116,16 +116,16 @@ class PostgresDeadLetters:
     ) -> Iterator[Sequence[str]]:
         """Replay the dead letters that exist now; yield the ids of each batch after its commit."""
         for rows in self._batches("replay_dead", ids, {"queue": queue, "channel": self._channels.queues}):
-            yield [str(dead_id) for dead_id, sent, _ in rows if sent]
+            yield [str(row.dead_id) for row in rows if row.removed]
 
     def purge_in_batches(
         self, ids: Sequence[str] | None = None, *, queue: str | None = None, older_than: float = 0.0
     ) -> Iterator[int]:
         """Remove the dead letters that exist now; yield the number in each batch after its commit."""
         for rows in self._batches("purge_dead", ids, {"queue": queue, "older_than": float(older_than)}):
-            yield sum(purged for _, purged in rows)
+            yield sum(row.removed for row in rows)
 
-    def _batches(self, name: str, ids: Sequence[str] | None, parameters: dict[str, Any]) -> Iterator[Rows]:
+    def _batches(self, name: str, ids: Sequence[str] | None, parameters: dict[str, Any]) -> Iterator[list[RemovedRow]]:
         """Run a statement over batches of dead letters. One that takes too long runs again with fewer.
 
         If a batch fails, the error says how many dead letters the batches before it have handled. `fate_unknown` is
@@ -133,7 +133,7 @@ class PostgresDeadLetters:
         """
         operation = _OPERATIONS[name]
         done = 0
-        ((until,),) = self._read(operation, "last_dead", {})
+        (until,) = first_column_in(self._read(operation, "last_dead", {}))
         numbers = None if ids is None else sorted(set(_numbers(ids)))
         starts: Sequence[int] = [0] if numbers is None else range(0, len(numbers), _BATCH)
         limit = _BATCH
@@ -143,7 +143,7 @@ class PostgresDeadLetters:
             while full:
                 bounds = {"ids": chosen, "after": after, "until": until, "limit": limit}
                 try:
-                    rows = self._pool.execute(operation, self._statements[name], {**parameters, **bounds})
+                    read = self._pool.execute(operation, self._statements[name], {**parameters, **bounds})
                 except NotifyQueueFull:
                     parameters = {**parameters, "channel": None}
                     continue
@@ -154,10 +154,11 @@ class PostgresDeadLetters:
                     if done:
                         _name_the_progress(exc, done, _PARTICIPLES[name])
                     raise
+                rows = removed_rows_in(read)
                 full = len(rows) == limit
                 if rows:
-                    after = rows[-1][0]
-                    done += sum(row[1] for row in rows)
+                    after = rows[-1].dead_id
+                    done += sum(row.removed for row in rows)
                     yield rows
 
     def _list(self, parameters: dict[str, Any]) -> list[DeadLetter]:

@@ -8,7 +8,7 @@ from typing import Any
 from transports.postgres.connection import Rows
 from transports.postgres.diagnostics.probe import diagnostic_statements
 from transports.postgres.pool import Pool
-from transports.postgres.rows import Counts
+from transports.postgres.rows import Counts, estimate_in, first_column_in, workers_in
 from transports.postgres.statements import Statements
 from unstract_core.observability.diagnostics import WorkerState
 from unstract_core.transport import QueueState
@@ -29,7 +29,7 @@ class QueueInspector:
     def queues(self, names: Sequence[str] | None) -> Sequence[QueueState]:
         """Return the state of each queue of `names`; None: of all queues that hold a message."""
         if names is None:
-            names = [name for (name,) in self._inspect("queue_names", {"most": _MOST_COUNTED})]
+            names = first_column_in(self._inspect("queue_names", {"most": _MOST_COUNTED}))
         wanted = list(dict.fromkeys(names))
         most = max(_FEWEST_COUNTED, min(_MOST_COUNTED, 10 * _MOST_COUNTED // max(1, len(wanted))))
         rows = self._inspect("queues", {"names": wanted, "most": most})
@@ -45,14 +45,12 @@ class QueueInspector:
     def workers(self) -> Sequence[WorkerState]:
         """Return the sessions of this package in the database."""
         statement = diagnostic_statements(self._statements)["workers"]
-        rows = self._pool.execute("look at the workers", statement, {}, idempotent=True)
-        return [WorkerState(*row) for row in rows]
+        return workers_in(self._pool.execute("look at the workers", statement, {}, idempotent=True))
 
     def _state(self, most: int, row: Counts) -> QueueState:
         ready = row.ready
         if ready >= most:
-            ((plan,),) = self._inspect("ready_estimate", {"queue": row.queue})
-            ready = max(ready, int(plan[0]["Plan"]["Plan Rows"]))
+            ready = max(ready, estimate_in(self._inspect("ready_estimate", {"queue": row.queue})))
         return QueueState(
             row.queue, ready, row.in_flight, row.delayed, row.oldest, row.dead, row.unknown, estimated=row.cut
         )

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 from transports.postgres.listener import Listener
+from transports.postgres.rows import first_column_in
 from transports.postgres.statements import Statements
 from unstract_core.errors import TransportError
 from unstract_core.observability.log_events import emit
@@ -64,4 +65,4 @@ class ReplyPurger:
         if len(rows) == _LIMIT:
             ended = self._clock()
             self._due_at = ended + _REST * (ended - began)
-            self._purged_until = max(until for (until,) in rows)
+            self._purged_until = max(first_column_in(rows))

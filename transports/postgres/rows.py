@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import orjson
@@ -11,6 +11,7 @@ import orjson
 from transports.postgres.connection import Rows
 from unstract_core.codec import from_wire
 from unstract_core.errors import MalformedPayload
+from unstract_core.observability.diagnostics import WorkerState
 from unstract_core.payload import TaskPayload
 from unstract_core.transport import (
     DeadLetter,
@@ -78,6 +79,18 @@ class SettledRow(NamedTuple):
 
     place: int | None
     kept: str | None
+
+
+class RemovedRow(NamedTuple):
+    """A row of the statements `replay_dead` and `purge_dead`.
+
+    Attributes:
+        dead_id: the id of a chosen dead letter.
+        removed: whether this statement removed it; False if another session did so meanwhile.
+    """
+
+    dead_id: int
+    removed: bool
 
 
 # Writing
@@ -210,9 +223,39 @@ def dead_letter_in(row: tuple[Any, ...], omitted: str) -> DeadLetter:
     )
 
 
-def ids_in(values: Iterable[Any]) -> list[str]:
-    """Return new ids in the order of sending. NULLs, of notifications, are left out."""
-    return [str(value) for value in sorted(value for value in values if value is not None)]
+def removed_rows_in(rows: Rows) -> list[RemovedRow]:
+    return [RemovedRow(dead_id, removed) for dead_id, removed, *_ in rows]
+
+
+def sent_ids_in(rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[str]:
+    """Return new ids in the order of sending. NULLs, of notifications, are left out.
+
+    Args:
+        rows: the rows of a statement that sends. They are tuples, or dicts from a caller's cursor of psycopg2.
+    """
+    ids = [row["msg_id"] if isinstance(row, Mapping) else row[0] for row in rows]
+    return [str(msg_id) for msg_id in sorted(int(msg_id) for msg_id in ids if msg_id is not None)]
+
+
+def digest_in(rows: Rows) -> str | None:
+    """Return the JSON text of the parts that the statement `digest` returns; None if there are none."""
+    return rows[0][0] if rows else None
+
+
+def workers_in(rows: Rows) -> list[WorkerState]:
+    """Return the sessions that the diagnostic statement `workers` returns."""
+    return [WorkerState(name, address, pid, state, since) for name, address, pid, state, since in rows]
+
+
+def estimate_in(rows: Rows) -> int:
+    """Return the number of rows that the planner estimates in the statement `ready_estimate`."""
+    ((plan,),) = rows
+    return int(plan[0]["Plan"]["Plan Rows"])
+
+
+def first_column_in(rows: Rows) -> list[Any]:
+    """Return the values of rows of one column."""
+    return [value for (value,) in rows]
 
 
 def value_in(text: str | None) -> JSONValue:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from transports.postgres.caller_transaction import ascii_json, cursor_beside
@@ -12,7 +12,7 @@ from transports.postgres.errors import NotifyQueueFull
 from transports.postgres.execution import check_size
 from transports.postgres.notifier import Notifier
 from transports.postgres.pool import Pool
-from transports.postgres.rows import ids_in, message_columns, message_text
+from transports.postgres.rows import message_columns, message_text, sent_ids_in
 from transports.postgres.statements import Statements
 from unstract_core.transport import Message
 
@@ -49,7 +49,7 @@ class Sender:
             notified = []
             rows = self._send(messages, texts, notified)
         self._notifier.sent(ready, notified=notified)
-        return ids_in(row[0] for row in rows)
+        return sent_ids_in(rows)
 
     def send_within(self, cursor: Any, messages: Sequence[Message]) -> list[str]:
         """Store all messages in the transaction of the caller's cursor, and return their ids in order."""
@@ -62,15 +62,13 @@ class Sender:
             parameters = self._parameters(columns, wake)
             check_size(_SEND_WITHIN, parameters)
             beside.execute(self._statements.portable("send_within" if wake else "send_silently"), parameters)
-            # Rows are tuples, or the dicts of psycopg2.
-            return ids_in(row["msg_id"] if isinstance(row, Mapping) else row[0] for row in beside.fetchall())
+            return sent_ids_in(beside.fetchall())
 
     def _send(self, messages: Sequence[Message], texts: list[str], notified: Sequence[str | None]) -> Rows:
         if len(messages) == 1 and not messages[0].delay and not notified:
             (message,), (text,) = messages, texts
             single = (message.queue, text, message.org_id, str(message.priority))
-            rows = self._pool.execute("send", self._statements["send_one"], single, durable=True)
-            return [(int(msg_id),) for (msg_id,) in rows]
+            return self._pool.execute("send", self._statements["send_one"], single, durable=True)
         parameters = self._parameters(message_columns(messages, texts), notified)
         return self._pool.execute("send", self._statements["send_many"], parameters, durable=True)
 

@@ -16,7 +16,7 @@ import attrs
 
 from transports.postgres.content_errors import MAY_PASS, cause_of, may_be_the_content, state_of
 from transports.postgres.listener import Listener
-from transports.postgres.rows import Fence, contents_in, fence_columns, fence_of, fences_in, payload_in
+from transports.postgres.rows import Fence, contents_in, digest_in, fence_columns, fence_of, fences_in, payload_in
 from transports.postgres.statements import Statements
 from unstract_core.errors import TransportError
 from unstract_core.transport import Delivery
@@ -197,9 +197,8 @@ class UnreadMessages:
                 self._put_back(group)
                 raise
             rows = []
-        raw = rows[0][0] if rows else None
         problem = f"the stored message cannot be read: {problem}"
-        self._ready.append(attrs.evolve(delivery, raw=raw or "{}", problem=problem))
+        self._ready.append(attrs.evolve(delivery, raw=digest_in(rows) or "{}", problem=problem))
 
     def _count_failure(self, delivery: Delivery) -> int:
         """Count a read that took too much time or memory; return the number of failures of this row."""
