@@ -12,7 +12,8 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import attrs
 
@@ -23,6 +24,8 @@ from unstract_core.errors import ContractError
 from unstract_core.observability.log_events import emit
 
 logger = logging.getLogger("unstract_wire.postgres")
+
+T = TypeVar("T")
 
 WINDOW = 0.01
 PAUSE = 10.0
@@ -49,7 +52,7 @@ class Channels:
 
 
 class Notifier:
-    """Asked by a sender before its commit (`due`) and informed after it (`sent`). Thread-safe.
+    """Chooses the notifications of each commit (`commit`), and sends the late ones. Thread-safe.
 
     In all methods, a queue of None stands for the channel of replies.
 
@@ -81,43 +84,27 @@ class Notifier:
         """Whether no notification is sent, because the server's queue of them was full."""
         return time.monotonic() < self._paused_until
 
-    def due(self, queues: Iterable[str | None]) -> list[str | None]:
-        """Return those of `queues` that the caller's commit must notify; a window begins for each."""
-        now = time.monotonic()
-        with self._changed:
-            if self.paused:
-                return []
-            due = [queue for queue in dict.fromkeys(queues) if now - self._last.get(queue, -1.0) >= self._window]
-            self._last.update(dict.fromkeys(due, now))
-            if len(self._last) > _MANY_QUEUES:
-                self._last = {queue: then for queue, then in self._last.items() if now - then < self._window}
-        return due
+    def commit(self, queues: Sequence[str | None], run: Callable[[list[str | None]], T]) -> T:
+        """Run a commit that notifies those of `queues` that are due, and return its result.
 
-    def sent(self, queues: Iterable[str | None], *, notified: Sequence[str | None] = ()) -> None:
-        """Notify `queues` when their windows end, except those that the caller's commit has notified.
+        The thread notifies the others when their windows end. If the server's queue of notifications is full, nothing
+        took effect, and the commit runs again without notifications.
 
         Args:
             queues: the queues of the commit.
-            notified: the queues that the commit has notified.
+            run: runs the commit; it gets the queues to notify.
         """
-        with self._changed:
-            if self.paused:
-                return
-            was_idle = not self._late
-            for queue in queues:
-                if queue not in notified:
-                    self._late.setdefault(queue, self._last.get(queue, 0.0) + self._window)
-            if self._late:
-                self._start()
-            if was_idle:
-                self._changed.notify()
-
-    def pause(self) -> None:
-        """Send no notifications for a while, because the server's queue of them is full."""
-        with self._changed:
-            self._paused_until = time.monotonic() + PAUSE
-            self._late.clear()
-        emit(logger, logging.WARNING, "notify_queue_full", seconds=PAUSE)
+        notified = self._due(queues)
+        try:
+            result = run(notified)
+        except NotifyQueueFull:
+            if not notified:
+                raise
+            self._pause()
+            notified = []
+            result = run(notified)
+        self._notify_later(queues, notified=notified)
+        return result
 
     def close(self) -> None:
         """Send the late notifications now, if a connection is free, and end the thread."""
@@ -134,6 +121,39 @@ class Notifier:
             self._closed = True
             self._late = {}
             self._changed.notify()
+
+    def _due(self, queues: Iterable[str | None]) -> list[str | None]:
+        """Return those of `queues` that a commit must notify now; a window begins for each."""
+        now = time.monotonic()
+        with self._changed:
+            if self.paused:
+                return []
+            due = [queue for queue in dict.fromkeys(queues) if now - self._last.get(queue, -1.0) >= self._window]
+            self._last.update(dict.fromkeys(due, now))
+            if len(self._last) > _MANY_QUEUES:
+                self._last = {queue: then for queue, then in self._last.items() if now - then < self._window}
+        return due
+
+    def _notify_later(self, queues: Iterable[str | None], *, notified: Sequence[str | None]) -> None:
+        """Notify `queues` when their windows end, except those that the commit has notified."""
+        with self._changed:
+            if self.paused:
+                return
+            was_idle = not self._late
+            for queue in queues:
+                if queue not in notified:
+                    self._late.setdefault(queue, self._last.get(queue, 0.0) + self._window)
+            if self._late:
+                self._start()
+            if was_idle:
+                self._changed.notify()
+
+    def _pause(self) -> None:
+        """Send no notifications for a while, because the server's queue of them is full."""
+        with self._changed:
+            self._paused_until = time.monotonic() + PAUSE
+            self._late.clear()
+        emit(logger, logging.WARNING, "notify_queue_full", seconds=PAUSE)
 
     def _start(self) -> None:
         if not self._started:
@@ -152,7 +172,7 @@ class Notifier:
         try:
             self._pool.execute("announce messages", self._statements["notify"], parameters, timeout=timeout)
         except NotifyQueueFull:
-            self.pause()
+            self._pause()
         except ContractError:
             return  # a notification is only a hint: the listeners poll
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from transports.postgres.caller_transaction import ascii_json, cursor_beside
 from transports.postgres.connection import Rows
 from transports.postgres.error_mapping import mapped
-from transports.postgres.errors import NotifyQueueFull
 from transports.postgres.execution import check_size
 from transports.postgres.notifier import Notifier
 from transports.postgres.pool import Pool
@@ -38,17 +38,7 @@ class Sender:
     def send(self, messages: Sequence[Message]) -> list[str]:
         """Store all messages or none, in one commit, and return their ids in order."""
         texts = [message_text(message) for message in messages]
-        ready = _ready_queues(messages)
-        notified = self._notifier.due(ready)
-        try:
-            rows = self._send(messages, texts, notified)
-        except NotifyQueueFull:  # nothing took effect
-            if not notified:
-                raise
-            self._notifier.pause()
-            notified = []
-            rows = self._send(messages, texts, notified)
-        self._notifier.sent(ready, notified=notified)
+        rows = self._notifier.commit(_ready_queues(messages), partial(self._send, messages, texts))
         return sent_ids_in(rows)
 
     def send_within(self, cursor: Any, messages: Sequence[Message]) -> list[str]:

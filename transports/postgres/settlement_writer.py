@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from transports.postgres.errors import NotifyQueueFull
 from transports.postgres.listener import Listener
 from transports.postgres.notifier import Notifier
 from transports.postgres.rows import SettledRow
@@ -31,18 +31,7 @@ class SettlementWriter:
         Raises:
             TransportError: the statement failed; `fate_unknown` says whether it may have taken effect.
         """
-        queues = list(_notified_by(batch))
-        notified = self._notifier.due(queues)
-        try:
-            rows = self._execute(parameters, notified)
-        except NotifyQueueFull:  # nothing took effect
-            if not notified:
-                raise
-            self._notifier.pause()
-            notified = []
-            rows = self._execute(parameters, notified)
-        self._notifier.sent(queues, notified=notified)
-        return rows
+        return self._notifier.commit(list(_notified_by(batch)), partial(self._execute, parameters))
 
     def _execute(self, parameters: dict[str, Any], notified: list[str | None]) -> list[SettledRow]:
         channels = self._notifier.channels
