@@ -72,7 +72,7 @@ def test_waiting_call_ends_with_transport_closed(make_postgres: Make) -> None:
         ended.append(key)
 
     with in_background(*[lambda key=key: wait(key) for key in "abc"]):
-        wait_until(lambda: transport.waiting_callers == 3, what="three callers to wait")
+        wait_until(lambda: transport._waiter.waiting == 3, what="three callers to wait")
         closed = time.monotonic()
         transport.close()
         wait_until(lambda: len(ended) == 3, what="the callers to end")

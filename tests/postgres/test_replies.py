@@ -31,7 +31,7 @@ def test_waiting_threads_share_one_connection(
 
     waiting = [lambda number=number: wait(number) for number in range(50)]
     with in_background(*waiting):
-        wait_until(lambda: caller.waiting_callers == 50, what="fifty callers to wait")
+        wait_until(lambda: caller._waiter.waiting == 50, what="fifty callers to wait")
         assert len(tables.backends(name)) <= 3
         answer(postgres, *[Reply(f"{queue}-{n}", "completed", result=n) for n in range(50)])
     assert {number: reply.result for number, reply in replies.items() if reply} == {n: n for n in range(50)}
@@ -43,7 +43,7 @@ def test_all_callers_of_one_key_get_its_reply(make_postgres: Make, queue: str) -
     caller = make_postgres(poll_interval=LONG_POLL)
     replies: list[Reply | None] = []
     with in_background(*[lambda: replies.append(caller.reply(queue, timeout=LONG_POLL)) for _ in range(5)]):
-        wait_until(lambda: caller.waiting_callers == 5, what="five callers to wait")
+        wait_until(lambda: caller._waiter.waiting == 5, what="five callers to wait")
         answer(caller, Reply(queue, "completed", result=1))
     assert replies == [Reply(queue, "completed", result=1)] * 5
 
@@ -55,7 +55,7 @@ def test_finished_calls_leave_no_state(make_postgres: Make, queue: str) -> None:
         pass
     answer(caller, Reply(queue, "completed"))
     assert caller.reply(queue, timeout=5) is not None
-    assert caller.waiting_callers == 0
+    assert caller._waiter.waiting == 0
 
 
 def test_first_reply_wins(postgres: PostgresTransport, tables: Tables, queue: str) -> None:

@@ -102,7 +102,7 @@ def test_call_returns_reply_when_its_waiter_hangs(
             pass
         received: list[Reply | None] = []
         with in_background(lambda: received.append(caller.reply(queue, timeout=40))):
-            wait_until(lambda: caller.waiting_callers and caller._waiter.is_connected, what="the waiter")
+            wait_until(lambda: caller._waiter.waiting and caller._waiter.is_connected, what="the waiter")
             between.fall_silent()
             answer(made, Reply(queue, "completed", result=1))
     assert received == [Reply(queue, "completed", result=1)]
@@ -269,7 +269,7 @@ def test_readers_leave_a_primary_that_became_read_only(
                 lock.rollback()
             received: list[Reply | None] = []
             with in_background(lambda: received.append(transport.reply(queue, timeout=40))):
-                wait_until(lambda: transport.waiting_callers, what="the caller to wait")
+                wait_until(lambda: transport._waiter.waiting, what="the caller to wait")
                 holding.execute("ALTER SYSTEM SET default_transaction_read_only = on")
                 holding.rows("SELECT pg_reload_conf()")
                 answer(second, Reply(queue, "completed", result="new"))

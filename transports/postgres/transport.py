@@ -56,7 +56,8 @@ class PostgresTransport:
         notify_within: whether `send(within=)` adds a NOTIFY to the caller's transaction, so that its commit wakes an
             idle worker. Such a transaction cannot be prepared (PREPARE TRANSACTION). With False a worker finds the
             message when it polls. None (default): the value of `listen`.
-        clock: returns monotonic seconds, for the leases and scans of subscriptions. Default: the machine's clock.
+        clock: a callable that returns monotonic seconds. Subscriptions time their leases and scans by it. Default:
+            `time.monotonic`.
 
     Raises:
         ConfigurationError: an argument cannot work.
@@ -129,11 +130,6 @@ class PostgresTransport:
     def dead(self) -> PostgresDeadLetters:
         """The dead letters of this schema."""
         return PostgresDeadLetters(self._pool, self._statements, self._channels, owner=self)
-
-    @property
-    def waiting_callers(self) -> int:
-        """The number of callers that wait for a reply."""
-        return self._waiter.waiting
 
     def reset_after_fork(self) -> None:
         """Drop the state of the parent process. A forked child calls this, and can use the transport afterwards."""
