@@ -2,9 +2,9 @@
 
 The writer raises before anything is sent, with the JSON path of the invalid value. The reader accepts every message
 that the product's own consumer runs. It ignores unknown keys, and replaces keys that are absent, null or empty by their
-defaults. A `fairness` that is invalid gets defaults too, because no task depends on it. The reader does not guess about
-the task itself: a string is not accepted as a list of arguments. `salvage` reads the reply addresses of a message that
-cannot be read, so that its sender still gets the error.
+defaults. An invalid `fairness` gets defaults too, because no task depends on it. The reader does not guess the meaning
+of a malformed task: it does not accept a string as a list of arguments. `salvage` reads the reply addresses of a
+message that cannot be read, so that its sender still gets the error.
 """
 
 from __future__ import annotations
@@ -106,13 +106,13 @@ def from_wire(raw: RawMessage, queue: str = "") -> TaskPayload:
 
     Args:
         raw: The message: a mapping, or JSON as str or as UTF-8 bytes.
-        queue: The queue in which the message was found, for a message that names none. "" by default.
+        queue: The queue of a message that does not name its queue. "" by default.
 
     Returns:
         The payload, with defaults for keys that are absent, null or empty.
 
     Raises:
-        MalformedPayload: The message cannot be read; its `problems` are every reason with its path. No other error is
+        MalformedPayload: The message cannot be read; `problems` has every reason with its path. No other error is
             raised.
     """
     wire = _mapping(raw)
@@ -128,7 +128,7 @@ def from_wire(raw: RawMessage, queue: str = "") -> TaskPayload:
 
 @attrs.frozen
 class Salvage:
-    """The reply addresses of a message that cannot be read; an address that cannot be read either is None."""
+    """The reply addresses of a message that cannot be read. An address is None if it cannot be read either."""
 
     task_id: str | None = None
     reply_key: str | None = None
@@ -278,7 +278,7 @@ def _read_queue(value: Any, _: Any) -> str:
 
 
 def _read_address(value: Any, _: Any) -> str | None:
-    """Read the key or id under which a sender waits: a text, or the JSON of any other value that is not empty."""
+    """Read the key or id under which a sender waits: a text, or the JSON text of any other value that is not empty."""
     if type(value) is str:
         return value or None
     return None if _is_empty(value) else json.dumps(value, separators=(",", ":"))

@@ -42,7 +42,7 @@ def load_transport(spec: str) -> Transport:
 
 
 def import_object(spec: str, kind: str) -> Any:
-    """Import the object "module:name"; the name may contain dots.
+    """Import the object `module:name`; the name may contain dots.
 
     Args:
         spec: The module and the name.

@@ -1,7 +1,7 @@
 """Every error that this package raises: one tree under ContractError.
 
     ContractError
-     +-- PayloadError (ValueError)        a value that the wire cannot carry; `.path` says where
+     +-- PayloadError (ValueError)        a value that the wire cannot carry; `.path` is its JSON path
      |    +-- MalformedPayload            a stored message that cannot be read
      |    +-- SignatureError              a callback signature that a continuation cannot represent
      +-- ConfigurationError               a URL, option, extra or registry that cannot work
@@ -17,7 +17,7 @@
      +-- GateFailed                       a gate cannot choose the transport for a dispatch
      +-- TransportError                   `.effect`: what it changed; `.remedy`: what to do
           +-- TransportUnavailable        it cannot be reached now; `.fate_unknown`: the operation may have taken effect
-          |    +-- NoRoom                 it accepts no message now, and says why
+          |    +-- NoRoom                 it accepts no message now; the text has the reason
           |         +-- QueueFull         one queue is full
           +-- TransportRefused            rejected for good: the same operation fails again
           +-- TransportNotReady           its tables or queues do not exist, or may not be used
@@ -53,7 +53,7 @@ class PayloadError(ContractError, ValueError):
     """A value that the wire cannot carry.
 
     Attributes:
-        path: The JSON path of the value; `$` is the message, or the value itself where it was given alone.
+        path: The JSON path of the value. `$` is the message, or the value itself if it has no message.
     """
 
     def __init__(self, message: str = "", *, path: str = "$") -> None:
@@ -127,7 +127,7 @@ class GateFailed(ContractError):
     """A gate cannot choose the transport for a dispatch.
 
     Attributes:
-        code: The provider's name for the reason, such as `FLAG_NOT_FOUND`; "" where it gives none.
+        code: The provider's name for the reason, such as `FLAG_NOT_FOUND`; "" if it has none.
     """
 
     def __init__(self, message: str = "", *, code: str = "") -> None:
@@ -139,8 +139,8 @@ class TransportError(ContractError):
     """An operation on a queue failed. The text is the problem, then its effect, then its remedy.
 
     Attributes:
-        effect: The change that the failed operation made, such as "nothing was sent"; "" where the text does not say.
-        remedy: The action for an operator; "" where there is none.
+        effect: The change that the failed operation made, such as "nothing was sent"; "" if it is not known.
+        remedy: The action for an operator; "" if there is none.
     """
 
     def __init__(self, message: str = "", *, effect: str = "", remedy: str = "") -> None:
@@ -157,8 +157,8 @@ class TransportUnavailable(TransportError):
     """The database or broker cannot be reached now.
 
     Attributes:
-        fate_unknown: True where the operation may have been carried out although no answer came: a second try may
-            carry it out twice. False where nothing happened and a second try is safe.
+        fate_unknown: True if the operation may have taken effect although no answer came. A second try may then take
+            effect twice. False if nothing took effect and a second try is safe.
     """
 
     def __init__(self, message: str = "", *, fate_unknown: bool = False, effect: str = "", remedy: str = "") -> None:
@@ -167,7 +167,7 @@ class TransportUnavailable(TransportError):
 
 
 class NoRoom(TransportUnavailable):
-    """The transport accepts no message now, and says why. The message is valid, and its sender keeps it.
+    """The transport accepts no message now; the text has the reason. The message is valid, and its sender keeps it.
 
     A settlement that raises this error is tried again without a limit on the number of tries.
     """
@@ -182,14 +182,14 @@ class TransportRefused(TransportError):
 
 
 class TransportNotReady(TransportError):
-    """The tables or queues of the transport do not exist, or this user may not use them; `remedy` says what to do."""
+    """The tables or queues of the transport do not exist, or this user may not use them; `remedy` has the action."""
 
 
 class TransportClosed(TransportError):
     """The transport or subscription was closed before the call.
 
     Attributes:
-        fate_unknown: True where a blocking call had sent its task before the transport was closed.
+        fate_unknown: True if a blocking call had sent its task before the transport was closed.
     """
 
     fate_unknown: bool = False

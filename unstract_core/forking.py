@@ -51,7 +51,7 @@ def handling(numbers: Sequence[int], handler: Handler) -> Iterator[Callable[[], 
     owner = os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # the signal came in the child before its handlers were restored
+        if os.getpid() != owner:  # the child received the signal before its handlers were restored
             _restore()
             os.kill(os.getpid(), number)
             return

@@ -1,8 +1,8 @@
 """The types of a task on the wire, independent of how a message is encoded and carried.
 
-The shape is that of the product, so that messages written today stay readable (docs/wire.md). The types do not check
-their values: the codec checks and copies them when it writes a message, and names the path of an invalid value. One
-rule is checked here, because a message that breaks it is ambiguous: a reply key excludes continuations.
+The format is that of the product, so that its messages remain readable (docs/wire.md). The types do not check their
+values: the codec checks and copies them when it writes a message, and names the path of an invalid value. One rule is
+checked here, because a message that breaks it is ambiguous: a reply key excludes continuations.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class FairnessKey:
 
 @attrs.frozen(kw_only=True)
 class ContinuationSpec:
-    """A task that is sent when another task has ended: its continuation."""
+    """A continuation: a task that is sent after the end of another task."""
 
     #: The name of the task. Its first positional argument is the result, or the id of the failed dispatch.
     task_name: str
@@ -69,7 +69,7 @@ class TaskPayload:
     on_error: ContinuationSpec | None = None
     #: The id of the dispatch, under which its status is stored; None if no status is stored.
     task_id: str | None = None
-    #: Texts about the dispatch, such as the context of a trace; a continuation carries them on. None for none.
+    #: Texts about the dispatch, such as the context of a trace; the continuation gets them too. None for none.
     headers: dict[str, str] | None = None
 
     def __attrs_post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Translate a Celery callback signature into a continuation of the wire, without importing celery.
 
-A continuation carries a task name, kwargs and a queue. A signature that has anything else, such as positional
-arguments or another option, is rejected: nothing of a signature is lost silently.
+A continuation has a task name, kwargs and a queue. A signature with anything else, such as positional arguments or
+another option, is rejected, so that no part of a signature is lost silently.
 """
 
 from __future__ import annotations
@@ -43,8 +43,11 @@ def signature_to_continuation(sig: Callback | None) -> ContinuationSpec | None:
         The continuation, with a normalised copy of the kwargs; None for None.
 
     Raises:
-        SignatureError: The signature has no task name or no queue. Or it has positional args, an option other than
-            `queue`, or kwargs that the wire cannot carry. Or it is immutable, a chain, a group or a chord.
+        SignatureError: One of these:
+
+            - The signature has no task name or no queue.
+            - It has positional args, an option other than `queue`, or kwargs that the wire cannot carry.
+            - It is immutable, a chain, a group or a chord.
     """
     if sig is None:
         return None

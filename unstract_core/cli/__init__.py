@@ -1,11 +1,11 @@
 """The `unstract-wire` command: create the tables, run workers, list queues and dead letters, and diagnose problems.
 
-Standard output carries the result: columns, or one JSON document with --json. Standard error carries the worker's log
-and notes. An error is one line on standard error that says what is wrong and what to do, and the exit code is 2. The
-traceback is shown with --debug only. Passwords are masked in all output.
+Standard output has the result: columns, or one JSON document with --json. Standard error has the worker's log and
+notes. An error is one line on standard error with the problem and the remedy, and the exit code is 2. The traceback is
+shown with --debug only. Passwords are masked in all output.
 
 The command works with any transport that `load_transport` finds, and imports no transport itself. It needs click, from
-the extra [cli]; without click, the entry point in `__main__` says what to install.
+the extra [cli]; without click, the entry point in `__main__` names the extra to install.
 """
 
 from __future__ import annotations

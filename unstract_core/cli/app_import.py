@@ -1,4 +1,4 @@
-"""Imports of the application: its tasks, observers and transports, with errors that say where they were raised."""
+"""Imports of the application: its tasks, observers and transports, with errors that name the file and line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _IMPORT_SYSTEM = ("<frozen importlib", str(importlib.__file__), str(discovery.__
 
 
 class Terminated(Stopped):
-    """SIGTERM came while the consumer does not run, so nothing is in flight."""
+    """The process received SIGTERM while the consumer does not run, so nothing is in flight."""
 
 
 def make_here_importable() -> None:
@@ -64,7 +64,7 @@ def raised_at(exc: BaseException, *, without: tuple[str, ...] = ()) -> str:
 
 
 def load_tasks(app: str) -> Mapping[str, Callable[..., Any]]:
-    """Import the tasks that --app names. Raises ConfigurationError if they are no mapping of names to functions."""
+    """Import the tasks that --app names. Raises ConfigurationError unless they map names to functions."""
     module, _, name = app.partition(":")
     if not module or not name:
         raise ConfigurationError(f"--app takes module:name, such as myproject.tasks:tasks, not {app!r}")

@@ -34,7 +34,7 @@ class CliContext:
         url: The transport's URL; empty for none.
         debug: Whether tracebacks are shown.
         silent: Whether another process reports an error of this one.
-        at_once: Whether the process exits without the interpreter's clean-up: set when a worker has stopped.
+        at_once: Whether the process exits without the interpreter's clean-up; True after a worker has stopped.
     """
 
     url: str = ""
@@ -78,7 +78,7 @@ class CliContext:
 
 
 def _refusal(transport: Transport, capability: str, asking: Callable[[Any], object] | None) -> str:
-    """Return why the transport cannot do this, in its own words if it gives a reason."""
+    """Return the reason why the transport cannot do this: the transport's own text if it has one."""
     with contextlib.suppress(Exception):
         try:
             if asking is not None:
@@ -134,7 +134,7 @@ def _set_option(context: click.Context, option: click.Parameter, value: Any) -> 
 
 
 def common(*, variables: bool = False) -> Callable[[Command], Command]:
-    """Return a decorator that adds the common options. Every command has them; the last one on the command line counts.
+    """Return a decorator that adds the common options. Every command has them; the last one on the command line applies.
 
     Args:
         variables: Whether the environment variables UNSTRACT_WIRE_URL and UNSTRACT_WIRE_DEBUG are read.

@@ -1,8 +1,8 @@
 """The HTTP server of a worker: /healthz and /metrics, on the standard library's server.
 
-The server never disturbs the worker. If the port is taken, the server logs it once and tries again. Each request has
-its own thread. When too many connections are open, the server closes the oldest one for a new one, so that slow
-clients cannot keep out a probe. It reads nothing of a request but the path.
+The server never disturbs the worker. If the port is in use, the server logs it once and tries again. Each request has
+its own thread. If too many connections are open, the server closes the oldest one for a new one, so that slow clients
+cannot block a probe. It reads only the path of a request.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Health:
     """The health of a worker.
 
     Args:
-        reasons: Why the worker is unhealthy; empty if it is healthy.
+        reasons: The reasons why the worker is unhealthy; empty if it is healthy.
         details: More fields of the JSON document.
     """
 
@@ -166,7 +166,7 @@ class _Server(ThreadingHTTPServer):
         reset_in_child(self)
 
     def reset_in_child(self) -> None:
-        """Close the port in a process that a task has forked, which would otherwise keep the port."""
+        """Close the port in a process that a task has forked, which would otherwise keep it open."""
         self.socket.close()
 
     @property

@@ -1,8 +1,8 @@
 """The metrics of a worker for /metrics (extra [metrics]).
 
 A worker without a supervisor counts in memory. With a supervisor, each child counts into files in a directory that the
-supervisor has made. The supervisor reads all files together, and adds the state of the queues. prometheus_client reads
-its environment when it is imported, so this module imports it late.
+supervisor has created. The supervisor reads all files, and adds the state of the queues. prometheus_client reads its
+environment when it is imported, so this module imports it late.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ConsumerMetrics:
     """The metrics of the consumer in this process.
 
     Attributes:
-        observers: The observers that count; empty if nothing can be counted.
+        observers: The observers that count; empty without the extra.
         exposition: Returns the body of /metrics. Raises ConfigurationError without the extra.
     """
 
@@ -101,7 +101,7 @@ class ChildrenMetrics:
         return {_DIRECTORY: self._directory} if self._directory else {}
 
     def forget(self, pid: int) -> None:
-        """Remove the gauges of a child that has exited. Its counters stay."""
+        """Remove the gauges of a child that has exited, and keep its counters."""
         if not self._directory:
             return
         with contextlib.suppress(ConfigurationError):  # without the extra there are no metrics

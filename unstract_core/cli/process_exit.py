@@ -1,4 +1,4 @@
-"""The exit of a process: the command's exit codes, and exits that do not wait for threads that a task left behind."""
+"""The exit of a process: the command's exit codes, and exits that do not wait for threads that a task has started."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def exiting_in_time(
     """Make sure that the process exits soon after the block, even if a thread of the application never ends.
 
     Args:
-        is_replaced: Whether another process takes the place of this one. The exit handlers then have 5 s.
-        grace: Seconds that the exit handlers of the application have otherwise.
+        is_replaced: Whether another process replaces this one. The exit handlers then have 5 s.
+        grace: Seconds for the exit handlers of the application if the process is not replaced.
         log: Opens the log again, for the event `exit_held_up`.
     """
     code: object = 0

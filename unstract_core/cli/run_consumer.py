@@ -30,7 +30,7 @@ _MOMENT = 0.5
 
 
 class Supervision(Protocol):
-    """The supervisor of this process, as the run of a consumer sees it; `supervisor.child.Parent` implements it."""
+    """The part of the supervisor that the run of a consumer uses; `supervisor.child.Parent` implements it."""
 
     first: bool
     """Whether no child of the supervisor has ever started. An unavailable transport is then an error."""
@@ -47,11 +47,11 @@ def run(consumer: Consumer, cli: CliContext, parent: Supervision | None, receive
     Args:
         consumer: The consumer.
         cli: The context of the command.
-        parent: The supervisor; None for a worker of its own.
-        received: The signals that have come before. If there is one, the consumer does not run.
+        parent: The supervisor; None for a worker without one.
+        received: The signals that the process has received. If there is one, the consumer does not run.
 
     Raises:
-        Terminated: A signal came before the run.
+        Terminated: The process received a signal before the run.
         TransportUnavailable: The transport is unavailable, and no child of this supervisor has ever started.
     """
     code: int | None = None
@@ -97,7 +97,7 @@ def run(consumer: Consumer, cli: CliContext, parent: Supervision | None, receive
             emit(logger, logging.INFO, "worker_stopped", seconds=round(time.monotonic() - started_at, 3), **counts)
 
     def exit_if_held_up() -> None:
-        """Exit if the main thread does not return from its task in time after the run has ended."""
+        """Exit if the task on the main thread has not returned in time after the end of the run."""
         overdue = consumer.counters["overdue"]
         seconds = _MOMENT if overdue else EXIT_TIMEOUT
         if returned.wait(seconds):
@@ -129,7 +129,7 @@ def run(consumer: Consumer, cli: CliContext, parent: Supervision | None, receive
 
 
 def _end(code: int, parent: Supervision | None) -> NoReturn:
-    """Exit at once: a normal exit waits for threads that a task has started, or that hang in a task."""
+    """Exit at once, because a normal exit waits for threads that a task has started, or that hang in a task."""
     flush()
     if parent is not None:
         parent.end_group_if_gone()

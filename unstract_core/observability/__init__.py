@@ -1,1 +1,1 @@
-"""Log events, observers, metrics, traces and diagnostics: they report what happens and decide nothing."""
+"""Log events, observers, metrics, traces and diagnostics. They never change how a message is processed."""

@@ -1,4 +1,4 @@
-"""The log events of this package: an event name and fields, which are ids and never payload content.
+"""The log events of this package: an event name, and fields without payload content.
 
 `emit` writes `wire.<event> key=value ...` as the message, and the same fields as `extra` under `wire.<key>`, for people
 and for log pipelines. docs/monitoring.md lists every event. This package adds no handler and sets no level.
@@ -31,7 +31,7 @@ _OURS = f"{Path(__file__).parent.parent}{os.sep}"
 
 
 class OwnText(str):
-    """A field that the operator of this process wrote, such as a URL: an equals sign in it is not quoted."""
+    """A field that the operator of this process wrote, such as a URL: it is not quoted because of an equals sign."""
 
     __slots__ = ()
 
@@ -91,7 +91,7 @@ def _shown(steps: Iterable[tuple[FrameType, int]]) -> str:
 
 
 def _printed(value: object, longest: int) -> str:
-    """Return a field as text that cannot break the line or add a field, even if a message contains such a name."""
+    """Return a field as text that cannot break the line or add a field, even if the text comes from a message."""
     text = str(value)
     if len(text) > longest:
         text = text[:longest] + "..."
@@ -104,8 +104,8 @@ def _printed(value: object, longest: int) -> str:
 class LogThrottle(Generic[Kind]):
     """Limits how often events of one kind are logged, and counts the suppressed ones so that the count can be logged.
 
-    Each of the first `burst` events of a kind is logged; the others within `seconds` are counted. Call `admit` where
-    the next event reports the count, or `passes` and `due` where the count is reported without waiting for one.
+    Each of the first `burst` events of a kind is logged; the others within `seconds` are counted. Call `admit` if the
+    next event reports the count. Call `passes` and `due` if the count is reported without another event.
 
     Args:
         burst: Events of a kind that are logged in one interval.
@@ -120,7 +120,7 @@ class LogThrottle(Generic[Kind]):
         self._kinds: dict[Kind, tuple[float, int, int]] = {}
 
     def admit(self, kind: Kind, now: float | None = None) -> int | None:
-        """Return how many events were suppressed since the last logged one, or None if this one is not to be logged.
+        """Return how many events were suppressed since the last logged one, or None if this event must not be logged.
 
         Args:
             kind: The kind of the event.
@@ -135,7 +135,7 @@ class LogThrottle(Generic[Kind]):
         return suppressed if admitted else None
 
     def passes(self, kind: Kind) -> bool:
-        """Count an event, and return whether it is to be logged; False until `due` has returned an earlier count."""
+        """Count an event, and return whether to log it; False until `due` has returned an earlier count."""
         now = self._monotonic()
         began, logged, suppressed = self._kinds.get(kind, (now, 0, 0))
         if suppressed and now - began >= self._seconds:
@@ -144,12 +144,12 @@ class LogThrottle(Generic[Kind]):
         return self.admit(kind, now) is not None
 
     def due(self, *, at_once: bool = False) -> list[tuple[Kind, int, float]]:
-        """Return each kind whose suppressed events are to be reported, their number, and the seconds they span.
+        """Return each kind whose suppressed events must be reported, their number, and the seconds they span.
 
         The count of a kind that is returned starts again at zero.
 
         Args:
-            at_once: True returns every count now, because there will be no other call. False by default.
+            at_once: True returns every count now, because no other call follows. False by default.
         """
         now, counts = self._monotonic(), []
         for kind, (began, _, suppressed) in list(self._kinds.items()):

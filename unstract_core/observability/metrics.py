@@ -2,7 +2,7 @@
 
 `Metrics` counts the work of a Consumer and of Dispatchers. `QueueCollector` reads the sizes of the queues from the
 transport. In a worker with several processes, each child counts into files of the directory PROMETHEUS_MULTIPROC_DIR,
-and the parent merges them. The variable has to be set before this module is imported. docs/monitoring.md lists every
+and the parent merges them. The variable must be set before this module is imported. docs/monitoring.md lists every
 metric.
 
 The labels are bounded: a queue of a subscription or a dispatch, a task that is registered or dispatched here, and one
@@ -122,7 +122,7 @@ class Metrics(Observer):
 
     Raises:
         ConfigurationError: The registry already has these metrics.
-        OSError: The disk of PROMETHEUS_MULTIPROC_DIR has no room for the files of this process.
+        OSError: The disk of PROMETHEUS_MULTIPROC_DIR has no space for the files of this process.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None, tasks: Container[str] = frozenset()) -> None:
@@ -395,7 +395,7 @@ class _Processes:
 
 
 def _allocate(directory: str) -> None:
-    """Reserve disk space for this process' files: they are mapped, and a full disk would be a signal, not an error."""
+    """Reserve disk space for this process' files: they are mapped, and a full disk would kill the process by a signal."""
     kinds = [*_COUNTS, *(f"gauge_{mode}" for mode in _MODES)]
     paths = [os.path.join(directory, f"{kind}_{os.getpid()}.db") for kind in kinds]
     new = [path for path in paths if not os.path.exists(path)]  # the application's own metrics may already have a file

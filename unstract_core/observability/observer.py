@@ -60,7 +60,7 @@ class TaskFinished:
     Attributes:
         delivery: The message that was run.
         end: How the run ended.
-        error_type: The name of the exception's type; None where the task returned.
+        error_type: The name of the exception's type; None if the task returned.
         seconds: How long the task ran.
         replaced: How many parts of the result were replaced because the wire cannot carry them.
     """
@@ -100,11 +100,11 @@ class Observer:
     - `sending`: the thread that sends.
     - `running`, `task_failed` and `on_task_finished`: the task's thread.
     - `rejected`: the task's thread or the consumer's I/O thread.
-    - Every other hook: the consumer's I/O thread, which renews leases. A hook has to return within a few seconds.
+    - Every other hook: the consumer's I/O thread, which renews leases. A hook must return within a few seconds.
 
     `on_heartbeat`, `on_task_finished` and `on_lease_lost` were called `turned`, `ran` and `lost`. The earlier names
-    keep working: of the two names of a hook, the one that the more derived class overrides is called, once. Where one
-    class overrides both, the new name is called.
+    still work. Each hook is called once, under the name that the more derived class overrides. If one class overrides
+    both names, the new name is called.
     """
 
     def sending(self, message: Message) -> AbstractContextManager[Message]:
@@ -114,8 +114,8 @@ class Observer:
             message: The message that is about to be sent.
 
         Returns:
-            A context manager that is entered before the send and left after it. The transport sends the message that it
-            yields; only the `headers` of that message may differ.
+            A context manager that is entered before the send and exited after it. The transport sends the message that
+            it yields; only the `headers` of that message may differ.
         """
         return contextlib.nullcontext(message)
 
@@ -126,7 +126,7 @@ class Observer:
             delivery: The message that is about to be run.
 
         Returns:
-            A context manager that is entered before the task and left after it. It yields the `headers` of the task's
+            A context manager that is entered before the task and exited after it. It yields the `headers` of the task's
             continuation; None keeps those of the message.
         """
         return contextlib.nullcontext(None)
@@ -170,9 +170,9 @@ class Observer:
         """
 
     def dead_lettered(self, settlement: Settlement) -> None:
-        """Called when a message has become a dead letter, after that was committed.
+        """Called after the commit by which a message became a dead letter.
 
-        A worker that is killed between the commit and this call does not make the call. Work that must not be missed
+        If the worker is killed between the commit and this call, the hook is not called. Work that must not be missed
         belongs in the `on_error` callback, which is part of the commit.
 
         Args:
@@ -298,7 +298,7 @@ class Observers(Observer):
 
 
 class _Around(AbstractContextManager[Value]):
-    """Enters the context manager of each observer, and leaves them in reverse; raises only the errors of the block.
+    """Enters the context manager of each observer, and exits them in reverse; raises only the errors of the block.
 
     Args:
         observers: The observers.

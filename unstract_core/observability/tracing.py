@@ -49,7 +49,7 @@ _Key: TypeAlias = tuple[str, str, int, str]
 
 @attrs.frozen
 class _Run:
-    """The span of a delivery that is not settled, and its error type; each is None if there is none."""
+    """The span of a delivery that is not settled, and its error type; both may be None."""
 
     span: Span | None = None
     error_type: str | None = None

@@ -246,7 +246,7 @@ class Dispatcher:
 
 
 def _no_reply(exc: ContractError, task_name: str, queue: str, key: str, *, in_time: bool) -> ContractError:
-    """Return the error for a reply that could not be read. Its `effect` is left out: it is about the reading."""
+    """Return the error for a reply that could not be read. Its `effect` is omitted, because it is about the read."""
     said = exc.problem or type(exc).__name__
     text = (
         f"task {task_name!r} was sent to queue {queue!r} and may have run, and its reply cannot be read: {said} "

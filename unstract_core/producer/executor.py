@@ -91,7 +91,7 @@ class ExecutionResult:
             fields: The encoded result.
 
         Raises:
-            PayloadError: It is not an execution result; `path` says where.
+            PayloadError: It is not an execution result; `path` is the JSON path of the invalid part.
         """
         if not isinstance(fields, Mapping) or "success" not in fields:
             raise MalformedPayload("expected an object with a success flag", problems=("not an execution result @ $",))

@@ -1,11 +1,12 @@
 """Route each dispatch to one of two transports that a gate chooses.
 
 `RoutingDispatcher` migrates a product from one queue to another, one organisation at a time, and back. It does not
-cache the gate's answer: a changed flag applies from the next call, and work in flight stays on its transport.
+cache the gate's answer: a changed flag applies from the next call, and messages that were sent before stay on their
+transport.
 
-It fails closed: if the gate fails, the dispatch goes to `off`, and a WARNING is logged. A gate call takes at most
-`gate_timeout` seconds. The arguments are passed on unchanged. A failed dispatch is not repeated on the other side,
-because the task could run twice.
+If the gate fails, the dispatch goes to `off`, and a WARNING is logged. A gate call takes at most `gate_timeout` seconds.
+The arguments are passed on unchanged. A failed dispatch is not repeated on the other side, because the task could run
+twice.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ class RoutingDispatcher:
         Args:
             gate: Called with the context of each dispatch; only the value True chooses `on`.
             on: The side for an open gate.
-            off: The side for a closed gate, a failed one, and one that exceeds its limit.
+            off: The side for a closed gate, a failed gate, and a gate that exceeds its limit.
             gate_timeout: The limit of a gate call in seconds; 1 by default. None calls the gate on the caller's thread
                 without a limit, and KeyboardInterrupt, SystemExit and GeneratorExit of the gate are raised.
 
@@ -171,8 +172,8 @@ class RoutingDispatcher:
             task_id: The id of the dispatch.
 
         Returns:
-            The status of the first side that has one: first `on`, then `off`. None if each side that stores statuses
-            has none: the dispatch is not finished, was never sent, has expired, or went to a side that stores none.
+            The status from `on`, or else from `off`. None if no side has a status: the dispatch is not finished, was
+            never sent, has expired, or went to a side that stores no statuses.
 
         Raises:
             NotSupported: Neither side stores statuses.

@@ -1,4 +1,4 @@
-"""A change between two schemas: its place, the readers that it breaks, and the remedy."""
+"""A change between two schemas: its path, the readers that it breaks, and the remedy."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ UNDECIDED = "this command cannot judge it: revert it, or prove by hand that both
 
 @attrs.frozen
 class Change:
-    """One difference at one place of a message."""
+    """One difference at one path of a message."""
 
-    #: The JSON path of the place.
+    #: The JSON path in the message.
     path: str
     #: The difference.
     what: str

@@ -1,11 +1,11 @@
 """Compare two schemas of the wire, and name the readers that each change breaks.
 
 A schema describes the messages that a writer writes. If the new schema allows more, an old reader may receive a message
-that it cannot read. If it allows less, a new reader may reject a stored message. A reader ignores a
-key that it does not know (docs/wire.md). So a new optional key breaks no reader, and a removed key is no longer read.
+that it cannot read. If it allows less, a new reader may reject a stored message. A reader ignores a key that it does not
+know (docs/wire.md). So a new optional key breaks no reader, and a removed key is no longer read.
 
-The schemas are compared keyword by keyword, and references are followed. A change that cannot be judged breaks both
-sides. The comparison may report a break that is none, but never misses one.
+The schemas are compared keyword by keyword, and references are followed. A change that cannot be judged counts as
+breaking both sides. The comparison finds every break, but may also report a change that breaks no reader.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _Walk:
                 self.changes.other("$", "the same schema in other words")
 
     def parts(self, old: Part, new: Part, path: str) -> None:
-        """Compare the schemas of one place of a message."""
+        """Compare the schemas of one path of a message."""
         pair = (text(old), text(new), self.changes.inside_not)
         if pair in self.begun or self.same(old, new):
             return

@@ -1,7 +1,7 @@
 """A schema as a document: its validity, its references, and the equality of two parts.
 
-Every keyword that the comparison reads is checked first, so that the comparison meets no keyword of a wrong type and no
-dangling reference. A reference to another document is rejected, because that document could change unnoticed.
+Every keyword that the comparison reads is checked first, so that it has the right type and each reference exists. A
+reference to another document is rejected, because that document could change unnoticed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def checked(document: Any) -> dict[str, Any]:
     """Return the document if it is a JSON Schema of draft 2020-12.
 
     Raises:
-        ConfigurationError: It is not; the text has the JSON path of the invalid part.
+        ConfigurationError: It is not valid; the text has the JSON path of the invalid part.
     """
     if not isinstance(document, dict):
         raise ConfigurationError("$: expected a schema, which is a JSON object")

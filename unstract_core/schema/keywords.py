@@ -78,7 +78,7 @@ def value_text(schema: Keywords, keyword: str) -> str:
 
 
 def short_text(value: Any) -> str:
-    """Return a JSON value as text, cut to fit a line."""
+    """Return a JSON value as text, shortened to one line."""
     written = text(value)
     return written if len(written) <= _LONGEST else f"{written[:_LONGEST]}..."
 

@@ -1,7 +1,7 @@
 """Normalisation: the conversion of a Python value to one that the wire can carry.
 
-`normalise` is strict at dispatch, where the caller can still correct a value. It is lenient for a task's result, which
-is already paid for and must reach its callback. Both convert by the same documented rules and never fall back on `str`.
+`normalise` is strict at dispatch, where the caller can still correct a value. It is lenient for a task's result, because
+the task has run and its callback must be sent. Both modes use the same documented rules and never fall back on `str`.
 There is no typed decoding: a UUID arrives as a string.
 """
 
@@ -31,15 +31,18 @@ def normalise(value: object, *, lenient: bool = False, path: str = "$", replaced
 
     Args:
         value: The value to convert.
-        lenient: False, the default, raises for any other value. True replaces it and never raises.
-            NaN and Infinity become null; NUL and lone surrogates become U+FFFD. Bytes become base64. A part that is too
-            deep or too large becomes a marked text, and any other object its `repr`.
+        lenient: False, the default, raises for any other value. True replaces it and never raises:
+
+            - NaN and Infinity become null; NUL and lone surrogates become U+FFFD.
+            - Bytes become base64.
+            - A part that is too deep or too large becomes a marked text.
+            - Any other object becomes its `repr`.
         path: The JSON path of the value in its message.
         replaced: A list to which the lenient mode appends the path of each replacement, up to MAX_REPLACED of them.
             None for no list.
 
     Raises:
-        PayloadError: The strict mode cannot convert a value; `path` says where it is.
+        PayloadError: The strict mode cannot convert a value; `path` is its JSON path.
     """
     if not lenient:
         return _strictly(value, path, 0)

@@ -14,12 +14,12 @@ from unstract_core.values.strict import Strict
 MAX_REPLACED = 100
 """The most replacements of one value that are listed and counted: a million NaNs must not make a million paths."""
 
-# A walk that exceeds the size limit leaves a stub on each level, and its result becomes an element of args.
+# A value above the size limit gets a short text on each level, and the result becomes an element of args.
 _STUB_RESERVE = (MAX_DEPTH + 1) * 256
 
 
 class Lenient(Strict):
-    """The strict walk with a replacement at each point where the strict one raises."""
+    """The strict normalisation, with a replacement at each point where it would raise."""
 
     __slots__ = ("replaced",)
 
@@ -41,7 +41,7 @@ class Lenient(Strict):
         standing = len(self.keys)
         try:
             return self.by_rule(value, depth)
-        except BaseException:  # the result is paid for: even SystemExit must not lose it
+        except BaseException:  # the task has run: even SystemExit must not lose its result
             del self.keys[standing:]
             return self.foreign(value)
 

@@ -35,7 +35,7 @@ class Strict:
     Attributes:
         root: The JSON path of the value in its message.
         keys: The keys and indices from the root to the current part.
-        room: The bytes that are left of `MAX_SIZE`.
+        room: The remaining bytes of `MAX_SIZE`.
     """
 
     __slots__ = ("keys", "room", "root")
@@ -50,10 +50,10 @@ class Strict:
         if kind is str:
             if value.isascii() and "\0" not in value and (size := len(value)) <= self.room:
                 self.room -= size
-                return value  # type: ignore[no-any-return]  # a cast would cost a call for each string
+                return value  # type: ignore[no-any-return]  # a cast would add a call for each string
             return self.text(value)
         if value is None or kind is bool:
-            return value  # type: ignore[no-any-return]  # likewise
+            return value  # type: ignore[no-any-return]  # the same
         if kind is int:
             return value if INT_MIN <= value <= INT_MAX else self.unfit(value, "int outside [-2^63, 2^63)")
         if kind is dict:

@@ -1,4 +1,4 @@
-"""`unstract-wire doctor`: checks this installation and its transport, and says how to fix each problem.
+"""`unstract-wire doctor`: checks this installation and its transport, and prints a remedy for each problem.
 
 This module checks whether transports can be found. A transport with diagnostics checks itself.
 """
@@ -84,7 +84,7 @@ def _findings(cli: CliContext) -> Iterator[Finding]:
 
 
 def _import_path() -> Finding:
-    """Look for packages called `transports` that hide ours, as a regular package hides a namespace package."""
+    """Find packages called `transports` that hide ours, as a regular package hides a namespace package."""
     ours = Path(unstract_core.__file__).resolve().parents[1]
     beside: list[tuple[str, str]] = []
     hiding: list[tuple[str, str]] = []
@@ -106,7 +106,7 @@ def _import_path() -> Finding:
 
 
 def _entry_points(scheme: str) -> Iterator[Finding]:
-    """Load the provider of each URL scheme. A broken one is an error for the scheme in use, else a warning."""
+    """Load the provider of each URL scheme. If it fails, this is an error for the scheme in use, else a warning."""
     providers: defaultdict[str, list[EntryPoint]] = defaultdict(list)
     for entry in entry_points(group=GROUP):
         if entry.value not in [other.value for other in providers[entry.name]]:
@@ -153,7 +153,7 @@ def _problem(entry: EntryPoint) -> Exception | SystemExit | None:
 
 
 def _is_own(problem: ModuleNotFoundError, entry: EntryPoint) -> bool:
-    """Whether the missing module is the provider's own, and not a dependency."""
+    """Whether the missing module belongs to the provider itself, and not to a dependency."""
     return (problem.name or "").partition(".")[0] == entry.module.partition(".")[0]
 
 

@@ -24,13 +24,13 @@ def supervise(
 ) -> int:
     """Run this same command in child processes, and return the exit code.
 
-    The URL reaches the children by an environment variable, so that it does not show in their arguments.
+    The children get the URL in an environment variable, so that it is not visible in their arguments.
 
     Args:
         cli: The context of the command.
         arguments: The arguments of the worker command.
         queues: The queues of the worker, for the metrics.
-        processes: The number of children at work.
+        processes: The number of slots; each has one active child.
         grace: Seconds that the children have to finish after the first signal.
         silence_limit: Seconds without a report after which a child is logged as silent.
         http: The address of the health server; None for no server.

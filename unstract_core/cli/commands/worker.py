@@ -1,4 +1,4 @@
-"""`unstract-wire worker`: the options of a worker, and its consumer in a process of its own.
+"""`unstract-wire worker`: the options of a worker, and a worker without a supervisor.
 
 With --processes, or with an option that needs a restart of the worker, this process is the supervisor. Its children run
 this same command, each with a consumer.
@@ -44,7 +44,7 @@ def _address(text: str) -> Address:
 
 
 class _Worker(click.Command):
-    """Keeps its arguments, with which the children are started."""
+    """A command that keeps its arguments, because the children are started with the same ones."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[__name__] = tuple(args)
@@ -248,7 +248,7 @@ def worker(
 
 
 def _check_waiting_tasks(transport: Transport, queues: Sequence[str], tasks: Mapping[str, object]) -> None:
-    """Raise ConfigurationError if a queue holds tasks and we have none of them: --queue or --app is probably wrong."""
+    """Raise ConfigurationError if a queue has tasks and none is registered: --queue or --app is probably wrong."""
     if not (transport.capabilities.inspection and hasattr(transport, "waiting_tasks")):
         raise NotSupported(
             "--strict needs a transport that lists waiting tasks, and this one does not: start without --strict"

@@ -32,11 +32,11 @@ _SHORTEST_NAME = 8
 
 
 class LiveView:
-    """Takes a snapshot at each interval, on a thread of its own, so that keys work while the transport is unavailable.
+    """Takes a snapshot at each interval, on a separate thread, so that keys work while the transport is unavailable.
 
     Attributes:
         snapshot: The newest snapshot.
-        problem: Why the transport is unavailable; "" while it is available.
+        problem: The reason why the transport is unavailable; "" while it is available.
         failure: The error that ended the thread; None for none.
     """
 
@@ -72,7 +72,7 @@ class LiveView:
 
     @property
     def away_since(self) -> datetime.datetime | None:
-        """When the transport became unavailable, or was last asked without an answer for 2 s; None while it answers."""
+        """When the transport became unavailable, or when a query began that has no answer after 2 s; None otherwise."""
         asked = self._asked_at
         if self._away_since is None and asked is not None:
             asked_at, moment = asked
@@ -91,8 +91,8 @@ def show(view: LiveView, url: str, interval: float, mask: Callable[[str], str]) 
 
     Raises:
         ConfigurationError: rich is not installed.
-        KeyboardInterrupt: SIGINT came.
-        Exit: SIGTERM or SIGHUP came.
+        KeyboardInterrupt: The process received SIGINT.
+        Exit: The process received SIGTERM or SIGHUP.
     """
     try:
         from rich.console import Console
@@ -158,7 +158,7 @@ def _first(rows: Rows, room: int) -> Rows:
 
 
 def _section(headings: Sequence[str], rows: Rows, empty: str) -> list[RenderableType]:
-    """Return a table that fits the terminal. Names are cut if need be; figures and times are not."""
+    """Return a table that fits the terminal. Names are cut if necessary; numbers and times are not."""
     from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
@@ -182,7 +182,7 @@ def _section(headings: Sequence[str], rows: Rows, empty: str) -> list[Renderable
 
 @contextlib.contextmanager
 def _keys() -> Iterator[Callable[[float], str]]:
-    """Yield a function that waits so many seconds for a key and returns it, or "". Without a keyboard it only waits."""
+    """Yield a function that waits some seconds for a key and returns it, or "". Without a keyboard it only waits."""
     if sys.stdin is None or not sys.stdin.isatty():
         yield _only_wait
         return

@@ -1,6 +1,6 @@
-"""Masks passwords in all output: those of the transport's URL, as a driver may echo them, and those of other URLs.
+"""Masks passwords in all output: those of the transport's URL, as a driver may print them, and those of other URLs.
 
-A log line may contain any text, so masking takes time linear in the length of the text, for every text.
+A log line may contain any text, so the time for masking is linear in the length of the text, for every text.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _credentials(text: str) -> tuple[int, int] | None:
 def _echoes(url: str) -> re.Pattern[str] | None:
     """Return a pattern for the passwords of `url`: whole, in the parts that a parser may split, quoted or unquoted.
 
-    A word that the masked URL shows anyway stays readable, such as a user name that is also the password.
+    A word that the masked URL shows anyway is not masked, such as a user name that is also the password.
     """
     shown, passwords = url, []
     if (span := _credentials(url)) is not None:

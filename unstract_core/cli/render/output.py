@@ -112,7 +112,7 @@ def _spread(widths: Sequence[int], available: int) -> list[list[int]]:
 
 
 def write(text: str) -> None:
-    """Print text. Raises ClickException if standard output cannot be written, except when its reader has gone."""
+    """Print text. Raises ClickException if standard output cannot be written, but not if its reader has closed it."""
     try:
         click.echo(text)
     except OSError as exc:
@@ -123,7 +123,7 @@ def write(text: str) -> None:
 
 
 def utc(moment: datetime.datetime, precision: str = "microseconds") -> str:
-    """Return a moment in UTC as ISO 8601, such as 2026-01-02T03:04:05Z."""
+    """Return a time in UTC as ISO 8601, such as 2026-01-02T03:04:05Z."""
     return moment.astimezone(datetime.UTC).isoformat(timespec=precision).replace("+00:00", "Z")
 
 

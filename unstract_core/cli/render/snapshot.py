@@ -26,11 +26,11 @@ Rows: TypeAlias = Sequence[Sequence[str]]
 
 @attrs.frozen
 class Snapshot:
-    """The state of the transport at one moment.
+    """The state of the transport at one time.
 
     Attributes:
-        at: The moment.
-        moment: The same moment, on the monotonic clock.
+        at: The time.
+        moment: The same time, on the monotonic clock.
         queues: The queues.
         rates: The growth of each queue's depth since the last snapshot, in messages per second.
         workers: The connected workers; None if the transport does not list them.
@@ -50,7 +50,7 @@ def take_snapshot(transport: Transport, names: Sequence[str], before: Snapshot |
 
     Args:
         transport: The transport.
-        names: The queues; all queues that hold anything if empty.
+        names: The queues; if empty, all queues with messages.
         before: The last snapshot, for the rates; None for no rates.
     """
     source: Any = transport
@@ -134,7 +134,7 @@ def failure_rows(snapshot: Snapshot) -> Rows:
 
 
 def note_on_workers(snapshot: Snapshot) -> str:
-    """Return the note below the workers, or in their place; "" for none."""
+    """Return the note below the workers, or instead of them; "" for none."""
     if snapshot.workers is None:
         return "this transport does not list its workers"
     if not snapshot.workers:

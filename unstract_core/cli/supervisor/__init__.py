@@ -1,1 +1,1 @@
-"""The parent process of a worker: it starts, watches and replaces child processes, and serves health and metrics."""
+"""The supervisor of a worker: it starts, monitors and replaces child processes, and serves health and metrics."""

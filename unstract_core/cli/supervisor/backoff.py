@@ -16,7 +16,7 @@ class Backoff:
     """The pause before the next start: it doubles with each death, until a child has worked for five minutes.
 
     Args:
-        deaths: The number of deaths in a row. A child that has worked for a minute ends the row.
+        deaths: The number of deaths in a row. A minute of work resets it to zero.
         pause: The last pause in seconds; 0 for none.
     """
 
@@ -29,19 +29,19 @@ class Backoff:
         return self.deaths >= LOOPING
 
     def note_alive(self, seconds: float) -> None:
-        """Note that a child has been at work for so many seconds."""
+        """Record that a child has worked for this number of seconds."""
         if seconds >= _ENDS_ROW:
             self.deaths = 0
         if seconds >= _ENDS_BACKOFF:
             self._pause = 0.0
 
     def note_death(self, seconds: float) -> float:
-        """Note a death after so many seconds at work; return the seconds until the next start."""
+        """Record a death after this number of seconds of work; return the seconds until the next start."""
         self.note_alive(seconds)
         self.deaths += 1
         self._pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, self._pause * 2))
         return self._pause
 
     def merge(self, other: Backoff) -> None:
-        """Take the longer row of deaths and the longer pause of the two."""
+        """Take the higher number of deaths and the longer pause of the two."""
         self.deaths, self._pause = max(self.deaths, other.deaths), max(self._pause, other._pause)

@@ -1,4 +1,4 @@
-"""The child's side of a supervised worker: the orders that it gets and the reports that it sends."""
+"""The child of a supervisor: the orders that it receives and the reports that it sends."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ABANDONED = 128 + signal.SIGKILL
 
 
 class Parent:
-    """The supervisor, as its child sees it.
+    """The child's interface to its supervisor.
 
     Attributes:
         first: Whether no child of this supervisor has ever started.
         role: The role of this child.
-        leaving: Why this child ends and needs a replacement; None while it goes on.
+        leaving: Why this child ends and needs a replacement; None while it runs normally.
         born: When this process began, on the monotonic clock.
-        preparation: Seconds from then until this process was ready to subscribe; 0 before.
+        preparation: Seconds from `born` until this process was ready to subscribe; 0 before.
     """
 
     def __init__(self, life: int, reports: int, *, first: bool, role: Role | None = None, guard: int = -1) -> None:
@@ -50,7 +50,7 @@ class Parent:
         self._stop: Callable[[], None] = _terminate
         reset_in_child(self)
         for end in (life, reports):
-            os.set_inheritable(end, False)  # programs that tasks start must not get the pipes
+            os.set_inheritable(end, False)  # programs that tasks start must not inherit the pipes
         os.set_blocking(reports, False)
 
     @classmethod
@@ -70,7 +70,7 @@ class Parent:
         """Report that this child is ready, and wait at most `seconds` for the order to take over.
 
         Returns:
-            Whether this child may subscribe now. A child that is no spare may do so at once.
+            Whether this child may subscribe now. A child that is not a spare may do so at once.
         """
         self.preparation = self.preparation or time.monotonic() - self.born
         if not self.role.spare or self._take_over.is_set():
@@ -79,7 +79,7 @@ class Parent:
         return self._take_over.wait(seconds)
 
     def report(self, report: ChildReport) -> None:
-        """Send a report without waiting: a supervisor that is stopped or gone reads nothing."""
+        """Send a report without waiting, because a stopped or dead supervisor does not read it."""
         if report.ends_child:
             self.leaving = report
         with contextlib.suppress(OSError):
@@ -94,22 +94,22 @@ class Parent:
         self.report(ChildReport.UNAVAILABLE)
 
     def is_replaced(self) -> bool:
-        """Whether another child takes the place of this one."""
+        """Whether another child replaces this one."""
         return self.leaving is not None
 
     def reset_in_child(self) -> None:
-        """Close the pipes in a process that was forked from this one: it is no child of the supervisor."""
+        """Close the pipes in a process that was forked from this one: it is not a child of the supervisor."""
         for end in (self._life, self._reports, self._guard):
             with contextlib.suppress(OSError):
                 os.close(end)
         self._life = self._reports = self._guard = -1
 
     def watch(self, grace: float) -> None:
-        """Follow the orders on a thread. If the supervisor ends, stop too, and exit after `grace` seconds at most."""
+        """Follow the orders on a thread. If the supervisor has died, stop, and exit after at most `grace` seconds."""
         threading.Thread(target=self._watch, args=[grace], name="unstract-wire-parent", daemon=True).start()
 
     def on_stop(self, stop: Callable[[], None]) -> None:
-        """Call `stop` from now on to stop this child. Before, the child sends itself SIGTERM."""
+        """Call `stop` from now on to stop this child. Before this call, the child stops by a SIGTERM to itself."""
         self._stop = stop
 
     def _watch(self, grace: float) -> None:
@@ -125,7 +125,7 @@ class Parent:
         os._exit(ABANDONED)
 
     def end_group_if_gone(self) -> None:
-        """If the supervisor has ended, kill this process and the programs that its tasks have started."""
+        """If the supervisor has died, kill this process and the programs that its tasks have started."""
         if self._gone and os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)
 

@@ -1,6 +1,6 @@
-"""A small process that kills a child's process group when both the child and its supervisor are gone.
+"""A small process that kills a child's process group when both the child and its supervisor have died.
 
-Without it, programs that tasks have started would go on for ever after both were killed.
+Without it, programs that tasks have started would run for ever after both were killed.
 """
 
 from __future__ import annotations

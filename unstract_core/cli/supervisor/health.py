@@ -13,12 +13,12 @@ from unstract_core.cli.supervisor.worker_process import WorkerProcess
 def pool_health(pool: WorkerPool, silence_limit: float) -> Health:
     """Return the health of all children.
 
-    The worker is healthy if each child lives, has reported within `silence_limit` seconds, and is in no crash
-    loop. A worker that stops is not healthy.
+    The worker is healthy if each child is alive, has reported within `silence_limit` seconds, and is in no crash loop. A
+    worker that is stopping is not healthy.
 
     Args:
         pool: The children.
-        silence_limit: Seconds without a report, or of ending, after which a child is not healthy.
+        silence_limit: Seconds after which a child without a report, or a child that has not exited, is not healthy.
     """
     now, children = time.monotonic(), pool.all()
     reasons = ["the worker stops"] if pool.stopping else []

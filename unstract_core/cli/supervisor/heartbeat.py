@@ -1,4 +1,4 @@
-"""The heartbeat of a child: once a second it reports that the consumer is alive, and it reports limits."""
+"""The heartbeat of a child: once a second it reports that the consumer is alive, and whether it reaches a limit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Heartbeat(Observer):
         self._near_since: float | None = None
 
     def attach(self, consumer: Consumer) -> None:
-        """Set the consumer to watch. Raises ConfigurationError if each task would replace this child."""
+        """Set the consumer to monitor. Raises ConfigurationError if each task would replace this child."""
         self._limits.check()
         self._memory = peak_memory() if self._limits.max_memory is not None else 0
         self._consumer = consumer
@@ -61,7 +61,7 @@ class Heartbeat(Observer):
             self._withdraw_spare()
 
     def _is_limit_near(self) -> bool:
-        """Whether a spare child has to prepare now, to be ready when this child reaches a limit."""
+        """Whether a spare child must start now, to be ready when this child reaches a limit."""
         limits, now = self._limits, time.monotonic()
         if limits.max_tasks is not None and self._consumer is not None:
             ran = self._count("ran")
@@ -74,15 +74,15 @@ class Heartbeat(Observer):
         return False
 
     def _note_limit_near(self) -> None:
-        """Note that a limit is near. The memory limit is near again when most of the remaining memory is used too."""
+        """Record that a limit is near. The memory limit is near again when most of the remaining memory is used too."""
         self._near_since = time.monotonic()
         if self._limits.max_memory is not None:
             self._memory = peak_memory()
 
     def _withdraw_spare(self) -> None:
-        """Report that no spare child is needed, if the limit has come no nearer for some minutes.
+        """Report that no spare child is needed, if the peak of memory has not risen for some minutes.
 
-        The peak of memory never falls: a child whose peak stays below the limit would keep its spare for ever.
+        The peak of memory never falls. Without this, a child whose peak stays below the limit would keep its spare.
         """
         if self._near_since is None or self._parent.leaving is not None:
             return

@@ -9,14 +9,14 @@ from unstract_core.cli.supervisor.worker_process import WorkerProcess
 
 
 class WorkerPool:
-    """Keeps for each slot the process that works, and hands the slot over when that process ends.
+    """Keeps the active process of each slot, and gives the slot to the next process when that one ends.
 
     A slot has at most two processes at a time.
 
     Attributes:
         active: The process of each slot, in the order of the slot numbers.
-        leaving: The processes that have handed over their slot and have not exited yet.
-        stopping: Whether all processes have to stop. No slot is handed over any more.
+        leaving: The processes that have given up their slot and have not exited yet.
+        stopping: Whether all processes must stop. After that no slot gets a next process.
     """
 
     def __init__(self, slots: int) -> None:
@@ -34,7 +34,7 @@ class WorkerPool:
         return [child for child in self.all() if child.process is not None]
 
     def add_wanted_spares(self) -> None:
-        """Add a spare where one is wanted, unless a process of the slot is still ending."""
+        """Add a spare if the active process has asked for one, unless a process of the slot is still ending."""
         for child in self.active:
             wanted = child.process is not None and child.spare_wanted and child.spare is None
             if wanted and self._leaving_from(child.number) is None:
@@ -43,8 +43,8 @@ class WorkerPool:
     def hand_over(self, child: WorkerProcess) -> None:
         """Give the slot of a process that ends to its spare process, or to a new one that is started at once.
 
-        While an earlier process of the slot is still ending, the slot stays as it is until one of the two has exited.
-        Tasks that hang would otherwise add one process at each limit.
+        If an earlier process of the slot is still ending, the slot gets no third process until one of the two has
+        exited. Otherwise hanging tasks would add one process at each limit.
         """
         if child not in self.active or self.stopping:
             return
@@ -70,7 +70,7 @@ class WorkerPool:
             child.stop()
 
     def dismiss_spare(self, child: WorkerProcess) -> None:
-        """Stop the spare of a process that works on for longer than expected."""
+        """Stop the spare of a process that works for longer than expected."""
         spare, child.spare = child.spare, None
         if spare is not None and spare.process is not None:
             spare.leave_reason, spare.leaving_since = ChildReport.SPARE_UNNEEDED, time.monotonic()
@@ -80,7 +80,7 @@ class WorkerPool:
     def remove_leaving(self, child: WorkerProcess) -> bool:
         """Remove a process that has exited from those that were ending; return whether it was one of them.
 
-        Its slot is then handed over, if the active process was waiting for that.
+        The next process then gets the slot, if the active process was waiting for that.
         """
         if child not in self.leaving:
             return False

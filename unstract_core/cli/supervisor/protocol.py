@@ -1,7 +1,7 @@
 """The protocol between a supervisor and its children: the orders, the reports, and the role that a child starts with.
 
 Two pipes connect them. The child reads one byte for each order from the first. Only the supervisor has its write end,
-so the end of this pipe means that the supervisor has ended. The child writes one byte for each report to the second.
+so the end of this pipe means that the supervisor has died. The child writes one byte for each report to the second.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Order(enum.Enum):
 
 @attrs.frozen
 class Role:
-    """The part of a child among the children of its supervisor.
+    """The role of a child among the children of its supervisor.
 
     Args:
-        first: Whether no child has started yet. An error that no restart fixes then ends the supervisor.
-        silent: Whether another child reports such an error, so that it is reported once.
+        first: Whether no child has started yet. An error that no restart can fix then ends the supervisor.
+        silent: Whether another child reports such an error, so that this child must not report it too.
         spare: Whether the child waits for `Order.TAKE_OVER` before it subscribes.
         share: From 0 to 1: how much earlier the child reaches its task limit, so that children end at different times.
     """

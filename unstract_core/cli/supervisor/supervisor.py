@@ -1,11 +1,11 @@
 """The supervisor of a worker: it starts child processes, replaces those that end, and stops all of them together.
 
-It imports neither the app nor a driver, and claims no message, so its own end loses none. One thread does everything
-here; signals and reports of children wake it. Any thread may call `health`.
+It imports neither the app nor a driver, and claims no message, so its death loses none. One thread does everything here;
+signals and reports of children wake it. Any thread may call `health`.
 
-All children start at the same time. Until one of them has subscribed, the first child alone reports an error that no
-restart fixes, and this error ends the supervisor. A child that comes near a limit works on while a spare child
-prepares, and the spare takes over when the child ends.
+All children start at the same time. Until one of them has subscribed, only the first child reports an error that no
+restart can fix, and this error ends the supervisor. While a child is near a limit, it continues to work and a spare
+child prepares. The spare takes over when the child ends.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class Supervisor:
         Args:
             command: The command of a child, with its arguments.
             environment: The environment variables of a child.
-            processes: The number of slots; each has one child at work.
+            processes: The number of slots; each has one active child.
             grace: Seconds that all children together have to finish after the first signal.
-            silence_limit: Seconds without a report after which a child is logged as silent. A child that takes so long
-                to end is logged as slow.
+            silence_limit: Seconds after which a child without a report is logged as silent, and a child that has not
+                exited is logged as slow.
             on_exit: Called with the pid of each child that has exited.
         """
         self._command = command
@@ -80,8 +80,11 @@ class Supervisor:
         """Run the children, and return the exit code when all of them have ended.
 
         Returns:
-            0 if all children ended by themselves. 1 if one died while the worker stopped. 137 if some were killed after
-            the grace period. 128 + N after a second signal with number N. 2 if the first child cannot work at all.
+            - 0 if all children ended by themselves
+            - 1 if a child died while the worker stopped
+            - 137 if some were killed after the grace period
+            - 128 + N after a second signal with number N
+            - 2 if the first child cannot work at all
         """
         started_at = time.monotonic()
         slots = len(self._pool.active)
@@ -197,7 +200,7 @@ class Supervisor:
             child.away = report is ChildReport.UNAVAILABLE
 
     def _note_start(self) -> None:
-        """Note that a child has started. From now on a child that cannot work counts as a crash."""
+        """Record that a child has started. From now on, a child that cannot work counts as a crash."""
         self._ever_started = True
         for child in self._pool.active:
             if child.refused:
@@ -205,7 +208,7 @@ class Supervisor:
                 self._handle_death(child, FAILED, None)
 
     def _handle_exit(self, child: WorkerProcess, pid: int, status: int) -> None:
-        """Log the exit of a child, and decide what follows in its slot."""
+        """Log the exit of a child, and decide which process its slot gets."""
         died, stopping = self._is_death(child, status), self._pool.stopping
         lived, reason = child.lived, child.leave_reason
         if died or reason is ChildReport.OVERDUE:
@@ -228,7 +231,7 @@ class Supervisor:
             emit(logger, logging.INFO, "child_recycled", slot=child.number, pid=pid, **fields)
 
     def _is_death(self, child: WorkerProcess, status: int) -> bool:
-        """Whether a child has exited without a reason, or otherwise than it was asked to."""
+        """Whether a child has exited without a request, or not in the way that was requested."""
         if not self._pool.stopping and child.leave_reason is not ChildReport.SPARE_UNNEEDED:
             return status != 0 or child.leave_reason is None
         return status not in _REQUESTED_EXITS
@@ -243,7 +246,7 @@ class Supervisor:
             status: The exit code, or the name of the signal or of the error.
             pid: The process id; None if no process is known.
             lived: Seconds since the child subscribed.
-            had_left: Whether the child had handed over its slot. Its time at work then ends no row of deaths.
+            had_left: Whether the child had given up its slot. Its time of work then does not reset the count of deaths.
         """
         fields: dict[str, Any] = {"slot": child.number, "pid": pid, "exit": status, "lived": round(lived, 1)}
         spare = {"spare": True} if child.is_spare else {}
@@ -261,10 +264,10 @@ class Supervisor:
             emit(logger, logging.ERROR, "crash_loop", slot=child.number, deaths=deaths, exit=status, **spare)
 
     def _check_children(self) -> None:
-        """Log each child that is silent or slow to end, and each crash loop that is over."""
+        """Log each child that is silent or slow to exit, and each crash loop that is over."""
         for child in self._pool.running():
             was_looping = child.backoff.looping
-            if child not in self._pool.leaving:  # one that hangs there would hide that the next ones die
+            if child not in self._pool.leaving:  # a child that hangs there would hide the deaths of its successors
                 child.backoff.note_alive(child.healthy_for)
             if was_looping and not child.backoff.looping:
                 emit(logger, logging.INFO, "crash_loop_over", **_ids(child))

@@ -26,20 +26,20 @@ class WorkerProcess:
         reports: The read end of the pipe with the reports; -1 without a process.
         orders: The write end of the pipe for the orders; -1 without a process.
         guard: The write end of the pipe that keeps the guard of the process group waiting; -1 without a process.
-        spare: The spare process for this slot, which prepares while this process works on; None for none.
+        spare: The spare process for this slot, which prepares while this process works; None for none.
         is_spare: Whether this process is a spare that has not taken over yet.
         spare_wanted: Whether the process has asked for a spare.
         ready_at: When this spare process reported that it is ready; None before.
         refused: Whether the process exited because it cannot work, and another process reports the error.
         start_at: The earliest time of the next start.
         started_at: When the process subscribed; None before.
-        last_report_at: When the last report came, or when the process was started.
+        last_report_at: When the last report was received, or when the process was started.
         away: Whether its transport is unavailable.
-        silent: Whether the supervisor has logged that no report comes.
-        pipe_closed: Whether the process has closed its end of the report pipe; it may live on.
-        leave_reason: Why the process ends and is replaced; None while it works on.
-        leaving_since: When the process began to end.
-        lateness_logged: Whether the supervisor has logged that the process takes long to end.
+        silent: Whether the supervisor has logged that the process sends no reports.
+        pipe_closed: Whether the process has closed its end of the report pipe; it may still run.
+        leave_reason: Why the process ends and is replaced; None while it works normally.
+        leaving_since: When the process began to finish its last tasks.
+        lateness_logged: Whether the supervisor has logged that the process is slow to exit.
     """
 
     number: int
@@ -90,7 +90,7 @@ class WorkerProcess:
     def start(self, command: Sequence[str], environment: Mapping[str, str], role: Role) -> None:
         """Start the process, with one pipe for its orders and one for its reports.
 
-        The process gets a session of its own, so that a signal from the terminal reaches the supervisor alone.
+        The process gets a new session, so that a signal from the terminal reaches only the supervisor.
 
         Args:
             command: The command with its arguments.
@@ -98,7 +98,7 @@ class WorkerProcess:
             role: The role of the process.
 
         Raises:
-            OSError: No process can be started, or no file can be opened. Nothing stays open.
+            OSError: No process can be started, or no file can be opened. No pipe remains open.
         """
         self.started_at, self.away, self.silent, self.pipe_closed, self.leave_reason = None, False, False, False, None
         self.is_spare, self.spare_wanted, self.ready_at, self.lateness_logged = role.spare, False, None, False
@@ -117,7 +117,7 @@ class WorkerProcess:
         self.last_report_at = time.monotonic()
 
     def order(self, order: Order) -> None:
-        """Send an order without waiting: the process may have ended, or may read nothing."""
+        """Send an order without waiting, because the process may have exited, or may not read it."""
         with contextlib.suppress(OSError):
             os.write(self.orders, order.value)
 
@@ -127,7 +127,7 @@ class WorkerProcess:
         self.signal(signal.SIGTERM)
 
     def read_reports(self) -> Iterator[ChildReport]:
-        """Yield the reports that have come since the last call."""
+        """Yield the reports that were received since the last call."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.reports, 4096):
                 self.last_report_at = time.monotonic()
@@ -152,7 +152,7 @@ class WorkerProcess:
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Close the pipes of a process that has ended."""
+        """Close the pipes of a process that has exited."""
         self.process = None
         with contextlib.suppress(OSError):
             os.write(self.guard, b"-")  # programs that a task started may outlive a process that ended well
