@@ -1,8 +1,8 @@
 """Joins a caller's own transaction through one of its cursors: of psycopg 3, psycopg2 or Django.
 
-The statements run on a new cursor of the caller's connection. So the rows that the caller has not read yet remain, and
-its row factory does not matter. Without a transaction (autocommit with none open, a closed connection) the cursor is
-refused: each statement would commit at once, and its fate would be unknown if the connection broke.
+The statements run on a new cursor of the caller's connection. So the caller can still read its unread rows, and its row
+factory has no effect. A cursor without a transaction is refused (autocommit without an open transaction, a closed
+connection): each statement would commit at once, and its fate would be unknown if the connection broke.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 class _Unprepared(psycopg.Cursor[TupleRow]):
-    """Prepares nothing, because the caller's connection may lead through a pooler.
+    """Prepares no statement, because the caller's connection may go through a pooler.
 
     It has psycopg's default adapters, without those that the application has registered.
     """
@@ -88,7 +88,7 @@ def cursor_beside(cursor: Any) -> Iterator[Any]:
     """Yield a new cursor in the caller's transaction.
 
     Raises:
-        ConfigurationError: the argument is no open, synchronous cursor inside a transaction.
+        ConfigurationError: the argument is not an open, synchronous cursor inside a transaction.
     """
     if not callable(getattr(cursor, "execute", None)) or not callable(getattr(cursor, "fetchall", None)):
         raise ConfigurationError(f"within= takes an open DB-API cursor, not a {type(cursor).__name__}")
@@ -125,7 +125,7 @@ def _refuse_outside_a_transaction(connection: Any) -> None:
     """Refuse a connection without a transaction. psycopg 3 and psycopg2 use the same names and numbers of states."""
     if _is_in_a_pipeline(connection):
         with connection.pipeline():
-            pass  # leaving it waits for the pending statements: only then the state is known
+            pass  # its exit waits for the pending statements; after that the state is known
     state = getattr(getattr(connection, "info", None), "transaction_status", None)
     if state == TransactionStatus.ACTIVE:
         raise ConfigurationError("within= takes a connection that is free; this one is streaming or copying")

@@ -1,24 +1,25 @@
 """`ClaimPlanner`: chooses the claim that a subscription makes next.
 
-A claim scans the index of ready rows. The index keeps the entries of claimed rows until a vacuum may remove them; while
-a session holds an old snapshot, no vacuum may. So a claim over the whole index reads every message since that snapshot.
-The planner avoids that with a frontier: for each queue and priority, the highest id that was claimed.
+A claim scans the index of ready rows. The index keeps the entries of claimed rows until a vacuum removes them. While a
+session holds an old snapshot, a vacuum cannot remove them. So a claim over the whole index reads every message since
+that snapshot. The planner avoids that with a frontier: for each queue and priority, the highest id that was claimed.
 
 - A WHOLE scan reads the whole index, as often as its ScanBudget allows: every few milliseconds to every 30 s.
 - A RECENT scan reads the rows beyond the frontier of 10 to 20 s ago, once a second.
 - A FRONTIER scan reads the rows beyond the frontier, at any time.
 
-A ready row can lie below the frontier for two reasons:
+A ready row can have an id below the frontier for two reasons:
 
 - Its transaction committed after a higher id was claimed. A RECENT scan finds it.
-- It became ready again. If this subscription made it ready, the frontier goes back to it at once.
+- It became ready again. If this subscription made it ready, the frontier is lowered to it at once.
 
-A WHOLE scan finds all others. Only these rows can be overtaken. The planner does not talk to the server.
+A WHOLE scan finds all others. Only rows below the frontier may be claimed after later ones. The planner sends nothing
+to the server.
 
 One statement merges the ready rows of at most MERGED queues. A subscription to more queues first reads which queues
 have ready rows, and claims from the queues whose first rows come first. If more than MERGED queues have ready rows, it
-reads them again after MERGED claimed rows: at least so many come before the first row of every other queue. Without
-prepared statements, planning a claim takes longer the more queues it merges, so the limit is UNPREPARED there.
+reads them again after MERGED claimed rows, because so many rows come before the first row of every other queue. Without
+prepared statements, the time to plan a claim grows with the number of merged queues, so the limit is UNPREPARED.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class ReadyAgain:
 
 @attrs.frozen
 class FirstReady:
-    """The priority of the first ready row of each queue; a queue that is not named has none."""
+    """The priority of the first ready row of each queue; a queue without ready rows is missing."""
 
     priorities: Mapping[str, int]
 
@@ -203,7 +204,7 @@ class ClaimPlanner:
     def plan(
         self, limit: int, attempt: Attempt = Attempt.FIRST, *, ready: Sequence[tuple[str, int]] | None = None
     ) -> ClaimPlan | None:
-        """Return the claim to make now; None if this attempt is not worth making.
+        """Return the claim to make now; None if this attempt would find nothing.
 
         Args:
             limit: the number of messages to claim at most.
@@ -266,7 +267,7 @@ class ClaimPlanner:
         self._claim_frontier, _ = self._statements.claim_frontier(self._slots)
 
     def _beyond(self, scan: Scan, limit: int) -> ClaimPlan:
-        """Return a claim beyond the frontier, or beyond where it was ten to twenty seconds ago."""
+        """Return a claim beyond the current frontier, or beyond the frontier of ten to twenty seconds ago."""
         bounds = self._frontier
         if scan is Scan.RECENT:
             earlier, _ = self._generations[0]

@@ -35,8 +35,8 @@ class Connection(psycopg.Connection[TupleRow]):
     """A connection of this package, in autocommit.
 
     Attributes:
-        pooled: whether a pooler stands between this process and the server. If so, nothing may be prepared or listened
-            to on the connection.
+        pooled: whether a pooler is between this process and the server. If so, the connection must not prepare
+            statements and must not listen.
         limit: seconds that a statement may take before it is cancelled; None for no limit. If the server does not
             answer the cancel request either, the connection is broken.
         has_prepared: whether `libpq_exec` has prepared its statement here.
@@ -74,7 +74,7 @@ class Connection(psycopg.Connection[TupleRow]):
 
     @property
     def is_read_only(self) -> bool:
-        """Whether the server has reported that it takes no writes; PostgreSQL 14 and newer report it by themselves."""
+        """Whether the server has reported that it accepts no writes; PostgreSQL 14 and newer report it unasked."""
         status = self.pgconn.parameter_status
         return status(b"default_transaction_read_only") == b"on" or status(b"in_hot_standby") == b"on"
 
@@ -85,7 +85,7 @@ class Connection(psycopg.Connection[TupleRow]):
 
     @property
     def became_read_only(self) -> bool:
-        """Whether the server stopped taking writes after the connection was made, as an old primary does."""
+        """Whether the server became read-only after the connection was made, like an old primary."""
         return not self._was_read_only and self.is_read_only
 
     def note_created(self, generation: int) -> None:
@@ -138,7 +138,7 @@ class Connection(psycopg.Connection[TupleRow]):
             return result
 
     def cancel_running(self) -> None:
-        """Cancel the running statement through another connection. The caller still waits for its end."""
+        """Cancel the running statement through another connection. The caller must still wait for its end."""
         self.spoiled = True
         with contextlib.suppress(psycopg.Error):
             self.cancel_safe(timeout=CANCEL_TIMEOUT)
@@ -154,7 +154,7 @@ class Connection(psycopg.Connection[TupleRow]):
         return self.poll(select.POLLIN, 0.0)
 
     def poll(self, events: int, seconds: float | None) -> bool:
-        """Wait until the socket is ready for one of these events of `select.poll`; False if the time is up."""
+        """Wait until the socket is ready for one of these events of `select.poll`; False after the time limit."""
         self._poll.modify(self.fileno(), events)
         return bool(self._poll.poll(None if seconds is None else seconds * 1000))
 

@@ -26,7 +26,7 @@ _DEFAULTS = {
 }
 """libpq leaves these to the operating system, which detects a silent network after minutes or hours."""
 _CONNECT_TIMEOUT = 10
-_SHORTEST_CONNECT_TIMEOUT = 2  # libpq's own
+_SHORTEST_CONNECT_TIMEOUT = 2  # the minimum of libpq
 _PREPARE_AFTER = 5
 _REMEDIES = {
     "unsupported startup parameter": "leave it out of the conninfo and of libpq's environment (PGOPTIONS), or let "
@@ -60,8 +60,8 @@ sessions lack, only the statements with such plans switch it off (`UncompiledSta
 statement round trips there.
 
 Settings by which an administrator limits access stay as they are: read-only transactions, timeouts, row security.
-`search_path` stays too, because the triggers of a table may depend on it. The statements qualify their tables. Their
-functions are those of pg_catalog, unless an administrator puts another schema before it.
+`search_path` is not changed either, because the triggers of a table may depend on it. The statements qualify their
+tables. Their functions are those of pg_catalog, unless an administrator puts another schema before it.
 """
 _PROBE = "SELECT pg_backend_pid(), {}".format(", ".join(f"current_setting('{name}', true)" for name in _SETTINGS))
 
@@ -133,9 +133,9 @@ class Connector:
     def _probe(self, connection: Connection, timeout: float | None, limit: float | None) -> None:
         """Detect a pooler, and set the settings that the role or database has set otherwise.
 
-        A pooler shows its clients process ids of its own. Prepared statements and settings outlive a transaction only
-        on the server itself. A pooler accepts connections long before it has one to the server, so the answer has the
-        time limit of connecting.
+        A pooler reports a process id that differs from the server's. Behind a pooler, prepared statements and settings
+        last only for a transaction. A pooler may accept a connection long before it has one to the server, so this
+        answer has the time limit of connecting.
         """
         limits = [seconds for seconds in (timeout, limit) if seconds is not None]
         connection.limit = max(_SHORTEST_CONNECT_TIMEOUT, min(limits)) if limits else None
@@ -164,9 +164,9 @@ class Connector:
             emit(logger, logging.WARNING, "pooler_found")
 
     def retire_connections(self, connection: Connection) -> None:
-        """Retire all connections made so far, because this one leads to a server that became read-only.
+        """Retire all connections made so far, because the server of this one became read-only.
 
-        A connection that was read-only from the beginning changes nothing: a new one would be read-only as well.
+        If a connection was read-only from the beginning, this has no effect: a new one would be read-only too.
         """
         if connection.generation == self._generation and not connection.was_read_only:
             self._generation += 1

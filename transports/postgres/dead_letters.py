@@ -33,7 +33,7 @@ class PostgresDeadLetters:
         pool: runs the statements.
         statements: the statements of the schema.
         channels: the channels on which a replay notifies workers.
-        owner: the transport, which stays alive as long as this object.
+        owner: the transport, which must not be collected before this object.
     """
 
     def __init__(self, pool: Pool, statements: Statements, channels: Channels, *, owner: object) -> None:
@@ -71,11 +71,11 @@ class PostgresDeadLetters:
         return self._list({"queue": queue, "limit": limit, "each": False, "most": -1})
 
     def get(self, ids: Sequence[str]) -> Sequence[DeadLetter]:
-        """Return those of `ids` that exist. One whose content cannot be read has `omitted`."""
+        """Return the existing dead letters of `ids`. If the content of one cannot be read, it has `omitted`."""
         return self._in_parts(sorted(set(_numbers(ids))), self._statements.largest)
 
     def replay(self, ids: Sequence[str] | None = None, *, queue: str | None = None) -> Sequence[str]:
-        """Send each dead letter again as a new message, the oldest first, and remove it here.
+        """Send each dead letter again as a new message, the oldest first, and remove the dead letter.
 
         Each batch is one commit: see `replay_in_batches`.
 
@@ -126,10 +126,10 @@ class PostgresDeadLetters:
             yield sum(row.removed for row in rows)
 
     def _batches(self, name: str, ids: Sequence[str] | None, parameters: dict[str, Any]) -> Iterator[list[RemovedRow]]:
-        """Run a statement over batches of dead letters. One that takes too long runs again with fewer.
+        """Run a statement over batches of dead letters. If it takes too long, it runs again with fewer.
 
-        If a batch fails, the error says how many dead letters the batches before it have handled. `fate_unknown` is
-        about the failed batch.
+        If a batch fails, the error has the number of dead letters in the batches before it. `fate_unknown` is about the
+        failed batch.
         """
         operation = _OPERATIONS[name]
         done = 0
@@ -204,5 +204,5 @@ def _as_one(batches: Iterator[T]) -> Iterator[T]:
 
 
 def _numbers(ids: Sequence[str]) -> list[int]:
-    """Return the ids that a row can have; others do not exist."""
+    """Return the ids that a row can have; no dead letter has another id."""
     return [int(id) for id in ids if id.isascii() and id.isdigit() and len(id) <= 19 and int(id) < 1 << 63]

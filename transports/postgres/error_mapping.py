@@ -1,6 +1,6 @@
-"""Translates every error of a PostgreSQL driver into one of this package's, in one place.
+"""Translates every error of a PostgreSQL driver into an error of this package. No other module does this.
 
-A text contains the SQLSTATE and the server's primary message. It never contains the message's detail, which can quote a
+The text has the SQLSTATE and the server's primary message. It never has the message's detail, which can quote a
 payload.
 """
 
@@ -36,7 +36,7 @@ _ID_INDEXES = {"pg_queue_message_pkey": "msg_id", "pg_queue_dead_letter_pkey": "
 
 @contextlib.contextmanager
 def mapped(operation: str, *, committed_by_us: bool = True) -> Iterator[None]:
-    """Raise every driver error inside the block as one of this package's, with the driver's error as `__cause__`.
+    """Raise every driver error inside the block as an error of this package, with the driver's error as `__cause__`.
 
     Args:
         operation: the purpose of the block, for the error's text.
@@ -71,7 +71,7 @@ def translate(exc: BaseException, operation: str, *, committed_by_us: bool = Tru
 
 
 def _not_applied(exc: BaseException, state: str, row: SqlstateMeaning, text: str, operation: str) -> TransportError:
-    """Return the error for a statement of which the server has kept nothing."""
+    """Return the error for a statement that the server has rolled back."""
     if state == INSUFFICIENT_PRIVILEGE and (rights := needed(operation, _primary(exc))):
         row = attrs.evolve(row, advice=f"{rights}; {row.advice}")
     if row.meaning is Meaning.NOT_READY:
@@ -92,7 +92,7 @@ def _was_rolled_back(exc: BaseException) -> bool:
 
 
 def _cause(exc: BaseException, state: str) -> str:
-    """Return the cause that distinguishes errors of one SQLSTATE, in words that do not depend on the language."""
+    """Return the cause that distinguishes errors of one SQLSTATE. It does not depend on the server's language."""
     if state == UNIQUE_VIOLATION:
         return "id" if _id_column(exc) else ""
     if _primary(exc) == _NEVER_PASSED_ON:

@@ -1,4 +1,4 @@
-"""Kinds of TransportUnavailable that this transport distinguishes, because it can recover from each in its own way."""
+"""Kinds of TransportUnavailable that this transport distinguishes, because it recovers from each in another way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class PreparedStatementLost(PlanOutdated):
 
 
 class ReadOnly(TransportUnavailable):
-    """The server takes no writes, as after a failover; the next connection may reach another server."""
+    """The server accepts no writes, as after a failover; the next connection may reach another server."""
 
 
 class SessionTimedOut(TransportUnavailable):
@@ -26,7 +26,7 @@ class NotifyQueueFull(TransportUnavailable):
 
 
 class DuplicateId(TransportUnavailable):
-    """The sequence handed out an id that exists, as after a restore. The next attempt gets the next id.
+    """The sequence returned an id that exists, as after a restore. The next attempt gets the next id.
 
     Attributes:
         table: the quoted name of the table, with its schema.

@@ -1,4 +1,4 @@
-"""`run`: one statement in a commit of its own, with every driver error raised as one of this package's."""
+"""`run`: executes and commits one statement, and raises every driver error as an error of this package."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _SKIP = b"""
 def run(
     connection: Connection, operation: str, statement: Statement, parameters: Parameters, *, durable: bool = False
 ) -> Rows:
-    """Run a statement in a commit of its own and return its rows.
+    """Run and commit one statement, and return its rows.
 
     Args:
-        connection: the connection. It is closed if a new one can succeed where this one cannot.
+        connection: the connection. It is closed if the statement may succeed on a new one.
         operation: the purpose of the statement, for the error's text.
         statement: the statement.
         parameters: its parameters.
@@ -40,7 +40,7 @@ def run(
     Raises:
         TransportError: every driver error, as `error_mapping` translates it.
         TransportUnavailable: also, with `fate_unknown`, if a durable commit was not replicated in time.
-        TransportRefused: also if the parameters exceed the size that the server takes.
+        TransportRefused: also if the parameters exceed the size that the server accepts.
     """
     size = check_size(operation, parameters)
     if type(connection) is psycopg.Connection:  # an application's own: its state is unknown, and it is not kept
@@ -77,7 +77,7 @@ def check_size(operation: str, parameters: Parameters) -> int:
     """Return the number of characters in a statement's texts.
 
     Raises:
-        TransportRefused: the server does not take a statement of that size.
+        TransportRefused: the server does not accept a statement of that size.
     """
     if isinstance(parameters, Mapping):
         texts: Sequence[str] = [text for value in parameters.values() for text in _texts(value)]

@@ -1,9 +1,9 @@
 """`ExpiryPlanner`: chooses the claimed rows that are scanned next for expired leases and delays.
 
-No index has the rows in the order of time, because the renewal of a lease must stay a HOT update. So a full scan reads
+No index has the rows in the order of time, because the renewal of a lease must be a HOT update. So a full scan reads
 all claimed rows, in parts if they are many, for a small part of the time. Between full scans, a recent scan reads rows
-that are known to be due and rows that are new. A row is new if its id is higher than all ids at the last scan, less a
-margin for transactions that had not committed by then.
+that are known to be due and rows that are new. A row is new if its id is higher than all ids at the last scan. A margin
+covers transactions that had not committed at that time.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class ExpiryPlanner:
     """Plans the scans of one subscription (`plan`) and learns from their results (`record`).
 
     Args:
-        queues: the queues, which are scanned one after the other. One name stands for all queues of the table, for a
-            subscription to too many queues.
+        queues: the queues, which are scanned one after the other. For a subscription to too many queues, one name means
+            all queues of the table.
         clock: returns monotonic seconds. Default: the machine's clock.
     """
 

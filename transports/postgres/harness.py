@@ -1,4 +1,4 @@
-"""`PostgresHarness`: runs the conformance kit on a schema of its own, which is dropped at the end."""
+"""`PostgresHarness`: runs the conformance kit on a new schema, which is dropped at the end."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Run one prepared statement through `psycopg.pq`, without a psycopg cursor.
 
-It serves the most frequent statement, which sends one message. A psycopg cursor adapts any parameters to any statement;
-here both are always the same, and a cursor costs 60 of an insert's 250 microseconds (measured in benchmarks/).
+It runs the most frequent statement, which sends one message. A psycopg cursor adapts any parameters to any statement.
+Here both are always the same, and a cursor takes 60 of an insert's 250 microseconds (measured in benchmarks/).
 Parameters and results are text.
 """
 
@@ -31,8 +31,8 @@ def _name(statement: bytes) -> bytes:
 def execute_prepared(connection: Connection, statement: bytes, parameters: Sequence[str]) -> list[tuple[Any, ...]]:
     """Run a statement with the parameters `$1`, `$2` and so on, and return the first column of its rows.
 
-    A connection runs one and the same statement this way. Where nothing may be prepared, a cursor runs it. After an
-    error in the middle of the exchange, the connection is no longer usable.
+    A connection runs only one statement this way. If the connection must not prepare statements, a cursor runs it.
+    After an error in the middle of the exchange, the connection is no longer usable.
 
     Raises:
         psycopg.Error: as a cursor would.

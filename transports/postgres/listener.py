@@ -1,8 +1,8 @@
 """`Listener`: a connection with one owner, which runs statements and waits for notifications.
 
-Each subscription has one, and all callers that wait for replies share one. The connection is made at first use and made
-again after it broke. `wait` returns early for a notification, for `wake`, and when the connection breaks. Polling finds
-everything; a notification only shortens the wait, so the owner always looks again afterwards.
+Each subscription has one, and all callers that wait for replies share one. The connection is made at first use, and
+again after it broke. `wait` returns early for a notification, for `wake`, and if the connection breaks. A notification
+only shortens the wait: the owner polls after each wait, and polling finds everything.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Listener:
         return None if self._connection is None else self._connection.info.backend_pid
 
     def execute(self, operation: str, statement: Statement, parameters: Parameters) -> Rows:
-        """Run one statement in a commit of its own and return its rows.
+        """Run and commit one statement, and return its rows.
 
         A broken connection is replaced first. If the connection was unusable and nothing took effect, the statement
         runs again on a new one.
@@ -95,7 +95,7 @@ class Listener:
                     return self._was_woken()
 
     def forget_notifications(self) -> None:
-        """Ignore the notifications so far, because the owner is about to look."""
+        """Ignore the notifications so far, because the owner is about to poll."""
         self._notified = False
 
     def wake(self) -> None:
@@ -176,10 +176,11 @@ class Listener:
 
 
 def use_indexes(connection: Connection) -> None:
-    """Let the plans of a connection that prepares statements use indexes in their order, and nothing else.
+    """Make the plans of a connection that prepares statements use only indexes, in the order of the index.
 
-    The server keeps a plan that it may have made while the table was empty, or while its statistics said so because all
-    rows were dead. Then every plan looks as cheap, and the kept one could read and sort a whole table or index.
+    The server keeps a plan. It may have made the plan while the table was empty, or while the statistics said so
+    because all rows were dead. At such a time all plans seem equally cheap, and the kept plan could read and sort a
+    whole table.
     """
     if connection.prepare_threshold is not None:
         connection.execute(b"SET enable_seqscan = off; SET enable_bitmapscan = off", prepare=False)

@@ -1,10 +1,10 @@
-"""Creates the missing schema, tables and indexes. Existing objects, also the product's, stay as they are.
+"""Creates the missing schema, tables and indexes. Existing objects, also the product's, are not changed.
 
-Two processes may do this at once. The second one finds a name in use, starts again, and finds everything in place.
+Two processes may do this at once. The second one finds a name in use, starts again, and finds all objects.
 
-The version of the schema is the comment of the table pg_queue_dead_letter. It rises when something is created, altered
-or dropped that an older version would undo or fail on; an older version then does nothing. Workers do not read it. They
-check the tables, and work on newer ones that have everything they need.
+The version of the schema is the comment of the table pg_queue_dead_letter. It is raised by a change that an older
+version would undo or fail on; an older version then does nothing. Workers do not read the version. They check the
+tables, and also work on newer tables that have everything they need.
 """
 
 from __future__ import annotations
@@ -83,16 +83,16 @@ def migrate(
     Args:
         connector: makes the connection.
         statements: the statements of the schema.
-        lock_timeout: seconds to wait for a lock on a table; senders queue behind that wait. Default 5.
-        create_tables: whether to create the tables that the product's own migrations create too. None (default): unless
-            Django keeps its migrations in the schema.
+        lock_timeout: seconds to wait for a lock on a table; senders wait too in this time. Default 5.
+        create_tables: whether to create the tables that the product's own migrations create too. None (default): create
+            them, unless Django has its migrations in the schema.
 
     Returns:
         The names of the created objects, in order.
 
     Raises:
         ConfigurationError: a newer version has migrated the schema; nothing was done.
-        TransportNotReady: a table is missing that Django has to create first; nothing was done.
+        TransportNotReady: a table is missing that Django must create first; nothing was done.
         TransportUnavailable: a lock was not free in time; nothing was done. The text names the session that holds it.
     """
     with mapped("migrate", committed_by_us=False), connector.connect() as connection:
@@ -116,11 +116,11 @@ def migrate(
 
 
 def migration_sql(statements: Statements, *, create_tables: bool | None = None) -> str:
-    """Return the work of `migrate` as plain SQL, for a migration of one's own. It can run again.
+    """Return the work of `migrate` as SQL, for another migration tool. It can run several times.
 
     Args:
         statements: the statements of the schema.
-        create_tables: False leaves out the two tables that the product's migrations create too.
+        create_tables: False omits the two tables that the product's migrations create too.
     """
     parts = [
         f"-- unstract-wire schema {SCHEMA_VERSION}: creates what is missing, and leaves what is there as it is.",

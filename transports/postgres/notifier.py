@@ -1,8 +1,8 @@
-"""Decides which commits carry a NOTIFY, so that idle workers wake within milliseconds.
+"""Decides which commits contain a NOTIFY, so that idle workers wake within milliseconds.
 
 A NOTIFY in every commit takes a global lock and halves the throughput of a busy database. So the first message to a
-channel carries the NOTIFY in its own commit. A thread of this process announces later messages of the same `window`
-together, when the window ends. If the process dies before that, the listeners' polling finds the messages.
+channel has a NOTIFY in its own commit. For later messages of the same `window`, a thread of this process sends one
+NOTIFY when the window ends. If the process dies before that, the listeners find the messages when they poll.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Channels:
 class Notifier:
     """Chooses the notifications of each commit (`commit`), and sends the late ones. Thread-safe.
 
-    In all methods, a queue of None stands for the channel of replies.
+    In all methods, None as a queue means the channel of replies.
 
     Args:
         pool: runs the late notifications.
@@ -81,7 +81,7 @@ class Notifier:
 
     @property
     def paused(self) -> bool:
-        """Whether no notification is sent, because the server's queue of them was full."""
+        """Whether notifications are paused, because the server's queue of notifications was full."""
         return time.monotonic() < self._paused_until
 
     def commit(self, queues: Sequence[str | None], run: Callable[[list[str | None]], T]) -> T:

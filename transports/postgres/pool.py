@@ -1,8 +1,8 @@
 """The connections that the threads of a process share.
 
-psycopg_pool is not used because it connects in the background and backs off. After a restart of the server, a caller
-waited 3 s for its schedule; tests/postgres/test_healing.py allows half a second. This pool detects an idle connection
-that the server has closed, without a round trip, and replaces it.
+psycopg_pool is not used because it connects in the background, with a growing pause after failures. After a restart of
+the server, a caller waited 3 s for the end of this pause; tests/postgres/test_healing.py allows half a second. This
+pool detects an idle connection that the server has closed, without a round trip, and replaces it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _SHORTEST_LIMIT = 0.1
 class ConnectionPermit:
     """The right to use one connection of a pool.
 
-    It returns to the pool when the last reference to it goes. So no permit is lost to an exception between two lines,
-    which a signal handler may raise anywhere.
+    It returns to the pool when it is garbage-collected. A signal handler may raise an exception between any two lines,
+    and no permit is lost then.
     """
 
     __slots__ = ("_permits",)
@@ -45,9 +45,9 @@ class ConnectionPermit:
 class Pool:
     """Runs statements on the connections that a process shares. Thread-safe.
 
-    A caller that needs a connection makes it in its own thread. So it gets the server's message at once, and a server
-    that is back is used at once. The very first connection is tried once, so that a wrong address fails at start. Later
-    connections are tried again until the time is up, because nothing has been sent yet.
+    A caller that needs a connection makes it in its own thread. So it gets the server's message at once, and uses a
+    restarted server at once. The first connection of the pool is tried once, so that a wrong address fails at start.
+    Later connections are tried again until the timeout, because nothing has been sent yet.
 
     Args:
         connector: makes the connections.
@@ -82,7 +82,7 @@ class Pool:
         durable: bool = False,
         timeout: float | None = None,
     ) -> Rows:
-        """Run a statement on a connection of the pool, in a commit of its own, and return its rows.
+        """Run and commit a statement on a connection of the pool, and return its rows.
 
         If the first connection was unusable and nothing took effect, the statement runs again on a new connection.
 
@@ -176,7 +176,7 @@ class Pool:
                 self._idle.pop().close()
 
     def _connection(self, operation: str, deadline: float) -> Connection:
-        """Return an idle connection or a new one. If the server has no room for more, wait for either."""
+        """Return an idle connection or a new one. If the server allows no more connections, wait for either."""
         pause = _SHORTEST_PAUSE
         while True:
             if (idle := self._alive()) is not None:
@@ -204,5 +204,5 @@ class Pool:
                 return idle
             if (remaining := deadline - time.monotonic()) <= 0:
                 return None
-            # A Python lock would stay held after an exception in a signal handler.
+            # A Python lock would remain locked after an exception in a signal handler.
             time.sleep(min(0.01, remaining))

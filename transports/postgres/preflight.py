@@ -1,8 +1,8 @@
 """Checks before the first message whether a consumer's statements can work on the tables.
 
 The statements are planned and not run. That detects a missing column, a missing unique key under ON CONFLICT and a
-missing right. Planning does not look at sequences, so their rights are queried. If a right is missing, the catalog says
-which ones, so that the administrator can grant all of them at once.
+missing right. Planning does not check sequences, so their rights are queried. If a right is missing, the catalog is
+queried for all missing rights, so that the administrator can grant them together.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Execute: TypeAlias = Callable[[str, Statement, dict[str, Any]], Rows]
 
 
 def check_tables(execute: Execute, statements: Statements) -> None:
-    """Check everything that a consumer needs of the tables.
+    """Check everything that a consumer requires of the tables.
 
     Raises:
         TransportNotReady: a table, a column, a key or a right is missing, or row-level security is active for the role.

@@ -14,7 +14,7 @@ from unstract_core.observability.diagnostics import WorkerState
 from unstract_core.transport import QueueState
 
 _MOST_COUNTED = 100_000
-"""The number of messages of a queue in one state that `queues` counts, unless it looks at many queues."""
+"""The number of messages of a queue in one state that `queues` counts, unless it reads many queues."""
 _FEWEST_COUNTED = 1_000
 """The same for very many queues."""
 

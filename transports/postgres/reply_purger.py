@@ -48,11 +48,11 @@ class ReplyPurger:
 
     @property
     def next_in(self) -> float:
-        """Seconds until the next batch of many; infinite if the last one was not full."""
+        """Seconds until the next batch, if more replies have expired; infinite if the last batch was not full."""
         return max(0.0, self._due_at - self._clock()) if self._purged_until > -math.inf else math.inf
 
     def run(self) -> None:
-        """Remove expired replies. A failure is logged and stops no work."""
+        """Remove expired replies. A failure is only logged."""
         self._due_at = self._clock() + _INTERVAL
         parameters = {"limit": _LIMIT, "since": self._purged_until}
         self._purged_until = -math.inf

@@ -87,8 +87,9 @@ class ReplyReader:
 
 
 def _time_for_read(deadline: float) -> float:
-    """Return the seconds for one read of a caller that waits, so that a silent connection costs a part of its wait.
+    """Return the time limit in seconds for one read of a caller that waits.
 
-    The last read gets a moment, although the time is up.
+    If a connection does not answer, the caller loses only this part of its wait. The last read gets a short time even
+    after the caller's timeout.
     """
     return min(_LONGEST_READ, max(_SHORTEST_READ, deadline - time.monotonic()))

@@ -1,8 +1,8 @@
 """`ReplyWaiter`: lets any number of threads wait for replies with one connection.
 
-The first caller that waits starts a thread, which listens for replies and looks for those of all callers at once. Each
+The first caller that waits starts a thread, which listens for replies and queries those of all callers at once. Each
 caller then reads its own reply through the pool. While the thread has no connection, gets no answer or has ended, each
-caller looks for itself, once per `poll_interval`. The next caller starts the thread again.
+caller polls itself, once per `poll_interval`. The next caller starts the thread again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ReplyWaiter:
         connector: makes the thread's connection.
         statements: the statements of the schema.
         channel: the channel of replies; None to poll only.
-        poll_interval: seconds between two looks.
+        poll_interval: seconds between two polls.
         limit: seconds that a statement may take.
     """
 
@@ -72,7 +72,7 @@ class ReplyWaiter:
         return listener is not None and listener.backend_pid is not None
 
     def wait(self, key: str, deadline: float) -> None:
-        """Wait until the caller must look for its reply.
+        """Wait until the caller must query its reply.
 
         Args:
             key: the key of the reply.
@@ -183,7 +183,7 @@ class ReplyWaiter:
             emit(logger, logging.INFO, "reply_waiter_back")
 
     def _note_failure(self, failure: TransportError) -> None:
-        """Let the callers look for themselves. The first failure of an outage is logged."""
+        """Let the callers poll themselves. The first failure of an outage is logged."""
         with self._lock:
             is_first, self._failing = not self._failing, True
             if is_first:

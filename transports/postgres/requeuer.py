@@ -61,8 +61,8 @@ class Requeuer:
         """Make expired messages ready again, at most LIMIT in one statement.
 
         Args:
-            ahead: seconds from now within which a row that is known to be due is looked at.
-            hurried: returns True as soon as the caller has to do something else.
+            ahead: seconds from now within which a row counts as due.
+            hurried: returns True as soon as the caller must do something else.
 
         Raises:
             TransportError: a statement failed.

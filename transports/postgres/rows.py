@@ -49,9 +49,9 @@ class RequeueRow(NamedTuple):
     Attributes:
         requeued: the number of rows that are ready again.
         next_due: seconds until the next of the scanned rows is due; None if there is none.
-        first_ready: the priority of the first ready row of each queue; None if the statement did not look.
+        first_ready: the priority of the first ready row of each queue; None if the statement did not read it.
         lowest: for each queue and priority, the lowest id that is ready again: (queue, priority, id).
-        last: the place of the last queue, from 1, and the last id in it; None if no row was scanned.
+        last: the position of the last queue, from 1, and the last id in it; None if no row was scanned.
         newest: the highest id of all claimed rows; None if there is none.
         scanned: the number of scanned rows.
         due_soon: rows that are due soon: (id, seconds).
@@ -73,7 +73,7 @@ class SettledRow(NamedTuple):
     """A row of the statement `settle`.
 
     Attributes:
-        place: the place of the settlement in its batch, from 1; None for a notification.
+        place: the position of the settlement in its batch, from 1; None for a notification.
         kept: "kept" if a trigger kept the row, so that the settlement had no effect; else None.
     """
 
@@ -228,7 +228,7 @@ def removed_rows_in(rows: Rows) -> list[RemovedRow]:
 
 
 def sent_ids_in(rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[str]:
-    """Return new ids in the order of sending. NULLs, of notifications, are left out.
+    """Return new ids in the order of sending. The NULLs of notifications are omitted.
 
     Args:
         rows: the rows of a statement that sends. They are tuples, or dicts from a caller's cursor of psycopg2.
@@ -259,7 +259,7 @@ def first_column_in(rows: Rows) -> list[Any]:
 
 
 def value_in(text: str | None) -> JSONValue:
-    """Return a stored JSON value. One that Python cannot parse (too deep, a number too long) stays text."""
+    """Return a stored JSON value, or its text if Python cannot parse it (too deep, a number too long)."""
     try:
         value: JSONValue = None if text is None else json.loads(text)
     except (ValueError, RecursionError):

@@ -11,17 +11,17 @@ _MOST_DOUBLINGS = 4
 
 
 class ScanBudget:
-    """The rest after a scan is proportional to its duration, so that scans take a small part of the time.
+    """The pause after a scan is proportional to its duration, so that scans take a small part of the time.
 
-    The rest is at most LONGEST_REST. It is longer only after repeated failures: a scan that exceeds the time limit of a
-    statement must not block other work. One unusually slow scan, on a busy machine, does not count.
+    The pause is at most LONGEST_REST. It is longer only after repeated failures: a scan that exceeds the time limit of
+    a statement must not block other work. A single slow scan, on a busy machine, does not make the pause longer.
 
     Attributes:
         due_at: when the scan may run again, on the monotonic clock.
         seconds: the duration that counts.
 
     Args:
-        shortest: seconds of rest at least.
+        shortest: the shortest pause in seconds.
     """
 
     def __init__(self, shortest: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""`Sender`: stores messages, in a commit of its own or in the caller's transaction."""
+"""`Sender`: stores messages, with its own commit or in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sender:
     Args:
         pool: runs the statements.
         statements: the statements of the schema.
-        notifier: decides which commits carry a NOTIFY.
+        notifier: decides which commits contain a NOTIFY.
         notify_within: whether a NOTIFY is added to a caller's transaction.
     """
 

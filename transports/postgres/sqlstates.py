@@ -21,11 +21,11 @@ class SqlstateMeaning:
     """One row of the table.
 
     Attributes:
-        keys: SQLSTATEs, or their classes (the first two characters). A longer key wins over a shorter one. A key can
-            have a cause after a space, which distinguishes errors of one SQLSTATE. The cause is the server's source
+        keys: SQLSTATEs, or their classes (the first two characters). If two keys match, the longer one applies. A key
+            can have a cause after a space, which distinguishes errors of one SQLSTATE. The cause is the server's source
             file, `id` for the key of a message or dead letter, or PgBouncer's own message.
         meaning: the meaning of the error.
-        cause: the situation in which the server answers this; a cell of the table in docs/errors.md.
+        cause: the situation in which the server returns it; a cell of the table in docs/errors.md.
         advice: the remedy, for the error's text.
         kind: the error to raise if the meaning is unavailable.
     """

@@ -39,7 +39,7 @@ class PreparedStatement(Statement):
 
 @attrs.frozen
 class UncompiledStatement(Statement):
-    """A statement with a plan so expensive that the server would spend longer on compiling it than on running it."""
+    """A statement with so expensive a plan that the server would need more time to compile it than to run it."""
 
     def execute(self, connection: Connection, parameters: Parameters) -> Rows:
         if not connection.jit_enabled:

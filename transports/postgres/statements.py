@@ -59,7 +59,7 @@ _COMPOSED_LATER = (
 class Statements:
     """The statements for one schema.
 
-    Arrays travel in binary, because JSON in them would be escaped twice as text.
+    Arrays are sent in binary, because JSON in them would be escaped twice as text.
 
     Args:
         schema: the name of the schema.
@@ -115,8 +115,8 @@ class Statements:
         """Return the claim for some queues, and the parameters that name them.
 
         Args:
-            queues: the queues; None stands for no queue.
-            bounded: whether the claim reads little more rows of a queue than it can take. Default True.
+            queues: the queues; None means no queue.
+            bounded: whether the claim reads only a few more rows of a queue than it can claim. Default True.
         """
         names = _numbered(queues)
         bound = self._parts["bound"] if bounded else ""

@@ -1,4 +1,4 @@
-"""`PostgresSubscription`: claims, renews and settles messages on a connection of its own.
+"""`PostgresSubscription`: claims, renews and settles messages on its own connection.
 
 While a session holds an old snapshot, no vacuum can remove the rows that were claimed or settled since. So the
 statements of a subscription read dead rows only in scans with a ScanBudget: see claim_planner.py and expiry_planner.py.
@@ -39,7 +39,7 @@ _CLAIM_AGAIN_IN = 0.05
 
 @attrs.frozen
 class _Step:
-    """One pass of `receive`: it is done, or it goes on at once (`again`), or it waits for at most `next_in` seconds."""
+    """One pass of `receive`. The next step: return, continue at once (`again`), or wait at most `next_in` seconds."""
 
     done: bool = False
     deliveries: Sequence[Delivery] = ()
@@ -53,8 +53,9 @@ _NOTHING = _Step(done=True)
 class PostgresSubscription:
     """Receives by priority, then first in, first out, among the ready messages.
 
-    A message can be overtaken if it was committed after one with a higher id was claimed, or if another program made it
-    ready again. That lasts some milliseconds. While a session holds an old snapshot, it lasts a second, at most 30 s.
+    A later message may come first in two cases: a message was committed after one with a higher id was claimed, or
+    another program made it ready again. This lasts some milliseconds. While a session holds an old snapshot, it lasts
+    about a second, and at most 30 s.
 
     Attributes:
         claims: plans its claims.
@@ -107,7 +108,7 @@ class PostgresSubscription:
     def receive(self, *, limit: int, wait: float) -> Sequence[Delivery]:
         deadline = self._clock() + wait
         # A caller with messages in flight renews them first. Deliveries that it has forgotten must not end each call.
-        # After a renewal that took so long that the next one is due, one statement comes before that.
+        # If a renewal took so long that the next one is due, one other statement comes before the next renewal.
         self._renewal_was_due = self._clock() >= self._renew_at and not self._just_renewed
         self._just_renewed = False
         while True:
@@ -145,7 +146,7 @@ class PostgresSubscription:
         batch = list(first.values())
         parameters = settle_parameters(batch)
         # The next holder of a released message may have the same attempt number. So this subscription never settles it
-        # again, unless it is certain that nothing took effect.
+        # again, unless the release certainly had no effect.
         released = {fence for fence, settlement in first.items() if not settlement.counted}
         self._in_flight -= released
         try:
@@ -174,8 +175,8 @@ class PostgresSubscription:
     def close(self) -> None:
         """Stop receiving, and release the messages that were claimed and not delivered, without counting the attempt.
 
-        Deliveries in flight are ready again when their leases end. The same holds for all others if the server does not
-        answer, or if the process exits at once (SystemExit is being raised).
+        Deliveries in flight are ready again when their leases expire. The same is true for all others if the server
+        does not answer, or if the process exits at once (SystemExit is being raised).
         """
         if self._closed:
             return
@@ -188,7 +189,7 @@ class PostgresSubscription:
             self._listener.close()
 
     def _claim_or_upkeep(self, limit: int, deadline: float) -> _Step:
-        """Claim messages; before that requeue expired ones and purge replies, if it is time for that."""
+        """Claim messages; before that, requeue expired ones and purge replies if these are due."""
         if self.unread and ((deliveries := self._read(limit)) or self._must_stop):
             return _Step(done=True, deliveries=deliveries)
         # Upkeep comes before the claim: if it failed afterwards, the claimed messages would be lost for a lease.
@@ -222,7 +223,7 @@ class PostgresSubscription:
         return None
 
     def _renew_unread(self) -> _Step:
-        """Renew the messages that were claimed without their content, while the consumer takes none."""
+        """Renew the messages that were claimed without their content, while the consumer asks for none."""
         if not self.unread:
             return _Step()
         if self._must_renew:
@@ -294,7 +295,7 @@ class PostgresSubscription:
         return self._deliver(deliveries, self.unread.since)
 
     def _release(self, deliveries: Sequence[Delivery], delay: float) -> None:
-        """Make messages ready again that were claimed and not delivered, without counting their attempt.
+        """Release messages that were claimed and not delivered, without counting their attempt.
 
         Args:
             deliveries: the messages. They are not in flight afterwards, also if this raises.

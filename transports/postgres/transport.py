@@ -35,21 +35,21 @@ _SHORTEST_LIMIT = 1.0
 class PostgresTransport:
     """A queue in the tables of one schema of a PostgreSQL database.
 
-    Use one transport in a process, for as long as the process lives. It connects at first use, replaces broken
-    connections, and connects again in a forked process. When nothing refers to it any more, its threads and connections
-    end. Thread-safe.
+    Use one transport in a process, for as long as the process runs. It connects at first use, replaces broken
+    connections, and connects again in a forked process. When it is garbage-collected, its threads and connections end.
+    Thread-safe.
 
-    Each subscription has a connection of its own, and waits for an answer no longer than a quarter of its lease. All
-    waiting `reply` calls of the process share one more connection.
+    Each subscription has its own connection, and waits for an answer at most for a quarter of its lease. All waiting
+    `reply` calls of the process share one more connection.
 
-    Guarantee: a message is stored when `send` returns. A settlement takes effect as a whole, once, or not at all.
+    Guarantee: a message is stored when `send` returns. A settlement takes effect completely and once, or not at all.
 
     Args:
         conninfo: a libpq URL or key=value string.
         schema: the schema of the tables. Default "unstract".
-        listen: False for PgBouncer in transaction mode: no connection listens, nothing is prepared, and every wait
+        listen: False for PgBouncer in transaction mode: no connection listens, no statement is prepared, and every wait
             polls. Default True.
-        poll_interval: seconds between two looks of a waiting worker or caller, which also listens. Default 1.
+        poll_interval: seconds between two polls of a waiting worker or caller, which also listens. Default 1.
         pool_size: the number of connections at most for `send` and `reply`. Default 10.
         timeout: seconds that a caller waits for a connection. Default 10.
         statement_timeout: seconds that `send` and `reply` wait for an answer. Default 60.
@@ -141,16 +141,16 @@ class PostgresTransport:
         """Create the missing schema, tables and indexes. Several processes may do this at once.
 
         Args:
-            lock_timeout: seconds to wait for a lock on a table; senders queue behind that wait. Default 5.
+            lock_timeout: seconds to wait for a lock on a table; senders wait too in this time. Default 5.
             create_tables: whether to create the tables that the product's own migrations create too. None (default):
-                unless Django keeps its migrations in the schema.
+                create them, unless Django has its migrations in the schema.
 
         Returns:
             The names of the created objects.
 
         Raises:
-            TransportNotReady: an existing table lacks a column, an existing index is not valid, or Django has to create
-                a table first.
+            TransportNotReady: an existing table lacks a column, an existing index is not valid, or Django must create a
+                table first.
             TransportUnavailable: a lock was not free in time; the text names the session that holds it.
         """
         self._check_open()
@@ -159,10 +159,10 @@ class PostgresTransport:
         return migrate(self._connector, self._statements, lock_timeout=lock_timeout, create_tables=create_tables)
 
     def migration_sql(self, *, create_tables: bool | None = None) -> str:
-        """Return the work of `migrate` as plain SQL, for a migration of one's own. It can run again.
+        """Return the work of `migrate` as SQL, for another migration tool. It can run several times.
 
         Args:
-            create_tables: False leaves out the two tables that the product's migrations create too.
+            create_tables: False omits the two tables that the product's migrations create too.
         """
         return migration_sql(self._statements, create_tables=create_tables)
 
@@ -171,9 +171,9 @@ class PostgresTransport:
 
         Args:
             messages: the messages.
-            within: an open cursor of psycopg 3, psycopg2 or Django, inside its caller's transaction. The messages
-                commit and vanish with that transaction. After an error the transaction has failed; the caller can run
-                it again as a whole if the error is TransportUnavailable. None (default): a commit of its own.
+            within: an open cursor of psycopg 3, psycopg2 or Django, inside its caller's transaction. The messages are
+                committed or rolled back with that transaction. After an error the transaction has failed; if the error
+                is TransportUnavailable, the caller can repeat the whole transaction. None (default): `send` commits.
 
         Returns:
             The ids of the messages, in order.
@@ -203,7 +203,7 @@ class PostgresTransport:
         return self._replies.read(key, timeout=timeout, consume=consume, check_open=self._check_open)
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> PostgresSubscription:
-        """Receive from queues, on a connection of the subscription's own.
+        """Receive from queues, on a separate connection of the subscription.
 
         Args:
             queues: the names of the queues.

@@ -1,6 +1,6 @@
 """`UnreadMessages`: messages that were claimed without their content, because the server could not return it.
 
-One statement reads the content of several messages. If it fails, each half is read by itself, down to the row whose
+One statement reads the content of several messages. If it fails, each half is read separately, down to the row whose
 content cannot be returned. That row is delivered with its problem, so that the consumer dead-letters it and its sender
 gets the error. The server moves the row; its content is never fetched.
 """
@@ -107,7 +107,7 @@ class UnreadMessages:
 
         Args:
             limit: the number of deliveries at most.
-            hurried: returns True as soon as the caller has to do something else.
+            hurried: returns True as soon as the caller must do something else.
 
         Raises:
             TransportError: a statement failed; call `read` again later.
@@ -165,7 +165,7 @@ class UnreadMessages:
             self._add_unreadable(held[place:], TOO_LARGE)
 
     def _read_smaller(self, group: list[Delivery], exc: TransportError) -> None:
-        """Split a group that could not be read, or settle the fate of a single message. Raises `exc` in some cases."""
+        """Split a group that could not be read, or decide about a single message. Raises `exc` in some cases."""
         if not may_be_the_content(exc):
             self._put_back(group)
             raise exc
@@ -185,7 +185,7 @@ class UnreadMessages:
     def _add_unreadable(self, group: list[Delivery], problem: str) -> None:
         """Add the first of a group with its problem and the addresses of its sender.
 
-        Addresses that cannot be read are left out. If this raises, the whole group is still to be read.
+        Addresses that cannot be read are omitted. If this raises, the whole group must be read again.
         """
         delivery = group[0]
         try:

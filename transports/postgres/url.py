@@ -23,16 +23,15 @@ _OPTIONS: dict[str, Any] = {
     "statement_timeout": float,
 }
 _USER = re.compile(r"\w+://[^/@]*@")
-"""The part in which libpq looks for a user and a password. A question mark in it does not begin the query."""
+"""The part in which libpq searches for a user and a password. A question mark in it does not begin the query."""
 
 
 def from_url(url: str) -> PostgresTransport:
     """Return a transport for a libpq URL.
 
     Args:
-        url: the URL. Its query may contain the options `schema`, `listen`, `notify_within`, `poll_interval`,
-            `pool_size`, `timeout` and `statement_timeout` (see `PostgresTransport`), and any option of libpq, which is
-            passed on as it is written.
+        url: the URL. Its query may contain options of `PostgresTransport`: `schema`, `listen`, `notify_within`,
+            `poll_interval`, `pool_size`, `timeout` and `statement_timeout`. Options of libpq are passed on unchanged.
 
     Raises:
         ConfigurationError: an option is unknown, or its value is invalid.

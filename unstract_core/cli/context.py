@@ -134,7 +134,7 @@ def _set_option(context: click.Context, option: click.Parameter, value: Any) -> 
 
 
 def common(*, variables: bool = False) -> Callable[[Command], Command]:
-    """Return a decorator that adds the common options. Every command has them; the last one on the command line applies.
+    """Return a decorator that adds the common options. Every command has them; the last one given applies.
 
     Args:
         variables: Whether the environment variables UNSTRACT_WIRE_URL and UNSTRACT_WIRE_DEBUG are read.

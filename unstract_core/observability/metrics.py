@@ -395,7 +395,7 @@ class _Processes:
 
 
 def _allocate(directory: str) -> None:
-    """Reserve disk space for this process' files: they are mapped, and a full disk would kill the process by a signal."""
+    """Reserve disk space for this process' files: they are mapped, and on a full disk a signal would end it."""
     kinds = [*_COUNTS, *(f"gauge_{mode}" for mode in _MODES)]
     paths = [os.path.join(directory, f"{kind}_{os.getpid()}.db") for kind in kinds]
     new = [path for path in paths if not os.path.exists(path)]  # the application's own metrics may already have a file

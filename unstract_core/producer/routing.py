@@ -4,9 +4,9 @@
 cache the gate's answer: a changed flag applies from the next call, and messages that were sent before stay on their
 transport.
 
-If the gate fails, the dispatch goes to `off`, and a WARNING is logged. A gate call takes at most `gate_timeout` seconds.
-The arguments are passed on unchanged. A failed dispatch is not repeated on the other side, because the task could run
-twice.
+If the gate fails, the dispatch goes to `off`, and a WARNING is logged. A gate call takes at most `gate_timeout`
+seconds. The arguments are passed on unchanged. A failed dispatch is not repeated on the other side, because the task
+could run twice.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Compare two schemas of the wire, and name the readers that each change breaks.
 
 A schema describes the messages that a writer writes. If the new schema allows more, an old reader may receive a message
-that it cannot read. If it allows less, a new reader may reject a stored message. A reader ignores a key that it does not
-know (docs/wire.md). So a new optional key breaks no reader, and a removed key is no longer read.
+that it cannot read. If it allows less, a new reader may reject a stored message. A reader ignores a key that it does
+not know (docs/wire.md). So a new optional key breaks no reader, and a removed key is no longer read.
 
 The schemas are compared keyword by keyword, and references are followed. A change that cannot be judged counts as
 breaking both sides. The comparison finds every break, but may also report a change that breaks no reader.

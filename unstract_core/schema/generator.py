@@ -1,8 +1,8 @@
 """Generate the JSON Schema of a task from the types of payload.py and from the writer.
 
 The keys and their types are read from the attrs classes. The other rules are found by writing samples: the keys of a
-minimal payload, the longest string, the range of an integer, and the keys that exclude each other. So there is no second
-list of fields or limits.
+minimal payload, the longest string, the range of an integer, and the keys that exclude each other. So there is no
+second list of fields or limits.
 
 The schema describes the messages that a writer writes. A rule that JSON Schema cannot express is a `$comment`.
 """

@@ -1,8 +1,8 @@
 """Normalisation: the conversion of a Python value to one that the wire can carry.
 
-`normalise` is strict at dispatch, where the caller can still correct a value. It is lenient for a task's result, because
-the task has run and its callback must be sent. Both modes use the same documented rules and never fall back on `str`.
-There is no typed decoding: a UUID arrives as a string.
+`normalise` is strict at dispatch, where the caller can still correct a value. It is lenient for a task's result,
+because the task has run and its callback must be sent. Both modes use the same documented rules and never fall back on
+`str`. There is no typed decoding: a UUID arrives as a string.
 """
 
 from __future__ import annotations

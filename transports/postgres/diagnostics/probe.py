@@ -111,7 +111,7 @@ class Probe:
 
 
 def join_first(parts: Sequence[str], of: str) -> str:
-    """Join the first few of many parts, and say how many more there are."""
+    """Join the first few of many parts, and add the number of the others."""
     more = len(parts) - _SHOWN
     return ", ".join(parts[:_SHOWN]) + (f" and {more} more {of}" if more > 0 else "")
 

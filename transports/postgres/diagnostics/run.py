@@ -1,7 +1,7 @@
 """Runs all checks of one schema, for `unstract-wire doctor`.
 
-Each check is independent: if one fails, or this role lacks a right for it, the others go on. The checks only read, on
-connections of their own. No finding quotes a payload.
+Each check is independent: if one fails, or this role lacks a right for it, the others continue. The checks only read,
+on separate connections. No finding quotes a payload.
 """
 
 from __future__ import annotations

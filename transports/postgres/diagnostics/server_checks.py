@@ -40,7 +40,7 @@ def connection(probe: Probe) -> Iterator[Finding]:
 
 
 def server(probe: Probe) -> Iterator[Finding]:
-    """Check the server's version, that it takes writes, its encoding, and that its commits are durable."""
+    """Check the server's version and encoding, that it accepts writes, and that its commits are durable."""
     ((version, number, role, encoding, standby, read_only, fsync, commit, _),) = probe.ask("server")
     if number < _OLDEST:
         yield Finding("server", "error", f"PostgreSQL {version} is too old", "use PostgreSQL 12 or newer")
@@ -88,7 +88,7 @@ def _replication(probe: Probe) -> tuple[str, bool]:
 
 
 def pooler(probe: Probe) -> Iterator[Finding]:
-    """Detect a pooler: it shows its clients process ids of its own."""
+    """Detect a pooler: its process ids differ from the server's."""
     made = probe.connected()
     pid = probe.ask("server")[0][-1]
     if not made.pooled and pid == made.info.backend_pid:
@@ -159,7 +159,7 @@ def _has_messages(probe: Probe) -> bool:
 
 
 def notifications(probe: Probe) -> Iterator[Finding]:
-    """Check the fill level of the notification queue, which is one for the whole server."""
+    """Check the fill level of the notification queue, which the whole server shares."""
     ((used,),) = probe.ask("notification_queue")
     detail = f"{used:.1%} of the server's notification queue is in use"
     if used <= probe.limits.notification_queue:

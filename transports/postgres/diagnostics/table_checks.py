@@ -132,7 +132,7 @@ def indexes(probe: Probe) -> Iterator[Finding]:
 
 
 def autovacuum(probe: Probe) -> Iterator[Finding]:
-    """Check that autovacuum removes dead rows, of which a queue makes many."""
+    """Check that autovacuum removes dead rows, because a queue creates many of them."""
     any_found = False
     rows = probe.ask_of_tables("autovacuum")
     if any("off" in row[1:3] for row in rows):
@@ -169,7 +169,7 @@ def leases(probe: Probe) -> Iterator[Finding]:
 
 
 def waiting(probe: Probe) -> Iterator[Finding]:
-    """Find messages that wait for long, or that no worker can claim."""
+    """Find messages that have waited for a long time, or that no worker can claim."""
     rows = probe.ask("waiting", seconds=probe.limits.waiting)
     if odd := probe.ask("unknown_states"):
         parts = [f"{count} {state!r} in {queue!r}" for queue, state, count in odd]

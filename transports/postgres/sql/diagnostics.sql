@@ -64,7 +64,7 @@ ORDER BY 1;
 
 -- name: old_sessions
 -- Sessions with an open transaction or an old snapshot, the oldest first. For a session that this role may not see, the
--- state and the time are NULL; the age of its snapshot is still there.
+-- state and the time are NULL; the age of its snapshot is known.
 SELECT pid, coalesce(nullif(application_name, ''), 'unnamed'), state, age(backend_xmin),
        extract(epoch FROM clock_timestamp() - xact_start)::float8
 FROM pg_stat_activity
@@ -75,7 +75,7 @@ ORDER BY xact_start NULLS LAST, age(backend_xmin) DESC NULLS LAST
 LIMIT 20;
 
 -- name: other_holders
--- Holders of an old snapshot that are no sessions.
+-- Holders of an old snapshot that are not sessions.
 SELECT 'prepared transaction ' || gid, age(transaction)::bigint FROM pg_prepared_xacts
 WHERE database = current_database() AND prepared <= now() - %(seconds)s::float8 * interval '1 second'
 UNION ALL
@@ -100,7 +100,7 @@ SELECT queue_name, state, count(*) FROM {messages} WHERE state NOT IN ('ready', 
 GROUP BY queue_name, state ORDER BY 3 DESC, 1, 2;
 
 -- name: waiting
--- Queues whose first ready message has waited for long, with the number of their messages in flight.
+-- Queues whose first ready message has waited for a long time, with the number of their messages in flight.
 SELECT q.name, q.ready, q.oldest,
        (SELECT count(*) FROM {messages} AS m
         WHERE m.queue_name = q.name AND m.state = 'claimed' AND m.read_ct > 0 AND m.vt > now())

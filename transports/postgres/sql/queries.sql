@@ -7,8 +7,8 @@
 --
 -- A message is `ready`, or `claimed` until vt: under a lease, or delayed (by its send or a retry). read_ct counts its
 -- deliveries. The fence of a delivery is (msg_id, read_ct) with enqueued_at, because ids repeat after a failover, a
--- restore or TRUNCATE ... RESTART IDENTITY. enqueued_at is compared as the server's eight bytes, which no time zone,
--- DateStyle or year changes on the way through a client.
+-- restore or TRUNCATE ... RESTART IDENTITY. enqueued_at is compared as the server's eight bytes, because a client could
+-- change its text form (time zone, DateStyle, year).
 
 -- name: send_one
 -- The most frequent send: one message, ready at once, without a notification. It has libpq's own parameters, for
@@ -38,7 +38,7 @@ RETURNING msg_id;
 
 -- name: send_within
 -- send_many within a caller's transaction. If half of the server's queue of notifications is in use, no notification is
--- added, because the caller's commit would fail if the queue were full by then.
+-- added: if the queue were full at the caller's commit, the commit would fail.
 WITH sent AS (
     {inserted}
 )
@@ -64,15 +64,15 @@ WITH next AS MATERIALIZED (
 ), {claimed};
 
 -- name: candidates
--- The candidates of one queue: little more than can be claimed, so that a long queue is not read to its end. If others
--- have locked all of them, requeue_expired reports that there are more, and the next claim has no {bound}.
+-- The candidates of one queue: only a few more than can be claimed, so that a long queue is not read to its end. If
+-- others have locked all of them, requeue_expired reports that there are more, and the next claim has no {bound}.
 (SELECT msg_id, priority FROM {messages}
  WHERE queue_name = {queue} AND {is_ready}
  ORDER BY priority DESC, msg_id {bound});
 
 -- name: claim_frontier
 -- A claim beyond one id for each queue and priority, the highest priority first. It does not read the dead entries of
--- the index below these ids, which stay while a session holds an old snapshot. claim_planner.py lists the rows that it
+-- the index below these ids, which exist while a session holds an old snapshot. claim_planner.py lists the rows that it
 -- can miss. {columns} are the ids of the queues, {arrays} their parameters.
 WITH next AS MATERIALIZED (
     SELECT free.msg_id
@@ -100,7 +100,7 @@ LIMIT %(limit)s::bigint + 100;
 -- name: is_ready
 -- The second condition follows from the first, so its subquery never runs. For the index of ready rows, the planner
 -- drops it, because the index predicate proves it. For any other path it adds some 10,000 units of cost per row. So no
--- statistics and no cost settings make another path look cheaper, such as the primary key for the rows beyond an id.
+-- statistics and no cost settings make another path seem cheaper, such as the primary key for the rows beyond an id.
 state = 'ready' AND (state = 'ready' OR {costly});
 
 -- name: still_ready
@@ -114,8 +114,8 @@ state || '' = 'ready' AND (state || '' = 'ready' OR to_tsvector('pg_catalog.simp
 state = 'claimed' AND (state = 'claimed' OR {costly});
 
 -- name: is_claimed_there
--- The same for the index of the claimed rows of a queue. Only its predicate has the conditions on the name. So no
--- statistics make the other index of claimed rows look as cheap, which has the rows of all queues.
+-- The same for the index of the claimed rows of a queue. Only its predicate has the conditions on the name. The other
+-- index of claimed rows has the rows of all queues; with these conditions, no statistics make it seem as cheap.
 queue_name >= '' AND (queue_name >= '' OR {costly}) AND {is_claimed};
 
 -- name: still_claimed
@@ -165,7 +165,7 @@ CROSS JOIN LATERAL (
 ) AS m;
 
 -- name: parts
--- A number can take eight bytes in jsonb and 131,072 digits as text. A part with such a number is left out.
+-- A number can take eight bytes in jsonb and 131,072 digits as text. A part with such a number is omitted.
 (SELECT jsonb_object_agg(part.key, part.value)::text
  FROM (SELECT key, m.message -> key
        FROM unnest(ARRAY['task_name', 'task_id', 'reply_key', 'on_error', 'fairness', 'headers']) AS key
@@ -266,9 +266,8 @@ WITH RECURSIVE first AS (
 SELECT queue_name, priority FROM first ORDER BY priority DESC, msg_id;
 
 -- name: renew
--- A row that was claimed again since is not touched (fence). An expired row that was not claimed again is renewed. A
--- row that another session has locked is skipped without waiting. Its lease still holds, because nothing else can claim
--- it.
+-- The fence excludes a row that was claimed again since. An expired row that was not claimed again is renewed. A row
+-- that another session has locked is skipped without waiting: no other worker can claim it meanwhile.
 WITH held AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(enqueued)s::bytea[]) AS h (msg_id, read_ct, enqueued)
 ), free AS MATERIALIZED (
@@ -293,7 +292,7 @@ WHERE h.msg_id NOT IN (SELECT msg_id FROM free) OR h.msg_id IN (SELECT msg_id FR
 -- name: settle
 -- A whole batch in one commit. Only settlements that pass the fence have an effect: everything depends on `fenced`.
 -- Follow-ups and replies depend on `ended`, the rows that were removed or made ready. A trigger can keep a row that
--- would be deleted or changed; the result then says 'kept'. Follow-ups and replies refer to a settlement by its place
+-- would be deleted or changed; the result is then 'kept'. Follow-ups and replies refer to a settlement by its position
 -- in the batch, because the batch may also contain a lost attempt of the same message.
 WITH settlement AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(verdicts)s::text[], %(delays)s::float8[],
@@ -358,8 +357,8 @@ SELECT status, result::text, error, extract(epoch FROM expires_at - created_at):
 FROM {results} WHERE task_id = %(key)s AND {unexpired};
 
 -- name: clear_reply
--- Clears a reply after it was read. The row stays until it expires, so that its key is not used again. Of several
--- readers, only the first one gets `true`. No row is returned if the reply is gone.
+-- Clears a reply after it was read. The row is kept until it expires, so that its key is not used again. Of several
+-- readers, only the first one gets `true`. No row is returned if the reply no longer exists.
 WITH found AS MATERIALIZED (
     SELECT task_id, result IS NOT NULL OR error <> '' AS whole FROM {results} WHERE task_id = %(key)s FOR UPDATE
 ), cleared AS (
@@ -372,7 +371,7 @@ SELECT whole FROM found;
 SELECT task_id FROM {results} WHERE task_id = ANY (%(keys)s::text[]) AND {unexpired};
 
 -- name: unexpired
--- Written so that the planner cannot use the index of expires_at. With statistics of a moment at which all replies had
+-- Written so that the planner cannot use the index of expires_at. With statistics from a time when all replies had
 -- expired, it would read all unexpired replies to find one.
 (expires_at > now()) IS TRUE;
 
@@ -400,7 +399,7 @@ FROM {messages} AS m, {results} AS r, {dead} AS d LIMIT 0;
 
 -- name: closed_sequences
 -- The sequences of ids that this role may not use; planning a statement does not check them. Sequences of identity
--- columns need no right of their own.
+-- columns need no separate right.
 SELECT id.sequence FROM (
     SELECT pg_get_serial_sequence(%(messages)s, 'msg_id') UNION ALL SELECT pg_get_serial_sequence(%(dead)s, 'dead_id')
 ) AS id (sequence)
@@ -408,13 +407,13 @@ WHERE id.sequence IS NOT NULL AND NOT has_sequence_privilege(id.sequence, 'USAGE
   AND EXISTS (SELECT 1 FROM pg_depend WHERE objid = id.sequence::regclass AND deptype = 'a');
 
 -- name: row_security
--- The tables of which row-level security shows this role only a part. No statement fails then; rows are missing.
+-- The tables in which row-level security hides rows from this role. No statement fails then; rows are missing.
 SELECT t.relname::text FROM pg_class AS t JOIN pg_namespace AS n ON n.oid = t.relnamespace
 WHERE n.nspname = %(schema)s AND t.relname = ANY (%(tables)s::text[]) AND row_security_active(t.oid)
 ORDER BY 1;
 
 -- name: queue_names
--- The queues that hold a message or dead letter. It jumps from name to name in the indexes.
+-- The queues that have a message or dead letter. It jumps from name to name in the indexes.
 WITH RECURSIVE ready AS (
     (SELECT queue_name FROM {messages} WHERE queue_name >= '' AND {is_ready}
      ORDER BY queue_name, priority DESC, msg_id LIMIT 1)
@@ -453,8 +452,8 @@ state <> 'ready' AND state <> 'claimed'
 
 -- name: queues
 -- Counts at most `most` rows of a queue in each state, so that its time does not grow with the queue. The age is of the
--- oldest of these rows, and of the first rows of each priority if there are more. The last column but one says whether
--- the count of ready or claimed rows stopped at `most`. The last one counts rows in unknown states.
+-- oldest of these rows, and of the first rows of each priority if there are more. The second last column is true if the
+-- count of ready or claimed rows stopped at `most`. The last one counts rows in unknown states.
 SELECT q.name, ready.rows, working.in_flight, working.delayed,
        extract(epoch FROM now() - least(ready.since, first.since))::float8,
        dead.rows, ready.rows >= %(most)s::bigint OR working.rows >= %(most)s::bigint, strange.rows
@@ -513,7 +512,7 @@ WITH chosen AS MATERIALIZED (
 -- name: letters
 -- The content of a dead letter is read if it has at most `most` bytes: by itself (`each`), or together with all newer
 -- ones. If its stored form is larger, it is not converted to text. Times are moved into the range that a client
--- supports. The last column says whether the content was read; if not, the message consists of its small parts.
+-- supports. The last column is true if the content was read; if not, the message consists of its small parts.
 sized AS MATERIALIZED (
     SELECT chosen.*, sum(pg_column_size(message)::bigint + coalesce(pg_column_size(result), 0)) OVER shared AS stored
     FROM chosen WINDOW shared AS (PARTITION BY CASE WHEN %(each)s::bool THEN dead_id END ORDER BY dead_id DESC)
@@ -538,7 +537,7 @@ SELECT max(dead_id) FROM {dead};
 
 -- name: replay_dead
 -- A batch of the dead letters after one id and up to another, the oldest first. Each is sent as a new message: with a
--- new id and no attempts, at the end of its queue. One that another session removes meanwhile is chosen and not sent.
+-- new id and no attempts, at the end of its queue. If another session removes one meanwhile, it is not sent.
 WITH chosen AS MATERIALIZED (
     SELECT dead_id FROM {dead}
     WHERE (%(ids)s::bigint[] IS NULL OR dead_id = ANY (%(ids)s::bigint[]))
@@ -573,7 +572,7 @@ SELECT c.dead_id, p.dead_id IS NOT NULL FROM chosen AS c LEFT JOIN purged AS p O
 ORDER BY c.dead_id;
 
 -- name: waiting_tasks
--- The tasks of the first ready rows, in the order of their index. A row that is no valid message names no task.
+-- The tasks of the first ready rows, in the order of their index. A row that is not a valid message has no task.
 SELECT first.message ->> 'task_name', count(*)
 FROM (
     SELECT message FROM {messages}

@@ -1,5 +1,5 @@
 -- The objects that `migrate` creates if they are missing. The first two tables have the columns of the product's
--- tables, which the product's other services read and write. An existing table stays as it is.
+-- tables, which the product's other services read and write. An existing table is not changed.
 
 -- name: schema
 CREATE SCHEMA {schema}
@@ -48,7 +48,7 @@ CREATE INDEX pg_queue_message_ready ON {messages} USING btree (queue_name, prior
 
 -- name: pg_queue_message_claimed
 -- The claimed rows of all queues, which a worker of very many queues scans for expired leases. With `vt` in an index,
--- the renewal of a lease would be no HOT update.
+-- the renewal of a lease would not be a HOT update.
 CREATE INDEX pg_queue_message_claimed ON {messages} USING btree (msg_id) WHERE (state = 'claimed')
 
 -- name: pg_queue_message_held

@@ -13,8 +13,8 @@ from unstract_core.cli.supervisor.worker_process import WorkerProcess
 def pool_health(pool: WorkerPool, silence_limit: float) -> Health:
     """Return the health of all children.
 
-    The worker is healthy if each child is alive, has reported within `silence_limit` seconds, and is in no crash loop. A
-    worker that is stopping is not healthy.
+    The worker is healthy if each child is alive, has reported within `silence_limit` seconds, and is in no crash loop.
+    A worker that is stopping is not healthy.
 
     Args:
         pool: The children.

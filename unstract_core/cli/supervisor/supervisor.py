@@ -1,7 +1,7 @@
 """The supervisor of a worker: it starts child processes, replaces those that end, and stops all of them together.
 
-It imports neither the app nor a driver, and claims no message, so its death loses none. One thread does everything here;
-signals and reports of children wake it. Any thread may call `health`.
+It imports neither the app nor a driver, and claims no message, so its death loses none. One thread does everything
+here; signals and reports of children wake it. Any thread may call `health`.
 
 All children start at the same time. Until one of them has subscribed, only the first child reports an error that no
 restart can fix, and this error ends the supervisor. While a child is near a limit, it continues to work and a spare
