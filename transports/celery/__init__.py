@@ -1,7 +1,7 @@
 """The Celery transport: Celery's message protocol over kombu, and the two bridges to a Celery app.
 
-`CeleryTransport` needs no celery at all. `CeleryAppDispatcher(app)` dispatches through an app of yours, and
-`celery_tasks(app)` lets our Consumer run its tasks; celery is never imported by importing this.
+`CeleryTransport` does not need celery. `CeleryAppDispatcher(app)` dispatches through your Celery app, and
+`celery_tasks(app)` lets our Consumer run its tasks. This package does not import celery.
 """
 
 from transports.celery.app_dispatcher import CeleryAppDispatcher

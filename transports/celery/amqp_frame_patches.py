@@ -2,10 +2,10 @@
 
 py-amqp drops the broker's reason when the broker blocks a connection; the patch passes it on.
 
-py-amqp cannot read properties with a text that is not UTF-8, or with a moment beyond its calendar. Such a message would
-break every connection that receives it, because it is redelivered each time. With the patch it arrives without its
-properties, and with a content type that marks it, so that it is dead-lettered like other malformed messages. A routing
-key that is not UTF-8 is made readable.
+py-amqp cannot read properties with a text that is not UTF-8, or with a time outside the range of datetime. Such a
+message would break every connection that receives it, because it is redelivered each time. With the patch it arrives
+without its properties, and with a content type that marks it. So it is dead-lettered like other malformed messages. A
+routing key that is not UTF-8 is made readable.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Without them:
 
-- py-amqp starts its wait again whenever a heartbeat arrives: without a limit, if the broker lives and does not answer.
+- py-amqp starts its wait again after each heartbeat. If the broker is alive and does not answer, it waits for ever.
 - It sends no heartbeats while it waits, so that the broker ends the connection.
-- With a timeout of 0 it reads the rest of a frame that has begun in a busy loop without a limit.
+- With a timeout of 0, it reads the rest of an incomplete frame in a busy loop without a limit.
 - It reads nothing while it writes, so that it cannot notice that the broker has blocked the connection.
 """
 
@@ -43,13 +43,13 @@ def check_platform() -> None:
 class BoundedIO:
     """The reads and writes of an open connection, which it replaces: each has a time limit and sends due heartbeats.
 
-    A broker that blocks publishers stops reading, also in the middle of a message. The rest of that message is kept
-    here, and written when the broker reads again. Frames that arrive during a write are handled by `drain_events`.
+    A broker that blocks publishers stops reading, even in the middle of a message. This object keeps the rest of that
+    message, and writes it when the broker reads again. `drain_events` handles frames that arrive during a write.
 
     Args:
         connection: An open connection of py-amqp.
         seconds: The longest wait in seconds; for a write, the longest time in which the broker reads nothing.
-        blocked: Returns whether the broker takes no messages now.
+        blocked: Returns whether the broker accepts no messages now.
 
     Attributes:
         wrote_at: When the rest of a message was last written, on the monotonic clock.
@@ -103,7 +103,7 @@ class BoundedIO:
                 keep_alive(connection)
 
     def write(self, data: Any) -> None:
-        """Write a part of a frame, like py-amqp's own transport; when this returns all of it is written or kept."""
+        """Write a part of a frame, like py-amqp's own transport. On return all of it is written, or kept for later."""
         if self._rest:
             self._rest += data
             if not self._blocked():
@@ -132,7 +132,7 @@ class BoundedIO:
             self._tolerate_full_window(False)
 
     def _tolerate_full_window(self, tolerates: bool) -> None:
-        """Keep the connection although its peer reads nothing: py-amqp makes the kernel end it after a second."""
+        """Keep the connection if its peer reads nothing; py-amqp's setting lets the kernel end it after a second."""
         if _USER_TIMEOUT is not None:
             with contextlib.suppress(OSError):  # the next write raises it
                 self._connection.sock.setsockopt(
@@ -163,7 +163,7 @@ class BoundedIO:
         return done
 
     def _read_frame(self) -> None:
-        """Read a frame and keep it: handling it may write, while the present write is not complete."""
+        """Read a frame and keep it: its handler may write, and the current write is not complete."""
         connection = self._connection
         try:
             with connection.transport.having_timeout(_READ_TIMEOUT):
@@ -184,7 +184,7 @@ def _pending(sock: Any) -> int:
 
 
 def keep_alive(connection: Any) -> None:
-    """Send a heartbeat if one is due. Raises, and closes the connection, if the broker's own are missing."""
+    """Send a heartbeat if one is due. Raises, and closes the connection, if the broker's heartbeats are missing."""
     try:
         connection.heartbeat_tick()
     except Exception:

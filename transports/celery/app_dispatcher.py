@@ -1,9 +1,9 @@
 """The product's three methods over its own Celery app, for dispatches while the gate is off.
 
 Each dispatch is one `app.send_task` of the executor's task, as in the product's own dispatcher, with the caller's own
-headers and Signature objects. Empty headers and options that are None are left out. Nothing is checked, copied or
-normalised, because nothing may change while the gate is off: the bytes are those of the product's Celery, its
-configuration and its signals. This module does not import celery: the app is the product's.
+headers and Signature objects. Empty headers and options that are None are omitted. This module does not check, copy or
+normalise the arguments: while the gate is off, the product's Celery must write the same bytes as before. This module
+does not import celery: the app is the product's.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class CeleryAppDispatcher:
     ) -> ExecutionResult:
         """Execute and wait for the result. Never raises.
 
-        A failed enqueue, a failed task, a timeout and a reply that is no execution result all become
-        `ExecutionResult.failure` with the text `Type: message`.
+        A failed enqueue, a failed task, a timeout and an invalid reply all become `ExecutionResult.failure` with the
+        text `Type: message`.
 
         Args:
             context: The execution.
@@ -131,10 +131,10 @@ class CeleryAppDispatcher:
             raise
 
     def status(self, task_id: str) -> Reply | None:
-        """Return the outcome of a task; None if Celery has none: the task has not ended, or its result has expired.
+        """Return the outcome of a task; None if the task has not ended, or its result has expired.
 
-        A task that succeeded is completed, with its result normalised leniently. One that failed or was revoked is
-        failed, with the text `Type: message`.
+        A task that succeeded has the status "completed", with its result normalised leniently. A task that failed or
+        was revoked has the status "failed", with the text `Type: message`.
 
         Raises:
             NotSupported: The app has no result backend, or rpc://, whose results only the sending process can read.

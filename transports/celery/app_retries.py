@@ -1,8 +1,8 @@
 """Retries and replacements of a Celery app's task go through the Consumer instead of the app's broker.
 
-A retry (`autoretry_for`, `self.retry()`) becomes RetryLater: the message waits, and outlives its worker. A redelivery
-cannot carry other arguments or options, so a retry with such is refused. So is `self.replace()` if a callback or a
-caller waits for the replaced task.
+A retry (`autoretry_for`, `self.retry()`) becomes RetryLater: the message waits in its queue, so it survives its worker.
+A redelivery has the same arguments and options, so a retry with other ones is refused. `self.replace()` is refused if a
+callback or a caller waits for the replaced task.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _awaited(delivery: Delivery) -> bool:
 
 
 def _refuse_another_message(run: TaskRun, signature: Any, same: bool, options: dict[str, Any]) -> None:
-    """Raise NotSupported unless a retry asks for the same message; `same` is true if it was given no arguments."""
+    """Raise NotSupported unless a retry asks for the same message; `same` is True if it has no arguments."""
     if run.refused is not None:  # an autoretry_for that includes NotSupported must not ask again
         raise run.refused
     delivery = run.delivery

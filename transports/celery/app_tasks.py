@@ -42,16 +42,27 @@ WITHOUT_LIMIT = 2**31
 def celery_tasks(app: Any) -> Mapping[str, Callable[..., Any]]:
     """Return the tasks of a Celery app by name, for `Consumer(transport, tasks, queues)`.
 
-    Celery's own tasks are included: `celery.map`, `celery.starmap` and `celery.chunks` run the app's tasks here,
-    `celery.backend_cleanup` cleans the app's result backend, and those of canvases send through the app's broker.
+    Celery's own tasks are included:
 
-    Each task has `request.id` (of the dispatch, the same on every delivery), `request.retries`, `request.headers`
-    (fairness as `x-fairness-key`) and `request.delivery_info`. Bound tasks, class-based tasks, handlers and signals
-    work. A retry happens later, possibly in another process, up to `max_retries` times; only the last error reaches the
-    sender. With `max_retries=0` a task is never run again because it raised.
+    - `celery.map`, `celery.starmap` and `celery.chunks` run the app's tasks in this process.
+    - `celery.backend_cleanup` cleans the app's result backend.
+    - The tasks of canvases send through the app's broker.
 
-    A task fails with NotSupported in two cases: it asks for a retry with other arguments or options (a redelivery has
-    the same message), or it replaces itself although it has a callback or a reply.
+    Each task has these attributes of its request:
+
+    - `request.id`: the id of the dispatch, the same on every delivery
+    - `request.retries`
+    - `request.headers`, with fairness as `x-fairness-key`
+    - `request.delivery_info`
+
+    Bound tasks, class-based tasks, handlers and signals work. A retry runs later, possibly in another process, up to
+    `max_retries` times; only the last error reaches the sender. With `max_retries=0` a task is never run again because
+    it raised.
+
+    A task fails with NotSupported in two cases:
+
+    - It asks for a retry with other arguments or options, because a redelivery has the same message.
+    - It replaces itself although it has a callback or a reply.
 
     Args:
         app: The Celery app.
@@ -136,7 +147,7 @@ def _asked_attempts(task: Any) -> int:
 
 
 def _retries(task: Any) -> bool:
-    """Whether a task may be run again because it raised: not with `max_retries=0` of its own or of autoretry."""
+    """Whether a task may be run again because it raised: not if its own `max_retries` or that of autoretry is 0."""
     automatic = (getattr(task, "retry_kwargs", None) or {}).get("max_retries")
     return not any(isinstance(limit, int | float) and limit <= 0 for limit in (task.max_retries, automatic))
 
@@ -194,7 +205,7 @@ class _Celery:
         return run_instrumented(self._trace, run.task, fields, traced)
 
     def _request_fields(self, task: Any, delivery: Delivery, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return what `self.request` is made of while the task runs; headers are its attributes too, as in Celery."""
+        """Return the attributes of `self.request` for a run; headers are attributes too, as in Celery."""
         id = request_id(delivery)
         payload = delivery.payload
         headers: dict[str, Any] = dict((payload.headers if payload is not None else None) or {})
@@ -279,7 +290,7 @@ def _handled(handler: Callable[..., Any], *args: Any) -> None:
 
 
 def _keep_django_connected(app: Any) -> None:
-    """Make Celery's Django fixup, if the app has it, close database connections around tasks, as in its worker."""
+    """Let Celery's Django fixup, if the app has it, close database connections before and after each task."""
     signals = importlib.import_module("celery.signals")
     for fixup in getattr(app, "_fixups", None) or ():
         worker = getattr(fixup, "worker_fixup", None)

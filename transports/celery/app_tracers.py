@@ -34,7 +34,7 @@ def run_instrumented(trace: Any, task: Any, fields: dict[str, Any], run: Callabl
     """
     outcome = _Outcome(run)
     tracer = _tracer(trace, _StandIn(task, outcome.call))
-    # Celery may log the representations of arguments and result: they stay hidden.
+    # Celery may log the representations of arguments and result, so they are replaced.
     request = {**fields, "argsrepr": "...", "kwargsrepr": "..."}
     try:
         tracer(fields["id"], fields["args"], fields["kwargs"], request)

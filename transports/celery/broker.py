@@ -34,9 +34,10 @@ class Broker:
     Args:
         settings: The settings of the broker.
         heartbeat: The interval in seconds that is asked of the broker; 0 (default) for no heartbeats.
-        late_confirms: Whether the owner asks later for confirms that a blocked broker withholds. Publishing then waits
-            for them for a moment only.
-        on_block: Called with the broker's reason when it takes no messages, and with None when it takes them again.
+        late_confirms: Whether the owner asks later for confirms that a blocked broker has not sent. Publishing then
+            waits for them only for a short time.
+        on_block: Called with the broker's reason when it stops accepting messages, and with None when it accepts them
+            again.
 
     Attributes:
         amqp: True for AMQP, False for a broker that kombu emulates.
@@ -84,7 +85,7 @@ class Broker:
 
     @property
     def blocked(self) -> str | None:
-        """The broker's reason for taking no messages now; None while it takes them."""
+        """The reason why the broker accepts no messages now; None while it accepts them."""
         return self._state.blocked
 
     @property
@@ -106,9 +107,9 @@ class Broker:
         return not self.usable
 
     def channel(self) -> Any:
-        """Open a channel for the life of the connection: when the broker closes it, the connection is not usable.
+        """Open a channel for the whole connection: if the broker closes it, the connection is not usable.
 
-        py-amqp opens such a channel again by itself, without its consumers, confirms and open acknowledgements.
+        py-amqp would open such a channel again by itself, without its consumers, confirms and open acknowledgements.
         """
         channel = self.temporary_channel()
         if self.amqp:
@@ -123,14 +124,14 @@ class Broker:
         return channel
 
     def in_requeue_order(self, messages: Sequence[_Item]) -> Sequence[_Item]:
-        """Return messages in the order of requeueing that gives them their present order in the queue.
+        """Return messages in the order in which they must be requeued to keep their order in the queue.
 
-        On Redis each requeued message becomes the first of its queue, so the last one has to be requeued first.
+        On Redis each requeued message becomes the first of its queue, so the last one must be requeued first.
         """
         return messages[::-1] if self._settings.is_redis else messages
 
     def keep_alive(self) -> None:
-        """Send a heartbeat if one is due. Raises, and closes the connection, if the broker's own are missing."""
+        """Send a heartbeat if one is due. Raises, and closes the connection, if the broker's heartbeats are missing."""
         if self.amqp:
             keep_alive(self.connection.connection)
 
@@ -194,7 +195,7 @@ class Broker:
         return self._publisher.confirmation_of(tag)
 
     def close(self, finish: Callable[[], None] | None = None) -> None:
-        """Close in order, as far as the broker answers within a second.
+        """Close with a handshake, if the broker answers within a second.
 
         Args:
             finish: Called before the connection is closed; None (default) for nothing.
@@ -235,7 +236,7 @@ class Broker:
 
 
 def _requeue_first(channel: Any) -> None:
-    """Make messages that are requeued on a channel of kombu's Redis the next ones, regardless of their priority.
+    """Let messages that are requeued on a channel of kombu's Redis be received next, regardless of their priority.
 
     kombu keeps a list for each priority. It would append the message to the list of its priority, after all messages
     that were sent meanwhile with a lower number.

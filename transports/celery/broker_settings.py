@@ -102,8 +102,8 @@ def connection_of(settings: BrokerSettings, heartbeat: float = 0.0) -> kombu.Con
         heartbeat: The interval in seconds that is asked of the broker; 0 (default) for no heartbeats.
 
     Raises:
-        ConfigurationError: No connection can be made with these settings. The text quotes nothing of a URL that cannot
-            be parsed, because any part of it may be a password.
+        ConfigurationError: No connection can be made with these settings. The text does not quote a URL that cannot be
+            parsed, because any part of it may be a password.
     """
     for url in settings.url.split(";")[1:]:
         _checked(settings, url, heartbeat)

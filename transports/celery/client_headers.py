@@ -66,6 +66,6 @@ def _unknown_headers(headers: Any) -> dict[str, Any]:
 
 
 def _note_left_out(names: tuple[str, ...]) -> None:
-    """Log the names of headers that the wire has no room for, once: a sender sends the same ones every time."""
+    """Log the names of headers that are too large for the wire, once: a sender sends the same ones every time."""
     if _left_out.are(names):
         emit(logger, logging.WARNING, "message_headers_left_out", names=NewNames.shown(names), count=len(names))

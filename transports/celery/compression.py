@@ -1,7 +1,7 @@
 """Decompressing the body of a message when it is read, within the size limit of the wire.
 
-kombu decompresses a message when it arrives, without a limit: a few bytes can take all memory. Here the body stays
-compressed, so that the message can be sent again or dead-lettered unchanged. Reading it decompresses in pieces and
+kombu decompresses a message when it arrives, without a limit: a few bytes can take all memory. This package keeps the
+body compressed, so that the message can be sent again or dead-lettered unchanged. Reading it decompresses in pieces and
 stops at the limit. The compressions and their libraries are kombu's.
 """
 

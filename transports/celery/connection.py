@@ -1,7 +1,7 @@
 """A subscription's connection: opened when it is needed, and opened again after it broke.
 
-`wait` ends when the broker has sent something, when `wake` is or was called, or when a heartbeat is due. A broker that
-kombu emulates cannot be waited on; it is polled.
+`wait` ends when the broker has sent data, when `wake` is called or was called before, or when a heartbeat is due. A
+broker that kombu emulates has no socket to wait on; it is polled.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class BrokerConnection:
         queues: The names of the queues to receive from.
 
     Attributes:
-        unread: The messages that had arrived over a connection that was dropped since; the owner takes them.
+        unread: The messages that had arrived over a connection that was dropped later; the owner takes them.
     """
 
     def __init__(self, settings: BrokerSettings, queues: Sequence[str]) -> None:
@@ -71,7 +71,7 @@ class BrokerConnection:
 
     @property
     def blocked(self) -> bool:
-        """Whether the broker takes no messages over this connection, and reads nothing from it."""
+        """Whether the broker has blocked this connection: it accepts no messages and reads nothing from it."""
         return self._live is not None and self._live[0].blocked is not None
 
     @property
@@ -96,21 +96,21 @@ class BrokerConnection:
                 emit(logger, logging.WARNING, "queue_deleted", queue=queue)
 
     def wait(self, seconds: float) -> None:
-        """Wait for the broker or for `wake`, for `seconds` at most, and no longer than until a release is due."""
+        """Wait for the broker or for `wake`, for at most `seconds`, or until a release is due."""
         broker, consumers = self._connected()
         self.keep_alive()
         until_release = consumers.seconds_until_release if broker.blocked is None else TICK
         self._selector.select(min(seconds, TICK if broker.amqp else _POLL_INTERVAL, until_release))
 
     def keep_alive(self) -> None:
-        """Send a heartbeat if one is due. Raises if the broker's own are missing."""
+        """Send a heartbeat if one is due. Raises if the broker's heartbeats are missing."""
         broker, _ = self._connected()
         if time.monotonic() >= self._tick_at:
             self._tick_at = time.monotonic() + TICK
             broker.keep_alive()
 
     def wake(self) -> None:
-        # Full, so the owner wakes anyway; or closed, and there is no owner.
+        # Either the buffer is full and wakes the owner anyway, or the connection is closed and has no owner.
         with contextlib.suppress(OSError):
             self._wake_w.send(b"!")
 
@@ -131,8 +131,8 @@ class BrokerConnection:
         """Close the connection: unacknowledged messages return to their queues.
 
         Args:
-            unacknowledged: The messages that are not in the buffer any more. A broker that kombu emulates gets them
-                back one by one.
+            unacknowledged: The messages that are no longer in the buffer. They are returned one by one to a broker that
+                kombu emulates.
         """
         if self._live is not None:
             broker, consumers = self._live

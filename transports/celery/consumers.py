@@ -1,22 +1,27 @@
 """The consumers of a subscription: how many messages the broker may send ahead, and the messages that have arrived.
 
-RabbitMQ sends to a consumer until as many of its messages are unacknowledged as the consumer was granted. A grant
-cannot be changed (quorum queues have no other kind). So a queue has two kinds of consumers here:
+Terms:
+
+- *Grant*: the number of unacknowledged messages that a consumer may have (its prefetch count). It cannot be changed.
+- *Credit*: the number of messages that the broker may still send to a consumer.
+- *Demand*: the number of messages that the worker wants to receive from a queue now.
+
+A queue has two kinds of consumers:
 
 - The *standing* consumer is registered at the first demand and lasts as long as the connection. So a queue with
-  `x-expires` or auto-delete is in use while its worker is busy, and `x-single-active-consumer` holds. Its grant is the
-  first demand: the number of threads, or the fixed prefetch. While that many of its messages run it has no credit left,
-  and the broker sends it nothing.
-- *Extra* consumers serve a larger demand: adaptive prefetch grows through them, and delayed messages that wait here use
-  up credit. They are cancelled when their queue has had no demand for a moment; one without credit is cancelled when
-  the next is opened. Grants double while all messages are delayed, because a quorum queue keeps a cancelled consumer
-  for as long as one of its messages is unacknowledged. A queue with `x-single-active-consumer` has no extra consumers,
-  because the broker sends nothing to a second consumer.
+  `x-expires` or auto-delete is in use while its worker is busy, and `x-single-active-consumer` works. Its grant is the
+  first demand: the number of threads, or the fixed prefetch. While that many of its messages run, it has no credit, and
+  the broker sends it nothing.
+- *Extra* consumers serve a larger demand, from adaptive prefetch or from delayed messages, which use up credit while
+  they wait in this process. An extra consumer is cancelled when its queue has had no demand for a short time. An extra
+  consumer without credit is cancelled when the next one is opened. Grants double while all messages are delayed,
+  because a quorum queue keeps a cancelled consumer for as long as one of its messages is unacknowledged. A queue with
+  `x-single-active-consumer` has no extra consumers, because the broker sends nothing to a second consumer.
 
-When a queue has no demand because every thread is busy, the messages of its extra consumers are released at once. The
-standing consumer may have credit left, because running messages came through extra ones; then its messages wait here.
-They are released at intervals if another consumer of the queue may be idle: the queue has other consumers, and no ready
-messages. Otherwise they would return at once, and the order of the queue would suffer for nothing.
+When a queue has no demand because every thread is busy, the messages of its extra consumers are released at once. If
+running messages came through extra consumers, the standing consumer may still have credit; its messages then wait in
+this process. They are released at intervals if another consumer of the queue may be idle: the queue has other
+consumers, and no ready messages. Otherwise the broker would send them to this worker again, in another order.
 
 A broker that kombu emulates has one grant for a channel, which can be changed, and needs no standing consumer.
 """
@@ -57,7 +62,7 @@ _FLUSH_STEP, _MIN_FLUSH_ROUNDS, _FLUSH_PAUSE = 16, 5, 0.01
 
 
 class QueueConsumers:
-    """The consumers of a subscription, on a channel of their own.
+    """The consumers of a subscription, on a separate channel.
 
     Args:
         broker: The connection.
@@ -67,7 +72,7 @@ class QueueConsumers:
         counting: The queues whose messages show that the broker counts their deliveries; also kept by the owner.
 
     Attributes:
-        buffer: The messages that have arrived and were not taken yet.
+        buffer: The messages that have arrived and that the owner has not taken yet.
     """
 
     def __init__(
@@ -110,7 +115,7 @@ class QueueConsumers:
 
     @property
     def seconds_until_release(self) -> float:
-        """The time in seconds until buffered messages are to be released; infinity if there are none."""
+        """The time in seconds until buffered messages must be released; infinity if there are none."""
         if not self._releases or not self.buffer:
             return math.inf
         return self._releases.seconds_until_next({one.queue for one in self.buffer})
@@ -123,7 +128,7 @@ class QueueConsumers:
             paused: The queues without demand.
 
         Raises:
-            TransportNotReady: A queue does not exist any more.
+            TransportNotReady: A queue no longer exists.
         """
         limit = min(limit, _MAX_GRANT)
         without_demand = []
@@ -155,12 +160,12 @@ class QueueConsumers:
         return deleted
 
     def note_started(self, queue: str) -> None:
-        """Note that a message of a queue can be started: not all of its messages are delayed."""
+        """Record that a message of a queue can be started: not all of its messages are delayed."""
         if self._grant_steps:
             self._grant_steps.pop(queue, None)
 
     def excess_cancelled(self) -> set[QueueConsumer]:
-        """Return cancelled consumers that a queue keeps for messages here, if there are too many of them."""
+        """Return the cancelled consumers that a queue keeps because of messages here, if they are too many."""
         excess: set[QueueConsumer] = set()
         for name, consumers in self._cancelled.items():
             if len(consumers) > _MAX_CANCELLED:
@@ -176,10 +181,10 @@ class QueueConsumers:
         return self._broker.amqp and (queue in self._counting or self._settings.may_be_quorum(queue))
 
     def flush(self) -> None:
-        """Return when the queues have processed all acknowledgements, also if no consumer is left to cancel.
+        """Wait until the queues have processed all acknowledgements, even without a consumer to cancel.
 
-        The broker passes some 32 acknowledgements of a channel at a time to a quorum queue. The others wait in the
-        channel and would be lost with it: their messages would be delivered again. So they all get time to pass.
+        The broker passes about 32 acknowledgements of a channel at a time to a quorum queue. The others wait in the
+        channel. If the channel were closed, they would be lost, and their messages would be delivered again.
         """
         for queue in self._queues:
             counts, returned = self.counts_returns(queue.name), self._returned.pop(queue.name, 0)
@@ -194,7 +199,7 @@ class QueueConsumers:
         return bool(self._single)
 
     def is_used_up(self, queue: str) -> bool:
-        """Whether a queue delivers nothing more before one of its messages is acknowledged, at any demand."""
+        """Whether a queue delivers no more messages until one is acknowledged, at any demand."""
         return queue in self._single and queue in self._standing and not self._standing[queue].free
 
     def _open_standing(self, queue: kombu.Queue, limit: int) -> None:
@@ -221,7 +226,7 @@ class QueueConsumers:
                 _MAX_GRANT_STEP, 2 * max(last.granted, self._grant_steps.get(queue.name, 0))
             )
         for consumer in list(extra):
-            # A message in transit to a cancelled consumer of a quorum queue counts as a crash.
+            # For a quorum queue, a message in transit to a cancelled consumer counts as a crash.
             if not consumer.free or not self.counts_returns(queue.name):
                 extra.remove(consumer)
                 self._cancel(consumer)
@@ -235,7 +240,7 @@ class QueueConsumers:
             self._cancel_extra(queue)
 
     def _check_exists(self, name: str) -> None:
-        """Raise TransportNotReady for a missing queue, which is then not checked for a while: there are others."""
+        """Raise TransportNotReady for a missing queue. It is then not checked for a while, to serve the others."""
         try:
             self._broker.ensure_queue(name, "receive")
         except TransportNotReady:
@@ -269,7 +274,7 @@ class QueueConsumers:
         return self._standing.get(name) is consumer or consumer in self._extra[name]
 
     def _note_deleted(self, consumer: QueueConsumer) -> None:
-        """Note that the broker has cancelled a consumer: when a queue is deleted, it cancels them one by one."""
+        """Record that the broker has cancelled a consumer: when a queue is deleted, it cancels them one by one."""
         if self._is_registered(consumer):
             name = consumer.queue.name
             self._broker.connection.declared_entities.clear()
@@ -278,7 +283,7 @@ class QueueConsumers:
             self._deleted.add(name)
 
     def _take_released(self, without_demand: Sequence[kombu.Queue]) -> list[Incoming]:
-        """Take the messages that are to be released now out of the buffer."""
+        """Remove and return the buffered messages that must be released now."""
         if not self.buffer:
             return []
         now = time.monotonic()
@@ -295,7 +300,7 @@ class QueueConsumers:
         return released
 
     def _released_of(self, queue: kombu.Queue) -> list[Incoming]:
-        """Return the messages of extra consumers; those of the standing one too if another process may be idle."""
+        """Return the messages of extra consumers, and of the standing one if another process may be idle."""
         if queue.name in self._single:
             return []
         self._cancel_extra(queue)
@@ -325,7 +330,7 @@ class QueueConsumers:
             self._cancelled.setdefault(consumer.queue.name, []).append(consumer)
 
     def _receive_in_transit(self, consumers: Iterable[QueueConsumer]) -> None:
-        """Receive the messages in transit to consumers of quorum queues before a cancel: they would count."""
+        """Receive the messages in transit to consumers of quorum queues before a cancel, which would count them."""
         for consumer in consumers:
             if not self.counts_returns(consumer.queue.name):
                 continue

@@ -34,7 +34,7 @@ def retry_copy(received: Received, *, retries: int, delay: float = 0.0) -> Outgo
     Args:
         received: The message.
         retries: The number of attempts that it has had.
-        delay: The time in seconds before it may be started; 0 (default) keeps the time that it has.
+        delay: The time in seconds before it may be started; 0 (default) keeps its current start time.
     """
     message, envelope = received.message, received.envelope
     keeps = not delay and (envelope.eta is not None or envelope.problem is not None)  # a malformed one stays malformed
@@ -72,7 +72,7 @@ def replay_copy(message: kombu.Message, queue: str) -> Outgoing:
 
 
 def unchanged_copy(message: kombu.Message, queue: str) -> Outgoing:
-    """Return a message unchanged, for the queue that it was taken out of."""
+    """Return a message unchanged, for the queue from which it was received."""
     return attrs.evolve(_copy(message, queue, _kept_headers(message, without={"x-delivery-count"})), declared=False)
 
 
@@ -106,7 +106,7 @@ def _with_body(copy: Outgoing, body: tuple[Any, Any, Any]) -> Outgoing:
 
 
 def _fitting(headers: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the largest headers until the others fit into one frame of AMQP."""
+    """Drop the largest headers until the others fit into one frame of AMQP."""
     while len(ascii(headers)) > _MAX_HEADERS:
         largest = max(headers, key=lambda name: len(ascii(headers[name])))
         headers = {name: value for name, value in headers.items() if name != largest}

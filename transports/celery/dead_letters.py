@@ -1,12 +1,12 @@
-"""Dead letters, in the queue `<queue>.dead` beside the queue of their messages; the id of one is `<queue>/<uuid>`.
+"""Dead letters, in the queue `<queue>.dead`; the id of a dead letter is `<queue>/<uuid>`.
 
-A broker can neither show the messages of a queue nor list its queues. So each operation names its queue, takes every
-dead letter out and returns it. The dead letters keep their order. If two operators read at once, each dead letter is
-visible to one of them. A queue that does not exist has no dead letters.
+A broker can neither show the messages of a queue nor list its queues. So each operation names its queue, receives every
+dead letter and returns it to the queue. The dead letters keep their order. If two operators read at once, each dead
+letter is visible to one of them. A queue that does not exist has no dead letters.
 
-A quorum queue counts how often a message was requeued and drops it in the end (RabbitMQ 4 after 20 times); it may also
-change the order. So its dead letters are requeued once. Later reads send them again in the order of their burial, and
-remove the old message when the broker has confirmed the new one.
+A quorum queue counts how often a message was requeued, and at a limit drops it (RabbitMQ 4 after 20 times). It may also
+change the order. So its dead letters are requeued once. Later reads send them again in the order in which they were
+dead-lettered, and remove the old message after the broker has confirmed the new one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ wait in the channel, and are lost when it is closed."""
 
 @attrs.frozen
 class _TakenLetter:
-    """A dead letter that was taken out of its queue."""
+    """A dead letter that was received from its queue and not returned yet."""
 
     id: str
     buried_at: datetime.datetime
@@ -62,7 +62,7 @@ class CeleryDeadLetters:
 
         Args:
             queue: The queue of the messages; required.
-            limit: The most dead letters; 100 by default.
+            limit: The highest number of dead letters; 100 by default.
 
         Raises:
             NotSupported: No queue is named.
@@ -75,7 +75,7 @@ class CeleryDeadLetters:
         return letters
 
     def get(self, ids: Sequence[str]) -> Sequence[DeadLetter]:
-        """Return the dead letters with these ids; ids without one are left out."""
+        """Return the dead letters with these ids; unknown ids are omitted."""
         letters: list[DeadLetter] = []
         self._publishers.check_open("read dead letters")
         for name, wanted in _chosen(ids, None).items():
@@ -131,7 +131,7 @@ class CeleryDeadLetters:
 
     @contextlib.contextmanager
     def _taken(self, queue: str, operation: str, *, removes: bool = False) -> Iterator[_TakenLetters]:
-        """Take every dead letter out of a queue. Those that the block does not remove return, also after an error."""
+        """Receive every dead letter of a queue. Those that the block does not remove return, also after an error."""
         with self._publishers.broker(operation) as broker, mapped(operation, fate_unknown=removes):
             taken = _TakenLetters(broker, queue, operation)
             try:
@@ -163,7 +163,7 @@ class CeleryDeadLetters:
 
 
 class _TakenLetters:
-    """The dead letters of one queue, while they are out of it."""
+    """The dead letters of one queue, after they were received from it."""
 
     def __init__(self, broker: Broker, queue: str, operation: str) -> None:
         self.broker = broker
@@ -175,7 +175,7 @@ class _TakenLetters:
         self._removed = 0
 
     def take(self) -> None:
-        """Take out the present dead letters. For a quorum queue this also waits until all removals are processed."""
+        """Receive all dead letters. For a quorum queue this also waits until all removals are processed."""
         with contextlib.suppress(NotFound):
             while (
                 len(self._out) < _MAX_READ
@@ -225,7 +225,7 @@ def _with_ids(messages: Iterable[kombu.Message], queue: str) -> Iterator[_TakenL
 
 
 def _id(message: kombu.Message) -> str:
-    """Return the id from its burial; for a message of another program an id that is the same at every read."""
+    """Return the id that the dead letter got; for a message of another program, an id that every read repeats."""
     known = message.headers.get("x-dead-id")
     with contextlib.suppress(AttributeError, TypeError, ValueError):
         return str(uuid.UUID(known))
@@ -234,7 +234,7 @@ def _id(message: kombu.Message) -> str:
 
 
 def _buried_at(message: kombu.Message) -> datetime.datetime:
-    """Return when a dead letter was buried; the present time if its header is missing or unreadable."""
+    """Return when a message was dead-lettered; the current time if its header is missing or unreadable."""
     value = message.headers.get("x-dead-at")
     with contextlib.suppress(OverflowError, ValueError):
         moment = value if isinstance(value, datetime.datetime) else datetime.datetime.fromisoformat(str(value))
@@ -243,7 +243,7 @@ def _buried_at(message: kombu.Message) -> datetime.datetime:
 
 
 def _stored(message: kombu.Message, envelope: Envelope) -> dict[str, Any]:
-    """Return the message on the wire; of an unreadable one the readable parts, and its body unchanged."""
+    """Return the message on the wire; for an unreadable one, its readable parts and its body unchanged."""
     if envelope.body is not None:
         args, kwargs, _ = envelope.body
         return {**envelope.raw, "args": args, "kwargs": kwargs}
@@ -270,7 +270,7 @@ def _chosen(ids: Sequence[str] | None, queue: str | None) -> dict[str, set[str] 
 
 
 def _by_queue(ids: Sequence[str]) -> dict[str, set[str]]:
-    """Group ids by queue; other texts are left out."""
+    """Group ids by queue; other texts are omitted."""
     by_queue: dict[str, set[str]] = {}
     for id in ids:
         queue, slash, _ = id.rpartition("/")

@@ -1,10 +1,11 @@
 """Celery's message protocol 2, incoming: a broker's message as a payload of the wire, with Celery's own options.
 
-The decoder is as tolerant as Celery's. A message that cannot be read, or asks for something that cannot be done here,
-becomes a delivery with its problem, and is searched for the address of its sender. Nothing is unpickled: bodies are
-JSON, with the values of the wire (docs/wire.md), so that a UUID is text here too.
+The decoder is as tolerant as Celery's. If a message cannot be read, or needs an unsupported feature, it becomes a
+delivery with its problem; the decoder still reads the address of its sender. Nothing is unpickled: bodies are JSON,
+with the values of the wire (docs/wire.md), so that a UUID is text.
 
-The wire has one continuation for each outcome. Celery's links may be several (`links`): the payload shows the first.
+The wire has one continuation for each outcome. A Celery message may have several links (`links`): the payload has only
+the first.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ COUNT_HEADER = "x-delivery-count"
 class Envelope:
     """A message as it was read."""
 
-    #: The payload on the wire, as far as it is readable.
+    #: The payload on the wire, with its readable parts.
     raw: dict[str, Any]
     #: The payload; None if there is a problem.
     payload: TaskPayload | None
@@ -57,9 +58,9 @@ class Envelope:
     errbacks: tuple[dict[str, Any], ...]
     retries: int
     attempt: int
-    #: The moment before which the task is not started; None for now.
+    #: The time before which the task is not started; None for now.
     eta: datetime.datetime | None
-    #: The moment after which the task is not started; None for never.
+    #: The time after which the task is not started; None for no limit.
     expires: datetime.datetime | None
     org_id: str
     priority: int
@@ -99,11 +100,10 @@ def read_message(message: kombu.Message, queue: str, *, default_queue: str, time
     """Read a message. Never raises: the envelope has the problem of a message that cannot be run.
 
     Args:
-        message: The message.
-        queue: The queue that it was received from.
-        default_queue: The queue of links that name none.
-        time_limits: Whether a task with a time limit is accepted, although nothing enforces the limit. By default it is
-            a problem.
+        message: The message. queue: The queue that it was received from. default_queue: The queue of links that name
+        none. time_limits: Whether a task with a time limit is accepted, although the limit is not enforced. By default
+        it is a
+            problem.
     """
     reading = _Reading(message, queue, default_queue, time_limits)
     problem = None

@@ -1,8 +1,8 @@
-"""Messages that a subscription keeps until their time has come, and those that it sends again to their queues.
+"""Messages that a subscription keeps until they are due, and those that it sends again to their queues.
 
-AMQP has no delayed delivery: a consumer receives a delayed message at once and keeps it unacknowledged. A message that
-is kept for too long, or is one of too many, is sent again to the end of its queue, and acknowledged when the broker has
-confirmed the copy.
+AMQP has no delayed delivery: a consumer receives a delayed message at once and keeps it unacknowledged. If a message is
+kept for too long, or there are too many, a copy is sent to the end of its queue. The message is acknowledged after the
+broker has confirmed the copy.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ message of the queue was looked at."""
 
 
 class DelayedMessages:
-    """The delayed messages of one subscription, by the time at which they are looked at again."""
+    """The delayed messages of one subscription, by the time at which they are checked again."""
 
     def __init__(self, settings: BrokerSettings, connection: BrokerConnection, reader: MessageReader) -> None:
         self._settings = settings
@@ -60,7 +60,7 @@ class DelayedMessages:
         return len(self._heap)
 
     def __iter__(self) -> Iterator[Incoming]:
-        """Iterate over the messages, those that are looked at first before the others."""
+        """Iterate over the messages, in the order in which they are checked again."""
         return (incoming for _, _, incoming in sorted(self._heap))
 
     def clear(self) -> None:
@@ -71,7 +71,7 @@ class DelayedMessages:
         return limit if len(self._heap) < _MAX_DELAYED or self._receive_at <= time.monotonic() else 0
 
     def seconds_until_next(self) -> float:
-        """Return the time in seconds until the next of the messages is looked at again; there must be one."""
+        """Return the time in seconds until the next of the messages is checked again; there must be one."""
         return max(0.0, self._heap[0][0] - time.monotonic())
 
     def add(self, incoming: Incoming, seconds: float) -> None:
@@ -92,7 +92,7 @@ class DelayedMessages:
         self._push(incoming, TICK)
 
     def take_due(self) -> deque[Incoming]:
-        """Remove and return the messages that are due. Those that were kept too long, and are not, are sent again."""
+        """Remove and return the messages that are due. Messages that were kept too long are sent again."""
         due: deque[Incoming] = deque()
         kept_too_long: list[Incoming] = []
         while self._heap and self._heap[0][0] <= time.monotonic():
@@ -104,10 +104,10 @@ class DelayedMessages:
         return due
 
     def limit(self, receiving: bool) -> None:
-        """Send messages again that are too many, for this process or for the consumers that received them.
+        """Send messages again if they are too many for this process, or for the consumers that received them.
 
         Args:
-            receiving: Whether the subscription has room for more messages now.
+            receiving: Whether the subscription can receive more messages now.
         """
         if excess := self._connection.consumers.excess_cancelled():
             scattered = [entry for entry in self._heap if entry[2].consumer in excess]
@@ -119,7 +119,7 @@ class DelayedMessages:
             self._resend_last_due()
 
     def release(self, incoming: Sequence[Incoming]) -> None:
-        """Return messages to their queues, unstarted: a queue that counts what is requeued gets a copy instead."""
+        """Return unstarted messages to their queues; a queue that counts requeued messages gets copies instead."""
         counted = [one for one in incoming if self._connection.consumers.counts_returns(one.queue)]
         for one in incoming:
             if one not in counted:

@@ -62,7 +62,7 @@ class Outgoing:
     content_encoding: str | None = None
     #: The compression of a body that kombu serialises; None for none.
     compression: str | None = None
-    #: Whether the transport declares its queue. A reply queue is its reader's, and may be gone.
+    #: Whether the transport declares its queue. A reply queue belongs to its reader, and may no longer exist.
     declared: bool = True
     #: The time in seconds after which its unread queue may be removed, on brokers that keep such queues; None: never.
     queue_ttl: float | None = None
@@ -74,14 +74,14 @@ class Outgoing:
 
 @attrs.frozen
 class Lineage:
-    """The tasks that a task comes from; None for parts that it does not have."""
+    """The tasks from which a task follows; None for parts that it does not have."""
 
-    #: The id of the first task of its line.
+    #: The id of the first task of its chain of callbacks.
     root_id: str | None = None
     parent_id: str | None = None
     #: The id of its group.
     group: str | None = None
-    #: Its place in its group.
+    #: Its position in its group.
     group_index: int | None = None
 
 
@@ -125,7 +125,7 @@ def task_of(
         message: The message.
         reply_to: The reply queue; "" (default) if no answer is wanted.
         with_priority: Whether the queue keeps priorities. Else the default priority is not written.
-        lineage: The tasks that it comes from; none by default.
+        lineage: The tasks from which it follows; none by default.
 
     Raises:
         PayloadError: The wire refuses a part of the message.
@@ -221,7 +221,7 @@ def check_queue(name: str) -> None:
 
 
 def eta_of(delay: float) -> str | None:
-    """Return the moment `delay` seconds from now as Celery writes it; None for a delay of 0."""
+    """Return the time `delay` seconds from now as Celery writes it; None for a delay of 0."""
     if not delay:
         return None
     return (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=delay)).isoformat()

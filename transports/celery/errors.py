@@ -1,4 +1,4 @@
-"""The mapping of errors of kombu, its drivers and the operating system to errors of this package, all in one place.
+"""The mapping of errors of kombu, its drivers and the operating system to errors of this package.
 
 `ERROR_RULES` is the table of the brokers' answers and their meanings; docs/errors.md has the same table. After a lost
 or silent connection the fate of the messages published on it is unknown. Error texts quote the broker, whose texts name
@@ -57,11 +57,11 @@ class Nacked(QueueFull):
 
 
 class Blocked(NoRoom):
-    """The broker takes no messages now: its memory or disk space is low."""
+    """The broker accepts no messages now: its memory or disk space is low."""
 
 
 class InDoubt(Blocked):
-    """A message was handed over before the broker stopped taking messages, and is not confirmed yet.
+    """A message was sent before the broker stopped accepting messages, and is not confirmed yet.
 
     Attributes:
         tag: The delivery tag for its confirm (`PublisherConfirms`).
@@ -78,11 +78,11 @@ class ErrorRule:
 
     Attributes:
         keys: AMQP's reply codes or methods, or error classes of Redis' driver. Words of the broker's text may follow
-            after a space; a key with words wins over one without.
+            after a space. If two keys match, the key with words applies.
         meaning: The meaning of the answer.
         cause: The reason for the answer; a cell of the table in docs/errors.md.
         advice: The remedy, for the error's text.
-        says: The words before the broker's own in the error's text.
+        says: The words before the broker's text in the error's text.
         kind: The class of the error.
     """
 
@@ -207,7 +207,7 @@ def rule_for(kinds: Sequence[str], said: str = "") -> ErrorRule:
     """Return the row of the table for an error.
 
     Args:
-        kinds: The keys of the error, the most special first: a reply code, a method, or an error class of the driver.
+        kinds: The keys of the error, the most specific first: a reply code, a method, or an error class of the driver.
         said: The broker's text; "" (default) for none.
     """
     rows = [row for kind in kinds for row in _BY_KIND.get(kind, ())]

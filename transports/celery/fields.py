@@ -31,7 +31,7 @@ def name_of(value: Any) -> str | None:
 
 
 def retries_of(headers: Mapping[str, Any]) -> int:
-    """Return the number of attempts that a message has had; 0 if its header is no such number."""
+    """Return the number of attempts of a message; 0 if its header is not a valid number."""
     retries = headers.get("retries")
     return retries if type(retries) is int and 0 <= retries < _MAX_RETRIES else 0
 
@@ -43,10 +43,10 @@ def message_key(message: kombu.Message) -> MessageKey:
 
 
 def moment_of(headers: Mapping[str, Any], name: str) -> datetime.datetime | None:
-    """Return the moment in a header, in UTC if it has no time zone; None if the header is absent or null.
+    """Return the time in a header, in UTC if it has no time zone; None if the header is absent or null.
 
     Raises:
-        MessageProblem: The header is not a moment.
+        MessageProblem: The header is not a time.
     """
     value = headers.get(name)
     if value is None:

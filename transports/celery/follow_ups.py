@@ -1,8 +1,8 @@
 """The messages of a settlement's follow-up, as a Celery worker would send them.
 
-The message's own links decide: there may be several, immutable ones and ones with arguments of their own. On success
-one link is sent by itself and several as a group, on failure always as a group. A follow-up without a link is sent like
-any other message.
+The links of the message decide: there may be several, some of them immutable or with arguments of their own. After a
+success, one link is sent alone and several links as a group. After a failure, links are always sent as a group. A
+follow-up without a link is sent like any other message.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Queues that have no room for what settlements publish, and the queues whose messages wait for that."""
+"""Full queues that refuse messages of settlements, and the queues whose deliveries wait for them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PROBE_INTERVAL = 0.5
 
 
 class FullQueues:
-    """Pauses the queues whose deliveries wait for room in a full queue.
+    """Pauses the queues whose deliveries wait until a full queue accepts messages.
 
     Args:
         in_flight: The deliveries in flight.
@@ -35,7 +35,7 @@ class FullQueues:
         self._probe_at: dict[str, float] = {}
 
     def note(self, outcomes: Iterable[tuple[InFlightDelivery, str, TransportError | None]]) -> None:
-        """Note how the queues answered, and log those that are full and those that have room again.
+        """Record the answers of the queues, and log those that are full and those that accept messages again.
 
         Args:
             outcomes: A delivery, the queue of a message of its settlement, and the error of that message; None if the
@@ -66,9 +66,9 @@ class FullQueues:
         return frozenset(queue for queue, count in waiting.items() if self._is_paused(queue, count))
 
     def _is_paused(self, queue: str, waiting: int) -> bool:
-        """Whether a queue is paused; it is probed at intervals.
+        """Whether a queue is paused; at intervals it is not, for one try.
 
-        A received message makes room in its own queue, and the worker of the full queue may wait for that room.
+        A received message makes space in its own queue, and the worker of the full queue may wait for that space.
         """
         if waiting <= (_MAX_WAITING_FOR_ITSELF if queue in self._full else _MAX_WAITING):
             self._probe_at.pop(queue, None)

@@ -69,7 +69,7 @@ class CeleryHarness(Harness):
                 del self._subscriptions[id(transport)]
 
     def inject(self, transport: CeleryTransport, queue: str, text: str) -> None:
-        """Publish a JSON text of the wire in Celery's protocol; a text that is no object is the whole body."""
+        """Publish a JSON text of the wire in Celery's protocol; a text that is not an object is the whole body."""
         wire = json.loads(text)
         headers: dict[str, Any] = {}
         properties: dict[str, Any] = {}

@@ -34,11 +34,11 @@ class InFlightDelivery:
 
     delivery: Delivery
     received: Received
-    #: Its message on the present connection; None while its redelivery is awaited.
+    #: Its message on the current connection; None while it waits for its redelivery.
     incoming: Incoming | None
     #: The key that only the redeliveries of its message share.
     message_key: MessageKey
-    #: How many deliveries that the broker has counted are known to have started nothing.
+    #: The number of deliveries that the broker has counted although the task was not started.
     unstarted: int = 0
     #: The names of the messages of its settlement that the broker has confirmed.
     published: set[str] = attrs.field(factory=set)
@@ -84,7 +84,7 @@ class InFlightDeliveries:
         self._deliveries[delivery_key(entry.delivery)] = entry
 
     def use(self, delivery: Delivery) -> InFlightDelivery | None:
-        """Return a delivery and note that its consumer still has it; None if it is not in flight."""
+        """Return a delivery, and record that its consumer still has it; None if it is not in flight."""
         entry = self._deliveries.get(delivery_key(delivery))
         if entry is not None:
             entry.used_at = time.monotonic()
@@ -109,7 +109,7 @@ class InFlightDeliveries:
         self._settled.pop(delivery_key(delivery), None)
 
     def note_connection_lost(self) -> None:
-        """Await the redelivery of every message: the broker has its messages again."""
+        """Wait for the redelivery of every message, because the broker has its messages again."""
         for entry in self:
             entry.incoming = None
             entry.unconfirmed.clear()
@@ -125,7 +125,7 @@ class InFlightDeliveries:
         return {key: entry for key, entry in lost.items() if key[0] is not None}
 
     def match_redelivered(self, buffer: deque[Incoming]) -> None:
-        """Move redelivered messages out of the buffer, to the deliveries that await them."""
+        """Move redelivered messages from the buffer to the deliveries that wait for them."""
         if not buffer or not (awaiting := self.awaiting_redelivery()):
             return
         for incoming in [one for one in buffer if one.redelivered]:

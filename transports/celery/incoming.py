@@ -21,7 +21,7 @@ class QueueConsumer:
     #: The acknowledgements and requeues of all consumers by queue, since they were last flushed.
     returned: Counter[str]
     unacknowledged: int = 0
-    #: How many of its messages wait here for their time.
+    #: How many of its messages are delayed and wait here.
     waiting: int = 0
 
     @property
@@ -32,18 +32,18 @@ class QueueConsumer:
 
 @attrs.define(eq=False)
 class Incoming:
-    """A message on the present connection, not acknowledged yet."""
+    """A message on the current connection, not acknowledged yet."""
 
     message: kombu.Message
     queue: str
     consumer: QueueConsumer
-    #: How many of the deliveries that the broker has counted are known to have started nothing.
+    #: The number of deliveries that the broker has counted although the task was not started.
     unstarted: int = 0
     #: The time before which it is not started, in seconds since the epoch; known once it was read.
     due: float = 0.0
     #: The tag of its copy, if the broker has not confirmed the copy yet; else None.
     copy_tag: int | None = None
-    #: Whether it waits here for its time.
+    #: Whether it is delayed and waits here.
     waits: bool = False
     #: The key that only its redeliveries share.
     key: MessageKey = attrs.field(init=False)

@@ -1,8 +1,8 @@
 """The links of a Celery message: the signatures of its callbacks and errbacks.
 
-The wire has one continuation of kwargs for each outcome. Celery's links may be several, with positional arguments of
-their own. A callback that cannot be sent makes its message a problem. An errback is reduced to the parts that can be
-sent, because an error that is reported in another way is better than one that is not reported.
+The wire has one continuation with kwargs for each outcome. A Celery message may have several links, with their own
+positional arguments. If a callback cannot be sent, the message is refused. An errback is reduced to the parts that can
+be sent, so that the error is reported in any case.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def linked_task(
 
     Args:
         link: The link.
-        number: Its place among the links of the message.
+        number: Its position among the links of the message.
         task: The task of the follow-up without the link's own options.
         priority: The priority of the follow-up.
         error: The error text of a failure; None for a success.

@@ -1,7 +1,7 @@
-"""Reading incoming messages, without the deliveries that started nothing.
+"""Reads incoming messages, and does not count deliveries that were not started.
 
 A broker that counts deliveries also counts those that a worker released, or lost before it started them. A process
-remembers the messages that it returned unstarted, so that such deliveries count no attempt.
+remembers the messages that it returned unstarted, so that such deliveries do not count as attempts.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class MessageReader:
         self._unstarted: OrderedDict[MessageKey, tuple[int, float]] = OrderedDict()
 
     def read(self, incoming: Incoming, *, to_run: bool = True) -> Envelope:
-        """Read a message, and note in it when it is due and how many of its deliveries started nothing.
+        """Read a message, and record in it when it is due and how many of its deliveries were not started.
 
-        A message that arrives before its time was not started since its time was set, however often it was delivered.
+        If a message arrives before it is due, no delivery since its time was set has been started.
 
         Args:
             incoming: The message.
-            to_run: Whether it is read to be run (default). Else time limits are no problem.
+            to_run: Whether it is read to be run (default). If False, time limits are ignored.
         """
         time_limits = self._time_limits or not to_run
         envelope = read_message(
@@ -63,7 +63,7 @@ class MessageReader:
 
         Args:
             key: The key of the message.
-            already: How many earlier deliveries of it started nothing.
+            already: How many earlier deliveries of it were not started.
         """
         now = time.monotonic()
         self._unstarted[key] = (already + 1, now)

@@ -1,10 +1,10 @@
 """Publishing over one connection: a batch of messages costs one round trip.
 
-All messages of a batch are written, then their confirms are awaited together, for `confirm_timeout` seconds at most.
-Brokers that kombu emulates (memory://, redis://) confirm by returning.
+All messages of a batch are written. Then the publisher waits for all confirms, for at most `confirm_timeout` seconds.
+With brokers that kombu emulates (memory://, redis://), a publish that returns is confirmed.
 
 A broker that is short of memory or disk space blocks the connections that publish and stops reading them. Publishing
-then returns `Blocked` errors. A message that was handed over before keeps its place: the broker confirms it later.
+then returns `Blocked` errors. The broker later confirms a message that was sent before the block.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class ConnectionState:
     """Whether a connection can publish.
 
     Attributes:
-        blocked: The broker's reason for taking no messages now; None while it takes them.
-        unblocked_at: When the broker last took messages again, on the monotonic clock.
-        failed: Whether the connection is of no more use.
+        blocked: The reason why the broker accepts no messages now; None while it accepts them.
+        unblocked_at: When the broker last ended a block, on the monotonic clock.
+        failed: Whether the connection is no longer usable.
     """
 
     blocked: str | None = None
@@ -47,7 +47,7 @@ class ConnectionState:
 
 
 class Publisher:
-    """Publishes on a channel of its own and waits for the broker's confirms.
+    """Publishes on a separate channel and waits for the broker's confirms.
 
     Args:
         connection: The open connection of kombu.
@@ -55,7 +55,7 @@ class Publisher:
         settings: The settings of the broker.
         state: The state of the connection, shared with its owner.
         io: The reads and writes of the connection; None for a broker that kombu emulates.
-        late_confirms: Whether the owner asks later for confirms that a blocked broker withholds (`confirmation_of`).
+        late_confirms: Whether the owner asks later for confirms that a blocked broker has not sent (`confirmation_of`).
         on_block: Called with None when the broker has confirmed messages.
     """
 
@@ -109,8 +109,8 @@ class Publisher:
         """Return whether an unconfirmed message was accepted; None while the broker has not answered.
 
         Raises:
-            TransportUnavailable: The broker takes messages again and has not answered for `confirm_timeout` seconds.
-                The connection is of no more use.
+            TransportUnavailable: The broker accepts messages again and has not answered for `confirm_timeout` seconds.
+                The connection is no longer usable.
         """
         confirmed = self._confirms.confirmation_of(tag)
         if confirmed is None:  # the answer may have arrived and not been read
@@ -237,7 +237,7 @@ class Publisher:
 
 
 def blocked_error(operation: str, message: Outgoing, reason: str) -> Blocked:
-    """Return the error of a message that was not handed over because the broker blocks the connection."""
+    """Return the error of a message that was not sent because the broker blocks the connection."""
     place = place_of(operation, message)
     return Blocked(f"{place}: the broker takes no messages for now ({reason})", effect="nothing was done")
 
@@ -248,7 +248,7 @@ def place_of(operation: str, message: Outgoing) -> str:
 
 
 def _not_sent(failure: TransportError | None, place: str) -> TransportError:
-    """Return the error for a message that was never handed over, because an earlier one failed."""
+    """Return the error for a message that was not sent because an earlier one failed."""
     if failure is None or not getattr(failure, "fate_unknown", False):
         return failure or TransportError(f"{place} was not sent")
     error = translate(ConnectionError("an earlier message of the batch failed"), place)

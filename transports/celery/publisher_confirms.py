@@ -11,7 +11,7 @@ class PublisherConfirms:
     """The broker's answers by delivery tag: the number of a publish on its channel, which counts from 1.
 
     The answers of a batch are kept until the next batch begins. The answer to a message that is marked as unconfirmed
-    outlives its batch.
+    is kept longer.
 
     Attributes:
         returned: The reason for each message of the batch that the broker returned, by the message's id and queue.
@@ -34,7 +34,7 @@ class PublisherConfirms:
         self.returned = {}
 
     def expect(self, message: Outgoing) -> None:
-        """Note that a message is published next."""
+        """Record that a message is published next."""
         self._last += 1
         self._missing.add(self._last)
         self._keys[self._last] = (message.id, message.queue)

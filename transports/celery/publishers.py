@@ -1,7 +1,7 @@
 """A small thread-safe pool of connections for publishing, opened when needed; the one used last is used first.
 
-Idle connections ask for no heartbeats. A connection that the broker has ended meanwhile is detected before it is used.
-Inherited connections are not touched after a fork, because they belong to the parent process.
+Idle connections have no heartbeats. A connection that the broker has ended meanwhile is detected before it is used.
+After a fork, the child does not use inherited connections, because they belong to the parent process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PublisherPool:
 
     Args:
         settings: The settings of the broker.
-        size: The most connections.
+        size: The highest number of connections.
     """
 
     def __init__(self, settings: BrokerSettings, size: int) -> None:

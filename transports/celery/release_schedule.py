@@ -1,4 +1,4 @@
-"""When buffered messages that have no free thread here are released to other consumers."""
+"""The times at which buffered messages without a free thread are released to other consumers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ReleaseSchedule:
         return bool(self._schedules)
 
     def clear(self, queue: str) -> None:
-        """Note that a queue has demand."""
+        """Record that a queue has demand."""
         self._schedules.pop(queue, None)
 
     def seconds_until_next(self, queues: Collection[str]) -> float:
@@ -41,11 +41,11 @@ class ReleaseSchedule:
         return max(0.0, due - time.monotonic())
 
     def is_due(self, queue: str, now: float) -> bool:
-        """Whether the messages of a queue without demand are to be released at `now`."""
+        """Whether the messages of a queue without demand must be released at `now`."""
         return self._schedules.setdefault(queue, _Schedule(now + WINDOW)).due <= now
 
     def postpone(self, queue: str) -> None:
-        """Note an attempt for a queue."""
+        """Record an attempt for a queue."""
         schedule = self._schedules[queue]
         schedule.pause = min(MAX_PAUSE, 2 * schedule.pause)
         schedule.due = time.monotonic() + schedule.pause

@@ -1,7 +1,7 @@
 """The reply queue of a process: one queue and one connection, served by one thread.
 
-The queue exists before the first message that asks for an answer is sent. It outlives a lost connection by an hour, so
-that answers that arrive meanwhile are received later. Answers that no caller waits for are dropped.
+The queue exists before the first message that asks for an answer is sent. After a lost connection it exists for another
+hour, so that answers that arrive meanwhile are received later. Answers for which no caller waits are dropped.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ class ReplyQueue:
         return self._address
 
     def expect(self, keys: list[str]) -> None:
-        """Await answers under `keys`; called before the messages that ask for them are sent.
+        """Expect answers under `keys`; called before the messages that ask for them are sent.
 
         Raises:
-            TransportUnavailable: The queue is not listened to within `connect_timeout` and `confirm_timeout`.
+            TransportUnavailable: The queue has no consumer within `connect_timeout` and `confirm_timeout`.
         """
         self._reset_after_fork()
         deadline = time.monotonic() + self._settings.connect_timeout + self._settings.confirm_timeout
@@ -108,7 +108,7 @@ class ReplyQueue:
             consume: Whether later calls return the status only.
 
         Raises:
-            NotSupported: This process awaits no answer under that key.
+            NotSupported: This process expects no answer under that key.
         """
         self._reset_after_fork()
         deadline = time.monotonic() + timeout
@@ -141,7 +141,7 @@ class ReplyQueue:
             thread.join(timeout=5 * _TICK)
 
     def _begin(self) -> None:
-        """Start in a new process: nothing of a parent process can be used, not even its lock."""
+        """Start again in a forked process, which cannot use any state of its parent, not even the lock."""
         self._pid = os.getpid()
         self._changed = threading.Condition()
         self._address = str(uuid.uuid4())

@@ -1,8 +1,8 @@
 """Results of tasks as Celery's result backends write them, in both directions.
 
-The wire has a failure as the type and the arguments of an exception. No class is ever imported because of a message:
-a failure is read as text. The text `Type: message` is written as a type with one argument and a module if that is
-known. A field of our own has the whole text, because the arguments do not always give it back.
+Celery's wire has a failure as the type and the arguments of an exception. No class is ever imported because of a
+message: a failure is read as text. The text `Type: message` is written as a type with one argument, and a module if it
+is known. An additional field has the whole text, because the arguments do not always reproduce it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TEXT = "exc_text"
 
 
 def answers(received: Received, reply: Reply, error_type: str) -> Iterator[Outgoing]:
-    """Write the answer to the sender; of a failed chain also those for its later tasks, as Celery does.
+    """Write the answer to the sender; for a failed chain also the answers for its later tasks, as Celery does.
 
     Args:
         received: The message of the task.

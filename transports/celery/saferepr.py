@@ -3,12 +3,12 @@
 The text is equal to Celery's, character for character, and differs from `repr`:
 
 - Strings have single quotes, and only these are escaped.
-- A scalar that would fill the remaining room without its quotes is cut there and back to its last space; "..." follows.
+- A scalar that would fill the remaining space without its quotes is cut there, at its last space; "..." follows.
 - A container inside `levels` others is written as `{...}`.
-- When the room is used up, ", ..." replaces the rest, and open containers are closed. The last token may exceed it.
+- At the end of the space, ", ..." replaces the rest, and open containers are closed. The last token may exceed it.
 
-Nothing is read beyond the room, and nothing recurses. Cycles, which the wire cannot carry, are not detected: they are
-written until the levels or the room end.
+Nothing is read beyond the space, and nothing recurses. Cycles, which the wire cannot carry, are not detected: they are
+written until the levels or the space end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def saferepr(value: object, limit: int = 1024, levels: int = 3) -> str:
 
     Args:
         value: The value.
-        limit: The room in characters; 1024 by default.
+        limit: The space in characters; 1024 by default.
         levels: The depth of containers that are written; 3 by default, 0 for any depth.
     """
     text = _Text(limit, levels)
@@ -40,11 +40,11 @@ def saferepr(value: object, limit: int = 1024, levels: int = 3) -> str:
 
 
 class _RoomUsedUp(Exception):
-    """The value has a rest, and there is no room for it."""
+    """The value has a rest that does not fit into the space."""
 
 
 class _Text:
-    """The text so far, the room that is left, and the containers that are open, outermost first."""
+    """The text so far, the remaining space, and the open containers, outermost first."""
 
     __slots__ = ("levels", "opened", "parts", "room", "separator")
 
@@ -77,7 +77,7 @@ class _Text:
                 self.separator = ", "
 
     def break_off(self) -> None:
-        """Leave out the rest, and close open containers."""
+        """Omit the rest, and close open containers."""
         self.parts.append(", ...")
         self.parts += [closing for _, closing in reversed(self.opened)]
 

@@ -17,7 +17,7 @@ from unstract_core.transport import Settlement, Verdict, check_delay
 
 @attrs.define(eq=False)
 class SettlementPlan:
-    """A settlement, and what is left to do for it."""
+    """A settlement and its remaining steps."""
 
     settlement: Settlement
     #: The delivery; None if it is not in flight: it was settled before, or is another consumer's.
@@ -50,11 +50,11 @@ class SettlementPlanner:
         self._default_queue = default_queue
 
     def plan(self, settlements: Sequence[Settlement], counts_returns: Callable[[str], bool]) -> list[SettlementPlan]:
-        """Return a plan for each settlement; of two settlements for one delivery the first counts.
+        """Return a plan for each settlement; of two settlements for one delivery the first takes effect.
 
         Args:
             settlements: The settlements.
-            counts_returns: Whether a queue counts requeued messages: it gets a copy of a released one instead.
+            counts_returns: Whether a queue counts requeued messages; it then gets a copy of a released message.
 
         Raises:
             PayloadError: The wire cannot carry a part of a settlement.

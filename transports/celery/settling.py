@@ -1,4 +1,4 @@
-"""Carrying out settlements: the messages of all plans are published together, then the deliveries acknowledged."""
+"""Carries out settlements: publishes the messages of all plans together, then acknowledges the deliveries."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from unstract_core.errors import TransportError, TransportNotReady, TransportRef
 
 
 def carry_out(plans: Sequence[SettlementPlan], broker: Broker, full_queues: FullQueues, declares: bool) -> None:
-    """Publish and acknowledge, and note in each plan the error of its first failure.
+    """Publish and acknowledge, and record in each plan the error of its first failure.
 
     Args:
         plans: The plans.
         broker: The connection to publish on.
-        full_queues: Notes how the queues answered.
+        full_queues: Records the answers of the queues.
         declares: Whether this transport declares queues.
     """
     for plan in plans:
@@ -67,7 +67,7 @@ def _read_late_confirms(plan: SettlementPlan, entry: InFlightDelivery, broker: B
 
 
 def _refused(error: TransportNotReady, declares: bool) -> TransportError:
-    """Refuse a follow-up for a queue that is not ready: to try it for ever would hold up other settlements."""
+    """Refuse a follow-up for a queue that is not ready, because endless retries would delay other settlements."""
     if isinstance(error, Unroutable) and declares:
         return error
     refused = TransportRefused(str(error))

@@ -1,4 +1,4 @@
-"""Detecting the queues that deliver to one consumer at a time (`x-single-active-consumer`)."""
+"""Detects the queues that deliver to one consumer at a time (`x-single-active-consumer`)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """`CelerySubscription`: receiving and settling messages over the Celery transport.
 
-AMQP has no leases: a message is ours while the connection lives, and is delivered to another consumer after it breaks.
-So a settlement publishes first, waits for the confirms, and then acknowledges. A delivery whose connection broke awaits
-the redelivery of its message. Its outcome is published in any case, because a doubled callback is better than a lost
-one.
+AMQP has no leases: a message belongs to this subscription until the connection breaks, and is then delivered to another
+consumer. So a settlement publishes first, waits for the confirms, and then acknowledges. A delivery whose connection
+broke waits for the redelivery of its message. Its outcome is published in any case, because a doubled callback is
+better than a lost one.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class CelerySubscription:
         """Receive up to `limit` messages (`unstract_core.Subscription.receive`).
 
         Args:
-            limit: The most messages; 0 only waits.
+            limit: The highest number of messages; 0 only waits.
             wait: The time in seconds to wait for the first message.
         """
         self._check_open()
@@ -99,7 +99,7 @@ class CelerySubscription:
                 self._check_open()
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[bool]:
-        """Return for each delivery whether it is still ours: all of them while the connection lives."""
+        """Return for each delivery whether it still belongs to this subscription: True until the connection breaks."""
         self._check_open()
         with contextlib.suppress(TransportError), self._connected("renew"):
             self._connection.keep_alive()
@@ -115,8 +115,8 @@ class CelerySubscription:
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         """Publish, wait for the confirms, then acknowledge (`unstract_core.Subscription.settle`).
 
-        Raises the error of the first settlement that failed. The others are done; a second call for them only returns
-        their answers.
+        Raises the error of the first settlement that failed. The others have taken effect; a second call for them only
+        returns their answers.
         """
         self._check_open()
         try:
@@ -171,11 +171,11 @@ class CelerySubscription:
         consumers.flush()
 
     def _request(self, number: int, paused: Collection[str] = ()) -> None:
-        """Ask the broker for more messages, and release those that no thread here has time for."""
+        """Ask the broker for more messages, and release those for which no thread is free."""
         self._delayed.release(self._connection.consumers.set_demand(number, paused))
 
     def _take(self, limit: int, paused: Collection[str]) -> list[Delivery]:
-        """Take messages that are due, first those that were delayed, then those in the buffer."""
+        """Return messages that are due, first those that were delayed, then those in the buffer."""
         deliveries: list[Delivery] = []
         buffer = self._connection.consumers.buffer
         due = self._delayed.take_due()
@@ -190,7 +190,7 @@ class CelerySubscription:
         return deliveries
 
     def _open(self, incoming: Incoming) -> Delivery | None:
-        """Read a message and note it as in flight; None if it is delayed."""
+        """Read a message and record it as in flight; None if it is delayed."""
         envelope = self._reader.read(incoming)
         if (seconds := incoming.due - time.time()) > 0:
             self._delayed.add(incoming, seconds)

@@ -31,7 +31,7 @@ from unstract_core.transport import Capabilities, Message, QueueState, Reply, ch
 
 
 class CeleryTransport:
-    """Celery's wire over any broker that kombu reaches: `amqp://` above all, `redis://` and `memory://` too.
+    """Celery's wire over a broker that kombu supports: `amqp://`, `redis://` and `memory://`.
 
     `send` and `reply` are thread-safe. Atomic settlement, transactional send, status and fencing are not claimed:
     operations that a broker does not have raise NotSupported.
@@ -47,7 +47,7 @@ class CeleryTransport:
         confirm_timeout: The time in seconds within which the broker confirms a message, or `send` raises; 30 by
             default.
         heartbeat: The interval in seconds of the heartbeats of connections that receive; 30 by default, 0 for none.
-        pool_size: The most connections that publish; 4 by default.
+        pool_size: The highest number of connections that publish; 4 by default.
         default_queue: The queue of links that name none, as in Celery; "celery" by default.
         ignore_time_limits: Whether tasks with time limits are run without the limits; they are refused by default.
         ssl: kombu's `ssl`. By default the certificate of an `amqps://` broker must be valid for the name in the URL;
@@ -184,7 +184,7 @@ class CeleryTransport:
         raise NotSupported("a broker does not report the state of its queues. Use its own tools (rabbitmqctl)")
 
     def subscribe(self, queues: Sequence[str], *, lease: float) -> CelerySubscription:
-        """Receive from queues. There are no leases: a message belongs to a connection for as long as that lives.
+        """Receive from queues. There are no leases: a message belongs to a connection until the connection breaks.
 
         Args:
             queues: The names of the queues.
