@@ -28,7 +28,7 @@ _READ_TIMEOUT = 0.05
 """The time in seconds to wait for the rest of a frame between two writes."""
 _USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 _CHUNK = 65536
-"""The most bytes of one write."""
+"""The highest number of bytes of one write."""
 
 
 def check_platform() -> None:

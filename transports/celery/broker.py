@@ -68,7 +68,7 @@ class Broker:
                     tolerate_unreadable_properties(amqp)
                     note_blocks(amqp, self._note_block)
                 channel = self._declaring = self.channel()
-                if self.amqp:  # on a channel of its own a refused declaration closes no other channel
+                if self.amqp:  # a refused declaration closes only this channel
                     self._declaring = self.connection.channel()
                 self._publisher = Publisher(
                     self.connection,

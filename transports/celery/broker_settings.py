@@ -19,7 +19,7 @@ _REDIS = "redis"
 _LONGEST_LOCAL_DELAY = 600.0
 """The longest time in seconds that a consumer keeps a delayed message. RabbitMQ takes a message back after 30 min."""
 _VISIBILITY_TIMEOUT = 3600.0
-"""The default of kombu's `visibility_timeout`: after so many seconds it takes unacknowledged messages back on Redis."""
+"""The default of kombu's `visibility_timeout`: seconds until it redelivers unacknowledged messages on Redis."""
 _UNEXPECTED = re.compile(r"unexpected keyword argument '([a-z_]{1,40})'")
 
 

@@ -75,7 +75,7 @@ def checked_tls(url: str, ssl: Any) -> Any:
         return ssl
     options = dict(ssl) if isinstance(ssl, Mapping) else {}
     if "context" not in options and options.get("cert_reqs") is not tls.CERT_NONE:
-        options.setdefault("server_hostname", None)  # None stands for the host of the URL
+        options.setdefault("server_hostname", None)  # None means the host of the URL
     return options or True
 
 

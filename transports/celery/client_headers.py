@@ -16,7 +16,7 @@ from unstract_core.producer.executor import FAIRNESS_HEADER
 logger = logging.getLogger("unstract_wire.celery")
 
 _left_out = NewNames()
-"""The names of headers that a warning was logged for."""
+"""The names of headers for which a warning was logged."""
 
 
 def client_headers(headers: Mapping[str, Any]) -> dict[str, str] | None:

@@ -22,9 +22,9 @@ HEADER = "compression"
 _CHUNK = 64 * 1024
 """The bytes of the compressed body that are read at a time."""
 _PIECE = 1024 * 1024
-"""The most bytes that are decompressed at a time."""
+"""The highest number of bytes that are decompressed at a time."""
 _MOST_STREAMS = 1000
-"""The most compressed streams in one body: an empty one costs time and adds no bytes."""
+"""The highest number of compressed streams in one body: an empty stream takes time and adds no bytes."""
 _DECODER_MEMORY = 80 * 1024 * 1024
 """The bytes of memory for a decoder besides its output: the strongest presets of xz and zstd need 64 MiB."""
 _ZSTD_WINDOW = 26

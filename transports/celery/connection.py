@@ -23,7 +23,7 @@ from unstract_core.observability.log_events import emit
 logger = logging.getLogger("unstract_wire.celery")
 
 _POLL_INTERVAL = 0.02
-"""The time in seconds between two polls of a broker that cannot be waited on."""
+"""The time in seconds between two polls of a broker without a socket to wait on."""
 
 
 class BrokerConnection:

@@ -52,7 +52,7 @@ _PULSE, _MAX_PULSES, _MAX_SILENT_PULSES = 0.01, 100, 10
 _MAX_GRANT_STEP = 500
 """The largest grant of an extra consumer that receives delayed messages only."""
 _MAX_CANCELLED, _CANCELLED_LEFT = 32, 8
-"""The most cancelled consumers of a quorum queue that have messages here, and how many are left of more."""
+"""The highest number of cancelled consumers of a quorum queue with messages here, and the number left of more."""
 _MAX_BUFFER = 2000
 _MAX_GRANT = 65535
 _MISSING_INTERVAL = 2.0

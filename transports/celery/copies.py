@@ -18,10 +18,10 @@ from unstract_core.transport import Settlement
 
 DEAD_HEADERS = ("x-dead-id", "x-dead-queue", "x-dead-reason", "x-dead-attempts", "x-dead-at")
 DEAD_RESULT = "x-dead-result"
-"""The member of the body's third part that holds the result of a task that ran."""
+"""The member of the body's third part with the result of a task that ran."""
 
 _MAX_HEADERS = 100_000
-"""The most bytes of headers in a copy; RabbitMQ accepts frames of 128 KiB."""
+"""The highest number of bytes of headers in a copy; RabbitMQ accepts frames of 128 KiB."""
 _KEPT_PROPERTIES = ("correlation_id", "reply_to", "priority", "message_id")
 _COUNT_HEADERS = frozenset({"redelivered", "x-delivery-count", "x-death"})
 """The headers in which a broker counts the deliveries of a message; a copy begins without them."""

@@ -35,7 +35,7 @@ from unstract_core.transport import DeadLetter
 from unstract_core.values import normalise
 
 _MAX_READ = 100_000
-"""The most dead letters of one queue that an operation reads."""
+"""The highest number of dead letters of one queue that an operation reads."""
 _REMOVE_BATCH = 10
 """How many dead letters are removed together. A quorum queue accepts some 32 acknowledgements at a time; the others
 wait in the channel, and are lost when it is closed."""

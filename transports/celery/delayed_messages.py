@@ -35,9 +35,9 @@ logger = logging.getLogger("unstract_wire.celery")
 _Entry: TypeAlias = tuple[float, int, Incoming]
 
 _MAX_DELAYED = 10_000
-"""How many messages may wait here. Of more, those that are due last are sent again."""
+"""The highest number of messages that wait here. If there are more, those that are due last are sent again."""
 _RESEND_BATCH = 500
-"""How many messages are sent again together."""
+"""The number of messages that are sent again together."""
 _ROUND = 5.0
 """The time in seconds without receiving more after the first message that was sent again has returned: by then every
 message of the queue was looked at."""

@@ -15,7 +15,7 @@ from unstract_core.observability.log_events import emit
 logger = logging.getLogger("unstract_wire.celery")
 
 _MAX_WAITING = 3
-"""How many deliveries of one queue may wait for room in another queue before the queue is paused."""
+"""The number of deliveries of one queue that may wait for another, full queue before the queue is paused."""
 _MAX_WAITING_FOR_ITSELF = 1000
 """The same for a queue that is full itself: it shrinks only when more of its messages are received."""
 _PROBE_INTERVAL = 0.5

@@ -17,7 +17,7 @@ from transports.celery.incoming import Incoming
 
 _MAX_UNSTARTED = 20_000
 _UNSTARTED_TTL = 3600.0
-"""How many unstarted messages are remembered, and for how many seconds."""
+"""The number of unstarted messages that are remembered, and the time in seconds."""
 
 
 class MessageReader:

@@ -26,9 +26,9 @@ from transports.celery.publisher_confirms import PublisherConfirms
 from unstract_core.errors import ConfigurationError, TransportError, TransportUnavailable
 
 _BATCH = 500
-"""The number of messages whose confirms are awaited together."""
+"""The number of messages for whose confirms the publisher waits together."""
 _BLOCKED_WAIT = 1.0
-"""The time in seconds that a confirm is awaited on a blocked connection whose owner asks again."""
+"""The time in seconds to wait for a confirm on a blocked connection whose owner asks again."""
 
 
 @attrs.define

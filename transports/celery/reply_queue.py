@@ -27,11 +27,11 @@ from unstract_core.transport import REPLY_TTL, Reply
 _TICK = 0.5
 """The longest time in seconds between two checks whether the queue was closed; also the first pause after an error."""
 _POLL_INTERVAL = 0.02
-"""The time in seconds between two polls of a broker that cannot be waited on."""
+"""The time in seconds between two polls of a broker without a socket to wait on."""
 _MAX_PAUSE = 2.0
 """The longest pause in seconds after an error."""
 _CLEAN_UP_AT = 1000
-"""The number of awaited replies from which expired ones are removed."""
+"""The number of expected replies from which on expired ones are removed."""
 
 
 @attrs.define

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 _INTERVAL = 1.0
 """The time in seconds between two checks of a queue."""
 _CHECKS = 2
-"""How many checks in a row show that a queue has one active consumer."""
+"""The number of checks in a row that show that a queue has one active consumer."""
 
 
 class SingleActiveQueues:

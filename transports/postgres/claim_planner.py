@@ -43,9 +43,9 @@ CHEAP = 0.01
 MERGED = 64
 """The number of queues that one claim merges."""
 UNPREPARED = 8
-"""The number of queues that a claim merges without reading which have ready rows, where nothing is prepared."""
+"""The number of queues that a claim merges without reading which have ready rows, if no statement is prepared."""
 _SIZES = (8, MERGED)
-"""The numbers of queues for which a subscription to many queues has statements, so that few have to be prepared."""
+"""The numbers of queues for which a subscription to many queues has statements, so that few must be prepared."""
 RECENT_INTERVAL = 1.0
 GENERATION = 10.0
 """Seconds between two records of the frontier."""

@@ -59,7 +59,7 @@ With `jit` on, the server compiles a plan that counts many rows, for longer than
 sessions lack, only the statements with such plans switch it off (`UncompiledStatement`), because settings cost each
 statement round trips there.
 
-Settings by which an administrator limits access stay as they are: read-only transactions, timeouts, row security.
+Settings by which an administrator limits access are not changed: read-only transactions, timeouts, row security.
 `search_path` is not changed either, because the triggers of a table may depend on it. The statements qualify their
 tables. Their functions are those of pg_catalog, unless an administrator puts another schema before it.
 """

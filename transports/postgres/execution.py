@@ -15,7 +15,7 @@ from transports.postgres.statement import Statement
 from unstract_core.errors import TransportRefused, TransportUnavailable
 
 LARGEST_STATEMENT = 1_000_000_000
-"""Bytes of parameters. Above 1 GiB the server closes the connection and does not say why."""
+"""Bytes of parameters. Above 1 GiB the server closes the connection without an error."""
 _LARGE = 4_000_000
 """Bytes in one statement or its rows above which a connection is not kept: libpq never releases a buffer."""
 _SKIPPED_IDS = (0, 1, 8, 64, 512, 4096, 32768, 262144)

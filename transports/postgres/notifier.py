@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 WINDOW = 0.01
 PAUSE = 10.0
-"""Seconds without notifications after the server's queue of them was full."""
+"""Seconds without notifications after the server's queue of notifications was full."""
 _MANY_QUEUES = 10_000
 
 

@@ -18,7 +18,7 @@ logger = logging.getLogger("unstract_wire.postgres")
 _INTERVAL = 60.0
 _LIMIT = 1000
 _REST = 4.0
-"""After a full batch, the rest before the next one, as a multiple of the statement's duration."""
+"""After a full batch, the pause before the next one, as a multiple of the statement's duration."""
 
 
 class ReplyPurger:

@@ -25,7 +25,7 @@ _PAUSE = 0.25
 _LONGEST_PAUSE = 5.0
 _IDLE = 60.0
 _LATE = 1.0
-"""Seconds by which the thread may be late before callers look for themselves."""
+"""Seconds by which the thread may be late before callers poll themselves."""
 
 
 class ReplyWaiter:

@@ -34,7 +34,7 @@ from unstract_core.transport import Delivery, Settlement, Verdict
 logger = logging.getLogger("unstract_wire.postgres")
 
 _CLAIM_AGAIN_IN = 0.05
-"""Seconds until the next claim when ready rows were passed over, because others have locked them."""
+"""Seconds until the next claim if ready rows were skipped, because others have locked them."""
 
 
 @attrs.frozen

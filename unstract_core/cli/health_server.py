@@ -33,7 +33,7 @@ RETRY = 30.0
 _CLIENT_TIMEOUT = 5.0
 _MAX_CONNECTIONS = 16
 _MAX_SCRAPES = 4
-"""The number of scrapes at a time. Each may wait for a database, and a probe must not wait for them."""
+"""The highest number of concurrent scrapes. Each may wait for a database, and a probe must not wait for them."""
 _POLL_INTERVAL = 0.5
 _TEXT = "text/plain; charset=utf-8"
 _HEALTH = ("/healthz", "/health", "/livez")

@@ -22,7 +22,7 @@ logger = logging.getLogger("unstract_wire.worker")
 FAILED, DECLINED, INTERRUPTED = 2, 1, 130
 
 EXIT_TIMEOUT = 5.0
-"""Seconds that a process has to exit when another one takes its place."""
+"""Seconds within which a process must exit if another one replaces it."""
 
 exit_code: int | None = None
 """The code with which this process exits after its exit handlers; None: the interpreter exits as usual."""

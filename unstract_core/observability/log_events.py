@@ -171,7 +171,7 @@ class NewNames:
     """
 
     SHOWN = 20
-    """The most names in a warning."""
+    """The highest number of names in a warning."""
     LONGEST = 100
     """The longest name in a warning, in characters."""
 

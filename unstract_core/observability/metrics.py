@@ -439,7 +439,7 @@ def _merge(ended: str, into: str) -> None:
         return
     disk = os.statvfs(os.path.dirname(into))
     if disk.f_bavail * disk.f_frsize < 2 * (_ROOM + os.path.getsize(ended)):
-        return  # without disk space for a merge, the file is scraped as it is
+        return  # without disk space for a merge, the file is scraped unmerged
     with contextlib.suppress(
         RuntimeError, struct.error
     ):  # the process was killed while it created the file, which is empty

@@ -42,7 +42,7 @@ except ImportError as exc:
 SYSTEM = "unstract_wire"
 BAGGAGE = "baggage"
 MOST_OPEN = 10_000
-"""The most runs that are remembered until they are settled; beyond it, a settlement becomes a child of the send."""
+"""The highest number of unsettled runs that are remembered; with more, a settlement becomes a child of the send."""
 
 _Key: TypeAlias = tuple[str, str, int, str]
 

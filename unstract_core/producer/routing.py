@@ -37,7 +37,7 @@ Gate: TypeAlias = Callable[[ExecutionContext], bool]
 """Returns True for `on` and False for `off`. It is called for each dispatch, on any thread."""
 
 MOST_STUCK = 8
-"""The most gate calls that may exceed their time limit at once; beyond that the gate is only probed."""
+"""The highest number of gate calls that may hang at once; with more, the gate is only tried at intervals."""
 
 QUIET = 60.0
 """Seconds between two warnings about one kind of failure, and between two probes."""
@@ -281,7 +281,7 @@ class _GateRunner:
     def _has_too_many_stuck(self) -> bool:
         """Return whether too many calls of the gate hang to start another one."""
         for thread in tuple(self._stuck):
-            if not thread.is_alive():  # as it is in the child of a fork
+            if not thread.is_alive():  # as in the child of a fork
                 self._stuck.discard(thread)
         self._excused = min(self._excused, len(self._stuck))
         return len(self._stuck) >= self._excused + MOST_STUCK

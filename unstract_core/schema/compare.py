@@ -25,7 +25,7 @@ ANNOTATIONS = ("title", "description", "$comment", "examples", "default", "depre
 OF_THE_DOCUMENT = ("$schema", "$id", "$defs")
 MEMBERS = ("properties", "required", "additionalProperties")
 FAR = ("unevaluatedProperties", "unevaluatedItems", "$dynamicRef", "$dynamicAnchor", "$vocabulary")
-"""Keywords whose meaning depends on other parts of the schema: a schema with one of them is not judged."""
+"""Keywords whose meaning depends on other parts of the schema: a schema with one of them cannot be compared."""
 
 
 def compare(old: Any, new: Any) -> list[Change]:

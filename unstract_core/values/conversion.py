@@ -15,7 +15,7 @@ from unstract_core.values.limits import UNFIT, JSONValue
 from unstract_core.values.strict import Strict
 
 ERROR_LIMIT = 4000
-"""The longest error text, in characters; a longer one is cut, and the cut is marked."""
+"""The longest error text, in characters; a longer one is shortened and marked."""
 
 
 def normalise(value: object, *, lenient: bool = False, path: str = "$", replaced: list[str] | None = None) -> JSONValue:

@@ -12,7 +12,7 @@ from unstract_core.values.limits import ELEMENT_SIZE, MAX_DEPTH, UNFIT, JSONValu
 from unstract_core.values.strict import Strict
 
 MAX_REPLACED = 100
-"""The most replacements of one value that are listed and counted: a million NaNs must not make a million paths."""
+"""The highest number of replacements of one value that are listed and counted, to limit the length of the list."""
 
 # A value above the size limit gets a short text on each level, and the result becomes an element of args.
 _STUB_RESERVE = (MAX_DEPTH + 1) * 256

@@ -19,7 +19,7 @@ from typing import TypeAlias
 JSONValue: TypeAlias = "bool | int | float | str | list[JSONValue] | dict[str, JSONValue] | None"
 
 MAX_DEPTH = 64
-"""The most levels of nested lists and dicts."""
+"""The highest number of levels of nested lists and dicts."""
 
 MAX_SIZE = 64 * 1024 * 1024
 """The largest value, in bytes: its strings in UTF-8, and 16 bytes for each element."""

@@ -30,7 +30,7 @@ from unstract_core.transport import Inspection, ReplyStatus, Transport
 from unstract_core.worker.consumer import Consumer
 
 _GRACE = 25.0
-"""Kubernetes kills a container 30 s after its SIGTERM, so some seconds are left for exit handlers."""
+"""Kubernetes kills a container 30 s after its SIGTERM, so some seconds remain for exit handlers."""
 _SILENT_LEASES, _MIN_SILENCE = 3, 60.0
 _SHOWN = 5
 """The number of task names in an error text."""

@@ -8,7 +8,7 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 LOOPING = 5
 """The number of deaths in a row that is a crash loop."""
 _ENDS_ROW, _ENDS_BACKOFF = 60.0, 300.0
-"""Seconds at work after which a child ends the row of deaths, and after which the next pause is the shortest again."""
+"""Seconds of work after which the count of deaths is reset, and after which the next pause is the shortest again."""
 
 
 @attrs.define

@@ -16,7 +16,7 @@ _HEAD_START = 2.0
 _NEAR = 0.8
 """The part of the memory limit from which on the limit is near."""
 _SPARE_TIMEOUT = 300.0
-"""Seconds for which a spare child is kept while this child comes no nearer to a limit."""
+"""Seconds for which a spare child is kept while this child gets no closer to a limit."""
 
 
 class Heartbeat(Observer):

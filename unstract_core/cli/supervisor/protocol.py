@@ -19,7 +19,7 @@ class Order(enum.Enum):
 
     STOP = b"q"
     TAKE_OVER = b"g"
-    """Subscribe in the place of another child."""
+    """Subscribe instead of another child."""
 
 
 @attrs.frozen
@@ -60,9 +60,9 @@ class ChildReport(enum.Enum):
     READY = b"r"
     """A spare child has prepared."""
     LIMIT_NEAR = b"n"
-    """The child is near a limit: a spare child has to prepare."""
+    """The child is near a limit: a spare child must prepare."""
     SPARE_UNNEEDED = b"u"
-    """The limit has come no nearer: the spare child can end."""
+    """The child is no longer near a limit: the spare child can end."""
 
     MAX_TASKS = b"t"
     MAX_MEMORY = b"m"
