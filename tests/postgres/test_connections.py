@@ -416,7 +416,7 @@ def test_libpq_environment_wins_over_defaults(monkeypatch: pytest.MonkeyPatch, p
 
 def test_unknown_option_is_named() -> None:
     """The error names a misspelled option of this package."""
-    with pytest.raises(ConfigurationError, match="'shema' in the PostgreSQL URL; ours are schema, listen"):
+    with pytest.raises(ConfigurationError, match="'shema' in the PostgreSQL URL; use schema, listen"):
         from_url("postgresql://postgres@127.0.0.1/db?shema=x")
 
 

@@ -50,7 +50,7 @@ def from_url(url: str) -> PostgresTransport:
         else:
             shown = repr(name) if name.isidentifier() else "that is no name"  # it may be a part of a password
             raise ConfigurationError(
-                f"unknown option {shown} in the PostgreSQL URL; ours are {', '.join(_OPTIONS)}, the others libpq's"
+                f"unknown option {shown} in the PostgreSQL URL; use {', '.join(_OPTIONS)}, or an option of libpq"
             )
     return PostgresTransport(f"{address}?{'&'.join(libpq)}" if libpq else address, **own)
 
