@@ -98,7 +98,9 @@ def cursor_beside(cursor: Any) -> Iterator[Any]:
     if connection is None or getattr(cursor, "closed", False) is True or getattr(connection, "closed", False):
         raise ConfigurationError("within= takes an open cursor; this one, or its connection, is closed")
     if _is_djangos(cursor) and cursor.db.connection is not connection:
-        raise ConfigurationError("within= takes a cursor of Django's current connection, not of an earlier one; open a new cursor")
+        raise ConfigurationError(
+            "within= takes a cursor of Django's current connection, not of an earlier one; open a new cursor"
+        )
     _refuse_outside_a_transaction(connection)
     with contextlib.closing(_beside(cursor, connection)) as beside:
         yield beside
