@@ -64,10 +64,10 @@ class InDoubt(Blocked):
     """A message was sent before the broker stopped accepting messages, and is not confirmed yet.
 
     Attributes:
-        tag: The delivery tag for its confirm (`PublisherConfirms`).
+        tag: The delivery tag for its confirm (`PublisherConfirms`). 0 (default): the confirm cannot be read later.
     """
 
-    def __init__(self, message: str, tag: int) -> None:
+    def __init__(self, message: str = "", tag: int = 0) -> None:
         super().__init__(message, fate_unknown=True)
         self.tag = tag
 
