@@ -18,7 +18,21 @@ from servers import free_port
 
 from transports.celery import CeleryTransport
 from transports.celery.transport import from_url
-from unstract_core import ConfigurationError, ContractError, Dispatcher, TransportNotReady, TransportUnavailable
+from unstract_core import (
+    ConfigurationError,
+    ContinuationSpec,
+    ContractError,
+    Dispatcher,
+    Message,
+    Settlement,
+    TaskPayload,
+    TransportNotReady,
+    TransportRefused,
+    TransportUnavailable,
+    Verdict,
+)
+from unstract_core.continuation import settle
+from unstract_core.outcomes import RetryPolicy, Returned
 
 SECRET = "-".join(["S3", "CRET"])
 QUICK: dict[str, Any] = {"connect_timeout": 2.0, "confirm_timeout": 5.0}
@@ -204,3 +218,22 @@ def test_a_missing_redis_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'kombu\[redis\]'"):
         CeleryTransport("redis://127.0.0.1:6379/0").subscribe(["q"], lease=60)
+
+
+def test_a_refused_follow_up_keeps_effect_and_remedy(rabbitmq_url: str, queue: str, queue_of_none: str) -> None:
+    """A settlement whose callback's queue is missing is refused with problem, effect and remedy as attributes."""
+    payload = TaskPayload(
+        task_name="t", queue=queue, on_success=ContinuationSpec(task_name="done", queue=queue_of_none)
+    )
+    with contextlib.closing(CeleryTransport(rabbitmq_url, declare=False, **QUICK)) as transport:
+        transport.send([Message(payload, queue)])
+        with contextlib.closing(transport.subscribe([queue], lease=60)) as subscription:
+            (delivery,) = subscription.receive(limit=1, wait=10)
+            with pytest.raises(TransportRefused) as caught:
+                subscription.settle([settle(delivery, Returned(1), RetryPolicy())])
+            subscription.settle([Settlement(delivery, Verdict.ACK)])
+    cause = caught.value.__cause__
+    assert isinstance(cause, TransportNotReady)
+    assert cause.remedy == "declare it, or set declare=True"
+    problem = (caught.value.problem, caught.value.effect, caught.value.remedy)
+    assert problem == (cause.problem, cause.effect, cause.remedy)

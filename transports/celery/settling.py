@@ -70,6 +70,6 @@ def _refused(error: TransportNotReady, declares: bool) -> TransportError:
     """Refuse a follow-up for a queue that is not ready, because endless retries would delay other settlements."""
     if isinstance(error, Unroutable) and declares:
         return error
-    refused = TransportRefused(str(error))
+    refused = TransportRefused(error.problem, effect=error.effect, remedy=error.remedy)
     refused.__cause__ = error
     return refused
