@@ -27,7 +27,7 @@ WORKERS = st.integers(0, 1)
 
 
 @attrs.define
-class Entry:
+class LedgerEntry:
     """The expected and counted deliveries of a message."""
 
     deliveries: int = 0
@@ -48,7 +48,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.transport = self.stack.enter_context(kit.open())
         self.queue = kit.queue()
         self.numbers = itertools.count()
-        self.entries: dict[int, Entry] = {}
+        self.entries: dict[int, LedgerEntry] = {}
         self.held: list[tuple[int, Delivery]] = []
         self.workers: list[CheckedSubscription] = []
         self.cut: set[int] = set()
@@ -70,7 +70,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     def new(self) -> int:
         number = next(self.numbers)
-        self.entries[number] = Entry()
+        self.entries[number] = LedgerEntry()
         return number
 
     @rule(count=st.integers(1, 4))
@@ -113,7 +113,9 @@ class DeliveryMachine(RuleBasedStateMachine):
         if not took_effect:
             assert entry.doubtful, f"message {first(delivery)} could not be settled by its holder"
             if number is not None:
-                self.entries[number] = Entry(expected=0, ended=True, doubtful=not self.kit.capabilities.atomic_settle)
+                self.entries[number] = LedgerEntry(
+                    expected=0, ended=True, doubtful=not self.kit.capabilities.atomic_settle
+                )
         elif verdict is Verdict.RETRY:
             entry.expected += 1
         else:

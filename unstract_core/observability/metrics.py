@@ -379,11 +379,11 @@ def multiprocess_registry(directory: str) -> CollectorRegistry:
             f"metrics of several processes need a directory, and {directory!r} is not one; create it"
         ) from exc
     registry = CollectorRegistry()
-    registry.register(_Processes(files))
+    registry.register(_ProcessMetrics(files))
     return registry
 
 
-class _Processes:
+class _ProcessMetrics:
     """Reads the files of all processes while no file is being merged."""
 
     def __init__(self, files: Any) -> None:
