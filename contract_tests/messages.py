@@ -28,7 +28,7 @@ def then(task_name: str, queue: str, **kwargs: Any) -> ContinuationSpec:
 
 
 def make_settlement(delivery: Delivery, verdict: Verdict, *args: Any, **options: Any) -> Settlement:
-    """Return a settlement with the outcome that the consumer would give it.
+    """Return a settlement with the outcome that the consumer would give it, and without an error type.
 
     Args:
         delivery: The delivery to settle.
@@ -40,7 +40,10 @@ def make_settlement(delivery: Delivery, verdict: Verdict, *args: Any, **options:
     if verdict is Verdict.RETRY:
         return made
     failed = made.reply.status == "failed" if made.reply is not None else verdict is Verdict.BURY
-    return attrs.evolve(made, outcome="failure" if failed else "success")
+    if not failed:
+        return attrs.evolve(made, outcome="success")
+    error = made.reply.error if made.reply is not None else made.reason
+    return attrs.evolve(made, outcome="failure", error_message=error)
 
 
 def first(delivery: Delivery) -> Any:

@@ -60,7 +60,7 @@ def settle(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settlem
     except Exception as exc:  # an error in a rule must not lose the message
         result = outcome.result if isinstance(outcome, Returned) else None
         reason = cut(f"no rule could be applied: {error_text(exc)}")
-        return Settlement(delivery, Verdict.BURY, reason=reason, result=result, outcome="failure")
+        return Settlement(delivery, Verdict.BURY, reason=reason, result=result, outcome="failure", error_message=reason)
 
 
 def _by_rule(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settlement:
@@ -73,12 +73,12 @@ def _by_rule(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settl
             return _retried(delivery, outcome.error, policy.delay(delivery) if delay is None else delay)
         case Raised() | RetryAsked():
             if _awaited(_sender(delivery)):
-                return _failed(delivery, outcome.error, outcome.error_type, Verdict.ACK, policy)
+                return _failed_by(delivery, outcome, Verdict.ACK, policy)
             if delivery.attempt < policy.max_attempts and policy.retry_raised and not policy.never_rerun:
                 return _retried(delivery, outcome.error, policy.delay(delivery))
-            return _failed(delivery, outcome.error, outcome.error_type, Verdict.BURY, policy)
+            return _failed_by(delivery, outcome, Verdict.BURY, policy)
         case Rejected():
-            return _failed(delivery, outcome.error, outcome.error_type, Verdict.BURY, policy)
+            return _failed_by(delivery, outcome, Verdict.BURY, policy)
 
 
 def rejection(
@@ -168,9 +168,12 @@ def fallbacks(settlement: Settlement, refusal: str, policy: RetryPolicy | None =
     if settlement.verdict is Verdict.RETRY and settlement.delay:
         yield attrs.evolve(settlement, delay=0.0)
     delivery = settlement.delivery
-    failure = f"{settlement.reason} (settling it failed" if settlement.reason else "result delivery failed"
-    error = cut(f"{failure}: {refusal}" + (")" if settlement.reason else ""))
-    complete = _failed(delivery, error, settlement.error_type, Verdict.BURY, policy or RetryPolicy())
+    refused = f"(settling it failed: {refusal})"
+    error = f"{settlement.reason} {refused}" if settlement.reason else f"result delivery failed: {refusal}"
+    message = error
+    if settlement.error_type:
+        message = f"{settlement.error_message} {refused}" if settlement.error_message else refused
+    complete = _failed(delivery, cut(error), settlement.error_type, cut(message), Verdict.BURY, policy or RetryPolicy())
     result = _result_of(settlement)
     dead_letters = [complete]
     if complete.follow_up is not None and complete.reply is not None:
@@ -228,7 +231,15 @@ def _returned_failure(result: JSONValue) -> str | None:
     return cut(error) if error.strip() else 'the task returned "success": false without an error text'
 
 
-def _failed(delivery: Delivery, error: str, error_type: str, verdict: Verdict, policy: RetryPolicy) -> Settlement:
+def _failed_by(
+    delivery: Delivery, outcome: Raised | RetryAsked | Rejected, verdict: Verdict, policy: RetryPolicy
+) -> Settlement:
+    return _failed(delivery, outcome.error, outcome.error_type, cut(outcome.message), verdict, policy)
+
+
+def _failed(
+    delivery: Delivery, error: str, error_type: str, error_message: str, verdict: Verdict, policy: RetryPolicy
+) -> Settlement:
     sender = _sender(delivery)
     reply = None
     if sender.reply_key is not None:
@@ -240,7 +251,14 @@ def _failed(delivery: Delivery, error: str, error_type: str, verdict: Verdict, p
         on_error = attrs.evolve(sender.on_error, kwargs=with_error(sender.on_error.kwargs, error))
         follow_up = _follow_up(delivery, sender, on_error, "on_error", _dispatch_id(delivery, sender))
     return Settlement(
-        delivery, verdict, follow_up=follow_up, reply=reply, reason=error, outcome="failure", error_type=error_type
+        delivery,
+        verdict,
+        follow_up=follow_up,
+        reply=reply,
+        reason=error,
+        outcome="failure",
+        error_type=error_type,
+        error_message=error_message,
     )
 
 

@@ -220,7 +220,10 @@ class Settlement:
             whose task never started.
         outcome: "success" or "failure", as the sender gets it. The follow-up of a "failure" is the sender's on_error.
             None (default) if the message is delivered again, or if the task asked for no consequence.
-        error_type: The type at the start of a failure's error text, for a transport that stores it apart. Default: "".
+        error_type: The name of a failure's error type, for a transport that stores it apart. "" (default) if there is
+            none.
+        error_message: The error text of a failure without its type. If there is no type, it is the whole error text.
+            Default: "".
 
     A release takes the attempt back where the transport can. It is repeated only after a failure that had no effect for
     certain, because the next receiver may have the same attempt. A transport that has released the message by itself
@@ -237,6 +240,7 @@ class Settlement:
     counted: bool = True
     outcome: SettledAs | None = attrs.field(default=None, kw_only=True)
     error_type: str = attrs.field(default="", kw_only=True)
+    error_message: str = attrs.field(default="", kw_only=True)
 
 
 class Subscription(Protocol):

@@ -14,43 +14,69 @@ from hypothesis import strategies as st
 from kombu.message import Message
 from kombu.utils.json import dumps
 
+from transports.celery.encode import Outgoing
 from transports.celery.results import read_answer, write_answer
 from unstract_core import NotSupported, Reply
-from unstract_core.values import error_text
+from unstract_core.outcomes import Rejected
+from unstract_core.values import error_parts, error_text, normalise
 
 BUILTIN = [ValueError, KeyError, RuntimeError, ConnectionError, TimeoutError, ZeroDivisionError, LookupError]
-replies = st.builds(lambda result: Reply("k", "completed", result=result), some.json_values) | st.builds(
-    lambda name, text: Reply("k", "failed", error=f"{name}: {text}" if text else name),
-    st.sampled_from(["ValueError", "KeyError", "TaskFailed", "Error_1", "OddOne"]),
-    some.texts | st.builds(repr, some.texts | st.tuples(some.integers, some.texts)),
-)
+ODD_NAMES = ["", "Größe", "Überlauf", "not a name", "1st", "a.b"]
+messages = some.texts | st.builds(repr, some.texts | st.tuples(some.integers, some.texts))
 
 
-def failure(reply: Reply, kind: type[BaseException]) -> object:
-    return write_answer(reply, task_id="t", correlation_id="k", reply_to="i", error_type=kind.__name__).body
+def written(reply: Reply, error_type: str = "", error_message: str = "") -> Outgoing:
+    return write_answer(
+        reply, task_id="t", correlation_id="k", reply_to="i", error_type=error_type, error_message=error_message
+    )
+
+
+def failed(error_type: str, error_message: str) -> Outgoing:
+    """Return the answer of a failure, as a settlement of the core has it."""
+    error = Rejected(error_type, error_message).error
+    return written(Reply("k", "failed", error=error), error_type, error_message)
 
 
 def as_message(body: object) -> Message:
     return Message(body=dumps(body), content_type="application/json", content_encoding="utf-8")
 
 
-@given(replies)
-def test_an_answer_reads_back_as_written(reply: Reply) -> None:
-    """A caller receives the result, or the type and text, that the worker has answered."""
-    kind = reply.error.partition(":")[0]
-    written = write_answer(reply, task_id="t", correlation_id="k", reply_to="inbox", error_type=kind)
-    assert (written.queue, written.properties["correlation_id"], written.declared) == ("inbox", "k", False)
-    answer = read_answer(as_message(written.body), "k")
-    assert answer == Reply("k", reply.status, result=reply.result, error=reply.error)
+@given(some.json_values)
+def test_an_answer_reads_back_as_written(result: object) -> None:
+    """A caller receives the result that the worker has answered."""
+    reply = Reply("k", "completed", result=normalise(result))
+    answer = written(reply)
+    assert (answer.queue, answer.properties["correlation_id"], answer.declared) == ("i", "k", False)
+    assert read_answer(as_message(answer.body), "k") == reply
+
+
+@given(st.sampled_from(["ValueError", "KeyError", "TaskFailed", "Error_1", "OddOne", *ODD_NAMES]), messages)
+def test_a_failure_reads_back_as_written(name: str, message: str) -> None:
+    """A caller receives the type and text of the failure that the worker has answered."""
+    error = Rejected(name, message).error
+    assert read_answer(as_message(failed(name, message).body), "k") == Reply("k", "failed", error=error)
+
+
+@given(st.sampled_from(["OddOne", "Error_1", "ValueError"]), messages)
+def test_an_answer_has_the_errors_message(name: str, message: str) -> None:
+    """The answer of a failure has the error's type, and its message without the type as the only argument."""
+    result = failed(name, message).body["result"]
+    assert (result["exc_type"], result["exc_message"]) == (name, [message] if message else [])
+
+
+@given(st.sampled_from(ODD_NAMES), messages)
+def test_an_odd_type_name_is_sent_as_exception(name: str, message: str) -> None:
+    """A type whose name is no ASCII identifier is sent as Exception, with the whole error text as its argument."""
+    result = failed(name, message).body["result"]
+    error = Rejected(name, message).error
+    assert (result["exc_type"], result["exc_module"]) == ("Exception", "builtins")
+    assert result["exc_message"] == ([error] if error else [])
 
 
 @given(st.sampled_from(BUILTIN), some.texts)
 def test_celery_raises_the_answered_exception(kind: type[Exception], text: str) -> None:
     """A client of Celery gets a failure of a builtin type as that type, with the text as its argument."""
-    reply = Reply("k", "failed", error=error_text(kind(text)))
-    body = json.loads(
-        dumps(write_answer(reply, task_id="t", correlation_id="k", reply_to="i", error_type=kind.__name__).body)
-    )
+    body = json.loads(dumps(failed(*error_parts(kind(text))).body))
     exception = Backend.exception_to_python(Backend.__new__(Backend), body["result"])
     assert type(exception) is getattr(builtins, kind.__name__)
     assert str(exception) == str(kind(text))
@@ -59,10 +85,7 @@ def test_celery_raises_the_answered_exception(kind: type[Exception], text: str) 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException])
 def test_an_answered_system_exit_is_harmless(kind: type[BaseException]) -> None:
     """A SystemExit of a task reaches Celery's client as an ordinary exception of that name."""
-    reply = Reply("k", "failed", error=error_text(kind(3)))
-    body = json.loads(
-        dumps(write_answer(reply, task_id="t", correlation_id="k", reply_to="i", error_type=kind.__name__).body)
-    )
+    body = json.loads(dumps(failed(*error_parts(kind(3))).body))
     exception = Backend.exception_to_python(Backend.__new__(Backend), body["result"])
     assert isinstance(exception, Exception)
     assert (type(exception).__name__, str(exception)) == (kind.__name__, "3")

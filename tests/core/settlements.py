@@ -94,13 +94,21 @@ def status(delivery: Delivery, **outcome: Any) -> Reply | None:
     return Reply(key, ttl=STATUS_TTL, **outcome) if key is not None else None
 
 
-def failed(delivery: Delivery, error: str, verdict: Verdict, error_type: str | None = None) -> Settlement:
-    """Return the settlement of a failure that reaches its sender."""
+def failed(delivery: Delivery, error: str, verdict: Verdict, *, typed: bool = True) -> Settlement:
+    """Return the settlement of a failure that reaches its sender; its error text is a type alone, or has no type."""
     payload = payload_of(delivery)
-    kind = error if error_type is None else error_type
+    kind, message = (error, "") if typed else ("", error)
     if payload.reply_key is not None:
         reply = Reply(payload.reply_key, "failed", error=error, ttl=REPLY_TTL)
-        return Settlement(delivery, verdict, reply=reply, reason=error, outcome="failure", error_type=kind)
+        return Settlement(
+            delivery,
+            verdict,
+            reply=reply,
+            reason=error,
+            outcome="failure",
+            error_type=kind,
+            error_message=message,
+        )
     return Settlement(
         delivery,
         verdict,
@@ -109,4 +117,5 @@ def failed(delivery: Delivery, error: str, verdict: Verdict, error_type: str | N
         reason=error,
         outcome="failure",
         error_type=kind,
+        error_message=message,
     )

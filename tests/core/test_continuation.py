@@ -38,6 +38,7 @@ from unstract_core import (
 from unstract_core.continuation import fallbacks, rejection, settle
 from unstract_core.outcomes import Outcome, Raised, Rejected, RetryPolicy, Returned
 from unstract_core.transport import REPLY_TTL, STATUS_TTL, write_message
+from unstract_core.values import cut
 
 # A task that returned.
 
@@ -234,6 +235,17 @@ def test_a_rejected_message_reaches_its_sender(
     """The reply is failed, or on_error gets the reason and the status is failed; dead-lettered with the reason."""
     delivery = data.draw(some.deliveries(awaits))
     assert settle(delivery, Rejected(error), policy) == failed(delivery, error, Verdict.BURY)
+
+
+@pytest.mark.parametrize("awaits", some.AWAITS)
+@given(st.data(), st.text(), policies)
+def test_a_failure_has_its_type_and_message(
+    awaits: str, data: st.DataObject, message: str, policy: RetryPolicy
+) -> None:
+    """The settlement of a failure has the type of its error, and the text without it, as the wire can carry it."""
+    settlement = settle(data.draw(some.deliveries(awaits)), Rejected("SomeError", message), policy)
+    assert (settlement.error_type, settlement.error_message) == ("SomeError", cut(message))
+    assert settlement.reason == cut(f"SomeError: {message}" if message else "SomeError")
 
 
 RAW_FORMS: dict[str, Callable[[dict[str, Any]], Any]] = {

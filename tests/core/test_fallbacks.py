@@ -117,7 +117,7 @@ def test_the_first_fallback_notifies_the_sender(
     """on_error, or the blocking call, gets "result delivery failed: ..." with the reason of the refusal."""
     delivery = data.draw(some.deliveries(awaits))
     first, *_ = fallbacks(settle(delivery, Returned(result), policy), refusal)
-    expected = failed(delivery, f"result delivery failed: {refusal}", Verdict.BURY, "")
+    expected = failed(delivery, f"result delivery failed: {refusal}", Verdict.BURY, typed=False)
     assert attrs.evolve(first, result=None) == expected
 
 
@@ -137,6 +137,14 @@ def test_the_real_error_survives_a_refused_settlement(
     """If the settlement of a failure is refused, the dead letter has the reason of both failures."""
     for outcome in (Raised(error), Rejected(error)):
         assert all(error in each.reason for each in fallbacks(settle(delivery, outcome, policy), refusal))
+
+
+@given(some.deliveries("both"), policies)
+def test_fallbacks_keep_the_type_of_a_failure(delivery: Delivery, policy: RetryPolicy) -> None:
+    """The dead letter of a failure has its error type, and its message with the reason of the refusal."""
+    for message, expected in (("no: x", "no: x (settling it failed: full)"), ("", "(settling it failed: full)")):
+        for fallback in fallbacks(settle(delivery, Rejected("RealError", message), policy), "full", policy):
+            assert (fallback.error_type, fallback.error_message) == ("RealError", expected)
 
 
 @given(some.deliveries("both"), st.sampled_from(["x", "\x00", "\ud800"]), st.integers(1, 9000))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import builtins
 import datetime
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,40 +24,45 @@ from transports.celery.fields import name_of
 from unstract_core.errors import Expired, MalformedPayload, UnknownTask
 from unstract_core.transport import Reply
 from unstract_core.values import cut, error_text, normalise
+from unstract_core.values.limits import JSONValue
 
 _ENDED = {"SUCCESS", "FAILURE", "REVOKED"}
 _UNREAD_TTL = 86400.0
 """The time in seconds after which an unread answer may be removed; Celery keeps results for as long."""
 _TEXT = "exc_text"
 """The field with the whole error text, which Celery does not have."""
+_TYPE_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+"""The names that are written as the type of a failure."""
 
 
-def answers(received: Received, reply: Reply, error_type: str) -> Iterator[Outgoing]:
+def answers(received: Received, reply: Reply, *, error_type: str, error_message: str) -> Iterator[Outgoing]:
     """Write the answer to the sender; for a failed chain also the answers for its later tasks, as Celery does.
 
     Args:
         received: The message of the task.
         reply: The reply.
-        error_type: The type at the start of the error text of a failure; "" if it is not known.
+        error_type: The name of the error type of a failure; "" if it is not known.
+        error_message: The error text of a failure without its type.
     """
+    failure = {"error_type": error_type, "error_message": error_message}
     envelope = received.envelope
     reply_to = "" if received.message.headers.get("ignore_result") is True else envelope.reply_to
     if reply_to:
         task_id = envelope.id or reply.key
         correlation_id = envelope.correlation_id or task_id
-        yield write_answer(
-            reply, task_id=task_id, correlation_id=correlation_id, reply_to=reply_to, error_type=error_type
-        )
+        yield write_answer(reply, task_id=task_id, correlation_id=correlation_id, reply_to=reply_to, **failure)
     chain = envelope.body[2].get("chain") if envelope.body is not None and reply.status == "failed" else None
     for link in chain if isinstance(chain, list) else ():
         options = link.get("options") if isinstance(link, dict) else None
         if isinstance(options, dict):
             later, address = name_of(options.get("task_id")), name_of(options.get("reply_to"))
             if later is not None and address is not None:
-                yield write_answer(reply, task_id=later, correlation_id=later, reply_to=address, error_type=error_type)
+                yield write_answer(reply, task_id=later, correlation_id=later, reply_to=address, **failure)
 
 
-def write_answer(reply: Reply, *, task_id: str, correlation_id: str, reply_to: str, error_type: str = "") -> Outgoing:
+def write_answer(
+    reply: Reply, *, task_id: str, correlation_id: str, reply_to: str, error_type: str = "", error_message: str = ""
+) -> Outgoing:
     """Write a reply as the message that a Celery worker with the backend rpc:// sends to its client.
 
     Args:
@@ -64,9 +70,13 @@ def write_answer(reply: Reply, *, task_id: str, correlation_id: str, reply_to: s
         task_id: The id of the task that the client waits for.
         correlation_id: The id by which the client finds its request.
         reply_to: The client's queue.
-        error_type: The type at the start of the error text of a failure; "" if it is not known.
+        error_type: The name of the error type of a failure. If it is "" (default) or no ASCII identifier, the type is
+            written as "Exception", with the whole error text as its argument.
+        error_message: The error text of a failure without its type; "" (default) for none.
     """
-    status, result = ("SUCCESS", reply.result) if reply.status == "completed" else _failure(reply.error, error_type)
+    status, result = "SUCCESS", reply.result
+    if reply.status == "failed":
+        status, result = _failure(reply.error, error_type, error_message)
     return Outgoing(
         queue=reply_to,
         headers={},
@@ -105,7 +115,7 @@ def read_answer(message: kombu.Message, key: str) -> Reply | None:
     return Reply(key, "failed", error=cut(_text(result)))
 
 
-def _failure(error: str, error_type: str) -> tuple[str, dict[str, Any]]:
+def _failure(error: str, error_type: str, error_message: str) -> tuple[str, dict[str, JSONValue]]:
     if error_type == Expired.__name__:
         return "REVOKED", {
             "exc_type": "TaskRevokedError",
@@ -113,12 +123,11 @@ def _failure(error: str, error_type: str) -> tuple[str, dict[str, Any]]:
             "exc_module": "celery.exceptions",
             _TEXT: error,
         }
-    name = error_type if error_type.isidentifier() else "Exception"
-    message = error.removeprefix(error_type).removeprefix(": ") if name == error_type else error
+    name, message = (error_type, error_message) if _TYPE_NAME.fullmatch(error_type) else ("Exception", error)
     module = "builtins" if _is_builtin(name) else None
     if name == UnknownTask.__name__:
         name, module = "NotRegistered", "celery.exceptions"
-    arguments = [_key(message) if name == "KeyError" else message] if message else []
+    arguments: list[JSONValue] = [_key(message) if name == "KeyError" else message] if message else []
     return "FAILURE", {"exc_type": name, "exc_message": arguments, "exc_module": module, _TEXT: error}
 
 

@@ -38,7 +38,8 @@ def settlement_messages(
         messages += [(FOLLOW_UP, message) for message in sent]
     if reply is not None:
         reply = attrs.evolve(reply, result=normalise(reply.result, path="$.reply.result"))
-        messages += [("answer", message) for message in answers(received, reply, settlement.error_type)]
+        failure = {"error_type": settlement.error_type, "error_message": settlement.error_message}
+        messages += [("answer", message) for message in answers(received, reply, **failure)]
     if settlement.verdict is Verdict.RETRY and settlement.counted:
         copy = retry_copy(received, retries=received.envelope.attempt, delay=settlement.delay)
         messages.append(("retry", copy))
