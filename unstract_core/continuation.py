@@ -70,12 +70,12 @@ def _by_rule(delivery: Delivery, outcome: Outcome, policy: RetryPolicy) -> Settl
         case Ignored():
             return Settlement(delivery, Verdict.ACK)
         case RetryAsked(delay=delay) if delivery.attempt < policy.most_attempts:
-            return _retried(delivery, outcome.error, policy.delay(delivery) if delay is None else delay)
+            return _retried(delivery, outcome, policy.delay(delivery) if delay is None else delay)
         case Raised() | RetryAsked():
             if _awaited(_sender(delivery)):
                 return _failed_by(delivery, outcome, Verdict.ACK, policy)
             if delivery.attempt < policy.max_attempts and policy.retry_raised and not policy.never_rerun:
-                return _retried(delivery, outcome.error, policy.delay(delivery))
+                return _retried(delivery, outcome, policy.delay(delivery))
             return _failed_by(delivery, outcome, Verdict.BURY, policy)
         case Rejected():
             return _failed_by(delivery, outcome, Verdict.BURY, policy)
@@ -267,8 +267,15 @@ def _may_call(delivery: Delivery, on_error: ContinuationSpec, policy: RetryPolic
     return all(policy.allows(*named) for named in [(on_error.queue, on_error.task_name), *further])
 
 
-def _retried(delivery: Delivery, error: str, delay: float) -> Settlement:
-    return Settlement(delivery, Verdict.RETRY, delay=delay, reason=error)
+def _retried(delivery: Delivery, outcome: Raised | RetryAsked, delay: float) -> Settlement:
+    return Settlement(
+        delivery,
+        Verdict.RETRY,
+        delay=delay,
+        reason=outcome.error,
+        error_type=outcome.error_type,
+        error_message=cut(outcome.message),
+    )
 
 
 def _sender(delivery: Delivery) -> TaskPayload | Salvage:

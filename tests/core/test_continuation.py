@@ -218,7 +218,9 @@ def test_an_unawaited_raise_is_retried_then_dead_lettered(delivery: Delivery, er
     """Retried with back-off below max_attempts; then dead-lettered, and failed under its task_id."""
     settlement = settle(delivery, Raised(error), policy)
     if delivery.attempt < policy.max_attempts:
-        assert settlement == Settlement(delivery, Verdict.RETRY, delay=policy.delay(delivery), reason=error)
+        assert settlement == Settlement(
+            delivery, Verdict.RETRY, delay=policy.delay(delivery), reason=error, error_type=error
+        )
     else:
         assert settlement == failed(delivery, error, Verdict.BURY)
         assert settlement.follow_up is None

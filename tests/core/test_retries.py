@@ -38,7 +38,7 @@ def test_a_retry_request_is_granted_within_max_attempts(
     settlement = settle(delivery, RetryAsked(error, delay=delay), policy)
     if delivery.attempt < policy.max_attempts:
         wait = policy.delay(delivery) if delay is None else delay
-        assert settlement == Settlement(delivery, Verdict.RETRY, delay=wait, reason=error)
+        assert settlement == Settlement(delivery, Verdict.RETRY, delay=wait, reason=error, error_type=error)
     else:
         assert settlement == settle(delivery, Raised(error), policy)
 

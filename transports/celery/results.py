@@ -31,7 +31,7 @@ _UNREAD_TTL = 86400.0
 """The time in seconds after which an unread answer may be removed; Celery keeps results for as long."""
 _TEXT = "exc_text"
 """The field with the whole error text, which Celery does not have."""
-_TYPE_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_TYPE_NAME = re.compile(r"[A-Za-z_]\w*")
 """The names that are written as the type of a failure."""
 
 
