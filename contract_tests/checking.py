@@ -47,7 +47,7 @@ class CallMonitor:
 
     def __str__(self) -> str:
         calls = "".join(f"; {self.owner} is in {call}" for call in dict(self.running).values())
-        return calls + "".join(f"; before that, {one}" for one in self.violations[:1])
+        return calls + "".join(f"; before that, {violation}" for violation in self.violations[:1])
 
     def raise_violation(self) -> None:
         """Raise the first violation since the last call, if there was one."""
@@ -118,7 +118,7 @@ class CheckedTransport:
             returned = self.unchecked.send(messages) if within is None else self.unchecked.send(messages, within=within)
         valid = _many(returned, str) and len(returned) == len(messages) == len(set(returned))
         self._calls.check(returned, valid, call, "one distinct id (str) for each message")
-        self._calls.unsettled.update(one.queue for one in messages)
+        self._calls.unsettled.update(message.queue for message in messages)
         return returned  # type: ignore[no-any-return]
 
     def reply(self, key: str, *, timeout: float = 0, consume: bool = False) -> Reply | None:
@@ -182,9 +182,13 @@ class CheckedSubscription:
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         results = self._results(f"settle() of {len(settlements)}", self.unchecked.settle, settlements)
-        effective = [one for one, result in zip(settlements, results, strict=True) if result]
-        self._calls.unsettled.subtract(one.delivery.queue for one in effective if one.verdict is not Verdict.RETRY)
-        self._calls.unsettled.update(one.follow_up.queue for one in effective if one.follow_up is not None)
+        effective = [settlement for settlement, result in zip(settlements, results, strict=True) if result]
+        self._calls.unsettled.subtract(
+            settlement.delivery.queue for settlement in effective if settlement.verdict is not Verdict.RETRY
+        )
+        self._calls.unsettled.update(
+            settlement.follow_up.queue for settlement in effective if settlement.follow_up is not None
+        )
         return results
 
     def wake(self) -> None:
@@ -245,7 +249,7 @@ def _many(returned: object, kind: type) -> bool:
     return (
         isinstance(returned, Sequence)
         and not isinstance(returned, str)
-        and all(isinstance(one, kind) for one in returned)
+        and all(isinstance(item, kind) for item in returned)
     )
 
 

@@ -136,9 +136,9 @@ class BrokerConnection:
         """
         if self._live is not None:
             broker, consumers = self._live
-            for one in () if broker.amqp else broker.in_requeue_order((*unacknowledged, *consumers.buffer)):
+            for incoming in () if broker.amqp else broker.in_requeue_order((*unacknowledged, *consumers.buffer)):
                 with contextlib.suppress(Exception):
-                    one.requeue()
+                    incoming.requeue()
             self._drop().close(consumers.cancel)
         self._selector.close()
         self._wake_r.close()

@@ -118,7 +118,7 @@ class QueueConsumers:
         """The time in seconds until buffered messages must be released; infinity if there are none."""
         if not self._releases or not self.buffer:
             return math.inf
-        return self._releases.seconds_until_next({one.queue for one in self.buffer})
+        return self._releases.seconds_until_next({incoming.queue for incoming in self.buffer})
 
     def set_demand(self, limit: int, paused: Collection[str] = ()) -> Sequence[Incoming]:
         """Set how many more messages may arrive, and return the messages to release, in the order of requeueing.
@@ -211,7 +211,7 @@ class QueueConsumers:
     def _grant(self, queue: kombu.Queue, limit: int) -> None:
         extra = self._extra[queue.name]
         if not self._broker.amqp:  # one grant for the whole channel, which can be changed
-            self._channel.basic_qos(0, limit + sum(one.unacknowledged for one in self._all), False)
+            self._channel.basic_qos(0, limit + sum(consumer.unacknowledged for consumer in self._all), False)
             if not extra:
                 self._check_exists(queue.name)
                 extra.append(self._open(queue, limit))
@@ -249,8 +249,8 @@ class QueueConsumers:
 
     def _granted(self, queue: kombu.Queue) -> int:
         """Return how many more messages of a queue may arrive, with those in the buffer."""
-        waiting = sum(one.queue == queue.name for one in self.buffer) if self.buffer else 0
-        return self._standing[queue.name].free + sum(one.free for one in self._extra[queue.name]) + waiting
+        waiting = sum(incoming.queue == queue.name for incoming in self.buffer) if self.buffer else 0
+        return self._standing[queue.name].free + sum(consumer.free for consumer in self._extra[queue.name]) + waiting
 
     def _open(self, queue: kombu.Queue, limit: int) -> QueueConsumer:
         consumer = QueueConsumer(queue, f"unstract-wire-{uuid.uuid4()}", limit, self._returned)
@@ -265,7 +265,10 @@ class QueueConsumers:
         if self._broker.amqp:
             self._channel.basic_qos(0, limit, False)
         else:
-            self._all = [consumer, *(one for one in self._all if one.unacknowledged or self._is_registered(one))]
+            self._all = [
+                consumer,
+                *(other for other in self._all if other.unacknowledged or self._is_registered(other)),
+            ]
         queue.consume(consumer.tag, receive, no_ack=False, on_cancel=lambda tag: self._note_deleted(consumer))
         return consumer
 
@@ -287,7 +290,7 @@ class QueueConsumers:
         if not self.buffer:
             return []
         now = time.monotonic()
-        buffered = {one.queue for one in self.buffer}
+        buffered = {incoming.queue for incoming in self.buffer}
         released: list[Incoming] = []
         for queue in without_demand:
             if queue.name in buffered and self._releases.is_due(queue.name, now):
@@ -296,7 +299,7 @@ class QueueConsumers:
         if released:
             self._queues.rotate(-1)  # another queue is the first to send next time
             taken = set(map(id, released))
-            self.buffer = deque(one for one in self.buffer if id(one) not in taken)
+            self.buffer = deque(incoming for incoming in self.buffer if id(incoming) not in taken)
         return released
 
     def _released_of(self, queue: kombu.Queue) -> list[Incoming]:
@@ -305,8 +308,8 @@ class QueueConsumers:
             return []
         self._cancel_extra(queue)
         standing = self._standing.get(queue.name)
-        buffered = [one for one in self.buffer if one.queue == queue.name]
-        of_extra = [one for one in buffered if one.consumer is not standing]
+        buffered = [incoming for incoming in self.buffer if incoming.queue == queue.name]
+        of_extra = [incoming for incoming in buffered if incoming.consumer is not standing]
         if len(of_extra) == len(buffered) or self._others_may_be_idle(queue.name):
             return buffered
         return of_extra

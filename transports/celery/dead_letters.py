@@ -71,7 +71,7 @@ class CeleryDeadLetters:
         self._publishers.check_open("list dead letters")
         for name in _chosen(None, queue):
             with self._taken(name, "list dead letters") as taken:
-                letters += [self._letter(one, name) for one in taken.letters()[::-1][:limit]]
+                letters += [self._letter(letter, name) for letter in taken.letters()[::-1][:limit]]
         return letters
 
     def get(self, ids: Sequence[str]) -> Sequence[DeadLetter]:
@@ -80,7 +80,7 @@ class CeleryDeadLetters:
         self._publishers.check_open("read dead letters")
         for name, wanted in _chosen(ids, None).items():
             with self._taken(name, "read dead letters") as taken:
-                letters += [self._letter(one, name) for one in taken.letters(wanted)]
+                letters += [self._letter(letter, name) for letter in taken.letters(wanted)]
         return letters
 
     def replay(self, ids: Sequence[str] | None = None, *, queue: str | None = None) -> Sequence[str]:
@@ -99,12 +99,12 @@ class CeleryDeadLetters:
         self._publishers.check_open("replay dead letters")
         for name, wanted in _chosen(ids, queue).items():
             with self._taken(name, "replay dead letters", removes=True) as taken:
-                for one in taken.letters(wanted):
-                    (error,) = taken.broker.publish("replay dead letters", [replay_copy(one.message, name)])
+                for letter in taken.letters(wanted):
+                    (error,) = taken.broker.publish("replay dead letters", [replay_copy(letter.message, name)])
                     if error is not None:
                         raise error
-                    taken.remove(one)
-                    replayed.append(one.id)
+                    taken.remove(letter)
+                    replayed.append(letter.id)
         return replayed
 
     def purge(self, *, ids: Sequence[str] | None = None, queue: str | None = None, older_than: float = 0.0) -> int:
@@ -123,9 +123,9 @@ class CeleryDeadLetters:
         before = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=older_than)
         for name, wanted in _chosen(ids, queue).items():
             with self._taken(name, "purge dead letters", removes=True) as taken:
-                for one in taken.letters(wanted):
-                    if not older_than or one.buried_at <= before:
-                        taken.remove(one)
+                for letter in taken.letters(wanted):
+                    if not older_than or letter.buried_at <= before:
+                        taken.remove(letter)
                         purged += 1
         return purged
 
@@ -143,22 +143,22 @@ class CeleryDeadLetters:
                 raise
             taken.put_back()
 
-    def _letter(self, one: _TakenLetter, queue: str) -> DeadLetter:
-        envelope = read_message(one.message, queue, default_queue=self._default_queue, time_limits=True)
-        headers = one.message.headers
+    def _letter(self, letter: _TakenLetter, queue: str) -> DeadLetter:
+        envelope = read_message(letter.message, queue, default_queue=self._default_queue, time_limits=True)
+        headers = letter.message.headers
         result = envelope.body[2].get(DEAD_RESULT) if envelope.body is not None else None
         attempts = headers.get("x-dead-attempts")
         return DeadLetter(
-            id=one.id,
+            id=letter.id,
             queue=queue,
-            message=normalise(_stored(one.message, envelope), lenient=True),
+            message=normalise(_stored(letter.message, envelope), lenient=True),
             reason=str(headers.get("x-dead-reason", "put here by others")),
             attempts=attempts if isinstance(attempts, int) else 0,
             result=normalise(result, lenient=True),
             org_id=envelope.org_id,
             priority=envelope.priority,
-            enqueued_at=one.buried_at,
-            buried_at=one.buried_at,
+            enqueued_at=letter.buried_at,
+            buried_at=letter.buried_at,
         )
 
 
@@ -185,11 +185,11 @@ class _TakenLetters:
 
     def letters(self, wanted: Collection[str] | None = None) -> list[_TakenLetter]:
         """Return the dead letters with the `wanted` ids, or all; the oldest first."""
-        letters = (one for one in _with_ids(self._out, self._queue) if wanted is None or one.id in wanted)
-        return sorted(letters, key=lambda one: one.buried_at)
+        letters = (letter for letter in _with_ids(self._out, self._queue) if wanted is None or letter.id in wanted)
+        return sorted(letters, key=lambda letter: letter.buried_at)
 
-    def remove(self, one: _TakenLetter) -> None:
-        one.message.ack()
+    def remove(self, letter: _TakenLetter) -> None:
+        letter.message.ack()
         self._removed += 1
         if self._removed % _REMOVE_BATCH == 0 and self.broker.amqp:
             self.take()

@@ -118,12 +118,12 @@ class DelayedMessages:
         if receiving and self._receive_at <= time.monotonic():
             self._resend_last_due()
 
-    def release(self, incoming: Sequence[Incoming]) -> None:
+    def release(self, messages: Sequence[Incoming]) -> None:
         """Return unstarted messages to their queues; a queue that counts requeued messages gets copies instead."""
-        counted = [one for one in incoming if self._connection.consumers.counts_returns(one.queue)]
-        for one in incoming:
-            if one not in counted:
-                one.requeue()
+        counted = [incoming for incoming in messages if self._connection.consumers.counts_returns(incoming.queue)]
+        for incoming in messages:
+            if incoming not in counted:
+                incoming.requeue()
         if counted:
             self.resend(counted)
 
@@ -141,28 +141,30 @@ class DelayedMessages:
     def resend(self, messages: Sequence[Incoming]) -> None:
         """Send messages again to the end of their queues and acknowledge them; those that cannot be sent are kept."""
         try:
-            messages = [one for one in messages if not self._is_resent(one)]
+            messages = [incoming for incoming in messages if not self._is_resent(incoming)]
         except TransportError:
-            for one in messages:
-                self.add_unconfirmed(one)
+            for incoming in messages:
+                self.add_unconfirmed(incoming)
             raise
         for start in range(0, len(messages), _RESEND_BATCH):
             batch = messages[start : start + _RESEND_BATCH]
             copies: list[Outgoing] = []
-            for one in batch:
-                envelope = self._reader.read(one, to_run=False)
-                copies.append(retry_copy(Received(one.message, envelope, one.queue), retries=envelope.attempt - 1))
-            for one, error in zip(batch, self._connection.broker.publish("postpone", copies), strict=True):
+            for incoming in batch:
+                envelope = self._reader.read(incoming, to_run=False)
+                copies.append(
+                    retry_copy(Received(incoming.message, envelope, incoming.queue), retries=envelope.attempt - 1)
+                )
+            for incoming, error in zip(batch, self._connection.broker.publish("postpone", copies), strict=True):
                 if error is None:
-                    one.ack()
+                    incoming.ack()
                 else:
-                    one.copy_tag = error.tag if isinstance(error, InDoubt) else None
-                    self.add_unconfirmed(one)
+                    incoming.copy_tag = error.tag if isinstance(error, InDoubt) else None
+                    self.add_unconfirmed(incoming)
 
     def _resend_last_due(self) -> None:
         """Send those again that are due last, if the messages here keep others from being received."""
         consumers = self._connection.consumers
-        crowd = [one for one in self._heap if consumers.is_used_up(one[2].queue)] if consumers.has_single else []
+        crowd = [entry for entry in self._heap if consumers.is_used_up(entry[2].queue)] if consumers.has_single else []
         number = 1
         if len(self._heap) > _MAX_DELAYED:
             crowd, number = self._heap, _RESEND_BATCH

@@ -227,8 +227,8 @@ def translate(exc: Exception, doing: str, *, fate_unknown: bool = False) -> Tran
         fate_unknown: Whether the operation may have taken effect if the connection was lost; False by default.
     """
     said = _said(exc)
-    if isinstance(exc, amqp.PreconditionFailed) and (found := _INEQUIVALENT.search(said)):
-        problem, remedy = _inequivalent(found)
+    if isinstance(exc, amqp.PreconditionFailed) and (mismatch := _INEQUIVALENT.search(said)):
+        problem, remedy = _inequivalent(mismatch)
         return TransportNotReady(f"{doing}: {problem}", remedy=remedy)
     if isinstance(exc, ImportError):
         return ConfigurationError(f"{doing}: {exc}; install the driver, such as pip install 'kombu[redis]'")
@@ -244,11 +244,11 @@ def translate(exc: Exception, doing: str, *, fate_unknown: bool = False) -> Tran
     )
 
 
-def _inequivalent(found: re.Match[str]) -> tuple[str, str]:
+def _inequivalent(mismatch: re.Match[str]) -> tuple[str, str]:
     """Return how an existing queue or exchange differs from the one to declare, and the remedy."""
-    ours, theirs = (_TYPED.sub(r"\1", found[whose]) for whose in ("ours", "theirs"))
-    name, difference = found["name"], f"{found['name']} is {theirs} there, and {ours} was asked for"
-    if found["kind"] == "exchange":
+    ours, theirs = (_TYPED.sub(r"\1", mismatch[whose]) for whose in ("ours", "theirs"))
+    name, difference = mismatch["name"], f"{mismatch['name']} is {theirs} there, and {ours} was asked for"
+    if mismatch["kind"] == "exchange":
         return (
             f"an exchange of the queue's name exists with other properties: {difference}. Celery declares a direct, "
             "durable exchange for each queue",

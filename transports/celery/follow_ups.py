@@ -56,4 +56,4 @@ def follow_ups(
         linked_task(link, number, task, follow_up.priority, error, settings, default_queue)
         for number, link in enumerate(links)
     ]
-    return [write_task(one) for one in tasks or [task]]
+    return [write_task(message) for message in tasks or [task]]

@@ -88,7 +88,11 @@ class CeleryHarness(Harness):
 
     def expire(self, transport: CeleryTransport, queue: str) -> None:
         """Cut every connection that may have a message of the queue: on AMQP that ends a claim."""
-        _cut(_receiving(one for one in self._subscriptions[id(transport)] if queue in one._queues))
+        _cut(
+            _receiving(
+                subscription for subscription in self._subscriptions[id(transport)] if queue in subscription._queues
+            )
+        )
 
     def sever(self, transport: CeleryTransport) -> bool:
         receiving = _receiving(self._subscriptions[id(transport)])
@@ -111,7 +115,11 @@ class CeleryHarness(Harness):
 
 
 def _receiving(subscriptions: Iterable[CelerySubscription]) -> list[Broker]:
-    return [one._connection._live[0] for one in subscriptions if one._connection._live is not None]
+    return [
+        subscription._connection._live[0]
+        for subscription in subscriptions
+        if subscription._connection._live is not None
+    ]
 
 
 def _cut(brokers: Iterable[Broker]) -> bool:

@@ -128,7 +128,8 @@ class InFlightDeliveries:
         """Move redelivered messages from the buffer to the deliveries that wait for them."""
         if not buffer or not (awaiting := self.awaiting_redelivery()):
             return
-        for incoming in [one for one in buffer if one.redelivered]:
+        redelivered = [incoming for incoming in buffer if incoming.redelivered]
+        for incoming in redelivered:
             if (entry := awaiting.pop(incoming.key, None)) is not None:
                 entry.incoming = incoming
                 entry.unstarted += 1

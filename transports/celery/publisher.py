@@ -158,8 +158,13 @@ class Publisher:
         else:
             self._state.failed = self._state.failed or failure is not None
         if blocked is not None and not self._state.failed:
-            return [self._outcome_blocked(operation, n, one, published, blocked) for n, one in enumerate(messages)]
-        return [self._outcome(operation, n, one, published, failure, len(messages)) for n, one in enumerate(messages)]
+            return [
+                self._outcome_blocked(operation, n, message, published, blocked) for n, message in enumerate(messages)
+            ]
+        return [
+            self._outcome(operation, n, message, published, failure, len(messages))
+            for n, message in enumerate(messages)
+        ]
 
     def _write(self, message: Outgoing) -> None:
         if message.queue_ttl is not None and self._settings.is_redis:

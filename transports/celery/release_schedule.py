@@ -37,7 +37,7 @@ class ReleaseSchedule:
 
     def seconds_until_next(self, queues: Collection[str]) -> float:
         """Return the time in seconds until the next attempt for one of these queues; infinity if there is none."""
-        due = min((one.due for name, one in self._schedules.items() if name in queues), default=math.inf)
+        due = min((schedule.due for name, schedule in self._schedules.items() if name in queues), default=math.inf)
         return max(0.0, due - time.monotonic())
 
     def is_due(self, queue: str, now: float) -> bool:

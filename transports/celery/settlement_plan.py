@@ -75,6 +75,6 @@ class SettlementPlanner:
                 if is_release(settlement):
                     copy = retry_copy(entry.received, retries=entry.received.envelope.attempt - 1)
                     messages[f"{RELEASE} {copy.id}"] = copy
-                plan.messages = {name: one for name, one in messages.items() if name not in entry.published}
+                plan.messages = {name: message for name, message in messages.items() if name not in entry.published}
             planned.add(key)
         return plans

@@ -135,7 +135,9 @@ class CelerySubscription:
                         self._in_flight.note_settled(plan.settlement.delivery, plan.settled)
                 raise error
         except TransportError:
-            releases = (self._in_flight.remove(one.delivery) for one in settlements if is_release(one))
+            releases = (
+                self._in_flight.remove(settlement.delivery) for settlement in settlements if is_release(settlement)
+            )
             self._delayed.return_unstarted(entry for entry in releases if entry is not None)
             raise
         for plan in plans:
@@ -166,7 +168,7 @@ class CelerySubscription:
         consumers.cancel()
         waiting = [*self._delayed, *consumers.buffer]
         self._delayed.clear()
-        if counted := [one for one in waiting if consumers.counts_returns(one.queue)]:
+        if counted := [incoming for incoming in waiting if consumers.counts_returns(incoming.queue)]:
             self._delayed.resend(counted)
         consumers.flush()
 
