@@ -70,8 +70,9 @@ def write_answer(
         task_id: The id of the task that the client waits for.
         correlation_id: The id by which the client finds its request.
         reply_to: The client's queue.
-        error_type: The name of the error type of a failure. If it is "" (default) or no ASCII identifier, the type is
-            written as "Exception", with the whole error text as its argument.
+        error_type: The name of the error type of a failure; "" (default) if it is not known. A name must begin with an
+            ASCII letter or "_", and continue with letters, digits and "_". Otherwise the type is written as
+            "Exception", with the whole error text as its argument.
         error_message: The error text of a failure without its type; "" (default) for none.
     """
     status, result = "SUCCESS", reply.result
