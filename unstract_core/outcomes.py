@@ -184,8 +184,10 @@ def outcome_of(exc: BaseException) -> Raised | RetryAsked | Rejected | Ignored:
     if isinstance(exc, RetryLater):
         return RetryAsked(*error_parts(exc if exc.__cause__ is None else exc.__cause__), delay=fit_delay(exc.delay))
     for package in dict.fromkeys(_package(kind) for kind in type(exc).__mro__):
-        if (read := _exception_reader(package)) is not None and (outcome := read(exc)) is not None:
-            return outcome
+        if (read := _exception_reader(package)) is not None:
+            with contextlib.suppress(Exception):  # a reader that fails must not hide the task's own error
+                if (outcome := read(exc)) is not None:
+                    return outcome
     return Raised(*error_parts(exc))
 
 
@@ -197,7 +199,7 @@ def _package(kind: type) -> str:
 @functools.cache
 def _exception_reader(package: str) -> ExceptionReader | None:
     for entry in entry_points(group="unstract_core.exceptions", name=package):
-        with contextlib.suppress(ImportError, AttributeError):  # without its driver a transport reads nothing
+        with contextlib.suppress(Exception):  # a reader whose driver is missing reads nothing
             return cast(ExceptionReader, entry.load())
     return None
 

@@ -22,6 +22,7 @@ from unstract_core import (
     Settlement,
     TaskPayload,
     Verdict,
+    outcomes,
 )
 from unstract_core.continuation import settle
 from unstract_core.outcomes import Raised, RetryAsked, RetryPolicy, outcome_of
@@ -135,3 +136,13 @@ def test_the_backoff_spreads_messages_that_failed_together() -> None:
 def _plain(**fields: Any) -> Delivery:
     payload = TaskPayload(task_name="t", queue="q")
     return attrs.evolve(Delivery("1", "q", 1, payload, {}), **fields)
+
+
+def test_a_failing_exception_reader_hides_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task's own error is the outcome if the reader of its framework raises."""
+
+    def broken(exc: BaseException) -> None:
+        raise RuntimeError("reader broke")
+
+    monkeypatch.setattr(outcomes, "_exception_reader", lambda package: broken)
+    assert outcome_of(ValueError("no")) == Raised("ValueError", "no")

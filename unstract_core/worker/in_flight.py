@@ -218,5 +218,5 @@ class InFlight:
         """Record that a lease is lost, so that the task does not start; return False if that was known."""
         if entry.lease_lost:
             return False
-        entry.lease_lost, entry.startable_until = True, 0.0
+        entry.lease_lost, entry.startable_until = True, -math.inf
         return True

@@ -294,7 +294,9 @@ class Settler:
             self._record_lost(entry)
 
     def _retries_of(self, entry: Entry) -> Retries:
-        return self._retries.setdefault(entry, Retries())
+        if (retries := self._retries.get(entry)) is None:
+            retries = self._retries[entry] = Retries()
+        return retries
 
     def _remove(self, entry: Entry) -> None:
         self._in_flight.remove(entry)
