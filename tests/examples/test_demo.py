@@ -291,8 +291,7 @@ def test_demo_leaves_nothing_behind(played: Run) -> None:
     assert (played.processes(), played.left_behind()) == ({}, [])
 
 
-@needs_proc
-@pytest.mark.parametrize(
+INTERRUPTS = pytest.mark.parametrize(
     ("to", "moment"),
     [
         pytest.param(os.killpg, "running", id="terminal-running"),
@@ -303,6 +302,11 @@ def test_demo_leaves_nothing_behind(played: Run) -> None:
         pytest.param(os.killpg, "called", id="terminal-called", marks=OTHER_MOMENT),
     ],
 )
+"""How Ctrl-C reaches the demo, and when."""
+
+
+@needs_proc
+@INTERRUPTS
 def test_ctrl_c_leaves_nothing_running_on_postgres(start: Starter, moment: str, to: Any) -> None:
     """SIGINT to the demo or to its group ends the workers and the server, and removes the scratch directory."""
     run = start()
@@ -321,17 +325,7 @@ def test_ctrl_c_leaves_nothing_running_on_postgres(start: Starter, moment: str, 
 
 
 @needs_proc
-@pytest.mark.parametrize(
-    ("to", "moment"),
-    [
-        pytest.param(os.killpg, "running", id="terminal-running"),
-        pytest.param(os.kill, "called", id="process-called"),
-        pytest.param(os.kill, "executor worker", id="process-executor worker", marks=OTHER_MOMENT),
-        pytest.param(os.kill, "running", id="process-running", marks=OTHER_MOMENT),
-        pytest.param(os.killpg, "executor worker", id="terminal-executor worker", marks=OTHER_MOMENT),
-        pytest.param(os.killpg, "called", id="terminal-called", marks=OTHER_MOMENT),
-    ],
-)
+@INTERRUPTS
 def test_ctrl_c_leaves_no_queue_at_a_broker(start: Starter, rabbitmq_url: str, moment: str, to: Any) -> None:
     """SIGINT to the demo or to its group ends the workers, and removes the scratch directory and the queues."""
     run = start.at(over_rabbitmq(rabbitmq_url))
